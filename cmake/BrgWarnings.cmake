@@ -1,0 +1,17 @@
+# Interface target with the language level, warnings and sanitizers that all
+# of the project's own code is compiled with.
+add_library(brg_flags INTERFACE)
+target_compile_features(brg_flags INTERFACE c_std_11)
+target_compile_definitions(brg_flags INTERFACE _GNU_SOURCE BRG_DEBUG=${BRG_DEBUG})
+target_compile_options(brg_flags INTERFACE
+  -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes
+  -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast
+  $<$<BOOL:${BRG_WERROR}>:-Werror>)
+target_include_directories(brg_flags INTERFACE
+  ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include ${PROJECT_BINARY_DIR}/include)
+if(BRG_SANITIZE)
+  list(JOIN BRG_SANITIZE "," _sanitizers)
+  target_compile_options(brg_flags INTERFACE
+    -fsanitize=${_sanitizers} -fno-omit-frame-pointer -fno-sanitize-recover=all -g)
+  target_link_options(brg_flags INTERFACE -fsanitize=${_sanitizers})
+endif()

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Reading of environment variables. */
+#include "core/base/env.h"
+
+#include <stdlib.h>
+
+#include <brigade/runtime.h>
+
+#include "core/base/log.h"
+
+static const brg_env_info rows[] = {
+#define BRG_ENV(name, value, doc) {"BRG_" #name, value, doc},
+#include "core/base/env.def"
+#undef BRG_ENV
+};
+
+const brg_env_info *brg_env_at(size_t i)
+{
+    return i < BRG__N_ENV ? &rows[i] : NULL;
+}
+
+const char *brg__env_text(brg__env_name name)
+{
+    const char *text = getenv(rows[name].name);
+    return text ? text : rows[name].default_value;
+}
+
+double brg__env_double(brg__env_name name)
+{
+    const char *text = brg__env_text(name);
+    char *end;
+    double value = strtod(text, &end);
+    if (end != text && *end == '\0')
+        return value;
+    brg__log(BRG_LOG_WARN, "env", "%s=%s is not a number; using %s",
+             rows[name].name, text, rows[name].default_value);
+    return strtod(rows[name].default_value, NULL);
+}
+
+int64_t brg__env_int(brg__env_name name)
+{
+    return (int64_t)brg__env_double(name);
+}

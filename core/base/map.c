@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The pointer map: see map.h. */
+#include "core/base/map.h"
+
+#include "core/base/alloc.h"
+#include "core/base/error.h"
+
+static size_t home_of(const brg__map *map, const void *key)
+{
+    uint64_t h = (uint64_t)(uintptr_t)key >> 6; /* objects are line-aligned */
+    h *= 0x9E3779B97F4A7C15u;                   /* Fibonacci hashing */
+    return (size_t)(h >> 20) & (map->capacity - 1);
+}
+
+static brg__map_slot *find(const brg__map *map, const void *key)
+{
+    size_t i = home_of(map, key);
+    while (map->slots[i].generation == map->generation &&
+           map->slots[i].key != key)
+        i = (i + 1) & (map->capacity - 1);
+    return &map->slots[i];
+}
+
+static brg_status grow(brg__map *map)
+{
+    brg__map old = *map;
+    map->capacity = old.capacity ? 2 * old.capacity : 64;
+    map->slots = brg__mem_alloc_array(map->capacity, sizeof *map->slots,
+                                      "a pointer map");
+    if (!map->slots) {
+        *map = old;
+        return BRG_ERR_NOMEM;
+    }
+    map->generation = 1;
+    for (size_t i = 0; i < old.capacity; i++)
+        if (old.slots[i].generation == old.generation) {
+            brg__map_slot *slot = find(map, old.slots[i].key);
+            *slot = old.slots[i];
+            slot->generation = 1;
+        }
+    brg__mem_free(old.slots);
+    return BRG_OK;
+}
+
+void brg__map_clear(brg__map *map)
+{
+    map->n = 0;
+    map->generation++;
+    if (map->generation != 0 || !map->slots)
+        return;
+    for (size_t i = 0; i < map->capacity; i++)
+        map->slots[i].generation = 0; /* the counter wrapped */
+    map->generation = 1;
+}
+
+void brg__map_deinit(brg__map *map)
+{
+    brg__mem_free(map->slots);
+    *map = (brg__map){0};
+}
+
+brg_status brg__map_put(brg__map *map, const void *key, uint32_t fresh,
+                        uint32_t *value, bool *is_new)
+{
+    if (2 * (map->n + 1) > map->capacity)
+        BRG_TRY(grow(map));
+    brg__map_slot *slot = find(map, key);
+    *is_new = slot->generation != map->generation;
+    if (*is_new) {
+        *slot = (brg__map_slot){key, fresh, map->generation};
+        map->n++;
+    }
+    *value = slot->value;
+    return BRG_OK;
+}
+
+bool brg__map_get(const brg__map *map, const void *key, uint32_t *value)
+{
+    if (map->capacity == 0)
+        return false;
+    const brg__map_slot *slot = find(map, key);
+    if (slot->generation != map->generation)
+        return false;
+    *value = slot->value;
+    return true;
+}

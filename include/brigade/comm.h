@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Process groups: asynchronous collectives among the ranks of a program. */
+#ifndef BRG_COMM_H
+#define BRG_COMM_H
+
+#include <brigade/status.h>
+#include <brigade/types.h>
+
+BRG_BEGIN_DECLS
+
+/* ---- Groups ---------------------------------------------------------------
+ * A group belongs to one thread at a time. Every rank must submit the same
+ * collectives in the same order. A call made with bad arguments fails at once
+ * and leaves the group usable; a communication failure is sticky: every later
+ * call on the group returns it. Messages name the rank. */
+
+/* Options of brg_pg_create; zero means default. */
+typedef struct brg_pg_options {
+    size_t struct_size;
+    double timeout_s;         /* of each wait; 0: BRG_TIMEOUT_S */
+    const void *backend_data; /* borrowed; what the backend's header says */
+} brg_pg_options;
+
+#define BRG_PG_OPTIONS_INIT {.struct_size = sizeof(brg_pg_options)}
+
+/* Makes this process's end of a group through a backend ("mpi", or what
+ * brg_backend_register named; a component library is loaded if needed).
+ * *out: owned. Collective. */
+BRG_API BRG_NODISCARD brg_status brg_pg_create(brg_pg **out,
+                                               const char *backend,
+                                               const brg_pg_options *options);
+
+/* A group of `world_size` in which only `rank` exists: all-reduce and
+ * broadcast leave the data as it is, all-gather copies it to every slot, and
+ * each call is logged (brg_fake_*). For tests of what is sent. *out: owned. */
+BRG_API BRG_NODISCARD brg_status brg_pg_create_fake(brg_pg **out, int rank,
+                                                    int world_size);
+
+/* A group of one: collectives are local. *out: owned. */
+BRG_API BRG_NODISCARD brg_status brg_pg_create_self(brg_pg **out);
+
+/* Waits for nothing: works still in flight complete with an error. NULL is
+ * allowed. */
+BRG_API void brg_pg_destroy(brg_pg *pg);
+
+BRG_API int brg_pg_rank(const brg_pg *pg);
+BRG_API int brg_pg_world_size(const brg_pg *pg);
+BRG_API const char *brg_pg_backend_name(const brg_pg *pg);
+
+/* Host (or device) memory from which this group reduces fastest: MPI ranks of
+ * one node share it. Zero-filled; aligned to 64 bytes. *out: owned by the
+ * group, given back by brg_pg_free or with the group. Collective: every rank
+ * asks for the same size in the same order. */
+BRG_API BRG_NODISCARD brg_status brg_pg_alloc(brg_pg *pg, void **out,
+                                              size_t nbytes);
+BRG_API void brg_pg_free(brg_pg *pg, void *ptr);
+
+/* ---- Collectives ----------------------------------------------------------
+ * Each starts and returns; buffers must stay alive and untouched until the
+ * work is done. *out: owned by the caller, until brg_work_wait or
+ * brg_work_release; on failure NULL. Counts are in elements; 0 is allowed.
+ * 16-bit floats are summed in f32 and rounded once; sums run in rank order,
+ * so the bits are the same on every rank and every backend. AVG is the sum
+ * times 1/world size, rounded once. Integers wrap; bool and u8 are u8. */
+
+BRG_API BRG_NODISCARD brg_status brg_all_reduce(brg_pg *pg, brg_work **out,
+                                                void *data, size_t count,
+                                                brg_dtype dtype,
+                                                brg_reduce_op op);
+
+/* recv (count elements) = reduction over ranks of their send[rank * count..].
+ * send holds count * world size elements and may contain recv in place. */
+BRG_API BRG_NODISCARD brg_status
+brg_reduce_scatter(brg_pg *pg, brg_work **out, void *recv, const void *send,
+                   size_t count, brg_dtype dtype, brg_reduce_op op);
+
+/* recv[r * count..] = rank r's send, for every r. send may be in place. */
+BRG_API BRG_NODISCARD brg_status brg_all_gather(brg_pg *pg, brg_work **out,
+                                                void *recv, const void *send,
+                                                size_t count, brg_dtype dtype);
+
+BRG_API BRG_NODISCARD brg_status brg_broadcast(brg_pg *pg, brg_work **out,
+                                               void *data, size_t count,
+                                               brg_dtype dtype, int root);
+
+BRG_API BRG_NODISCARD brg_status brg_barrier(brg_pg *pg, brg_work **out);
+
+/* Point to point: matched in order between each pair of ranks. */
+BRG_API BRG_NODISCARD brg_status brg_send(brg_pg *pg, brg_work **out,
+                                          const void *data, size_t count,
+                                          brg_dtype dtype, int peer);
+BRG_API BRG_NODISCARD brg_status brg_recv(brg_pg *pg, brg_work **out,
+                                          void *data, size_t count,
+                                          brg_dtype dtype, int peer);
+
+/* Several collectives as one submission: those started between begin and end
+ * may be merged on the wire. They are started in order, at the latest by
+ * end. */
+BRG_API BRG_NODISCARD brg_status brg_coalesce_begin(brg_pg *pg);
+BRG_API BRG_NODISCARD brg_status brg_coalesce_end(brg_pg *pg);
+
+/* ---- Work ----------------------------------------------------------------- */
+
+/* Moves the group's messages and says whether this work is done. An error of
+ * the work counts as done. */
+BRG_API bool brg_work_test(brg_work *work);
+
+/* Waits until done, releases the work, and returns its status; the caller's
+ * error record gets its message. */
+BRG_API BRG_NODISCARD brg_status brg_work_wait(brg_work *work);
+
+/* Gives up the handle; the collective goes on. NULL is allowed. */
+BRG_API void brg_work_release(brg_work *work);
+
+/* Moves messages without waiting; what the engine calls between nodes. */
+BRG_API void brg_pg_progress(brg_pg *pg);
+
+/* The group's sticky error, or BRG_OK; copied to the caller's record. */
+BRG_API BRG_NODISCARD brg_status brg_pg_error(brg_pg *pg);
+
+/* Counters of this end since creation. */
+typedef struct brg_pg_stats {
+    uint64_t n_collectives;
+    uint64_t n_bytes;  /* sum of the payloads given to collectives */
+    uint64_t wait_ns;  /* spent inside brg_work_wait */
+    uint64_t n_polls;  /* calls of progress */
+} brg_pg_stats;
+
+BRG_API void brg_pg_get_stats(const brg_pg *pg, brg_pg_stats *filled);
+
+/* ---- The fake group's log -------------------------------------------------- */
+
+typedef struct brg_fake_call {
+    const char *name; /* "all_reduce", ... */
+    size_t count;
+    brg_dtype dtype;
+    brg_reduce_op op;
+    int peer; /* root, source or destination; -1 where there is none */
+} brg_fake_call;
+
+BRG_API size_t brg_fake_n_calls(const brg_pg *pg);
+BRG_API brg_status brg_fake_call_at(const brg_pg *pg, size_t i,
+                                    brg_fake_call *filled);
+/* The n-th collective from now (0: the next) and all later ones fail; -1:
+ * none does. */
+BRG_API brg_status brg_fake_fail_after(brg_pg *pg, int64_t n);
+
+/* ---- The simulated world ---------------------------------------------------
+ * n ranks in one process with true sums. Each rank runs on a thread of its
+ * own, but only one at a time: a scheduler passes the turn at communication
+ * points, in an order drawn from the seed, so a run repeats exactly. */
+
+typedef struct brg_sim_options {
+    size_t struct_size;
+    uint64_t seed;
+    int node_size; /* ranks per simulated node; 0: all on one */
+} brg_sim_options;
+
+#define BRG_SIM_OPTIONS_INIT {.struct_size = sizeof(brg_sim_options)}
+
+/* One rank's program. `pg` is borrowed. */
+typedef brg_status (*brg_sim_rank_fn)(brg_pg *pg, void *user);
+
+/* Runs `fn` on every rank and returns when all have ended. The first failing
+ * rank's status is returned, with "rank r: " before its message; a rank that
+ * ends early, or waits for ranks that have ended, makes the others' waits fail
+ * with BRG_ERR_PEER instead of hanging. */
+BRG_API BRG_NODISCARD brg_status brg_sim_run(int world_size,
+                                             const brg_sim_options *options,
+                                             brg_sim_rank_fn fn, void *user);
+
+/* ---- Backends -------------------------------------------------------------- */
+
+/* Makes a backend known by its name; `backend` must stay valid. */
+BRG_API BRG_NODISCARD brg_status
+brg_backend_register(const brg_backend *backend);
+
+/* Loads libbrigade_<name> and registers what it exports. Does nothing if the
+ * name is known already. */
+BRG_API BRG_NODISCARD brg_status brg_backend_load(const char *name);
+
+BRG_END_DECLS
+
+#endif

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Status asserts and seeded test data. */
+#include "tests/support/brg_test.h"
+
+#include <stdio.h>
+
+static void describe(const char *expr, brg_status status)
+{
+    print_error("%s gave %s: %s (%s:%d)\n", expr, brg_status_name(status),
+                brg_error_message(), brg_error_file(), brg_error_line());
+}
+
+void brg_test__ok(brg_status status, const char *expr, const char *file,
+                  int line)
+{
+    if (status == BRG_OK)
+        return;
+    describe(expr, status);
+    _fail(file, line);
+}
+
+static void check_record(brg_status code, const char *text, const char *expr,
+                         const char *file, int line)
+{
+    bool is_right = brg_error_code() == code && brg_error_message()[0] != '\0';
+    if (is_right && text)
+        is_right = strstr(brg_error_message(), text) != NULL;
+    if (is_right)
+        return;
+    describe(expr, brg_error_code());
+    print_error("expected %s with a message%s%s\n", brg_status_name(code),
+                text ? " containing: " : "", text ? text : "");
+    _fail(file, line);
+}
+
+void brg_test__fails(brg_status status, brg_status code, const char *text,
+                     const char *expr, const char *file, int line)
+{
+    if (status != code) {
+        describe(expr, status);
+        print_error("expected %s\n", brg_status_name(code));
+        _fail(file, line);
+    }
+    check_record(code, text, expr, file, line);
+}
+
+void *brg_test__some(void *ptr, const char *expr, const char *file, int line)
+{
+    if (!ptr) {
+        describe(expr, brg_error_code());
+        _fail(file, line);
+    }
+    return ptr;
+}
+
+void brg_test__null(void *ptr, brg_status code, const char *text,
+                    const char *expr, const char *file, int line)
+{
+    if (ptr) {
+        print_error("%s succeeded, expected %s\n", expr, brg_status_name(code));
+        _fail(file, line);
+    }
+    check_record(code, text, expr, file, line);
+}
+
+uint64_t brg_test_seed(uint64_t fallback)
+{
+    const char *text = getenv("BRG_TEST_SEED");
+    uint64_t seed = text ? strtoull(text, NULL, 0) : fallback;
+    printf("seed: %llu (set BRG_TEST_SEED to repeat)\n",
+           (unsigned long long)seed);
+    return seed;
+}
+
+uint64_t brg_test_random(uint64_t *state)
+{
+    uint64_t z = (*state += 0x9E3779B97F4A7C15u);
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
+double brg_test_uniform(uint64_t *state, double low, double high)
+{
+    double u = (double)(brg_test_random(state) >> 11) * 0x1p-53;
+    return low + u * (high - low);
+}
