@@ -1,32 +1,84 @@
-# brg_room(<name>): an object library that the rooms below it add sources to.
-# brg_library(): libbrigade, shared and static, from all rooms.
+# Building blocks of the libraries.
+#
+# brg_room(<name>)      an object library; the folders below it add sources
+# brg_library()         libbrigade, shared and static, from all rooms
+# brg_component(...)    a library beside it, linked or loaded by name
+include(BrgIsa)
+
 function(brg_room name)
   add_library(${name} OBJECT)
   set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE ON)
-  target_link_libraries(${name} PRIVATE brg_flags PkgConfig::OPENBLAS ZLIB::ZLIB)
+  target_link_libraries(${name} PRIVATE brg_flags ${BRG_REQUIRED_LIBS})
   set_property(GLOBAL APPEND PROPERTY BRG_ROOMS ${name})
 endfunction()
 
+# What shared libraries of the project have in common: exported names are those
+# of the version script, and every symbol they use must be known when linking.
+function(_brg_shared_settings target)
+  set_target_properties(${target} PROPERTIES
+    VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}
+    LINK_DEPENDS ${PROJECT_SOURCE_DIR}/cmake/exports.map)
+  target_link_options(${target} PRIVATE
+    LINKER:--version-script=${PROJECT_SOURCE_DIR}/cmake/exports.map
+    LINKER:--as-needed)
+  if(NOT BRG_SANITIZE)
+    target_link_options(${target} PRIVATE LINKER:--no-undefined)
+  endif()
+endfunction()
+
 function(brg_library)
-  configure_file(${PROJECT_SOURCE_DIR}/include/brigade/version.h.in
-                 ${PROJECT_BINARY_DIR}/include/brigade/version.h @ONLY)
   get_property(_rooms GLOBAL PROPERTY BRG_ROOMS)
   set(_objects "")
   foreach(_room ${_rooms})
-    list(APPEND _objects $<TARGET_OBJECTS:${_room}>)
+    get_target_property(_sources ${_room} SOURCES)
+    if(_sources)
+      list(APPEND _objects $<TARGET_OBJECTS:${_room}>)
+    endif()
   endforeach()
-  foreach(_kind SHARED STATIC)
-    string(TOLOWER ${_kind} _suffix)
-    add_library(brigade_${_suffix} ${_kind} ${_objects})
-    set_target_properties(brigade_${_suffix} PROPERTIES OUTPUT_NAME brigade)
-    target_include_directories(brigade_${_suffix} PUBLIC
+  foreach(_kind shared static)
+    string(TOUPPER ${_kind} _upper)
+    add_library(brigade_${_kind} ${_upper} ${_objects})
+    set_target_properties(brigade_${_kind} PROPERTIES
+      OUTPUT_NAME brigade EXPORT_NAME ${_kind})
+    target_include_directories(brigade_${_kind} PUBLIC
       $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>
       $<BUILD_INTERFACE:${PROJECT_BINARY_DIR}/include>
       $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
-    target_link_libraries(brigade_${_suffix} PRIVATE
-      $<BUILD_INTERFACE:brg_flags> PkgConfig::OPENBLAS ZLIB::ZLIB Threads::Threads m ${CMAKE_DL_LIBS})
+    target_link_libraries(brigade_${_kind} PRIVATE
+      $<BUILD_INTERFACE:brg_flags> ${BRG_REQUIRED_LIBS}
+      Threads::Threads ${CMAKE_DL_LIBS} m)
+    add_library(brigade::${_kind} ALIAS brigade_${_kind})
   endforeach()
-  set_target_properties(brigade_shared PROPERTIES
-    VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR})
+  _brg_shared_settings(brigade_shared)
   add_library(brigade::brigade ALIAS brigade_shared)
+endfunction()
+
+# brg_component(<name> SOURCES a.c... [LIBS Vendor::lib...] [HEADER name.h]
+#               [HIDDEN_COPIES b.c...])
+#
+# libbrigade_<name>: targets brigade_<name>_shared (brigade::<name>) and
+# brigade_<name>_static. The shared one sees of libbrigade only the public
+# brg_* functions; sources of libbrigade that it needs a private copy of are
+# HIDDEN_COPIES, which the static one takes from libbrigade.a instead.
+function(brg_component name)
+  cmake_parse_arguments(PARSE_ARGV 1 _arg "" "HEADER"
+    "SOURCES;LIBS;HIDDEN_COPIES")
+  foreach(_kind shared static)
+    string(TOUPPER ${_kind} _upper)
+    set(_target brigade_${name}_${_kind})
+    add_library(${_target} ${_upper} ${_arg_SOURCES})
+    set_target_properties(${_target} PROPERTIES
+      OUTPUT_NAME brigade_${name} EXPORT_NAME ${name}_${_kind}
+      POSITION_INDEPENDENT_CODE ON)
+    target_link_libraries(${_target}
+      PUBLIC brigade_${_kind}
+      PRIVATE $<BUILD_INTERFACE:brg_flags> ${_arg_LIBS} Threads::Threads)
+    add_library(brigade::${name}_${_kind} ALIAS ${_target})
+  endforeach()
+  target_sources(brigade_${name}_shared PRIVATE ${_arg_HIDDEN_COPIES})
+  _brg_shared_settings(brigade_${name}_shared)
+  add_library(brigade::${name} ALIAS brigade_${name}_shared)
+  set_property(GLOBAL APPEND PROPERTY BRG_COMPONENTS ${name})
+  set_property(GLOBAL PROPERTY BRG_COMPONENT_HEADER_${name} "${_arg_HEADER}")
+  set_property(GLOBAL PROPERTY BRG_COMPONENT_LIBS_${name} "${_arg_LIBS}")
 endfunction()

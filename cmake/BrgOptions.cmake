@@ -1,4 +1,5 @@
-# Options of the build. AUTO parts are used when found.
+# Options of the build and the libraries it needs. AUTO parts are used when
+# found; a part asked for (ON) and not found is an error.
 option(BRG_BUILD_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
 option(BRG_BUILD_BENCH "Build the benchmarks" ${PROJECT_IS_TOP_LEVEL})
 option(BRG_BUILD_EXAMPLES "Build the examples" ${PROJECT_IS_TOP_LEVEL})
@@ -6,12 +7,59 @@ option(BRG_WERROR "Treat warnings as errors" OFF)
 set(BRG_WITH_MPI AUTO CACHE STRING "Build brigade::mpi: AUTO, ON or OFF")
 set(BRG_SANITIZE "" CACHE STRING "Sanitizers, for example address;undefined")
 set(BRG_DEBUG 0 CACHE STRING "Level of internal checks, 0 to 3")
+set_property(CACHE BRG_WITH_MPI PROPERTY STRINGS AUTO ON OFF)
+set_property(CACHE BRG_DEBUG PROPERTY STRINGS 0 1 2 3)
 
 if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
   set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
 endif()
+if(NOT BRG_DEBUG MATCHES "^[0-3]$")
+  message(FATAL_ERROR "BRG_DEBUG is ${BRG_DEBUG}, expected 0, 1, 2 or 3")
+endif()
+if(NOT BRG_WITH_MPI MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "BRG_WITH_MPI is ${BRG_WITH_MPI}, expected AUTO, ON or OFF")
+endif()
 
+# brg_need(<found> <what> <Debian package>): error unless found.
+function(brg_need found what package)
+  if(NOT found OR found MATCHES "NOTFOUND$")
+    message(FATAL_ERROR
+      "${what} was not found. On Debian and Ubuntu: apt-get install ${package}")
+  endif()
+endfunction()
+
+# brg_need_pkg(<prefix> <module> <what> <Debian package>): through pkg-config.
+function(brg_need_pkg prefix module what package)
+  pkg_check_modules(${prefix} QUIET IMPORTED_TARGET GLOBAL ${module})
+  brg_need("${${prefix}_FOUND}" "${what}" ${package})
+  set(${prefix}_VERSION ${${prefix}_VERSION} PARENT_SCOPE)
+endfunction()
+
+find_package(PkgConfig QUIET)
+brg_need("${PKG_CONFIG_FOUND}" "pkg-config" pkg-config)
 find_package(Threads REQUIRED)
-find_package(PkgConfig REQUIRED)
-pkg_check_modules(OPENBLAS REQUIRED IMPORTED_TARGET openblas)
-find_package(ZLIB REQUIRED)
+find_package(ZLIB QUIET)
+brg_need("${ZLIB_FOUND}" "zlib" zlib1g-dev)
+brg_need_pkg(OPENBLAS openblas "OpenBLAS" libopenblas-dev)
+brg_need_pkg(CJSON libcjson "cJSON" libcjson-dev)
+brg_need_pkg(XXHASH libxxhash "xxHash" libxxhash-dev)
+find_path(RANDOM123_INCLUDE_DIR Random123/philox.h)
+brg_need("${RANDOM123_INCLUDE_DIR}" "Random123 (headers)" librandom123-dev)
+mark_as_advanced(RANDOM123_INCLUDE_DIR)
+if(BRG_BUILD_TESTS)
+  brg_need_pkg(CMOCKA cmocka "cmocka, which the tests need," libcmocka-dev)
+endif()
+set(BRG_REQUIRED_LIBS PkgConfig::OPENBLAS PkgConfig::CJSON PkgConfig::XXHASH
+  ZLIB::ZLIB)
+
+# BRG_HAVE_MPI: whether brigade::mpi is built.
+set(BRG_HAVE_MPI OFF)
+set(BRG_MPI_NOTE "OFF was asked for")
+if(NOT BRG_WITH_MPI STREQUAL OFF)
+  find_package(MPI QUIET COMPONENTS C)
+  set(BRG_HAVE_MPI ${MPI_C_FOUND})
+  set(BRG_MPI_NOTE "MPI was not found; Debian package libopenmpi-dev")
+  if(BRG_WITH_MPI STREQUAL ON)
+    brg_need("${MPI_C_FOUND}" "MPI (BRG_WITH_MPI=ON)" "libopenmpi-dev openmpi-bin")
+  endif()
+endif()

@@ -4,9 +4,13 @@ add_library(brg_flags INTERFACE)
 target_compile_features(brg_flags INTERFACE c_std_11)
 target_compile_definitions(brg_flags INTERFACE _GNU_SOURCE BRG_DEBUG=${BRG_DEBUG})
 target_compile_options(brg_flags INTERFACE
+  $<$<AND:$<CONFIG:Release>,$<NOT:$<BOOL:$<TARGET_PROPERTY:BRG_ISA_LEVEL>>>>:-O2>
   -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes
   -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast
   $<$<BOOL:${BRG_WERROR}>:-Werror>)
+if(BRG_DEBUG GREATER 0) # asserts stay, in Release builds too
+  target_compile_options(brg_flags INTERFACE -UNDEBUG)
+endif()
 target_include_directories(brg_flags INTERFACE
   ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include ${PROJECT_BINARY_DIR}/include)
 if(BRG_SANITIZE)
