@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The registered devices, and the caching allocator in front of the CPU's. */
+#ifndef BRG_CORE_TENSOR_DEVICE_H
+#define BRG_CORE_TENSOR_DEVICE_H
+
+#include <brigade/ext/device.h>
+
+/* Fails naming the device if none is registered. */
+brg_status brg__device_find(brg_device device, const brg_device_vtable **out);
+
+const char *brg__device_text(brg_device device, char text[24]);
+
+/* The built-in device. */
+extern const brg_device_vtable brg__device_cpu;
+
+/* CPU blocks, kept in size classes for reuse (core/tensor/cache.c). */
+brg_status brg__cache_alloc(brg_device device, void **out, size_t nbytes);
+void brg__cache_free(brg_device device, void *ptr, size_t nbytes);
+
+#endif
