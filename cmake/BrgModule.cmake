@@ -17,7 +17,8 @@ endfunction()
 function(_brg_shared_settings target)
   set_target_properties(${target} PROPERTIES
     VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}
-    LINK_DEPENDS ${PROJECT_SOURCE_DIR}/cmake/exports.map)
+    LINK_DEPENDS ${PROJECT_SOURCE_DIR}/cmake/exports.map
+    BUILD_RPATH "$ORIGIN" INSTALL_RPATH "$ORIGIN")
   target_link_options(${target} PRIVATE
     LINKER:--version-script=${PROJECT_SOURCE_DIR}/cmake/exports.map
     LINKER:--as-needed)
@@ -54,14 +55,15 @@ function(brg_library)
 endfunction()
 
 # brg_component(<name> SOURCES a.c... [LIBS Vendor::lib...] [HEADER name.h]
-#               [HIDDEN_COPIES b.c...])
+#               [HIDDEN_COPIES b.c...] [PC_LIBS "-lvendor"])
 #
 # libbrigade_<name>: targets brigade_<name>_shared (brigade::<name>) and
 # brigade_<name>_static. The shared one sees of libbrigade only the public
 # brg_* functions; sources of libbrigade that it needs a private copy of are
-# HIDDEN_COPIES, which the static one takes from libbrigade.a instead.
+# HIDDEN_COPIES, which the static one takes from libbrigade.a instead. PC_LIBS
+# is what the pkg-config file of the static one adds; for mpi it is known here.
 function(brg_component name)
-  cmake_parse_arguments(PARSE_ARGV 1 _arg "" "HEADER"
+  cmake_parse_arguments(PARSE_ARGV 1 _arg "" "HEADER;PC_LIBS"
     "SOURCES;LIBS;HIDDEN_COPIES")
   foreach(_kind shared static)
     string(TOUPPER ${_kind} _upper)
@@ -69,16 +71,21 @@ function(brg_component name)
     add_library(${_target} ${_upper} ${_arg_SOURCES})
     set_target_properties(${_target} PROPERTIES
       OUTPUT_NAME brigade_${name} EXPORT_NAME ${name}_${_kind}
+      LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}
+      ARCHIVE_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}
       POSITION_INDEPENDENT_CODE ON)
     target_link_libraries(${_target}
       PUBLIC brigade_${_kind}
       PRIVATE $<BUILD_INTERFACE:brg_flags> ${_arg_LIBS} Threads::Threads)
     add_library(brigade::${name}_${_kind} ALIAS ${_target})
   endforeach()
+  if(name STREQUAL "mpi" AND NOT _arg_PC_LIBS)
+    list(JOIN MPI_C_LIBRARIES " " _arg_PC_LIBS)
+  endif()
   target_sources(brigade_${name}_shared PRIVATE ${_arg_HIDDEN_COPIES})
   _brg_shared_settings(brigade_${name}_shared)
   add_library(brigade::${name} ALIAS brigade_${name}_shared)
   set_property(GLOBAL APPEND PROPERTY BRG_COMPONENTS ${name})
   set_property(GLOBAL PROPERTY BRG_COMPONENT_HEADER_${name} "${_arg_HEADER}")
-  set_property(GLOBAL PROPERTY BRG_COMPONENT_LIBS_${name} "${_arg_LIBS}")
+  set_property(GLOBAL PROPERTY BRG_COMPONENT_PC_LIBS_${name} "${_arg_PC_LIBS}")
 endfunction()

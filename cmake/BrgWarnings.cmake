@@ -7,6 +7,7 @@ target_compile_options(brg_flags INTERFACE
   $<$<AND:$<CONFIG:Release>,$<NOT:$<BOOL:$<TARGET_PROPERTY:BRG_ISA_LEVEL>>>>:-O2>
   -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes
   -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast
+  -fmacro-prefix-map=${PROJECT_SOURCE_DIR}/= # __FILE__ as in the repository
   $<$<BOOL:${BRG_WERROR}>:-Werror>)
 if(BRG_DEBUG GREATER 0) # asserts stay, in Release builds too
   target_compile_options(brg_flags INTERFACE -UNDEBUG)
