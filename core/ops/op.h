@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What the families of ops share: row macros, the emitter, small checks.
+ *
+ * A family file defines, for each of its rows in ops.def,
+ *     static/extern brg_status brg__<op>_infer(brg_op_call *)
+ *     brg_status brg__<op>_run(brg_op_call *)
+ *     brg_status brg__<op>_vjp(brg_vjp *)      (rows with a gradient)
+ * and the public function brg_<op>, which packs its arguments and calls
+ * brg_op_apply. op_table.c declares these from the rows and makes the
+ * descriptors. */
+#ifndef BRG_CORE_OPS_OP_H
+#define BRG_CORE_OPS_OP_H
+
+#include <brigade/ext/op.h>
+
+#include "core/base/error.h"
+#include "core/tensor/shape.h"
+#include "core/tensor/tensor.h"
+
+/* ---- Descriptors: brg__op_<name>, defined in op_table.c ---------------------- */
+
+#define BRG_UNARY(cls, name, ...) extern const brg_op brg__op_##name;
+#define BRG_BINARY(cls, name, ...) extern const brg_op brg__op_##name;
+#define BRG_TERNARY(cls, name, ...) extern const brg_op brg__op_##name;
+#define BRG_KERNEL(name, ...)                                                  \
+    extern const brg_op brg__op_##name;                                        \
+    brg_status brg__##name##_infer(brg_op_call *call);                         \
+    brg_status brg__##name##_run(brg_op_call *call);                           \
+    brg_status brg__##name##_vjp(brg_vjp *v);
+#define BRG_KERNEL_NOGRAD(name, ...)                                           \
+    extern const brg_op brg__op_##name;                                        \
+    brg_status brg__##name##_infer(brg_op_call *call);                         \
+    brg_status brg__##name##_run(brg_op_call *call);
+#define BRG_VIEW(name, ...)                                                    \
+    extern const brg_op brg__op_##name;                                        \
+    brg_status brg__##name##_infer(brg_op_call *call);                         \
+    brg_status brg__##name##_vjp(brg_vjp *v);
+#include "core/ops/ops.def"
+#include "core/ops/ops_undef.h"
+
+/* ---- The emitter --------------------------------------------------------------
+ * Where a call goes once its arguments are known: the eager emitter runs it
+ * now, a capture records it. One per thread. */
+
+typedef struct brg__emitter brg__emitter;
+struct brg__emitter {
+    /* Fills call->info and call->out (borrowed from the scope). */
+    brg_status (*emit)(brg__emitter *self, brg_op_call *call);
+};
+
+extern brg__emitter brg__eager_emitter;
+/* NULL: the eager one. Returns the one before. */
+brg__emitter *brg__emitter_set(brg__emitter *emitter);
+brg__emitter *brg__emitter_get(void);
+
+/* ---- Calling ops from the library's own functions ------------------------------ */
+
+/* One output; NULL on failure. */
+static inline brg_tensor *brg__call(const brg_op *op, int n_in,
+                                    brg_tensor *const *in,
+                                    const brg_attrs *attrs)
+{
+    brg_tensor *out[BRG_MAX_OP_OUTPUTS] = {0};
+    return brg_op_apply(op, n_in, in, attrs, out) == BRG_OK ? out[0] : NULL;
+}
+
+static inline brg_tensor *brg__call1(const brg_op *op, brg_tensor *x,
+                                     const brg_attrs *attrs)
+{
+    return brg__call(op, 1, (brg_tensor *[]){x}, attrs);
+}
+
+static inline brg_tensor *brg__call2(const brg_op *op, brg_tensor *a,
+                                     brg_tensor *b, const brg_attrs *attrs)
+{
+    return brg__call(op, 2, (brg_tensor *[]){a, b}, attrs);
+}
+
+static inline brg_tensor *brg__call3(const brg_op *op, brg_tensor *a,
+                                     brg_tensor *b, brg_tensor *c,
+                                     const brg_attrs *attrs)
+{
+    return brg__call(op, 3, (brg_tensor *[]){a, b, c}, attrs);
+}
+
+/* ---- Shape rules and checks for infer functions (infer.c) ---------------------- */
+
+/* Output j has the shape (and dtype) of t. */
+void brg__infer_like(brg_op_call *call, int j, const brg_tensor *t);
+/* Output j has this dtype and shape. */
+void brg__infer_shape(brg_op_call *call, int j, brg_dtype dtype, int ndim,
+                      const int64_t *shape);
+/* A view of input 0: fills is_view, stride and offset from it; the caller
+ * changes them. */
+void brg__infer_view(brg_op_call *call, const brg_tensor *of);
+
+/* Fail naming the op, the input's position, its description, and what was
+ * expected. `what` names the input ("weight"). */
+brg_status brg__check_float(const brg_op_call *call, int i, const char *what);
+brg_status brg__check_dtype(const brg_op_call *call, int i, const char *what,
+                            brg_dtype expected);
+brg_status brg__check_same_dtype(const brg_op_call *call, int i, int k);
+brg_status brg__check_ndim(const brg_op_call *call, int i, const char *what,
+                           int ndim);
+/* The general form: op, input, its description, then the formatted words. */
+brg_status brg__fail_input(brg_status code, const brg_op_call *call, int i,
+                           const char *what, const char *format, ...)
+    BRG_PRINTF(5, 6);
+
+/* ---- Help for run functions ------------------------------------------------------ */
+
+/* t itself if it is row-major, else a row-major copy, borrowed from the scope;
+ * NULL when out of memory. Not recorded. */
+brg_tensor *brg__contiguous_now(brg_tensor *t);
+
+/* Scratch memory of the calling thread that stays allocated between calls;
+ * `slot` 0..3 are distinct pieces. NULL when out of memory. Valid until the
+ * next request for the same slot on this thread. */
+void *brg__scratch(int slot, size_t nbytes, const char *what);
+
+#endif

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Gradients: recording, backward, hooks. */
+#ifndef BRG_AUTOGRAD_H
+#define BRG_AUTOGRAD_H
+
+#include <brigade/status.h>
+#include <brigade/types.h>
+
+BRG_BEGIN_DECLS
+
+/* ---- Recording --------------------------------------------------------------
+ * An op with an input that requires gradients is recorded, and its outputs
+ * require gradients too; a tensor that was not computed so is a *leaf*, and
+ * backward adds to its .grad. */
+
+/* Marks a leaf of float dtype. */
+BRG_API BRG_NODISCARD brg_status brg_set_requires_grad(brg_tensor *t,
+                                                       bool requires_grad);
+BRG_API bool brg_requires_grad(const brg_tensor *t);
+BRG_API bool brg_is_leaf(const brg_tensor *t);
+
+/* The accumulated gradient, or NULL; borrowed from t. */
+BRG_API brg_tensor *brg_tensor_grad(const brg_tensor *t);
+/* Replaces it (NULL: removes it). Same shape, dtype and device as t;
+ * retained. */
+BRG_API BRG_NODISCARD brg_status brg_tensor_set_grad(brg_tensor *t,
+                                                     brg_tensor *grad);
+
+/* Keeps the gradient of a computed tensor in its .grad too. */
+BRG_API BRG_NODISCARD brg_status brg_retain_grad(brg_tensor *t);
+
+/* Grad mode of the thread: on at start. Each returns the mode before, to be
+ * put back:  bool mode = brg_grad_mode_set(false); ... brg_grad_mode_set(mode); */
+BRG_API bool brg_grad_mode(void);
+BRG_API bool brg_grad_mode_set(bool is_on);
+
+/* The op that made t ("matmul"), "accumulate" for a leaf that requires
+ * gradients, NULL for any other. */
+BRG_API const char *brg_grad_fn_name(const brg_tensor *t);
+
+/* ---- Backward ---------------------------------------------------------------- */
+
+/* Adds d(loss)/d(leaf) to the .grad of every leaf that the one-element `loss`
+ * was computed from. Frees what the graph saved. A NULL loss returns the
+ * error that made it NULL. Other threads may run their own backward at the
+ * same time; gradients of a shared leaf are added under its lock. */
+BRG_API BRG_NODISCARD brg_status brg_backward(brg_tensor *loss);
+
+typedef struct brg_backward_options {
+    size_t struct_size;
+    brg_tensor *const *grad_outputs; /* one per output; NULL: ones */
+    /* Only these leaves get their .grad; NULL: all. */
+    brg_tensor *const *inputs;
+    size_t n_inputs;
+    bool retain_graph; /* the graph can be used again */
+    bool create_graph; /* gradients are recorded; implies retain_graph */
+} brg_backward_options;
+
+#define BRG_BACKWARD_OPTIONS_INIT {.struct_size = sizeof(brg_backward_options)}
+
+BRG_API BRG_NODISCARD brg_status
+brg_backward_with(brg_tensor *const *outputs, size_t n_outputs,
+                  const brg_backward_options *options);
+
+/* Gradients of `outputs` with respect to `inputs`, into grads[0..n_inputs):
+ * borrowed from the scope; NULL where an output does not depend on the input.
+ * No .grad changes. options->inputs is not used. */
+BRG_API BRG_NODISCARD brg_status
+brg_grad(brg_tensor **grads, brg_tensor *const *outputs, size_t n_outputs,
+         brg_tensor *const *inputs, size_t n_inputs,
+         const brg_backward_options *options);
+
+/* ---- Hooks -------------------------------------------------------------------
+ * Run by the thread that runs the backward, in the order of their
+ * registration, inside a scope of their own. A hook that fails ends the
+ * backward with its status; gradients accumulated so far stay. `destroy(user)`
+ * is called once, when the hook is removed or its owner dies; may be NULL. */
+
+typedef struct brg_hook brg_hook;
+
+/* Removes the hook; also from inside the running hook. NULL is allowed. The
+ * handle is owned by whoever registered and is invalid afterwards. */
+BRG_API void brg_hook_remove(brg_hook *hook);
+/* Gives up the handle; the hook stays. NULL is allowed. */
+BRG_API void brg_hook_release(brg_hook *hook);
+
+/* Sees the gradient of one tensor before it is used. *replacement starts as
+ * NULL: keep the gradient. A replacement keeps shape, dtype and device. */
+typedef brg_status (*brg_grad_hook_fn)(brg_tensor *grad,
+                                       brg_tensor **replacement, void *user);
+/* *out (may be NULL): the handle, owned. */
+BRG_API BRG_NODISCARD brg_status
+brg_tensor_add_hook(brg_hook **out, brg_tensor *t, brg_grad_hook_fn fn,
+                    void *user, void (*destroy)(void *user));
+
+/* Runs right after a leaf's gradient has been accumulated: what a reducer
+ * hangs on. Reads brg_tensor_grad(leaf), which is NULL if the gradient was
+ * undefined and none was there. */
+typedef brg_status (*brg_post_accumulate_fn)(brg_tensor *leaf, void *user);
+BRG_API BRG_NODISCARD brg_status
+brg_tensor_add_post_accumulate_hook(brg_hook **out, brg_tensor *leaf,
+                                    brg_post_accumulate_fn fn, void *user,
+                                    void (*destroy)(void *user));
+
+/* Nodes of the graph. The node that made t, or for a leaf that requires
+ * gradients its accumulate node. *out: owned, given back by
+ * brg_node_release. */
+BRG_API BRG_NODISCARD brg_status brg_tensor_node(brg_node **out,
+                                                 brg_tensor *t);
+BRG_API void brg_node_release(brg_node *node);
+BRG_API const char *brg_node_name(const brg_node *node);
+
+/* Before a node runs: may replace entries of grads (its n output gradients,
+ * NULL where undefined) by tensors borrowed from the scope. A NULL entry
+ * cannot be replaced. */
+typedef brg_status (*brg_node_pre_hook_fn)(brg_tensor **grads, size_t n,
+                                           void *user);
+BRG_API BRG_NODISCARD brg_status
+brg_node_add_pre_hook(brg_hook **out, brg_node *node, brg_node_pre_hook_fn fn,
+                      void *user, void (*destroy)(void *user));
+
+/* After it ran: may replace entries of grad_in (n_in), seeing grad_out. For
+ * an accumulate node n_in is 0. */
+typedef brg_status (*brg_node_post_hook_fn)(brg_tensor **grad_in, size_t n_in,
+                                            brg_tensor *const *grad_out,
+                                            size_t n_out, void *user);
+BRG_API BRG_NODISCARD brg_status
+brg_node_add_post_hook(brg_hook **out, brg_node *node,
+                       brg_node_post_hook_fn fn, void *user,
+                       void (*destroy)(void *user));
+
+/* Inside a backward: `fn` runs when all its nodes have, in the order queued;
+ * it may queue more. */
+typedef brg_status (*brg_final_callback_fn)(void *user);
+BRG_API BRG_NODISCARD brg_status
+brg_queue_final_callback(brg_final_callback_fn fn, void *user);
+
+/* ---- Checking gradients ------------------------------------------------------- */
+
+/* fn of f64 inputs to one or more outputs: fills outputs[0..n_outputs). */
+typedef brg_status (*brg_gradcheck_fn)(brg_tensor *const *inputs,
+                                       brg_tensor **outputs, void *user);
+
+typedef struct brg_gradcheck_options {
+    size_t struct_size;
+    size_t n_outputs; /* 0: 1 */
+    double eps;       /* step of the differences; 0: 1e-6 */
+    double atol;      /* 0: 1e-5 */
+    double rtol;      /* 0: 1e-3 */
+    uint64_t seed;    /* of the random projection of the outputs */
+} brg_gradcheck_options;
+
+#define BRG_GRADCHECK_OPTIONS_INIT                                             \
+    {.struct_size = sizeof(brg_gradcheck_options)}
+
+/* Compares the gradients of `fn` at `inputs` (f64; those that require
+ * gradients are checked) with central differences. Fails with
+ * BRG_ERR_MISMATCH naming the input, the element and both values. */
+BRG_API BRG_NODISCARD brg_status
+brg_gradcheck(brg_gradcheck_fn fn, void *user, brg_tensor *const *inputs,
+              size_t n_inputs, const brg_gradcheck_options *options);
+
+BRG_END_DECLS
+
+#endif
