@@ -1,0 +1,67 @@
+# Test discovery. A new file tests/<layer>/test_<unit>.c is a test:
+#
+#   test_<unit>.c       built with the static library (so that it may look
+#                       inside) and run once; label unit
+#   test_<unit>_mpi.c   built with brigade::mpi too, where there is one, and
+#                       run under mpirun at 1, 2, 3 and 4 ranks; label mpi
+#
+# A line "brg-test: slow" in the file adds the label slow and a longer timeout.
+set(BRG_TEST_ENV
+  OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
+  OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+  OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
+  OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl_vader_single_copy_mechanism=none
+  LSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/support/lsan.supp:print_suppressions=0
+  TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/support/tsan.supp:halt_on_error=1)
+if(EXISTS ${PROJECT_SOURCE_DIR}/scripts/mpirun.sh)
+  set(BRG_MPIRUN ${PROJECT_SOURCE_DIR}/scripts/mpirun.sh)
+else()
+  set(BRG_MPIRUN ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG})
+endif()
+
+# brg_set_test(<name> <label> <timeout in s>): what every test has in common.
+# Sanitizers make everything slower.
+function(brg_set_test name label timeout)
+  if(BRG_SANITIZE)
+    math(EXPR timeout "${timeout} * 4")
+  endif()
+  set_tests_properties(${name} PROPERTIES
+    TIMEOUT ${timeout} LABELS "${label}" ENVIRONMENT "${BRG_TEST_ENV}")
+endfunction()
+
+# brg_mpi_test(<name> <ranks> <command>...): a command under mpirun.
+function(brg_mpi_test name ranks)
+  add_test(NAME ${name} COMMAND ${BRG_MPIRUN} ${ranks} ${ARGN})
+  brg_set_test(${name} mpi 180)
+  set_tests_properties(${name} PROPERTIES PROCESSORS ${ranks})
+endfunction()
+
+function(brg_add_test_file file)
+  get_filename_component(_unit ${file} NAME_WE)
+  get_filename_component(_layer ${file} DIRECTORY)
+  get_filename_component(_layer ${_layer} NAME)
+  set(_target ${_layer}_${_unit})
+  set(_is_mpi FALSE)
+  if(_unit MATCHES "_mpi$")
+    set(_is_mpi TRUE)
+    if(NOT TARGET brigade_mpi_static)
+      return()
+    endif()
+  endif()
+  add_executable(${_target} ${file})
+  target_link_libraries(${_target} PRIVATE brg_test_support)
+  if(_is_mpi)
+    target_link_libraries(${_target} PRIVATE brigade_mpi_static MPI::MPI_C)
+    foreach(_ranks 1 2 3 4)
+      brg_mpi_test(${_layer}/${_unit}_${_ranks} ${_ranks} $<TARGET_FILE:${_target}>)
+    endforeach()
+    return()
+  endif()
+  add_test(NAME ${_layer}/${_unit} COMMAND ${_target})
+  file(STRINGS ${file} _slow REGEX "brg-test: slow")
+  if(_slow)
+    brg_set_test(${_layer}/${_unit} "unit;slow" 600)
+  else()
+    brg_set_test(${_layer}/${_unit} unit 120)
+  endif()
+endfunction()

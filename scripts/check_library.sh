@@ -1,0 +1,31 @@
+#!/bin/sh
+# What a built library weighs and needs. libbrigade must not need MPI, CUDA or
+# Python; stripped, it is at most 1 MB (checked for Release builds).
+#   check_library.sh <build type> <libbrigade.so>...
+set -u
+build_type=$1
+shift
+limit=1000000
+bad=0
+copy=$(mktemp) || exit 1
+trap 'rm -f "$copy"' EXIT
+
+for library in "$@"; do
+    name=$(basename "$library")
+    needed=$(readelf -d "$library" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p')
+    strip -o "$copy" "$library" || exit 1
+    size=$(wc -c <"$copy")
+    echo "$name: $size bytes stripped; needs" $needed
+    if test "$build_type" = Release && test "$size" -gt $limit; then
+        echo "$name is larger than $limit bytes" >&2
+        bad=1
+    fi
+    case $name in libbrigade_*) continue ;; esac
+    for vendor in mpi open-pal open-rte cuda cudart nccl cublas cudnn python; do
+        if echo "$needed" | grep -qi "^lib$vendor"; then
+            echo "$name needs lib$vendor, which only a component may" >&2
+            bad=1
+        fi
+    done
+done
+exit $bad

@@ -1,0 +1,68 @@
+#!/bin/sh
+# Installs a build into a prefix of its own, then builds and runs a project
+# outside against it: by find_package and by pkg-config, shared and static.
+#   run.sh <build folder> <cmake> <C compiler> [component...]
+set -eu
+build=$1 cmake=$2 compiler=$3
+shift 3
+here=$(cd "$(dirname "$0")" && pwd)
+work=$build/install_test
+prefix=$work/prefix
+
+say() { echo "== $*"; }
+
+# run <program> <component or empty>
+run() {
+    case $2 in
+    "") "$1" >"$work/output" ;;
+    *) mpirun -n 2 "$1" >"$work/output" ;;
+    esac || { cat "$work/output"; echo "$1 failed" >&2; exit 1; }
+}
+
+rm -rf "$work"
+mkdir -p "$work"
+say "installing"
+"$cmake" --install "$build" --prefix "$prefix" >"$work/install.log"
+
+components=$(echo "$*" | tr ' ' ';')
+for static in OFF ON; do
+    say "find_package, static $static"
+    "$cmake" -S "$here" -B "$work/cmake_$static" -DCMAKE_PREFIX_PATH="$prefix" \
+        -DCMAKE_C_COMPILER="$compiler" -DUSE_STATIC=$static \
+        -DCOMPONENTS="$components" >"$work/configure.log"
+    "$cmake" --build "$work/cmake_$static" >"$work/build.log" || {
+        cat "$work/build.log"; exit 1; }
+    run "$work/cmake_$static/consumer" ""
+    for name in "$@"; do
+        run "$work/cmake_$static/consumer_$name" "$name"
+    done
+done
+if ldd "$work/cmake_ON/consumer" | grep -q libbrigade; then
+    echo "the static program needs libbrigade.so" >&2
+    exit 1
+fi
+
+say "a component that is not there must be refused"
+if "$cmake" -S "$here" -B "$work/missing" -DCMAKE_PREFIX_PATH="$prefix" \
+    -DCOMPONENTS=no_such_part >"$work/missing.log" 2>&1; then
+    echo "find_package found no_such_part" >&2
+    exit 1
+fi
+
+pc_dir=$(dirname "$(find "$prefix" -name brigade.pc)")
+export PKG_CONFIG_PATH="$pc_dir${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}"
+lib_dir=$(pkg-config --variable=libdir brigade)
+for suffix in "" -static; do
+    say "pkg-config, brigade$suffix"
+    # shellcheck disable=SC2046
+    "$compiler" -std=c11 "$here/main.c" -o "$work/pc$suffix" \
+        $(pkg-config --cflags --libs "brigade$suffix") -Wl,-rpath,"$lib_dir"
+    run "$work/pc$suffix" ""
+    for name in "$@"; do
+        "$compiler" -std=c11 "$here/$name.c" -o "$work/pc_$name$suffix" \
+            $(pkg-config --cflags --libs "brigade-$name$suffix") \
+            -Wl,-rpath,"$lib_dir"
+        run "$work/pc_$name$suffix" "$name"
+    done
+done
+say "all good"
