@@ -17,7 +17,7 @@ BRG_BEGIN_DECLS
 /* Options of brg_pg_create; zero means default. */
 typedef struct brg_pg_options {
     size_t struct_size;
-    double timeout_s;         /* of each wait; 0: BRG_TIMEOUT_S */
+    double timeout_s;         /* of each wait; 0: what BRG_TIMEOUT_S says */
     const void *backend_data; /* borrowed; what the backend's header says */
 } brg_pg_options;
 
@@ -61,7 +61,8 @@ BRG_API void brg_pg_free(brg_pg *pg, void *ptr);
  * brg_work_release; on failure NULL. Counts are in elements; 0 is allowed.
  * 16-bit floats are summed in f32 and rounded once; sums run in rank order,
  * so the bits are the same on every rank and every backend. AVG is the sum
- * times 1/world size, rounded once. Integers wrap; bool and u8 are u8. */
+ * times 1/world size, rounded once; of integers, the sum divided towards
+ * zero. Integers wrap; bool is reduced as u8. NaN wins MIN and MAX. */
 
 BRG_API BRG_NODISCARD brg_status brg_all_reduce(brg_pg *pg, brg_work **out,
                                                 void *data, size_t count,
@@ -102,11 +103,11 @@ BRG_API BRG_NODISCARD brg_status brg_coalesce_end(brg_pg *pg);
 /* ---- Work ----------------------------------------------------------------- */
 
 /* Moves the group's messages and says whether this work is done. An error of
- * the work counts as done. */
+ * the work counts as done. NULL counts as done. */
 BRG_API bool brg_work_test(brg_work *work);
 
-/* Waits until done, releases the work, and returns its status; the caller's
- * error record gets its message. */
+/* Waits until done, releases the work whatever comes, and returns its status;
+ * the caller's error record gets its message. */
 BRG_API BRG_NODISCARD brg_status brg_work_wait(brg_work *work);
 
 /* Gives up the handle; the collective goes on. NULL is allowed. */
@@ -141,8 +142,9 @@ typedef struct brg_fake_call {
 BRG_API size_t brg_fake_n_calls(const brg_pg *pg);
 BRG_API brg_status brg_fake_call_at(const brg_pg *pg, size_t i,
                                     brg_fake_call *filled);
-/* The n-th collective from now (0: the next) and all later ones fail; -1:
- * none does. */
+/* The n-th collective from now (0: the next) starts, but its wait fails with
+ * BRG_ERR_COMM, and so does every call after it. -1: none does, and a group
+ * that has failed works again. */
 BRG_API brg_status brg_fake_fail_after(brg_pg *pg, int64_t n);
 
 /* ---- The simulated world ---------------------------------------------------

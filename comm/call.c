@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Rows, signatures and descriptions of collectives. */
+#include "comm/call.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "core/base/error.h"
+
+const brg__coll_row brg__coll_rows[BRG_N_COLLS] = {
+#define COLL_ROW(id, value, text, send, recv, reduces, peer)                   \
+    [BRG_COLL_##id] = {text, send, recv, reduces, peer},
+    BRG_COLL_MAP(COLL_ROW)
+#undef COLL_ROW
+};
+
+void brg__call_sign(const brg_call *call, int rank, brg_signature *filled)
+{
+    bool reduces = brg__coll_rows[call->coll].reduces;
+    *filled = (brg_signature){
+        .seq = call->seq,
+        .count = call->count,
+        .coll = (int16_t)call->coll,
+        .dtype = (int16_t)call->dtype,
+        .op = reduces ? (int16_t)call->op : -1,
+        .peer = call->peer,
+        .rank = rank,
+    };
+}
+
+/* A send matches a recv; every other call matches its like. */
+static bool colls_match(const brg_signature *a, const brg_signature *b)
+{
+    if (brg__coll_is_p2p((brg_coll)a->coll))
+        return brg__coll_is_p2p((brg_coll)b->coll) && a->coll != b->coll;
+    return a->coll == b->coll && a->peer == b->peer && a->op == b->op;
+}
+
+bool brg__signatures_match(const brg_signature *a, const brg_signature *b)
+{
+    return a->seq == b->seq && a->count == b->count && a->dtype == b->dtype &&
+           colls_match(a, b);
+}
+
+static void describe_peer(const brg_signature *s, char *text, size_t size)
+{
+    text[0] = '\0';
+    switch (s->coll) {
+    case BRG_COLL_BROADCAST:
+        snprintf(text, size, ", root %d", (int)s->peer);
+        break;
+    case BRG_COLL_SEND:
+        snprintf(text, size, ", to rank %d", (int)s->peer);
+        break;
+    case BRG_COLL_RECV:
+        snprintf(text, size, ", from rank %d", (int)s->peer);
+        break;
+    default:
+        break;
+    }
+}
+
+void brg__signature_describe(const brg_signature *s, char *text, size_t size)
+{
+    if (s->coll < 0 || s->coll >= BRG_N_COLLS) {
+        snprintf(text, size, "an unknown collective (%d)", s->coll);
+        return;
+    }
+    const brg__coll_row *row = &brg__coll_rows[s->coll];
+    char peer[32];
+    describe_peer(s, peer, sizeof peer);
+    unsigned long long seq = (unsigned long long)s->seq;
+    if (s->coll == BRG_COLL_BARRIER)
+        snprintf(text, size, "%s #%llu", row->name, seq);
+    else
+        snprintf(text, size, "%s #%llu (%llu %s%s%s%s)", row->name, seq,
+                 (unsigned long long)s->count,
+                 brg_dtype_name((brg_dtype)s->dtype), s->op >= 0 ? ", " : "",
+                 s->op >= 0 ? brg_reduce_op_name((brg_reduce_op)s->op) : "",
+                 peer);
+}
+
+void brg__call_describe(const brg_call *call, char *text, size_t size)
+{
+    brg_signature signature;
+    brg__call_sign(call, -1, &signature);
+    brg__signature_describe(&signature, text, size);
+}
+
+brg_status brg__fail_mismatch(const brg_signature *mine,
+                              const brg_signature *theirs)
+{
+    char expected[120], found[120];
+    brg__signature_describe(mine, expected, sizeof expected);
+    brg__signature_describe(theirs, found, sizeof found);
+    return BRG_FAIL(BRG_ERR_MISMATCH,
+                    "ranks disagree: rank %d called %s, rank %d called %s",
+                    (int)mine->rank, expected, (int)theirs->rank, found);
+}

@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Lifecycle, memory, progress and queries of process groups. */
+#include "comm/pg.h"
+
+#include <string.h>
+
+#include "comm/registry.h"
+#include "comm/work.h"
+#include "core/base/env.h"
+#include "core/base/progress.h"
+
+static void poll_from_engine(void *user)
+{
+    brg_pg_progress(user);
+}
+
+/* The caller's options with every default filled in. */
+static brg_status complete_options(const brg_pg_options *options,
+                                   brg_pg_options *filled)
+{
+    *filled = (brg_pg_options)BRG_PG_OPTIONS_INIT;
+    if (options) {
+        BRG_CHECK_ARG(options->struct_size != 0,
+                      "brg_pg_create: options.struct_size is 0; start from "
+                      "BRG_PG_OPTIONS_INIT");
+        size_t n = options->struct_size < sizeof *filled ? options->struct_size
+                                                         : sizeof *filled;
+        memcpy(filled, options, n);
+        filled->struct_size = sizeof *filled;
+    }
+    BRG_CHECK_ARG(filled->timeout_s >= 0,
+                  "brg_pg_create: timeout_s is %g, expected 0 or more",
+                  filled->timeout_s);
+    if (filled->timeout_s == 0)
+        filled->timeout_s = brg__env_double(BRG__ENV_TIMEOUT_S);
+    return BRG_OK;
+}
+
+static brg_status check_end(const brg_backend *backend, const brg_group *end)
+{
+    const brg_group_ops *ops = end->ops;
+    if (!ops || ops->abi != BRG_BACKEND_ABI ||
+        ops->struct_size != sizeof(brg_group_ops))
+        return BRG_FAIL(BRG_ERR_ABI,
+                        "backend %s: its group has ABI %u, expected %u",
+                        backend->name, ops ? ops->abi : 0, BRG_BACKEND_ABI);
+    if (!ops->start || !ops->progress || !ops->destroy)
+        return BRG_FAIL(BRG_ERR_ABI,
+                        "backend %s: start, progress and destroy are required",
+                        backend->name);
+    return BRG_OK;
+}
+
+brg_status brg__pg_make(brg_pg **out, const brg_backend *backend,
+                        const brg_pg_options *options)
+{
+    brg_status status;
+    brg_pg_options complete;
+    BRG_TRY(complete_options(options, &complete));
+    brg_pg *pg = BRG__NEW(brg_pg);
+    if (!pg)
+        return BRG_ERR_NOMEM;
+    pg->backend = backend;
+    pg->timeout_ns = (uint64_t)(complete.timeout_s * 1e9);
+    BRG_TRY_GOTO(backend->create(brg_host_get(), &complete, &pg->end), out);
+    BRG_TRY_GOTO(check_end(backend, &pg->end), out);
+    BRG_TRY_GOTO(brg__progress_register(poll_from_engine, pg), out);
+    pg->is_registered = true;
+    *out = pg;
+    return BRG_OK;
+out:
+    brg_pg_destroy(pg);
+    return status;
+}
+
+brg_status brg_pg_create(brg_pg **out, const char *backend,
+                         const brg_pg_options *options)
+{
+    BRG_CHECK_ARG(out, "brg_pg_create: out is NULL");
+    *out = NULL;
+    BRG_CHECK_ARG(backend, "brg_pg_create: the backend's name is NULL");
+    const brg_backend *found;
+    BRG_TRY(brg__backend_find(backend, &found));
+    return brg__pg_make(out, found, options);
+}
+
+static void free_block(brg_pg *pg, const brg__pg_block *block)
+{
+    if (block->nbytes == 0)
+        pg->end.ops->free(pg->end.group, block->ptr);
+    else
+        brg__block_free(block->ptr, block->nbytes, BRG_CACHE_LINE);
+}
+
+void brg_pg_destroy(brg_pg *pg)
+{
+    if (!pg)
+        return;
+    brg__error_record kept;
+    brg__error_save(&kept);
+    if (pg->is_registered)
+        brg__progress_unregister(poll_from_engine, pg);
+    brg__work_reap(pg);
+    for (size_t i = 0; i < pg->blocks.n; i++)
+        free_block(pg, &pg->blocks.at[i]);
+    if (pg->end.ops && pg->end.ops->destroy)
+        pg->end.ops->destroy(pg->end.group);
+    brg__work_orphan_all(pg);
+    brg__array_deinit(&pg->blocks);
+    brg__mem_free(pg);
+    brg__error_restore(&kept);
+}
+
+int brg_pg_rank(const brg_pg *pg)
+{
+    return pg ? pg->end.rank : -1;
+}
+
+int brg_pg_world_size(const brg_pg *pg)
+{
+    return pg ? pg->end.world_size : 0;
+}
+
+const char *brg_pg_backend_name(const brg_pg *pg)
+{
+    return pg ? pg->backend->name : "none";
+}
+
+/* ---- Memory ---------------------------------------------------------------- */
+
+static brg_status alloc_ordinary(brg__pg_block *block, size_t nbytes)
+{
+    block->nbytes = brg__round_up(nbytes ? nbytes : 1, BRG_CACHE_LINE);
+    block->ptr =
+        brg__block_alloc(block->nbytes, BRG_CACHE_LINE, "memory of a group");
+    if (!block->ptr)
+        return BRG_ERR_NOMEM;
+    memset(block->ptr, 0, block->nbytes);
+    return BRG_OK;
+}
+
+brg_status brg_pg_alloc(brg_pg *pg, void **out, size_t nbytes)
+{
+    BRG_CHECK_ARG(out, "brg_pg_alloc: out is NULL");
+    *out = NULL;
+    BRG_CHECK_ARG(pg, "brg_pg_alloc: the group is NULL");
+    BRG_CHECK_ARG(nbytes <= PTRDIFF_MAX / 2,
+                  "rank %d: brg_pg_alloc: %zu bytes are more than any machine "
+                  "has",
+                  pg->end.rank, nbytes);
+    BRG_TRY(brg__pg_check(pg));
+    BRG_TRY(brg__array_reserve(&pg->blocks, 1));
+    brg__pg_block block = {0};
+    if (pg->end.ops->alloc) {
+        brg_status status =
+            pg->end.ops->alloc(pg->end.group, &block.ptr, nbytes);
+        if (brg__status_is_fatal(status))
+            brg__pg_kill(pg);
+        BRG_TRY(status);
+    } else {
+        BRG_TRY(alloc_ordinary(&block, nbytes));
+    }
+    pg->blocks.at[pg->blocks.n++] = block;
+    *out = block.ptr;
+    return BRG_OK;
+}
+
+void brg_pg_free(brg_pg *pg, void *ptr)
+{
+    if (!pg || !ptr)
+        return;
+    for (size_t i = 0; i < pg->blocks.n; i++)
+        if (pg->blocks.at[i].ptr == ptr) {
+            free_block(pg, &pg->blocks.at[i]);
+            pg->blocks.at[i] = pg->blocks.at[--pg->blocks.n];
+            return;
+        }
+}
+
+/* ---- Failure and progress -------------------------------------------------- */
+
+bool brg__status_is_fatal(brg_status status)
+{
+    return status == BRG_ERR_COMM || status == BRG_ERR_MISMATCH ||
+           status == BRG_ERR_TIMEOUT || status == BRG_ERR_PEER ||
+           status == BRG_ERR_INTERNAL;
+}
+
+void brg__pg_kill(brg_pg *pg)
+{
+    if (pg->error.code != BRG_OK)
+        return;
+    brg__error_save(&pg->error);
+    if (pg->end.ops->abort)
+        pg->end.ops->abort(pg->end.group);
+}
+
+brg_status brg__pg_check(const brg_pg *pg)
+{
+    if (pg->error.code != BRG_OK)
+        brg__error_restore(&pg->error);
+    return pg->error.code;
+}
+
+brg_status brg_pg_error(brg_pg *pg)
+{
+    BRG_CHECK_ARG(pg, "brg_pg_error: the group is NULL");
+    return brg__pg_check(pg);
+}
+
+bool brg__pg_poll(brg_pg *pg)
+{
+    if (pg->error.code != BRG_OK)
+        return false;
+    pg->stats.n_polls++;
+    if (pg->end.ops->progress(pg->end.group) != BRG_OK) {
+        brg__pg_kill(pg);
+        return false;
+    }
+    return true;
+}
+
+void brg_pg_progress(brg_pg *pg)
+{
+    if (!pg || !pg->in_flight || pg->error.code != BRG_OK)
+        return;
+    if (!brg__pg_poll(pg))
+        return;
+    if (pg->n_released)
+        brg__work_reap(pg);
+}
+
+void brg_pg_get_stats(const brg_pg *pg, brg_pg_stats *filled)
+{
+    *filled = pg ? pg->stats : (brg_pg_stats){0};
+}
+
+void *brg__pg_group_of(const brg_pg *pg, const brg_group_ops *ops)
+{
+    return pg && pg->end.ops == ops ? pg->end.group : NULL;
+}

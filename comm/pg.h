@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * A process group's end in this process: the front that every call passes
+ * before a backend sees it.
+ *
+ * The front owns argument checks, sequence numbers, the sticky error, the
+ * counters and the list of works in flight; a backend only moves data. After
+ * a failure of the backend the group is dead: the record is kept, abort is
+ * called once, and works that were not done report the same record. */
+#ifndef BRG_COMM_PG_H
+#define BRG_COMM_PG_H
+
+#include <brigade/ext/backend.h>
+
+#include "core/base/array.h"
+#include "core/base/error.h"
+
+typedef struct brg__pg_block {
+    void *ptr;
+    size_t nbytes; /* 0: the backend's own */
+} brg__pg_block;
+
+struct brg_pg {
+    brg_group end; /* what the backend filled */
+    const brg_backend *backend;
+    uint64_t timeout_ns;
+    uint64_t n_started;     /* collectives: the next sequence number */
+    uint64_t n_p2p_started; /* sends and recvs */
+    brg_work *in_flight;    /* doubly linked, in no order */
+    size_t n_released;      /* of these, given up by their owners */
+    bool is_coalescing;
+    bool is_registered; /* with the thread's progress hook */
+    brg_pg_stats stats;
+    BRG__ARRAY(brg__pg_block) blocks;
+    brg__error_record error; /* sticky; code BRG_OK while healthy */
+};
+
+/* A group through `backend`; what brg_pg_create does once it has found one. */
+brg_status brg__pg_make(brg_pg **out, const brg_backend *backend,
+                        const brg_pg_options *options);
+
+/* One poll of the backend; false if the group has failed (now or before).
+ * Sets no record of the caller's. */
+bool brg__pg_poll(brg_pg *pg);
+
+/* The group has failed with the caller's error record: keep it. */
+void brg__pg_kill(brg_pg *pg);
+
+/* Failures after which the ranks are no longer in step. */
+bool brg__status_is_fatal(brg_status status);
+
+/* Returns and restores the sticky error. */
+brg_status brg__pg_check(const brg_pg *pg);
+
+/* The backend's group if `pg` belongs to it, or NULL. */
+void *brg__pg_group_of(const brg_pg *pg, const brg_group_ops *ops);
+
+#endif

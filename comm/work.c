@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Waiting, testing and freeing of works. */
+#include "comm/work.h"
+
+#include <sched.h>
+
+#include "comm/call.h"
+#include "core/base/clock.h"
+
+#define POLLS_PER_CLOCK 64
+
+brg_work *brg__work_create(brg_pg *pg, const brg_call *call)
+{
+    brg_work *work = brg__obj_alloc(sizeof *work, "a work handle");
+    if (!work)
+        return NULL;
+    work->call = *call;
+    work->pg = pg;
+    work->next = pg->in_flight;
+    if (work->next)
+        work->next->prev = work;
+    pg->in_flight = work;
+    return work;
+}
+
+void brg__work_free(brg_work *work)
+{
+    brg_pg *pg = work->pg;
+    if (pg) {
+        if (work->prev)
+            work->prev->next = work->next;
+        else
+            pg->in_flight = work->next;
+        if (work->next)
+            work->next->prev = work->prev;
+        pg->n_released -= work->is_released;
+    }
+    brg__obj_free(work, sizeof *work);
+}
+
+/* Done, or never to be: the backend has let go of it. */
+static bool is_over(const brg_work *work)
+{
+    return work->call.is_done || !work->pg || work->pg->error.code != BRG_OK;
+}
+
+void brg__work_reap(brg_pg *pg)
+{
+    for (brg_work *work = pg->in_flight, *next; work; work = next) {
+        next = work->next;
+        if (work->is_released && is_over(work))
+            brg__work_free(work);
+    }
+}
+
+void brg__work_orphan_all(brg_pg *pg)
+{
+    for (brg_work *work = pg->in_flight, *next; work; work = next) {
+        next = work->next;
+        if (work->is_released)
+            brg__work_free(work);
+        else
+            work->pg = NULL;
+    }
+}
+
+void brg_work_release(brg_work *work)
+{
+    if (!work)
+        return;
+    if (is_over(work)) {
+        brg__work_free(work);
+        return;
+    }
+    work->is_released = true;
+    work->pg->n_released++;
+}
+
+bool brg_work_test(brg_work *work)
+{
+    if (!work || is_over(work))
+        return true;
+    return !brg__pg_poll(work->pg) || work->call.is_done;
+}
+
+static brg_status fail_timeout(brg_work *work)
+{
+    brg_pg *pg = work->pg;
+    char call[120], why[240] = "";
+    brg__call_describe(&work->call, call, sizeof call);
+    if (pg->end.ops->explain)
+        pg->end.ops->explain(pg->end.group, &work->call, why, sizeof why);
+    return BRG_FAIL(BRG_ERR_TIMEOUT, "rank %d: %s timed out after %g s%s%s",
+                    pg->end.rank, call, (double)pg->timeout_ns * 1e-9,
+                    why[0] ? ": " : "", why);
+}
+
+static brg_status idle(brg_work *work, uint64_t n)
+{
+    const brg_group_ops *ops = work->pg->end.ops;
+    if (ops->idle)
+        return ops->idle(work->pg->end.group, &work->call, n);
+    sched_yield();
+    return BRG_OK;
+}
+
+static brg_status poll_until_done(brg_work *work, uint64_t start)
+{
+    brg_pg *pg = work->pg;
+    for (uint64_t n = 1;; n++) {
+        pg->stats.n_polls++;
+        BRG_TRY(pg->end.ops->progress(pg->end.group));
+        if (work->call.is_done)
+            return BRG_OK;
+        BRG_TRY(idle(work, n));
+        if (n % POLLS_PER_CLOCK == 0 &&
+            brg__clock_ns() - start > pg->timeout_ns)
+            return fail_timeout(work);
+    }
+}
+
+static brg_status wait_for(brg_work *work)
+{
+    brg_pg *pg = work->pg;
+    uint64_t start = brg__clock_ns();
+    brg_status status = pg->end.ops->wait
+                            ? pg->end.ops->wait(pg->end.group, &work->call)
+                            : poll_until_done(work, start);
+    if (status != BRG_OK)
+        brg__pg_kill(pg);
+    pg->stats.wait_ns += brg__clock_ns() - start;
+    return status;
+}
+
+static brg_status fail_orphan(const brg_work *work)
+{
+    char call[120];
+    brg__call_describe(&work->call, call, sizeof call);
+    return BRG_FAIL(BRG_ERR_STATE,
+                    "%s was in flight when its group was destroyed", call);
+}
+
+brg_status brg_work_wait(brg_work *work)
+{
+    BRG_CHECK_ARG(work, "brg_work_wait: the work is NULL");
+    brg_pg *pg = work->pg;
+    brg_status status = BRG_OK;
+    if (!work->call.is_done) {
+        if (!pg)
+            status = fail_orphan(work);
+        else if ((status = brg__pg_check(pg)) == BRG_OK)
+            status = wait_for(work);
+    }
+    brg__work_free(work);
+    if (pg && pg->n_released)
+        brg__work_reap(pg);
+    return status;
+}
