@@ -20,6 +20,11 @@
 #define OBJ_MAX 4096
 #define OBJ_CLASSES (OBJ_MAX / OBJ_STEP)
 
+#if defined(__has_feature) /* clang's way to say the same */
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
 #if defined(__SANITIZE_ADDRESS__)
 #define OBJ_CACHED 0 /* keep the sanitizer's sight of every object */
 #else
@@ -198,6 +203,7 @@ static void on_thread_exit(void *unused)
 {
     (void)unused;
     brg__obj_trim();
+    is_registered = false; /* other destructors may yet free objects */
 }
 
 static void make_exit_key(void)
@@ -291,6 +297,7 @@ brg_status brg_set_allocator(const brg_allocator *allocator)
 
 void brg_memory_get_stats(brg_memory_stats *filled)
 {
+    brg__alloc_note_peak(); /* objects from free lists do not note it */
     uint64_t cached = atomic_load(&heap.idle);
     if (heap.cache_bytes)
         cached += heap.cache_bytes();

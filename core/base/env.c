@@ -2,6 +2,9 @@
  * Reading of environment variables. */
 #include "core/base/env.h"
 
+#include <math.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
 
 #include <brigade/runtime.h>
@@ -27,17 +30,22 @@ const char *brg__env_text(brg__env_name name)
 
 double brg__env_double(brg__env_name name)
 {
+    static _Atomic bool is_reported[BRG__N_ENV];
     const char *text = brg__env_text(name);
     char *end;
     double value = strtod(text, &end);
-    if (end != text && *end == '\0')
+    if (end != text && *end == '\0' && isfinite(value))
         return value;
-    brg__log(BRG_LOG_WARN, "env", "%s=%s is not a number; using %s",
-             rows[name].name, text, rows[name].default_value);
+    if (!atomic_exchange(&is_reported[name], true))
+        brg__log(BRG_LOG_WARN, "env", "%s=%s is not a number; using %s",
+                 rows[name].name, text, rows[name].default_value);
     return strtod(rows[name].default_value, NULL);
 }
 
 int64_t brg__env_int(brg__env_name name)
 {
-    return (int64_t)brg__env_double(name);
+    double value = brg__env_double(name);
+    if (value >= 0x1p63)
+        return INT64_MAX;
+    return value <= -0x1p63 ? INT64_MIN : (int64_t)value;
 }

@@ -15,7 +15,8 @@ typedef enum brg__env_name {
 /* The variable's text, or its default. Never NULL. */
 const char *brg__env_text(brg__env_name name);
 
-/* The same as a number; the default if it is not one (logged once). */
+/* The same as a number; the default if it is not one (logged once
+ * for each variable). */
 int64_t brg__env_int(brg__env_name name);
 double brg__env_double(brg__env_name name);
 

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -41,9 +42,12 @@ void brg_set_log_sink(brg_log_fn sink, void *user)
     pthread_mutex_unlock(&logger.lock);
 }
 
+/* A sink may call what logs: messages from inside it are dropped. */
+static _Thread_local bool is_inside_sink;
+
 void brg__log(brg_log_level level, const char *area, const char *format, ...)
 {
-    if (level > brg_get_log_level())
+    if (is_inside_sink || level > brg_get_log_level())
         return;
     char text[1024];
     va_list args;
@@ -51,7 +55,9 @@ void brg__log(brg_log_level level, const char *area, const char *format, ...)
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     pthread_mutex_lock(&logger.lock);
+    is_inside_sink = true;
     if (logger.sink)
         logger.sink(level, area, text, logger.user);
+    is_inside_sink = false;
     pthread_mutex_unlock(&logger.lock);
 }

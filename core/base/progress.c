@@ -8,6 +8,8 @@
 
 #define MAX_FUNCTIONS 16
 #define SHARE 50 /* a poll may cost 1/SHARE of the time */
+/* Longest pause: a poll that took longer was interrupted, or did work. */
+#define MAX_PAUSE_NS 10000000u
 
 typedef struct progress_entry {
     brg__progress_fn fn;
@@ -31,7 +33,8 @@ brg_status brg__progress_register(brg__progress_fn fn, void *user)
         return BRG_FAIL(BRG_ERR_STATE,
                         "a thread can drive at most %d process groups",
                         MAX_FUNCTIONS);
-    mine.least_ns = (uint64_t)brg__env_int(BRG__ENV_POLL_US) * 1000;
+    int64_t least_us = brg__env_int(BRG__ENV_POLL_US);
+    mine.least_ns = least_us > 0 ? (uint64_t)least_us * 1000 : 0;
     mine.entries[brg__progress_n++] = (progress_entry){fn, user};
     return BRG_OK;
 }
@@ -58,6 +61,8 @@ void brg__progress_poll_now(void)
     mine.is_polling = false;
     uint64_t end = brg__clock_ns();
     uint64_t pause = SHARE * (end - start);
+    if (pause > MAX_PAUSE_NS)
+        pause = MAX_PAUSE_NS;
     mine.next_ns = end + (pause > mine.least_ns ? pause : mine.least_ns);
     mine.n_polls++;
     mine.spent_ns += end - start;

@@ -5,7 +5,8 @@
  * The engine calls brg__progress_poll between graph nodes, and long kernels
  * call it at row-block boundaries. Registrations belong to the calling
  * thread. Polls are rate-limited: after a poll that cost c, the next comes no
- * sooner than 50 c later (2% of the step), at least BRG_POLL_US. */
+ * sooner than 50 c later (2% of the step) but at most 10 ms, and at least
+ * BRG_POLL_US. */
 #ifndef BRG_CORE_BASE_PROGRESS_H
 #define BRG_CORE_BASE_PROGRESS_H
 
