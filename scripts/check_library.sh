@@ -20,7 +20,15 @@ for library in "$@"; do
         echo "$name is larger than $limit bytes" >&2
         bad=1
     fi
-    case $name in libbrigade_*) continue ;; esac
+    case $name in
+    libbrigade_*)
+        if echo "$needed" | grep -q '^libbrigade'; then
+            echo "$name needs libbrigade; a program may hold that as .a" >&2
+            bad=1
+        fi
+        continue
+        ;;
+    esac
     for vendor in mpi open-pal open-rte cuda cudart nccl cublas cudnn python; do
         if echo "$needed" | grep -qi "^lib$vendor"; then
             echo "$name needs lib$vendor, which only a component may" >&2

@@ -1,13 +1,37 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A program outside the project, linked to an installed copy of the library. */
+ * A program outside the project, linked to an installed copy of the library.
+ * An argument names a component to load at run time and to sum over. */
 #include <stdio.h>
 #include <string.h>
 
+#include <brigade/comm.h>
 #include <brigade/runtime.h>
-#include <brigade/types.h>
 #include <brigade/version.h>
 
-int main(void)
+static int failed(const char *what)
+{
+    fprintf(stderr, "%s: %s\n", what, brg_error_message());
+    return 1;
+}
+
+static int sum_over_ranks(const char *backend)
+{
+    brg_pg *pg = NULL;
+    brg_work *work = NULL;
+    if (brg_pg_create(&pg, backend, NULL) != BRG_OK)
+        return failed("brg_pg_create");
+    int n = brg_pg_world_size(pg);
+    float x = (float)(brg_pg_rank(pg) + 1);
+    if (brg_all_reduce(pg, &work, &x, 1, BRG_DTYPE_F32, BRG_REDUCE_SUM) !=
+            BRG_OK ||
+        brg_work_wait(work) != BRG_OK)
+        return failed("brg_all_reduce");
+    brg_pg_destroy(pg);
+    printf("sum over %d ranks of %s: %g\n", n, backend, (double)x);
+    return x == (float)(n * (n + 1) / 2) ? 0 : 1;
+}
+
+int main(int argc, char **argv)
 {
     printf("%s", brg_build_info());
     if (strcmp(brg_version(), BRG_VERSION) != 0) {
@@ -15,7 +39,5 @@ int main(void)
                 brg_version());
         return 1;
     }
-    if (brg_dtype_size(BRG_DTYPE_F32) != 4)
-        return 1;
-    return 0;
+    return sum_over_ranks(argc > 1 ? argv[1] : "self");
 }

@@ -11,18 +11,26 @@ prefix=$work/prefix
 
 say() { echo "== $*"; }
 
-# run <program> <component or empty>
+# run <component or empty> <program> <argument>...: components on two ranks
 run() {
-    case $2 in
-    "") "$1" >"$work/output" ;;
-    *) mpirun -n 2 "$1" >"$work/output" ;;
-    esac || { cat "$work/output"; echo "$1 failed" >&2; exit 1; }
+    ranks=""
+    test "$1" != mpi || ranks="mpirun -n 2"
+    shift
+    $ranks "$@" >"$work/output" 2>&1 || {
+        cat "$work/output"
+        echo "$* failed" >&2
+        exit 1
+    }
 }
 
 rm -rf "$work"
 mkdir -p "$work"
 say "installing"
 "$cmake" --install "$build" --prefix "$prefix" >"$work/install.log"
+
+pc_dir=$(dirname "$(find "$prefix" -name brigade.pc)")
+export PKG_CONFIG_PATH="$pc_dir${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}"
+lib_dir=$(pkg-config --variable=libdir brigade)
 
 components=$(echo "$*" | tr ' ' ';')
 for static in OFF ON; do
@@ -32,12 +40,13 @@ for static in OFF ON; do
         -DCOMPONENTS="$components" >"$work/configure.log"
     "$cmake" --build "$work/cmake_$static" >"$work/build.log" || {
         cat "$work/build.log"; exit 1; }
-    run "$work/cmake_$static/consumer" ""
+    run "" "$work/cmake_$static/consumer"
     for name in "$@"; do
-        run "$work/cmake_$static/consumer_$name" "$name"
+        run "$name" "$work/cmake_$static/consumer_$name"
+        BRG_BACKEND_PATH=$lib_dir run "$name" "$work/cmake_$static/consumer" "$name"
     done
 done
-if ldd "$work/cmake_ON/consumer" | grep -q libbrigade; then
+if readelf -d "$work/cmake_ON/consumer" | grep -q libbrigade; then
     echo "the static program needs libbrigade.so" >&2
     exit 1
 fi
@@ -49,20 +58,18 @@ if "$cmake" -S "$here" -B "$work/missing" -DCMAKE_PREFIX_PATH="$prefix" \
     exit 1
 fi
 
-pc_dir=$(dirname "$(find "$prefix" -name brigade.pc)")
-export PKG_CONFIG_PATH="$pc_dir${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}"
-lib_dir=$(pkg-config --variable=libdir brigade)
 for suffix in "" -static; do
     say "pkg-config, brigade$suffix"
     # shellcheck disable=SC2046
     "$compiler" -std=c11 "$here/main.c" -o "$work/pc$suffix" \
         $(pkg-config --cflags --libs "brigade$suffix") -Wl,-rpath,"$lib_dir"
-    run "$work/pc$suffix" ""
+    run "" "$work/pc$suffix"
     for name in "$@"; do
         "$compiler" -std=c11 "$here/$name.c" -o "$work/pc_$name$suffix" \
             $(pkg-config --cflags --libs "brigade-$name$suffix") \
             -Wl,-rpath,"$lib_dir"
-        run "$work/pc_$name$suffix" "$name"
+        run "$name" "$work/pc_$name$suffix"
+        run "$name" "$work/pc$suffix" "$name" # found beside libbrigade, or by rpath
     done
 done
 say "all good"
