@@ -84,6 +84,9 @@ function(brg_component name)
   endif()
   target_sources(brigade_${name}_shared PRIVATE ${_arg_HIDDEN_COPIES})
   _brg_shared_settings(brigade_${name}_shared)
+  # A vendor's library may be anywhere.
+  set_target_properties(brigade_${name}_shared PROPERTIES
+    INSTALL_RPATH_USE_LINK_PATH ON)
   add_library(brigade::${name} ALIAS brigade_${name}_shared)
   set_property(GLOBAL APPEND PROPERTY BRG_COMPONENTS ${name})
   set_property(GLOBAL PROPERTY BRG_COMPONENT_HEADER_${name} "${_arg_HEADER}")
