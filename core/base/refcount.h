@@ -31,6 +31,13 @@ static inline bool brg__ref_release(brg__refcount *r)
     return atomic_fetch_sub_explicit(&r->n, 1, memory_order_acq_rel) == 1;
 }
 
+/* The same where weak references exist: brg__ref_try_retain may come in
+ * between, so there is no short cut for the last owner. */
+static inline bool brg__ref_release_shared(brg__refcount *r)
+{
+    return atomic_fetch_sub_explicit(&r->n, 1, memory_order_acq_rel) == 1;
+}
+
 /* Retain unless the count has already dropped to zero (weak references). */
 static inline bool brg__ref_try_retain(brg__refcount *r)
 {

@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Accumulate nodes: where a gradient arrives at its leaf.
+ *
+ *   .grad absent   new gradient ours alone and laid out like the leaf: kept
+ *                  as it is (stolen); otherwise copied into that layout
+ *   .grad present  added in place, so that whoever holds .grad (an optimizer,
+ *                  a bucket) keeps holding it; while gradients are being
+ *                  recorded, added out of place and replaced
+ *
+ * Layout contract: a leaf without gaps gets a gradient with its own strides,
+ * any other a row-major one. */
+#include <string.h>
+
+#include "core/autograd/node.h"
+#include "core/base/error.h"
+#include "core/tensor/shape.h"
+
+#include <brigade/ops.h>
+
+static pthread_mutex_t weak_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* ---- The layout contract ---------------------------------------------------------- */
+
+static bool obeys_layout(const brg_tensor *grad, const brg_tensor *leaf)
+{
+    if (!brg__shape_is_dense(leaf->ndim, leaf->shape, leaf->stride))
+        return grad->is_contiguous;
+    for (int i = 0; i < leaf->ndim; i++)
+        if (leaf->shape[i] != 1 && grad->stride[i] != leaf->stride[i])
+            return false;
+    return true;
+}
+
+/* An owned tensor with the leaf's sizes, laid out by the contract. */
+static brg_status new_like_leaf(brg_tensor **out, const brg_tensor *leaf)
+{
+    brg__layout layout = brg__layout_of(leaf);
+    layout.offset = 0;
+    if (!brg__shape_is_dense(leaf->ndim, leaf->shape, leaf->stride))
+        brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    return brg__tensor_new(out, &layout);
+}
+
+/* ---- The four actions -------------------------------------------------------------- */
+
+/* Nobody else can see it: the engine's reference is the only one (plus the
+ * copy kept for post-hooks), of the tensor and of its storage. */
+static bool is_ours_alone(const brg_tensor *grad, int n_expected)
+{
+    return brg__ref_count(&grad->refs) <= n_expected && grad->storage &&
+           brg__ref_count(&grad->storage->refs) == 1;
+}
+
+static brg_status steal(brg__autograd *a, brg_tensor *grad)
+{
+    return brg__tensor_new_alias(&a->grad, grad);
+}
+
+static brg_status copy(brg__autograd *a, const brg_tensor *leaf,
+                       brg_tensor *grad)
+{
+    brg_tensor *fresh;
+    BRG_TRY(new_like_leaf(&fresh, leaf));
+    brg_status status = brg_copy_(fresh, grad);
+    if (status == BRG_OK)
+        a->grad = fresh;
+    else
+        brg_release(fresh);
+    return status;
+}
+
+static brg_status add_in_place(brg__autograd *a, brg_tensor *grad)
+{
+    return brg_add_(a->grad, grad, 1.0);
+}
+
+/* Recorded: the result is a function of both operands. */
+static brg_status add_out_of_place(brg__autograd *a, brg_tensor *grad)
+{
+    brg_tensor *sum = a->grad ? brg_add(a->grad, grad) : brg_add_scalar(grad, 0.0);
+    if (!sum)
+        return brg_error_code();
+    brg_release(a->grad);
+    a->grad = brg_retain(sum);
+    return BRG_OK;
+}
+
+static brg_status accumulate(brg_node *node, brg_tensor *grad)
+{
+    brg_tensor *leaf = node->leaf;
+    brg__autograd *a = brg__autograd_of(leaf);
+    char text[BRG_TENSOR_TEXT_MAX];
+    if (a->fn)
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "leaf variable has been moved into the graph "
+                        "interior: %s was recorded as a leaf and is now "
+                        "computed by %s",
+                        brg__tensor_text(leaf, text), brg_node_name(a->fn));
+    if (!grad || !a->requires_grad)
+        return BRG_OK;
+    if (!brg__grad_mode_is_off)
+        return add_out_of_place(a, grad);
+    if (a->grad)
+        return add_in_place(a, grad);
+    bool has_post_hooks =
+        node->hooks && !brg__hook_list_is_empty(&node->hooks->post);
+    if (is_ours_alone(grad, 1 + has_post_hooks) && obeys_layout(grad, leaf))
+        return steal(a, grad);
+    return copy(a, leaf, grad);
+}
+
+static brg_status run_post_accumulate(brg_tensor *leaf)
+{
+    brg__autograd *a = brg__autograd_of(leaf);
+    brg_status status = BRG_OK;
+    brg__hook_run run;
+    for (brg_hook *h = brg__hook_run_begin(&run, &a->post_accumulate);
+         h && status == BRG_OK; h = brg__hook_run_next(&run))
+        status = ((brg_post_accumulate_fn)h->fn)(leaf, h->user);
+    brg__hook_run_end(&run);
+    return status;
+}
+
+static brg_status accumulate_apply(brg_node *node, brg_tensor *const *grad_out,
+                                   brg_tensor **grad_in)
+{
+    (void)grad_in;
+    pthread_mutex_lock(&node->lock);
+    brg_status status = accumulate(node, grad_out[0]);
+    pthread_mutex_unlock(&node->lock);
+    return status == BRG_OK ? run_post_accumulate(node->leaf) : status;
+}
+
+/* ---- The node ------------------------------------------------------------------------ */
+
+static const brg__node_class accumulate_class = {.name = "accumulate",
+                                                 .apply = accumulate_apply};
+
+bool brg__node_is_accumulate(const brg_node *node)
+{
+    return node->cls == &accumulate_class;
+}
+
+static brg_status make_node(brg_node **out, brg_tensor *leaf)
+{
+    BRG_TRY(brg__node_new(out, &accumulate_class, 0, 1, 0));
+    brg_node *node = *out;
+    node->sequence = BRG__SEQUENCE_FIRST;
+    node->leaf = brg_retain(leaf);
+    brg__slot_set(&node->slots[0], leaf);
+    pthread_mutex_init(&node->lock, NULL);
+    return BRG_OK;
+}
+
+brg_status brg__accumulate_node(brg_node **out, brg_tensor *leaf)
+{
+    brg__autograd *a = brg__autograd_of(leaf);
+    brg_status status = BRG_OK;
+    pthread_mutex_lock(&weak_lock);
+    *out = a->accumulate;
+    if (!*out || !brg__ref_try_retain(&(*out)->refs)) {
+        status = make_node(out, leaf);
+        a->accumulate = *out;
+    }
+    pthread_mutex_unlock(&weak_lock);
+    return status;
+}
+
+void brg__accumulate_deinit(brg_node *node)
+{
+    brg__autograd *a = brg__autograd_of(node->leaf);
+    pthread_mutex_lock(&weak_lock);
+    if (a->accumulate == node)
+        a->accumulate = NULL; /* else a new one has taken its place */
+    pthread_mutex_unlock(&weak_lock);
+    pthread_mutex_destroy(&node->lock);
+    brg_release(node->leaf);
+}

@@ -1,0 +1,410 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The backward engine: collect, run, finish. See engine.h. */
+#include "core/autograd/engine.h"
+
+#include <string.h>
+
+#include "core/base/error.h"
+#include "core/base/progress.h"
+#include "core/tensor/shape.h"
+
+#include <brigade/ops.h>
+
+#define MAX_DEPTH 60 /* backward inside backward inside ... */
+
+/* ---- Tasks: one per depth, kept for reuse ------------------------------------------- */
+
+static _Thread_local brg__task *innermost;
+static _Thread_local brg__task *idle;
+static _Thread_local int depth;
+
+static pthread_key_t exit_key;
+static pthread_once_t exit_once = PTHREAD_ONCE_INIT;
+static _Thread_local bool is_registered;
+
+static void task_destroy(brg__task *task)
+{
+    brg__map_deinit(&task->index);
+    brg__array_deinit(&task->visits);
+    brg__array_deinit(&task->buffers);
+    brg__array_deinit(&task->heap);
+    brg__array_deinit(&task->stack);
+    brg__array_deinit(&task->roots);
+    brg__array_deinit(&task->captures);
+    brg__array_deinit(&task->callbacks);
+    brg__mem_free(task);
+}
+
+static void on_thread_exit(void *unused)
+{
+    (void)unused;
+    while (idle) {
+        brg__task *next = idle->outer;
+        task_destroy(idle);
+        idle = next;
+    }
+    is_registered = false;
+}
+
+static void make_exit_key(void)
+{
+    (void)pthread_key_create(&exit_key, on_thread_exit);
+}
+
+brg__task *brg__task_current(void)
+{
+    return innermost;
+}
+
+bool brg__task_runs(const brg__task *task, const brg_node *node)
+{
+    uint32_t visit;
+    if (!task || !task->is_selective)
+        return true;
+    return brg__map_get(&task->index, node, &visit) &&
+           (task->visits.at[visit].is_needed ||
+            task->visits.at[visit].is_wanted);
+}
+
+static brg_status task_begin(brg__task **out)
+{
+    if (depth == MAX_DEPTH)
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "backward called from inside backward %d levels deep",
+                        MAX_DEPTH);
+    if (!is_registered) {
+        pthread_once(&exit_once, make_exit_key);
+        (void)pthread_setspecific(exit_key, &is_registered);
+        is_registered = true;
+    }
+    brg__task *task = idle;
+    if (task)
+        idle = task->outer;
+    else if (!(task = BRG__NEW(brg__task)))
+        return BRG_ERR_NOMEM;
+    brg__map_clear(&task->index);
+    task->outer = innermost;
+    innermost = task;
+    depth++;
+    *out = task;
+    return BRG_OK;
+}
+
+/* Lets go of everything the task holds; it may have stopped anywhere. */
+static void task_end(brg__task *task)
+{
+    for (size_t i = 0; i < task->buffers.n; i++)
+        brg_release(task->buffers.at[i]);
+    for (size_t i = 0; i < task->captures.n; i++)
+        brg_release(task->captures.at[i].grad);
+    for (size_t i = 0; i < task->roots.n; i++)
+        brg_node_release(task->roots.at[i].node);
+    task->visits.n = task->buffers.n = task->heap.n = task->stack.n = 0;
+    task->roots.n = task->captures.n = task->callbacks.n = 0;
+    task->n_arrivals = 0;
+    task->is_retained = task->is_selective = task->is_capturing = false;
+    innermost = task->outer;
+    depth--;
+    task->outer = idle;
+    idle = task;
+}
+
+/* ---- Collect ---------------------------------------------------------------------------- */
+
+/* The visit of a node, made on first sight. */
+static brg_status visit_of(brg__task *task, brg_node *node, uint32_t *out,
+                           bool *is_new)
+{
+    BRG_TRY(brg__map_put(&task->index, node, (uint32_t)task->visits.n, out,
+                         is_new));
+    if (!*is_new)
+        return BRG_OK;
+    brg__visit visit = {.node = node,
+                        .first_buffer = (uint32_t)task->buffers.n,
+                        .is_needed = true};
+    BRG_TRY(brg__array_push(&task->visits, visit));
+    BRG_TRY(brg__array_reserve(&task->buffers, node->n_slots));
+    for (uint16_t i = 0; i < node->n_slots; i++)
+        task->buffers.at[task->buffers.n++] = NULL;
+    return brg__array_push(&task->stack, *out);
+}
+
+static brg_status collect(brg__task *task)
+{
+    uint32_t visit;
+    bool is_new;
+    for (size_t i = 0; i < task->roots.n; i++)
+        BRG_TRY(visit_of(task, task->roots.at[i].node, &visit, &is_new));
+    while (task->stack.n > 0) {
+        const brg_node *node =
+            task->visits.at[task->stack.at[--task->stack.n]].node;
+        for (uint16_t i = 0; i < node->n_edges; i++) {
+            if (!node->edges[i].node)
+                continue;
+            BRG_TRY(visit_of(task, node->edges[i].node, &visit, &is_new));
+            task->visits.at[visit].n_waiting++;
+        }
+    }
+    return BRG_OK;
+}
+
+/* Nodes are needed that lead to a requested one. Behind every edge is an
+ * earlier recorded node (or a leaf), so going through them in that order
+ * settles each after those it leads to. */
+static brg_status mark_needed(brg__task *task)
+{
+    for (uint32_t i = 0; i < task->visits.n; i++)
+        BRG_TRY(brg__ready_push(task, i));
+    size_t n = task->heap.n;
+    BRG_TRY(brg__array_reserve(&task->stack, n));
+    for (size_t i = 0; i < n; i++)
+        (void)brg__ready_pop(task, &task->stack.at[n - 1 - i]);
+    /* Leaves came out first: they are last in the list and settle first. */
+    for (size_t pass = 0; pass < 2; pass++)
+        for (size_t i = 0; i < n; i++) {
+            brg__visit *visit = &task->visits.at[task->stack.at[i]];
+            bool is_leaf = brg__node_is_accumulate(visit->node);
+            if (is_leaf != (pass == 0))
+                continue;
+            bool is_needed = is_leaf && visit->is_wanted && !task->is_capturing;
+            for (uint16_t e = 0; e < visit->node->n_edges; e++) {
+                uint32_t to;
+                if (!visit->node->edges[e].node ||
+                    !brg__map_get(&task->index, visit->node->edges[e].node,
+                                  &to))
+                    continue;
+                const brg__visit *next = &task->visits.at[to];
+                is_needed |= next->is_needed || next->is_wanted;
+            }
+            visit->is_needed = is_needed;
+        }
+    task->n_arrivals = 0;
+    return BRG_OK;
+}
+
+/* ---- Roots and requested tensors ------------------------------------------------------------ */
+
+static brg_status add_root(brg__task *task, brg_tensor *output)
+{
+    char text[BRG_TENSOR_TEXT_MAX];
+    if (!output)
+        return brg__error_pending("backward: output");
+    brg__edge edge;
+    BRG_TRY(brg__edge_of(output, &edge));
+    if (!edge.node)
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "backward: output %zu (%s) does not require grad and "
+                        "was not computed from a tensor that does",
+                        task->roots.n, brg__tensor_text(output, text));
+    brg_status status = brg__array_push(&task->roots, edge);
+    if (status != BRG_OK)
+        brg_node_release(edge.node);
+    return status;
+}
+
+static brg_status first_gradient(brg_tensor *output, brg_tensor *given,
+                                 size_t i, brg_tensor **grad)
+{
+    char a[BRG_TENSOR_TEXT_MAX], b[BRG_TENSOR_TEXT_MAX];
+    *grad = given;
+    if (given) {
+        if (brg__shape_equal(given->ndim, given->shape, output->ndim,
+                             output->shape) &&
+            given->dtype == output->dtype)
+            return BRG_OK;
+        return BRG_FAIL(BRG_ERR_SHAPE,
+                        "backward: grad_outputs[%zu] is %s, its output is %s: "
+                        "shape and dtype must be equal",
+                        i, brg__tensor_text(given, a),
+                        brg__tensor_text(output, b));
+    }
+    if (output->numel != 1)
+        return BRG_FAIL(BRG_ERR_SHAPE,
+                        "backward: grad can be implicitly created only for "
+                        "scalar outputs; output %zu is %s: give grad_outputs",
+                        i, brg__tensor_text(output, a));
+    *grad = brg_ones_like(output);
+    return *grad ? BRG_OK : brg_error_code();
+}
+
+static brg_status start(brg__task *task, brg_tensor *const *outputs,
+                        brg_tensor *const *grad_outputs)
+{
+    for (size_t i = 0; i < task->roots.n; i++) {
+        brg_tensor *grad;
+        BRG_TRY(first_gradient(outputs[i],
+                               grad_outputs ? grad_outputs[i] : NULL, i,
+                               &grad));
+        uint32_t visit;
+        (void)brg__map_get(&task->index, task->roots.at[i].node, &visit);
+        BRG_TRY(brg__task_add_gradient(task, visit, task->roots.at[i].slot,
+                                       grad));
+    }
+    for (size_t i = 0; i < task->roots.n; i++) {
+        uint32_t visit;
+        (void)brg__map_get(&task->index, task->roots.at[i].node, &visit);
+        brg__visit *v = &task->visits.at[visit];
+        if (v->n_waiting == 0) {
+            v->n_waiting = UINT32_MAX; /* pushed: not a second time */
+            BRG_TRY(brg__ready_push(task, visit));
+        }
+    }
+    return BRG_OK;
+}
+
+/* Marks what `inputs` asks for. */
+static brg_status request(brg__task *task, brg_tensor *const *inputs,
+                          size_t n_inputs)
+{
+    char text[BRG_TENSOR_TEXT_MAX];
+    for (size_t i = 0; i < n_inputs; i++) {
+        if (!inputs[i])
+            return brg__error_pending("backward: input");
+        brg__edge edge;
+        BRG_TRY(brg__edge_of(inputs[i], &edge));
+        if (!edge.node)
+            return BRG_FAIL(BRG_ERR_STATE,
+                            "backward: input %zu (%s) does not require grad",
+                            i, brg__tensor_text(inputs[i], text));
+        uint32_t visit = UINT32_MAX;
+        if (brg__map_get(&task->index, edge.node, &visit))
+            task->visits.at[visit].is_wanted = true;
+        bool is_leaf = brg__node_is_accumulate(edge.node);
+        brg_node_release(edge.node);
+        if (!task->is_capturing && !is_leaf)
+            return BRG_FAIL(BRG_ERR_STATE,
+                            "backward: input %zu (%s) is not a leaf; use "
+                            "brg_grad for it",
+                            i, brg__tensor_text(inputs[i], text));
+        if (task->is_capturing)
+            BRG_TRY(brg__array_push(&task->captures,
+                                    ((brg__capture){visit, edge.slot, NULL})));
+    }
+    return BRG_OK;
+}
+
+/* ---- Run -------------------------------------------------------------------------------------- */
+
+static brg_status run(brg__task *task)
+{
+    uint32_t visit;
+    while (brg__ready_pop(task, &visit)) {
+        BRG_TRY(brg__task_evaluate(task, visit));
+        brg__progress_poll();
+    }
+    return BRG_OK;
+}
+
+static brg_status run_final_callbacks(brg__task *task)
+{
+    for (size_t i = 0; i < task->callbacks.n; i++) { /* it may grow */
+        brg__callback callback = task->callbacks.at[i];
+        BRG_TRY(callback.fn(callback.user));
+    }
+    return BRG_OK;
+}
+
+brg_status brg_queue_final_callback(brg_final_callback_fn fn, void *user)
+{
+    BRG_CHECK_ARG(fn, "brg_queue_final_callback: fn is NULL");
+    if (!innermost)
+        return BRG_FAIL(BRG_ERR_STATE, "Final callbacks can only be installed "
+                                       "during backward pass.");
+    return brg__array_push(&innermost->callbacks, ((brg__callback){fn, user}));
+}
+
+static brg_status execute(brg__task *task, brg_tensor *const *outputs,
+                          size_t n_outputs,
+                          const brg_backward_options *options,
+                          brg_tensor *const *inputs, size_t n_inputs)
+{
+    for (size_t i = 0; i < n_outputs; i++)
+        BRG_TRY(add_root(task, outputs[i]));
+    BRG_TRY(collect(task));
+    if (inputs) {
+        BRG_TRY(request(task, inputs, n_inputs));
+        BRG_TRY(mark_needed(task));
+    }
+    BRG_TRY(start(task, outputs, options->grad_outputs));
+    BRG_TRY(run(task));
+    return run_final_callbacks(task);
+}
+
+/* Runs the task inside a scope and a grad mode of its own. */
+static brg_status backward(brg__task *task, brg_tensor *const *outputs,
+                           size_t n_outputs,
+                           const brg_backward_options *options,
+                           brg_tensor *const *inputs, size_t n_inputs)
+{
+    task->is_retained = options->retain_graph || options->create_graph;
+    task->is_selective = inputs != NULL;
+    brg_scope *scope = brg_scope_begin();
+    if (!scope)
+        return BRG_ERR_NOMEM;
+    bool mode = brg_grad_mode_set(options->create_graph);
+    brg_status status =
+        execute(task, outputs, n_outputs, options, inputs, n_inputs);
+    brg_grad_mode_set(mode);
+    brg_scope_end(scope);
+    return status;
+}
+
+/* ---- Public -------------------------------------------------------------------------------------- */
+
+static const brg_backward_options default_options = BRG_BACKWARD_OPTIONS_INIT;
+
+static brg_status check_options(const brg_backward_options **options)
+{
+    if (!*options)
+        *options = &default_options;
+    BRG_CHECK_ARG((*options)->struct_size >= sizeof(brg_backward_options),
+                  "backward: options.struct_size is %zu, expected %zu: use "
+                  "BRG_BACKWARD_OPTIONS_INIT",
+                  (*options)->struct_size, sizeof(brg_backward_options));
+    return BRG_OK;
+}
+
+brg_status brg_backward_with(brg_tensor *const *outputs, size_t n_outputs,
+                             const brg_backward_options *options)
+{
+    BRG_TRY(check_options(&options));
+    BRG_CHECK_ARG(outputs && n_outputs > 0, "backward: no outputs");
+    BRG_CHECK_ARG(!options->inputs || options->n_inputs > 0,
+                  "backward: inputs is given but empty");
+    brg__task *task;
+    BRG_TRY(task_begin(&task));
+    brg_status status = backward(task, outputs, n_outputs, options,
+                                 options->inputs, options->n_inputs);
+    task_end(task);
+    return status;
+}
+
+brg_status brg_backward(brg_tensor *loss)
+{
+    return brg_backward_with(&loss, 1, NULL);
+}
+
+brg_status brg_grad(brg_tensor **grads, brg_tensor *const *outputs,
+                    size_t n_outputs, brg_tensor *const *inputs,
+                    size_t n_inputs, const brg_backward_options *options)
+{
+    BRG_TRY(check_options(&options));
+    BRG_CHECK_ARG(outputs && n_outputs > 0, "brg_grad: no outputs");
+    BRG_CHECK_ARG(inputs && n_inputs > 0,
+                  "brg_grad: grad requires non-empty inputs");
+    memset(grads, 0, n_inputs * sizeof *grads);
+    brg__task *task;
+    BRG_TRY(task_begin(&task));
+    task->is_capturing = true;
+    brg_status status =
+        backward(task, outputs, n_outputs, options, inputs, n_inputs);
+    for (size_t i = 0; status == BRG_OK && i < n_inputs; i++)
+        if (task->captures.at[i].grad) {
+            grads[i] =
+                brg__scope_adopt(brg_retain(task->captures.at[i].grad));
+            if (!grads[i])
+                status = brg_error_code();
+        }
+    task_end(task);
+    return status;
+}

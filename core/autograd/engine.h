@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The backward engine's inside: the task of one backward call.
+ *
+ *     collect: walk the graph, count each node's incoming edges
+ *     run:     pop the latest ready node; hooks, gradient rule, hooks;
+ *              add its results into the slots of the nodes behind it
+ *
+ * Ready nodes wait in a heap by sequence number, the latest recorded first;
+ * accumulate nodes come before all others, so a gradient reaches its leaf (and
+ * the reducer's hook) the moment it is complete. */
+#ifndef BRG_CORE_AUTOGRAD_ENGINE_H
+#define BRG_CORE_AUTOGRAD_ENGINE_H
+
+#include "core/autograd/node.h"
+#include "core/base/array.h"
+#include "core/base/map.h"
+
+/* A node in this task. */
+typedef struct brg__visit {
+    brg_node *node;
+    uint32_t n_waiting;    /* incoming gradients still to come */
+    uint32_t first_buffer; /* its slots in `buffers` */
+    bool is_needed;        /* leads to a requested leaf */
+    bool is_wanted;        /* some slot is an output of brg_grad */
+} brg__visit;
+
+/* A gradient asked for by brg_grad. */
+typedef struct brg__capture {
+    uint32_t visit;
+    uint32_t slot;
+    brg_tensor *grad; /* owned */
+} brg__capture;
+
+typedef struct brg__ready {
+    uint64_t sequence;
+    uint64_t arrival; /* first come, first served among equals */
+    uint32_t visit;
+} brg__ready;
+
+typedef struct brg__callback {
+    brg_final_callback_fn fn;
+    void *user;
+} brg__callback;
+
+typedef struct brg__task {
+    brg__map index; /* node -> visit */
+    BRG__ARRAY(brg__visit) visits;
+    BRG__ARRAY(brg_tensor *) buffers; /* owned; NULL: nothing arrived */
+    BRG__ARRAY(brg__ready) heap;
+    BRG__ARRAY(uint32_t) stack;
+    BRG__ARRAY(brg__edge) roots; /* retained */
+    BRG__ARRAY(brg__capture) captures;
+    BRG__ARRAY(brg__callback) callbacks;
+    uint64_t n_arrivals;
+    bool is_retained; /* keep the graph */
+    bool is_selective; /* only needed nodes run */
+    bool is_capturing; /* brg_grad: leaves are not accumulated */
+    struct brg__task *outer;
+} brg__task;
+
+/* The innermost backward of the thread, or NULL. */
+brg__task *brg__task_current(void);
+
+/* False for a node that a selective backward leaves out. */
+bool brg__task_runs(const brg__task *task, const brg_node *node);
+
+/* ---- evaluate.c ---------------------------------------------------------------- */
+
+/* Runs one ready node: hooks, rule, validation, routing. */
+brg_status brg__task_evaluate(brg__task *task, uint32_t visit);
+
+/* Adds `grad` (borrowed; NULL: undefined) into a slot of a visit. */
+brg_status brg__task_add_gradient(brg__task *task, uint32_t visit,
+                                  uint32_t slot, brg_tensor *grad);
+
+/* Makes *grad fit the slot: sums broadcast dims, casts. */
+brg_status brg__validate_gradient(const brg_node *from, size_t i,
+                                  const brg__slot *slot, brg_tensor **grad);
+
+/* ---- ready.c -------------------------------------------------------------------- */
+
+brg_status brg__ready_push(brg__task *task, uint32_t visit);
+/* False when none is ready. */
+bool brg__ready_pop(brg__task *task, uint32_t *visit);
+
+#endif

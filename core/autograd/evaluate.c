@@ -1,0 +1,334 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * One node of a backward: hooks, gradient rule, validation, routing.
+ *
+ * Order: tensor hooks, retain-grad writes, outputs of brg_grad; then, if the
+ * node is needed, pre-hooks, the rule, validation, post-hooks; then each
+ * result is added into the slot that its edge leads to. */
+#include <string.h>
+
+#include "core/autograd/engine.h"
+#include "core/base/error.h"
+#include "core/tensor/device.h"
+#include "core/tensor/shape.h"
+
+#include <brigade/ops.h>
+
+#define MAX_SLOTS 64
+
+/* ---- Validation -------------------------------------------------------------------- */
+
+static brg_status slot_like(const brg__slot *slot, brg_tensor **out)
+{
+    brg__layout layout = {.dtype = (brg_dtype)slot->dtype,
+                          .device = slot->device,
+                          .ndim = slot->ndim};
+    memcpy(layout.shape, slot->shape, sizeof layout.shape);
+    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    brg_tensor *meta;
+    BRG_TRY(brg__tensor_new_view(&meta, &layout, NULL));
+    *out = brg__scope_adopt(meta);
+    return *out ? BRG_OK : brg_error_code();
+}
+
+static bool can_sum_to(const brg_tensor *grad, const brg__slot *slot)
+{
+    int ndim;
+    int64_t shape[BRG_MAX_DIMS];
+    return brg__shape_broadcast(grad->ndim, grad->shape, slot->ndim,
+                                slot->shape, &ndim, shape) &&
+           brg__shape_equal(ndim, shape, grad->ndim, grad->shape);
+}
+
+brg_status brg__validate_gradient(const brg_node *from, size_t i,
+                                  const brg__slot *slot, brg_tensor **grad)
+{
+    brg_tensor *g = *grad;
+    if (!brg__shape_equal(g->ndim, g->shape, slot->ndim, slot->shape)) {
+        char a[BRG_SHAPE_TEXT_MAX], b[BRG_SHAPE_TEXT_MAX];
+        if (!can_sum_to(g, slot))
+            return BRG_FAIL(BRG_ERR_SHAPE,
+                            "%s returned an invalid gradient at index %zu - "
+                            "got %s but expected shape compatible with %s",
+                            brg_node_name(from), i,
+                            brg__shape_text(g->ndim, g->shape, a),
+                            brg__shape_text(slot->ndim, slot->shape, b));
+        brg_tensor *like;
+        BRG_TRY(slot_like(slot, &like));
+        g = brg_sum_to_like(g, like);
+    }
+    if (g && g->dtype != slot->dtype)
+        g = brg_cast(g, (brg_dtype)slot->dtype);
+    if (!g)
+        return brg_error_code();
+    if (g->device.type != slot->device.type ||
+        g->device.index != slot->device.index) {
+        char a[24], b[24];
+        return BRG_FAIL(BRG_ERR_DEVICE,
+                        "%s returned a gradient on %s at index %zu, expected "
+                        "%s",
+                        brg_node_name(from), brg__device_text(g->device, a), i,
+                        brg__device_text(slot->device, b));
+    }
+    *grad = g;
+    return BRG_OK;
+}
+
+/* ---- Adding up ---------------------------------------------------------------------- */
+
+static bool can_add_in_place(const brg_tensor *sum)
+{
+    return brg__grad_mode_is_off && brg__ref_count(&sum->refs) == 1 &&
+           sum->storage && brg__ref_count(&sum->storage->refs) == 1 &&
+           sum->is_contiguous;
+}
+
+brg_status brg__task_add_gradient(brg__task *task, uint32_t visit,
+                                  uint32_t slot, brg_tensor *grad)
+{
+    if (!grad)
+        return BRG_OK;
+    brg_tensor **buffer =
+        &task->buffers.at[task->visits.at[visit].first_buffer + slot];
+    if (!*buffer) {
+        *buffer = brg_retain(grad);
+        return BRG_OK;
+    }
+    if (can_add_in_place(*buffer))
+        return brg_add_(*buffer, grad, 1.0);
+    brg_tensor *sum = brg_add(*buffer, grad);
+    if (!sum)
+        return brg_error_code();
+    brg_release(*buffer);
+    *buffer = brg_retain(sum);
+    return BRG_OK;
+}
+
+/* ---- Hooks ---------------------------------------------------------------------------- */
+
+/* A hook may change values, not what kind of thing it is. */
+static brg_status check_replacement(const brg_tensor *before,
+                                    const brg_tensor *after)
+{
+    const char *what = NULL;
+    if (!brg__shape_equal(before->ndim, before->shape, after->ndim,
+                          after->shape))
+        what = "size";
+    else if (before->dtype != after->dtype)
+        what = "type";
+    else if (before->device.type != after->device.type ||
+             before->device.index != after->device.index)
+        what = "device";
+    if (!what)
+        return BRG_OK;
+    char a[BRG_TENSOR_TEXT_MAX], b[BRG_TENSOR_TEXT_MAX];
+    return BRG_FAIL(BRG_ERR_CALLBACK,
+                    "a hook has changed the %s of value: the gradient was %s, "
+                    "the replacement is %s",
+                    what, brg__tensor_text(before, a),
+                    brg__tensor_text(after, b));
+}
+
+static void replace(brg_tensor **slot, brg_tensor *by)
+{
+    brg_retain(by);
+    brg_release(*slot);
+    *slot = by;
+}
+
+static brg_status run_tensor_hooks(brg__hook_list *list, uint32_t slot,
+                                   brg_tensor **grad)
+{
+    brg_status status = BRG_OK;
+    brg__hook_run run;
+    for (brg_hook *h = brg__hook_run_begin(&run, list);
+         h && status == BRG_OK; h = brg__hook_run_next(&run)) {
+        if (h->slot != slot || !*grad)
+            continue;
+        brg_tensor *replacement = NULL;
+        status = ((brg_grad_hook_fn)h->fn)(*grad, &replacement, h->user);
+        if (status == BRG_OK && replacement)
+            status = check_replacement(*grad, replacement);
+        if (status == BRG_OK && replacement)
+            replace(grad, replacement);
+    }
+    brg__hook_run_end(&run);
+    return status;
+}
+
+static brg_status run_retain_writes(brg__hook_list *list, uint32_t slot,
+                                    brg_tensor *grad)
+{
+    brg_status status = BRG_OK;
+    brg__hook_run run;
+    for (brg_hook *h = brg__hook_run_begin(&run, list);
+         h && status == BRG_OK; h = brg__hook_run_next(&run)) {
+        if (h->slot != slot || !grad)
+            continue;
+        brg_tensor *t = h->user, *sum = grad;
+        brg_tensor *old = brg_tensor_grad(t);
+        if (old && !(sum = brg_add(old, grad)))
+            status = brg_error_code();
+        else
+            status = brg_tensor_set_grad(t, sum);
+    }
+    brg__hook_run_end(&run);
+    return status;
+}
+
+static brg_status run_slot_hooks(brg_node *node, brg_tensor **grads)
+{
+    if (brg__node_is_accumulate(node)) {
+        brg__autograd *a = brg__autograd_of(node->leaf);
+        return run_tensor_hooks(&a->hooks, 0, &grads[0]);
+    }
+    if (!node->hooks)
+        return BRG_OK;
+    for (uint32_t slot = 0; slot < node->n_slots; slot++) {
+        BRG_TRY(run_tensor_hooks(&node->hooks->tensor, slot, &grads[slot]));
+        BRG_TRY(run_retain_writes(&node->hooks->retain, slot, grads[slot]));
+    }
+    return BRG_OK;
+}
+
+/* Takes over what a hook wrote into `seen`, whose entries were `before`. */
+static brg_status take_replacements(brg_tensor *const *seen,
+                                    brg_tensor *const *before, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (seen[i] == before[i])
+            continue;
+        if (!before[i] || !seen[i])
+            return BRG_FAIL(BRG_ERR_CALLBACK,
+                            "a hook has returned an incorrect number of "
+                            "values: gradient %zu of %zu is %s and cannot "
+                            "become %s",
+                            i, n, before[i] ? "defined" : "undefined",
+                            seen[i] ? "defined" : "undefined");
+        BRG_TRY(check_replacement(before[i], seen[i]));
+    }
+    return BRG_OK;
+}
+
+static brg_status run_pre_hooks(brg_node *node, brg_tensor **grads)
+{
+    if (!node->hooks)
+        return BRG_OK;
+    brg_status status = BRG_OK;
+    brg__hook_run run;
+    for (brg_hook *h = brg__hook_run_begin(&run, &node->hooks->pre);
+         h && status == BRG_OK; h = brg__hook_run_next(&run)) {
+        brg_tensor *seen[MAX_SLOTS];
+        memcpy(seen, grads, node->n_slots * sizeof *seen);
+        status = ((brg_node_pre_hook_fn)h->fn)(seen, node->n_slots, h->user);
+        if (status == BRG_OK)
+            status = take_replacements(seen, grads, node->n_slots);
+        for (size_t i = 0; status == BRG_OK && i < node->n_slots; i++)
+            if (seen[i] != grads[i])
+                replace(&grads[i], seen[i]);
+    }
+    brg__hook_run_end(&run);
+    return status;
+}
+
+static brg_status run_post_hooks(brg_node *node, brg_tensor **grad_in,
+                                 brg_tensor *const *grad_out)
+{
+    if (!node->hooks)
+        return BRG_OK;
+    size_t n = node->n_edges;
+    brg_status status = BRG_OK;
+    brg__hook_run run;
+    for (brg_hook *h = brg__hook_run_begin(&run, &node->hooks->post);
+         h && status == BRG_OK; h = brg__hook_run_next(&run)) {
+        brg_tensor *seen[MAX_SLOTS];
+        memcpy(seen, grad_in, n * sizeof *seen);
+        status = ((brg_node_post_hook_fn)h->fn)(seen, n, grad_out,
+                                                node->n_slots, h->user);
+        if (status == BRG_OK)
+            status = take_replacements(seen, grad_in, n);
+        if (status == BRG_OK)
+            memcpy(grad_in, seen, n * sizeof *seen);
+    }
+    brg__hook_run_end(&run);
+    return status;
+}
+
+/* ---- The node --------------------------------------------------------------------------- */
+
+/* Hands over the gradients that brg_grad asked for, as tensor hooks left
+ * them. */
+static void deliver(brg__task *task, uint32_t visit, brg_tensor *const *grads)
+{
+    for (size_t i = 0; i < task->captures.n; i++) {
+        brg__capture *capture = &task->captures.at[i];
+        if (capture->visit == visit && grads[capture->slot])
+            replace(&capture->grad, grads[capture->slot]);
+    }
+}
+
+static brg_status apply_rule(brg_node *node, brg_tensor *const *grads,
+                             brg_tensor **grad_in)
+{
+    bool is_undefined = !brg__node_is_accumulate(node);
+    for (uint16_t i = 0; is_undefined && i < node->n_slots; i++)
+        is_undefined = grads[i] == NULL;
+    if (is_undefined)
+        return BRG_OK; /* zeros everywhere: nothing to compute */
+    brg_status status = node->cls->apply(node, grads, grad_in);
+    if (status != BRG_OK)
+        return brg__error_prefix("backward of %s: ", brg_node_name(node));
+    for (uint16_t i = 0; i < node->n_edges; i++) {
+        const brg__edge *edge = &node->edges[i];
+        if (grad_in[i] && edge->node)
+            BRG_TRY(brg__validate_gradient(node, i,
+                                           &edge->node->slots[edge->slot],
+                                           &grad_in[i]));
+    }
+    return BRG_OK;
+}
+
+static brg_status route(brg__task *task, const brg_node *node,
+                        brg_tensor *const *grad_in)
+{
+    for (uint16_t i = 0; i < node->n_edges; i++) {
+        const brg__edge *edge = &node->edges[i];
+        uint32_t to;
+        if (!edge->node || !brg__task_runs(task, edge->node) ||
+            !brg__map_get(&task->index, edge->node, &to))
+            continue;
+        BRG_TRY(brg__task_add_gradient(task, to, edge->slot, grad_in[i]));
+        if (--task->visits.at[to].n_waiting == 0)
+            BRG_TRY(brg__ready_push(task, to));
+    }
+    return BRG_OK;
+}
+
+brg_status brg__task_evaluate(brg__task *task, uint32_t visit)
+{
+    brg_node *node = task->visits.at[visit].node;
+    brg_tensor *grads[MAX_SLOTS], *grad_in[MAX_SLOTS] = {0};
+    brg_tensor **buffers = &task->buffers.at[task->visits.at[visit].first_buffer];
+    memcpy(grads, buffers, node->n_slots * sizeof *grads);
+    memset(buffers, 0, node->n_slots * sizeof *buffers); /* ours now */
+    brg_scope *scope = brg_scope_begin();
+    brg_status status = scope ? BRG_OK : BRG_ERR_NOMEM;
+    if (status == BRG_OK)
+        status = run_slot_hooks(node, grads);
+    if (status == BRG_OK && task->visits.at[visit].is_wanted)
+        deliver(task, visit, grads);
+    if (status == BRG_OK && task->visits.at[visit].is_needed) {
+        status = run_pre_hooks(node, grads);
+        if (status == BRG_OK)
+            status = apply_rule(node, grads, grad_in);
+        if (status == BRG_OK)
+            status = run_post_hooks(node, grad_in, grads);
+        if (!task->is_retained)
+            brg__node_free_saved(node);
+    }
+    for (uint16_t i = 0; i < node->n_slots; i++)
+        brg_release(grads[i]);
+    if (status == BRG_OK)
+        status = route(task, node, grad_in);
+    brg_scope_end(scope);
+    return status;
+}

@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The recorded graph: nodes, edges, saved tensors, and what a tensor knows of
+ * its gradient.
+ *
+ *     tensor --fn--> node --edges--> node ... --> accumulate --> leaf tensor
+ *
+ * References point backward only (from results to what they came from), so
+ * there are no cycles: a node's own outputs are saved without their history,
+ * and a leaf knows its accumulate node weakly. A node is one block: header,
+ * edges, slots, saved tensors. */
+#ifndef BRG_CORE_AUTOGRAD_NODE_H
+#define BRG_CORE_AUTOGRAD_NODE_H
+
+#include <pthread.h>
+
+#include <brigade/ext/op.h>
+
+#include "core/autograd/hooks.h"
+#include "core/tensor/tensor.h"
+
+/* Where a gradient goes next; node NULL: nowhere. */
+typedef struct brg__edge {
+    brg_node *node;
+    uint32_t slot;
+} brg__edge;
+
+/* What an output of the node looked like; its gradient must fit it. */
+typedef struct brg__slot {
+    uint8_t dtype;
+    uint8_t ndim;
+    brg_device device;
+    int64_t shape[BRG_MAX_DIMS];
+} brg__slot;
+
+typedef enum brg__saved_kind {
+    BRG__SAVED_NOTHING, /* the input was absent */
+    BRG__SAVED_TENSOR,
+    BRG__SAVED_OUTPUT, /* without its history, which is this node */
+    BRG__SAVED_META
+} brg__saved_kind;
+
+typedef struct brg__saved {
+    brg_tensor *tensor; /* retained */
+    uint32_t version;   /* when it was saved */
+    uint8_t kind;       /* brg__saved_kind */
+    bool is_output;
+    uint8_t index; /* which input or output of the op */
+} brg__saved;
+
+typedef struct brg__node_hooks {
+    brg__hook_list tensor; /* of outputs, by slot */
+    brg__hook_list retain; /* retain-grad writes, by slot */
+    brg__hook_list pre;
+    brg__hook_list post;
+} brg__node_hooks;
+
+typedef struct brg__node_class {
+    const char *name; /* NULL: the op's name */
+    /* Gradients of the edges from gradients of the slots. `grad_out` are the
+     * engine's references: an apply that keeps one retains it. grad_in is
+     * borrowed from the scope. */
+    brg_status (*apply)(brg_node *node, brg_tensor *const *grad_out,
+                        brg_tensor **grad_in);
+    /* Drops saved values after their last use. May be NULL. */
+    void (*free_saved)(brg_node *node);
+} brg__node_class;
+
+struct brg_node {
+    brg__refcount refs;
+    const brg__node_class *cls;
+    uint64_t sequence; /* later nodes run first; accumulate nodes before all */
+    uint16_t n_edges;
+    uint16_t n_slots;
+    uint16_t n_saved;
+    bool is_freed; /* saved values are gone */
+    brg__edge *edges;
+    brg__slot *slots;
+    brg__saved *saved;
+    brg__node_hooks *hooks; /* NULL: none */
+    brg_node *next_dead;    /* chain of nodes being freed */
+    size_t nbytes;
+    /* Op nodes. */
+    const brg_op *op;
+    brg_attrs attrs;
+    uint8_t n_op_in;
+    uint8_t n_op_out;
+    /* Accumulate nodes. */
+    brg_tensor *leaf; /* retained */
+    pthread_mutex_t lock;
+};
+
+#define BRG__SEQUENCE_FIRST UINT64_MAX
+
+brg_status brg__node_new(brg_node **out, const brg__node_class *cls,
+                         int n_edges, int n_slots, int n_saved);
+void brg__node_retain(brg_node *node);
+void brg__node_free_saved(brg_node *node);
+brg_status brg__node_hooks_get(brg_node *node, brg__node_hooks **out);
+void brg__slot_set(brg__slot *slot, const brg_tensor *t);
+
+/* ---- What a tensor knows --------------------------------------------------- */
+
+typedef struct brg__autograd {
+    brg__grad_info base;
+    bool requires_grad;
+    uint16_t slot;  /* which output of fn */
+    brg_node *fn;   /* retained; NULL: leaf */
+    brg_tensor *grad;
+    brg_node *accumulate; /* weak; under the accumulate lock */
+    brg__hook_list hooks; /* tensor hooks of a leaf */
+    brg__hook_list post_accumulate;
+    brg_hook *retain; /* of retain-grad, in fn */
+} brg__autograd;
+
+static inline brg__autograd *brg__autograd_of(const brg_tensor *t)
+{
+    return (brg__autograd *)t->grad_info;
+}
+
+static inline bool brg__requires_grad(const brg_tensor *t)
+{
+    return t->grad_info && brg__autograd_of(t)->requires_grad;
+}
+
+/* Makes it if it is not there. */
+brg_status brg__autograd_get(brg_tensor *t, brg__autograd **out);
+
+/* The edge that a gradient of t flows along: its node, or its accumulate
+ * node; edge->node NULL if t does not require gradients. Retained. */
+brg_status brg__edge_of(brg_tensor *t, brg__edge *edge);
+
+/* ---- Accumulate nodes (accumulate.c) ------------------------------------------ */
+
+/* The leaf's accumulate node, made if there is none. Retained. */
+brg_status brg__accumulate_node(brg_node **out, brg_tensor *leaf);
+/* Called when the last reference is gone. */
+void brg__accumulate_deinit(brg_node *node);
+bool brg__node_is_accumulate(const brg_node *node);
+
+/* Grad mode (grad_mode.c). */
+extern _Thread_local bool brg__grad_mode_is_off;
+
+#endif

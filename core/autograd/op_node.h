@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The node of an executed op: recorded by dispatch, run by the engine. */
+#ifndef BRG_CORE_AUTOGRAD_OP_NODE_H
+#define BRG_CORE_AUTOGRAD_OP_NODE_H
+
+#include "core/autograd/node.h"
+
+/* Makes the node of a finished call and ties the outputs to it. */
+brg_status brg__op_node_record(brg_op_call *call);
+
+#endif

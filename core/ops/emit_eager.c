@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The eager emitter: infers, makes the outputs, runs the kernel. Also the
+ * thread's choice of emitter. */
+#include <string.h>
+
+#include "core/ops/op.h"
+#include "core/tensor/device.h"
+
+static brg_status find_device(const brg_op_call *call, brg_device *out)
+{
+    *out = BRG_CPU;
+    const brg_tensor *first = NULL;
+    for (int i = 0; i < call->n_in; i++) {
+        const brg_tensor *t = call->in[i];
+        if (!t)
+            continue;
+        if (!first) {
+            first = t;
+            *out = t->device;
+        } else if (t->device.type != out->type ||
+                   t->device.index != out->index) {
+            char a[24], b[24];
+            return BRG_FAIL(BRG_ERR_DEVICE,
+                            "%s: input %d is on %s, the inputs before it on "
+                            "%s",
+                            call->op->name, i, brg__device_text(t->device, a),
+                            brg__device_text(*out, b));
+        }
+    }
+    return BRG_OK;
+}
+
+static brg_status make_output(brg_op_call *call, int j, brg_device device)
+{
+    const brg_out_info *info = &call->info[j];
+    brg__layout layout = {
+        .dtype = info->dtype, .device = device, .ndim = info->ndim};
+    memcpy(layout.shape, info->shape, sizeof layout.shape);
+    brg_tensor *t;
+    if (info->is_view) {
+        memcpy(layout.stride, info->stride, sizeof layout.stride);
+        layout.offset = info->offset;
+        BRG_TRY(brg__tensor_new_view(&t, &layout,
+                                     call->in[info->view_of]->storage));
+    } else {
+        brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+        brg_status status = brg__tensor_new(&t, &layout);
+        if (status != BRG_OK)
+            return brg__error_prefix("%s: ", call->op->name);
+    }
+    call->out[j] = brg__scope_adopt(t);
+    return call->out[j] ? BRG_OK : brg_error_code();
+}
+
+static bool is_view(const brg_op_call *call)
+{
+    for (int j = 0; j < call->n_out; j++)
+        if (!call->info[j].is_view)
+            return false;
+    return true;
+}
+
+static brg_status emit_eager(brg__emitter *self, brg_op_call *call)
+{
+    (void)self;
+    brg_device device;
+    BRG_TRY(find_device(call, &device));
+    memset(call->info, 0, (size_t)call->n_out * sizeof *call->info);
+    BRG_TRY(call->op->infer(call));
+    for (int j = 0; j < call->n_out; j++)
+        BRG_TRY(make_output(call, j, device));
+    if (is_view(call))
+        return BRG_OK;
+    brg_status (*run)(brg_op_call *) = call->op->run[device.type];
+    if (!run) {
+        char text[24];
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED, "%s has no kernel for %s",
+                        call->op->name, brg__device_text(device, text));
+    }
+    return run(call);
+}
+
+brg__emitter brg__eager_emitter = {emit_eager};
+
+static _Thread_local brg__emitter *current;
+
+brg__emitter *brg__emitter_get(void)
+{
+    return current ? current : &brg__eager_emitter;
+}
+
+brg__emitter *brg__emitter_set(brg__emitter *emitter)
+{
+    brg__emitter *before = current;
+    current = emitter;
+    return before;
+}
