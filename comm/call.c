@@ -28,18 +28,16 @@ void brg__call_sign(const brg_call *call, int rank, brg_signature *filled)
     };
 }
 
-/* A send matches a recv; every other call matches its like. */
-static bool colls_match(const brg_signature *a, const brg_signature *b)
-{
-    if (brg__coll_is_p2p((brg_coll)a->coll))
-        return brg__coll_is_p2p((brg_coll)b->coll) && a->coll != b->coll;
-    return a->coll == b->coll && a->peer == b->peer && a->op == b->op;
-}
-
 bool brg__signatures_match(const brg_signature *a, const brg_signature *b)
 {
-    return a->seq == b->seq && a->count == b->count && a->dtype == b->dtype &&
-           colls_match(a, b);
+    if (a->count != b->count || a->dtype != b->dtype)
+        return false;
+    /* A send meets a recv, in order between the two: each has a number of its
+     * own rank's. Every other call meets its like. */
+    if (brg__coll_is_p2p((brg_coll)a->coll))
+        return brg__coll_is_p2p((brg_coll)b->coll) && a->coll != b->coll;
+    return a->seq == b->seq && a->coll == b->coll && a->peer == b->peer &&
+           a->op == b->op;
 }
 
 static void describe_peer(const brg_signature *s, char *text, size_t size)

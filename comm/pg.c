@@ -64,8 +64,9 @@ brg_status brg__pg_make(brg_pg **out, const brg_backend *backend,
     pg->timeout_ns = (uint64_t)(complete.timeout_s * 1e9);
     BRG_TRY_GOTO(backend->create(brg_host_get(), &complete, &pg->end), out);
     BRG_TRY_GOTO(check_end(backend, &pg->end), out);
-    BRG_TRY_GOTO(brg__progress_register(poll_from_engine, pg), out);
-    pg->is_registered = true;
+    if (pg->end.wants_polls)
+        BRG_TRY_GOTO(brg__progress_register(poll_from_engine, pg), out);
+    pg->is_registered = pg->end.wants_polls;
     *out = pg;
     return BRG_OK;
 out:

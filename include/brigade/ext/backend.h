@@ -176,6 +176,7 @@ typedef struct brg_group {
     void *group;              /* first argument of every slot */
     int rank;
     int world_size;
+    bool wants_polls; /* progress is worth calling while the thread computes */
 } brg_group;
 
 struct brg_backend {

@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The simulated group's slots, and running a program on every rank. */
+#include <string.h>
+
+#include "comm/local.h"
+#include "comm/sim/world.h"
+
+static brg_status sim_start(void *group, brg_call *call)
+{
+    brg__sim_rank *rank = group;
+    BRG_TRY(brg__sim_join(rank, call));
+    brg__sim_yield(rank);
+    return BRG_OK;
+}
+
+static brg_status sim_progress(void *group)
+{
+    brg__sim_rank *rank = group;
+    brg__sim_yield(rank);
+    return brg__sim_check(rank);
+}
+
+static brg_status sim_wait(void *group, brg_call *call)
+{
+    brg__sim_rank *rank = group;
+    brg_status status = BRG_OK;
+    rank->waits_for = call;
+    while (!call->is_done && status == BRG_OK) {
+        brg__sim_yield(rank);
+        if (!call->is_done)
+            status = brg__sim_check(rank);
+    }
+    rank->waits_for = NULL;
+    return status;
+}
+
+static void sim_abort(void *group)
+{
+    brg__sim_forget(group);
+}
+
+static const brg_group_ops sim_ops = {
+    .abi = BRG_BACKEND_ABI,
+    .struct_size = sizeof(brg_group_ops),
+    .start = sim_start,
+    .progress = sim_progress,
+    .wait = sim_wait,
+    .abort = sim_abort,
+    .destroy = sim_abort,
+};
+
+static brg_status sim_create(const brg_host *host,
+                             const brg_pg_options *options, brg_group *filled)
+{
+    (void)host;
+    brg__sim_rank *rank = (brg__sim_rank *)options->backend_data;
+    *filled = (brg_group){.ops = &sim_ops,
+                          .group = rank,
+                          .rank = rank->rank,
+                          .world_size = rank->world->n_ranks};
+    return BRG_OK;
+}
+
+static const brg_backend backend_sim = {
+    .abi = BRG_BACKEND_ABI,
+    .struct_size = sizeof(brg_backend),
+    .name = "sim",
+    .create = sim_create,
+};
+
+/* ---- Running ----------------------------------------------------------------- */
+
+static brg_status run_program(brg__sim_rank *rank)
+{
+    brg__sim_world *world = rank->world;
+    brg_pg *pg = NULL;
+    brg_pg_options options = BRG_PG_OPTIONS_INIT;
+    options.backend_data = rank;
+    BRG_TRY(brg__pg_make(&pg, &backend_sim, &options));
+    brg_error_clear();
+    brg_status status = world->fn(pg, world->user);
+    if (status != BRG_OK && brg_error_code() == BRG_OK)
+        (void)BRG_FAIL(status, "%s", brg_status_text(status));
+    brg_pg_destroy(pg);
+    return status;
+}
+
+static void note_failure(brg__sim_rank *rank)
+{
+    brg__sim_world *world = rank->world;
+    if (world->first_failed >= 0)
+        return;
+    world->first_failed = rank->rank;
+    (void)brg__error_prefix("rank %d: ", rank->rank);
+    brg__error_save(&world->failure);
+}
+
+static void *rank_main(void *user)
+{
+    brg__sim_rank *rank = user;
+    brg__sim_world *world = rank->world;
+    pthread_mutex_lock(&world->lock);
+    while (world->holder != rank->rank)
+        pthread_cond_wait(&rank->turn, &world->lock);
+    pthread_mutex_unlock(&world->lock);
+    rank->status = run_program(rank);
+    if (rank->status != BRG_OK)
+        note_failure(rank);
+    brg__sim_forget(rank);
+    brg__sim_leave(rank);
+    return NULL;
+}
+
+static void free_world(brg__sim_world *world)
+{
+    for (int r = 0; world->ranks && r < world->n_ranks; r++)
+        pthread_cond_destroy(&world->ranks[r].turn);
+    for (size_t i = 0; i < world->open.n; i++)
+        brg__mem_free(world->open.at[i]);
+    while (world->free_meetings) {
+        brg__sim_meeting *meeting = world->free_meetings;
+        world->free_meetings = meeting->next_free;
+        brg__mem_free(meeting);
+    }
+    brg__array_deinit(&world->open);
+    brg__array_deinit(&world->events);
+    brg__array_deinit(&world->p2p);
+    brg__mem_free(world->ranks);
+    pthread_mutex_destroy(&world->lock);
+}
+
+static brg_status init_world(brg__sim_world *world, int n,
+                             const brg_sim_options *options)
+{
+    pthread_mutex_init(&world->lock, NULL);
+    world->n_ranks = n;
+    world->node_size = options->node_size;
+    world->random = options->seed;
+    world->holder = -1;
+    world->first_failed = -1;
+    world->ranks =
+        brg__mem_alloc_array((size_t)n, sizeof(brg__sim_rank), "ranks");
+    if (!world->ranks)
+        return BRG_ERR_NOMEM;
+    for (int r = 0; r < n; r++) {
+        world->ranks[r].world = world;
+        world->ranks[r].rank = r;
+        pthread_cond_init(&world->ranks[r].turn, NULL);
+    }
+    return BRG_OK;
+}
+
+/* A rank without a thread counts as one that ended at once. */
+static void start_threads(brg__sim_world *world, bool *has_thread)
+{
+    for (int r = 0; r < world->n_ranks; r++) {
+        brg__sim_rank *rank = &world->ranks[r];
+        has_thread[r] =
+            pthread_create(&rank->thread, NULL, rank_main, rank) == 0;
+        if (has_thread[r])
+            continue;
+        rank->status = BRG_FAIL(BRG_ERR_NOMEM, "no thread for a rank");
+        rank->is_dead = rank->has_ended = true;
+        note_failure(rank);
+    }
+}
+
+static brg_status run_world(brg__sim_world *world)
+{
+    bool has_thread[BRG__LOCAL_MAX_RANKS];
+    start_threads(world, has_thread);
+    /* The main thread acts as a rank outside the world that hands over. */
+    brg__sim_rank outside = {.world = world, .rank = -1};
+    brg__sim_leave(&outside);
+    for (int r = 0; r < world->n_ranks; r++)
+        if (has_thread[r])
+            pthread_join(world->ranks[r].thread, NULL);
+    if (world->first_failed < 0)
+        return BRG_OK;
+    brg__error_restore(&world->failure);
+    return world->failure.code;
+}
+
+brg_status brg_sim_run(int world_size, const brg_sim_options *options,
+                       brg_sim_rank_fn fn, void *user)
+{
+    brg_sim_options complete = BRG_SIM_OPTIONS_INIT;
+    if (options) {
+        BRG_CHECK_ARG(options->struct_size != 0,
+                      "brg_sim_run: options.struct_size is 0; start from "
+                      "BRG_SIM_OPTIONS_INIT");
+        size_t n = options->struct_size < sizeof complete ? options->struct_size
+                                                          : sizeof complete;
+        memcpy(&complete, options, n);
+    }
+    BRG_CHECK_ARG(world_size >= 1 && world_size <= BRG__LOCAL_MAX_RANKS,
+                  "brg_sim_run: world size is %d, expected 1 to %d", world_size,
+                  BRG__LOCAL_MAX_RANKS);
+    BRG_CHECK_ARG(complete.node_size >= 0,
+                  "brg_sim_run: node_size is %d, expected 0 or more",
+                  complete.node_size);
+    BRG_CHECK_ARG(fn, "brg_sim_run: the program is NULL");
+    brg__sim_world world = {.fn = fn, .user = user};
+    brg_status status = init_world(&world, world_size, &complete);
+    if (status == BRG_OK)
+        status = run_world(&world);
+    free_world(&world);
+    return status;
+}
