@@ -29,15 +29,24 @@ endif()
 # The libraries as they are shipped; sanitizers would change all of it.
 if(NOT BRG_SANITIZE)
   set(_libraries $<TARGET_FILE:brigade_shared>)
+  set(_with_headers "")
   get_property(_components GLOBAL PROPERTY BRG_COMPONENTS)
   foreach(_name ${_components})
     list(APPEND _libraries $<TARGET_FILE:brigade_${_name}_shared>)
+    get_property(_header GLOBAL PROPERTY BRG_COMPONENT_HEADER_${_name})
+    if(_header)
+      list(APPEND _with_headers ${_header} $<TARGET_FILE:brigade_${_name}_shared>)
+    endif()
   endforeach()
   brg_check(symbols ${_scripts}/check_symbols.sh
     $<TARGET_FILE:brigade_static> ${_libraries})
+  if(Python3_FOUND)
+    brg_check(api ${Python3_EXECUTABLE} ${_scripts}/check_api.py
+      $<TARGET_FILE:brigade_shared> ${_with_headers})
+  endif()
   brg_check(library ${_scripts}/check_library.sh $<CONFIG> ${_libraries})
   brg_check(install ${CMAKE_CURRENT_SOURCE_DIR}/install/run.sh
     ${PROJECT_BINARY_DIR} ${CMAKE_COMMAND} ${CMAKE_C_COMPILER} ${_components})
   set_tests_properties(check/install PROPERTIES
-    TIMEOUT 300 ENVIRONMENT "${BRG_TEST_ENV}")
+    PROCESSORS 2 TIMEOUT 300 ENVIRONMENT "${BRG_TEST_ENV}")
 endif()

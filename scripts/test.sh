@@ -6,7 +6,8 @@ usage="usage: scripts/test.sh [options]
   --debug       Debug build with all internal checks
   --clang       compile with clang
   --only REGEX  only tests whose name matches, e.g. 'core/' or 'mpi'
-  --label REGEX only tests with such a label: unit, mpi, check, slow"
+  --label REGEX only tests with such a label: unit, mpi, check, slow
+  --fast        without the slow ones"
 cd "$(dirname "$0")/.." || exit 1
 . scripts/common.sh
 . scripts/env.sh
@@ -41,6 +42,7 @@ while test $# -gt 0; do
         if test "$1" = --only; then tests+=(-R "$2"); else tests+=(-L "$2"); fi
         shift
         ;;
+    --fast) tests+=(-LE slow) ;;
     -h | --help) echo "$usage"; exit 0 ;;
     *) echo "$usage" >&2; die "unknown option $1" ;;
     esac

@@ -42,8 +42,7 @@ static inline float brg__f16_to_f32(uint16_t h)
     uint32_t rest = (uint32_t)(h & 0x7FFFu) << 13;
     float scaled = brg__bits_f32(rest) * 0x1p112f;
     uint32_t special = rest | 0x7F800000u; /* infinity and NaN */
-    uint32_t bits =
-        (h & 0x7C00u) == 0x7C00u ? special : brg__f32_bits(scaled);
+    uint32_t bits = (h & 0x7C00u) == 0x7C00u ? special : brg__f32_bits(scaled);
     return brg__bits_f32(sign | bits);
 }
 

@@ -16,7 +16,8 @@ typedef struct brg__error_record {
 } brg__error_record;
 
 /* Record and return `code`. */
-#define BRG_FAIL(code, ...) brg_error_set((code), __FILE__, __LINE__, __VA_ARGS__)
+#define BRG_FAIL(code, ...)                                                    \
+    brg_error_set((code), __FILE__, __LINE__, __VA_ARGS__)
 
 /* Out of memory: says what was asked for. */
 #define BRG_FAIL_NOMEM(what, nbytes)                                           \

@@ -22,8 +22,8 @@ brg_log_level brg_get_log_level(void)
     if (level < 0) {
         /* Not through env.c: that one logs. */
         const char *text = getenv("BRG_LOG_LEVEL");
-        level = text && *text >= '0' && *text <= '4' ? *text - '0'
-                                                     : BRG_LOG_WARN;
+        level =
+            text && *text >= '0' && *text <= '4' ? *text - '0' : BRG_LOG_WARN;
         atomic_store(&logger.level, level);
     }
     return (brg_log_level)level;

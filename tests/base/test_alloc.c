@@ -140,8 +140,8 @@ static void test_alloc__no_memory_says_what_was_asked(void **state)
 {
     (void)state;
     mock.n_left = 0;
-    assert_brg_null_with(brg__block_alloc(12345, 64, "a bucket"),
-                         BRG_ERR_NOMEM, "12345 bytes for a bucket");
+    assert_brg_null_with(brg__block_alloc(12345, 64, "a bucket"), BRG_ERR_NOMEM,
+                         "12345 bytes for a bucket");
     assert_brg_null_with(brg__mem_alloc(77, "a plan"), BRG_ERR_NOMEM, "a plan");
     assert_brg_null_with(brg__obj_alloc(300, "a node"), BRG_ERR_NOMEM,
                          "a node");

@@ -171,8 +171,8 @@ static void test_dtype__rows_are_right(void **state)
         size_t nbytes;
         bool is_float;
     } expected[BRG_N_DTYPES] = {
-        {"f64", 8, true},  {"f32", 4, true},  {"f16", 2, true},
-        {"bf16", 2, true}, {"i64", 8, false}, {"i32", 4, false},
+        {"f64", 8, true},  {"f32", 4, true},   {"f16", 2, true},
+        {"bf16", 2, true}, {"i64", 8, false},  {"i32", 4, false},
         {"u8", 1, false},  {"bool", 1, false},
     };
     for (int i = 0; i < BRG_N_DTYPES; i++) {

@@ -128,8 +128,7 @@ static void *no_memory(void *user, size_t nbytes, size_t alignment)
     return NULL;
 }
 
-static void free_nothing(void *user, void *ptr, size_t nbytes,
-                         size_t alignment)
+static void free_nothing(void *user, void *ptr, size_t nbytes, size_t alignment)
 {
     (void)user;
     (void)ptr;

@@ -129,7 +129,8 @@ static void test_progress__one_slow_poll_is_forgiven(void **state)
     uint64_t start = brg__clock_ns();
     poll_surely(&n);
     uint64_t pause = brg__clock_ns() - start;
-    print_message("pause after a poll of 60 ms: %.1f ms\n", 1e-6 * (double)pause);
+    print_message("pause after a poll of 60 ms: %.1f ms\n",
+                  1e-6 * (double)pause);
     assert_true(pause < 1000000000); /* 50 times the cost would be 3 s */
     brg__progress_unregister(slow_once, &n);
 }
@@ -169,8 +170,7 @@ static void test_progress__registration_belongs_to_the_thread(void **state)
     int n = 0, seen = -1;
     assert_brg_ok(brg__progress_register(count, &n));
     pthread_t thread;
-    assert_int_equal(pthread_create(&thread, NULL, count_registered, &seen),
-                     0);
+    assert_int_equal(pthread_create(&thread, NULL, count_registered, &seen), 0);
     pthread_join(thread, NULL);
     assert_int_equal(seen, 0);
     assert_int_equal(n, 0);
