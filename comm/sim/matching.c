@@ -242,6 +242,7 @@ void brg__sim_forget(brg__sim_rank *rank)
     if (rank->is_dead)
         return;
     rank->is_dead = true;
+    rank->death = ++world->n_dead;
     rank->waits_for = NULL;
     forget_events(rank);
     for (size_t i = 0; i < world->open.n; i++)
@@ -251,14 +252,19 @@ void brg__sim_forget(brg__sim_rank *rank)
             drop_p2p(world, world->p2p.at[i].call);
 }
 
-/* A rank that this meeting needs and that will not come; -1: none. */
+/* The rank that this meeting needs and that will not come; of several, the one
+ * that died first, since the others may have died of it. -1: none. */
 static int missing_for_ever(const brg__sim_world *world,
                             const brg__sim_meeting *meeting)
 {
-    for (int r = 0; r < world->n_ranks; r++)
-        if (!meeting->has_run && !meeting->calls[r] && world->ranks[r].is_dead)
-            return r;
-    return -1;
+    int found = -1;
+    for (int r = 0; r < world->n_ranks && !meeting->has_run; r++) {
+        const brg__sim_rank *rank = &world->ranks[r];
+        if (!meeting->calls[r] && rank->is_dead &&
+            (found < 0 || rank->death < world->ranks[found].death))
+            found = r;
+    }
+    return found;
 }
 
 static brg_status fail_peer(const brg__sim_rank *rank, const brg_call *call,

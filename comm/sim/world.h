@@ -22,6 +22,7 @@ typedef struct brg__sim_rank {
     int rank;
     bool is_dead;     /* starts nothing any more: failed or ended */
     bool has_ended;   /* its program has returned */
+    int death;        /* its place among those that died, from 1 */
     uint64_t n_calls; /* collectives started */
     brg_call *waits_for;
     brg__error_record verdict; /* imposed on it: mismatch, deadlock */
@@ -69,7 +70,8 @@ typedef struct brg__sim_world {
     int n_ranks;
     int node_size;
     uint64_t random;
-    uint64_t n_idle;  /* turns passed since anything happened */
+    uint64_t n_idle; /* turns passed since anything happened */
+    int n_dead;
     int first_failed; /* rank, or -1 */
     brg__error_record failure;
     brg_sim_rank_fn fn;

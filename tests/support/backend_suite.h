@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The contract that every backend must pass, written against the public API.
+ *
+ * Every rank runs the same checks and returns a status, so that the suite
+ * serves ranks that are threads as well as ranks that are processes. Results
+ * are compared with a reference that each rank computes alone, element by
+ * element in rank order, from the inputs of all ranks. */
+#ifndef BRG_TESTS_SUPPORT_BACKEND_SUITE_H
+#define BRG_TESTS_SUPPORT_BACKEND_SUITE_H
+
+#include <brigade/comm.h>
+
+/* Everything. `node_size`: sums run within nodes of so many ranks first; 0:
+ * all ranks are on one node. */
+brg_status brg_suite_run(brg_pg *pg, int node_size);
+
+/* A steady start and wait asks for no memory. */
+brg_status brg_suite_steady_state(brg_pg *pg);
+
+/* Calls that differ between ranks fail on every rank (world size > 1). The
+ * group is dead afterwards. `which`: 0 count, 1 dtype, 2 op, 3 collective. */
+brg_status brg_suite_mismatch(brg_pg *pg, int which);
+
+/* Fails unless `status` is `code` and the message holds `text`. */
+brg_status brg_suite_expect(brg_status status, brg_status code,
+                            const char *text, const char *what);
+
+#endif
