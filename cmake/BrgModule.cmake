@@ -13,7 +13,8 @@ function(brg_room name)
 endfunction()
 
 # What shared libraries of the project have in common: exported names are those
-# of the version script, and every symbol they use must be known when linking.
+# of the version script, and in strict builds (BRG_WERROR) every symbol they use
+# must be known when linking.
 function(_brg_shared_settings target)
   set_target_properties(${target} PROPERTIES
     VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}
@@ -22,7 +23,7 @@ function(_brg_shared_settings target)
   target_link_options(${target} PRIVATE
     LINKER:--version-script=${PROJECT_SOURCE_DIR}/cmake/exports.map
     LINKER:--as-needed)
-  if(NOT BRG_SANITIZE)
+  if(BRG_WERROR AND NOT BRG_SANITIZE)
     target_link_options(${target} PRIVATE LINKER:--no-undefined)
   endif()
 endfunction()
