@@ -3,7 +3,8 @@
 #   test_<unit>.c       built with the static library (so that it may look
 #                       inside) and run once; label unit
 #   test_<unit>_mpi.c   built with brigade::mpi too, where there is one, and
-#                       run under mpirun at 1, 2, 3 and 4 ranks; label mpi
+#                       run under mpirun at 1, 2, 3 and 4 ranks; label mpi.
+#                       The same holds for every test in tests/mpi.
 #
 # A line "brg-test: slow" in the file adds the label slow and a longer timeout.
 set(BRG_TEST_ENV
@@ -42,7 +43,7 @@ function(brg_add_test_file file)
   get_filename_component(_layer ${_layer} NAME)
   set(_target ${_layer}_${_unit})
   set(_is_mpi FALSE)
-  if(_unit MATCHES "_mpi$")
+  if(_unit MATCHES "_mpi$" OR _layer STREQUAL "mpi")
     set(_is_mpi TRUE)
     if(NOT TARGET brigade_mpi_static)
       return()
