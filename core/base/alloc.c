@@ -66,6 +66,7 @@ static struct {
     _Atomic uint64_t peak;
     _Atomic uint64_t n_allocs;
     brg__trim_fn trim_cache;
+    brg__trim_fn trim_scratch;
     uint64_t (*cache_bytes)(void);
     uint64_t (*cache_requests)(void);
 } heap = {.allocator = {.struct_size = sizeof(brg_allocator),
@@ -275,6 +276,17 @@ void brg__alloc_set_cache(brg__trim_fn trim, uint64_t (*cached_bytes)(void),
     heap.cache_requests = n_requests;
 }
 
+void brg__alloc_set_scratch(brg__trim_fn trim)
+{
+    heap.trim_scratch = trim;
+}
+
+void brg__alloc_count_idle(size_t more, size_t less)
+{
+    atomic_fetch_add_explicit(&heap.idle, more, memory_order_relaxed);
+    atomic_fetch_sub_explicit(&heap.idle, less, memory_order_relaxed);
+}
+
 brg_status brg_set_allocator(const brg_allocator *allocator)
 {
     if (allocator) {
@@ -317,5 +329,7 @@ void brg_memory_trim(void)
 {
     if (heap.trim_cache)
         heap.trim_cache();
+    if (heap.trim_scratch)
+        heap.trim_scratch();
     brg__obj_trim();
 }

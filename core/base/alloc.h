@@ -59,6 +59,9 @@ void brg__obj_trim(void);
 typedef void (*brg__trim_fn)(void);
 void brg__alloc_set_cache(brg__trim_fn trim, uint64_t (*cached_bytes)(void),
                           uint64_t (*n_requests)(void));
+/* For scratch memory (core/ops/scratch.c), which counts as cached. */
+void brg__alloc_set_scratch(brg__trim_fn trim);
+void brg__alloc_count_idle(size_t more, size_t less);
 /* To be called by that cache after it hands out a cached block. */
 void brg__alloc_note_peak(void);
 
