@@ -5,6 +5,8 @@
 
 #include <string.h>
 
+#include "core/ops/flops.h"
+
 /* The fields a row states come last, so that they win over the defaults. */
 #define BRG__ROW_COMMON(op_name)                                               \
     .abi = BRG_OP_ABI, .struct_size = sizeof(brg_op), .name = #op_name,        \

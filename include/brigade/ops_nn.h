@@ -7,6 +7,75 @@
 
 BRG_BEGIN_DECLS
 
+/* ==== Matrix products, convolution, pooling, attention ==================== */
+
+/* a (..,m,k) times b (..,k,n); batch dims broadcast. A 1-D a is a row, a 1-D b
+ * a column, and that dim is left out of the result. Transposed views cost
+ * nothing. Floats only. */
+BRG_API brg_tensor *brg_matmul(brg_tensor *a, brg_tensor *b);
+
+/* x (..,in) weight^T + bias: weight (out,in), bias (out) or NULL. */
+BRG_API brg_tensor *brg_linear(brg_tensor *x, brg_tensor *weight,
+                               brg_tensor *bias);
+
+/* [0] is the vertical axis; 0 stands for 1 except in padding. */
+typedef struct brg_conv2d_options {
+    size_t struct_size;
+    int64_t stride[2];
+    int64_t padding[2]; /* zeros on each side */
+    int64_t dilation[2];
+    int64_t groups;
+} brg_conv2d_options;
+
+#define BRG_CONV2D_OPTIONS_INIT {.struct_size = sizeof(brg_conv2d_options)}
+
+/* x (n,c,h,w), weight (o,c/groups,kh,kw), bias (o) or NULL. Result
+ * (n,o,oh,ow). NULL options: all default. */
+BRG_API brg_tensor *brg_conv2d(brg_tensor *x, brg_tensor *weight,
+                               brg_tensor *bias,
+                               const brg_conv2d_options *options);
+
+typedef struct brg_pool2d_options {
+    size_t struct_size;
+    int64_t kernel[2];
+    int64_t stride[2];  /* 0: the kernel's size */
+    int64_t padding[2]; /* at most half the kernel */
+    /* avg_pool2d: divide by the pixels inside the image only. */
+    bool exclude_padding;
+} brg_pool2d_options;
+
+#define BRG_POOL2D_OPTIONS_INIT {.struct_size = sizeof(brg_pool2d_options)}
+
+/* x (n,c,h,w). The gradient goes to the first of equal maxima. */
+BRG_API brg_tensor *brg_max_pool2d(brg_tensor *x,
+                                   const brg_pool2d_options *options);
+BRG_API brg_tensor *brg_avg_pool2d(brg_tensor *x,
+                                   const brg_pool2d_options *options);
+
+typedef struct brg_attention_options {
+    size_t struct_size;
+    bool is_causal; /* query i sees keys 0..i */
+    double scale;   /* of the scores; 0: 1 / sqrt(head size) */
+} brg_attention_options;
+
+#define BRG_ATTENTION_OPTIONS_INIT                                             \
+    {.struct_size = sizeof(brg_attention_options)}
+
+/* softmax(scale q k^T) v: q (b,heads,t,d), k and v (b,heads,s,d). Never holds
+ * all scores. NULL options: all default. */
+BRG_API brg_tensor *
+brg_scaled_dot_product_attention(brg_tensor *q, brg_tensor *k, brg_tensor *v,
+                                 const brg_attention_options *options);
+
+/* The same for the three parts of one projection: qkv (b,t,3*heads*d), queries
+ * first, to (b,t,heads*d). What a transformer block uses: nothing is copied
+ * or transposed on the way. */
+BRG_API brg_tensor *
+brg_attention_qkv(brg_tensor *qkv, int64_t n_heads,
+                  const brg_attention_options *options);
+
+/* ==== end of matrix products, convolution, pooling, attention ============= */
+
 BRG_END_DECLS
 
 #endif
