@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Changing tensors in place, and the plain access to their values that needs
+ * a kernel: fill, item, read, write. */
+#include <brigade/autograd.h>
+#include <brigade/ops_pointwise.h>
+
+#include <string.h>
+
+#include "core/ops/convert.h"
+#include "core/ops/op.h"
+#include "core/ops/pointwise.h"
+
+/* ---- Checks ------------------------------------------------------------------------- */
+
+static brg_status check_memory(const char *name, const brg_tensor *t)
+{
+    if (!t)
+        return brg__error_pending(name);
+    if (brg__tensor_is_meta(t))
+        return BRG_FAIL(BRG_ERR_STATE, "%s: the tensor has no memory", name);
+    if (t->device.type != BRG_DEVICE_CPU)
+        return BRG_FAIL(BRG_ERR_DEVICE, "%s: the tensor is not on the CPU",
+                        name);
+    return BRG_OK;
+}
+
+/* In-place changes are not recorded, so no gradient may depend on them. */
+static brg_status check_recording(const char *name, const brg_tensor *dst,
+                                  const brg_tensor *src)
+{
+    if (!brg_grad_mode())
+        return BRG_OK;
+    char text[BRG_TENSOR_TEXT_MAX];
+    if (brg_requires_grad(dst) && brg_is_leaf(dst))
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "%s: a leaf that requires gradients (%s) may not be "
+                        "changed in place while gradients are recorded; turn "
+                        "them off with brg_grad_mode_set(false)",
+                        name, brg__tensor_text(dst, text));
+    const brg_tensor *t = brg_requires_grad(dst) ? dst : src;
+    if (t && brg_requires_grad(t))
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "%s: in-place changes are not recorded, and %s "
+                        "requires gradients; turn recording off with "
+                        "brg_grad_mode_set(false)",
+                        name, brg__tensor_text(t, text));
+    return BRG_OK;
+}
+
+static brg_status check_broadcast(const char *name, const brg_tensor *dst,
+                                  const brg_tensor *src)
+{
+    int ndim;
+    int64_t shape[BRG_MAX_DIMS];
+    if (brg__shape_broadcast(dst->ndim, dst->shape, src->ndim, src->shape,
+                             &ndim, shape) &&
+        brg__shape_equal(ndim, shape, dst->ndim, dst->shape))
+        return BRG_OK;
+    char a[BRG_TENSOR_TEXT_MAX], b[BRG_TENSOR_TEXT_MAX];
+    return BRG_FAIL(BRG_ERR_SHAPE, "%s: %s does not broadcast to %s", name,
+                    brg__tensor_text(src, b), brg__tensor_text(dst, a));
+}
+
+/* A tensor whose elements share memory has no well-defined result. */
+static brg_status check_not_expanded(const char *name, const brg_tensor *dst)
+{
+    for (int d = 0; d < dst->ndim; d++)
+        if (dst->stride[d] == 0 && dst->shape[d] > 1) {
+            char text[BRG_TENSOR_TEXT_MAX];
+            return BRG_FAIL(BRG_ERR_ARG,
+                            "%s: elements of %s share memory; make a copy "
+                            "first",
+                            name, brg__tensor_text(dst, text));
+        }
+    return BRG_OK;
+}
+
+static brg_status check_change(const char *name, const brg_tensor *dst,
+                               const brg_tensor *src)
+{
+    BRG_TRY(check_memory(name, dst));
+    BRG_TRY(check_not_expanded(name, dst));
+    if (src) {
+        BRG_TRY(check_memory(name, src));
+        BRG_TRY(check_broadcast(name, dst, src));
+    }
+    return check_recording(name, dst, src);
+}
+
+/* The same elements in the same order may be read and written together; any
+ * other overlap may not. */
+static bool overlaps(const brg_tensor *dst, const brg_tensor *src)
+{
+    if (dst->storage != src->storage)
+        return false;
+    bool is_same = dst->offset == src->offset && dst->dtype == src->dtype &&
+                   brg__shape_equal(dst->ndim, dst->shape, src->ndim,
+                                    src->shape);
+    for (int d = 0; is_same && d < dst->ndim; d++)
+        is_same = dst->shape[d] == 1 || dst->stride[d] == src->stride[d];
+    return !is_same;
+}
+
+/* src, or a copy of it where writing dst would change it midway. The caller
+ * releases *out. */
+static brg_status settle(brg_tensor **out, const brg_tensor *dst,
+                         brg_tensor *src)
+{
+    *out = brg_retain(src);
+    if (!overlaps(dst, src))
+        return BRG_OK;
+    brg_release(src);
+    brg__layout layout = brg__layout_of(src);
+    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    layout.offset = 0;
+    BRG_TRY(brg__tensor_new(out, &layout));
+    brg__copy_strided(*out, src);
+    return BRG_OK;
+}
+
+/* ---- In place --------------------------------------------------------------------------- */
+
+brg_status brg_copy_(brg_tensor *dst, brg_tensor *src)
+{
+    if (!src)
+        return brg__error_pending("brg_copy_: src");
+    BRG_TRY(check_change("brg_copy_", dst, src));
+    brg_tensor *from;
+    BRG_TRY(settle(&from, dst, src));
+    brg__copy_strided(dst, from);
+    brg_release(from);
+    brg_tensor_touch(dst);
+    return BRG_OK;
+}
+
+/* dst = value, whatever its layout. */
+static void fill(const brg_tensor *dst, double value)
+{
+    int64_t whole = (int64_t)value;
+    brg__storage storage = {.data = &value};
+    brg_tensor scalar = {.dtype = BRG_DTYPE_F64,
+                         .numel = 1,
+                         .is_contiguous = true,
+                         .storage = &storage};
+    if (!brg__tensor_is_float(dst) && dst->dtype != BRG_DTYPE_BOOL) {
+        scalar.dtype = BRG_DTYPE_I64; /* integers wrap alike everywhere */
+        storage.data = &whole;
+    }
+    brg__copy_strided(dst, &scalar);
+}
+
+brg_status brg_fill_(brg_tensor *dst, double value)
+{
+    BRG_TRY(check_change("brg_fill_", dst, NULL));
+    fill(dst, value);
+    brg_tensor_touch(dst);
+    return BRG_OK;
+}
+
+brg_status brg_zero_(brg_tensor *dst)
+{
+    BRG_TRY(check_change("brg_zero_", dst, NULL));
+    if (dst->is_contiguous && dst->numel > 0)
+        memset(brg__tensor_ptr(dst), 0, brg_tensor_nbytes(dst));
+    else
+        fill(dst, 0.0);
+    brg_tensor_touch(dst);
+    return BRG_OK;
+}
+
+brg_status brg_add_(brg_tensor *dst, brg_tensor *src, double alpha)
+{
+    if (!src)
+        return brg__error_pending("brg_add_: src");
+    BRG_TRY(check_change("brg_add_", dst, src));
+    if (dst->dtype != src->dtype)
+        return BRG_FAIL(BRG_ERR_DTYPE, "brg_add_: dst is %s, src is %s",
+                        brg_dtype_name((brg_dtype)dst->dtype),
+                        brg_dtype_name((brg_dtype)src->dtype));
+    brg_tensor *from;
+    BRG_TRY(settle(&from, dst, src));
+    const brg_op *op = alpha == 1.0 ? &brg__op_add : &brg__op_add_scaled;
+    brg__pw_apply(op, (const brg_tensor *[]){dst, from}, dst,
+                  (const double[2]){alpha});
+    brg_release(from);
+    brg_tensor_touch(dst);
+    return BRG_OK;
+}
+
+brg_status brg_mul_scalar_(brg_tensor *dst, double s)
+{
+    BRG_TRY(check_change("brg_mul_scalar_", dst, NULL));
+    brg__pw_apply(&brg__op_mul_scalar, (const brg_tensor *[]){dst}, dst,
+                  (const double[2]){s});
+    brg_tensor_touch(dst);
+    return BRG_OK;
+}
+
+/* ---- Filled tensors ----------------------------------------------------------------------- */
+
+brg_tensor *brg_full(brg_dtype dtype, int ndim, const int64_t *shape,
+                     double value)
+{
+    brg_tensor *t = brg_empty(dtype, ndim, shape);
+    if (t)
+        fill(t, value);
+    return t;
+}
+
+brg_tensor *brg_ones(brg_dtype dtype, int ndim, const int64_t *shape)
+{
+    return brg_full(dtype, ndim, shape, 1.0);
+}
+
+/* ---- Values ---------------------------------------------------------------------------------- */
+
+/* A tensor around plain memory with the sizes of t, on the stack. */
+static brg_tensor around(brg__storage *storage, void *data,
+                         const brg_tensor *t)
+{
+    *storage = (brg__storage){.data = data};
+    brg_tensor plain = {.ndim = t->ndim,
+                        .dtype = t->dtype,
+                        .numel = t->numel,
+                        .is_contiguous = true,
+                        .storage = storage};
+    memcpy(plain.shape, t->shape, sizeof plain.shape);
+    brg__shape_strides(t->ndim, t->shape, plain.stride);
+    return plain;
+}
+
+static brg_status check_nbytes(const char *name, const brg_tensor *t,
+                               const void *data, size_t nbytes)
+{
+    BRG_TRY(check_memory(name, t));
+    BRG_CHECK_ARG(data || nbytes == 0, "%s: the memory is NULL", name);
+    if (nbytes == brg_tensor_nbytes(t))
+        return BRG_OK;
+    char text[BRG_TENSOR_TEXT_MAX];
+    return BRG_FAIL(BRG_ERR_ARG, "%s: %s has %zu bytes, not %zu", name,
+                    brg__tensor_text(t, text), brg_tensor_nbytes(t), nbytes);
+}
+
+brg_status brg_tensor_item(const brg_tensor *t, double *filled)
+{
+    BRG_TRY(check_memory("brg_tensor_item", t));
+    if (t->numel != 1) {
+        char text[BRG_TENSOR_TEXT_MAX];
+        return BRG_FAIL(BRG_ERR_SHAPE,
+                        "brg_tensor_item: %s does not have one element",
+                        brg__tensor_text(t, text));
+    }
+    brg__convert_row(filled, BRG_DTYPE_F64, brg__tensor_ptr(t),
+                     (brg_dtype)t->dtype, 1);
+    return BRG_OK;
+}
+
+brg_status brg_tensor_read(const brg_tensor *t, void *filled, size_t nbytes)
+{
+    BRG_TRY(check_nbytes("brg_tensor_read", t, filled, nbytes));
+    brg__storage storage;
+    brg_tensor plain = around(&storage, filled, t);
+    brg__copy_strided(&plain, t);
+    return BRG_OK;
+}
+
+brg_status brg_tensor_write(brg_tensor *t, const void *data, size_t nbytes)
+{
+    BRG_TRY(check_nbytes("brg_tensor_write", t, data, nbytes));
+    BRG_TRY(check_change("brg_tensor_write", t, NULL));
+    brg__storage storage;
+    brg_tensor plain = around(&storage, (void *)(uintptr_t)data, t);
+    brg__copy_strided(t, &plain);
+    brg_tensor_touch(t);
+    return BRG_OK;
+}
