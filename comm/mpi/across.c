@@ -1,0 +1,456 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Between nodes. Each rank speaks with the ranks at its own place of the other
+ * nodes (its peers): headers before a collective, and its slice of an
+ * all_reduce. The other collectives go flat, from rank to rank.
+ *
+ * A piece of a slice: this node's partial sums go out, each peer folding its
+ * share of the piece in node order and sending the result back; between two
+ * nodes, or for a few bytes, each folds all of it instead, which takes one
+ * trip. */
+#include "comm/mpi/group.h"
+
+#include <string.h>
+
+#define WHOLE_MAX 4096 /* bytes of a piece that every node folds alone */
+#define FLAT_STEP ((size_t)16 << 20)
+
+static int peer_at(const mpi_group *g, int node)
+{
+    return g->rank_at[node * g->n_local + g->local];
+}
+
+/* ---- Headers ----------------------------------------------------------------------- */
+
+static brg_status post_headers(mpi_group *g, const brg_call *call,
+                               bool is_direct)
+{
+    int n = 0;
+    g->header_out = (header){.is_direct = is_direct};
+    g->host->sign(call, g->rank, &g->header_out.signature);
+    for (int node = 0; node < g->n_nodes; node++) {
+        if (node == g->my_node)
+            continue;
+        int peer = peer_at(g, node);
+        MPI_CHECK(g, MPI_Irecv(&g->headers_in[node], sizeof(header), MPI_BYTE,
+                               peer, TAG_HEADER, g->world,
+                               &g->header_requests[n++]));
+        MPI_CHECK(g, MPI_Isend(&g->header_out, sizeof(header), MPI_BYTE, peer,
+                               TAG_HEADER, g->world, &g->header_requests[n++]));
+    }
+    return BRG_OK;
+}
+
+static brg_status heed_verdict(mpi_group *g, const header *h)
+{
+    if (h->verdict == BRG_ERR_MISMATCH)
+        return g->host->fail_mismatch(&h->signature, &h->other);
+    return MPI_FAIL(
+        g, BRG_ERR_PEER, "rank %d: rank %d %s", g->rank, (int)h->culprit,
+        h->verdict == LEFT ? "has left the group" : "has failed in this group");
+}
+
+brg_status brg__mpi_exchange_headers(mpi_group *g, const brg_call *call,
+                                     bool is_direct, bool *is_over)
+{
+    int flag = 0, n = 2 * (g->n_nodes - 1);
+    if (!g->cursor.sent_headers)
+        BRG_TRY(post_headers(g, call, is_direct));
+    g->cursor.sent_headers = true;
+    MPI_CHECK(g,
+              MPI_Testall(n, g->header_requests, &flag, MPI_STATUSES_IGNORE));
+    *is_over = flag;
+    if (!flag)
+        return BRG_OK;
+    for (int node = 0; node < g->n_nodes; node++) {
+        const header *h = &g->headers_in[node];
+        if (node == g->my_node)
+            continue;
+        if (h->verdict)
+            return heed_verdict(g, h);
+        if (!g->host->signatures_match(&g->header_out.signature, &h->signature))
+            return g->host->fail_mismatch(&g->header_out.signature,
+                                          &h->signature);
+    }
+    return BRG_OK;
+}
+
+/* To be met by the peers' next headers, instead of this rank's. Best effort:
+ * the group is over. */
+void brg__mpi_send_verdict(mpi_group *g, const header *verdict)
+{
+    if (g->verdict_out.verdict)
+        return;
+    g->verdict_out = *verdict;
+    for (int node = 0; node < g->n_nodes; node++) {
+        MPI_Request request;
+        if (node != g->my_node &&
+            MPI_Isend(&g->verdict_out, sizeof(header), MPI_BYTE,
+                      peer_at(g, node), TAG_HEADER, g->world,
+                      &request) == MPI_SUCCESS)
+            (void)MPI_Request_free(&request);
+    }
+}
+
+/* ---- One slice ------------------------------------------------------------------------ */
+
+typedef struct x_share {
+    size_t begin; /* elements of the piece */
+    size_t n;
+} x_share;
+
+static bool is_whole(const mpi_group *g, const x_slot *slot)
+{
+    const brg_reduction *r = &g->cursor.range.reduction;
+    size_t n = slot->piece.end - slot->piece.begin;
+    return g->n_nodes == 2 || n * g->host->partial_size(r->dtype) <= WHOLE_MAX;
+}
+
+/* What node folds of the piece. */
+static x_share share_of(const mpi_group *g, const x_slot *slot, int node)
+{
+    size_t n = slot->piece.end - slot->piece.begin;
+    if (is_whole(g, slot))
+        return (x_share){0, n};
+    brg__slice s =
+        brg__slice_of(n, sizeof(float), (size_t)g->n_nodes, (size_t)node);
+    return (x_share){s.begin, s.end - s.begin};
+}
+
+static int tag_of(const mpi_group *g, const x_slot *slot)
+{
+    int i = (int)(slot - g->slots);
+    return TAG_X + 2 * i + (slot->stage == X_RESULTS);
+}
+
+/* The n-th pair of requests: n bytes out to a node, and in from it. */
+static brg_status post_pair(mpi_group *g, x_slot *slot, int node, int n,
+                            const void *out, size_t n_out, void *in,
+                            size_t n_in)
+{
+    int peer = peer_at(g, node), tag = tag_of(g, slot);
+    MPI_CHECK(g, MPI_Irecv(in, (int)n_in, MPI_BYTE, peer, tag, g->world,
+                           &slot->requests[2 * n]));
+    MPI_CHECK(g, MPI_Isend(out, (int)n_out, MPI_BYTE, peer, tag, g->world,
+                           &slot->requests[2 * n + 1]));
+    return BRG_OK;
+}
+
+/* The cursor's reduction, `begin` elements on. */
+static brg_reduction reduction_at(const mpi_group *g, size_t begin, size_t n)
+{
+    brg_reduction r = g->cursor.range.reduction;
+    size_t skip = begin * (g->queue->nbytes / g->queue->count);
+    for (size_t i = 0; i < r.n_src; i++)
+        g->src_at[i] = (const char *)g->src[i] + skip;
+    for (size_t i = 0; i < r.n_dst; i++)
+        g->dst_at[i] = (char *)g->dst[i] + skip;
+    r.src = g->src_at;
+    r.dst = g->dst_at;
+    r.count = n;
+    return r;
+}
+
+static brg_status send_partials(mpi_group *g, x_slot *slot, brg__slice piece)
+{
+    slot->piece = piece;
+    slot->stage = X_PARTIALS;
+    brg_reduction r = reduction_at(g, piece.begin, piece.end - piece.begin);
+    g->dst_at[0] = slot->partial;
+    r.n_dst = 1;
+    r.dst_partial = true;
+    g->host->reduce(&r);
+    size_t each = g->host->partial_size(r.dtype);
+    size_t n_in = share_of(g, slot, g->my_node).n * each;
+    for (int node = 0, n = 0; node < g->n_nodes; node++) {
+        x_share theirs = share_of(g, slot, node);
+        if (node != g->my_node)
+            BRG_TRY(post_pair(g, slot, node, n++,
+                              slot->partial + theirs.begin * each,
+                              theirs.n * each,
+                              slot->received + (size_t)node * X_NBYTES, n_in));
+    }
+    return BRG_OK;
+}
+
+/* Folds this node's share of the piece, in node order, into its place of the
+ * reduction's destinations or of `result`. */
+static void fold_share(mpi_group *g, x_slot *slot, unsigned char *result)
+{
+    x_share mine = share_of(g, slot, g->my_node);
+    brg_reduction r = reduction_at(g, slot->piece.begin + mine.begin, mine.n);
+    size_t each = g->host->partial_size(r.dtype);
+    for (int node = 0; node < g->n_nodes; node++)
+        g->src_at[node] = node == g->my_node
+                              ? slot->partial + mine.begin * each
+                              : slot->received + (size_t)node * X_NBYTES;
+    r.n_src = (size_t)g->n_nodes;
+    r.src_partial = true;
+    if (result) {
+        g->dst_at[0] = result;
+        r.n_dst = 1;
+    }
+    g->host->reduce(&r);
+}
+
+static brg_status send_results(mpi_group *g, x_slot *slot, size_t nbytes)
+{
+    x_share mine = share_of(g, slot, g->my_node);
+    unsigned char *out = slot->result + mine.begin * nbytes;
+    slot->stage = X_RESULTS;
+    fold_share(g, slot, out);
+    for (int node = 0, n = 0; node < g->n_nodes; node++) {
+        x_share theirs = share_of(g, slot, node);
+        if (node != g->my_node)
+            BRG_TRY(post_pair(g, slot, node, n++, out, mine.n * nbytes,
+                              slot->result + theirs.begin * nbytes,
+                              theirs.n * nbytes));
+    }
+    return BRG_OK;
+}
+
+static void store_results(mpi_group *g, x_slot *slot, size_t nbytes)
+{
+    size_t n = slot->piece.end - slot->piece.begin;
+    for (size_t d = 0; d < g->cursor.range.reduction.n_dst; d++)
+        memcpy((char *)g->dst[d] + slot->piece.begin * nbytes, slot->result,
+               n * nbytes);
+}
+
+static brg_status move_slot(mpi_group *g, x_slot *slot)
+{
+    int flag = 0;
+    size_t nbytes = g->queue->nbytes / g->queue->count;
+    MPI_CHECK(g, MPI_Testall(2 * (g->n_nodes - 1), slot->requests, &flag,
+                             MPI_STATUSES_IGNORE));
+    if (!flag)
+        return BRG_OK;
+    if (slot->stage == X_PARTIALS && !is_whole(g, slot))
+        return send_results(g, slot, nbytes);
+    if (slot->stage == X_PARTIALS)
+        fold_share(g, slot, NULL);
+    else
+        store_results(g, slot, nbytes);
+    slot->stage = X_FREE;
+    return BRG_OK;
+}
+
+/* Piece k goes through slot k % X_SLOTS, on all ranks alike: the slot is part
+ * of the tag. */
+static brg_status step_across(mpi_group *g, bool *is_over)
+{
+    sum_range *range = &g->cursor.range;
+    const brg_reduction *r = &range->reduction;
+    size_t limit = X_NBYTES / g->host->partial_size(r->dtype);
+    size_t n_busy = 0;
+    for (int i = 0; i < X_SLOTS; i++)
+        if (g->slots[i].stage != X_FREE)
+            BRG_TRY(move_slot(g, &g->slots[i]));
+    while (range->at < r->count) {
+        size_t k = range->at / limit;
+        x_slot *slot = &g->slots[k % X_SLOTS];
+        if (slot->stage != X_FREE)
+            break;
+        brg__slice piece = brg__piece_of(r->count, limit, k);
+        BRG_TRY(send_partials(g, slot, piece));
+        range->at = piece.end;
+    }
+    for (int i = 0; i < X_SLOTS; i++)
+        n_busy += g->slots[i].stage != X_FREE;
+    *is_over = n_busy == 0 && range->at == r->count;
+    return BRG_OK;
+}
+
+brg_status brg__mpi_range_step(mpi_group *g, bool *is_over)
+{
+    sum_range *range = &g->cursor.range;
+    if (g->n_nodes > 1)
+        return step_across(g, is_over);
+    const brg_reduction *whole = &range->reduction;
+    size_t limit = STEP_NBYTES / g->host->partial_size(whole->dtype);
+    size_t n = brg__slice_min(limit, whole->count - range->at);
+    if (n) {
+        brg_reduction r = reduction_at(g, range->at, n);
+        g->host->reduce(&r);
+    }
+    range->at += n;
+    *is_over = range->at == whole->count;
+    return BRG_OK;
+}
+
+/* ---- Flat: from every rank to every rank -------------------------------------------- */
+
+static bool flat_sends(const mpi_group *g, const brg_call *call)
+{
+    return call->coll != BRG_COLL_BROADCAST || call->peer == g->rank;
+}
+
+static bool flat_receives(const mpi_group *g, const brg_call *call, int from)
+{
+    if (call->coll == BRG_COLL_BROADCAST)
+        return call->peer == from && from != g->rank;
+    return true;
+}
+
+/* Where rank r's message of this round goes, and what it gets. */
+static void *flat_in(mpi_group *g, brg_call *call, int r, size_t skip)
+{
+    if (call->coll == BRG_COLL_REDUCE_SCATTER)
+        return g->flat + (size_t)r * FLAT_PIECE;
+    size_t slot = call->coll == BRG_COLL_ALL_GATHER ? (size_t)r : 0;
+    return (char *)call->recv + slot * call->nbytes + skip;
+}
+
+static const void *flat_out(const brg_call *call, int r, size_t skip)
+{
+    bool is_parted = call->coll == BRG_COLL_REDUCE_SCATTER;
+    size_t part = is_parted ? (size_t)r * call->nbytes : 0;
+    return (const char *)call->send + part + skip;
+}
+
+static brg_status post_flat(mpi_group *g, brg_call *call, size_t n)
+{
+    cursor *c = &g->cursor;
+    c->n_requests = 0;
+    for (int r = 0; r < g->n_ranks; r++) {
+        if (r == g->rank)
+            continue;
+        if (flat_receives(g, call, r))
+            MPI_CHECK(g, MPI_Irecv(flat_in(g, call, r, c->at), (int)n, MPI_BYTE,
+                                   r, TAG_FLAT, g->world,
+                                   &g->requests[c->n_requests++]));
+        if (flat_sends(g, call))
+            MPI_CHECK(g, MPI_Isend(flat_out(call, r, c->at), (int)n, MPI_BYTE,
+                                   r, TAG_FLAT, g->world,
+                                   &g->requests[c->n_requests++]));
+    }
+    return BRG_OK;
+}
+
+/* Sums what came, in each node and then over nodes. */
+static void reduce_flat(mpi_group *g, brg_call *call, size_t n)
+{
+    size_t nbytes = call->nbytes / call->count, at = g->cursor.at;
+    unsigned char *partials = g->flat + (size_t)g->n_ranks * FLAT_PIECE;
+    brg_reduction r = {.src = g->src,
+                       .dst = g->dst,
+                       .n_src = (size_t)g->n_local,
+                       .n_dst = 1,
+                       .count = n / nbytes,
+                       .dtype = call->dtype,
+                       .op = call->op,
+                       .divisor = g->n_ranks,
+                       .dst_partial = true};
+    for (int node = 0; node < g->n_nodes; node++) {
+        for (int i = 0; i < g->n_local; i++) {
+            int rank = g->rank_at[node * g->n_local + i];
+            g->src[i] = rank == g->rank ? flat_out(call, rank, at)
+                                        : flat_in(g, call, rank, at);
+        }
+        g->dst[0] = partials + (size_t)node * 2 * FLAT_PIECE;
+        g->host->reduce(&r);
+    }
+    for (int node = 0; node < g->n_nodes; node++)
+        g->src[node] = partials + (size_t)node * 2 * FLAT_PIECE;
+    g->dst[0] = (char *)call->recv + at;
+    r.n_src = (size_t)g->n_nodes;
+    r.src_partial = true;
+    r.dst_partial = false;
+    g->host->reduce(&r);
+}
+
+static void finish_flat(mpi_group *g, brg_call *call, size_t n)
+{
+    size_t at = g->cursor.at;
+    if (call->coll == BRG_COLL_REDUCE_SCATTER)
+        reduce_flat(g, call, n);
+    if (call->coll == BRG_COLL_ALL_GATHER) {
+        char *own = flat_in(g, call, g->rank, at);
+        const char *send = flat_out(call, g->rank, at);
+        if (own != send)
+            memcpy(own, send, n);
+    }
+}
+
+brg_status brg__mpi_run_flat(mpi_group *g, brg_call *call, bool *is_over)
+{
+    cursor *c = &g->cursor;
+    size_t total = call->coll == BRG_COLL_BARRIER ? 0 : call->nbytes;
+    bool is_reduced = call->coll == BRG_COLL_REDUCE_SCATTER;
+    size_t n =
+        brg__slice_min(is_reduced ? FLAT_PIECE : FLAT_STEP, total - c->at);
+    if (n && !c->is_begun)
+        BRG_TRY(post_flat(g, call, n));
+    c->is_begun = n > 0;
+    if (n) {
+        int flag = 0;
+        MPI_CHECK(g, MPI_Testall(c->n_requests, g->requests, &flag,
+                                 MPI_STATUSES_IGNORE));
+        if (!flag)
+            return BRG_OK;
+        finish_flat(g, call, n);
+        c->is_begun = false;
+        c->at += n;
+    }
+    *is_over = c->at == total;
+    return BRG_OK;
+}
+
+/* ---- Lifecycle ------------------------------------------------------------------------ */
+
+static void *alloc_array(const mpi_group *g, size_t n, size_t nbytes)
+{
+    return g->host->alloc(n * nbytes, "buffers of an MPI group");
+}
+
+static brg_status init_slot(const mpi_group *g, x_slot *slot)
+{
+    size_t n = (size_t)g->n_nodes;
+    slot->requests = alloc_array(g, 2 * n, sizeof(MPI_Request));
+    slot->partial = alloc_array(g, 1, X_NBYTES);
+    slot->result = alloc_array(g, 1, X_NBYTES);
+    slot->received = alloc_array(g, n, X_NBYTES);
+    if (!slot->requests || !slot->partial || !slot->result || !slot->received)
+        return BRG_ERR_NOMEM;
+    return BRG_OK;
+}
+
+brg_status brg__mpi_across_init(mpi_group *g)
+{
+    size_t n_nodes = (size_t)g->n_nodes, n_ranks = (size_t)g->n_ranks;
+    size_t n = (size_t)(g->n_local > g->n_nodes ? g->n_local : g->n_nodes);
+    g->src = alloc_array(g, n, sizeof *g->src);
+    g->dst = alloc_array(g, n, sizeof *g->dst);
+    g->src_at = alloc_array(g, n, sizeof *g->src_at);
+    g->dst_at = alloc_array(g, n, sizeof *g->dst_at);
+    if (!g->src || !g->dst || !g->src_at || !g->dst_at)
+        return BRG_ERR_NOMEM;
+    if (g->n_nodes == 1)
+        return BRG_OK;
+    g->headers_in = alloc_array(g, n_nodes, sizeof(header));
+    g->header_requests = alloc_array(g, 2 * n_nodes, sizeof(MPI_Request));
+    g->requests = alloc_array(g, 2 * n_ranks, sizeof(MPI_Request));
+    g->flat = alloc_array(g, n_ranks + 2 * n_nodes, FLAT_PIECE);
+    if (!g->headers_in || !g->header_requests || !g->requests || !g->flat)
+        return BRG_ERR_NOMEM;
+    for (int i = 0; i < X_SLOTS; i++)
+        BRG_TRY(init_slot(g, &g->slots[i]));
+    return BRG_OK;
+}
+
+void brg__mpi_across_deinit(mpi_group *g)
+{
+    for (int i = 0; i < X_SLOTS; i++) {
+        g->host->free(g->slots[i].requests);
+        g->host->free(g->slots[i].partial);
+        g->host->free(g->slots[i].result);
+        g->host->free(g->slots[i].received);
+    }
+    g->host->free(g->headers_in);
+    g->host->free(g->header_requests);
+    g->host->free(g->requests);
+    g->host->free(g->flat);
+    g->host->free(g->src);
+    g->host->free(g->dst);
+    g->host->free(g->src_at);
+    g->host->free(g->dst_at);
+}

@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * One end of an MPI group.
+ *
+ * Ranks of a node share two kinds of memory: a control block of each rank, and
+ * the regions that brg_pg_alloc hands out. A rank announces a collective by
+ * filling line seq % RING of its block; when all lines of the node are there
+ * the signatures are compared and the work begins, in order of seq:
+ *
+ *   small    data lies beside the lines; each rank sums all of it alone
+ *   direct   data lies in regions; each rank sums its slice of all buffers and
+ *            writes it to all
+ *   staged   any other memory: in pieces through the bounce buffers
+ *   flat     between nodes, other collectives than all_reduce: messages
+ *
+ * A collective is cut in phases. `done` of the control block says how far its
+ * rank is: seq << PHASE_BITS | phases finished. Phase k may begin when every
+ * rank of the node has finished phase k - 1. */
+#ifndef BRG_COMM_MPI_GROUP_H
+#define BRG_COMM_MPI_GROUP_H
+
+#include <stdatomic.h>
+
+#include <mpi.h>
+
+#include <brigade/ext/backend.h>
+
+#include "comm/patterns/slices.h"
+
+#define RING 32        /* collectives announced and not finished */
+#define SMALL_MAX 4096 /* bytes beside a line */
+#define BOUNCE (256 << 10)
+#define PHASE_BITS 24
+#define STEP_NBYTES ((size_t)256 << 10) /* work of one poll, per buffer */
+#define MAX_REGIONS 1024
+
+/* ---- Shared memory ----------------------------------------------------------- */
+
+typedef struct shared_line {
+    _Alignas(64) _Atomic uint64_t stamp; /* seq + 1, last to be written */
+    brg_signature signature;
+    uint64_t offset; /* of the data to send, in its region */
+    uint32_t region; /* 0: not in one */
+} shared_line;
+
+typedef struct shared_rank {
+    _Alignas(64) _Atomic uint64_t done;
+    _Alignas(64) _Atomic int32_t gone; /* brg_status, or LEFT */
+    int32_t pid;
+    shared_line lines[RING];
+    _Alignas(4096) unsigned char small[RING][SMALL_MAX];
+    unsigned char bounce[2][BOUNCE];
+} shared_rank;
+
+#define LEFT 1 /* of `gone`: destroyed its end; negative: failed */
+
+/* ---- Between nodes --------------------------------------------------------- */
+
+/* What ranks at one place of their nodes tell each other before a collective;
+ * with a verdict, that there will be none. */
+typedef struct header {
+    brg_signature signature;
+    int32_t verdict; /* brg_status; LEFT */
+    int32_t culprit; /* rank */
+    int32_t is_direct;
+    int32_t unused;
+    brg_signature other; /* the pair of a mismatch: signature and this */
+} header;
+
+#define X_SLOTS 4
+#define X_NBYTES ((size_t)64 << 10) /* of partials, per slot */
+
+typedef enum x_stage { X_FREE, X_PARTIALS, X_RESULTS } x_stage;
+
+/* A piece of this rank's slice on its way between nodes. */
+typedef struct x_slot {
+    x_stage stage;
+    brg__slice piece; /* of the range */
+    MPI_Request *requests;
+    unsigned char *partial;  /* this node's sums */
+    unsigned char *received; /* other nodes' sums, one place per node */
+    unsigned char *result;
+} x_slot;
+
+/* ---- The group -------------------------------------------------------------- */
+
+typedef struct shm_region {
+    MPI_Win window;
+    size_t nbytes;
+    bool is_free; /* given back; used again when all ranks agree */
+    unsigned char *mine;
+    unsigned char **base; /* of each rank of the node */
+} shm_region;
+
+typedef enum call_mode {
+    MODE_UNDECIDED,
+    MODE_SMALL,
+    MODE_DIRECT,
+    MODE_STAGED,
+    MODE_FLAT
+} call_mode;
+
+/* A reduction of one slice, moved on step by step. */
+typedef struct sum_range {
+    brg_reduction reduction; /* count: of the whole slice */
+    size_t at;               /* elements begun */
+} sum_range;
+
+/* The collective that this rank works on. */
+typedef struct cursor {
+    brg_call *call; /* NULL: none is announced */
+    call_mode mode;
+    uint32_t phase;
+    bool is_node_ready; /* all lines of the node are there, and alike */
+    bool sent_headers;
+    bool has_headers; /* and all of the other nodes */
+    bool is_begun;    /* of the phase: `range` or requests are set up */
+    size_t at;        /* bytes or elements done in this phase */
+    int n_requests;   /* of a flat collective */
+    sum_range range;
+} cursor;
+
+typedef struct p2p_op {
+    struct p2p_op *next;
+    brg_call *call;
+    MPI_Request announce;
+    MPI_Request *data;
+    size_t n_data;
+    bool is_announced;
+    brg_signature mine;
+    brg_signature theirs;
+} p2p_op;
+
+typedef struct mpi_group {
+    const brg_host *host;
+    struct mpi_group *next; /* all groups of the process */
+    MPI_Comm world;
+    MPI_Comm node;
+    int rank;
+    int n_ranks;
+    int local; /* rank within the node */
+    int n_local;
+    int my_node;
+    int n_nodes;
+    int *rank_at;    /* [node * n_local + local] */
+    bool is_crowded; /* more ranks here than processors */
+    bool is_dead;
+    uint64_t timeout_ns;
+    uint64_t next_check_ns;
+
+    MPI_Win control_window;
+    shared_rank **shared; /* of each rank of the node */
+    uint64_t *seen;       /* their `done`, as last read */
+    shm_region regions[MAX_REGIONS];
+    uint32_t n_regions;
+
+    brg_call *queue; /* not finished by this rank: cursor.call is the first */
+    brg_call **queue_end;
+    brg_call *unannounced; /* the tail of the queue that found no line */
+    brg_call *finishing;   /* finished here, others still read or write */
+    brg_call **finishing_end;
+    cursor cursor;
+    p2p_op *p2p;
+    p2p_op **p2p_end;
+
+    /* Scratch, sized for the group. */
+    const void **src; /* of the cursor's reduction */
+    void **dst;
+    const void **src_at; /* the same, further on */
+    void **dst_at;
+    header header_out;
+    header verdict_out;
+    header *headers_in; /* one per node */
+    MPI_Request *header_requests;
+    MPI_Request *requests; /* of flat collectives: 2 per rank */
+    unsigned char *flat;   /* FLAT_PIECE per rank, and partials per node */
+    x_slot slots[X_SLOTS];
+} mpi_group;
+
+#define FLAT_PIECE ((size_t)64 << 10)
+
+enum { TAG_HEADER = 1, TAG_FLAT, TAG_P2P_HEADER, TAG_P2P_DATA, TAG_X };
+
+#define MPI_FAIL(g, code, ...)                                                 \
+    (g)->host->fail((code), __FILE__, __LINE__, __VA_ARGS__)
+
+/* An MPI call's result as a status. */
+#define MPI_CHECK(g, call)                                                     \
+    do {                                                                       \
+        int rc_ = (call);                                                      \
+        if (rc_ != MPI_SUCCESS)                                                \
+            return brg__mpi_fail((g), rc_, #call, __FILE__, __LINE__);         \
+    } while (0)
+
+brg_status brg__mpi_fail(const mpi_group *g, int rc, const char *what,
+                         const char *file, int line);
+
+static inline uint64_t phase_mark(uint64_t seq, uint64_t phase)
+{
+    return seq << PHASE_BITS | phase;
+}
+
+static inline shared_line *line_of(const mpi_group *g, int local, uint64_t seq)
+{
+    return &g->shared[local]->lines[seq % RING];
+}
+
+/* ---- world.c: MPI itself, topology, memory ------------------------------------ */
+
+brg_status brg__mpi_world_init(mpi_group *g, const void *comm);
+void brg__mpi_world_deinit(mpi_group *g);
+brg_status brg__mpi_region_alloc(void *group, void **out, size_t nbytes);
+void brg__mpi_region_free(void *group, void *ptr);
+/* Fills region and offset of a line; region 0 if `ptr` is in none. */
+void brg__mpi_region_find(const mpi_group *g, const void *ptr, size_t nbytes,
+                          shared_line *line);
+
+/* ---- node.c: announcing, phases ------------------------------------------------ */
+
+void brg__mpi_announce(mpi_group *g, brg_call *call);
+brg_status brg__mpi_node_progress(mpi_group *g);
+/* True when every rank of the node has finished `mark`. */
+bool brg__mpi_all_reached(mpi_group *g, uint64_t mark);
+
+/* ---- collectives.c: the work of each mode; *is_over: this rank has done it ------ */
+
+brg_status brg__mpi_run_small(mpi_group *g, brg_call *call);
+brg_status brg__mpi_run_direct(mpi_group *g, brg_call *call, bool *is_over);
+brg_status brg__mpi_run_staged(mpi_group *g, brg_call *call, bool *is_over);
+size_t brg__mpi_staged_phases(const mpi_group *g, const brg_call *call);
+
+/* ---- across.c: between nodes ---------------------------------------------------- */
+
+brg_status brg__mpi_across_init(mpi_group *g);
+void brg__mpi_across_deinit(mpi_group *g);
+brg_status brg__mpi_exchange_headers(mpi_group *g, const brg_call *call,
+                                     bool is_direct, bool *is_over);
+void brg__mpi_send_verdict(mpi_group *g, const header *verdict);
+/* One step of the cursor's range, through other nodes where there are any. */
+brg_status brg__mpi_range_step(mpi_group *g, bool *is_over);
+brg_status brg__mpi_run_flat(mpi_group *g, brg_call *call, bool *is_over);
+
+/* ---- p2p.c ------------------------------------------------------------------------ */
+
+brg_status brg__mpi_p2p_start(mpi_group *g, brg_call *call);
+brg_status brg__mpi_p2p_progress(mpi_group *g);
+void brg__mpi_p2p_cancel(mpi_group *g);
+
+#endif

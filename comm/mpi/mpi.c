@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The MPI backend's slots, and what a waiting rank looks after: peers that
+ * left, failed or died. */
+#include "comm/mpi/group.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <brigade/mpi.h>
+
+#include "core/base/thread.h"
+
+#define SPINS 4000         /* before a waiting rank gives its core away */
+#define CHECK_NS 50000000u /* between two looks at the peers */
+#define IDLES_PER_CLOCK 512
+
+/* ---- Peers ----------------------------------------------------------------------------- */
+
+static int rank_of(const mpi_group *g, int local)
+{
+    return g->rank_at[g->my_node * g->n_local + local];
+}
+
+/* What a rank of the node has not done yet that this call needs; NULL: it is
+ * not the one waited for. */
+static const char *owes(const mpi_group *g, const brg_call *call, int local)
+{
+    if (call->coll == BRG_COLL_SEND || call->coll == BRG_COLL_RECV)
+        return rank_of(g, local) == call->peer ? "has not come" : NULL;
+    const brg_call *first = g->finishing ? g->finishing : g->queue;
+    uint64_t seq = first && first->seq < call->seq ? first->seq : call->seq;
+    uint64_t done =
+        atomic_load_explicit(&g->shared[local]->done, memory_order_acquire);
+    if (done >= phase_mark(seq + 1, 0))
+        return NULL;
+    uint64_t stamp = atomic_load_explicit(&line_of(g, local, seq)->stamp,
+                                          memory_order_acquire);
+    return stamp > seq ? "has not finished it" : "has not started it";
+}
+
+static brg_status fail_peer(const mpi_group *g, const brg_call *call, int local,
+                            const char *what)
+{
+    char text[120];
+    brg_signature signature;
+    g->host->sign(call, g->rank, &signature);
+    g->host->describe(&signature, text, sizeof text);
+    return MPI_FAIL(g, BRG_ERR_PEER, "rank %d: %s waits for rank %d, which %s",
+                    g->rank, text, rank_of(g, local), what);
+}
+
+static brg_status check_peers(mpi_group *g, const brg_call *call)
+{
+    for (int r = 0; r < g->n_local; r++) {
+        if (r == g->local || !owes(g, call, r))
+            continue;
+        int32_t gone =
+            atomic_load_explicit(&g->shared[r]->gone, memory_order_acquire);
+        /* What it did before it went counts. */
+        if (gone && owes(g, call, r))
+            return fail_peer(g, call, r,
+                             gone == LEFT ? "has left the group"
+                                          : "has failed in this group");
+        if (kill(g->shared[r]->pid, 0) != 0 && errno == ESRCH)
+            return fail_peer(g, call, r, "has died");
+    }
+    return BRG_OK;
+}
+
+static brg_status mpi_progress(void *group);
+
+static brg_status mpi_idle(void *group, brg_call *call, uint64_t n)
+{
+    mpi_group *g = group;
+    if (g->is_crowded || n > SPINS)
+        sched_yield();
+    else
+        brg__cpu_relax();
+    if (n % IDLES_PER_CLOCK != 0)
+        return BRG_OK;
+    uint64_t now = g->host->clock_ns();
+    if (now < g->next_check_ns)
+        return BRG_OK;
+    g->next_check_ns = now + CHECK_NS;
+    return check_peers(g, call);
+}
+
+static void mpi_explain(void *group, const brg_call *call, char *text,
+                        size_t size)
+{
+    const mpi_group *g = group;
+    size_t n = 0;
+    for (int r = 0; r < g->n_local && n + 1 < size; r++) {
+        const char *what = r == g->local ? NULL : owes(g, call, r);
+        if (what)
+            n += (size_t)snprintf(text + n, size - n, "%srank %d %s",
+                                  n ? ", " : "", rank_of(g, r), what);
+    }
+    if (n == 0 && g->n_nodes > 1)
+        snprintf(text, size, "another node has not come");
+}
+
+/* ---- Slots ------------------------------------------------------------------------------- */
+
+/* A group of one computes at once. */
+static void run_alone(brg_call *call)
+{
+    if (call->nbytes && call->recv != call->send)
+        memmove(call->recv, call->send, call->nbytes);
+    call->is_done = true;
+}
+
+static brg_status mpi_start(void *group, brg_call *call)
+{
+    mpi_group *g = group;
+    if (call->coll == BRG_COLL_SEND || call->coll == BRG_COLL_RECV)
+        return brg__mpi_p2p_start(g, call);
+    if (g->n_ranks == 1)
+        run_alone(call);
+    else
+        brg__mpi_announce(g, call);
+    return BRG_OK;
+}
+
+static brg_status mpi_progress(void *group)
+{
+    mpi_group *g = group;
+    if (g->p2p)
+        BRG_TRY(brg__mpi_p2p_progress(g));
+    return brg__mpi_node_progress(g);
+}
+
+static void say_gone(mpi_group *g, int32_t how)
+{
+    header verdict = {.verdict = how, .culprit = g->rank};
+    if (g->shared && g->shared[g->local])
+        atomic_store_explicit(&g->shared[g->local]->gone, how,
+                              memory_order_release);
+    if (g->n_nodes > 1)
+        brg__mpi_send_verdict(g, &verdict);
+}
+
+static void mpi_abort_group(void *group)
+{
+    mpi_group *g = group;
+    if (g->is_dead)
+        return;
+    g->is_dead = true;
+    say_gone(g, BRG_ERR_COMM);
+    brg__mpi_p2p_cancel(g);
+}
+
+static void free_group(mpi_group *g)
+{
+    brg__mpi_world_deinit(g);
+    brg__mpi_across_deinit(g);
+    g->host->free(g);
+}
+
+static void mpi_destroy(void *group)
+{
+    mpi_group *g = group;
+    int is_over = 0;
+    (void)MPI_Finalized(&is_over);
+    if (!is_over && !g->is_dead) {
+        say_gone(g, LEFT);
+        brg__mpi_p2p_cancel(g);
+    }
+    free_group(g);
+}
+
+static const brg_group_ops mpi_ops = {
+    .abi = BRG_BACKEND_ABI,
+    .struct_size = sizeof(brg_group_ops),
+    .start = mpi_start,
+    .progress = mpi_progress,
+    .idle = mpi_idle,
+    .explain = mpi_explain,
+    .abort = mpi_abort_group,
+    .alloc = brg__mpi_region_alloc,
+    .free = brg__mpi_region_free,
+    .destroy = mpi_destroy,
+};
+
+static brg_status mpi_create(const brg_host *host,
+                             const brg_pg_options *options, brg_group *filled)
+{
+    const brg_mpi_options *mine = options->backend_data;
+    mpi_group *g = host->alloc(sizeof *g, "an MPI group");
+    if (!g)
+        return BRG_ERR_NOMEM;
+    g->host = host;
+    g->timeout_ns = (uint64_t)(options->timeout_s * 1e9);
+    g->queue_end = &g->queue;
+    g->finishing_end = &g->finishing;
+    g->p2p_end = &g->p2p;
+    brg_status status = brg__mpi_world_init(g, mine ? mine->comm : NULL);
+    if (status == BRG_OK)
+        status = brg__mpi_across_init(g);
+    if (status != BRG_OK) {
+        free_group(g);
+        return status;
+    }
+    *filled = (brg_group){.ops = &mpi_ops,
+                          .group = g,
+                          .rank = g->rank,
+                          .world_size = g->n_ranks,
+                          .wants_polls = true};
+    return BRG_OK;
+}
+
+static const brg_backend backend_mpi = {
+    .abi = BRG_BACKEND_ABI,
+    .struct_size = sizeof(brg_backend),
+    .name = "mpi",
+    .create = mpi_create,
+};
+
+const brg_backend *brg_comm_mpi(void)
+{
+    return &backend_mpi;
+}

@@ -1,0 +1,363 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * MPI itself, who is where, and memory shared within the node. */
+#include "comm/mpi/group.h"
+
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define DESTROY_WAIT_NS 5000000000u
+
+brg_status brg__mpi_fail(const mpi_group *g, int rc, const char *what,
+                         const char *file, int line)
+{
+    char text[MPI_MAX_ERROR_STRING] = "unknown error";
+    int n;
+    (void)MPI_Error_string(rc, text, &n);
+    size_t name = strcspn(what, "(");
+    return g->host->fail(BRG_ERR_COMM, file, line, "rank %d: %.*s: %s", g->rank,
+                         (int)name, what, text);
+}
+
+/* ---- Starting and ending MPI ------------------------------------------------------- */
+
+static void finalize_at_exit(void)
+{
+    int is_over = 0;
+    (void)MPI_Finalized(&is_over);
+    if (!is_over)
+        (void)MPI_Finalize();
+}
+
+static brg_status init_mpi(const mpi_group *g)
+{
+    int is_running = 0, is_over = 0, level;
+    MPI_CHECK(g, MPI_Finalized(&is_over));
+    if (is_over)
+        return MPI_FAIL(g, BRG_ERR_STATE, "MPI is finalised already");
+    MPI_CHECK(g, MPI_Initialized(&is_running));
+    if (is_running)
+        return BRG_OK;
+    MPI_CHECK(g, MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level));
+    if (atexit(finalize_at_exit) != 0)
+        return MPI_FAIL(g, BRG_ERR_NOMEM, "no room for an exit function");
+    return BRG_OK;
+}
+
+/* ---- Topology -------------------------------------------------------------------------- */
+
+/* Nodes of at most BRG_MPI_NODE_SIZE ranks, if that is set. */
+static brg_status split_node(mpi_group *g)
+{
+    MPI_CHECK(g, MPI_Comm_split_type(g->world, MPI_COMM_TYPE_SHARED, g->rank,
+                                     MPI_INFO_NULL, &g->node));
+    int limit = atoi(g->host->env("BRG_MPI_NODE_SIZE"));
+    if (limit <= 0)
+        return BRG_OK;
+    MPI_Comm part;
+    int place;
+    MPI_CHECK(g, MPI_Comm_rank(g->node, &place));
+    MPI_CHECK(g, MPI_Comm_split(g->node, place / limit, g->rank, &part));
+    MPI_CHECK(g, MPI_Comm_free(&g->node));
+    g->node = part;
+    return BRG_OK;
+}
+
+/* Unequal nodes: every rank becomes a node of its own. */
+static brg_status even_out(mpi_group *g)
+{
+    int mine[2], all[2];
+    MPI_CHECK(g, MPI_Comm_size(g->node, &mine[0]));
+    mine[1] = -mine[0];
+    MPI_CHECK(g, MPI_Allreduce(mine, all, 2, MPI_INT, MPI_MAX, g->world));
+    if (all[0] != -all[1]) {
+        MPI_CHECK(g, MPI_Comm_free(&g->node));
+        MPI_CHECK(g, MPI_Comm_split(g->world, g->rank, 0, &g->node));
+    }
+    MPI_CHECK(g, MPI_Comm_rank(g->node, &g->local));
+    MPI_CHECK(g, MPI_Comm_size(g->node, &g->n_local));
+    g->n_nodes = g->n_ranks / g->n_local;
+    return BRG_OK;
+}
+
+/* rank_at[], with nodes in the order of their first ranks. */
+static brg_status number_nodes(mpi_group *g)
+{
+    int first = g->rank, n_seen = 0;
+    MPI_CHECK(g, MPI_Bcast(&first, 1, MPI_INT, 0, g->node));
+    int *firsts = g->host->alloc((size_t)g->n_ranks * sizeof(int), "ranks");
+    g->rank_at = g->host->alloc((size_t)g->n_ranks * sizeof(int), "ranks");
+    if (!firsts || !g->rank_at) {
+        g->host->free(firsts);
+        return BRG_ERR_NOMEM;
+    }
+    int rc = MPI_Allgather(&first, 1, MPI_INT, firsts, 1, MPI_INT, g->world);
+    for (int r = 0; r < g->n_ranks && rc == MPI_SUCCESS; r++) {
+        if (firsts[r] != r)
+            continue;
+        int place = 0;
+        for (int member = r; member < g->n_ranks; member++)
+            if (firsts[member] == r)
+                g->rank_at[n_seen * g->n_local + place++] = member;
+        if (r == first)
+            g->my_node = n_seen;
+        n_seen++;
+    }
+    g->host->free(firsts);
+    MPI_CHECK(g, rc);
+    return BRG_OK;
+}
+
+static bool is_crowded(const mpi_group *g)
+{
+    cpu_set_t cpus;
+    int n = 1;
+    if (sched_getaffinity(0, sizeof cpus, &cpus) == 0)
+        n = CPU_COUNT(&cpus);
+    /* A rank bound to its own processors does not share them. */
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    return n >= online && g->n_local > n;
+}
+
+static brg_status init_topology(mpi_group *g, MPI_Comm comm)
+{
+    MPI_CHECK(g, MPI_Comm_dup(comm, &g->world));
+    MPI_CHECK(g, MPI_Comm_set_errhandler(g->world, MPI_ERRORS_RETURN));
+    MPI_CHECK(g, MPI_Comm_rank(g->world, &g->rank));
+    MPI_CHECK(g, MPI_Comm_size(g->world, &g->n_ranks));
+    BRG_TRY(split_node(g));
+    BRG_TRY(even_out(g));
+    MPI_CHECK(g, MPI_Comm_set_errhandler(g->node, MPI_ERRORS_RETURN));
+    BRG_TRY(number_nodes(g));
+    g->is_crowded = is_crowded(g);
+    return BRG_OK;
+}
+
+/* ---- Shared memory ------------------------------------------------------------------------ */
+
+/* The next page. A window's memory is mapped at the same place of a page in
+ * all processes, wherever in the page MPI lets it begin. */
+static unsigned char *page_of(unsigned char *ptr)
+{
+    uintptr_t misfit = (uintptr_t)ptr % BRG__SLICE_PAGE;
+    return misfit ? ptr + (BRG__SLICE_PAGE - misfit) : ptr;
+}
+
+/* A window with nbytes of each rank; base[] gets where they lie here. */
+static brg_status make_window(mpi_group *g, size_t nbytes, MPI_Win *window,
+                              unsigned char **base)
+{
+    void *mine;
+    MPI_Info info;
+    size_t size = (nbytes + 2 * BRG__SLICE_PAGE - 1) & ~(BRG__SLICE_PAGE - 1);
+    MPI_CHECK(g, MPI_Info_create(&info));
+    MPI_CHECK(g, MPI_Info_set(info, "alloc_shared_noncontig", "true"));
+    MPI_CHECK(g, MPI_Win_allocate_shared((MPI_Aint)size, 1, info, g->node,
+                                         &mine, window));
+    MPI_CHECK(g, MPI_Info_free(&info));
+    for (int r = 0; r < g->n_local; r++) {
+        MPI_Aint found;
+        int unit;
+        void *found_base;
+        MPI_CHECK(g,
+                  MPI_Win_shared_query(*window, r, &found, &unit, &found_base));
+        base[r] = page_of(found_base);
+    }
+    memset(mine, 0, size); /* also puts the pages near this rank */
+    MPI_CHECK(g, MPI_Barrier(g->node));
+    return BRG_OK;
+}
+
+static brg_status init_control(mpi_group *g)
+{
+    size_t n = (size_t)g->n_local;
+    g->shared = g->host->alloc(n * sizeof *g->shared, "control blocks");
+    g->seen = g->host->alloc(n * sizeof *g->seen, "control blocks");
+    if (!g->shared || !g->seen)
+        return BRG_ERR_NOMEM;
+    BRG_TRY(make_window(g, sizeof(shared_rank), &g->control_window,
+                        (unsigned char **)g->shared));
+    g->shared[g->local]->pid = (int32_t)getpid();
+    MPI_CHECK(g, MPI_Barrier(g->node));
+    return BRG_OK;
+}
+
+/* ---- Regions -------------------------------------------------------------------------------- */
+
+/* What ranks tell each other before they share memory. */
+typedef struct wish {
+    uint64_t nbytes;
+    int64_t reuse; /* index of a free region that would do, or -1 */
+} wish;
+
+static int64_t find_free(const mpi_group *g, size_t nbytes)
+{
+    for (uint32_t i = 0; i < g->n_regions; i++)
+        if (g->regions[i].is_free && g->regions[i].nbytes >= nbytes &&
+            g->regions[i].nbytes / 2 <= nbytes)
+            return i;
+    return -1;
+}
+
+/* Waits while the others may still be in collectives that need this rank. */
+static brg_status wait_moving(mpi_group *g, MPI_Request *request,
+                              const char *what)
+{
+    uint64_t start = g->host->clock_ns();
+    for (int flag = 0;;) {
+        MPI_CHECK(g, MPI_Test(request, &flag, MPI_STATUS_IGNORE));
+        if (flag)
+            return BRG_OK;
+        BRG_TRY(brg__mpi_node_progress(g));
+        BRG_TRY(brg__mpi_p2p_progress(g));
+        sched_yield();
+        if (g->host->clock_ns() - start > g->timeout_ns)
+            return MPI_FAIL(g, BRG_ERR_TIMEOUT,
+                            "rank %d: %s timed out: not all ranks called it",
+                            g->rank, what);
+    }
+}
+
+static brg_status agree(mpi_group *g, const wish *mine, wish *all,
+                        int64_t *reuse)
+{
+    MPI_Request request;
+    MPI_CHECK(g, MPI_Iallgather(mine, sizeof *mine, MPI_BYTE, all, sizeof *mine,
+                                MPI_BYTE, g->world, &request));
+    BRG_TRY(wait_moving(g, &request, "brg_pg_alloc"));
+    *reuse = mine->reuse;
+    for (int r = 0; r < g->n_ranks; r++) {
+        if (all[r].nbytes != mine->nbytes)
+            return MPI_FAIL(g, BRG_ERR_MISMATCH,
+                            "ranks disagree: brg_pg_alloc of %llu bytes on "
+                            "rank %d, of %llu on rank %d",
+                            (unsigned long long)mine->nbytes, g->rank,
+                            (unsigned long long)all[r].nbytes, r);
+        if (all[r].reuse != mine->reuse)
+            *reuse = -1;
+    }
+    return BRG_OK;
+}
+
+static brg_status add_region(mpi_group *g, size_t nbytes, void **out)
+{
+    if (g->n_regions == MAX_REGIONS)
+        return MPI_FAIL(g, BRG_ERR_STATE,
+                        "rank %d: brg_pg_alloc: %d blocks are in use", g->rank,
+                        MAX_REGIONS);
+    shm_region *region = &g->regions[g->n_regions];
+    region->base =
+        g->host->alloc((size_t)g->n_local * sizeof(void *), "a region");
+    if (!region->base)
+        return BRG_ERR_NOMEM;
+    BRG_TRY(make_window(g, nbytes ? nbytes : 1, &region->window, region->base));
+    region->nbytes = nbytes;
+    region->mine = region->base[g->local];
+    g->n_regions++;
+    *out = region->mine;
+    return BRG_OK;
+}
+
+brg_status brg__mpi_region_alloc(void *group, void **out, size_t nbytes)
+{
+    mpi_group *g = group;
+    wish mine = {nbytes, find_free(g, nbytes)};
+    int64_t reuse = -1;
+    wish *all =
+        g->host->alloc((size_t)g->n_ranks * sizeof *all, "an agreement");
+    if (!all)
+        return BRG_ERR_NOMEM;
+    brg_status status = agree(g, &mine, all, &reuse);
+    g->host->free(all);
+    BRG_TRY(status);
+    if (reuse < 0)
+        return add_region(g, nbytes, out);
+    shm_region *region = &g->regions[reuse];
+    region->is_free = false;
+    memset(region->mine, 0, nbytes);
+    *out = region->mine;
+    return BRG_OK;
+}
+
+/* Windows are freed with the group, which all ranks do together. */
+void brg__mpi_region_free(void *group, void *ptr)
+{
+    mpi_group *g = group;
+    for (uint32_t i = 0; i < g->n_regions; i++)
+        if (g->regions[i].mine == ptr)
+            g->regions[i].is_free = true;
+}
+
+void brg__mpi_region_find(const mpi_group *g, const void *ptr, size_t nbytes,
+                          shared_line *line)
+{
+    for (uint32_t i = 0; i < g->n_regions; i++) {
+        const shm_region *region = &g->regions[i];
+        size_t offset = (size_t)((uintptr_t)ptr - (uintptr_t)region->mine);
+        if (offset >= region->nbytes || nbytes > region->nbytes - offset)
+            continue;
+        line->region = i + 1;
+        line->offset = offset;
+        return;
+    }
+}
+
+/* ---- Lifecycle ------------------------------------------------------------------------------- */
+
+brg_status brg__mpi_world_init(mpi_group *g, const void *comm)
+{
+    g->world = g->node = MPI_COMM_NULL;
+    g->control_window = MPI_WIN_NULL;
+    BRG_TRY(init_mpi(g));
+    BRG_TRY(init_topology(g, comm ? *(const MPI_Comm *)comm : MPI_COMM_WORLD));
+    return init_control(g);
+}
+
+/* True when all ranks have come to destroy the group. */
+static bool all_came(mpi_group *g)
+{
+    MPI_Request request;
+    int flag = 0;
+    if (MPI_Ibarrier(g->world, &request) != MPI_SUCCESS)
+        return false;
+    uint64_t start = g->host->clock_ns();
+    while (!flag && g->host->clock_ns() - start < DESTROY_WAIT_NS) {
+        if (MPI_Test(&request, &flag, MPI_STATUS_IGNORE) != MPI_SUCCESS)
+            return false;
+        if (!flag)
+            sched_yield();
+    }
+    return flag;
+}
+
+static void free_shared(mpi_group *g)
+{
+    for (uint32_t i = 0; i < g->n_regions; i++)
+        (void)MPI_Win_free(&g->regions[i].window);
+    if (g->control_window != MPI_WIN_NULL)
+        (void)MPI_Win_free(&g->control_window);
+    if (g->node != MPI_COMM_NULL)
+        (void)MPI_Comm_free(&g->node);
+    (void)MPI_Comm_free(&g->world);
+}
+
+void brg__mpi_world_deinit(mpi_group *g)
+{
+    int is_over = 0;
+    (void)MPI_Finalized(&is_over);
+    if (!is_over && g->world != MPI_COMM_NULL) {
+        if (all_came(g))
+            free_shared(g);
+        else
+            g->host->log(BRG_LOG_WARN, "mpi",
+                         "rank %d: not all ranks destroyed the group; its "
+                         "shared memory stays until the process ends",
+                         g->rank);
+    }
+    for (uint32_t i = 0; i < g->n_regions; i++)
+        g->host->free(g->regions[i].base);
+    g->host->free(g->rank_at);
+    g->host->free(g->shared);
+    g->host->free(g->seen);
+}

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The MPI backend: what brg_pg_create(&pg, "mpi", ...) takes. */
+#ifndef BRG_MPI_H
+#define BRG_MPI_H
+
+#include <brigade/comm.h>
+
+BRG_BEGIN_DECLS
+
+/* Ranks of one node reduce through shared memory, nodes exchange messages;
+ * nothing runs on threads of its own. MPI may have been initialised by the
+ * program at any thread level; if it was not, the first group does it
+ * (MPI_THREAD_FUNNELED) and MPI is finalised when the process exits.
+ *
+ * brg_pg_create, brg_pg_alloc and brg_pg_destroy are collective. Destroy gives
+ * the other ranks up to 5 seconds to come; what is shared stays until the
+ * process ends if they do not. A rank that destroys its end or exits while
+ * others wait for it makes their waits fail with BRG_ERR_PEER.
+ *
+ * Where nodes hold different numbers of ranks, each rank counts as a node of
+ * its own; sums then run in plain rank order. */
+
+/* backend_data of brg_pg_options. */
+typedef struct brg_mpi_options {
+    size_t struct_size;
+    const void *comm; /* borrowed, an MPI_Comm *: duplicated; NULL:
+                         MPI_COMM_WORLD */
+} brg_mpi_options;
+
+#define BRG_MPI_OPTIONS_INIT                                                   \
+    {                                                                          \
+        .struct_size = sizeof(brg_mpi_options)                                 \
+    }
+
+/* The backend, for programs that link it: brg_backend_register takes it.
+ * brg_pg_create finds it by name otherwise. */
+BRG_API const brg_backend *brg_comm_mpi(void);
+
+BRG_END_DECLS
+
+#endif

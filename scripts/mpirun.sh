@@ -1,0 +1,16 @@
+#!/bin/sh
+# A program under mpirun, also as root, and with more ranks than processors.
+#   mpirun.sh [-n] <ranks> <program> [<argument>...]
+test "$1" = -n && shift
+test $# -ge 2 || { sed -n '3s/^# *//p' "$0" >&2; exit 2; }
+ranks=$1
+shift
+if test "$(id -u)" = 0; then
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+fi
+options=
+if mpirun --version 2>/dev/null | grep -q 'Open MPI'; then
+    options="--oversubscribe --bind-to none"
+    export OMPI_MCA_btl_vader_single_copy_mechanism=none
+fi
+exec mpirun $options -n "$ranks" "$@"

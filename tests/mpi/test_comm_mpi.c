@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The MPI backend: the contract at several shapes of nodes, and ways to fail.
+ * Every rank runs every test; those after the first are quiet unless they
+ * fail. */
+#include <mpi.h>
+
+#include <brigade/mpi.h>
+
+#include "tests/support/backend_suite.h"
+#include "tests/support/brg_test.h"
+
+static int rank, n_ranks;
+
+static brg_pg *make_group(int node_size, double timeout_s)
+{
+    char text[16];
+    brg_pg *pg;
+    brg_pg_options options = BRG_PG_OPTIONS_INIT;
+    options.timeout_s = timeout_s;
+    snprintf(text, sizeof text, "%d", node_size);
+    setenv("BRG_MPI_NODE_SIZE", text, 1);
+    assert_brg_ok(brg_pg_create(&pg, "mpi", &options));
+    assert_int_equal(brg_pg_rank(pg), rank);
+    assert_int_equal(brg_pg_world_size(pg), n_ranks);
+    return pg;
+}
+
+static void check_contract(int node_size)
+{
+    brg_pg *pg = make_group(node_size, 60);
+    assert_brg_ok(brg_suite_run(pg, node_size));
+    brg_pg_destroy(pg);
+}
+
+static void test_mpi__keeps_the_contract_on_one_node(void **state)
+{
+    (void)state;
+    check_contract(0);
+}
+
+static void test_mpi__keeps_the_contract_on_nodes_of_one(void **state)
+{
+    (void)state;
+    check_contract(1);
+}
+
+static void test_mpi__keeps_the_contract_on_nodes_of_two(void **state)
+{
+    (void)state;
+    check_contract(2); /* unequal nodes at 3 ranks */
+}
+
+static void test_mpi__steady_state_allocates_nothing(void **state)
+{
+    (void)state;
+#if defined(__SANITIZE_ADDRESS__)
+    skip(); /* objects are not cached, so that each is seen */
+#endif
+    for (int node_size = 0; node_size < 3; node_size++) {
+        brg_pg *pg = make_group(node_size, 60);
+        assert_brg_ok(brg_suite_steady_state(pg));
+        brg_pg_destroy(pg);
+    }
+}
+
+static void test_mpi__mismatch_fails_on_every_rank(void **state)
+{
+    (void)state;
+    for (int node_size = 0; n_ranks > 1 && node_size < 3; node_size++)
+        for (int which = 0; which < 4; which++) {
+            brg_pg *pg = make_group(node_size, 20);
+            assert_brg_ok(brg_suite_mismatch(pg, which));
+            brg_pg_destroy(pg);
+        }
+}
+
+static void test_mpi__waiting_for_a_rank_that_left_fails(void **state)
+{
+    (void)state;
+    for (int node_size = 0; n_ranks > 1 && node_size < 3; node_size++) {
+        float x = 1;
+        brg_work *work;
+        brg_pg *pg = make_group(node_size, 20);
+        if (rank != n_ranks - 1) {
+            assert_brg_ok(brg_all_reduce(pg, &work, &x, 1, BRG_DTYPE_F32,
+                                         BRG_REDUCE_SUM));
+            assert_brg_fails_with(brg_work_wait(work), BRG_ERR_PEER, "rank ");
+        }
+        brg_pg_destroy(pg);
+    }
+}
+
+static void test_mpi__time_out_names_who_is_missing(void **state)
+{
+    (void)state;
+    if (n_ranks == 1)
+        return;
+    char text[64];
+    float x = 1;
+    brg_work *work;
+    brg_pg *pg = make_group(0, 0.3);
+    snprintf(text, sizeof text, "rank %d has not started it", n_ranks - 1);
+    if (rank != n_ranks - 1) {
+        assert_brg_ok(
+            brg_all_reduce(pg, &work, &x, 1, BRG_DTYPE_F32, BRG_REDUCE_SUM));
+        assert_brg_fails_with(brg_work_wait(work), BRG_ERR_TIMEOUT, text);
+    }
+    MPI_Barrier(MPI_COMM_WORLD);
+    brg_pg_destroy(pg);
+}
+
+static void test_mpi__message_of_another_size_is_an_error(void **state)
+{
+    (void)state;
+    float x[4] = {0};
+    brg_work *work;
+    brg_pg *pg = make_group(0, 20);
+    if (n_ranks > 1 && rank == 0) {
+        assert_brg_ok(brg_send(pg, &work, x, 3, BRG_DTYPE_F32, 1));
+        assert_brg_ok(brg_work_wait(work));
+    } else if (rank == 1) {
+        assert_brg_ok(brg_recv(pg, &work, x, 4, BRG_DTYPE_F32, 0));
+        assert_brg_fails_with(brg_work_wait(work), BRG_ERR_MISMATCH,
+                              "send #0 (3 f32");
+    }
+    brg_pg_destroy(pg);
+}
+
+static void test_mpi__memory_of_another_size_is_an_error(void **state)
+{
+    (void)state;
+    brg_pg *pg = make_group(0, 20);
+    void *block;
+    if (n_ranks > 1)
+        assert_brg_fails_with(brg_pg_alloc(pg, &block, rank == 0 ? 100 : 200),
+                              BRG_ERR_MISMATCH, "brg_pg_alloc");
+    brg_pg_destroy(pg);
+}
+
+static void test_mpi__memory_given_back_is_used_again(void **state)
+{
+    (void)state;
+    brg_pg *pg = make_group(0, 20);
+    unsigned char *a, *b;
+    assert_brg_ok(brg_pg_alloc(pg, (void **)&a, 100000));
+    assert_int_equal((uintptr_t)a % 64, 0);
+    a[99999] = 1;
+    brg_pg_free(pg, a);
+    assert_brg_ok(brg_pg_alloc(pg, (void **)&b, 90000));
+    assert_ptr_equal(a, b);
+    assert_int_equal(b[0], 0);
+    brg_pg_destroy(pg);
+}
+
+static void test_mpi__takes_a_communicator(void **state)
+{
+    (void)state;
+    MPI_Comm half;
+    MPI_Comm_split(MPI_COMM_WORLD, rank % 2, -rank, &half);
+    brg_mpi_options mpi = BRG_MPI_OPTIONS_INIT;
+    brg_pg_options options = BRG_PG_OPTIONS_INIT;
+    mpi.comm = &half;
+    options.backend_data = &mpi;
+    brg_pg *pg;
+    int expected_rank, expected_size;
+    MPI_Comm_rank(half, &expected_rank);
+    MPI_Comm_size(half, &expected_size);
+    assert_brg_ok(brg_pg_create(&pg, "mpi", &options));
+    assert_int_equal(brg_pg_rank(pg), expected_rank);
+    assert_int_equal(brg_pg_world_size(pg), expected_size);
+    assert_brg_ok(brg_suite_steady_state(pg));
+    brg_pg_destroy(pg);
+    MPI_Comm_free(&half);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_mpi__keeps_the_contract_on_one_node),
+        cmocka_unit_test(test_mpi__keeps_the_contract_on_nodes_of_one),
+        cmocka_unit_test(test_mpi__keeps_the_contract_on_nodes_of_two),
+        cmocka_unit_test(test_mpi__steady_state_allocates_nothing),
+        cmocka_unit_test(test_mpi__mismatch_fails_on_every_rank),
+        cmocka_unit_test(test_mpi__waiting_for_a_rank_that_left_fails),
+        cmocka_unit_test(test_mpi__time_out_names_who_is_missing),
+        cmocka_unit_test(test_mpi__message_of_another_size_is_an_error),
+        cmocka_unit_test(test_mpi__memory_of_another_size_is_an_error),
+        cmocka_unit_test(test_mpi__memory_given_back_is_used_again),
+        cmocka_unit_test(test_mpi__takes_a_communicator),
+    };
+    MPI_Init(&argc, &argv);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &n_ranks);
+    if (rank > 0 && !freopen("/dev/null", "w", stdout))
+        return 1;
+    if (brg_backend_register(brg_comm_mpi()) != BRG_OK)
+        return 1;
+    int n_failed = cmocka_run_group_tests(tests, NULL, NULL);
+    MPI_Finalize();
+    return n_failed;
+}
