@@ -14,8 +14,6 @@
 
 #include "core/ops/flops.h"
 #include "core/ops/gemm.h"
-#pragma weak brg_unsqueeze
-#pragma weak brg_expand_like
 
 static int64_t out_size(int64_t size, int64_t kernel, int axis,
                         const brg_attrs *attrs)

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Which way a matrix product goes. Owns the number of threads of the matrix
- * library. */
+ * Which way a matrix product goes: f32 on AVX-512 through the kernels of this
+ * library, which need no tuning to the processor at hand and add a bias on the
+ * way; all else through the matrix library, whose number of threads is owned
+ * here. */
 #include "core/ops/gemm.h"
 
 #include <cblas.h>
@@ -13,6 +15,8 @@
 
 #include "core/base/alloc.h"
 #include "core/base/progress.h"
+#include "core/ops/gemm_kernels.h"
+#include "core/ops/isa.h"
 #include "core/ops/op.h"
 
 /* Between row blocks of about this much work the progress hook is called;
@@ -20,6 +24,7 @@
 #define FLOPS_PER_POLL 4e8
 
 static pthread_once_t threads_once = PTHREAD_ONCE_INIT;
+static _Atomic int n_threads_set; /* 0: not by brg_set_num_threads */
 
 static void threads_init(void)
 {
@@ -32,6 +37,7 @@ brg_status brg_set_num_threads(int n_threads)
     BRG_CHECK_ARG(n_threads >= 1, "set_num_threads: %d threads", n_threads);
     pthread_once(&threads_once, threads_init);
     openblas_set_num_threads(n_threads);
+    n_threads_set = n_threads;
     return BRG_OK;
 }
 
@@ -126,15 +132,57 @@ static brg_status run_blas(const brg__gemm *g)
     return BRG_OK;
 }
 
-/* An empty sum. */
-static void run_zero(const brg__gemm *g)
+/* c starts as zeros or as rows of bias, unless it is added to. */
+static void start(const brg__gemm *g)
 {
-    if (g->accumulate)
-        return;
     const size_t item = brg_dtype_size(g->dtype);
-    for (int64_t i = 0; i < g->m; i++)
-        memset((char *)g->c + (size_t)(i * g->ldc) * item, 0,
-               (size_t)g->n * item);
+    const size_t nbytes = (size_t)g->n * item;
+    for (int64_t i = 0; i < g->m && !g->accumulate; i++) {
+        char *row = (char *)g->c + (size_t)(i * g->ldc) * item;
+        if (g->bias)
+            memcpy(row, g->bias, nbytes);
+        else
+            memset(row, 0, nbytes);
+    }
+}
+
+static bool use_own_kernels(const brg__gemm *g)
+{
+    return g->dtype == BRG_DTYPE_F32 && g->m > 1 && g->n > 1 &&
+           n_threads_set <= 1 && brg__isa() == BRG__ISA_AVX512;
+}
+
+static brg_status run_own(const brg__gemm *g)
+{
+    const brg__product p = {.m = g->m,
+                            .n = g->n,
+                            .k = g->k,
+                            .a = g->a.at,
+                            .a_row = g->a.row,
+                            .a_col = g->a.col,
+                            .b = g->b.at,
+                            .b_row = g->b.row,
+                            .b_col = g->b.col,
+                            .mode = g->accumulate ? BRG__GEMM_ADD
+                                    : g->bias     ? BRG__GEMM_BIAS
+                                                  : BRG__GEMM_SET,
+                            .alpha = (float)g->alpha,
+                            .bias = g->bias,
+                            .c = g->c,
+                            .ldc = g->ldc};
+    return brg__product_run(&p);
+}
+
+static brg_status run_part(const brg__gemm *g)
+{
+    if (use_own_kernels(g))
+        return run_own(g);
+    if (!g->bias || g->accumulate)
+        return run_blas(g);
+    brg__gemm h = *g;
+    start(g);
+    h.accumulate = true;
+    return run_blas(&h);
 }
 
 brg_status brg__gemm_run(const brg__gemm *g)
@@ -142,12 +190,12 @@ brg_status brg__gemm_run(const brg__gemm *g)
     if (g->m == 0 || g->n == 0)
         return BRG_OK;
     if (g->k == 0) {
-        run_zero(g);
+        start(g);
         return BRG_OK;
     }
     const double flops = 2.0 * (double)g->m * (double)g->n * (double)g->k;
     if (brg__progress_n == 0 || flops < 1.5 * FLOPS_PER_POLL)
-        return run_blas(g);
+        return run_part(g);
     const size_t item = brg_dtype_size(g->dtype);
     const int64_t n_parts = (int64_t)(flops / FLOPS_PER_POLL) + 1;
     const int64_t rows = ((g->m + n_parts - 1) / n_parts + 63) & ~(int64_t)63;
@@ -157,7 +205,7 @@ brg_status brg__gemm_run(const brg__gemm *g)
         part.a.at =
             (const char *)g->a.at + (ptrdiff_t)(i * g->a.row) * (ptrdiff_t)item;
         part.c = (char *)g->c + (size_t)(i * g->ldc) * item;
-        BRG_TRY(run_blas(&part));
+        BRG_TRY(run_part(&part));
         brg__progress_poll();
     }
     return BRG_OK;

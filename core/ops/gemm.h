@@ -27,7 +27,8 @@ static inline brg__mat brg__mat_of(const void *at, int64_t row, int64_t col)
     return mat;
 }
 
-/* c (m,n) = alpha * a (m,k) * b (k,n), added to what c holds if `accumulate`.
+/* c (m,n) = alpha * a (m,k) * b (k,n), added to what c holds if `accumulate`,
+ * or to `bias` (n adjacent elements, the same for each row) if there is one.
  * c has rows of n adjacent elements, ldc apart. */
 typedef struct brg__gemm {
     brg_dtype dtype; /* f32 or f64 */
@@ -35,6 +36,7 @@ typedef struct brg__gemm {
     int64_t m, n, k;
     brg__mat a, b;
     double alpha;
+    const void *bias;
     void *c;
     int64_t ldc;
 } brg__gemm;

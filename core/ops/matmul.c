@@ -13,8 +13,6 @@
 
 #include "core/ops/flops.h"
 #include "core/ops/gemm.h"
-#pragma weak brg_squeeze
-#pragma weak brg_unsqueeze
 
 /* The last two dims of t, or of its transpose; 1-D is one row. */
 typedef struct matrix {
@@ -330,15 +328,6 @@ brg_status brg__linear_infer(brg_op_call *call)
     return BRG_OK;
 }
 
-/* Every row of out starts as the bias, whose elements are adjacent. */
-static void fill_rows(brg_tensor *out, const brg_tensor *bias)
-{
-    const size_t nbytes = brg_tensor_nbytes(bias);
-    char *to = brg__tensor_ptr(out), *end = to + brg_tensor_nbytes(out);
-    for (; to < end; to += nbytes)
-        memcpy(to, brg__tensor_ptr(bias), nbytes);
-}
-
 brg_status brg__linear_run(brg_op_call *call)
 {
     brg_tensor *x = call->in[0], *b = call->in[2];
@@ -351,8 +340,6 @@ brg_status brg__linear_run(brg_op_call *call)
     const brg_tensor *bias = b ? brg__contiguous_now(b) : NULL;
     if (b && !bias)
         return brg_error_code();
-    if (bias)
-        fill_rows(out, bias);
     int64_t k, row_x, row_out, index[BRG_MAX_DIMS] = {0};
     const batch lead = lead_of(x, out, &k, &row_x, &row_out);
     const int64_t item = (int64_t)brg__tensor_item_size(x);
