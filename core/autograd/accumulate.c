@@ -133,8 +133,23 @@ static brg_status accumulate_apply(brg_node *node, brg_tensor *const *grad_out,
 
 /* ---- The node ------------------------------------------------------------------------ */
 
-static const brg__node_class accumulate_class = {.name = "accumulate",
-                                                 .apply = accumulate_apply};
+static void accumulate_destroy(brg_node *node)
+{
+    brg__autograd *a = brg__autograd_of(node->leaf);
+    pthread_mutex_lock(&weak_lock);
+    if (a->accumulate == node)
+        a->accumulate = NULL; /* else a new one has taken its place */
+    pthread_mutex_unlock(&weak_lock);
+    pthread_mutex_destroy(&node->lock);
+    brg_release(node->leaf);
+}
+
+static const brg__node_class accumulate_class = {
+    .name = "accumulate",
+    .apply = accumulate_apply,
+    .destroy = accumulate_destroy,
+    .wants_undefined = true, /* hooks run all the same */
+};
 
 bool brg__node_is_accumulate(const brg_node *node)
 {
@@ -164,15 +179,4 @@ brg_status brg__accumulate_node(brg_node **out, brg_tensor *leaf)
     }
     pthread_mutex_unlock(&weak_lock);
     return status;
-}
-
-void brg__accumulate_deinit(brg_node *node)
-{
-    brg__autograd *a = brg__autograd_of(node->leaf);
-    pthread_mutex_lock(&weak_lock);
-    if (a->accumulate == node)
-        a->accumulate = NULL; /* else a new one has taken its place */
-    pthread_mutex_unlock(&weak_lock);
-    pthread_mutex_destroy(&node->lock);
-    brg_release(node->leaf);
 }

@@ -269,7 +269,7 @@ static void deliver(brg__task *task, uint32_t visit, brg_tensor *const *grads)
 static brg_status apply_rule(brg_node *node, brg_tensor *const *grads,
                              brg_tensor **grad_in)
 {
-    bool is_undefined = !brg__node_is_accumulate(node);
+    bool is_undefined = !node->cls->wants_undefined;
     for (uint16_t i = 0; is_undefined && i < node->n_slots; i++)
         is_undefined = grads[i] == NULL;
     if (is_undefined)
@@ -325,10 +325,10 @@ brg_status brg__task_evaluate(brg__task *task, uint32_t visit)
         if (!task->is_retained)
             brg__node_free_saved(node);
     }
-    for (uint16_t i = 0; i < node->n_slots; i++)
-        brg_release(grads[i]);
     if (status == BRG_OK)
         status = route(task, node, grad_in);
+    for (uint16_t i = 0; i < node->n_slots; i++)
+        brg_release(grads[i]); /* a rule may have passed one on */
     brg_scope_end(scope);
     return status;
 }

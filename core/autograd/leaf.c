@@ -99,6 +99,18 @@ brg_status brg_tensor_set_grad(brg_tensor *t, brg_tensor *grad)
     return BRG_OK;
 }
 
+brg_status brg__tensor_set_history(brg_tensor *t, brg_node *node, int slot)
+{
+    brg__autograd *a;
+    BRG_TRY(brg__autograd_get(t, &a));
+    brg__node_retain(node);
+    brg_node_release(a->fn);
+    a->fn = node;
+    a->slot = (uint16_t)slot;
+    a->requires_grad = true;
+    return BRG_OK;
+}
+
 brg_status brg__edge_of(brg_tensor *t, brg__edge *edge)
 {
     *edge = (brg__edge){NULL, 0};

@@ -43,14 +43,32 @@ void brg__node_retain(brg_node *node)
 
 void brg__node_free_saved(brg_node *node)
 {
-    if (node->cls->free_saved)
-        node->cls->free_saved(node);
-    for (uint16_t i = 0; i < node->n_saved; i++) {
-        brg_release(node->saved[i].tensor);
-        node->saved[i].tensor = NULL;
-    }
+    for (uint16_t i = 0; i < node->n_saved; i++)
+        brg__saved_deinit(&node->saved[i]);
     node->is_freed = true;
 }
+
+brg_status brg__node_check_alive(const brg_node *node)
+{
+    if (!node->is_freed || node->n_saved == 0)
+        return BRG_OK;
+    return BRG_FAIL(BRG_ERR_STATE,
+                    "Trying to backward through the graph a second time: what "
+                    "%s saved has been freed; keep it with retain_graph",
+                    brg_node_name(node));
+}
+
+static brg_status empty_apply(brg_node *node, brg_tensor *const *grad_out,
+                              brg_tensor **grad_in)
+{
+    (void)node;
+    (void)grad_out;
+    (void)grad_in;
+    return BRG_OK;
+}
+
+const brg__node_class brg__empty_class = {.name = "nothing",
+                                          .apply = empty_apply};
 
 static void free_hooks(brg__node_hooks *hooks)
 {
@@ -74,8 +92,8 @@ static void bury(brg_node *node)
     free_hooks(node->hooks);
     for (uint16_t i = 0; i < node->n_edges; i++)
         brg_node_release(node->edges[i].node);
-    if (brg__node_is_accumulate(node))
-        brg__accumulate_deinit(node);
+    if (node->cls->destroy)
+        node->cls->destroy(node);
     brg__obj_free(node, node->nbytes);
 }
 
@@ -106,11 +124,12 @@ brg_status brg__node_hooks_get(brg_node *node, brg__node_hooks **out)
 
 const char *brg_node_name(const brg_node *node)
 {
-    return node->cls->name ? node->cls->name : node->op->name;
+    return node->cls->name ? node->cls->name : node->cls->name_of(node);
 }
 
 void brg__slot_set(brg__slot *slot, const brg_tensor *t)
 {
+    slot->is_differentiable = true;
     slot->dtype = t->dtype;
     slot->ndim = t->ndim;
     slot->device = t->device;

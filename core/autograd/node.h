@@ -16,36 +16,17 @@
 #include <brigade/ext/op.h>
 
 #include "core/autograd/hooks.h"
+#include "core/autograd/saved.h"
 #include "core/tensor/tensor.h"
-
-/* Where a gradient goes next; node NULL: nowhere. */
-typedef struct brg__edge {
-    brg_node *node;
-    uint32_t slot;
-} brg__edge;
 
 /* What an output of the node looked like; its gradient must fit it. */
 typedef struct brg__slot {
     uint8_t dtype;
     uint8_t ndim;
+    bool is_differentiable;
     brg_device device;
     int64_t shape[BRG_MAX_DIMS];
 } brg__slot;
-
-typedef enum brg__saved_kind {
-    BRG__SAVED_NOTHING, /* the input was absent */
-    BRG__SAVED_TENSOR,
-    BRG__SAVED_OUTPUT, /* without its history, which is this node */
-    BRG__SAVED_META
-} brg__saved_kind;
-
-typedef struct brg__saved {
-    brg_tensor *tensor; /* retained */
-    uint32_t version;   /* when it was saved */
-    uint8_t kind;       /* brg__saved_kind */
-    bool is_output;
-    uint8_t index; /* which input or output of the op */
-} brg__saved;
 
 typedef struct brg__node_hooks {
     brg__hook_list tensor; /* of outputs, by slot */
@@ -55,14 +36,17 @@ typedef struct brg__node_hooks {
 } brg__node_hooks;
 
 typedef struct brg__node_class {
-    const char *name; /* NULL: the op's name */
+    const char *name;                           /* or, if it is NULL: */
+    const char *(*name_of)(const brg_node *node);
     /* Gradients of the edges from gradients of the slots. `grad_out` are the
      * engine's references: an apply that keeps one retains it. grad_in is
      * borrowed from the scope. */
     brg_status (*apply)(brg_node *node, brg_tensor *const *grad_out,
                         brg_tensor **grad_in);
-    /* Drops saved values after their last use. May be NULL. */
-    void (*free_saved)(brg_node *node);
+    /* The node goes. May be NULL. */
+    void (*destroy)(brg_node *node);
+    /* apply is called even if all of grad_out is undefined. */
+    bool wants_undefined;
 } brg__node_class;
 
 struct brg_node {
@@ -79,6 +63,7 @@ struct brg_node {
     brg__node_hooks *hooks; /* NULL: none */
     brg_node *next_dead;    /* chain of nodes being freed */
     size_t nbytes;
+    void *payload; /* of the class */
     /* Op nodes. */
     const brg_op *op;
     brg_attrs attrs;
@@ -95,6 +80,10 @@ brg_status brg__node_new(brg_node **out, const brg__node_class *cls,
                          int n_edges, int n_slots, int n_saved);
 void brg__node_retain(brg_node *node);
 void brg__node_free_saved(brg_node *node);
+/* Fails if the saved values are gone. */
+brg_status brg__node_check_alive(const brg_node *node);
+/* The class of a node that does nothing and owns nothing. */
+extern const brg__node_class brg__empty_class;
 brg_status brg__node_hooks_get(brg_node *node, brg__node_hooks **out);
 void brg__slot_set(brg__slot *slot, const brg_tensor *t);
 
@@ -125,6 +114,9 @@ static inline bool brg__requires_grad(const brg_tensor *t)
 /* Makes it if it is not there. */
 brg_status brg__autograd_get(brg_tensor *t, brg__autograd **out);
 
+/* t was computed by `node`, as its output `slot`. Replaces any history. */
+brg_status brg__tensor_set_history(brg_tensor *t, brg_node *node, int slot);
+
 /* The edge that a gradient of t flows along: its node, or its accumulate
  * node; edge->node NULL if t does not require gradients. Retained. */
 brg_status brg__edge_of(brg_tensor *t, brg__edge *edge);
@@ -133,8 +125,6 @@ brg_status brg__edge_of(brg_tensor *t, brg__edge *edge);
 
 /* The leaf's accumulate node, made if there is none. Retained. */
 brg_status brg__accumulate_node(brg_node **out, brg_tensor *leaf);
-/* Called when the last reference is gone. */
-void brg__accumulate_deinit(brg_node *node);
 bool brg__node_is_accumulate(const brg_node *node);
 
 /* Grad mode (grad_mode.c). */

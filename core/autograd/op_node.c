@@ -10,37 +10,19 @@
 
 /* ---- Recording ------------------------------------------------------------------ */
 
-/* Saves input or output `index`; bit positions are those of BRG_SAVE_*. */
-static brg_status save_one(brg__saved *saved, brg_tensor *t, unsigned bit)
-{
-    bool is_meta = bit >= 16;
-    saved->index = (uint8_t)(bit & 7u);
-    saved->is_output = bit & 8u;
-    saved->kind = BRG__SAVED_NOTHING;
-    if (!t)
-        return BRG_OK;
-    saved->version = brg_tensor_version(t);
-    if (is_meta) {
-        BRG_TRY(brg__tensor_new_meta(&saved->tensor, t));
-        saved->kind = BRG__SAVED_META;
-    } else if (saved->is_output) {
-        BRG_TRY(brg__tensor_new_alias(&saved->tensor, t));
-        saved->kind = BRG__SAVED_OUTPUT;
-    } else {
-        saved->tensor = brg_retain(t);
-        saved->kind = BRG__SAVED_TENSOR;
-    }
-    return BRG_OK;
-}
-
+/* The bits are those of BRG_SAVE_*. */
 static brg_status save_tensors(brg_node *node, const brg_op_call *call)
 {
     int k = 0;
     for (uint32_t mask = call->op->saves; mask; mask &= mask - 1) {
         unsigned bit = (unsigned)__builtin_ctz(mask);
-        unsigned index = bit & 7u;
-        brg_tensor *t = bit & 8u ? call->out[index] : call->in[index];
-        BRG_TRY(save_one(&node->saved[k++], t, bit));
+        int index = (int)(bit & 7u);
+        bool is_output = bit & 8u;
+        brg__saved_kind kind = bit >= 16   ? BRG__SAVED_META
+                               : is_output ? BRG__SAVED_OUTPUT
+                                           : BRG__SAVED_INPUT;
+        brg_tensor *t = is_output ? call->out[index] : call->in[index];
+        BRG_TRY(brg__saved_init(&node->saved[k++], kind, index, t));
     }
     return BRG_OK;
 }
@@ -53,13 +35,8 @@ static brg_status connect(brg_node *node, const brg_op_call *call)
     for (int j = 0; j < call->op->n_diff_out; j++) {
         if (!brg__tensor_is_float(call->out[j]))
             continue;
-        brg__autograd *a;
-        BRG_TRY(brg__autograd_get(call->out[j], &a));
         brg__slot_set(&node->slots[j], call->out[j]);
-        brg__node_retain(node);
-        a->fn = node;
-        a->slot = (uint16_t)j;
-        a->requires_grad = true;
+        BRG_TRY(brg__tensor_set_history(call->out[j], node, j));
     }
     return BRG_OK;
 }
@@ -85,59 +62,18 @@ brg_status brg__op_node_record(brg_op_call *call)
 
 /* ---- Running -------------------------------------------------------------------- */
 
-static brg_status check_version(const brg_node *node, const brg__saved *saved)
-{
-    uint32_t now = brg_tensor_version(saved->tensor);
-    if (now == saved->version)
-        return BRG_OK;
-    char text[BRG_TENSOR_TEXT_MAX];
-    return BRG_FAIL(BRG_ERR_MODIFIED,
-                    "%s: its %s %d (%s), needed for the gradient, has been "
-                    "modified by an in-place operation: it is at version %u; "
-                    "expected version %u instead",
-                    brg_node_name(node), saved->is_output ? "output" : "input",
-                    saved->index, brg__tensor_text(saved->tensor, text), now,
-                    saved->version);
-}
-
-/* An output comes back with its history when the result is differentiated. */
-static brg_status restore_output(brg_node *node, const brg__saved *saved,
-                                 brg_tensor **out)
-{
-    brg_tensor *alias;
-    BRG_TRY(brg__tensor_new_alias(&alias, saved->tensor));
-    *out = brg__scope_adopt(alias);
-    if (!*out)
-        return brg_error_code();
-    if (saved->index >= node->n_slots)
-        return BRG_OK;
-    brg__autograd *a;
-    BRG_TRY(brg__autograd_get(alias, &a));
-    brg__node_retain(node);
-    a->fn = node;
-    a->slot = saved->index;
-    a->requires_grad = true;
-    return BRG_OK;
-}
-
+/* Puts what was saved back into the places of the call. A tensor that was
+ * saved whole also serves where only its shape is needed. */
 static brg_status unpack(brg_node *node, brg_tensor **in, brg_tensor **out)
 {
-    if (node->is_freed && node->n_saved > 0)
-        return BRG_FAIL(BRG_ERR_STATE,
-                        "Trying to backward through the graph a second time: "
-                        "what %s saved has been freed; keep it with "
-                        "retain_graph",
-                        brg_node_name(node));
-    for (uint16_t k = 0; k < node->n_saved; k++) {
-        brg__saved *saved = &node->saved[k];
-        brg_tensor **to = saved->is_output ? &out[saved->index]
-                                           : &in[saved->index];
-        if (saved->kind == BRG__SAVED_TENSOR || saved->kind == BRG__SAVED_OUTPUT)
-            BRG_TRY(check_version(node, saved));
-        if (saved->kind == BRG__SAVED_OUTPUT && !brg__grad_mode_is_off)
-            BRG_TRY(restore_output(node, saved, to));
-        else if (!*to || saved->kind != BRG__SAVED_META)
-            *to = saved->tensor; /* a full tensor also serves as meta */
+    BRG_TRY(brg__node_check_alive(node));
+    uint32_t mask = node->op->saves;
+    for (uint16_t k = 0; k < node->n_saved; k++, mask &= mask - 1) {
+        const brg__saved *saved = &node->saved[k];
+        bool is_output = (unsigned)__builtin_ctz(mask) & 8u;
+        brg_tensor **to = is_output ? &out[saved->index] : &in[saved->index];
+        if (!*to)
+            BRG_TRY(brg__saved_get(node, saved, to));
     }
     return BRG_OK;
 }
@@ -167,4 +103,10 @@ static brg_status op_apply(brg_node *node, brg_tensor *const *grad_out,
     return BRG_OK;
 }
 
-static const brg__node_class op_class = {.name = NULL, .apply = op_apply};
+static const char *op_name(const brg_node *node)
+{
+    return node->op->name;
+}
+
+static const brg__node_class op_class = {.name_of = op_name,
+                                         .apply = op_apply};

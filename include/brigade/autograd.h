@@ -135,6 +135,34 @@ typedef brg_status (*brg_final_callback_fn)(void *user);
 BRG_API BRG_NODISCARD brg_status
 brg_queue_final_callback(brg_final_callback_fn fn, void *user);
 
+/* ---- Saved tensors -------------------------------------------------------------
+ * What a recorded op saves for its gradient goes through the innermost pack
+ * hooks of the thread, if any: they may move it to other memory or to a file
+ * and bring it back. */
+
+typedef struct brg_pack_hooks {
+    size_t struct_size;
+    /* Called once for each tensor saved, grad mode off; `t` has no history
+     * and must not be changed. *packed is what unpack will get. */
+    brg_status (*pack)(brg_tensor *t, void **packed, void *user);
+    /* Called at each use. *out: borrowed from the scope, with the values,
+     * shape and dtype that were packed. */
+    brg_status (*unpack)(void *packed, brg_tensor **out, void *user);
+    /* (optional) Called once when the packed value is no longer needed. */
+    void (*free)(void *packed, void *user);
+    /* (optional) Called once when the hooks are popped and nothing packed by
+     * them is left. */
+    void (*destroy)(void *user);
+    void *user;
+} brg_pack_hooks;
+
+#define BRG_PACK_HOOKS_INIT {.struct_size = sizeof(brg_pack_hooks)}
+
+/* From now on, until the pop, on this thread; copied. */
+BRG_API BRG_NODISCARD brg_status
+brg_pack_hooks_push(const brg_pack_hooks *hooks);
+BRG_API BRG_NODISCARD brg_status brg_pack_hooks_pop(void);
+
 /* ---- Checking gradients ------------------------------------------------------- */
 
 /* fn of f64 inputs to one or more outputs: fills outputs[0..n_outputs). */

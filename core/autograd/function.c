@@ -1,0 +1,427 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Custom functions: the call, the marking of its outputs, the node.
+ *
+ * forward runs with grad mode off in a scope of its own. What it returned
+ * then becomes an output:
+ *   changed in place (dirty)  the same tensor, its history now this node
+ *   an input, untouched       an alias, so that it can have this history
+ *   any other                 itself
+ * and outputs that are not differentiable keep no history. */
+#include <stdatomic.h>
+#include <string.h>
+
+#include "core/autograd/context.h"
+#include "core/autograd/engine.h"
+#include "core/base/error.h"
+#include "core/tensor/shape.h"
+
+#include <brigade/ops.h>
+
+/* ---- Functions ------------------------------------------------------------------ */
+
+static _Atomic uint64_t next_id = 1;
+
+static brg_status check_def(const brg_function_def *def)
+{
+    BRG_CHECK_ARG(def && def->struct_size >= sizeof(brg_function_def),
+                  "brg_function_create: struct_size is wrong: use "
+                  "BRG_FUNCTION_DEF_INIT");
+    BRG_CHECK_ARG(def->name && def->forward,
+                  "brg_function_create: name and forward must be set");
+    BRG_CHECK_ARG(def->n_outputs >= 1 &&
+                      def->n_outputs <= BRG_MAX_FUNCTION_OUTPUTS,
+                  "brg_function_create: %s has %zu outputs, allowed are 1 to "
+                  "%d",
+                  def->name, def->n_outputs, BRG_MAX_FUNCTION_OUTPUTS);
+    return BRG_OK;
+}
+
+brg_status brg_function_create(brg_function **out, const brg_function_def *def)
+{
+    *out = NULL;
+    BRG_TRY(check_def(def));
+    brg_function *function = BRG__NEW(brg_function);
+    char *name = function ? brg__mem_strdup(def->name) : NULL;
+    if (!name) {
+        brg__mem_free(function);
+        return BRG_ERR_NOMEM;
+    }
+    brg__ref_init(&function->refs);
+    function->id = atomic_fetch_add(&next_id, 1);
+    function->def = *def;
+    function->name = name;
+    *out = function;
+    return BRG_OK;
+}
+
+void brg_function_release(brg_function *function)
+{
+    if (!function || !brg__ref_release(&function->refs))
+        return;
+    if (function->def.destroy)
+        function->def.destroy(function->def.user);
+    brg__mem_free(function->name);
+    brg__mem_free(function);
+}
+
+uint64_t brg_function_id(const brg_function *function)
+{
+    return function->id;
+}
+
+/* ---- Backward -------------------------------------------------------------------- */
+
+static brg_status materialize(const brg_node *node,
+                              brg_tensor *const *grad_out, brg_tensor **full)
+{
+    for (uint16_t j = 0; j < node->n_slots; j++) {
+        const brg__slot *slot = &node->slots[j];
+        full[j] = grad_out[j];
+        if (full[j] || !slot->is_differentiable)
+            continue;
+        full[j] = brg_zeros((brg_dtype)slot->dtype, slot->ndim, slot->shape);
+        if (!full[j])
+            return brg_error_code();
+    }
+    return BRG_OK;
+}
+
+/* One gradient for each argument; more only if they are NULL. */
+static brg_status check_count(const brg_context *ctx,
+                              brg_tensor *const *grads, size_t n)
+{
+    while (n > ctx->n_args && n <= BRG_MAX_FUNCTION_ARGS && !grads[n - 1])
+        n--;
+    if (n == ctx->n_args)
+        return BRG_OK;
+    return BRG_FAIL(BRG_ERR_CALLBACK,
+                    "Function %s returned an invalid number of gradients - "
+                    "expected %zu, but got %zu",
+                    ctx->function->name, ctx->n_args, n);
+}
+
+static brg_status take_gradients(const brg_node *node, brg_tensor **grads,
+                                 brg_tensor **grad_in)
+{
+    const brg_context *ctx = node->payload;
+    for (size_t i = 0; i < ctx->n_args; i++) {
+        if (grads[i] && !((ctx->tensors >> i) & 1u))
+            return BRG_FAIL(BRG_ERR_CALLBACK,
+                            "Function %s returned a gradient different than "
+                            "None at position %zu, but the corresponding "
+                            "forward input was not a Variable",
+                            ctx->function->name, i);
+        grad_in[i] = node->edges[i].node ? grads[i] : NULL;
+    }
+    return BRG_OK;
+}
+
+/* ---- once_differentiable: the second derivative is an error ---------------------- */
+
+static brg_status refuse_apply(brg_node *node, brg_tensor *const *grad_out,
+                               brg_tensor **grad_in)
+{
+    (void)grad_out;
+    (void)grad_in;
+    const brg_function *function = node->payload;
+    return BRG_FAIL(BRG_ERR_STATE,
+                    "trying to differentiate twice a function that was marked "
+                    "with @once_differentiable: %s",
+                    function->name);
+}
+
+static void refuse_destroy(brg_node *node)
+{
+    brg_function_release(node->payload);
+}
+
+static const brg__node_class refuse_class = {.name = "once_differentiable",
+                                             .apply = refuse_apply,
+                                             .destroy = refuse_destroy};
+
+/* Gives each gradient a history that fails when it is used. */
+static brg_status refuse_second_order(brg_context *ctx,
+                                      brg_tensor *const *grad_out,
+                                      brg_tensor **grads)
+{
+    int n_out = (int)ctx->function->def.n_outputs;
+    bool has_history = false;
+    for (int j = 0; j < n_out; j++)
+        has_history |= grad_out[j] && brg_requires_grad(grad_out[j]);
+    for (size_t i = 0; has_history && i < ctx->n_args; i++) {
+        if (!grads[i])
+            continue;
+        brg_node *node;
+        BRG_TRY(brg__node_new(&node, &refuse_class, n_out, 1, 0));
+        brg__ref_retain(&ctx->function->refs);
+        node->payload = ctx->function;
+        brg_status status = BRG_OK;
+        for (int j = 0; j < n_out && status == BRG_OK; j++)
+            status = brg__edge_of(grad_out[j], &node->edges[j]);
+        grads[i] = status == BRG_OK ? brg_detach(grads[i]) : NULL;
+        if (grads[i])
+            status = brg__tensor_set_history(grads[i], node, 0);
+        brg_node_release(node);
+        if (!grads[i] || status != BRG_OK)
+            return brg_error_code();
+    }
+    return BRG_OK;
+}
+
+static brg_status function_backward(brg_node *node,
+                                    brg_tensor *const *grad_out,
+                                    brg_tensor **grad_in)
+{
+    brg_context *ctx = node->payload;
+    const brg_function_def *def = &ctx->function->def;
+    if (!def->backward)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "Function %s has no backward, but a gradient of it is "
+                        "needed",
+                        ctx->function->name);
+    brg_tensor *full[BRG_MAX_FUNCTION_OUTPUTS];
+    brg_tensor *grads[BRG_MAX_FUNCTION_ARGS + 1] = {0};
+    if (ctx->is_materializing) {
+        BRG_TRY(materialize(node, grad_out, full));
+        grad_out = full;
+    }
+    size_t n = ctx->n_args;
+    bool mode = brg_grad_mode();
+    if (def->once_differentiable)
+        brg_grad_mode_set(false);
+    brg_status status = def->backward(ctx, grad_out, grads, &n);
+    brg_grad_mode_set(mode);
+    if (status != BRG_OK)
+        return status;
+    BRG_TRY(check_count(ctx, grads, n));
+    if (def->once_differentiable && mode)
+        BRG_TRY(refuse_second_order(ctx, grad_out, grads));
+    return take_gradients(node, grads, grad_in);
+}
+
+static void function_destroy(brg_node *node)
+{
+    brg__context_free(node->payload);
+}
+
+static const char *function_name(const brg_node *node)
+{
+    return ((const brg_context *)node->payload)->function->name;
+}
+
+static const brg__node_class function_class = {
+    .name_of = function_name,
+    .apply = function_backward,
+    .destroy = function_destroy,
+    .wants_undefined = true,
+};
+
+/* ---- Recording --------------------------------------------------------------------- */
+
+static int output_index(const brg_value *outputs, size_t n,
+                        const brg_tensor *t)
+{
+    for (size_t j = 0; j < n; j++)
+        if (t && outputs[j].kind == BRG_VALUE_TENSOR &&
+            outputs[j].as.tensor == t)
+            return (int)j;
+    return -1;
+}
+
+static bool is_argument(const brg_value *args, size_t n, const brg_tensor *t)
+{
+    for (size_t i = 0; i < n; i++)
+        if (args[i].kind == BRG_VALUE_TENSOR && args[i].as.tensor == t)
+            return true;
+    return false;
+}
+
+static brg_status check_dirty(const brg_context *ctx, const brg_value *outputs)
+{
+    char text[BRG_TENSOR_TEXT_MAX];
+    for (size_t i = 0; i < ctx->dirty.n; i++) {
+        brg_tensor *t = ctx->dirty.at[i];
+        if (output_index(outputs, ctx->function->def.n_outputs, t) < 0)
+            return BRG_FAIL(BRG_ERR_CALLBACK,
+                            "%s: Some elements marked as dirty during the "
+                            "forward method were not returned as output",
+                            ctx->function->name);
+        if (t && brg_requires_grad(t) && brg_is_leaf(t))
+            return BRG_FAIL(BRG_ERR_STATE,
+                            "%s: a leaf Variable that requires grad has been "
+                            "used in an in-place operation: %s",
+                            ctx->function->name, brg__tensor_text(t, text));
+    }
+    return BRG_OK;
+}
+
+/* One output: takes its place in the node (if there is one). The tensor that
+ * the caller gets is retained in *out. */
+static brg_status finish_output(brg_context *ctx, brg_node *node, size_t j,
+                                bool is_input, brg_tensor *t, brg_tensor **out)
+{
+    bool is_dirty = brg__tensor_list_has(&ctx->dirty, t);
+    bool is_differentiable =
+        node && brg__tensor_is_float(t) &&
+        !brg__tensor_list_has(&ctx->non_differentiable, t);
+    if (is_dirty)
+        brg_tensor_touch(t);
+    *out = brg_retain(t);
+    bool needs_alias = is_input && !is_dirty && node;
+    if (needs_alias || (!is_differentiable && !is_input &&
+                        brg_requires_grad(t))) {
+        brg_release(t);
+        BRG_TRY(brg__tensor_new_alias(out, t));
+    }
+    if (!is_differentiable)
+        return BRG_OK;
+    brg__slot_set(&node->slots[j], *out);
+    return brg__tensor_set_history(*out, node, (int)j);
+}
+
+static brg_status save(brg_context *ctx, brg_node *node,
+                       const brg_value *outputs)
+{
+    for (size_t k = 0; k < ctx->saved.n; k++) {
+        brg_tensor *t = ctx->saved.at[k];
+        int j = output_index(outputs, ctx->function->def.n_outputs, t);
+        brg__saved_kind kind = j >= 0 ? BRG__SAVED_OUTPUT : BRG__SAVED_INPUT;
+        BRG_TRY(brg__saved_init(&node->saved[k], kind, j >= 0 ? j : (int)k, t));
+    }
+    return BRG_OK;
+}
+
+static brg_status make_node(brg_context *ctx, const brg_value *args,
+                            brg_node **out)
+{
+    BRG_TRY(brg__node_new(out, &function_class, (int)ctx->n_args,
+                          (int)ctx->function->def.n_outputs,
+                          (int)ctx->saved.n));
+    brg_node *node = *out;
+    for (size_t i = 0; i < ctx->n_args; i++)
+        if (args[i].kind == BRG_VALUE_TENSOR && args[i].as.tensor)
+            BRG_TRY(brg__edge_of(args[i].as.tensor, &node->edges[i]));
+    return BRG_OK;
+}
+
+/* Turns what forward returned into what the caller gets: retained tensors in
+ * results[]. On success the node, if any, owns ctx. */
+static brg_status record(brg_context *ctx, const brg_value *args,
+                         const brg_value *outputs, bool is_recorded,
+                         brg_tensor **results)
+{
+    BRG_TRY(check_dirty(ctx, outputs));
+    brg_node *node = NULL;
+    brg_status status = BRG_OK;
+    if (is_recorded) {
+        status = make_node(ctx, args, &node);
+        if (status == BRG_OK)
+            status = save(ctx, node, outputs);
+    }
+    for (size_t j = 0; j < ctx->function->def.n_outputs; j++) {
+        brg_tensor *t = outputs[j].as.tensor;
+        if (status != BRG_OK || outputs[j].kind != BRG_VALUE_TENSOR || !t)
+            continue;
+        status = finish_output(ctx, node, j, is_argument(args, ctx->n_args, t),
+                               t, &results[j]);
+    }
+    if (node && status == BRG_OK) {
+        ctx->node = node;
+        node->payload = ctx;
+    } else if (node) {
+        node->cls = &brg__empty_class; /* it never got its context */
+    }
+    brg_node_release(node);
+    return status;
+}
+
+/* ---- The call ------------------------------------------------------------------------- */
+
+static brg_status run_forward(brg_context *ctx, const brg_value *args,
+                              brg_value *outputs)
+{
+    const brg_function_def *def = &ctx->function->def;
+    bool mode = brg_grad_mode_set(false);
+    brg_status status = def->forward(ctx, args, ctx->n_args, outputs);
+    if (status == BRG_OK && def->setup_context)
+        status = def->setup_context(ctx, args, ctx->n_args, outputs);
+    brg_grad_mode_set(mode);
+    for (size_t j = 0; status == BRG_OK && j < def->n_outputs; j++)
+        if (outputs[j].kind == BRG_VALUE_TENSOR && !outputs[j].as.tensor)
+            status = brg__error_pending("an output of a function");
+    return status;
+}
+
+static uint32_t arguments_that(const brg_value *args, size_t n, bool need_grad)
+{
+    uint32_t mask = 0;
+    for (size_t i = 0; i < n; i++)
+        if (args[i].kind == BRG_VALUE_TENSOR && args[i].as.tensor &&
+            (!need_grad || brg_requires_grad(args[i].as.tensor)))
+            mask |= 1u << i;
+    return mask;
+}
+
+static brg_status call(brg_context *ctx, const brg_value *args,
+                       brg_value *outputs)
+{
+    size_t n_outputs = ctx->function->def.n_outputs;
+    brg_tensor *results[BRG_MAX_FUNCTION_OUTPUTS] = {0};
+    brg_scope *scope = brg_scope_begin();
+    if (!scope)
+        return BRG_ERR_NOMEM;
+    brg_status status = run_forward(ctx, args, outputs);
+    if (status == BRG_OK)
+        status = record(ctx, args, outputs,
+                        ctx->needs != 0 && brg_grad_mode(), results);
+    brg__context_drop_lists(ctx);
+    brg_scope_end(scope);
+    for (size_t j = 0; j < n_outputs; j++) {
+        if (outputs[j].kind != BRG_VALUE_TENSOR)
+            continue;
+        outputs[j].as.tensor = NULL;
+        if (results[j] && status != BRG_OK)
+            brg_release(results[j]);
+        else if (results[j] &&
+                 !(outputs[j].as.tensor = brg__scope_adopt(results[j])))
+            status = brg_error_code();
+    }
+    return status;
+}
+
+brg_status brg_function_apply(const brg_function *function,
+                              const brg_value *args, size_t n_args,
+                              brg_value *outputs)
+{
+    BRG_CHECK_ARG(function && outputs && (args || n_args == 0),
+                  "brg_function_apply: a pointer is NULL");
+    BRG_CHECK_ARG(n_args <= BRG_MAX_FUNCTION_ARGS,
+                  "%s was given %zu arguments, allowed are %d", function->name,
+                  n_args, BRG_MAX_FUNCTION_ARGS);
+    for (size_t j = 0; j < function->def.n_outputs; j++)
+        outputs[j] = (brg_value){BRG_VALUE_NONE, {0}};
+    brg_context *ctx;
+    BRG_TRY(brg__context_new(&ctx, (brg_function *)function));
+    ctx->n_args = n_args;
+    ctx->tensors = arguments_that(args, n_args, false);
+    ctx->needs = arguments_that(args, n_args, true);
+    brg_status status = call(ctx, args, outputs);
+    if (!ctx->node)
+        brg__context_free(ctx);
+    if (status != BRG_OK)
+        return brg__error_prefix("%s: ", function->name);
+    return BRG_OK;
+}
+
+brg_tensor *brg_function_call(const brg_function *function,
+                              const brg_value *args, size_t n_args)
+{
+    brg_value outputs[BRG_MAX_FUNCTION_OUTPUTS];
+    if (brg_function_apply(function, args, n_args, outputs) != BRG_OK)
+        return NULL;
+    if (outputs[0].kind == BRG_VALUE_TENSOR)
+        return outputs[0].as.tensor;
+    (void)BRG_FAIL(BRG_ERR_CALLBACK, "%s: its first output is no tensor",
+                   function->name);
+    return NULL;
+}

@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Saved tensors and the thread's stack of pack hooks: see saved.h. */
+#include "core/autograd/saved.h"
+
+#include "core/autograd/node.h"
+#include "core/base/alloc.h"
+#include "core/base/error.h"
+
+/* ---- The stack of pack hooks -------------------------------------------------- */
+
+static _Thread_local brg__pack_hooks *innermost;
+
+static void pack_hooks_release(brg__pack_hooks *pack)
+{
+    if (!pack || !brg__ref_release(&pack->refs))
+        return;
+    if (pack->hooks.destroy)
+        pack->hooks.destroy(pack->hooks.user);
+    brg__mem_free(pack);
+}
+
+brg_status brg_pack_hooks_push(const brg_pack_hooks *hooks)
+{
+    BRG_CHECK_ARG(hooks && hooks->struct_size >= sizeof(brg_pack_hooks),
+                  "brg_pack_hooks_push: struct_size is wrong: use "
+                  "BRG_PACK_HOOKS_INIT");
+    BRG_CHECK_ARG(hooks->pack && hooks->unpack,
+                  "brg_pack_hooks_push: pack and unpack must both be set");
+    brg__pack_hooks *pack = BRG__NEW(brg__pack_hooks);
+    if (!pack)
+        return BRG_ERR_NOMEM;
+    brg__ref_init(&pack->refs);
+    pack->hooks = *hooks;
+    pack->outer = innermost;
+    innermost = pack;
+    return BRG_OK;
+}
+
+brg_status brg_pack_hooks_pop(void)
+{
+    if (!innermost)
+        return BRG_FAIL(BRG_ERR_STATE, "brg_pack_hooks_pop: no pack hooks are "
+                                       "in force on this thread");
+    brg__pack_hooks *pack = innermost;
+    innermost = pack->outer;
+    pack_hooks_release(pack);
+    return BRG_OK;
+}
+
+/* ---- Saving -------------------------------------------------------------------- */
+
+/* The hook sees an alias without history, with grad mode off, and must leave
+ * the values alone. */
+static brg_status pack(brg__saved *saved, brg_tensor *t)
+{
+    brg__pack_hooks *hooks = innermost;
+    brg_scope *scope = brg_scope_begin();
+    if (!scope)
+        return BRG_ERR_NOMEM;
+    bool mode = brg_grad_mode_set(false);
+    innermost = NULL; /* ops inside the hook do not pack */
+    brg_tensor *alias = brg_detach(t);
+    brg_status status = alias ? BRG_OK : brg_error_code();
+    if (status == BRG_OK)
+        status =
+            hooks->hooks.pack(alias, &saved->packed, hooks->hooks.user);
+    innermost = hooks;
+    brg_grad_mode_set(mode);
+    brg_scope_end(scope);
+    if (status != BRG_OK)
+        return status;
+    brg__ref_retain(&hooks->refs);
+    saved->pack = hooks;
+    if (brg_tensor_version(t) == saved->version)
+        return BRG_OK;
+    char text[BRG_TENSOR_TEXT_MAX];
+    return BRG_FAIL(BRG_ERR_CALLBACK,
+                    "A saved tensor pack hook is modifying its input in "
+                    "place: %s",
+                    brg__tensor_text(t, text));
+}
+
+brg_status brg__saved_init(brg__saved *saved, brg__saved_kind kind, int index,
+                           brg_tensor *t)
+{
+    saved->kind = (uint8_t)(t ? kind : BRG__SAVED_NOTHING);
+    saved->index = (uint8_t)index;
+    if (!t)
+        return BRG_OK;
+    if (kind == BRG__SAVED_META)
+        return brg__tensor_new_meta(&saved->tensor, t);
+    saved->version = brg_tensor_version(t);
+    if (innermost) {
+        if (kind == BRG__SAVED_INPUT)
+            BRG_TRY(brg__edge_of(t, &saved->history));
+        return pack(saved, t);
+    }
+    if (kind == BRG__SAVED_OUTPUT)
+        return brg__tensor_new_alias(&saved->tensor, t);
+    saved->tensor = brg_retain(t);
+    return BRG_OK;
+}
+
+void brg__saved_deinit(brg__saved *saved)
+{
+    brg_release(saved->tensor);
+    saved->tensor = NULL;
+    if (saved->pack) {
+        if (saved->pack->hooks.free)
+            saved->pack->hooks.free(saved->packed, saved->pack->hooks.user);
+        pack_hooks_release(saved->pack);
+        saved->pack = NULL;
+    }
+    brg_node_release(saved->history.node);
+    saved->history.node = NULL;
+}
+
+/* ---- Using ---------------------------------------------------------------------- */
+
+static brg_status check_version(const brg_node *owner, const brg__saved *saved)
+{
+    uint32_t now = brg_tensor_version(saved->tensor);
+    if (now == saved->version)
+        return BRG_OK;
+    char text[BRG_TENSOR_TEXT_MAX];
+    return BRG_FAIL(BRG_ERR_MODIFIED,
+                    "%s: its %s %d (%s), needed for the gradient, has been "
+                    "modified by an inplace operation: it is at version %u; "
+                    "expected version %u instead",
+                    brg_node_name(owner),
+                    saved->kind == BRG__SAVED_OUTPUT ? "output" : "input",
+                    saved->index, brg__tensor_text(saved->tensor, text), now,
+                    saved->version);
+}
+
+/* An alias of t that continues the given history. */
+static brg_status with_history(brg_tensor *t, brg__edge history,
+                               brg_tensor **out)
+{
+    *out = brg_detach(t);
+    if (!*out)
+        return brg_error_code();
+    return brg__tensor_set_history(*out, history.node, (int)history.slot);
+}
+
+static brg_status unpack(const brg__saved *saved, brg_tensor **out)
+{
+    bool mode = brg_grad_mode_set(false);
+    brg_status status = saved->pack->hooks.unpack(
+        saved->packed, out, saved->pack->hooks.user);
+    brg_grad_mode_set(mode);
+    if (status == BRG_OK && !*out)
+        status = BRG_FAIL(BRG_ERR_CALLBACK,
+                          "a saved tensor unpack hook gave back nothing");
+    return status;
+}
+
+brg_status brg__saved_get(brg_node *owner, const brg__saved *saved,
+                          brg_tensor **out)
+{
+    *out = saved->tensor;
+    if (saved->kind == BRG__SAVED_NOTHING || saved->kind == BRG__SAVED_META)
+        return BRG_OK;
+    if (saved->pack)
+        BRG_TRY(unpack(saved, out));
+    else
+        BRG_TRY(check_version(owner, saved));
+    if (brg__grad_mode_is_off)
+        return BRG_OK;
+    if (saved->kind == BRG__SAVED_OUTPUT && saved->index < owner->n_slots)
+        return with_history(*out, (brg__edge){owner, saved->index}, out);
+    if (saved->history.node)
+        return with_history(*out, saved->history, out);
+    return BRG_OK;
+}

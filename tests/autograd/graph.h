@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Small pieces that the autograd tests share. */
+#ifndef BRG_TESTS_AUTOGRAD_GRAPH_H
+#define BRG_TESTS_AUTOGRAD_GRAPH_H
+
+#include <brigade/autograd.h>
+#include <brigade/ops.h>
+
+#include "tests/support/brg_test.h"
+
+/* Each test runs inside a scope of its own. */
+static inline int scope_setup(void **state)
+{
+    *state = brg_scope_begin();
+    return *state ? 0 : -1;
+}
+
+static inline int scope_teardown(void **state)
+{
+    brg_scope_end(*state);
+    return 0;
+}
+
+#define scoped_test(fn)                                                        \
+    cmocka_unit_test_setup_teardown(fn, scope_setup, scope_teardown)
+
+/* An f32 leaf that requires gradients, filled with value, value + 1, ... */
+static inline brg_tensor *leaf_from(double value, int ndim,
+                                    const int64_t *shape)
+{
+    brg_tensor *t = assert_brg_some(brg_empty(BRG_DTYPE_F32, ndim, shape));
+    float *at = brg_tensor_data(t);
+    for (int64_t i = 0; i < brg_tensor_numel(t); i++)
+        at[i] = (float)(value + (double)i);
+    assert_brg_ok(brg_set_requires_grad(t, true));
+    return t;
+}
+
+static inline double item(const brg_tensor *t)
+{
+    double value = 0;
+    assert_non_null(t);
+    assert_brg_ok(brg_tensor_item(t, &value));
+    return value;
+}
+
+/* Element i in row-major order. */
+static inline double element(const brg_tensor *t, int64_t i)
+{
+    assert_non_null(t);
+    size_t nbytes = brg_tensor_nbytes(t);
+    float *values = malloc(nbytes + 1);
+    assert_brg_ok(brg_tensor_read(t, values, nbytes));
+    double value = values[i];
+    free(values);
+    return value;
+}
+
+#endif

@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * How a gradient becomes .grad: stolen, copied, added; and its layout. */
+#include "tests/autograd/graph.h"
+
+typedef struct seen {
+    const void *data;
+    brg_tensor *kept;
+    bool keeps;
+} seen;
+
+static brg_status look(brg_tensor **grads, size_t n, void *user)
+{
+    (void)n;
+    seen *s = user;
+    s->data = brg_tensor_data(grads[0]);
+    if (s->keeps)
+        s->kept = brg_retain(grads[0]);
+    return BRG_OK;
+}
+
+static void test_accumulate__fresh_gradient_is_stolen(void **state)
+{
+    (void)state;
+    brg_tensor *x = leaf_from(2, BRG_SHAPE(4, 4));
+    brg_tensor *y = brg_sum_all(brg_mul(x, x));
+    seen s = {0};
+    brg_node *node;
+    assert_brg_ok(brg_tensor_node(&node, x));
+    assert_brg_ok(brg_node_add_pre_hook(NULL, node, look, &s, NULL));
+    assert_brg_ok(brg_backward(y));
+    brg_node_release(node);
+    assert_ptr_equal(brg_tensor_data(brg_tensor_grad(x)), s.data);
+    assert_false(brg_requires_grad(brg_tensor_grad(x)));
+}
+
+static void test_accumulate__a_gradient_somebody_keeps_is_copied(void **state)
+{
+    (void)state;
+    brg_tensor *x = leaf_from(2, BRG_SHAPE(4, 4));
+    brg_tensor *y = brg_sum_all(brg_mul(x, x));
+    seen s = {.keeps = true};
+    brg_node *node;
+    assert_brg_ok(brg_tensor_node(&node, x));
+    assert_brg_ok(brg_node_add_pre_hook(NULL, node, look, &s, NULL));
+    assert_brg_ok(brg_backward(y));
+    brg_node_release(node);
+    brg_tensor *grad = brg_tensor_grad(x);
+    assert_ptr_not_equal(brg_tensor_data(grad), s.data);
+    assert_brg_ok(brg_fill_(grad, 0));
+    assert_float_equal(element(s.kept, 3), 10, 0);
+    brg_release(s.kept);
+}
+
+static void test_accumulate__aliased_gradients_are_not_shared(void **state)
+{
+    (void)state;
+    brg_tensor *a = leaf_from(1, BRG_SHAPE(3)), *b = leaf_from(2, BRG_SHAPE(3));
+    /* The gradient of both summands is one tensor. */
+    assert_brg_ok(brg_backward(brg_sum_all(brg_mul_scalar(brg_add(a, b), 2))));
+    assert_false(brg_tensor_shares_storage(brg_tensor_grad(a),
+                                           brg_tensor_grad(b)));
+    assert_brg_ok(brg_fill_(brg_tensor_grad(a), 0));
+    assert_float_equal(element(brg_tensor_grad(b), 0), 2, 0);
+}
+
+static void test_accumulate__second_gradient_is_added_in_place(void **state)
+{
+    (void)state;
+    brg_tensor *x = leaf_from(2, BRG_SHAPE(3));
+    assert_brg_ok(brg_backward(brg_sum_all(brg_mul(x, x))));
+    brg_tensor *grad = brg_tensor_grad(x);
+    const void *data = brg_tensor_data(grad);
+    assert_brg_ok(brg_backward(brg_sum_all(brg_mul(x, x))));
+    assert_ptr_equal(brg_tensor_grad(x), grad);
+    assert_ptr_equal(brg_tensor_data(grad), data);
+    assert_float_equal(element(grad, 2), 16, 0);
+}
+
+static void test_accumulate__recorded_gradient_is_replaced(void **state)
+{
+    (void)state;
+    brg_tensor *x = leaf_from(2, BRG_SHAPE(3));
+    brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
+    options.create_graph = true;
+    brg_tensor *y = brg_sum_all(brg_mul(x, x));
+    assert_brg_ok(brg_backward_with(&y, 1, &options));
+    brg_tensor *first = brg_retain(brg_tensor_grad(x));
+    assert_true(brg_requires_grad(first));
+    assert_brg_ok(brg_backward_with(&y, 1, &options));
+    assert_ptr_not_equal(brg_tensor_grad(x), first);
+    assert_true(brg_requires_grad(brg_tensor_grad(x)));
+    assert_float_equal(element(brg_tensor_grad(x), 0), 8, 0);
+    brg_release(first);
+    assert_brg_ok(brg_tensor_set_grad(x, NULL)); /* breaks the cycle */
+}
+
+static void check_strides(brg_tensor *leaf, int64_t s0, int64_t s1)
+{
+    brg_tensor *y = brg_sum_all(brg_mul(brg_mul(leaf, leaf), leaf));
+    assert_brg_ok(brg_backward(y));
+    const int64_t *strides = brg_tensor_strides(brg_tensor_grad(leaf));
+    assert_int_equal(strides[0], s0);
+    assert_int_equal(strides[1], s1);
+    assert_float_equal(element(brg_tensor_grad(leaf), 1),
+                       3 * element(leaf, 1) * element(leaf, 1), 1e-4);
+}
+
+static void test_accumulate__gradient_takes_the_leafs_strides(void **state)
+{
+    (void)state;
+    brg_tensor *base = leaf_from(1, BRG_SHAPE(3, 4));
+    brg_tensor *turned = brg_as_strided(base, 2, (int64_t[]){4, 3},
+                                        (int64_t[]){1, 4}, 0);
+    assert_brg_ok(brg_set_requires_grad(turned, true));
+    check_strides(turned, 1, 4);
+}
+
+static void test_accumulate__leaf_with_gaps_gets_a_row_major_gradient(
+    void **state)
+{
+    (void)state;
+    brg_tensor *base = leaf_from(1, BRG_SHAPE(4, 4));
+    brg_tensor *every_second = brg_as_strided(base, 2, (int64_t[]){2, 2},
+                                              (int64_t[]){8, 2}, 0);
+    assert_brg_ok(brg_set_requires_grad(every_second, true));
+    check_strides(every_second, 2, 1);
+}
+
+static void test_accumulate__a_leaf_of_no_gradient_stays_null(void **state)
+{
+    (void)state;
+    brg_tensor *x = leaf_from(1, BRG_SHAPE(2)), *w = leaf_from(1, BRG_SHAPE(2));
+    (void)brg_mul(x, w);
+    assert_brg_ok(brg_backward(brg_sum_all(brg_mul(x, x))));
+    assert_null(brg_tensor_grad(w));
+}
+
+static void test_accumulate__set_grad_must_fit(void **state)
+{
+    (void)state;
+    brg_tensor *x = leaf_from(1, BRG_SHAPE(2));
+    assert_brg_fails_with(
+        brg_tensor_set_grad(x, brg_zeros(BRG_DTYPE_F32, BRG_SHAPE(3))),
+        BRG_ERR_SHAPE, "must be equal");
+    assert_brg_fails_with(
+        brg_set_requires_grad(brg_mul(x, x), false), BRG_ERR_STATE,
+        "computed by mul");
+    assert_brg_fails_with(
+        brg_set_requires_grad(brg_zeros(BRG_DTYPE_I64, BRG_SHAPE(3)), true),
+        BRG_ERR_DTYPE, "only floats");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        scoped_test(test_accumulate__fresh_gradient_is_stolen),
+        scoped_test(test_accumulate__a_gradient_somebody_keeps_is_copied),
+        scoped_test(test_accumulate__aliased_gradients_are_not_shared),
+        scoped_test(test_accumulate__second_gradient_is_added_in_place),
+        scoped_test(test_accumulate__recorded_gradient_is_replaced),
+        scoped_test(test_accumulate__gradient_takes_the_leafs_strides),
+        scoped_test(test_accumulate__leaf_with_gaps_gets_a_row_major_gradient),
+        scoped_test(test_accumulate__a_leaf_of_no_gradient_stays_null),
+        scoped_test(test_accumulate__set_grad_must_fit),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
