@@ -77,7 +77,8 @@ static brg_status add_in_place(brg__autograd *a, brg_tensor *grad)
 /* Recorded: the result is a function of both operands. */
 static brg_status add_out_of_place(brg__autograd *a, brg_tensor *grad)
 {
-    brg_tensor *sum = a->grad ? brg_add(a->grad, grad) : brg_add_scalar(grad, 0.0);
+    brg_tensor *sum =
+        a->grad ? brg_add(a->grad, grad) : brg_add_scalar(grad, 0.0);
     if (!sum)
         return brg_error_code();
     brg_release(a->grad);

@@ -33,8 +33,7 @@ static bool wants_gradient(const brg_op *op, int n_in, brg_tensor *const *in)
     if (brg__grad_mode_is_off || !op->vjp)
         return false;
     for (int i = 0; i < n_in; i++)
-        if (in[i] && brg__requires_grad(in[i]) &&
-            !((op->no_grad_in >> i) & 1u))
+        if (in[i] && brg__requires_grad(in[i]) && !((op->no_grad_in >> i) & 1u))
             return true;
     return false;
 }

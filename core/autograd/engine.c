@@ -232,13 +232,12 @@ static brg_status start(brg__task *task, brg_tensor *const *outputs,
 {
     for (size_t i = 0; i < task->roots.n; i++) {
         brg_tensor *grad;
-        BRG_TRY(first_gradient(outputs[i],
-                               grad_outputs ? grad_outputs[i] : NULL, i,
-                               &grad));
+        BRG_TRY(first_gradient(
+            outputs[i], grad_outputs ? grad_outputs[i] : NULL, i, &grad));
         uint32_t visit;
         (void)brg__map_get(&task->index, task->roots.at[i].node, &visit);
-        BRG_TRY(brg__task_add_gradient(task, visit, task->roots.at[i].slot,
-                                       grad));
+        BRG_TRY(
+            brg__task_add_gradient(task, visit, task->roots.at[i].slot, grad));
     }
     for (size_t i = 0; i < task->roots.n; i++) {
         uint32_t visit;
@@ -264,8 +263,8 @@ static brg_status request(brg__task *task, brg_tensor *const *inputs,
         BRG_TRY(brg__edge_of(inputs[i], &edge));
         if (!edge.node)
             return BRG_FAIL(BRG_ERR_STATE,
-                            "backward: input %zu (%s) does not require grad",
-                            i, brg__tensor_text(inputs[i], text));
+                            "backward: input %zu (%s) does not require grad", i,
+                            brg__tensor_text(inputs[i], text));
         uint32_t visit = UINT32_MAX;
         if (brg__map_get(&task->index, edge.node, &visit))
             task->visits.at[visit].is_wanted = true;
@@ -314,8 +313,7 @@ brg_status brg_queue_final_callback(brg_final_callback_fn fn, void *user)
 }
 
 static brg_status execute(brg__task *task, brg_tensor *const *outputs,
-                          size_t n_outputs,
-                          const brg_backward_options *options,
+                          size_t n_outputs, const brg_backward_options *options,
                           brg_tensor *const *inputs, size_t n_inputs)
 {
     for (size_t i = 0; i < n_outputs; i++)
@@ -400,8 +398,7 @@ brg_status brg_grad(brg_tensor **grads, brg_tensor *const *outputs,
         backward(task, outputs, n_outputs, options, inputs, n_inputs);
     for (size_t i = 0; status == BRG_OK && i < n_inputs; i++)
         if (task->captures.at[i].grad) {
-            grads[i] =
-                brg__scope_adopt(brg_retain(task->captures.at[i].grad));
+            grads[i] = brg__scope_adopt(brg_retain(task->captures.at[i].grad));
             if (!grads[i])
                 status = brg_error_code();
         }

@@ -52,7 +52,7 @@ typedef struct brg__task {
     BRG__ARRAY(brg__capture) captures;
     BRG__ARRAY(brg__callback) callbacks;
     uint64_t n_arrivals;
-    bool is_retained; /* keep the graph */
+    bool is_retained;  /* keep the graph */
     bool is_selective; /* only needed nodes run */
     bool is_capturing; /* brg_grad: leaves are not accumulated */
     struct brg__task *outer;

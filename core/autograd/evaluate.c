@@ -140,8 +140,8 @@ static brg_status run_tensor_hooks(brg__hook_list *list, uint32_t slot,
 {
     brg_status status = BRG_OK;
     brg__hook_run run;
-    for (brg_hook *h = brg__hook_run_begin(&run, list);
-         h && status == BRG_OK; h = brg__hook_run_next(&run)) {
+    for (brg_hook *h = brg__hook_run_begin(&run, list); h && status == BRG_OK;
+         h = brg__hook_run_next(&run)) {
         if (h->slot != slot || !*grad)
             continue;
         brg_tensor *replacement = NULL;
@@ -160,8 +160,8 @@ static brg_status run_retain_writes(brg__hook_list *list, uint32_t slot,
 {
     brg_status status = BRG_OK;
     brg__hook_run run;
-    for (brg_hook *h = brg__hook_run_begin(&run, list);
-         h && status == BRG_OK; h = brg__hook_run_next(&run)) {
+    for (brg_hook *h = brg__hook_run_begin(&run, list); h && status == BRG_OK;
+         h = brg__hook_run_next(&run)) {
         if (h->slot != slot || !grad)
             continue;
         brg_tensor *t = h->user, *sum = grad;
@@ -280,9 +280,8 @@ static brg_status apply_rule(brg_node *node, brg_tensor *const *grads,
     for (uint16_t i = 0; i < node->n_edges; i++) {
         const brg__edge *edge = &node->edges[i];
         if (grad_in[i] && edge->node)
-            BRG_TRY(brg__validate_gradient(node, i,
-                                           &edge->node->slots[edge->slot],
-                                           &grad_in[i]));
+            BRG_TRY(brg__validate_gradient(
+                node, i, &edge->node->slots[edge->slot], &grad_in[i]));
     }
     return BRG_OK;
 }
@@ -307,7 +306,8 @@ brg_status brg__task_evaluate(brg__task *task, uint32_t visit)
 {
     brg_node *node = task->visits.at[visit].node;
     brg_tensor *grads[MAX_SLOTS], *grad_in[MAX_SLOTS] = {0};
-    brg_tensor **buffers = &task->buffers.at[task->visits.at[visit].first_buffer];
+    brg_tensor **buffers =
+        &task->buffers.at[task->visits.at[visit].first_buffer];
     memcpy(grads, buffers, node->n_slots * sizeof *grads);
     memset(buffers, 0, node->n_slots * sizeof *buffers); /* ours now */
     brg_scope *scope = brg_scope_begin();

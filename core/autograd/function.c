@@ -71,8 +71,8 @@ uint64_t brg_function_id(const brg_function *function)
 
 /* ---- Backward -------------------------------------------------------------------- */
 
-static brg_status materialize(const brg_node *node,
-                              brg_tensor *const *grad_out, brg_tensor **full)
+static brg_status materialize(const brg_node *node, brg_tensor *const *grad_out,
+                              brg_tensor **full)
 {
     for (uint16_t j = 0; j < node->n_slots; j++) {
         const brg__slot *slot = &node->slots[j];
@@ -87,8 +87,8 @@ static brg_status materialize(const brg_node *node,
 }
 
 /* One gradient for each argument; more only if they are NULL. */
-static brg_status check_count(const brg_context *ctx,
-                              brg_tensor *const *grads, size_t n)
+static brg_status check_count(const brg_context *ctx, brg_tensor *const *grads,
+                              size_t n)
 {
     while (n > ctx->n_args && n <= BRG_MAX_FUNCTION_ARGS && !grads[n - 1])
         n--;
@@ -168,8 +168,7 @@ static brg_status refuse_second_order(brg_context *ctx,
     return BRG_OK;
 }
 
-static brg_status function_backward(brg_node *node,
-                                    brg_tensor *const *grad_out,
+static brg_status function_backward(brg_node *node, brg_tensor *const *grad_out,
                                     brg_tensor **grad_in)
 {
     brg_context *ctx = node->payload;
@@ -218,8 +217,7 @@ static const brg__node_class function_class = {
 
 /* ---- Recording --------------------------------------------------------------------- */
 
-static int output_index(const brg_value *outputs, size_t n,
-                        const brg_tensor *t)
+static int output_index(const brg_value *outputs, size_t n, const brg_tensor *t)
 {
     for (size_t j = 0; j < n; j++)
         if (t && outputs[j].kind == BRG_VALUE_TENSOR &&
@@ -261,15 +259,14 @@ static brg_status finish_output(brg_context *ctx, brg_node *node, size_t j,
                                 bool is_input, brg_tensor *t, brg_tensor **out)
 {
     bool is_dirty = brg__tensor_list_has(&ctx->dirty, t);
-    bool is_differentiable =
-        node && brg__tensor_is_float(t) &&
-        !brg__tensor_list_has(&ctx->non_differentiable, t);
+    bool is_differentiable = node && brg__tensor_is_float(t) &&
+                             !brg__tensor_list_has(&ctx->non_differentiable, t);
     if (is_dirty)
         brg_tensor_touch(t);
     *out = brg_retain(t);
     bool needs_alias = is_input && !is_dirty && node;
-    if (needs_alias || (!is_differentiable && !is_input &&
-                        brg_requires_grad(t))) {
+    if (needs_alias ||
+        (!is_differentiable && !is_input && brg_requires_grad(t))) {
         brg_release(t);
         BRG_TRY(brg__tensor_new_alias(out, t));
     }
@@ -372,8 +369,8 @@ static brg_status call(brg_context *ctx, const brg_value *args,
         return BRG_ERR_NOMEM;
     brg_status status = run_forward(ctx, args, outputs);
     if (status == BRG_OK)
-        status = record(ctx, args, outputs,
-                        ctx->needs != 0 && brg_grad_mode(), results);
+        status = record(ctx, args, outputs, ctx->needs != 0 && brg_grad_mode(),
+                        results);
     brg__context_drop_lists(ctx);
     brg_scope_end(scope);
     for (size_t j = 0; j < n_outputs; j++) {

@@ -93,8 +93,7 @@ static brg_status evaluate(const check *c, double *filled)
 static brg_status compare(const check *c, size_t input, int64_t element,
                           double analytic)
 {
-    double *at =
-        (double *)brg_tensor_data(c->inputs[input]) + element;
+    double *at = (double *)brg_tensor_data(c->inputs[input]) + element;
     double kept = *at, above, below;
     *at = kept + c->eps;
     BRG_TRY(evaluate(c, &above));
@@ -113,8 +112,7 @@ static brg_status compare(const check *c, size_t input, int64_t element,
                     (long long)element, analytic, numeric);
 }
 
-static brg_status compare_input(const check *c, size_t input,
-                                brg_tensor *grad)
+static brg_status compare_input(const check *c, size_t input, brg_tensor *grad)
 {
     brg_tensor *flat = grad ? brg_contiguous(grad) : NULL;
     if (grad && !flat)

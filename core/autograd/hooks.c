@@ -15,8 +15,7 @@ static void hook_unref(brg_hook *hook)
 }
 
 brg_status brg__hook_add(brg__hook_list *list, brg_hook **out, brg__hook_fn fn,
-                         void *user, void (*destroy)(void *user),
-                         uint32_t slot)
+                         void *user, void (*destroy)(void *user), uint32_t slot)
 {
     if (out)
         *out = NULL;

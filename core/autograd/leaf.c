@@ -180,8 +180,7 @@ brg_status brg_tensor_add_hook(brg_hook **out, brg_tensor *t,
     return brg__hook_add(list, out, (brg__hook_fn)fn, user, destroy, a->slot);
 }
 
-brg_status brg_tensor_add_post_accumulate_hook(brg_hook **out,
-                                               brg_tensor *leaf,
+brg_status brg_tensor_add_post_accumulate_hook(brg_hook **out, brg_tensor *leaf,
                                                brg_post_accumulate_fn fn,
                                                void *user,
                                                void (*destroy)(void *user))
@@ -239,6 +238,5 @@ brg_status brg_node_add_post_hook(brg_hook **out, brg_node *node,
     BRG_CHECK_ARG(node, "brg_node_add_post_hook: node is NULL");
     brg__node_hooks *hooks;
     BRG_TRY(brg__node_hooks_get(node, &hooks));
-    return brg__hook_add(&hooks->post, out, (brg__hook_fn)fn, user, destroy,
-                         0);
+    return brg__hook_add(&hooks->post, out, (brg__hook_fn)fn, user, destroy, 0);
 }

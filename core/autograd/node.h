@@ -36,7 +36,7 @@ typedef struct brg__node_hooks {
 } brg__node_hooks;
 
 typedef struct brg__node_class {
-    const char *name;                           /* or, if it is NULL: */
+    const char *name; /* or, if it is NULL: */
     const char *(*name_of)(const brg_node *node);
     /* Gradients of the edges from gradients of the slots. `grad_out` are the
      * engine's references: an apply that keeps one retains it. grad_in is
@@ -92,8 +92,8 @@ void brg__slot_set(brg__slot *slot, const brg_tensor *t);
 typedef struct brg__autograd {
     brg__grad_info base;
     bool requires_grad;
-    uint16_t slot;  /* which output of fn */
-    brg_node *fn;   /* retained; NULL: leaf */
+    uint16_t slot; /* which output of fn */
+    brg_node *fn;  /* retained; NULL: leaf */
     brg_tensor *grad;
     brg_node *accumulate; /* weak; under the accumulate lock */
     brg__hook_list hooks; /* tensor hooks of a leaf */

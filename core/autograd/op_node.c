@@ -108,5 +108,4 @@ static const char *op_name(const brg_node *node)
     return node->op->name;
 }
 
-static const brg__node_class op_class = {.name_of = op_name,
-                                         .apply = op_apply};
+static const brg__node_class op_class = {.name_of = op_name, .apply = op_apply};

@@ -62,8 +62,7 @@ static brg_status pack(brg__saved *saved, brg_tensor *t)
     brg_tensor *alias = brg_detach(t);
     brg_status status = alias ? BRG_OK : brg_error_code();
     if (status == BRG_OK)
-        status =
-            hooks->hooks.pack(alias, &saved->packed, hooks->hooks.user);
+        status = hooks->hooks.pack(alias, &saved->packed, hooks->hooks.user);
     innermost = hooks;
     brg_grad_mode_set(mode);
     brg_scope_end(scope);
@@ -146,8 +145,8 @@ static brg_status with_history(brg_tensor *t, brg__edge history,
 static brg_status unpack(const brg__saved *saved, brg_tensor **out)
 {
     bool mode = brg_grad_mode_set(false);
-    brg_status status = saved->pack->hooks.unpack(
-        saved->packed, out, saved->pack->hooks.user);
+    brg_status status =
+        saved->pack->hooks.unpack(saved->packed, out, saved->pack->hooks.user);
     brg_grad_mode_set(mode);
     if (status == BRG_OK && !*out)
         status = BRG_FAIL(BRG_ERR_CALLBACK,

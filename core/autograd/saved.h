@@ -39,10 +39,10 @@ typedef struct brg__pack_hooks {
 } brg__pack_hooks;
 
 typedef struct brg__saved {
-    brg_tensor *tensor; /* retained; NULL if packed */
-    uint32_t version;   /* when it was saved */
-    uint8_t kind;       /* brg__saved_kind */
-    uint8_t index;      /* which input or output of the call */
+    brg_tensor *tensor;    /* retained; NULL if packed */
+    uint32_t version;      /* when it was saved */
+    uint8_t kind;          /* brg__saved_kind */
+    uint8_t index;         /* which input or output of the call */
     brg__pack_hooks *pack; /* retained; NULL: not packed */
     void *packed;
     brg__edge history; /* of a packed input; retained */

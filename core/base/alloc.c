@@ -61,8 +61,8 @@ static const brg_allocator system_allocator = {
 
 static struct {
     brg_allocator allocator;
-    _Atomic uint64_t held;   /* bytes that the hook gave and has not got back */
-    _Atomic uint64_t idle;   /* of these, in free lists of small objects */
+    _Atomic uint64_t held; /* bytes that the hook gave and has not got back */
+    _Atomic uint64_t idle; /* of these, in free lists of small objects */
     _Atomic uint64_t peak;
     _Atomic uint64_t n_allocs;
     brg__trim_fn trim_cache;
@@ -93,8 +93,8 @@ void brg__alloc_note_peak(void)
 
 static void *hook_alloc(size_t nbytes, size_t alignment)
 {
-    void *ptr =
-        heap.allocator.alloc(heap.allocator.user, nbytes ? nbytes : 1, alignment);
+    void *ptr = heap.allocator.alloc(heap.allocator.user, nbytes ? nbytes : 1,
+                                     alignment);
     if (!ptr)
         return NULL;
     atomic_fetch_add(&heap.held, nbytes);
@@ -145,9 +145,10 @@ void *brg__mem_alloc_array(size_t n, size_t nbytes_each, const char *what)
 {
     size_t total;
     if (!brg__mul_size(n, nbytes_each, &total)) {
-        (void)BRG_FAIL(BRG_ERR_NOMEM,
-                       "out of memory: %zu x %zu bytes for %s do not fit a size",
-                       n, nbytes_each, what);
+        (void)BRG_FAIL(
+            BRG_ERR_NOMEM,
+            "out of memory: %zu x %zu bytes for %s do not fit a size", n,
+            nbytes_each, what);
         return NULL;
     }
     return brg__mem_alloc(total, what);

@@ -21,8 +21,7 @@
     const brg_op brg__op_##op_name = {                                         \
         BRG__ROW_COMMON(op_name),                                              \
         .run = {[BRG_DEVICE_CPU] = brg__##op_name##_run},                      \
-        .vjp = brg__##op_name##_vjp,                                           \
-        __VA_ARGS__};
+        .vjp = brg__##op_name##_vjp, __VA_ARGS__};
 #define BRG_KERNEL_NOGRAD(op_name, ...)                                        \
     const brg_op brg__op_##op_name = {                                         \
         BRG__ROW_COMMON(op_name),                                              \

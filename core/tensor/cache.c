@@ -100,8 +100,7 @@ brg_status brg__cache_alloc(brg_device device, void **out, size_t nbytes)
     free_block *block = cache.lists[i];
     if (block) {
         cache.lists[i] = block->next;
-        atomic_fetch_sub_explicit(&cache.cached, rounded,
-                                  memory_order_relaxed);
+        atomic_fetch_sub_explicit(&cache.cached, rounded, memory_order_relaxed);
     }
     pthread_mutex_unlock(&cache.lock);
     if (block)

@@ -60,8 +60,7 @@ bool brg__shape_is_contiguous(int ndim, const int64_t *shape,
     return true;
 }
 
-bool brg__shape_is_dense(int ndim, const int64_t *shape,
-                         const int64_t *strides)
+bool brg__shape_is_dense(int ndim, const int64_t *shape, const int64_t *strides)
 {
     /* Take the dims from the smallest stride up: each must start where the
      * block of the smaller ones ends. */

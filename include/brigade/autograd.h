@@ -56,7 +56,10 @@ typedef struct brg_backward_options {
     bool create_graph; /* gradients are recorded; implies retain_graph */
 } brg_backward_options;
 
-#define BRG_BACKWARD_OPTIONS_INIT {.struct_size = sizeof(brg_backward_options)}
+#define BRG_BACKWARD_OPTIONS_INIT                                              \
+    {                                                                          \
+        .struct_size = sizeof(brg_backward_options)                            \
+    }
 
 BRG_API BRG_NODISCARD brg_status
 brg_backward_with(brg_tensor *const *outputs, size_t n_outputs,
@@ -65,10 +68,12 @@ brg_backward_with(brg_tensor *const *outputs, size_t n_outputs,
 /* Gradients of `outputs` with respect to `inputs`, into grads[0..n_inputs):
  * borrowed from the scope; NULL where an output does not depend on the input.
  * No .grad changes. options->inputs is not used. */
-BRG_API BRG_NODISCARD brg_status
-brg_grad(brg_tensor **grads, brg_tensor *const *outputs, size_t n_outputs,
-         brg_tensor *const *inputs, size_t n_inputs,
-         const brg_backward_options *options);
+BRG_API BRG_NODISCARD brg_status brg_grad(brg_tensor **grads,
+                                          brg_tensor *const *outputs,
+                                          size_t n_outputs,
+                                          brg_tensor *const *inputs,
+                                          size_t n_inputs,
+                                          const brg_backward_options *options);
 
 /* ---- Hooks -------------------------------------------------------------------
  * Run by the thread that runs the backward, in the order of their
@@ -97,16 +102,14 @@ brg_tensor_add_hook(brg_hook **out, brg_tensor *t, brg_grad_hook_fn fn,
  * hangs on. Reads brg_tensor_grad(leaf), which is NULL if the gradient was
  * undefined and none was there. */
 typedef brg_status (*brg_post_accumulate_fn)(brg_tensor *leaf, void *user);
-BRG_API BRG_NODISCARD brg_status
-brg_tensor_add_post_accumulate_hook(brg_hook **out, brg_tensor *leaf,
-                                    brg_post_accumulate_fn fn, void *user,
-                                    void (*destroy)(void *user));
+BRG_API BRG_NODISCARD brg_status brg_tensor_add_post_accumulate_hook(
+    brg_hook **out, brg_tensor *leaf, brg_post_accumulate_fn fn, void *user,
+    void (*destroy)(void *user));
 
 /* Nodes of the graph. The node that made t, or for a leaf that requires
  * gradients its accumulate node. *out: owned, given back by
  * brg_node_release. */
-BRG_API BRG_NODISCARD brg_status brg_tensor_node(brg_node **out,
-                                                 brg_tensor *t);
+BRG_API BRG_NODISCARD brg_status brg_tensor_node(brg_node **out, brg_tensor *t);
 BRG_API void brg_node_release(brg_node *node);
 BRG_API const char *brg_node_name(const brg_node *node);
 
@@ -125,9 +128,8 @@ typedef brg_status (*brg_node_post_hook_fn)(brg_tensor **grad_in, size_t n_in,
                                             brg_tensor *const *grad_out,
                                             size_t n_out, void *user);
 BRG_API BRG_NODISCARD brg_status
-brg_node_add_post_hook(brg_hook **out, brg_node *node,
-                       brg_node_post_hook_fn fn, void *user,
-                       void (*destroy)(void *user));
+brg_node_add_post_hook(brg_hook **out, brg_node *node, brg_node_post_hook_fn fn,
+                       void *user, void (*destroy)(void *user));
 
 /* Inside a backward: `fn` runs when all its nodes have, in the order queued;
  * it may queue more. */
@@ -156,7 +158,10 @@ typedef struct brg_pack_hooks {
     void *user;
 } brg_pack_hooks;
 
-#define BRG_PACK_HOOKS_INIT {.struct_size = sizeof(brg_pack_hooks)}
+#define BRG_PACK_HOOKS_INIT                                                    \
+    {                                                                          \
+        .struct_size = sizeof(brg_pack_hooks)                                  \
+    }
 
 /* From now on, until the pop, on this thread; copied. */
 BRG_API BRG_NODISCARD brg_status
@@ -179,7 +184,9 @@ typedef struct brg_gradcheck_options {
 } brg_gradcheck_options;
 
 #define BRG_GRADCHECK_OPTIONS_INIT                                             \
-    {.struct_size = sizeof(brg_gradcheck_options)}
+    {                                                                          \
+        .struct_size = sizeof(brg_gradcheck_options)                           \
+    }
 
 /* Compares the gradients of `fn` at `inputs` (f64; those that require
  * gradients are checked) with central differences. Fails with

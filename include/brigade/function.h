@@ -126,7 +126,10 @@ typedef struct brg_function_def {
     void (*destroy)(void *user);
 } brg_function_def;
 
-#define BRG_FUNCTION_DEF_INIT {.struct_size = sizeof(brg_function_def)}
+#define BRG_FUNCTION_DEF_INIT                                                  \
+    {                                                                          \
+        .struct_size = sizeof(brg_function_def)                                \
+    }
 
 /* *out: owned, one reference; recorded calls hold their own. Immutable: any
  * thread may apply it. */
@@ -151,8 +154,9 @@ BRG_API brg_tensor *brg_function_call(const brg_function *function,
 
 /* Forward. The last call wins; entries may be NULL; inputs, outputs and
  * temporaries may be saved. Versions are checked at their use. */
-BRG_API BRG_NODISCARD brg_status
-brg_context_save(brg_context *ctx, brg_tensor *const *tensors, size_t n);
+BRG_API BRG_NODISCARD brg_status brg_context_save(brg_context *ctx,
+                                                  brg_tensor *const *tensors,
+                                                  size_t n);
 /* Inputs that forward changed in place; each must be returned. */
 BRG_API BRG_NODISCARD brg_status
 brg_context_mark_dirty(brg_context *ctx, brg_tensor *const *tensors, size_t n);

@@ -67,8 +67,8 @@ BRG_API brg_tensor *brg_detach(brg_tensor *t);
 /* The same storage under any sizes and strides (in elements, offset from the
  * start of the storage), which must stay inside it. Detached. */
 BRG_API brg_tensor *brg_as_strided(brg_tensor *t, int ndim,
-                                   const int64_t *shape,
-                                   const int64_t *strides, int64_t offset);
+                                   const int64_t *shape, const int64_t *strides,
+                                   int64_t offset);
 
 /* ---- Reading a tensor ------------------------------------------------------ */
 

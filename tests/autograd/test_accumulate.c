@@ -57,8 +57,8 @@ static void test_accumulate__aliased_gradients_are_not_shared(void **state)
     brg_tensor *a = leaf_from(1, BRG_SHAPE(3)), *b = leaf_from(2, BRG_SHAPE(3));
     /* The gradient of both summands is one tensor. */
     assert_brg_ok(brg_backward(brg_sum_all(brg_mul_scalar(brg_add(a, b), 2))));
-    assert_false(brg_tensor_shares_storage(brg_tensor_grad(a),
-                                           brg_tensor_grad(b)));
+    assert_false(
+        brg_tensor_shares_storage(brg_tensor_grad(a), brg_tensor_grad(b)));
     assert_brg_ok(brg_fill_(brg_tensor_grad(a), 0));
     assert_float_equal(element(brg_tensor_grad(b), 0), 2, 0);
 }
@@ -109,19 +109,19 @@ static void test_accumulate__gradient_takes_the_leafs_strides(void **state)
 {
     (void)state;
     brg_tensor *base = leaf_from(1, BRG_SHAPE(3, 4));
-    brg_tensor *turned = brg_as_strided(base, 2, (int64_t[]){4, 3},
-                                        (int64_t[]){1, 4}, 0);
+    brg_tensor *turned =
+        brg_as_strided(base, 2, (int64_t[]){4, 3}, (int64_t[]){1, 4}, 0);
     assert_brg_ok(brg_set_requires_grad(turned, true));
     check_strides(turned, 1, 4);
 }
 
-static void test_accumulate__leaf_with_gaps_gets_a_row_major_gradient(
-    void **state)
+static void
+test_accumulate__leaf_with_gaps_gets_a_row_major_gradient(void **state)
 {
     (void)state;
     brg_tensor *base = leaf_from(1, BRG_SHAPE(4, 4));
-    brg_tensor *every_second = brg_as_strided(base, 2, (int64_t[]){2, 2},
-                                              (int64_t[]){8, 2}, 0);
+    brg_tensor *every_second =
+        brg_as_strided(base, 2, (int64_t[]){2, 2}, (int64_t[]){8, 2}, 0);
     assert_brg_ok(brg_set_requires_grad(every_second, true));
     check_strides(every_second, 2, 1);
 }
@@ -142,9 +142,8 @@ static void test_accumulate__set_grad_must_fit(void **state)
     assert_brg_fails_with(
         brg_tensor_set_grad(x, brg_zeros(BRG_DTYPE_F32, BRG_SHAPE(3))),
         BRG_ERR_SHAPE, "must be equal");
-    assert_brg_fails_with(
-        brg_set_requires_grad(brg_mul(x, x), false), BRG_ERR_STATE,
-        "computed by mul");
+    assert_brg_fails_with(brg_set_requires_grad(brg_mul(x, x), false),
+                          BRG_ERR_STATE, "computed by mul");
     assert_brg_fails_with(
         brg_set_requires_grad(brg_zeros(BRG_DTYPE_I64, BRG_SHAPE(3)), true),
         BRG_ERR_DTYPE, "only floats");

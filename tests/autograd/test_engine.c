@@ -89,12 +89,12 @@ static void test_engine__accumulate_runs_the_moment_it_is_ready(void **state)
     brg_tensor *h3 = brg_mul(h2, w3);
     mark m1 = {&log, "W1 "}, m2 = {&log, "W2 "}, m3 = {&log, "W3 "};
     mark g1 = {&log, "h1 "}, g2 = {&log, "h2 "};
-    assert_brg_ok(brg_tensor_add_post_accumulate_hook(NULL, w1, note_leaf, &m1,
-                                                      NULL));
-    assert_brg_ok(brg_tensor_add_post_accumulate_hook(NULL, w2, note_leaf, &m2,
-                                                      NULL));
-    assert_brg_ok(brg_tensor_add_post_accumulate_hook(NULL, w3, note_leaf, &m3,
-                                                      NULL));
+    assert_brg_ok(
+        brg_tensor_add_post_accumulate_hook(NULL, w1, note_leaf, &m1, NULL));
+    assert_brg_ok(
+        brg_tensor_add_post_accumulate_hook(NULL, w2, note_leaf, &m2, NULL));
+    assert_brg_ok(
+        brg_tensor_add_post_accumulate_hook(NULL, w3, note_leaf, &m3, NULL));
     assert_brg_ok(brg_tensor_add_hook(NULL, h1, note_grad, &g1, NULL));
     assert_brg_ok(brg_tensor_add_hook(NULL, h2, note_grad, &g2, NULL));
     assert_brg_ok(brg_backward(h3));
@@ -131,8 +131,8 @@ static void test_engine__second_backward_needs_retain_graph(void **state)
     assert_brg_fails_with(brg_backward(y), BRG_ERR_STATE, "a second time");
 }
 
-static void test_engine__saved_values_are_freed_as_their_node_is_done(
-    void **state)
+static void
+test_engine__saved_values_are_freed_as_their_node_is_done(void **state)
 {
     (void)state;
     brg_tensor *x = leaf_from(1, BRG_SHAPE(1000));
@@ -267,9 +267,9 @@ static void test_engine__bad_calls_are_named(void **state)
     assert_brg_fails_with(brg_grad(&grad, &y, 1, &x, 0, NULL), BRG_ERR_ARG,
                           "requires non-empty inputs");
     brg_error_clear();
-    assert_int_equal(brg_backward(brg_mul(x, brg_zeros(BRG_DTYPE_F32,
-                                                       BRG_SHAPE(7)))),
-                     BRG_ERR_SHAPE); /* the op's own error comes through */
+    assert_int_equal(
+        brg_backward(brg_mul(x, brg_zeros(BRG_DTYPE_F32, BRG_SHAPE(7)))),
+        BRG_ERR_SHAPE); /* the op's own error comes through */
 }
 
 static void test_engine__changing_a_saved_tensor_is_detected(void **state)
@@ -354,8 +354,8 @@ static void test_engine__threads_share_a_leaf(void **state)
 static brg_status step(brg_tensor *x, brg_tensor *w)
 {
     brg_scope *scope = brg_scope_begin();
-    brg_status status = brg_backward(
-        brg_sum_all(brg_tanh(brg_matmul(brg_mul(x, x), w))));
+    brg_status status =
+        brg_backward(brg_sum_all(brg_tanh(brg_matmul(brg_mul(x, x), w))));
     brg_scope_end(scope);
     return status;
 }

@@ -26,9 +26,9 @@ static brg_status outcome(step *s)
         brg_hook_remove(s->self);
         s->self = NULL;
     }
-    return s->fail ? brg_error_set(s->fail, __FILE__, __LINE__, "hook %s",
-                                   s->name)
-                   : BRG_OK;
+    return s->fail
+               ? brg_error_set(s->fail, __FILE__, __LINE__, "hook %s", s->name)
+               : BRG_OK;
 }
 
 static brg_status on_grad(brg_tensor *grad, brg_tensor **replacement,
@@ -170,8 +170,8 @@ static void test_hooks__payload_is_destroyed_once(void **state)
     brg_scope *scope = brg_scope_begin();
     brg_tensor *x = leaf_from(4, BRG_SCALAR), *y = brg_mul(x, x);
     brg_hook *hook, *kept;
-    assert_brg_ok(brg_tensor_add_hook(&hook, x, do_nothing, &n_removed,
-                                      count_destroyed));
+    assert_brg_ok(
+        brg_tensor_add_hook(&hook, x, do_nothing, &n_removed, count_destroyed));
     assert_brg_ok(
         brg_tensor_add_hook(&kept, x, do_nothing, &n_died, count_destroyed));
     assert_brg_ok(
@@ -200,8 +200,8 @@ static void test_hooks__handle_may_outlive_its_owner(void **state)
     assert_int_equal(n, 1);
 }
 
-static void test_hooks__failure_ends_backward_and_keeps_what_arrived(
-    void **state)
+static void
+test_hooks__failure_ends_backward_and_keeps_what_arrived(void **state)
 {
     (void)state;
     recorder log = {""};
@@ -275,12 +275,11 @@ static void test_hooks__need_a_tensor_that_requires_gradients(void **state)
     brg_tensor *plain = brg_zeros(BRG_DTYPE_F32, BRG_SCALAR);
     brg_tensor *y = brg_mul_scalar(leaf_from(1, BRG_SCALAR), 2);
     assert_brg_fails_with(
-        brg_tensor_add_hook(NULL, plain, do_nothing, NULL, NULL),
-        BRG_ERR_STATE, "does not require gradients");
-    assert_brg_fails_with(
-        brg_tensor_add_post_accumulate_hook(NULL, y, on_accumulated, NULL,
-                                            NULL),
-        BRG_ERR_STATE, "only a leaf accumulates");
+        brg_tensor_add_hook(NULL, plain, do_nothing, NULL, NULL), BRG_ERR_STATE,
+        "does not require gradients");
+    assert_brg_fails_with(brg_tensor_add_post_accumulate_hook(
+                              NULL, y, on_accumulated, NULL, NULL),
+                          BRG_ERR_STATE, "only a leaf accumulates");
 }
 
 /* ---- Final callbacks ------------------------------------------------------------- */
@@ -304,8 +303,8 @@ static brg_status queue(brg_tensor *leaf, void *user)
     return brg_queue_final_callback(callback, s);
 }
 
-static void test_hooks__final_callbacks_run_last_and_may_queue_more(
-    void **state)
+static void
+test_hooks__final_callbacks_run_last_and_may_queue_more(void **state)
 {
     (void)state;
     recorder log = {""};
@@ -319,8 +318,8 @@ static void test_hooks__final_callbacks_run_last_and_may_queue_more(
                                                       &late, NULL));
     assert_brg_ok(brg_backward(y));
     assert_string_equal(log.text, "queued leaf final final ");
-    assert_brg_fails_with(brg_queue_final_callback(callback, &s),
-                          BRG_ERR_STATE, "during backward pass");
+    assert_brg_fails_with(brg_queue_final_callback(callback, &s), BRG_ERR_STATE,
+                          "during backward pass");
 }
 
 int main(void)
