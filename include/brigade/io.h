@@ -3,12 +3,11 @@
 #ifndef BRG_IO_H
 #define BRG_IO_H
 
+#include <brigade/optim.h>
 #include <brigade/params.h>
 #include <brigade/tensor.h>
 
 BRG_BEGIN_DECLS
-
-typedef struct brg_optim brg_optim;
 
 /* Errors of this header: BRG_ERR_IO if the system refuses (no such file, disk
  * full), BRG_ERR_FORMAT if the contents are wrong; both name the file, what

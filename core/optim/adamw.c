@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The rule of AdamW. The powers of the betas are taken afresh at each step, so
+ * that a resumed run has the same bits as one that went through. */
+#include <math.h>
+
+#include "core/optim/create.h"
+
+static int n_state(const brg_optim *optim)
+{
+    (void)optim;
+    return 2;
+}
+
+static void prepare(const brg_optim *optim, const brg__slot *slot, int64_t step,
+                    brg__step_scalars *filled)
+{
+    const brg_adamw_options *o = &optim->options.adamw;
+    double lr = optim->lr * slot->lr_scale, t = (double)step;
+    filled->adamw = (brg__adamw_scalars){
+        .decay = 1.0 - lr * slot->weight_decay,
+        .beta1 = o->beta1,
+        .beta2 = o->beta2,
+        .step_size = lr / (1.0 - pow(o->beta1, t)),
+        .root_scale = 1.0 / sqrt(1.0 - pow(o->beta2, t)),
+        .eps = o->eps,
+    };
+}
+
+static void update(const brg__real_kernels *kernels, const brg__run *run,
+                   const brg__step_scalars *scalars)
+{
+    kernels->adamw(run->param, run->grad, run->state[0], run->state[1], run->n,
+                   &scalars->adamw);
+}
+
+const brg__optim_rule brg__optim_adamw = {
+    .name = "adamw",
+    .state_names = {"exp_avg", "exp_avg_sq"},
+    .n_state = n_state,
+    .prepare = prepare,
+    .update = update,
+};
+
+static bool is_beta(double beta)
+{
+    return beta >= 0.0 && beta < 1.0;
+}
+
+static brg_status check_options(const brg_adamw_options *o)
+{
+    BRG_CHECK_ARG(o && o->struct_size >= sizeof *o,
+                  "brg_optim_create_adamw: options are NULL or not initialised "
+                  "by BRG_ADAMW_OPTIONS_INIT");
+    BRG_CHECK_ARG(is_beta(o->beta1) && is_beta(o->beta2),
+                  "brg_optim_create_adamw: beta1 %g and beta2 %g must lie in "
+                  "[0, 1)",
+                  o->beta1, o->beta2);
+    BRG_CHECK_ARG(o->eps >= 0.0 && o->weight_decay >= 0.0,
+                  "brg_optim_create_adamw: eps %g and weight_decay %g must not "
+                  "be negative",
+                  o->eps, o->weight_decay);
+    return BRG_OK;
+}
+
+brg_status brg_optim_create_adamw(brg_optim **out, const brg_params *params,
+                                  const brg_adamw_options *options)
+{
+    BRG_CHECK_ARG(out, "brg_optim_create_adamw: out is NULL");
+    *out = NULL;
+    BRG_TRY(check_options(options));
+    brg_optim blank = {.rule = &brg__optim_adamw, .options.adamw = *options};
+    return brg__optim_create(out, &blank, params, options->lr,
+                             options->weight_decay, options->decay_min_ndim);
+}

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Clipping gradients, in place. The norm is a sum over parameters in their
+ * order of sums in a fixed order within each, so ranks that hold the same
+ * gradients get the same bits. */
+#include <brigade/autograd.h>
+#include <brigade/optim.h>
+
+#include <math.h>
+
+#include "core/base/error.h"
+#include "core/ops/op.h"
+#include "core/optim/wide.h"
+#include "core/tensor/tensor.h"
+
+/* What is done to a gradient; `x` is a factor or a limit. */
+typedef enum action { SCALE, LIMIT } action;
+
+/* The gradient as one dense run of memory; a strided one is replaced by a
+ * dense copy. NULL on failure, when there is none, or nothing in it. */
+static brg_status dense_grad(brg_tensor **grad, const brg_param *param)
+{
+    *grad = brg_tensor_grad(param->tensor);
+    if (!*grad || (*grad)->numel == 0) {
+        *grad = NULL;
+        return BRG_OK;
+    }
+    if ((*grad)->device.type != BRG_DEVICE_CPU || !(*grad)->storage)
+        return BRG_FAIL(BRG_ERR_DEVICE,
+                        "clipping: the gradient of '%s' is not in the CPU's "
+                        "memory",
+                        param->name);
+    if ((*grad)->is_contiguous)
+        return BRG_OK;
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *copy = scope ? brg__contiguous_now(*grad) : NULL;
+    brg_status status =
+        copy ? brg_tensor_set_grad(param->tensor, copy) : brg_error_code();
+    brg_scope_end(scope);
+    *grad = brg_tensor_grad(param->tensor);
+    return status;
+}
+
+static double sum_squares_16(const brg__optim_kernels *kernels,
+                             const brg_tensor *grad)
+{
+    brg__wide wide = brg__wide_of(kernels, (brg_dtype)grad->dtype);
+    const uint16_t *from = brg__tensor_ptr(grad);
+    size_t numel = (size_t)grad->numel;
+    double sum = 0.0;
+    for (size_t i = 0; i < numel; i += BRG__WIDE_BLOCK) {
+        size_t n = numel - i < BRG__WIDE_BLOCK ? numel - i : BRG__WIDE_BLOCK;
+        float block[BRG__WIDE_BLOCK];
+        wide.load(block, from + i, n);
+        sum += kernels->f32.sum_squares(block, n);
+    }
+    return sum;
+}
+
+static double sum_squares(const brg_tensor *grad)
+{
+    const brg__optim_kernels *kernels = brg__optim_kernels_get();
+    const void *at = brg__tensor_ptr(grad);
+    size_t n = (size_t)grad->numel;
+    if (grad->dtype == BRG_DTYPE_F64)
+        return kernels->f64.sum_squares(at, n);
+    if (grad->dtype == BRG_DTYPE_F32)
+        return kernels->f32.sum_squares(at, n);
+    return sum_squares_16(kernels, grad);
+}
+
+static void act(const brg__real_kernels *kernels, void *at, size_t n,
+                action what, double x)
+{
+    (what == SCALE ? kernels->scale : kernels->limit)(at, n, x);
+}
+
+static void change_16(const brg__optim_kernels *kernels, brg_tensor *grad,
+                      action what, double x)
+{
+    brg__wide wide = brg__wide_of(kernels, (brg_dtype)grad->dtype);
+    uint16_t *at = brg__tensor_ptr(grad);
+    size_t numel = (size_t)grad->numel;
+    for (size_t i = 0; i < numel; i += BRG__WIDE_BLOCK) {
+        size_t n = numel - i < BRG__WIDE_BLOCK ? numel - i : BRG__WIDE_BLOCK;
+        float block[BRG__WIDE_BLOCK];
+        wide.load(block, at + i, n);
+        act(&kernels->f32, block, n, what, x);
+        wide.store(at + i, block, n);
+    }
+}
+
+static void change(brg_tensor *grad, action what, double x)
+{
+    const brg__optim_kernels *kernels = brg__optim_kernels_get();
+    size_t n = (size_t)grad->numel;
+    if (grad->dtype == BRG_DTYPE_F64)
+        act(&kernels->f64, brg__tensor_ptr(grad), n, what, x);
+    else if (grad->dtype == BRG_DTYPE_F32)
+        act(&kernels->f32, brg__tensor_ptr(grad), n, what, x);
+    else
+        change_16(kernels, grad, what, x);
+    brg_tensor_touch(grad);
+}
+
+static brg_status change_all(const brg_params *params, action what, double x)
+{
+    for (size_t i = 0; i < brg_params_count(params); i++) {
+        brg_tensor *grad;
+        BRG_TRY(dense_grad(&grad, brg_params_at(params, i)));
+        if (grad)
+            change(grad, what, x);
+    }
+    return BRG_OK;
+}
+
+/* *culprit: the first parameter whose sum is not finite, or NULL. */
+static brg_status measure(const brg_params *params, double *norm,
+                          const char **culprit)
+{
+    double total = 0.0;
+    *culprit = NULL;
+    for (size_t i = 0; i < brg_params_count(params); i++) {
+        const brg_param *param = brg_params_at(params, i);
+        brg_tensor *grad;
+        BRG_TRY(dense_grad(&grad, param));
+        double sum = grad ? sum_squares(grad) : 0.0;
+        if (!isfinite(sum) && !*culprit)
+            *culprit = param->name;
+        total += sum;
+    }
+    *norm = sqrt(total);
+    return BRG_OK;
+}
+
+brg_status brg_clip_grad_norm(double *total_norm, const brg_params *params,
+                              double max_norm, bool error_if_nonfinite)
+{
+    BRG_CHECK_ARG(params, "brg_clip_grad_norm: params is NULL");
+    BRG_CHECK_ARG(max_norm > 0.0,
+                  "brg_clip_grad_norm: max_norm %g must be positive", max_norm);
+    double norm;
+    const char *culprit;
+    BRG_TRY(measure(params, &norm, &culprit));
+    if (total_norm)
+        *total_norm = norm;
+    if (!isfinite(norm) && error_if_nonfinite)
+        return BRG_FAIL(BRG_ERR_NAN,
+                        "brg_clip_grad_norm: the norm of the gradients is %g, "
+                        "the first that is not finite is that of '%s'",
+                        norm, culprit ? culprit : "all together");
+    double factor = max_norm / (norm + 1e-6);
+    if (!isfinite(norm) || factor >= 1.0)
+        return BRG_OK;
+    return change_all(params, SCALE, factor);
+}
+
+brg_status brg_clip_grad_value(const brg_params *params, double limit)
+{
+    BRG_CHECK_ARG(params, "brg_clip_grad_value: params is NULL");
+    BRG_CHECK_ARG(limit >= 0.0,
+                  "brg_clip_grad_value: limit %g must not be negative", limit);
+    return change_all(params, LIMIT, limit);
+}

@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Making an optimizer: slots, state tensors, their names; and questions. */
+#include "core/optim/create.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/tensor/shape.h"
+
+/* A zero tensor of `like`'s shape. */
+static brg_status new_zeros(brg_tensor **out, brg_dtype dtype, int ndim,
+                            const int64_t *shape)
+{
+    brg__layout layout;
+    *out = NULL;
+    BRG_TRY(brg__layout_init(&layout, "optimizer state", dtype, ndim, shape));
+    BRG_TRY(brg__tensor_new(out, &layout));
+    if ((*out)->storage->nbytes > 0)
+        memset((*out)->storage->data, 0, (*out)->storage->nbytes);
+    return BRG_OK;
+}
+
+/* Lists `t` as "kind/name". */
+static brg_status list_state(brg_optim *optim, const char *kind,
+                             const char *name, brg_tensor *t)
+{
+    size_t size = strlen(kind) + strlen(name) + 2;
+    char *text = brg__mem_alloc(size, "the name of optimizer state");
+    if (!text)
+        return BRG_ERR_NOMEM;
+    snprintf(text, size, "%s%s%s", kind, name[0] ? "/" : "", name);
+    brg_status status = brg_tensor_set_name(t, text);
+    brg_named_tensor entry = {text, t};
+    if (status == BRG_OK)
+        status = brg__array_push(&optim->state, entry);
+    if (status != BRG_OK)
+        brg__mem_free(text);
+    return status;
+}
+
+static brg_status add_state(brg_optim *optim, brg__slot *slot, brg_tensor **out,
+                            const char *kind)
+{
+    brg_dtype dtype =
+        slot->dtype == BRG_DTYPE_F64 ? BRG_DTYPE_F64 : BRG_DTYPE_F32;
+    BRG_TRY(new_zeros(out, dtype, slot->ndim, slot->shape));
+    return list_state(optim, kind, slot->name, *out);
+}
+
+static brg_status check_param(const brg_param *param)
+{
+    const brg_tensor *t = param->tensor;
+    char text[BRG_TENSOR_TEXT_MAX];
+    if (t->device.type != BRG_DEVICE_CPU || !t->storage)
+        return BRG_FAIL(BRG_ERR_DEVICE,
+                        "optimizer: '%s' is not in the CPU's memory",
+                        param->name);
+    if (!t->is_contiguous)
+        return BRG_FAIL(BRG_ERR_SHAPE, "optimizer: '%s' (%s) is not row-major",
+                        param->name, brg__tensor_text(t, text));
+    return BRG_OK;
+}
+
+static brg_status add_slot(brg_optim *optim, const brg_param *param)
+{
+    const brg__optim_rule *rule = optim->rule;
+    BRG_TRY(check_param(param));
+    brg__slot *slot = &optim->slots[optim->n_slots++];
+    slot->param = brg_retain(param->tensor);
+    slot->lr_scale = 1.0;
+    slot->dtype = (brg_dtype)param->tensor->dtype;
+    slot->ndim = param->tensor->ndim;
+    memcpy(slot->shape, param->tensor->shape, sizeof slot->shape);
+    /* One off: the master copy is taken from the parameter at first. */
+    slot->version = brg_tensor_version(param->tensor) - 1;
+    slot->name = brg__mem_strdup(param->name);
+    if (!slot->name)
+        return BRG_ERR_NOMEM;
+    for (int k = 0; k < rule->n_state(optim); k++)
+        BRG_TRY(add_state(optim, slot, &slot->state[k], rule->state_names[k]));
+    if (slot->dtype == BRG_DTYPE_F16 || slot->dtype == BRG_DTYPE_BF16)
+        BRG_TRY(add_state(optim, slot, &slot->master, "master"));
+    return BRG_OK;
+}
+
+static brg_status add_slots(brg_optim *optim, const brg_params *params)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < brg_params_count(params); i++)
+        n += brg_params_at(params, i)->kind == BRG_PARAM_TRAINED;
+    optim->slots =
+        brg__mem_alloc_array(n, sizeof *optim->slots, "optimizer slots");
+    if (!optim->slots)
+        return BRG_ERR_NOMEM;
+    BRG_TRY(new_zeros(&optim->steps, BRG_DTYPE_I64, 1, &(int64_t){(int64_t)n}));
+    BRG_TRY(list_state(optim, "steps", "", optim->steps));
+    for (size_t i = 0; i < brg_params_count(params); i++)
+        if (brg_params_at(params, i)->kind == BRG_PARAM_TRAINED)
+            BRG_TRY(add_slot(optim, brg_params_at(params, i)));
+    return BRG_OK;
+}
+
+brg_status brg__optim_create(brg_optim **out, const brg_optim *blank,
+                             const brg_params *params, double lr,
+                             double weight_decay, int decay_min_ndim)
+{
+    BRG_CHECK_ARG(params, "optimizer: params is NULL");
+    brg_optim *optim = BRG__NEW(brg_optim);
+    if (!optim)
+        return BRG_ERR_NOMEM;
+    *optim = *blank;
+    brg_status status;
+    BRG_TRY_GOTO(brg_optim_set_lr(optim, lr), out);
+    BRG_TRY_GOTO(add_slots(optim, params), out);
+    for (size_t i = 0; i < optim->n_slots; i++)
+        if (optim->slots[i].ndim >= decay_min_ndim)
+            optim->slots[i].weight_decay = weight_decay;
+    *out = optim;
+    return BRG_OK;
+out:
+    brg_optim_destroy(optim);
+    return status;
+}
+
+void brg_optim_destroy(brg_optim *optim)
+{
+    if (!optim)
+        return;
+    for (size_t i = 0; i < optim->n_slots; i++) {
+        brg__slot *slot = &optim->slots[i];
+        brg_release(slot->param);
+        brg_release(slot->master);
+        for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
+            brg_release(slot->state[k]);
+        brg__mem_free(slot->name);
+    }
+    brg_release(optim->steps);
+    for (size_t i = 0; i < optim->state.n; i++)
+        brg__mem_free((char *)optim->state.at[i].name);
+    brg__array_deinit(&optim->state);
+    brg__mem_free(optim->slots);
+    brg__mem_free(optim);
+}
+
+/* ---- Questions ------------------------------------------------------------------ */
+
+double brg_optim_lr(const brg_optim *optim)
+{
+    return optim->lr;
+}
+
+brg_status brg_optim_set_lr(brg_optim *optim, double lr)
+{
+    BRG_CHECK_ARG(optim, "brg_optim_set_lr: optim is NULL");
+    BRG_CHECK_ARG(lr >= 0.0 && isfinite(lr),
+                  "optimizer: lr %g must be finite and not negative", lr);
+    optim->lr = lr;
+    return BRG_OK;
+}
+
+brg_status brg_optim_set_param(brg_optim *optim, const char *name,
+                               double lr_scale, double weight_decay)
+{
+    BRG_CHECK_ARG(optim && name, "brg_optim_set_param: %s is NULL",
+                  optim ? "name" : "optim");
+    BRG_CHECK_ARG(lr_scale >= 0.0 && isfinite(lr_scale) &&
+                      weight_decay >= 0.0 && isfinite(weight_decay),
+                  "brg_optim_set_param: '%s': lr_scale %g and weight_decay %g "
+                  "must be finite and not negative",
+                  name, lr_scale, weight_decay);
+    for (size_t i = 0; i < optim->n_slots; i++) {
+        brg__slot *slot = &optim->slots[i];
+        if (strcmp(slot->name, name) != 0)
+            continue;
+        slot->lr_scale = lr_scale;
+        slot->weight_decay = weight_decay;
+        return BRG_OK;
+    }
+    return BRG_FAIL(BRG_ERR_NOT_FOUND,
+                    "brg_optim_set_param: there is no parameter '%s'", name);
+}
+
+const char *brg_optim_kind(const brg_optim *optim)
+{
+    return optim->rule->name;
+}
+
+size_t brg_optim_state_count(const brg_optim *optim)
+{
+    return optim->state.n;
+}
+
+const brg_named_tensor *brg_optim_state_at(const brg_optim *optim, size_t i)
+{
+    return i < optim->state.n ? &optim->state.at[i] : NULL;
+}

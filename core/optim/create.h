@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What the rules' create functions share. */
+#ifndef BRG_CORE_OPTIM_CREATE_H
+#define BRG_CORE_OPTIM_CREATE_H
+
+#include "core/base/error.h"
+#include "core/optim/optim.h"
+
+/* A copy of `blank` (rule and options) with slots and state for the trained
+ * tensors of `params`. */
+brg_status brg__optim_create(brg_optim **out, const brg_optim *blank,
+                             const brg_params *params, double lr,
+                             double weight_decay, int decay_min_ndim);
+
+#endif

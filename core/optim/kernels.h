@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The loops over parameters, built once per instruction set. All arrays are
+ * dense and none overlaps another. */
+#ifndef BRG_CORE_OPTIM_KERNELS_H
+#define BRG_CORE_OPTIM_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/ops/isa.h"
+
+/* What a step's formula needs besides the arrays (optim.h). */
+typedef struct brg__sgd_scalars {
+    double lr;
+    double momentum;
+    double keep; /* 1 - dampening, or 1 at the first step */
+    double weight_decay;
+    bool nesterov;
+} brg__sgd_scalars;
+
+typedef struct brg__adamw_scalars {
+    double decay; /* 1 - lr weight_decay */
+    double beta1;
+    double beta2;
+    double step_size;  /* lr / (1 - beta1^t) */
+    double root_scale; /* 1 / sqrt(1 - beta2^t) */
+    double eps;
+} brg__adamw_scalars;
+
+/* For one real type. The arrays are of that type. */
+typedef struct brg__real_kernels {
+    /* b is NULL without momentum. */
+    void (*sgd)(void *p, const void *g, void *b, size_t n,
+                const brg__sgd_scalars *s);
+    void (*adamw)(void *p, const void *g, void *m, void *v, size_t n,
+                  const brg__adamw_scalars *s);
+    /* In 16 partial sums of f64, then a fixed tree. */
+    double (*sum_squares)(const void *g, size_t n);
+    void (*scale)(void *g, size_t n, double factor);
+    void (*limit)(void *g, size_t n, double limit);
+} brg__real_kernels;
+
+typedef struct brg__optim_kernels {
+    brg__real_kernels f32;
+    brg__real_kernels f64;
+    /* 16-bit floats from and to f32. */
+    void (*load_f16)(float *to, const uint16_t *from, size_t n);
+    void (*load_bf16)(float *to, const uint16_t *from, size_t n);
+    void (*store_f16)(uint16_t *to, const float *from, size_t n);
+    void (*store_bf16)(uint16_t *to, const float *from, size_t n);
+} brg__optim_kernels;
+
+extern const brg__optim_kernels brg__optim_kernels_base;
+extern const brg__optim_kernels brg__optim_kernels_avx2;
+extern const brg__optim_kernels brg__optim_kernels_avx512;
+
+static inline const brg__optim_kernels *brg__optim_kernels_get(void)
+{
+    return BRG__ISA_PICK(brg__optim_kernels);
+}
+
+#endif

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The rule of SGD. */
+#include <math.h>
+
+#include "core/optim/create.h"
+
+static int n_state(const brg_optim *optim)
+{
+    return optim->options.sgd.momentum != 0.0;
+}
+
+static void prepare(const brg_optim *optim, const brg__slot *slot, int64_t step,
+                    brg__step_scalars *filled)
+{
+    const brg_sgd_options *o = &optim->options.sgd;
+    filled->sgd = (brg__sgd_scalars){
+        .lr = optim->lr * slot->lr_scale,
+        .momentum = o->momentum,
+        .keep = step == 1 ? 1.0 : 1.0 - o->dampening,
+        .weight_decay = slot->weight_decay,
+        .nesterov = o->nesterov,
+    };
+}
+
+static void update(const brg__real_kernels *kernels, const brg__run *run,
+                   const brg__step_scalars *scalars)
+{
+    kernels->sgd(run->param, run->grad, run->state[0], run->n, &scalars->sgd);
+}
+
+const brg__optim_rule brg__optim_sgd = {
+    .name = "sgd",
+    .state_names = {"momentum"},
+    .n_state = n_state,
+    .prepare = prepare,
+    .update = update,
+};
+
+static brg_status check_options(const brg_sgd_options *o)
+{
+    BRG_CHECK_ARG(o && o->struct_size >= sizeof *o,
+                  "brg_optim_create_sgd: options are NULL or not initialised "
+                  "by BRG_SGD_OPTIONS_INIT");
+    BRG_CHECK_ARG(o->momentum >= 0.0 && o->momentum < INFINITY &&
+                      isfinite(o->dampening) && o->weight_decay >= 0.0,
+                  "brg_optim_create_sgd: momentum %g, dampening %g, "
+                  "weight_decay %g: must be finite and not negative",
+                  o->momentum, o->dampening, o->weight_decay);
+    BRG_CHECK_ARG(!o->nesterov || (o->momentum > 0.0 && o->dampening == 0.0),
+                  "brg_optim_create_sgd: nesterov needs momentum (%g) and no "
+                  "dampening (%g)",
+                  o->momentum, o->dampening);
+    return BRG_OK;
+}
+
+brg_status brg_optim_create_sgd(brg_optim **out, const brg_params *params,
+                                const brg_sgd_options *options)
+{
+    BRG_CHECK_ARG(out, "brg_optim_create_sgd: out is NULL");
+    *out = NULL;
+    BRG_TRY(check_options(options));
+    brg_optim blank = {.rule = &brg__optim_sgd, .options.sgd = *options};
+    return brg__optim_create(out, &blank, params, options->lr,
+                             options->weight_decay, options->decay_min_ndim);
+}

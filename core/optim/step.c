@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * One step: every slot is checked, then every slot is updated, in one pass
+ * over its memory each. */
+#include <brigade/autograd.h>
+
+#include <string.h>
+
+#include "core/base/error.h"
+#include "core/ops/op.h"
+#include "core/optim/optim.h"
+#include "core/optim/wide.h"
+#include "core/tensor/shape.h"
+
+/* ---- Checks ----------------------------------------------------------------------- */
+
+static brg_status check_slot(const brg__slot *slot, const brg_tensor *grad)
+{
+    const brg_tensor *p = slot->param;
+    char a[BRG_TENSOR_TEXT_MAX], b[BRG_SHAPE_TEXT_MAX];
+    if ((brg_dtype)p->dtype != slot->dtype || !p->is_contiguous ||
+        !brg__shape_equal(p->ndim, p->shape, slot->ndim, slot->shape))
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "brg_optim_step: parameter '%s' is now %s, the "
+                        "optimizer was made for %s%s",
+                        slot->name, brg__tensor_text(p, a),
+                        brg_dtype_name(slot->dtype),
+                        brg__shape_text(slot->ndim, slot->shape, b));
+    if ((brg_dtype)grad->dtype != slot->dtype)
+        return BRG_FAIL(BRG_ERR_DTYPE,
+                        "brg_optim_step: the gradient of '%s' is %s, expected "
+                        "%s",
+                        slot->name, brg__tensor_text(grad, a),
+                        brg_dtype_name(slot->dtype));
+    if (!brg__shape_equal(grad->ndim, grad->shape, slot->ndim, slot->shape))
+        return BRG_FAIL(BRG_ERR_SHAPE,
+                        "brg_optim_step: the gradient of '%s' is %s, expected "
+                        "%s",
+                        slot->name, brg__tensor_text(grad, a),
+                        brg__shape_text(slot->ndim, slot->shape, b));
+    if (grad->device.type != BRG_DEVICE_CPU || !grad->storage)
+        return BRG_FAIL(BRG_ERR_DEVICE,
+                        "brg_optim_step: the gradient of '%s' is not in the "
+                        "CPU's memory",
+                        slot->name);
+    return BRG_OK;
+}
+
+static brg_status check_slots(const brg_optim *optim)
+{
+    BRG_CHECK_ARG(optim, "brg_optim_step: optim is NULL");
+    for (size_t i = 0; i < optim->n_slots; i++) {
+        const brg_tensor *grad = brg_tensor_grad(optim->slots[i].param);
+        if (grad)
+            BRG_TRY(check_slot(&optim->slots[i], grad));
+    }
+    return BRG_OK;
+}
+
+/* ---- Updates ----------------------------------------------------------------------- */
+
+static void update_real(const brg_optim *optim, const brg__slot *slot,
+                        const brg_tensor *grad,
+                        const brg__step_scalars *scalars)
+{
+    const brg__optim_kernels *kernels = brg__optim_kernels_get();
+    bool is_f64 = slot->dtype == BRG_DTYPE_F64;
+    brg__run run = {.param = brg__tensor_ptr(slot->param),
+                    .grad = brg__tensor_ptr(grad),
+                    .n = (size_t)slot->param->numel};
+    for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
+        if (slot->state[k])
+            run.state[k] = brg__tensor_ptr(slot->state[k]);
+    optim->rule->update(is_f64 ? &kernels->f64 : &kernels->f32, &run, scalars);
+}
+
+/* The parameter was written by somebody else: where the master copy does not
+ * round to it, take its value. */
+static void follow_param(float *master, const uint16_t *param, size_t n,
+                         const brg__wide *wide)
+{
+    uint16_t rounded[BRG__WIDE_BLOCK];
+    float value[BRG__WIDE_BLOCK];
+    wide->store(rounded, master, n);
+    wide->load(value, param, n);
+    for (size_t i = 0; i < n; i++)
+        if (rounded[i] != param[i])
+            master[i] = value[i];
+}
+
+static void update_16(const brg_optim *optim, const brg__slot *slot,
+                      const brg_tensor *grad, const brg__step_scalars *scalars)
+{
+    const brg__optim_kernels *kernels = brg__optim_kernels_get();
+    brg__wide wide = brg__wide_of(kernels, slot->dtype);
+    bool is_foreign = brg_tensor_version(slot->param) != slot->version;
+    uint16_t *param = brg__tensor_ptr(slot->param);
+    const uint16_t *narrow = brg__tensor_ptr(grad);
+    float *master = brg__tensor_ptr(slot->master);
+    float *state[BRG__OPTIM_MAX_STATE] = {NULL};
+    for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
+        if (slot->state[k])
+            state[k] = brg__tensor_ptr(slot->state[k]);
+    size_t numel = (size_t)slot->param->numel;
+    for (size_t i = 0; i < numel; i += BRG__WIDE_BLOCK) {
+        size_t n = numel - i < BRG__WIDE_BLOCK ? numel - i : BRG__WIDE_BLOCK;
+        float block[BRG__WIDE_BLOCK];
+        wide.load(block, narrow + i, n);
+        if (is_foreign)
+            follow_param(master + i, param + i, n, &wide);
+        brg__run run = {.param = master + i, .grad = block, .n = n};
+        for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
+            run.state[k] = state[k] ? state[k] + i : NULL;
+        optim->rule->update(&kernels->f32, &run, scalars);
+        wide.store(param + i, master + i, n);
+    }
+}
+
+static brg_status update_slot(brg_optim *optim, size_t i)
+{
+    brg__slot *slot = &optim->slots[i];
+    brg_tensor *grad = brg_tensor_grad(slot->param);
+    if (!grad || grad->numel == 0)
+        return BRG_OK;
+    brg_scope *scope = NULL;
+    if (!grad->is_contiguous) {
+        scope = brg_scope_begin();
+        grad = scope ? brg__contiguous_now(grad) : NULL;
+    }
+    if (grad) {
+        int64_t *steps = brg__tensor_ptr(optim->steps);
+        brg__step_scalars scalars;
+        optim->rule->prepare(optim, slot, ++steps[i], &scalars);
+        (slot->master ? update_16 : update_real)(optim, slot, grad, &scalars);
+        brg_tensor_touch(slot->param);
+        slot->version = brg_tensor_version(slot->param);
+    }
+    brg_scope_end(scope);
+    return grad ? BRG_OK : brg_error_code();
+}
+
+brg_status brg_optim_step(brg_optim *optim)
+{
+    BRG_TRY(check_slots(optim));
+    for (size_t i = 0; i < optim->n_slots; i++)
+        BRG_TRY(update_slot(optim, i));
+    return BRG_OK;
+}
+
+brg_status brg_optim_zero_grad(brg_optim *optim, bool keep_memory)
+{
+    BRG_CHECK_ARG(optim, "brg_optim_zero_grad: optim is NULL");
+    for (size_t i = 0; i < optim->n_slots; i++) {
+        brg_tensor *param = optim->slots[i].param;
+        brg_tensor *grad = brg_tensor_grad(param);
+        if (!grad)
+            continue;
+        if (!keep_memory || !grad->is_contiguous || !grad->storage ||
+            grad->device.type != BRG_DEVICE_CPU) {
+            BRG_TRY(brg_tensor_set_grad(param, NULL));
+            continue;
+        }
+        if (grad->numel > 0)
+            memset(brg__tensor_ptr(grad), 0, brg_tensor_nbytes(grad));
+        brg_tensor_touch(grad);
+    }
+    return BRG_OK;
+}

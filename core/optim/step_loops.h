@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The loops for one real type: included with T the type, FN(name) the name of
+ * its function and SQRT its root. No guard: included once per type. */
+
+static void FN(sgd_plain)(T *restrict p, const T *restrict g, size_t n,
+                          const brg__sgd_scalars *s)
+{
+    const T lr = (T)s->lr, decay = (T)s->weight_decay;
+    for (size_t i = 0; i < n; i++)
+        p[i] -= lr * (g[i] + decay * p[i]);
+}
+
+static void FN(sgd_momentum)(T *restrict p, const T *restrict g, T *restrict b,
+                             size_t n, const brg__sgd_scalars *s)
+{
+    const T lr = (T)s->lr, decay = (T)s->weight_decay;
+    const T momentum = (T)s->momentum, keep = (T)s->keep;
+    for (size_t i = 0; i < n; i++) {
+        T d = g[i] + decay * p[i];
+        b[i] = momentum * b[i] + keep * d;
+        p[i] -= lr * b[i];
+    }
+}
+
+static void FN(sgd_nesterov)(T *restrict p, const T *restrict g, T *restrict b,
+                             size_t n, const brg__sgd_scalars *s)
+{
+    const T lr = (T)s->lr, decay = (T)s->weight_decay;
+    const T momentum = (T)s->momentum, keep = (T)s->keep;
+    for (size_t i = 0; i < n; i++) {
+        T d = g[i] + decay * p[i];
+        b[i] = momentum * b[i] + keep * d;
+        p[i] -= lr * (d + momentum * b[i]);
+    }
+}
+
+static void FN(sgd)(void *p, const void *g, void *b, size_t n,
+                    const brg__sgd_scalars *s)
+{
+    if (!b)
+        FN(sgd_plain)(p, g, n, s);
+    else if (s->nesterov)
+        FN(sgd_nesterov)(p, g, b, n, s);
+    else
+        FN(sgd_momentum)(p, g, b, n, s);
+}
+
+static void FN(adamw_loop)(T *restrict p, const T *restrict g, T *restrict m,
+                           T *restrict v, size_t n, const brg__adamw_scalars *s)
+{
+    const T decay = (T)s->decay, eps = (T)s->eps;
+    const T beta1 = (T)s->beta1, rest1 = (T)(1.0 - s->beta1);
+    const T beta2 = (T)s->beta2, rest2 = (T)(1.0 - s->beta2);
+    const T step_size = (T)s->step_size, root_scale = (T)s->root_scale;
+    for (size_t i = 0; i < n; i++) {
+        m[i] = beta1 * m[i] + rest1 * g[i];
+        v[i] = beta2 * v[i] + rest2 * g[i] * g[i];
+        T root = SQRT(v[i]) * root_scale + eps;
+        p[i] = decay * p[i] - step_size * m[i] / root;
+    }
+}
+
+static void FN(adamw)(void *p, const void *g, void *m, void *v, size_t n,
+                      const brg__adamw_scalars *s)
+{
+    FN(adamw_loop)(p, g, m, v, n, s);
+}
+
+#define LANES 16
+
+static double FN(sum_squares)(const void *from, size_t n)
+{
+    const T *g = from;
+    double sums[LANES] = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (size_t k = 0; k < LANES; k++)
+            sums[k] += (double)g[i + k] * (double)g[i + k];
+    for (size_t k = 0; i + k < n; k++)
+        sums[k] += (double)g[i + k] * (double)g[i + k];
+    for (size_t width = LANES / 2; width > 0; width /= 2)
+        for (size_t k = 0; k < width; k++)
+            sums[k] += sums[k + width];
+    return sums[0];
+}
+
+static void FN(scale)(void *to, size_t n, double factor)
+{
+    T *g = to;
+    for (size_t i = 0; i < n; i++)
+        g[i] *= (T)factor;
+}
+
+static void FN(limit)(void *to, size_t n, double limit)
+{
+    T *g = to;
+    const T high = (T)limit, low = (T)-limit;
+    for (size_t i = 0; i < n; i++) {
+        T x = g[i] > high ? high : g[i];
+        g[i] = x < low ? low : x;
+    }
+}
+
+#undef LANES
