@@ -26,7 +26,7 @@
 #define FN(name) brg__f32_##name
 #define PW_NAME(name) name##_f32
 #define PW_TABLE BRG__ISA_NAME(brg__pw_f32)
-#define PW_SCALAR(x) ((float)(x))
+#define PW_SCALAR(x) ((T)(x))
 #include "core/ops/pointwise_loops.h"
 #undef T
 #undef FN

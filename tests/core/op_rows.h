@@ -34,6 +34,7 @@
 #define NO_SECOND .no_second = true
 #define NO_LAYOUTS .no_layouts = true
 #define MIXED .allows_mixed = true
+#define OTHERS .allows_others = true
 
 #define F64 (1u << BRG_DTYPE_F64)
 #define F32 (1u << BRG_DTYPE_F32)

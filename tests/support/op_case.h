@@ -49,6 +49,7 @@ typedef struct op_case {
     bool no_second;   /* skip the second-order mode */
     bool no_layouts;  /* only row-major inputs */
     bool allows_mixed; /* inputs may differ in dtype */
+    bool allows_others; /* dtypes not listed may work too */
 } op_case;
 
 typedef enum op_layout {
