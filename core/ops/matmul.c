@@ -346,12 +346,12 @@ brg_status brg__linear_run(brg_op_call *call)
     const char *at_x = brg__tensor_ptr(x), *at_out = brg__tensor_ptr(out);
     brg__gemm g = {
         .dtype = (brg_dtype)x->dtype,
-        .accumulate = b != NULL,
         .m = k,
         .n = w->shape[0],
         .k = w->shape[1],
         .b = brg__mat_of(brg__tensor_ptr(w), w->stride[1], w->stride[0]),
         .alpha = 1.0,
+        .bias = bias ? brg__tensor_ptr(bias) : NULL,
         .ldc = w->shape[0]};
     do {
         g.a = brg__mat_of(at_x, row_x, x->stride[x->ndim - 1]);
