@@ -19,9 +19,10 @@ MAY = {
     "core/optim": CORE,
     "core/io": CORE,
     "core/cuda": CORE[:1],
-    "comm": CORE[:1],
-    "comm/mpi": CORE[:1],
-    "comm/nccl": CORE[:1],
+    "comm/patterns": [],
+    "comm": CORE[:1] + ["comm/patterns"],
+    "comm/mpi": CORE[:1] + ["comm/patterns"],
+    "comm/nccl": CORE[:1] + ["comm/patterns"],
     "reducer": CORE + ["comm"],
     "compile": CORE + ["comm", "reducer"],
 }

@@ -26,9 +26,9 @@
 
 #include "comm/patterns/slices.h"
 
-#define RING 32        /* collectives announced and not finished */
-#define SMALL_MAX 4096 /* bytes beside a line */
-#define BOUNCE (256 << 10)
+#define RING 32            /* collectives announced and not finished */
+#define SMALL_MAX 2048     /* bytes beside a line */
+#define BOUNCE (256 << 10) /* bytes of one slot */
 #define PHASE_BITS 24
 #define STEP_NBYTES ((size_t)256 << 10) /* work of one poll, per buffer */
 #define MAX_REGIONS 1024

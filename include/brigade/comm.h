@@ -123,7 +123,8 @@ BRG_API BRG_NODISCARD brg_status brg_pg_error(brg_pg *pg);
 typedef struct brg_pg_stats {
     uint64_t n_collectives;
     uint64_t n_bytes;  /* sum of the payloads given to collectives */
-    uint64_t wait_ns;  /* spent inside brg_work_wait */
+    uint64_t wait_ns;  /* spent inside brg_work_wait, less what was over at
+                          once */
     uint64_t n_polls;  /* calls of progress */
 } brg_pg_stats;
 
