@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The state machine of one bucket. See bucket.h. */
+#include "reducer/bucket.h"
+
+#include "core/base/assert.h"
+#include "core/base/clock.h"
+
+void brg__bucket_arm(brg__bucket *bucket)
+{
+    brg_assert(bucket->state != BRG__BUCKET_LAUNCHED);
+    bucket->n_waiting = bucket->n_params;
+    bucket->state =
+        bucket->n_params > 0 ? BRG__BUCKET_PENDING : BRG__BUCKET_READY;
+}
+
+void brg__bucket_arrive(brg__bucket *bucket)
+{
+    brg_assert(bucket->state == BRG__BUCKET_PENDING && bucket->n_waiting > 0);
+    if (--bucket->n_waiting == 0)
+        bucket->state = BRG__BUCKET_READY;
+}
+
+brg_status brg__bucket_launch(brg__bucket *bucket, brg_pg *pg, brg_reduce_op op)
+{
+    brg_assert(bucket->state == BRG__BUCKET_READY);
+    bucket->launch_ns = brg__clock_ns();
+    BRG_TRY(brg_all_reduce(pg, &bucket->work, bucket->data, bucket->count,
+                           bucket->dtype, op));
+    bucket->state = BRG__BUCKET_LAUNCHED;
+    return BRG_OK;
+}
+
+brg_status brg__bucket_wait(brg__bucket *bucket)
+{
+    brg_assert(bucket->state == BRG__BUCKET_LAUNCHED);
+    brg_status status = brg_work_wait(bucket->work);
+    bucket->work = NULL;
+    bucket->done_ns = brg__clock_ns();
+    bucket->state = BRG__BUCKET_REDUCED;
+    return status;
+}
+
+bool brg__bucket_drop(brg__bucket *bucket)
+{
+    bool is_over = brg_work_test(bucket->work);
+    brg_work_release(bucket->work);
+    bucket->work = NULL;
+    bucket->state = BRG__BUCKET_REDUCED;
+    return is_over;
+}

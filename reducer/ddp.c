@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Making and destroying a ddp, and its public front. See ddp.h. */
+#include "reducer/ddp.h"
+
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "core/base/map.h"
+
+/* ---- Making: what needs no other rank -------------------------------------------- */
+
+static brg_status check_tensor(const brg_tensor *t, const char *kind, size_t i)
+{
+    const char *name = t ? brg_tensor_name(t) : NULL;
+    BRG_CHECK_ARG(t, "brg_ddp_create: %s %zu is NULL", kind, i);
+    BRG_CHECK_ARG(brg_is_leaf(t),
+                  "brg_ddp_create: %s %zu (%s) was computed by %s, so it is "
+                  "no leaf",
+                  kind, i, name ? name : "no name", brg_grad_fn_name(t));
+    if (t->device.type != BRG_DEVICE_CPU || !t->storage)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "brg_ddp_create: %s %zu (%s) is not in host memory",
+                        kind, i, name ? name : "no name");
+    return BRG_OK;
+}
+
+/* Sorts the parameters into those that are reduced and those that are not;
+ * each tensor once. Two tensors over one storage are two leaves, each with a
+ * gradient of its own, and both are reduced. */
+static brg_status take_params(brg_ddp *ddp, brg_tensor *const *params, size_t n,
+                              brg__map *seen)
+{
+    for (size_t i = 0; i < n; i++) {
+        brg_tensor *t = params[i];
+        uint32_t unused;
+        bool is_new;
+        BRG_TRY(check_tensor(t, "parameter", i));
+        BRG_TRY(brg__map_put(seen, t, 0, &unused, &is_new));
+        if (!is_new)
+            continue;
+        ddp->tensors[ddp->n_tensors++] = brg_retain(t);
+        if (!brg_requires_grad(t))
+            continue;
+        brg__ddp_param *p = &ddp->params[ddp->n_params];
+        *p = (brg__ddp_param){.ddp = ddp, .index = ddp->n_params, .leaf = t};
+        ddp->n_params++;
+        BRG_TRY(brg__ddp_view_make(p));
+    }
+    BRG_CHECK_ARG(ddp->n_params > 0,
+                  "brg_ddp_create: none of %zu parameters requires gradients",
+                  n);
+    return BRG_OK;
+}
+
+static brg_status take_buffers(brg_ddp *ddp, brg_tensor *const *buffers,
+                               size_t n, brg__map *seen)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t unused;
+        bool is_new;
+        BRG_TRY(check_tensor(buffers[i], "buffer", i));
+        BRG_TRY(brg__map_put(seen, buffers[i], 0, &unused, &is_new));
+        if (is_new)
+            ddp->buffers[ddp->n_buffers++] = brg_retain(buffers[i]);
+    }
+    return BRG_OK;
+}
+
+static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
+{
+    brg_reducer_options inner = BRG_REDUCER_OPTIONS_INIT;
+    inner.first_bucket_bytes = options->first_bucket_bytes;
+    inner.bucket_bytes = options->bucket_bytes;
+    inner.sum = options->sum;
+    inner.allow_unused = options->allow_unused;
+    inner.keep_order = options->keep_order;
+    brg_reducer_param *list = brg__mem_alloc_array(ddp->n_params, sizeof *list,
+                                                   "a list of parameters");
+    if (!list)
+        return BRG_ERR_NOMEM;
+    for (size_t i = 0; i < ddp->n_params; i++) {
+        const brg_tensor *t = ddp->params[i].leaf;
+        list[i] = (brg_reducer_param){.name = brg_tensor_name(t),
+                                      .grad = ddp, /* none: set by hooks */
+                                      .count = (size_t)t->numel,
+                                      .dtype = (brg_dtype)t->dtype,
+                                      .device = t->device};
+    }
+    brg_status status = brg__reducer_prepare(&ddp->reducer, ddp->pg, list,
+                                             ddp->n_params, &inner);
+    brg__mem_free(list);
+    if (status != BRG_OK)
+        return status;
+    ddp->reducer->is_inner = true;
+    return BRG_OK;
+}
+
+static brg_status allocate(brg_ddp *ddp, size_t n_params, size_t n_buffers)
+{
+    ddp->params =
+        brg__mem_alloc_array(n_params, sizeof *ddp->params, "parameters");
+    ddp->tensors =
+        brg__mem_alloc_array(n_params, sizeof *ddp->tensors, "parameters");
+    ddp->late = brg__mem_alloc_array(n_params, sizeof *ddp->late, "an order");
+    ddp->buffers =
+        brg__mem_alloc_array(n_buffers, sizeof *ddp->buffers, "buffers");
+    return ddp->params && ddp->tensors && ddp->late && ddp->buffers
+               ? BRG_OK
+               : BRG_ERR_NOMEM;
+}
+
+static brg_status prepare(brg_ddp *ddp, brg_tensor *const *params,
+                          size_t n_params, brg_tensor *const *buffers,
+                          size_t n_buffers)
+{
+    BRG_CHECK_ARG(params && n_params > 0,
+                  "brg_ddp_create: there are no parameters");
+    BRG_CHECK_ARG(buffers || n_buffers == 0,
+                  "brg_ddp_create: buffers is NULL, n_buffers %zu", n_buffers);
+    BRG_TRY(allocate(ddp, n_params, n_buffers));
+    brg__map seen = {0};
+    brg_status status = take_params(ddp, params, n_params, &seen);
+    if (status == BRG_OK)
+        status = take_buffers(ddp, buffers, n_buffers, &seen);
+    brg__map_deinit(&seen);
+    return status;
+}
+
+/* ---- Making: with the others --------------------------------------------------------- */
+
+static brg_status add_hooks(brg_ddp *ddp)
+{
+    for (size_t i = 0; i < ddp->n_params; i++) {
+        brg__ddp_param *p = &ddp->params[i];
+        BRG_TRY(brg_tensor_add_post_accumulate_hook(
+            &p->hook, p->leaf, brg__ddp_on_gradient, p, NULL));
+    }
+    return BRG_OK;
+}
+
+static brg_status attach(brg_ddp *ddp)
+{
+    BRG_TRY(brg__reducer_attach(ddp->reducer));
+    for (size_t i = 0; i < ddp->n_params; i++)
+        brg__ddp_view_place(&ddp->params[i]);
+    BRG_TRY(brg__ddp_broadcast_params(ddp));
+    return brg__ddp_broadcast_buffers(ddp);
+}
+
+static brg_status complete_options(brg_ddp_options *filled,
+                                   const brg_ddp_options *options)
+{
+    *filled = (brg_ddp_options)BRG_DDP_OPTIONS_INIT;
+    if (!options)
+        return BRG_OK;
+    BRG_CHECK_ARG(options->struct_size != 0,
+                  "brg_ddp_create: options.struct_size is 0; start from "
+                  "BRG_DDP_OPTIONS_INIT");
+    size_t n = options->struct_size < sizeof *filled ? options->struct_size
+                                                     : sizeof *filled;
+    memcpy(filled, options, n);
+    filled->struct_size = sizeof *filled;
+    return BRG_OK;
+}
+
+brg_status brg_ddp_create(brg_ddp **out, brg_pg *pg, brg_tensor *const *params,
+                          size_t n_params, brg_tensor *const *buffers,
+                          size_t n_buffers, const brg_ddp_options *options)
+{
+    BRG_CHECK_ARG(out, "brg_ddp_create: out is NULL");
+    *out = NULL;
+    BRG_CHECK_ARG(pg, "brg_ddp_create: the group is NULL");
+    brg_ddp_options complete;
+    brg_status status = complete_options(&complete, options);
+    brg_ddp *ddp = BRG__NEW(brg_ddp);
+    if (!ddp)
+        return BRG_ERR_NOMEM;
+    ddp->pg = pg;
+    ddp->is_sync = true;
+    if (status == BRG_OK)
+        status = prepare(ddp, params, n_params, buffers, n_buffers);
+    if (status == BRG_OK)
+        status = make_reducer(ddp, &complete);
+    if (status == BRG_OK)
+        status = add_hooks(ddp);
+    BRG_TRY_GOTO(brg__ddp_verify(pg, ddp, &complete, status), out);
+    BRG_TRY_GOTO(attach(ddp), out);
+    *out = ddp;
+    return BRG_OK;
+out:
+    brg_ddp_destroy(ddp);
+    return status;
+}
+
+static void release_all(brg_tensor **tensors, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        brg_release(tensors[i]);
+    brg__mem_free(tensors);
+}
+
+void brg_ddp_destroy(brg_ddp *ddp)
+{
+    if (!ddp)
+        return;
+    brg__error_record kept;
+    brg__error_save(&kept);
+    for (size_t i = 0; i < ddp->n_params; i++) {
+        brg__ddp_param *p = &ddp->params[i];
+        brg_hook_remove(p->hook);
+        brg_release(p->kept);
+        brg__ddp_view_drop(p);
+    }
+    brg_reducer_destroy(ddp->reducer);
+    brg__mem_free(ddp->params);
+    brg__mem_free(ddp->late);
+    release_all(ddp->tensors, ddp->n_tensors);
+    release_all(ddp->buffers, ddp->n_buffers);
+    brg__mem_free(ddp);
+    brg__error_restore(&kept);
+}
+
+/* ---- Public --------------------------------------------------------------------------- */
+
+bool brg_ddp_set_sync(brg_ddp *ddp, bool is_on)
+{
+    bool was_on = ddp->is_sync;
+    ddp->is_sync = is_on;
+    return was_on;
+}
+
+brg_status brg_ddp_sync_buffers(brg_ddp *ddp)
+{
+    BRG_CHECK_ARG(ddp, "brg_ddp_sync_buffers: the ddp is NULL");
+    return brg__ddp_broadcast_buffers(ddp);
+}
+
+const brg_reducer *brg_ddp_reducer(const brg_ddp *ddp)
+{
+    return ddp ? ddp->reducer : NULL;
+}
+
+void brg_ddp_get_stats(const brg_ddp *ddp, brg_reducer_stats *filled)
+{
+    brg_reducer_get_stats(brg_ddp_reducer(ddp), filled);
+}
+
+brg_status brg_ddp_gradient_bucket(const brg_ddp *ddp, const brg_tensor *param,
+                                   size_t *bucket, size_t *offset)
+{
+    BRG_CHECK_ARG(ddp && param, "brg_ddp_gradient_bucket: argument is NULL");
+    for (size_t i = 0; i < ddp->n_params; i++)
+        if (ddp->params[i].leaf == param)
+            return brg_reducer_find(ddp->reducer, i, bucket, offset);
+    return BRG_FAIL(BRG_ERR_NOT_FOUND,
+                    "brg_ddp_gradient_bucket: the ddp does not reduce this "
+                    "tensor");
+}

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The reducer's front end for leaves of this library.
+ *
+ *     hook(leaf)     the first one of a backward joins it: a final callback
+ *                    is queued, and one for the case that backward fails
+ *                    gradient -> slot, .grad = view of the slot, arrive
+ *     finish         settles what got no gradient, completes the step
+ *     give_up        the backward failed: ends the step for all ranks
+ *
+ * Each parameter has one view tensor over a storage of its own, whose memory
+ * is the slot. When slots move (rebuild) or go (destroy), the storage is
+ * pointed elsewhere, so .grad and whoever holds it keep the same tensor. */
+#ifndef BRG_REDUCER_DDP_H
+#define BRG_REDUCER_DDP_H
+
+#include <brigade/autograd.h>
+
+#include "core/tensor/tensor.h"
+#include "reducer/reducer.h"
+
+typedef struct brg__ddp_param {
+    brg_ddp *ddp;
+    size_t index;
+    brg_tensor *leaf; /* one of ddp->tensors */
+    brg_tensor *view; /* owned: its gradient in the bucket */
+    brg_tensor *kept; /* owned: what was in the slot of an unused one */
+    brg_hook *hook;
+    bool is_used; /* got a gradient since the last reduction */
+} brg__ddp_param;
+
+struct brg_ddp {
+    brg_pg *pg; /* borrowed */
+    brg_reducer *reducer;
+    brg__ddp_param *params; /* those that are reduced */
+    size_t n_params;
+    brg_tensor **tensors; /* retained: all parameters, once each */
+    size_t n_tensors;
+    brg_tensor **buffers; /* retained */
+    size_t n_buffers;
+    uint32_t *late; /* parameters of this step whose .grad is no view yet */
+    size_t n_late;
+    bool is_sync;
+    bool has_joined; /* a backward is under way */
+};
+
+/* ---- ddp_state.c: what the ranks have in common ------------------------------ */
+
+/* All ranks gave the same tensors. Collective; `status`: how far this rank
+ * came. */
+brg_status brg__ddp_verify(brg_pg *pg, const brg_ddp *ddp,
+                           const brg_ddp_options *options, brg_status status);
+
+/* Rank 0's values to all. Collective. */
+brg_status brg__ddp_broadcast_params(brg_ddp *ddp);
+brg_status brg__ddp_broadcast_buffers(brg_ddp *ddp);
+
+/* ---- ddp_view.c: gradients in buckets ------------------------------------------ */
+
+/* Makes the view; its memory comes with brg__ddp_view_place. */
+brg_status brg__ddp_view_make(brg__ddp_param *p);
+/* The view shows the parameter's slot. */
+void brg__ddp_view_place(brg__ddp_param *p);
+/* Gives .grad and other holders memory of their own; releases the view. */
+void brg__ddp_view_drop(brg__ddp_param *p);
+
+/* dst = src, without history. Same sizes. */
+brg_status brg__ddp_copy(brg_tensor *dst, brg_tensor *src);
+
+/* ---- ddp_step.c: one backward ------------------------------------------------------ */
+
+brg_status brg__ddp_on_gradient(brg_tensor *leaf, void *param);
+
+#endif

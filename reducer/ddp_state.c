@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What all ranks of a ddp have in common: the list of tensors, rank 0's
+ * values. */
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "core/tensor/shape.h"
+#include "reducer/ddp.h"
+#include "reducer/verify.h"
+
+/* ---- The list ------------------------------------------------------------------ */
+
+static void describe(brg__descriptor *d, const brg_tensor *t)
+{
+    const char *name = brg_tensor_name(t);
+    *d = (brg__descriptor){.dtype = t->dtype,
+                           .device = t->device.type,
+                           .ndim = t->ndim,
+                           .requires_grad = brg_requires_grad(t)};
+    memcpy(d->shape, t->shape, (size_t)t->ndim * sizeof *t->shape);
+    memcpy(d->strides, t->stride, (size_t)t->ndim * sizeof *t->stride);
+    brg__descriptor_set_name(d, name ? name : "");
+}
+
+static brg__descriptor *list_tensors(const brg_ddp *ddp)
+{
+    size_t n = ddp->n_tensors + ddp->n_buffers;
+    brg__descriptor *list =
+        brg__mem_alloc_array(n, sizeof *list, "a list of tensors");
+    if (!list)
+        return NULL;
+    for (size_t i = 0; i < ddp->n_tensors; i++)
+        describe(&list[i], ddp->tensors[i]);
+    for (size_t i = 0; i < ddp->n_buffers; i++)
+        describe(&list[ddp->n_tensors + i], ddp->buffers[i]);
+    return list;
+}
+
+brg_status brg__ddp_verify(brg_pg *pg, const brg_ddp *ddp,
+                           const brg_ddp_options *options, brg_status status)
+{
+    brg__agreement mine = {.what = "brg_ddp_create", .status = status};
+    brg__descriptor *list = NULL;
+    if (status == BRG_OK && !(list = list_tensors(ddp)))
+        mine.status = BRG_ERR_NOMEM;
+    if (list) {
+        mine.tensors = list;
+        mine.n_params = ddp->n_tensors;
+        mine.n_buffers = ddp->n_buffers;
+        mine.caps[0] = options->first_bucket_bytes;
+        mine.caps[1] = options->bucket_bytes;
+        mine.flags = (uint32_t)(options->sum | options->allow_unused << 1 |
+                                options->keep_order << 2);
+    }
+    status = brg__verify_ranks(pg, &mine);
+    brg__mem_free(list);
+    return status;
+}
+
+/* ---- Values ---------------------------------------------------------------------- */
+
+static brg_status broadcast(brg_pg *pg, void *data, size_t count,
+                            brg_dtype dtype)
+{
+    brg_work *work;
+    BRG_TRY(brg_broadcast(pg, &work, data, count, dtype, 0));
+    return brg_work_wait(work);
+}
+
+/* One with gaps goes through a copy without. */
+static brg_status broadcast_strided(brg_ddp *ddp, brg_tensor *t)
+{
+    brg__layout layout = brg__layout_of(t);
+    layout.offset = 0;
+    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    brg_tensor *copy;
+    BRG_TRY(brg__tensor_new(&copy, &layout));
+    brg_status status = brg__ddp_copy(copy, t);
+    if (status == BRG_OK)
+        status = broadcast(ddp->pg, brg__tensor_ptr(copy), (size_t)copy->numel,
+                           (brg_dtype)copy->dtype);
+    if (status == BRG_OK)
+        status = brg__ddp_copy(t, copy);
+    brg_release(copy);
+    return status;
+}
+
+static brg_status broadcast_tensor(brg_ddp *ddp, brg_tensor *t)
+{
+    if (t->numel == 0)
+        return BRG_OK;
+    if (!brg__shape_is_dense(t->ndim, t->shape, t->stride))
+        return broadcast_strided(ddp, t);
+    brg_tensor_touch(t);
+    return broadcast(ddp->pg, brg__tensor_ptr(t), (size_t)t->numel,
+                     (brg_dtype)t->dtype);
+}
+
+/* Through the buckets: few collectives, in memory that is fast. */
+brg_status brg__ddp_broadcast_params(brg_ddp *ddp)
+{
+    const brg_reducer *r = ddp->reducer;
+    for (size_t i = 0; i < ddp->n_params; i++)
+        BRG_TRY(brg__ddp_copy(ddp->params[i].view, ddp->params[i].leaf));
+    for (size_t k = 0; k < r->plan.n_buckets; k++)
+        BRG_TRY(broadcast(ddp->pg, r->buckets[k].data, r->buckets[k].count,
+                          r->buckets[k].dtype));
+    for (size_t i = 0; i < ddp->n_params && r->rank != 0; i++)
+        BRG_TRY(brg__ddp_copy(ddp->params[i].leaf, ddp->params[i].view));
+    for (size_t i = 0; i < ddp->n_tensors; i++)
+        if (!brg_requires_grad(ddp->tensors[i]))
+            BRG_TRY(broadcast_tensor(ddp, ddp->tensors[i]));
+    return BRG_OK;
+}
+
+brg_status brg__ddp_broadcast_buffers(brg_ddp *ddp)
+{
+    for (size_t i = 0; i < ddp->n_buffers; i++)
+        BRG_TRY(broadcast_tensor(ddp, ddp->buffers[i]));
+    return BRG_OK;
+}

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Gradients as views of bucket memory. */
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "core/base/assert.h"
+#include "core/base/log.h"
+#include "core/tensor/shape.h"
+#include "reducer/ddp.h"
+
+#include <brigade/ops.h>
+
+/* ---- The view ---------------------------------------------------------------- */
+
+/* By the layout contract of gradients: like the leaf if that has no gaps, or
+ * row-major. */
+static brg__layout layout_of_grad(const brg_tensor *leaf)
+{
+    brg__layout layout = brg__layout_of(leaf);
+    layout.offset = 0;
+    if (!brg__shape_is_dense(leaf->ndim, leaf->shape, leaf->stride))
+        brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    return layout;
+}
+
+brg_status brg__ddp_view_make(brg__ddp_param *p)
+{
+    brg__layout layout = layout_of_grad(p->leaf);
+    brg__storage *storage;
+    BRG_TRY(brg__storage_new(&storage, layout.device, 0));
+    storage->is_external = true;
+    storage->nbytes = brg_tensor_nbytes(p->leaf);
+    brg_status status = brg__tensor_new_view(&p->view, &layout, storage);
+    brg__storage_release(storage); /* the view holds it */
+    return status;
+}
+
+void brg__ddp_view_place(brg__ddp_param *p)
+{
+    p->view->storage->data = brg_reducer_slot(p->ddp->reducer, p->index);
+}
+
+static size_t block_size(const brg__storage *storage)
+{
+    return brg__round_up(storage->nbytes + (storage->nbytes == 0),
+                         BRG_CACHE_LINE);
+}
+
+static void free_block(void *user)
+{
+    brg__storage *storage = user;
+    brg__block_free(storage->data, block_size(storage), BRG_CACHE_LINE);
+}
+
+/* From the bucket into memory of its own. */
+static bool move_out(brg__storage *storage)
+{
+    void *block = brg__block_alloc(block_size(storage), BRG_CACHE_LINE,
+                                   "gradients that outlive their reducer");
+    if (!block)
+        return false;
+    if (storage->nbytes > 0)
+        memcpy(block, storage->data, storage->nbytes);
+    storage->data = block;
+    storage->free_fn = free_block;
+    storage->user = storage;
+    return true;
+}
+
+void brg__ddp_view_drop(brg__ddp_param *p)
+{
+    if (!p->view)
+        return;
+    brg__storage *storage = p->view->storage;
+    bool is_shared = brg__ref_count(&p->view->refs) > 1 ||
+                     brg__ref_count(&storage->refs) > 1;
+    if (is_shared && storage->data && !move_out(storage)) {
+        /* Cannot fail, so the gradient goes. */
+        brg__log(BRG_LOG_ERROR, "reducer",
+                 "no memory to keep the gradient of %s",
+                 brg__member_name(p->ddp->reducer, p->index));
+        if (brg_tensor_grad(p->leaf) == p->view &&
+            brg_tensor_set_grad(p->leaf, NULL) != BRG_OK)
+            brg_assert(!"taking a gradient away cannot fail");
+        storage->data = NULL;
+        storage->nbytes = 0;
+    }
+    brg_release(p->view);
+    p->view = NULL;
+}
+
+/* ---- Copies -------------------------------------------------------------------- */
+
+static bool is_laid_out_alike(const brg_tensor *a, const brg_tensor *b)
+{
+    if (a->is_contiguous && b->is_contiguous)
+        return true;
+    for (int i = 0; i < a->ndim; i++)
+        if (a->shape[i] != 1 && a->stride[i] != b->stride[i])
+            return false;
+    return brg__shape_is_dense(a->ndim, a->shape, a->stride);
+}
+
+brg_status brg__ddp_copy(brg_tensor *dst, brg_tensor *src)
+{
+    if (dst->numel == 0)
+        return BRG_OK;
+    if (is_laid_out_alike(dst, src)) {
+        memcpy(brg__tensor_ptr(dst), brg__tensor_ptr(src),
+               brg_tensor_nbytes(dst));
+        brg_tensor_touch(dst);
+        return BRG_OK;
+    }
+    bool mode = brg_grad_mode_set(false);
+    brg_status status = brg_copy_(dst, src);
+    brg_grad_mode_set(mode);
+    return status;
+}

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Buckets anew, in the order in which gradients really arrive. Registration
+ * order is a guess: a model may use its parameters in another. One order
+ * (rank 0's) is as good as any for all ranks; what matters is that it is
+ * one. */
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "reducer/reducer.h"
+
+static brg_status take_order(brg_reducer *r)
+{
+    brg_work *work;
+    BRG_TRY(brg_broadcast(r->pg, &work, r->arrivals, r->n_params, BRG_DTYPE_I32,
+                          0));
+    return brg_work_wait(work);
+}
+
+/* True in *all if `mine` is on every rank. */
+static brg_status agree(brg_reducer *r, bool mine, bool *all)
+{
+    int32_t flag = mine;
+    brg_work *work;
+    BRG_TRY(
+        brg_all_reduce(r->pg, &work, &flag, 1, BRG_DTYPE_I32, BRG_REDUCE_MIN));
+    BRG_TRY(brg_work_wait(work));
+    *all = flag != 0;
+    return BRG_OK;
+}
+
+/* The contents of the slots from where the present plan has them to where
+ * `plan` wants them; `copy` is as large as the arena. */
+static void move(brg_reducer *r, const brg__plan *plan, char *copy)
+{
+    memset(copy, 0, plan->nbytes);
+    for (size_t i = 0; i < r->n_params; i++)
+        memcpy(copy + plan->slots[i].offset, r->members[i].slot,
+               r->members[i].nbytes);
+    memcpy(r->arena, copy, plan->nbytes);
+}
+
+brg_status brg__reducer_rebuild(brg_reducer *r)
+{
+    r->is_rebuilt = true;
+    BRG_TRY(take_order(r));
+    brg__error_record kept;
+    brg__error_save(&kept);
+    brg__plan plan;
+    char *copy = NULL;
+    size_t nbytes = r->plan.nbytes;
+    bool is_able = brg__reducer_plan(r, r->arrivals, &plan) == BRG_OK;
+    if (is_able)
+        copy = brg__block_alloc(nbytes, BRG__PLAN_ALIGN, "a copy of buckets");
+    brg__error_restore(&kept);
+    bool all_are = false;
+    brg_status status = agree(r, copy != NULL, &all_are);
+    if (status == BRG_OK && all_are &&
+        brg__plan_hash(&plan) != brg__plan_hash(&r->plan)) {
+        move(r, &plan, copy);
+        brg__plan old = r->plan;
+        r->plan = plan;
+        plan = old;
+        brg__reducer_lay_out(r);
+        r->stats.n_rebuilds++;
+    }
+    if (copy)
+        brg__block_free(copy, nbytes, BRG__PLAN_ALIGN);
+    brg__plan_deinit(&plan);
+    return status;
+}

@@ -1,0 +1,366 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Making and destroying a reducer, and its front end for raw buffers. */
+#include "reducer/reducer.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "core/base/progress.h"
+#include "reducer/verify.h"
+
+#define FIRST_BUCKET_BYTES ((size_t)1 << 20)
+#define BUCKET_BYTES ((size_t)25 << 20)
+
+/* ---- Names ------------------------------------------------------------------ */
+
+const char *brg__member_name(const brg_reducer *r, size_t i)
+{
+    return r->members[i].name;
+}
+
+static char *make_name(const char *given, size_t i)
+{
+    char text[40];
+    if (given && given[0])
+        return brg__mem_strdup(given);
+    snprintf(text, sizeof text, "parameter %zu", i);
+    return brg__mem_strdup(text);
+}
+
+/* ---- Making: what needs no other rank ------------------------------------------ */
+
+static brg_status complete_options(brg_reducer_options *filled,
+                                   const brg_reducer_options *options)
+{
+    *filled = (brg_reducer_options)BRG_REDUCER_OPTIONS_INIT;
+    if (options) {
+        BRG_CHECK_ARG(options->struct_size != 0,
+                      "brg_reducer_create: options.struct_size is 0; start "
+                      "from BRG_REDUCER_OPTIONS_INIT");
+        size_t n = options->struct_size < sizeof *filled ? options->struct_size
+                                                         : sizeof *filled;
+        memcpy(filled, options, n);
+        filled->struct_size = sizeof *filled;
+    }
+    if (filled->first_bucket_bytes == 0)
+        filled->first_bucket_bytes = FIRST_BUCKET_BYTES;
+    if (filled->bucket_bytes == 0)
+        filled->bucket_bytes = BUCKET_BYTES;
+    return BRG_OK;
+}
+
+static brg_status set_member(brg_reducer *r, size_t i,
+                             const brg_reducer_param *param)
+{
+    brg__member *m = &r->members[i];
+    BRG_CHECK_ARG((unsigned)param->dtype < BRG_N_DTYPES,
+                  "brg_reducer_create: parameter %zu has dtype %d, which does "
+                  "not exist",
+                  i, (int)param->dtype);
+    if (param->device.type != BRG_DEVICE_CPU)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "brg_reducer_create: parameter %zu is not in host "
+                        "memory",
+                        i);
+    BRG_CHECK_ARG(
+        brg__mul_size(param->count, brg_dtype_size(param->dtype), &m->nbytes),
+        "brg_reducer_create: parameter %zu has %zu elements", i, param->count);
+    m->grad = param->grad;
+    m->count = param->count;
+    m->dtype = param->dtype;
+    m->device = param->device;
+    m->name = make_name(param->name, i);
+    return m->name ? BRG_OK : BRG_ERR_NOMEM;
+}
+
+/* PyTorch keeps the first step in one bucket when unused parameters are not
+ * looked for, since it will rebuild anyway; here the first step overlaps as
+ * well: a wrong guess of the order costs no more than the one bucket would. */
+brg_status brg__reducer_plan(const brg_reducer *r, const uint32_t *order,
+                             brg__plan *out)
+{
+    *out = (brg__plan){0};
+    const size_t limits[2] = {r->options.first_bucket_bytes,
+                              r->options.bucket_bytes};
+    brg__plan_param *params =
+        brg__mem_alloc_array(r->n_params, sizeof *params, "sizes of gradients");
+    if (!params)
+        return BRG_ERR_NOMEM;
+    for (size_t i = 0; i < r->n_params; i++)
+        params[i] = (brg__plan_param){.nbytes = r->members[i].nbytes,
+                                      .dtype = r->members[i].dtype,
+                                      .device = r->members[i].device};
+    brg_status status =
+        brg__plan_make(out, &(brg__plan_request){.params = params,
+                                                 .n_params = r->n_params,
+                                                 .order = order,
+                                                 .limits = limits,
+                                                 .n_limits = 2,
+                                                 .n_tail = BRG__N_TAIL(r)});
+    brg__mem_free(params);
+    return status;
+}
+
+static brg_status allocate(brg_reducer *r)
+{
+    size_t n = r->n_params, n_notes;
+    BRG_CHECK_ARG(brg__mul_size(n + 1, (size_t)r->world_size + 1, &n_notes),
+                  "brg_reducer_create: %zu parameters", n);
+    r->members = brg__mem_alloc_array(n, sizeof *r->members, "gradients");
+    r->buckets = brg__mem_alloc_array(n + 1, sizeof *r->buckets, "buckets");
+    r->arrivals = brg__mem_alloc_array(n, sizeof *r->arrivals, "an order");
+    r->notes = brg__mem_alloc(n_notes, "notes of ranks");
+    return r->members && r->buckets && r->arrivals && r->notes ? BRG_OK
+                                                               : BRG_ERR_NOMEM;
+}
+
+brg_status brg__reducer_prepare(brg_reducer **out, brg_pg *pg,
+                                const brg_reducer_param *params,
+                                size_t n_params,
+                                const brg_reducer_options *options)
+{
+    *out = NULL;
+    BRG_CHECK_ARG(params && n_params > 0,
+                  "brg_reducer_create: there are no parameters");
+    brg_reducer *r = BRG__NEW(brg_reducer);
+    if (!r)
+        return BRG_ERR_NOMEM;
+    brg_status status;
+    r->pg = pg;
+    r->rank = brg_pg_rank(pg);
+    r->world_size = brg_pg_world_size(pg);
+    r->n_params = n_params;
+    BRG_TRY_GOTO(complete_options(&r->options, options), out);
+    r->is_rebuilt = r->options.keep_order;
+    if ((status = allocate(r)) != BRG_OK)
+        r->n_params = r->members ? n_params : 0;
+    for (size_t i = 0; status == BRG_OK && i < n_params; i++) {
+        status = set_member(r, i, &params[i]);
+        r->is_rebuilt |= !params[i].grad;
+    }
+    if (status == BRG_OK)
+        status = brg__reducer_plan(r, NULL, &r->plan);
+out:
+    if (status == BRG_OK)
+        *out = r;
+    else
+        brg_reducer_destroy(r);
+    return status;
+}
+
+/* ---- Making: with the others ----------------------------------------------------- */
+
+void brg__reducer_lay_out(brg_reducer *r)
+{
+    for (size_t i = 0; i < r->n_params; i++) {
+        r->members[i].slot = r->arena + r->plan.slots[i].offset;
+        r->members[i].bucket = r->plan.slots[i].bucket;
+    }
+    r->stats.n_bytes = 0;
+    for (size_t k = 0; k < r->plan.n_buckets; k++) {
+        const brg__plan_bucket *planned = &r->plan.buckets[k];
+        brg__bucket *bucket = &r->buckets[k];
+        *bucket = (brg__bucket){.n_params = planned->n_params,
+                                .data = r->arena + planned->offset,
+                                .count = planned->nbytes /
+                                         brg_dtype_size(planned->dtype),
+                                .dtype = planned->dtype};
+        brg__bucket_arm(bucket);
+        r->stats.n_bytes += planned->nbytes;
+    }
+    r->stats.n_params = r->n_params;
+    r->stats.n_buckets = r->plan.n_buckets;
+}
+
+brg_status brg__reducer_attach(brg_reducer *r)
+{
+    void *arena;
+    BRG_TRY(brg_pg_alloc(r->pg, &arena, r->plan.nbytes));
+    r->arena = arena;
+    brg__reducer_lay_out(r);
+    return BRG_OK;
+}
+
+static brg_status verify(brg_pg *pg, const brg_reducer *r, brg_status status)
+{
+    brg__agreement mine = {.what = "brg_reducer_create", .status = status};
+    brg__descriptor *list = NULL;
+    if (status == BRG_OK) {
+        list = brg__mem_alloc_array(r->n_params, sizeof *list,
+                                    "a list of parameters");
+        mine.status = list ? BRG_OK : BRG_ERR_NOMEM;
+    }
+    for (size_t i = 0; list && i < r->n_params; i++) {
+        const brg__member *m = &r->members[i];
+        list[i] = (brg__descriptor){.shape[0] = (int64_t)m->count,
+                                    .strides[0] = 1,
+                                    .ndim = 1,
+                                    .dtype = (int16_t)m->dtype,
+                                    .device = m->device.type,
+                                    .requires_grad = 1};
+        brg__descriptor_set_name(&list[i], m->name);
+    }
+    if (list) {
+        mine.tensors = list;
+        mine.n_params = r->n_params;
+        mine.caps[0] = r->options.first_bucket_bytes;
+        mine.caps[1] = r->options.bucket_bytes;
+        mine.flags = (uint32_t)(r->options.sum | r->options.allow_unused << 1 |
+                                r->is_rebuilt << 2);
+    }
+    status = brg__verify_ranks(pg, &mine);
+    brg__mem_free(list);
+    return status;
+}
+
+brg_status brg_reducer_create(brg_reducer **out, brg_pg *pg,
+                              const brg_reducer_param *params, size_t n_params,
+                              const brg_reducer_options *options)
+{
+    BRG_CHECK_ARG(out, "brg_reducer_create: out is NULL");
+    *out = NULL;
+    BRG_CHECK_ARG(pg, "brg_reducer_create: the group is NULL");
+    brg_reducer *r;
+    brg_status status = brg__reducer_prepare(&r, pg, params, n_params, options);
+    BRG_TRY_GOTO(verify(pg, r, status), out);
+    BRG_TRY_GOTO(brg__reducer_attach(r), out);
+    *out = r;
+    return BRG_OK;
+out:
+    brg_reducer_destroy(r);
+    return status;
+}
+
+void brg_reducer_destroy(brg_reducer *r)
+{
+    if (!r)
+        return;
+    brg__error_record kept;
+    brg__error_save(&kept);
+    bool is_in_flight = false;
+    for (size_t k = 0; r->arena && k < r->plan.n_buckets; k++)
+        if (r->buckets[k].state == BRG__BUCKET_LAUNCHED)
+            is_in_flight |= !brg__bucket_drop(&r->buckets[k]);
+    if (!is_in_flight) /* else other ranks use it: it goes with the group */
+        brg_pg_free(r->pg, r->arena);
+    for (size_t i = 0; r->members && i < r->n_params; i++)
+        brg__mem_free(r->members[i].name);
+    brg__mem_free(r->members);
+    brg__mem_free(r->buckets);
+    brg__mem_free(r->arrivals);
+    brg__mem_free(r->notes);
+    brg__plan_deinit(&r->plan);
+    brg__mem_free(r);
+    brg__error_restore(&kept);
+}
+
+/* ---- A step over raw buffers ------------------------------------------------------ */
+
+static brg_status check_raw(const brg_reducer *r, const char *what)
+{
+    BRG_CHECK_ARG(r, "%s: the reducer is NULL", what);
+    if (r->is_inner)
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "%s: this reducer belongs to a brg_ddp, which drives "
+                        "it",
+                        what);
+    return BRG_OK;
+}
+
+brg_status brg_reducer_mark_ready(brg_reducer *r, size_t i)
+{
+    BRG_TRY(check_raw(r, "brg_reducer_mark_ready"));
+    BRG_CHECK_ARG(i < r->n_params,
+                  "rank %d: brg_reducer_mark_ready: there is no parameter "
+                  "%zu; the reducer has %zu",
+                  r->rank, i, r->n_params);
+    BRG_TRY(brg__reducer_expect(r, i));
+    brg__member *m = &r->members[i];
+    if (m->grad && m->grad != m->slot && m->nbytes > 0) {
+        memcpy(m->slot, m->grad, m->nbytes);
+        r->stats.n_packed_bytes += m->nbytes;
+    }
+    BRG_TRY(brg__reducer_arrive(r, i, true));
+    brg__progress_poll();
+    return BRG_OK;
+}
+
+static void copy_back(brg_reducer *r)
+{
+    for (size_t i = 0; i < r->n_params; i++) {
+        const brg__member *m = &r->members[i];
+        if (m->grad && m->grad != m->slot && m->n_used > 0 && m->nbytes > 0)
+            memcpy(m->grad, m->slot, m->nbytes);
+    }
+}
+
+brg_status brg_reducer_wait(brg_reducer *r)
+{
+    BRG_TRY(check_raw(r, "brg_reducer_wait"));
+    BRG_TRY(brg__reducer_settle(r));
+    if (!r->options.keep_in_slots)
+        copy_back(r);
+    return r->is_rebuilt ? BRG_OK : brg__reducer_rebuild(r);
+}
+
+brg_status brg_reducer_cancel(brg_reducer *r)
+{
+    BRG_TRY(check_raw(r, "brg_reducer_cancel"));
+    return brg__reducer_give_up(r);
+}
+
+/* ---- Queries ------------------------------------------------------------------------ */
+
+void *brg_reducer_slot(const brg_reducer *r, size_t i)
+{
+    return r && i < r->n_params ? r->members[i].slot : NULL;
+}
+
+size_t brg_reducer_n_buckets(const brg_reducer *r)
+{
+    return r ? r->plan.n_buckets : 0;
+}
+
+brg_status brg_reducer_get_bucket(const brg_reducer *r, size_t bucket,
+                                  brg_bucket_info *filled)
+{
+    BRG_CHECK_ARG(r && bucket < r->plan.n_buckets,
+                  "brg_reducer_get_bucket: there is no bucket %zu", bucket);
+    const brg__bucket *b = &r->buckets[bucket];
+    *filled = (brg_bucket_info){.dtype = b->dtype,
+                                .n_params = b->n_params,
+                                .nbytes = r->plan.buckets[bucket].nbytes,
+                                .data = b->data};
+    if (b->launch_ns >= r->start_ns && b->done_ns >= b->launch_ns) {
+        filled->launch_ns = b->launch_ns - r->start_ns;
+        filled->done_ns = b->done_ns - r->start_ns;
+    }
+    return BRG_OK;
+}
+
+brg_status brg_reducer_find(const brg_reducer *r, size_t i, size_t *bucket,
+                            size_t *offset)
+{
+    BRG_CHECK_ARG(r && i < r->n_params,
+                  "brg_reducer_find: there is no parameter %zu", i);
+    const brg__plan_slot *slot = &r->plan.slots[i];
+    *bucket = slot->bucket;
+    *offset = slot->offset - r->plan.buckets[slot->bucket].offset;
+    return BRG_OK;
+}
+
+size_t brg_reducer_n_used(const brg_reducer *r, size_t i)
+{
+    return r && i < r->n_params ? r->members[i].n_used : 0;
+}
+
+void brg_reducer_get_stats(const brg_reducer *r, brg_reducer_stats *filled)
+{
+    *filled = r ? r->stats : (brg_reducer_stats){0};
+}
+
+size_t brg_reducer_describe(const brg_reducer *r, char *filled, size_t size)
+{
+    return brg__plan_print(&r->plan, filled, size);
+}

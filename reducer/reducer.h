@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The reducer's inside: one step over a set of gradients.
+ *
+ *     arrive(i) ...        each gradient once, in any order; complete buckets
+ *                          start strictly in bucket order
+ *     complete             starts what remains, waits, reads the tail, arms
+ *                          the next step
+ *
+ * The tail, in the last bucket, says for every parameter how many ranks used
+ * it, and how many ranks gave up: small integers in f32, which add exactly
+ * (and survive the average: times world size, rounded). It costs 4 bytes a
+ * parameter and saves every step a collective. What follows from it is the
+ * same on every rank, so all may enter one more collective to find out who is
+ * to blame.
+ *
+ * Both front ends stand on this: reducer.c for raw buffers, ddp.c. */
+#ifndef BRG_REDUCER_REDUCER_H
+#define BRG_REDUCER_REDUCER_H
+
+#include <brigade/reducer.h>
+
+#include "core/base/error.h"
+#include "reducer/bucket.h"
+#include "reducer/bucket_plan.h"
+
+/* One parameter. */
+typedef struct brg__member {
+    char *name; /* owned */
+    void *grad; /* NULL: the gradient lives in its slot */
+    void *slot;
+    size_t nbytes;
+    size_t count;
+    brg_dtype dtype;
+    brg_device device;
+    uint32_t bucket;
+    uint32_t n_used; /* ranks, in the last step */
+    bool is_ready;   /* arrived in this step */
+    bool is_used;    /* by this rank, in this step */
+} brg__member;
+
+struct brg_reducer {
+    brg_pg *pg; /* borrowed */
+    int rank;
+    int world_size;
+    brg_reducer_options options; /* complete */
+    bool is_inner;               /* a ddp drives it */
+
+    size_t n_params;
+    brg__member *members;
+    brg__plan plan;
+    char *arena; /* the group's memory */
+    brg__bucket *buckets;
+    uint32_t *arrivals; /* of this step, in order */
+    uint8_t *notes;     /* of all ranks, then this one's (tail.c) */
+
+    bool is_running; /* a step has begun */
+    bool is_closing; /* what arrives now is late */
+    bool has_failed; /* this rank gives the step up */
+    bool is_rebuilt; /* or never to be */
+    size_t n_ready;
+    size_t n_launched;
+    uint64_t start_ns;
+    brg_reducer_stats stats;
+    brg__error_record broken; /* sticky: out of step with the other ranks */
+};
+
+#define BRG__N_TAIL(r) ((r)->n_params + 1)
+
+/* "parameter fc1.weight" or "parameter 3", for messages. */
+const char *brg__member_name(const brg_reducer *r, size_t i);
+
+/* ---- Making (reducer.c) ------------------------------------------------------ */
+
+/* Everything that needs no other rank. */
+brg_status brg__reducer_prepare(brg_reducer **out, brg_pg *pg,
+                                const brg_reducer_param *params,
+                                size_t n_params,
+                                const brg_reducer_options *options);
+/* The arena, once all ranks are known to agree. Collective. */
+brg_status brg__reducer_attach(brg_reducer *r);
+
+/* The plan for this order (NULL: the first guess). */
+brg_status brg__reducer_plan(const brg_reducer *r, const uint32_t *order,
+                             brg__plan *out);
+
+/* Points members and buckets into the arena by the plan. */
+void brg__reducer_lay_out(brg_reducer *r);
+
+/* ---- A step (step.c) ----------------------------------------------------------- */
+
+/* BRG_OK unless an earlier failure has put this rank out of step. */
+brg_status brg__reducer_check(const brg_reducer *r);
+
+/* Begins the step if this is its first gradient; fails if i was there. */
+brg_status brg__reducer_expect(brg_reducer *r, size_t i);
+
+/* Gradient i, which was expected, is in its slot. `is_used`: it counts as a
+ * gradient. */
+brg_status brg__reducer_arrive(brg_reducer *r, size_t i, bool is_used);
+
+/* From now on gradients are late: no more part of the backward. */
+brg_status brg__reducer_close(brg_reducer *r);
+
+/* Ends the step, all gradients being there: waits, judges, arms. */
+brg_status brg__reducer_complete(brg_reducer *r);
+
+/* The same, with zeros for what is missing. */
+brg_status brg__reducer_settle(brg_reducer *r);
+
+/* The same, and the step is lost for every rank. */
+brg_status brg__reducer_give_up(brg_reducer *r);
+
+/* ---- The tail (tail.c) ----------------------------------------------------------- */
+
+void brg__tail_write(brg_reducer *r);
+/* What the step came to; sets n_used of the members. */
+brg_status brg__tail_judge(brg_reducer *r);
+
+/* ---- The order of arrival (rebuild.c) ---------------------------------------------- */
+
+/* After the first good step: buckets anew in the order in which rank 0's
+ * gradients arrived; contents move along. Collective. If a rank has no memory
+ * for it, all keep the old plan. */
+brg_status brg__reducer_rebuild(brg_reducer *r);
+
+#endif

@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * One step: gradients arrive, buckets start in order, all are waited for. */
+#include <string.h>
+
+#include "core/base/clock.h"
+#include "reducer/reducer.h"
+
+brg_status brg__reducer_check(const brg_reducer *r)
+{
+    if (r->broken.code != BRG_OK)
+        brg__error_restore(&r->broken);
+    return r->broken.code;
+}
+
+static void begin(brg_reducer *r)
+{
+    if (r->is_running)
+        return;
+    r->is_running = true;
+    r->has_failed = r->is_closing = false;
+    r->n_ready = r->n_launched = 0;
+    r->start_ns = brg__clock_ns();
+    r->stats.n_packed_bytes = 0;
+    r->stats.first_launch_ns = r->stats.last_ready_ns = 0;
+    r->stats.n_early = 0;
+}
+
+brg_status brg__reducer_expect(brg_reducer *r, size_t i)
+{
+    BRG_TRY(brg__reducer_check(r));
+    begin(r);
+    if (!r->members[i].is_ready)
+        return BRG_OK;
+    if (r->n_ready == r->n_params)
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "rank %d: Expected to have finished reduction in the "
+                        "prior iteration before starting a new one: %s is "
+                        "ready again, but the last step was not waited for",
+                        r->rank, brg__member_name(r, i));
+    return BRG_FAIL(BRG_ERR_STATE,
+                    "rank %d: Expected to mark a variable ready only once: %s "
+                    "(bucket %u) was marked twice in this step",
+                    r->rank, brg__member_name(r, i), r->members[i].bucket);
+}
+
+/* ---- Starting buckets --------------------------------------------------------- */
+
+/* Ready buckets, as long as all before them have started: ranks whose
+ * gradients arrive in different orders still agree on the order of the
+ * collectives. The last bucket comes after all gradients, so its tail is
+ * known by then. */
+static brg_status launch_ready(brg_reducer *r)
+{
+    brg_reduce_op op = r->options.sum ? BRG_REDUCE_SUM : BRG_REDUCE_AVG;
+    while (r->n_launched < r->plan.n_buckets) {
+        brg__bucket *bucket = &r->buckets[r->n_launched];
+        if (bucket->state != BRG__BUCKET_READY)
+            break;
+        if (r->n_launched + 1 == r->plan.n_buckets)
+            brg__tail_write(r);
+        if (brg__bucket_launch(bucket, r->pg, op) != BRG_OK)
+            return brg__error_prefix("starting bucket %zu: ", r->n_launched);
+        if (r->n_launched == 0)
+            r->stats.first_launch_ns = bucket->launch_ns - r->start_ns;
+        r->n_launched++;
+    }
+    return BRG_OK;
+}
+
+brg_status brg__reducer_arrive(brg_reducer *r, size_t i, bool is_used)
+{
+    brg__member *member = &r->members[i];
+    member->is_ready = true;
+    member->is_used = is_used;
+    r->arrivals[r->n_ready++] = (uint32_t)i;
+    if (!r->is_closing) {
+        r->stats.last_ready_ns = brg__clock_ns() - r->start_ns;
+        r->stats.n_early = r->n_launched;
+    }
+    brg__bucket_arrive(&r->buckets[member->bucket]);
+    return launch_ready(r);
+}
+
+/* ---- The end ------------------------------------------------------------------- */
+
+brg_status brg__reducer_close(brg_reducer *r)
+{
+    BRG_TRY(brg__reducer_check(r));
+    begin(r);
+    r->is_closing = true;
+    return BRG_OK;
+}
+
+/* Every bucket that has started, even after one has failed. */
+static brg_status wait_all(brg_reducer *r)
+{
+    brg__error_record first = {.code = BRG_OK};
+    uint64_t start = brg__clock_ns();
+    for (size_t k = 0; k < r->n_launched; k++) {
+        if (brg__bucket_wait(&r->buckets[k]) == BRG_OK || first.code != BRG_OK)
+            continue;
+        (void)brg__error_prefix("bucket %zu: ", k);
+        brg__error_save(&first);
+    }
+    r->stats.wait_ns = brg__clock_ns() - start;
+    r->stats.total_wait_ns += r->stats.wait_ns;
+    if (first.code != BRG_OK)
+        brg__error_restore(&first);
+    return first.code;
+}
+
+static void arm(brg_reducer *r)
+{
+    for (size_t k = 0; k < r->plan.n_buckets; k++)
+        brg__bucket_arm(&r->buckets[k]);
+    for (size_t i = 0; i < r->n_params; i++)
+        r->members[i].is_ready = r->members[i].is_used = false;
+    r->is_running = false;
+}
+
+/* A bucket could not be started, so the others wait for it. Unless the group
+ * is dead anyway, no later collective of this rank would meet its like. */
+static brg_status give_out(brg_reducer *r)
+{
+    brg_status status = brg__error_prefix(
+        "rank %d is out of step with the other ranks: ", r->rank);
+    brg__error_record kept;
+    brg__error_save(&kept);
+    if (brg_pg_error(r->pg) == BRG_OK)
+        r->broken = kept;
+    (void)wait_all(r);
+    brg__error_restore(&kept);
+    return status;
+}
+
+brg_status brg__reducer_complete(brg_reducer *r)
+{
+    brg_status status = launch_ready(r);
+    if (status != BRG_OK)
+        status = give_out(r);
+    else if ((status = wait_all(r)) == BRG_OK)
+        status = brg__tail_judge(r);
+    if (status == BRG_OK && !r->has_failed)
+        r->stats.n_steps++;
+    arm(r);
+    return status;
+}
+
+brg_status brg__reducer_settle(brg_reducer *r)
+{
+    BRG_TRY(brg__reducer_close(r));
+    for (size_t i = 0; i < r->n_params; i++) {
+        if (r->members[i].is_ready)
+            continue;
+        memset(r->members[i].slot, 0, r->members[i].nbytes);
+        /* If a bucket does not start, completing tries again. */
+        (void)brg__reducer_arrive(r, i, false);
+    }
+    return brg__reducer_complete(r);
+}
+
+brg_status brg__reducer_give_up(brg_reducer *r)
+{
+    BRG_TRY(brg__reducer_close(r));
+    r->has_failed = true;
+    return brg__reducer_settle(r);
+}

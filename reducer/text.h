@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Text put together piece by piece in a buffer of fixed size: what does not
+ * fit is counted and left out. Used by messages and dumps of this room. */
+#ifndef BRG_REDUCER_TEXT_H
+#define BRG_REDUCER_TEXT_H
+
+#include <stddef.h>
+
+#include <brigade/export.h>
+
+typedef struct brg__text {
+    char *at;
+    size_t size;
+    size_t length; /* of the whole text */
+} brg__text;
+
+/* `at` is terminated from now on, if size > 0. */
+brg__text brg__text_begin(char *at, size_t size);
+void brg__text_add(brg__text *text, const char *format, ...) BRG_PRINTF(2, 3);
+
+#endif

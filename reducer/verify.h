@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Do all ranks mean the same parameters? One all-gather of 64 bytes a rank
+ * when they do; when not, the lists are exchanged and every rank finds the
+ * same first difference. */
+#ifndef BRG_REDUCER_VERIFY_H
+#define BRG_REDUCER_VERIFY_H
+
+#include <brigade/comm.h>
+
+#define BRG__DESCRIPTOR_NAME 72
+
+/* One tensor; a plain record that can be sent as bytes (no padding). */
+typedef struct brg__descriptor {
+    int64_t shape[BRG_MAX_DIMS];
+    int64_t strides[BRG_MAX_DIMS];
+    uint64_t name_hash;
+    int16_t dtype;
+    int16_t device;
+    int16_t ndim;
+    int16_t requires_grad;
+    char name[BRG__DESCRIPTOR_NAME]; /* cut, terminated */
+} brg__descriptor;
+
+void brg__descriptor_set_name(brg__descriptor *d, const char *name);
+
+typedef struct brg__agreement {
+    const char *what;               /* "brg_ddp_create" */
+    const brg__descriptor *tensors; /* parameters, then buffers */
+    size_t n_params;
+    size_t n_buffers;
+    size_t caps[2];
+    uint32_t flags;
+    /* What this rank has come to already: if it failed, it says so to the
+     * others instead of leaving them waiting. */
+    brg_status status;
+} brg__agreement;
+
+/* Collective. BRG_OK if all ranks agree and none has failed. Its own status
+ * on a rank that has; BRG_ERR_PEER on the others; BRG_ERR_MISMATCH, with the
+ * same words, on every rank if something differs. */
+brg_status brg__verify_ranks(brg_pg *pg, const brg__agreement *mine);
+
+#endif
