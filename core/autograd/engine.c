@@ -309,7 +309,30 @@ brg_status brg_queue_final_callback(brg_final_callback_fn fn, void *user)
     if (!innermost)
         return BRG_FAIL(BRG_ERR_STATE, "Final callbacks can only be installed "
                                        "during backward pass.");
-    return brg__array_push(&innermost->callbacks, ((brg__callback){fn, user}));
+    return brg__array_push(&innermost->callbacks,
+                           ((brg__callback){fn, NULL, user}));
+}
+
+brg_status brg__queue_at_end(brg_final_callback_fn fn,
+                             void (*on_failure)(void *user), void *user)
+{
+    brg__task *task = innermost;
+    if (!task)
+        return BRG_FAIL(BRG_ERR_STATE, "no backward is running");
+    while (task->outer)
+        task = task->outer;
+    return brg__array_push(&task->callbacks,
+                           ((brg__callback){fn, on_failure, user}));
+}
+
+static void run_failure_callbacks(const brg__task *task)
+{
+    brg__error_record kept;
+    brg__error_save(&kept);
+    for (size_t i = 0; i < task->callbacks.n; i++)
+        if (task->callbacks.at[i].on_failure)
+            task->callbacks.at[i].on_failure(task->callbacks.at[i].user);
+    brg__error_restore(&kept);
 }
 
 static brg_status execute(brg__task *task, brg_tensor *const *outputs,
@@ -342,6 +365,8 @@ static brg_status backward(brg__task *task, brg_tensor *const *outputs,
     bool mode = brg_grad_mode_set(options->create_graph);
     brg_status status =
         execute(task, outputs, n_outputs, options, inputs, n_inputs);
+    if (status != BRG_OK)
+        run_failure_callbacks(task);
     brg_grad_mode_set(mode);
     brg_scope_end(scope);
     return status;

@@ -39,6 +39,7 @@ typedef struct brg__ready {
 
 typedef struct brg__callback {
     brg_final_callback_fn fn;
+    void (*on_failure)(void *user); /* or NULL */
     void *user;
 } brg__callback;
 
@@ -60,6 +61,12 @@ typedef struct brg__task {
 
 /* The innermost backward of the thread, or NULL. */
 brg__task *brg__task_current(void);
+
+/* Inside a backward: `fn` runs at the end of the outermost one, as a final
+ * callback; if that fails, before or in a final callback, `on_failure` runs
+ * instead or as well, its errors being lost. */
+brg_status brg__queue_at_end(brg_final_callback_fn fn,
+                             void (*on_failure)(void *user), void *user);
 
 /* False for a node that a selective backward leaves out. */
 bool brg__task_runs(const brg__task *task, const brg_node *node);
