@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Family: joining (cat) and the gradients of cutting: parts of a tensor
- * copied, or filled with one value. */
+ * Family: joining (cat), the gradient of cutting, and other ops that copy or
+ * fill parts of a tensor. */
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
@@ -244,4 +244,68 @@ brg_tensor *brg_zeros_like(brg_tensor *like)
 brg_tensor *brg_ones_like(brg_tensor *like)
 {
     return brg_full_like(like, 1.0);
+}
+
+/* ---- arange ------------------------------------------------------------------------- */
+
+brg_tensor *brg_arange(brg_dtype dtype, double start, double end, double step)
+{
+    BRG_CHECK_ARG_NULL(step != 0 && isfinite(start) && isfinite(end) &&
+                           isfinite(step),
+                       "arange: from %g to %g by %g", start, end, step);
+    double n = ceil((end - start) / step);
+    BRG_CHECK_ARG_NULL(n < 0x1p53, "arange: %g elements", n);
+    brg_tensor *t = brg_empty(dtype, BRG_SHAPE(n > 0 ? (int64_t)n : 0));
+    for (int64_t i = 0; t && i < t->numel; i++)
+        brg__put_f64(brg__tensor_ptr(t), dtype, i, start + (double)i * step);
+    return t;
+}
+
+/* ---- tril and triu: i[0] diagonal, i[1] whether upper ----------------------------------- */
+
+brg_status brg__tril_infer(brg_op_call *call)
+{
+    if (call->in[0]->ndim < 2)
+        return brg__fail_input(BRG_ERR_SHAPE, call, 0, "x", "(..,M,N)");
+    brg__infer_like(call, 0, call->in[0]);
+    return BRG_OK;
+}
+
+brg_status brg__tril_run(brg_op_call *call)
+{
+    const brg_tensor *out = call->out[0];
+    if (out->numel == 0)
+        return BRG_OK;
+    brg__copy_strided(out, call->in[0]);
+    int64_t m = out->shape[out->ndim - 2], n = out->shape[out->ndim - 1];
+    size_t item = brg__tensor_item_size(out);
+    char *row = brg__tensor_ptr(out);
+    for (int64_t i = 0; i < out->numel / n; i++, row += (size_t)n * item) {
+        /* first column that is cleared (tril) or kept (triu) */
+        int64_t edge = i % m + call->attrs->i[0] + (call->attrs->i[1] ? 0 : 1);
+        edge = edge < 0 ? 0 : edge > n ? n : edge;
+        if (call->attrs->i[1])
+            memset(row, 0, (size_t)edge * item);
+        else
+            memset(row + (size_t)edge * item, 0, (size_t)(n - edge) * item);
+    }
+    return BRG_OK;
+}
+
+brg_status brg__tril_vjp(brg_vjp *v)
+{
+    BRG_VJP_SET(v, 0, brg__call1(&brg__op_tril, v->grad_out[0], v->attrs));
+    return BRG_OK;
+}
+
+brg_tensor *brg_tril(brg_tensor *x, int64_t diagonal)
+{
+    brg_attrs attrs = {.i = {diagonal, false}};
+    return brg__call1(&brg__op_tril, x, &attrs);
+}
+
+brg_tensor *brg_triu(brg_tensor *x, int64_t diagonal)
+{
+    brg_attrs attrs = {.i = {diagonal, true}};
+    return brg__call1(&brg__op_tril, x, &attrs);
 }

@@ -297,6 +297,14 @@ static void ROW(affine)(void *py, const void *px, double pshift, double pa,
     }
 }
 
+static void ROW(scaled_diff)(void *py, const void *pa, const void *pb,
+                             double pscale, size_t n)
+{
+    const ROW_T *a = pa, *b = pb, scale = (ROW_T)pscale;
+    ROW_T *y = py;
+    SIMD for (size_t i = 0; i < n; i++) y[i] = (a[i] - b[i]) * scale;
+}
+
 static void ROW(add_to)(void *pto, const void *pfrom, size_t n)
 {
     ROW_T *to = pto;
@@ -314,4 +322,4 @@ static void ROW(add_to)(void *pto, const void *pfrom, size_t n)
     .log_sum_exp = ROW(log_sum_exp), .soft_targets = ROW(soft_targets),        \
     .normalize = ROW(normalize), .normalize_sums = ROW(normalize_sums),        \
     .normalize_grad = ROW(normalize_grad), .affine = ROW(affine),              \
-    .add_to = ROW(add_to)
+    .add_to = ROW(add_to), .scaled_diff = ROW(scaled_diff)

@@ -64,6 +64,9 @@ typedef struct brg__row_kernels {
     /* y = a (x - shift) + b g + c; g may be NULL. */
     void (*affine)(void *y, const void *x, double shift, double a,
                    const void *g, double b, double c, size_t n);
+    /* y = (a - b) scale */
+    void (*scaled_diff)(void *y, const void *a, const void *b, double scale,
+                        size_t n);
     /* to += from */
     void (*add_to)(void *to, const void *from, size_t n);
 } brg__row_kernels;

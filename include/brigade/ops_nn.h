@@ -7,6 +7,68 @@
 
 BRG_BEGIN_DECLS
 
+/* ==== Norms, embedding, losses ============================================= */
+
+/* exp(x - max) / sum(exp(x - max)) along dim, and its logarithm. */
+BRG_API brg_tensor *brg_softmax(brg_tensor *x, int dim);
+BRG_API brg_tensor *brg_log_softmax(brg_tensor *x, int dim);
+
+/* (x - mean) / sqrt(var + eps) * weight + bias, mean and (biased) variance over
+ * the last n_norm_dims dims; weight and bias have those dims or are NULL. */
+BRG_API brg_tensor *brg_layer_norm(brg_tensor *x, brg_tensor *weight,
+                                   brg_tensor *bias, int n_norm_dims,
+                                   double eps);
+
+typedef struct brg_batch_norm_options {
+    size_t struct_size;
+    bool training;   /* statistics of the batch; else the running ones */
+    double momentum; /* 0: 0.1 */
+    double eps;      /* 0: 1e-5 */
+} brg_batch_norm_options;
+
+#define BRG_BATCH_NORM_OPTIONS_INIT                                            \
+    {.struct_size = sizeof(brg_batch_norm_options)}
+
+/* The same per channel of x (N,C,...) over all other dims; weight, bias (C) or
+ * NULL. Training moves running_mean and running_var (C), if given, by momentum
+ * to the batch's mean and unbiased variance, in place and not recorded, and
+ * needs two values per channel. NULL options: all default. */
+BRG_API brg_tensor *brg_batch_norm(brg_tensor *x, brg_tensor *weight,
+                                   brg_tensor *bias, brg_tensor *running_mean,
+                                   brg_tensor *running_var,
+                                   const brg_batch_norm_options *options);
+
+/* y[.., :] = weight[ids[..], :]: weight (V,D), ids i64 or i32 of any shape. An
+ * id outside [0, V) is BRG_ERR_ARG, naming position and value. The gradient
+ * adds up in the order of ids. */
+BRG_API brg_tensor *brg_embedding(brg_tensor *weight, brg_tensor *ids);
+
+typedef struct brg_cross_entropy_options {
+    size_t struct_size;
+    int64_t ignore_index;   /* rows with this target do not count */
+    double label_smoothing; /* e: target (1 - e) onehot + e / C */
+} brg_cross_entropy_options;
+
+#define BRG_CROSS_ENTROPY_OPTIONS_INIT                                         \
+    {.struct_size = sizeof(brg_cross_entropy_options), .ignore_index = -100}
+
+/* The mean over rows of log(sum_c exp(x[c])) - x[target]: logits (..,C), classes
+ * in the last dim, targets (..) i64 or i32. A target outside [0, C) is
+ * BRG_ERR_ARG, naming row and value. No row that counts: NaN. */
+BRG_API brg_tensor *brg_cross_entropy(brg_tensor *logits, brg_tensor *targets);
+BRG_API brg_tensor *
+brg_cross_entropy_with(brg_tensor *logits, brg_tensor *targets,
+                       const brg_cross_entropy_options *options);
+/* The mean over rows of -log_probs[target]; shapes as above. */
+BRG_API brg_tensor *brg_nll(brg_tensor *log_probs, brg_tensor *targets);
+/* mean((prediction - target)^2); equal shapes and float dtypes. */
+BRG_API brg_tensor *brg_mse(brg_tensor *prediction, brg_tensor *target);
+/* mean(log(1 + exp(x)) - x t): x logits, t in [0, 1], same float dtype. */
+BRG_API brg_tensor *brg_binary_cross_entropy_with_logits(brg_tensor *logits,
+                                                         brg_tensor *targets);
+
+/* ==== end of norms, embedding, losses ====================================== */
+
 /* ==== Matrix products, convolution, pooling, attention ==================== */
 
 /* a (..,m,k) times b (..,k,n); batch dims broadcast. A 1-D a is a row, a 1-D b
