@@ -62,7 +62,10 @@ bool brg_requires_grad(const brg_tensor *t)
 
 bool brg_is_leaf(const brg_tensor *t)
 {
-    return !t || !t->grad_info || !brg__autograd_of(t)->fn;
+    if (!t || !brg__requires_grad(t))
+        return true;
+    return t->grad_info && brg__autograd_of(t)->requires_grad &&
+           !brg__autograd_of(t)->fn;
 }
 
 brg_tensor *brg_tensor_grad(const brg_tensor *t)
@@ -108,6 +111,7 @@ brg_status brg__tensor_set_history(brg_tensor *t, brg_node *node, int slot)
     a->fn = node;
     a->slot = (uint16_t)slot;
     a->requires_grad = true;
+    a->view_version = brg_tensor_version(t);
     return BRG_OK;
 }
 
@@ -116,6 +120,7 @@ brg_status brg__edge_of(brg_tensor *t, brg__edge *edge)
     *edge = (brg__edge){NULL, 0};
     if (!t || !brg__requires_grad(t))
         return BRG_OK;
+    BRG_TRY(brg__view_refresh(t));
     brg__autograd *a = brg__autograd_of(t);
     if (!a->fn)
         return brg__accumulate_node(&edge->node, t);
@@ -144,13 +149,15 @@ const char *brg_grad_fn_name(const brg_tensor *t)
 {
     if (!t || !brg__requires_grad(t))
         return NULL;
+    if (!t->grad_info)
+        return "view"; /* of a base that came to require gradients later */
     const brg_node *fn = brg__autograd_of(t)->fn;
     return fn ? brg_node_name(fn) : "accumulate";
 }
 
 /* ---- Hooks of a tensor --------------------------------------------------------- */
 
-static brg_status check_hookable(const char *what, const brg_tensor *t)
+static brg_status check_hookable(const char *what, brg_tensor *t)
 {
     if (!t)
         return brg__error_pending(what);
@@ -160,7 +167,7 @@ static brg_status check_hookable(const char *what, const brg_tensor *t)
                         "%s: %s does not require gradients, so no hook of it "
                         "would ever run",
                         what, brg__tensor_text(t, text));
-    return BRG_OK;
+    return brg__view_refresh(t);
 }
 
 brg_status brg_tensor_add_hook(brg_hook **out, brg_tensor *t,

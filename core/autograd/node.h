@@ -92,8 +92,9 @@ void brg__slot_set(brg__slot *slot, const brg_tensor *t);
 typedef struct brg__autograd {
     brg__grad_info base;
     bool requires_grad;
-    uint16_t slot; /* which output of fn */
-    brg_node *fn;  /* retained; NULL: leaf */
+    uint16_t slot;         /* which output of fn */
+    uint32_t view_version; /* of a view: its fn knows changes up to here */
+    brg_node *fn;          /* retained; NULL: leaf */
     brg_tensor *grad;
     brg_node *accumulate; /* weak; under the accumulate lock */
     brg__hook_list hooks; /* tensor hooks of a leaf */
@@ -108,11 +109,17 @@ static inline brg__autograd *brg__autograd_of(const brg_tensor *t)
 
 static inline bool brg__requires_grad(const brg_tensor *t)
 {
-    return t->grad_info && brg__autograd_of(t)->requires_grad;
+    if (t->grad_info && brg__autograd_of(t)->requires_grad)
+        return true;
+    const brg_tensor *base = t->base;
+    return base && base->grad_info && brg__autograd_of(base)->requires_grad;
 }
 
 /* Makes it if it is not there. */
 brg_status brg__autograd_get(brg_tensor *t, brg__autograd **out);
+
+/* Brings the history of a view up to date with its base (inplace.c). */
+brg_status brg__view_refresh(brg_tensor *t);
 
 /* t was computed by `node`, as its output `slot`. Replaces any history. */
 brg_status brg__tensor_set_history(brg_tensor *t, brg_node *node, int slot);

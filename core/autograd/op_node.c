@@ -27,11 +27,16 @@ static brg_status save_tensors(brg_node *node, const brg_op_call *call)
     return BRG_OK;
 }
 
-static brg_status connect(brg_node *node, const brg_op_call *call)
+static brg_status connect_inputs(brg_node *node, const brg_op_call *call)
 {
     for (int i = 0; i < call->n_in; i++)
         if (call->in[i] && !((call->op->no_grad_in >> i) & 1u))
             BRG_TRY(brg__edge_of(call->in[i], &node->edges[i]));
+    return BRG_OK;
+}
+
+static brg_status connect_outputs(brg_node *node, const brg_op_call *call)
+{
     for (int j = 0; j < call->op->n_diff_out; j++) {
         if (!brg__tensor_is_float(call->out[j]))
             continue;
@@ -43,19 +48,29 @@ static brg_status connect(brg_node *node, const brg_op_call *call)
 
 static const brg__node_class op_class;
 
-brg_status brg__op_node_record(brg_op_call *call)
+brg_status brg__op_node_new(brg_node **out, const brg_op_call *call)
 {
     const brg_op *op = call->op;
-    brg_node *node;
-    BRG_TRY(brg__node_new(&node, &op_class, call->n_in, op->n_diff_out,
+    BRG_TRY(brg__node_new(out, &op_class, call->n_in, op->n_diff_out,
                           __builtin_popcount(op->saves)));
+    brg_node *node = *out;
     node->op = op;
     node->attrs = *call->attrs;
     node->n_op_in = (uint8_t)call->n_in;
     node->n_op_out = (uint8_t)call->n_out;
     brg_status status = save_tensors(node, call);
     if (status == BRG_OK)
-        status = connect(node, call);
+        status = connect_inputs(node, call);
+    if (status != BRG_OK)
+        brg_node_release(node);
+    return status;
+}
+
+brg_status brg__op_node_record(brg_op_call *call)
+{
+    brg_node *node;
+    BRG_TRY(brg__op_node_new(&node, call));
+    brg_status status = connect_outputs(node, call);
     brg_node_release(node); /* the outputs hold it now */
     return status;
 }

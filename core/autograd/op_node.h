@@ -8,4 +8,7 @@
 /* Makes the node of a finished call and ties the outputs to it. */
 brg_status brg__op_node_record(brg_op_call *call);
 
+/* The node alone: edges and saved tensors, tied to no output. Owned. */
+brg_status brg__op_node_new(brg_node **out, const brg_op_call *call);
+
 #endif

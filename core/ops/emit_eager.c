@@ -3,6 +3,8 @@
  * thread's choice of emitter. */
 #include <string.h>
 
+#include <brigade/autograd.h>
+
 #include "core/ops/op.h"
 #include "core/tensor/device.h"
 
@@ -47,6 +49,10 @@ static brg_status make_output(brg_op_call *call, int j, brg_device device)
         brg_status status = brg__tensor_new(&t, &layout);
         if (status != BRG_OK)
             return brg__error_prefix("%s: ", call->op->name);
+    }
+    if (info->is_view && brg_grad_mode()) {
+        brg_tensor *of = call->in[info->view_of];
+        t->base = brg_retain(of->base ? of->base : of);
     }
     call->out[j] = brg__scope_adopt(t);
     return call->out[j] ? BRG_OK : brg_error_code();

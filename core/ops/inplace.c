@@ -24,29 +24,6 @@ static brg_status check_memory(const char *name, const brg_tensor *t)
     return BRG_OK;
 }
 
-/* In-place changes are not recorded, so no gradient may depend on them. */
-static brg_status check_recording(const char *name, const brg_tensor *dst,
-                                  const brg_tensor *src)
-{
-    if (!brg_grad_mode())
-        return BRG_OK;
-    char text[BRG_TENSOR_TEXT_MAX];
-    if (brg_requires_grad(dst) && brg_is_leaf(dst))
-        return BRG_FAIL(BRG_ERR_STATE,
-                        "%s: a leaf that requires gradients (%s) may not be "
-                        "changed in place while gradients are recorded; turn "
-                        "them off with brg_grad_mode_set(false)",
-                        name, brg__tensor_text(dst, text));
-    const brg_tensor *t = brg_requires_grad(dst) ? dst : src;
-    if (t && brg_requires_grad(t))
-        return BRG_FAIL(BRG_ERR_STATE,
-                        "%s: in-place changes are not recorded, and %s "
-                        "requires gradients; turn recording off with "
-                        "brg_grad_mode_set(false)",
-                        name, brg__tensor_text(t, text));
-    return BRG_OK;
-}
-
 static brg_status check_broadcast(const char *name, const brg_tensor *dst,
                                   const brg_tensor *src)
 {
@@ -75,8 +52,8 @@ static brg_status check_not_expanded(const char *name, const brg_tensor *dst)
     return BRG_OK;
 }
 
-static brg_status check_change(const char *name, const brg_tensor *dst,
-                               const brg_tensor *src)
+static brg_status check_change(const char *name, brg_tensor *dst,
+                               brg_tensor *src, bool *is_recorded)
 {
     BRG_TRY(check_memory(name, dst));
     BRG_TRY(check_not_expanded(name, dst));
@@ -84,7 +61,7 @@ static brg_status check_change(const char *name, const brg_tensor *dst,
         BRG_TRY(check_memory(name, src));
         BRG_TRY(check_broadcast(name, dst, src));
     }
-    return check_recording(name, dst, src);
+    return brg__inplace_begin(name, dst, src, is_recorded);
 }
 
 /* The same elements in the same order may be read and written together; any
@@ -120,17 +97,33 @@ static brg_status settle(brg_tensor **out, const brg_tensor *dst,
 
 /* ---- In place --------------------------------------------------------------------------- */
 
+/* dst = src: the gradient goes to src alone. */
+static brg_status record_assign(brg_tensor *dst, brg_tensor *src)
+{
+    if (src->dtype != dst->dtype && !(src = brg_cast(src, dst->dtype)))
+        return brg_error_code();
+    return brg__inplace_record(&brg__op_assign, 2,
+                               (brg_tensor *[]){dst, src}, NULL);
+}
+
 brg_status brg_copy_(brg_tensor *dst, brg_tensor *src)
 {
     if (!src)
         return brg__error_pending("brg_copy_: src");
-    BRG_TRY(check_change("brg_copy_", dst, src));
+    bool is_recorded;
+    BRG_TRY(check_change("brg_copy_", dst, src, &is_recorded));
     brg_tensor *from;
     BRG_TRY(settle(&from, dst, src));
     brg__copy_strided(dst, from);
     brg_release(from);
     brg_tensor_touch(dst);
-    return BRG_OK;
+    return is_recorded ? record_assign(dst, src) : BRG_OK;
+}
+
+/* dst = 0 dst + value: what it was has no gradient any more. */
+static brg_status record_fill(brg_tensor *dst)
+{
+    return brg__inplace_record(&brg__op_mul_scalar, 1, &dst, NULL);
 }
 
 /* dst = value, whatever its layout. */
@@ -151,28 +144,31 @@ static void fill(const brg_tensor *dst, double value)
 
 brg_status brg_fill_(brg_tensor *dst, double value)
 {
-    BRG_TRY(check_change("brg_fill_", dst, NULL));
+    bool is_recorded;
+    BRG_TRY(check_change("brg_fill_", dst, NULL, &is_recorded));
     fill(dst, value);
     brg_tensor_touch(dst);
-    return BRG_OK;
+    return is_recorded ? record_fill(dst) : BRG_OK;
 }
 
 brg_status brg_zero_(brg_tensor *dst)
 {
-    BRG_TRY(check_change("brg_zero_", dst, NULL));
+    bool is_recorded;
+    BRG_TRY(check_change("brg_zero_", dst, NULL, &is_recorded));
     if (dst->is_contiguous && dst->numel > 0)
         memset(brg__tensor_ptr(dst), 0, brg_tensor_nbytes(dst));
     else
         fill(dst, 0.0);
     brg_tensor_touch(dst);
-    return BRG_OK;
+    return is_recorded ? record_fill(dst) : BRG_OK;
 }
 
 brg_status brg_add_(brg_tensor *dst, brg_tensor *src, double alpha)
 {
     if (!src)
         return brg__error_pending("brg_add_: src");
-    BRG_TRY(check_change("brg_add_", dst, src));
+    bool is_recorded;
+    BRG_TRY(check_change("brg_add_", dst, src, &is_recorded));
     if (dst->dtype != src->dtype)
         return BRG_FAIL(BRG_ERR_DTYPE, "brg_add_: dst is %s, src is %s",
                         brg_dtype_name((brg_dtype)dst->dtype),
@@ -184,16 +180,24 @@ brg_status brg_add_(brg_tensor *dst, brg_tensor *src, double alpha)
                   (const double[2]){alpha});
     brg_release(from);
     brg_tensor_touch(dst);
-    return BRG_OK;
+    if (!is_recorded)
+        return BRG_OK;
+    return brg__inplace_record(&brg__op_add_scaled, 2,
+                               (brg_tensor *[]){dst, src},
+                               &(brg_attrs){.f = {alpha}});
 }
 
 brg_status brg_mul_scalar_(brg_tensor *dst, double s)
 {
-    BRG_TRY(check_change("brg_mul_scalar_", dst, NULL));
+    bool is_recorded;
+    BRG_TRY(check_change("brg_mul_scalar_", dst, NULL, &is_recorded));
     brg__pw_apply(&brg__op_mul_scalar, (const brg_tensor *[]){dst}, dst,
                   (const double[2]){s});
     brg_tensor_touch(dst);
-    return BRG_OK;
+    if (!is_recorded)
+        return BRG_OK;
+    return brg__inplace_record(&brg__op_mul_scalar, 1, &dst,
+                               &(brg_attrs){.f = {s}});
 }
 
 /* ---- Filled tensors ----------------------------------------------------------------------- */
@@ -267,10 +271,11 @@ brg_status brg_tensor_read(const brg_tensor *t, void *filled, size_t nbytes)
 brg_status brg_tensor_write(brg_tensor *t, const void *data, size_t nbytes)
 {
     BRG_TRY(check_nbytes("brg_tensor_write", t, data, nbytes));
-    BRG_TRY(check_change("brg_tensor_write", t, NULL));
+    bool is_recorded;
+    BRG_TRY(check_change("brg_tensor_write", t, NULL, &is_recorded));
     brg__storage storage;
     brg_tensor plain = around(&storage, (void *)(uintptr_t)data, t);
     brg__copy_strided(t, &plain);
     brg_tensor_touch(t);
-    return BRG_OK;
+    return is_recorded ? record_fill(t) : BRG_OK;
 }

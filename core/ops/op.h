@@ -107,6 +107,15 @@ brg_status brg__fail_input(brg_status code, const brg_op_call *call, int i,
                            const char *what, const char *format, ...)
     BRG_PRINTF(5, 6);
 
+/* ---- Changing tensors in place (core/autograd/inplace.c) --------------------------
+ * Around the change of dst: begin checks that it is allowed and says whether
+ * the gradients must know; record tells them that dst is now op(in), in[0]
+ * being dst as it was. */
+brg_status brg__inplace_begin(const char *name, brg_tensor *dst,
+                              brg_tensor *src, bool *is_recorded);
+brg_status brg__inplace_record(const brg_op *op, int n_in,
+                               brg_tensor *const *in, const brg_attrs *attrs);
+
 /* ---- Help for run functions ------------------------------------------------------ */
 
 /* t itself if it is row-major, else a row-major copy, borrowed from the scope;

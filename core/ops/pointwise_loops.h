@@ -22,6 +22,7 @@
             const T a = a_at[i];                                               \
             const T b = (n_in) > 1 ? b_at[i] : 0;                              \
             const T c = (n_in) > 2 ? c_at[i] : 0;                              \
+            (void)a;                                                           \
             (void)b;                                                           \
             (void)c;                                                           \
             y_at[i] = (T)(value);                                              \

@@ -122,7 +122,9 @@ void brg_release(brg_tensor *t)
         t->grad_info->destroy(t->grad_info);
     brg__mem_free(t->name);
     brg__storage_release(t->storage);
+    brg_tensor *base = t->base; /* no view itself: one level deep */
     brg__obj_free(t, sizeof *t);
+    brg_release(base);
 }
 
 brg_tensor *brg_empty(brg_dtype dtype, int ndim, const int64_t *shape)

@@ -41,6 +41,9 @@ struct brg_tensor {
     int64_t stride[BRG_MAX_DIMS];
     brg__storage *storage; /* NULL: meta */
     brg__grad_info *grad_info;
+    /* The tensor this one is a recorded view of, itself no view; retained.
+     * A change in place of either is a change of both. */
+    brg_tensor *base;
     char *name;
     void *symbol; /* set while a capture runs: the value it stands for */
 };
