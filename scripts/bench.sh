@@ -1,9 +1,11 @@
 #!/bin/bash
 # Builds and runs the benchmarks.
 usage="usage: scripts/bench.sh [name...]
-Names as in bench/list.txt (lines 'name ranks'; the program is bench_<name>,
-run under mpirun if ranks is given and not 0); none: all of them.
-BENCH_ARGS in the environment is passed to each program."
+Names as in bench/list.txt (lines 'name ranks'; the program is bench_<name>, or
+bench/<name>/run.sh if there is one, run under mpirun if ranks is given and not
+0); none: all of them. BENCH_ARGS in the environment is passed to each program.
+Each figure is a line 'bench: <name> <value> <unit>', those with a target with
+'target=<x> ok|miss' after it; docs/benchmarks.md says what they mean."
 cd "$(dirname "$0")/.." || exit 1
 . scripts/common.sh
 . scripts/env.sh
@@ -11,7 +13,6 @@ case ${1:-} in -h | --help) echo "$usage"; exit 0 ;; esac
 
 folder=build/bench
 list=bench/list.txt
-test -f $list || die "$list is not in this checkout"
 # shellcheck disable=SC2086
 need_packages $BUILD_PACKAGES
 configure_and_build "$folder" -DCMAKE_BUILD_TYPE=Release -DBRG_BUILD_TESTS=OFF \
@@ -26,8 +27,11 @@ done
 n_bad=0
 while read -r name ranks; do
     test $# -eq 0 || case " $* " in *" $name "*) ;; *) continue ;; esac
-    program=$folder/bench/bench_$name
-    test -x "$program" || die "the build made no $program"
+    program=("$folder/bench/bench_$name")
+    if test -x "bench/$name/run.sh"; then
+        program=("bench/$name/run.sh" "$folder/bench")
+    fi
+    test -x "${program[0]}" || die "the build made no ${program[0]}"
     say "bench_$name"
     run=()
     if test "$ranks" -gt 0; then
@@ -35,7 +39,7 @@ while read -r name ranks; do
         test ! -x scripts/mpirun.sh || run=(scripts/mpirun.sh -n "$ranks")
     fi
     # shellcheck disable=SC2086
-    "${run[@]}" "$program" ${BENCH_ARGS:-} </dev/null || {
+    "${run[@]}" "${program[@]}" ${BENCH_ARGS:-} </dev/null || {
         echo "bench_$name failed" >&2
         n_bad=$((n_bad + 1))
     }

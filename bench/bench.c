@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What the benchmarks share. */
+#include "bench/bench.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <brigade/tensor.h>
+
+double bench_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static int compare_doubles(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+double bench_quantile(double *values, size_t n, double q)
+{
+    qsort(values, n, sizeof(values[0]), compare_doubles);
+    return values[(size_t)(q * (double)(n - 1) + 0.5)];
+}
+
+double bench_median(double *values, size_t n)
+{
+    return bench_quantile(values, n, 0.5);
+}
+
+void bench_pairs_add(bench_pairs *pairs, double a, double b)
+{
+    if (pairs->n == BENCH_MAX_PASSES)
+        bench_fail("more passes than BENCH_MAX_PASSES");
+    pairs->a[pairs->n] = a;
+    pairs->b[pairs->n++] = b;
+}
+
+double bench_pairs_ratio(const bench_pairs *pairs, double q)
+{
+    double ratios[BENCH_MAX_PASSES];
+    for (size_t i = 0; i < pairs->n; i++)
+        ratios[i] = pairs->a[i] / pairs->b[i];
+    return bench_quantile(ratios, pairs->n, q);
+}
+
+double bench_pairs_a(const bench_pairs *pairs)
+{
+    double values[BENCH_MAX_PASSES];
+    memcpy(values, pairs->a, sizeof(values));
+    return bench_median(values, pairs->n);
+}
+
+double bench_pairs_b(const bench_pairs *pairs)
+{
+    double values[BENCH_MAX_PASSES];
+    memcpy(values, pairs->b, sizeof(values));
+    return bench_median(values, pairs->n);
+}
+
+static void print_line(const char *name, double value, const char *unit,
+                       const char *rest)
+{
+    printf("bench: %-32s %10.4g %s%s\n", name, value, unit, rest);
+    fflush(stdout);
+}
+
+void bench_print(const char *name, double value, const char *unit)
+{
+    print_line(name, value, unit, "");
+}
+
+static void print_target(const char *name, double value, const char *unit,
+                         double target, bool is_ok)
+{
+    char rest[64];
+    snprintf(rest, sizeof(rest), " target=%g %s", target,
+             is_ok ? "ok" : "miss");
+    print_line(name, value, unit, rest);
+}
+
+void bench_at_least(const char *name, double value, const char *unit,
+                    double target)
+{
+    print_target(name, value, unit, target, value >= target);
+}
+
+void bench_at_most(const char *name, double value, const char *unit,
+                   double target)
+{
+    print_target(name, value, unit, target, value <= target);
+}
+
+const char *bench_name(const char *prefix, const char *name)
+{
+    static char text[96];
+    snprintf(text, sizeof(text), "%s.%s", prefix, name);
+    return text;
+}
+
+void bench_fail(const char *what)
+{
+    fprintf(stderr, "benchmark failed: %s\n", what);
+    exit(1);
+}
+
+void bench_must(brg_status status)
+{
+    if (status != BRG_OK)
+        bench_fail(brg_error_message());
+}
+
+brg_tensor *bench_some(brg_tensor *t)
+{
+    if (t == NULL)
+        bench_fail(brg_error_message());
+    return t;
+}
+
+void bench_fill(float *filled, size_t n, float scale, uint64_t seed)
+{
+    uint64_t state = seed * 0x9e3779b97f4a7c15u + 1;
+    for (size_t i = 0; i < n; i++) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        const float unit = (float)(state >> 40) / (float)(1 << 24);
+        filled[i] = scale * (2.0f * unit - 1.0f);
+    }
+}
+
+brg_tensor *bench_random(float scale, uint64_t seed, int ndim,
+                         const int64_t *shape)
+{
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *t = bench_some(brg_empty(BRG_DTYPE_F32, ndim, shape));
+    bench_fill(brg_tensor_data(t), (size_t)brg_tensor_numel(t), scale, seed);
+    brg_retain(t);
+    brg_scope_end(scope);
+    return t;
+}
+
+double bench_memory_mb(const char *key)
+{
+    FILE *status = fopen("/proc/self/status", "r");
+    if (status == NULL)
+        return 0;
+    char line[256];
+    double kb = 0;
+    while (fgets(line, sizeof(line), status) != NULL)
+        if (strncmp(line, key, strlen(key)) == 0)
+            kb = atof(line + strlen(key) + 1);
+    fclose(status);
+    return kb / 1024;
+}

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The models that the benchmarks train: MLPs, a CNN, a small GPT. */
+#ifndef BRG_BENCH_MODELS_H
+#define BRG_BENCH_MODELS_H
+
+#include <brigade/optim.h>
+#include <brigade/reducer.h>
+#include <brigade/tensor.h>
+
+#define BENCH_MAX_PARAMS 64
+#define BENCH_N_MODELS 4
+
+/* "mlp-a", "mlp-b", "cnn", "gpt". */
+extern const char *const bench_model_names[BENCH_N_MODELS];
+
+/* A model, its batch of random data, its optimizer, all owned. */
+typedef struct bench_model {
+    const char *name;
+    brg_params *params;
+    brg_tensor *p[BENCH_MAX_PARAMS]; /* borrowed from params, in its order */
+    size_t n_params;
+    brg_tensor *x, *y;
+    brg_tensor *(*loss)(const struct bench_model *m);
+    brg_optim *optim;
+    brg_ddp *ddp; /* NULL: this rank alone */
+    double last_loss;
+} bench_model;
+
+/* Weights depend on the model only, the data on `seed` too. Everything is
+ * made in the innermost scope. */
+void bench_model_init(bench_model *m, const char *name, uint64_t seed);
+/* From now on gradients are averaged over the ranks of pg. */
+void bench_model_distribute(bench_model *m, brg_pg *pg);
+void bench_model_deinit(bench_model *m);
+
+/* Forward, backward, update. */
+void bench_model_step(bench_model *m);
+
+/* n steps, then checks that all parameters got gradients and that the loss
+ * went down. */
+void bench_model_warm_up(bench_model *m, int n_steps);
+
+/* Seconds of one step, from n. */
+double bench_model_time(bench_model *m, int n_steps);
+
+#endif
