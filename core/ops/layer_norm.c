@@ -123,7 +123,8 @@ brg_tensor *brg_layer_norm(brg_tensor *x, brg_tensor *weight, brg_tensor *bias,
 brg_status brg__layer_norm_grad_infer(brg_op_call *call)
 {
     const brg_tensor *x = call->in[1];
-    int n = (int)call->attrs->i[0];
+    BRG_TRY(brg__check_float(call, 1, "x"));
+    const int n = (int)call->attrs->i[0];
     brg__infer_like(call, 0, x);
     for (int j = 1; j <= 2; j++)
         brg__infer_shape(call, j, (brg_dtype)x->dtype, n,

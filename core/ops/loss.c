@@ -304,6 +304,7 @@ brg_status brg__mse_run(brg_op_call *call)
 /* The gradient row: 2 (a - b) g / n, of g, a, b. */
 brg_status brg__mse_grad_infer(brg_op_call *call)
 {
+    BRG_TRY(brg__check_float(call, 1, "prediction"));
     brg__infer_like(call, 0, call->in[1]);
     return BRG_OK;
 }

@@ -16,7 +16,7 @@
 /* ---- reshape ------------------------------------------------------------------- */
 
 /* One -1 in shape becomes what is left of numel. */
-static brg_status resolve_shape(const brg_tensor *x, int ndim,
+static brg_status resolve_shape(const char *op, const brg_tensor *x, int ndim,
                                 const int64_t *wanted, int64_t *shape)
 {
     int64_t known = 1;
@@ -38,7 +38,7 @@ static brg_status resolve_shape(const brg_tensor *x, int ndim,
     if (fits && known == x->numel)
         return BRG_OK;
     char from[BRG_TENSOR_TEXT_MAX], to[BRG_SHAPE_TEXT_MAX];
-    return BRG_FAIL(BRG_ERR_SHAPE, "reshape: %s cannot become %s",
+    return BRG_FAIL(BRG_ERR_SHAPE, "%s: %s cannot become %s", op,
                     brg__tensor_text(x, from),
                     brg__shape_text(ndim, wanted, to));
 }
@@ -79,7 +79,7 @@ static brg_status infer_reshape(brg_op_call *call, int ndim,
 {
     const brg_tensor *x = call->in[0];
     int64_t shape[BRG_MAX_DIMS];
-    BRG_TRY(resolve_shape(x, ndim, wanted, shape));
+    BRG_TRY(resolve_shape(call->op->name, x, ndim, wanted, shape));
     brg__infer_view(call, x);
     brg__infer_shape(call, 0, (brg_dtype)x->dtype, ndim, shape);
     call->info[0].is_view = true;
@@ -116,7 +116,8 @@ brg_status brg__reshape_like_vjp(brg_vjp *v)
 static brg_tensor *viewable(brg_tensor *x, int ndim, const int64_t *wanted)
 {
     int64_t shape[BRG_MAX_DIMS], stride[BRG_MAX_DIMS];
-    if (!x || x->is_contiguous || resolve_shape(x, ndim, wanted, shape) ||
+    if (!x || x->is_contiguous ||
+        resolve_shape("reshape", x, ndim, wanted, shape) ||
         view_strides(x, ndim, shape, stride))
         return x;
     return brg_contiguous(x);
