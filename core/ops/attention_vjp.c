@@ -11,15 +11,6 @@
 
 #include <brigade/ops.h>
 
-#pragma weak brg_softmax
-#pragma weak brg_sum
-#pragma weak brg_full_like
-#pragma weak brg_tril
-#pragma weak brg_triu
-#pragma weak brg_transpose
-brg_tensor *brg_softmax(brg_tensor *x, int dim);
-brg_tensor *brg_sum(brg_tensor *x, int n, const int *dims, bool keepdim);
-
 /* ---- Attention ---------------------------------------------------------------- */
 
 typedef struct problem {
