@@ -295,19 +295,20 @@ BRG__VM float brg__f32_pow(float x, float y)
     t = t > 200.0 ? 200.0 : t;
     t = t < -200.0 ? -200.0 : t;
     float m = (float)brg__vm_exp64(t);
-    /* y is an integer if adding 2^23 changes nothing; all floats >= 2^23 are,
-     * and those >= 2^24 are even. */
+    /* y is an integer if adding 2^23 and taking it away changes nothing; all
+     * floats >= 2^23 are, and all >= 2^24 are even. */
     float whole = (ay + 8388608.0f) - 8388608.0f;
     float half = 0.5f * ay;
     float half_whole = (half + 8388608.0f) - 8388608.0f;
-    int is_integer = ay >= 8388608.0f || whole == ay;
-    int is_odd = ay < 16777216.0f && is_integer &&
-                 !(half >= 8388608.0f || half_whole == half);
-    int is_negative = (brg__vm_bits(x) >> 31) != 0;
-    m = is_negative && is_odd ? -m : m;
-    m = x < 0.0f && x > -INFINITY && !is_integer ? NAN : m;
-    m = ax == 1.0f && ay == INFINITY ? 1.0f : m;
-    return x == 1.0f || y == 0.0f ? 1.0f : m;
+    int is_integer = (ay >= 8388608.0f) | (whole == ay);
+    int is_even = (half >= 8388608.0f) | (half_whole == half);
+    int is_odd = is_integer & (is_even ^ 1);
+    int is_negative = (int)(brg__vm_bits(x) >> 31);
+    float sign = (is_negative & is_odd) ? -1.0f : 1.0f;
+    m = m * sign;
+    m = ((x < 0.0f) & (x > -INFINITY) & (is_integer ^ 1)) ? NAN : m;
+    m = ((ax == 1.0f) & (ay == INFINITY)) ? 1.0f : m;
+    return ((x == 1.0f) | (y == 0.0f)) ? 1.0f : m;
 }
 
 /* ---- What the processor does, in each type -------------------------------------------------- */
@@ -377,11 +378,11 @@ BRG__VM double brg__f64_pow(double x, double y)
     /* NaN in either gives NaN. */                                             \
     BRG__VM T P##max(T a, T b)                                                 \
     {                                                                          \
-        return a > b || a != a ? a : b;                                        \
+        return ((a > b) | (a != a)) ? a : b;                                   \
     }                                                                          \
     BRG__VM T P##min(T a, T b)                                                 \
     {                                                                          \
-        return a < b || a != a ? a : b;                                        \
+        return ((a < b) | (a != a)) ? a : b;                                   \
     }                                                                          \
     BRG__VM T P##softplus(T x)                                                 \
     {                                                                          \

@@ -2,7 +2,9 @@
  * Every row of op_cases.def in every mode. An argument filters the tests by
  * name: core_test_ops 'matmul*'. */
 #include "tests/core/op_rows.h"
+#include "tests/core/op_ref_dense.h"
 #include "tests/core/op_ref_nn.h"
+#include "tests/core/op_ref_pointwise.h"
 #include "tests/core/op_ref_shape.h"
 
 #define OP(name, ...) OP_MORE(name, , __VA_ARGS__)

@@ -1,0 +1,368 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Random tensors and dropout: see include/brigade/random.h for which number
+ * goes where.
+ *
+ * A *stream* hands out the elements k, k+1, ... of one draw in pieces of any
+ * length, as the walk over a tensor's tiles asks for them. */
+#include <brigade/random.h>
+
+#include <string.h>
+
+#include <brigade/autograd.h>
+
+#include "core/base/progress.h"
+#include "core/ops/isa.h"
+#include "core/ops/op.h"
+#include "core/ops/random.h"
+#include "core/ops/tiles.h"
+
+#define WORDS BRG__RANDOM_WORDS
+
+/* ---- The thread's state --------------------------------------------------------------- */
+
+static _Thread_local brg_random_state state;
+
+void brg_seed(uint64_t seed)
+{
+    state = (brg_random_state){.seed = seed};
+}
+
+void brg_random_get_state(brg_random_state *filled)
+{
+    *filled = state;
+}
+
+void brg_random_set_state(const brg_random_state *new_state)
+{
+    state = *new_state;
+}
+
+/* Takes the counters for n elements; returns the first. */
+static brg_random_state take(int64_t n)
+{
+    brg_random_state taken = state;
+    state.offset += ((uint64_t)n + 3) / 4;
+    return taken;
+}
+
+/* ---- Streams ------------------------------------------------------------------------------ */
+
+typedef struct stream {
+    const brg__random_kernels *kernels;
+    brg_random_state from;
+    uint64_t next; /* the element to hand out next */
+    uint32_t words[WORDS];
+    float normal[WORDS]; /* of these words, if is_normal */
+    bool is_normal;
+} stream;
+
+static void stream_init(stream *s, brg_random_state from, bool is_normal)
+{
+    s->kernels = BRG__ISA_PICK(brg__random);
+    s->from = from;
+    s->next = 0;
+    s->is_normal = is_normal;
+}
+
+static void stream_fill(stream *s, uint64_t first_counter)
+{
+    uint64_t counter = s->from.offset + first_counter;
+    brg__random_block block = {
+        .counter = {(uint32_t)counter, (uint32_t)(counter >> 32)},
+        .key = {(uint32_t)s->from.seed, (uint32_t)(s->from.seed >> 32)}};
+    s->kernels->words(&block, s->words);
+    if (s->is_normal)
+        s->kernels->normal(s->words, s->normal);
+}
+
+/* The next piece, at most n elements: its length and its place in `words`. */
+static size_t stream_next(stream *s, size_t n, size_t *at)
+{
+    *at = (size_t)(s->next % WORDS);
+    if (*at == 0)
+        stream_fill(s, s->next / 4);
+    size_t count = WORDS - *at < n ? WORDS - *at : n;
+    s->next += count;
+    return count;
+}
+
+/* ---- Filling --------------------------------------------------------------------------------- */
+
+typedef enum distribution {
+    UNIFORM,
+    NORMAL
+} distribution;
+
+/* Values are a + b * u, u in [0, 1) of so many bits, or normal. */
+typedef struct recipe {
+    distribution distribution;
+    double a, b;
+    int n_bits;
+} recipe;
+
+static double unit_value(const stream *s, size_t at, const recipe *r)
+{
+    if (r->distribution == NORMAL)
+        return (double)s->normal[at];
+    return (double)(s->words[at] >> (32 - r->n_bits)) /
+           (double)((uint64_t)1 << r->n_bits);
+}
+
+static void make_f32(stream *s, const recipe *r, size_t n, float *out)
+{
+    float a = (float)r->a, b = (float)r->b, end = a + b;
+    for (size_t at, count; n > 0; n -= count, out += count) {
+        count = stream_next(s, n, &at);
+        for (size_t i = 0; i < count; i++) {
+            float v = a + b * (float)unit_value(s, at + i, r);
+            /* rounding may reach the open end */
+            bool is_past = r->distribution == UNIFORM && b > 0 && v >= end;
+            out[i] = is_past ? a : v;
+        }
+    }
+}
+
+static void make_f64(stream *s, const recipe *r, size_t n, double *out)
+{
+    for (size_t at, count; n > 0; n -= count, out += count) {
+        count = stream_next(s, n, &at);
+        for (size_t i = 0; i < count; i++)
+            out[i] = r->a + r->b * unit_value(s, at + i, r);
+    }
+}
+
+static void fill_float(const brg_tensor *t, const recipe *r)
+{
+    if (t->numel == 0)
+        return;
+    stream s;
+    stream_init(&s, take(t->numel), r->distribution == NORMAL);
+    brg__tiles tiles;
+    brg__tile_buffer buffer;
+    brg__ctype type = brg__ctype_of((brg_dtype)t->dtype);
+    brg__tiles_init(&tiles, t->ndim, t->shape, type);
+    brg__tiles_add(&tiles, t);
+    for (brg__tiles_begin(&tiles); tiles.n > 0; brg__tiles_next(&tiles)) {
+        void *values = brg__tiles_target(&tiles, 0, &buffer);
+        if (type == BRG__F64)
+            make_f64(&s, r, tiles.n, values);
+        else
+            make_f32(&s, r, tiles.n, values);
+        brg__tiles_write(&tiles, 0, values);
+        brg__progress_poll();
+    }
+}
+
+static int bits_of(brg_dtype dtype)
+{
+    static const int n_bits[] = {32, 24, 11, 8};
+    return n_bits[dtype];
+}
+
+static brg_tensor *new_float(const char *name, brg_dtype dtype, int ndim,
+                             const int64_t *shape)
+{
+    brg_tensor *t = brg_empty(dtype, ndim, shape);
+    if (!t || brg__tensor_is_float(t))
+        return t;
+    (void)BRG_FAIL(BRG_ERR_DTYPE, "%s: dtype %s is not a float", name,
+                   brg_dtype_name(dtype));
+    return NULL;
+}
+
+brg_tensor *brg_rand(brg_dtype dtype, int ndim, const int64_t *shape)
+{
+    brg_tensor *t = new_float("brg_rand", dtype, ndim, shape);
+    if (t)
+        fill_float(t, &(recipe){UNIFORM, 0.0, 1.0, bits_of(dtype)});
+    return t;
+}
+
+brg_tensor *brg_randn(brg_dtype dtype, int ndim, const int64_t *shape)
+{
+    brg_tensor *t = new_float("brg_randn", dtype, ndim, shape);
+    if (t)
+        fill_float(t, &(recipe){NORMAL, 0.0, 1.0, 0});
+    return t;
+}
+
+static brg_status change(const char *name, brg_tensor *t, const recipe *r)
+{
+    char text[BRG_TENSOR_TEXT_MAX];
+    if (!t)
+        return brg__error_pending(name);
+    if (!brg__tensor_is_float(t))
+        return BRG_FAIL(BRG_ERR_DTYPE, "%s: %s is not of a float dtype", name,
+                        brg__tensor_text(t, text));
+    if (brg__tensor_is_meta(t) || t->device.type != BRG_DEVICE_CPU)
+        return BRG_FAIL(BRG_ERR_DEVICE, "%s: %s has no memory on the CPU",
+                        name, brg__tensor_text(t, text));
+    if (brg_grad_mode() && brg_requires_grad(t))
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "%s: %s requires gradients and gradients are being "
+                        "recorded; turn recording off with "
+                        "brg_grad_mode_set(false)",
+                        name, brg__tensor_text(t, text));
+    fill_float(t, r);
+    brg_tensor_touch(t);
+    return BRG_OK;
+}
+
+brg_status brg_uniform_(brg_tensor *t, double low, double high)
+{
+    BRG_CHECK_ARG(low <= high, "brg_uniform_: low is %g, above high, %g", low,
+                  high);
+    int n_bits = t && t->dtype == BRG_DTYPE_F64 ? 32 : 24;
+    return change("brg_uniform_", t,
+                  &(recipe){UNIFORM, low, high - low, n_bits});
+}
+
+brg_status brg_normal_(brg_tensor *t, double mean, double deviation)
+{
+    return change("brg_normal_", t, &(recipe){NORMAL, mean, deviation, 0});
+}
+
+/* ---- Integers ---------------------------------------------------------------------------------- */
+
+brg_tensor *brg_randint(int64_t low, int64_t high, int ndim,
+                        const int64_t *shape)
+{
+    uint64_t range = (uint64_t)high - (uint64_t)low;
+    BRG_CHECK_ARG_NULL(low < high && range <= (uint64_t)1 << 32,
+                       "brg_randint: [%lld, %lld) is empty or wider than 2^32",
+                       (long long)low, (long long)high);
+    brg_tensor *t = brg_empty(BRG_DTYPE_I64, ndim, shape);
+    if (!t || t->numel == 0)
+        return t;
+    stream s;
+    stream_init(&s, take(t->numel), false);
+    int64_t *out = brg__tensor_ptr(t);
+    size_t left = (size_t)t->numel;
+    for (size_t at, count; left > 0; left -= count, out += count) {
+        count = stream_next(&s, left, &at);
+        for (size_t i = 0; i < count; i++)
+            out[i] = low + (int64_t)((s.words[at + i] * range) >> 32);
+    }
+    return t;
+}
+
+/* Fisher and Yates, from the end. */
+brg_tensor *brg_randperm(int64_t n)
+{
+    BRG_CHECK_ARG_NULL(n >= 0 && n <= (int64_t)UINT32_MAX,
+                       "brg_randperm: n is %lld, expected 0 to 2^32 - 1",
+                       (long long)n);
+    brg_tensor *t = brg_empty(BRG_DTYPE_I64, BRG_SHAPE(n));
+    if (!t || n == 0)
+        return t;
+    int64_t *out = brg__tensor_ptr(t);
+    for (int64_t i = 0; i < n; i++)
+        out[i] = i;
+    stream s;
+    stream_init(&s, take(n), false);
+    for (int64_t i = n - 1; i > 0; i--) {
+        size_t at;
+        (void)stream_next(&s, 1, &at);
+        int64_t k = (int64_t)((s.words[at] * (uint64_t)(i + 1)) >> 32);
+        int64_t moved = out[i];
+        out[i] = out[k];
+        out[k] = moved;
+    }
+    return t;
+}
+
+/* ---- Dropout: attrs i = {seed, offset}, f = {p} ------------------------------------------------- */
+
+static void mask_f64(size_t n, const uint32_t *words, uint32_t threshold,
+                     double scale, const double *x, double *out)
+{
+    for (size_t i = 0; i < n; i++)
+        out[i] = words[i] < threshold ? 0.0 : x[i] * scale;
+}
+
+static void mask_tile(stream *s, double p, size_t n, const void *x, void *out,
+                      brg__ctype type)
+{
+    uint32_t threshold =
+        p >= 1.0 ? UINT32_MAX : (uint32_t)(p * 4294967296.0);
+    double scale = p >= 1.0 ? 0.0 : 1.0 / (1.0 - p);
+    size_t item = brg__ctype_size(type);
+    for (size_t at, count; n > 0; n -= count) {
+        count = stream_next(s, n, &at);
+        if (type == BRG__F64)
+            mask_f64(count, s->words + at, threshold, scale, x, out);
+        else
+            s->kernels->mask_f32(count, s->words + at, threshold,
+                                 (float)scale, x, out);
+        x = (const char *)x + count * item;
+        out = (char *)out + count * item;
+    }
+}
+
+brg_status brg__dropout_run(brg_op_call *call)
+{
+    const brg_tensor *x = call->in[0], *y = call->out[0];
+    if (y->numel == 0)
+        return BRG_OK;
+    stream s;
+    stream_init(&s,
+                (brg_random_state){(uint64_t)call->attrs->i[0],
+                                   (uint64_t)call->attrs->i[1]},
+                false);
+    brg__ctype type = brg__ctype_of((brg_dtype)x->dtype);
+    brg__tiles t;
+    brg__tile_buffer buffers[2];
+    brg__tiles_init(&t, y->ndim, y->shape, type);
+    brg__tiles_add(&t, x);
+    brg__tiles_add(&t, y);
+    for (brg__tiles_begin(&t); t.n > 0; brg__tiles_next(&t)) {
+        const void *from = brg__tiles_read(&t, 0, &buffers[0]);
+        void *to = brg__tiles_target(&t, 1, &buffers[1]);
+        mask_tile(&s, call->attrs->f[0], t.n, from, to, type);
+        brg__tiles_write(&t, 1, to);
+        brg__progress_poll();
+    }
+    return BRG_OK;
+}
+
+brg_status brg__dropout_infer(brg_op_call *call)
+{
+    BRG_TRY(brg__check_float(call, 0, "the input"));
+    brg__infer_like(call, 0, call->in[0]);
+    return BRG_OK;
+}
+
+brg_status brg__dropout_vjp(brg_vjp *v)
+{
+    BRG_VJP_SET(v, 0,
+                brg__call1(&brg__op_dropout_grad, v->grad_out[0], v->attrs));
+    return BRG_OK;
+}
+
+brg_status brg__dropout_grad_infer(brg_op_call *call)
+{
+    return brg__dropout_infer(call);
+}
+
+brg_status brg__dropout_grad_run(brg_op_call *call)
+{
+    return brg__dropout_run(call);
+}
+
+brg_status brg__dropout_grad_vjp(brg_vjp *v)
+{
+    return brg__dropout_vjp(v);
+}
+
+brg_tensor *brg_dropout(brg_tensor *x, double p, bool training)
+{
+    BRG_CHECK_ARG_NULL(p >= 0.0 && p <= 1.0,
+                       "dropout: p is %g, expected 0 to 1", p);
+    if (!x || !training || p == 0.0)
+        return x;
+    brg_random_state taken = take(x->numel);
+    return brg__call1(&brg__op_dropout, x,
+                      &(brg_attrs){.i = {(int64_t)taken.seed,
+                                         (int64_t)taken.offset},
+                                   .f = {p}});
+}
