@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/env.md and docs/ops.md from the row files. With --check, fails
-if they are not what it would write."""
+"""Writes docs/env.md and docs/ops.md from the row files, and
+include/brigade/places.h from the headers of the ops. With --check, fails if
+they are not what it would write."""
 import pathlib
 import re
 import sys
@@ -78,19 +79,46 @@ def ops_page(source):
     return "\n".join(out) + "\n"
 
 
-PAGES = [("core/base/env.def", "docs/env.md", env_page),
+PLACES = """/* SPDX-License-Identifier: Apache-2.0
+ * Op calls that know their place: see debug.h. Made by scripts/gen_docs.py from
+ * the headers of the ops; do not edit. */
+#ifndef BRG_PLACES_H
+#define BRG_PLACES_H
+
+#include <brigade/debug.h>
+#include <brigade/ops.h>
+
+#ifdef BRG_TRACE_CALLS
+
+#define BRG_PLACE(call)                                                        \\
+    (brg_place_push(__FILE__, __LINE__), brg_place_pop(call))
+
+{}
+
+#endif
+
+#endif
+"""
+
+
+def places_header(source):
+    names = re.findall(r"^BRG_API\s+brg_tensor\s*\*\s*(brg_\w+)\(",
+                       strip_comments(source), flags=re.M)
+    lines = [f"#define {name}(...) BRG_PLACE({name}(__VA_ARGS__))"
+             for name in names]
+    return PLACES.format("\n".join(lines)) if names else ""
+
+
+PAGES = [("include/brigade/ops_*.h", "include/brigade/places.h", places_header),
+         ("core/base/env.def", "docs/env.md", env_page),
          ("core/ops/ops.def", "docs/ops.md", ops_page)]
 
 
 def main():
     stale = []
     for source, target, page in PAGES:
-        source, target = ROOT / source, ROOT / target
-        if not source.exists():
-            continue
-        text = page(source.read_text())
-        if text.endswith("|---|---|---|\n"):
-            continue  # no rows yet
+        target = ROOT / target
+        text = page("".join(f.read_text() for f in sorted(ROOT.glob(source))))
         if target.exists() and target.read_text() == text:
             continue
         if "--check" in sys.argv[1:]:

@@ -5,6 +5,7 @@
  * makes the node through which the gradient will come back. */
 #include <string.h>
 
+#include "core/autograd/debug.h"
 #include "core/autograd/node.h"
 #include "core/autograd/op_node.h"
 #include "core/base/error.h"
@@ -55,6 +56,8 @@ brg_status brg_op_apply(const brg_op *op, int n_in, brg_tensor *const *in,
     }
     if (status == BRG_OK && wants_gradient(op, n_in, in))
         status = brg__op_node_record(&call);
+    if (status == BRG_OK && brg__n_observers != 0)
+        status = brg__observe(&call);
     for (int j = 0; j < op->n_out; j++)
         out[j] = status == BRG_OK ? call.out[j] : NULL;
     return status;

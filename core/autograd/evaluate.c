@@ -6,6 +6,7 @@
  * result is added into the slot that its edge leads to. */
 #include <string.h>
 
+#include "core/autograd/debug.h"
 #include "core/autograd/engine.h"
 #include "core/base/error.h"
 #include "core/tensor/device.h"
@@ -322,6 +323,8 @@ brg_status brg__task_evaluate(brg__task *task, uint32_t visit)
             status = apply_rule(node, grads, grad_in);
         if (status == BRG_OK)
             status = run_post_hooks(node, grad_in, grads);
+        if (status == BRG_OK && brg__anomaly_is_on)
+            status = brg__anomaly_check(node, grad_in);
         if (!task->is_retained)
             brg__node_free_saved(node);
     }

@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "core/autograd/debug.h"
 #include "core/base/alloc.h"
 #include "core/base/error.h"
 
@@ -29,6 +30,7 @@ brg_status brg__node_new(brg_node **out, const brg__node_class *cls,
     node->n_edges = (uint16_t)n_edges;
     node->n_slots = (uint16_t)n_slots;
     node->n_saved = (uint16_t)n_saved;
+    brg__place_current(&node->file, &node->line);
     node->edges = (brg__edge *)((char *)node + edges_at);
     node->slots = (brg__slot *)((char *)node + slots_at);
     node->saved = (brg__saved *)((char *)node + saved_at);

@@ -63,7 +63,9 @@ struct brg_node {
     brg__node_hooks *hooks; /* NULL: none */
     brg_node *next_dead;    /* chain of nodes being freed */
     size_t nbytes;
-    void *payload; /* of the class */
+    void *payload;    /* of the class */
+    const char *file; /* of the call that was recorded; NULL: not traced */
+    int line;
     /* Op nodes. */
     const brg_op *op;
     brg_attrs attrs;

@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Everything of libbrigade. Components (mpi.h) have headers of their own. */
+#ifndef BRG_BRIGADE_H
+#define BRG_BRIGADE_H
+
+#include <brigade/autograd.h>
+#include <brigade/comm.h>
+#include <brigade/debug.h>
+#include <brigade/export.h>
+#include <brigade/function.h>
+#include <brigade/io.h>
+#include <brigade/nn.h>
+#include <brigade/ops.h>
+#include <brigade/optim.h>
+#include <brigade/params.h>
+#include <brigade/places.h>
+#include <brigade/reducer.h>
+#include <brigade/runtime.h>
+#include <brigade/status.h>
+#include <brigade/tensor.h>
+#include <brigade/types.h>
+#include <brigade/version.h>
+
+#endif
