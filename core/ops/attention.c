@@ -139,9 +139,21 @@ brg_status brg__attention_vjp(brg_vjp *v)
     return BRG_OK;
 }
 
+/* Input i has the shape and dtype of the output, input `out`. */
+static brg_status check_gradient(const brg_op_call *call, int i, int out)
+{
+    const brg_tensor *g = call->in[i], *y = call->in[out];
+    BRG_TRY(brg__check_same_dtype(call, i, 0));
+    if (brg__shape_equal(g->ndim, g->shape, y->ndim, y->shape))
+        return BRG_OK;
+    return brg__fail_input(BRG_ERR_SHAPE, call, i, "gradient",
+                           "the shape of the output");
+}
+
 brg_status brg__attention_grad_infer(brg_op_call *call)
 {
     BRG_TRY(check_heads(call));
+    BRG_TRY(check_gradient(call, 5, 3));
     for (int i = 0; i < 3; i++)
         brg__infer_like(call, i, call->in[i]);
     return BRG_OK;
@@ -276,6 +288,7 @@ brg_status brg__attention_qkv_vjp(brg_vjp *v)
 brg_status brg__attention_qkv_grad_infer(brg_op_call *call)
 {
     BRG_TRY(brg__check_ndim(call, 0, "qkv", 3));
+    BRG_TRY(check_gradient(call, 3, 1));
     brg__infer_like(call, 0, call->in[0]);
     return BRG_OK;
 }

@@ -60,6 +60,14 @@ static brg_status check_windows(const brg_op_call *call, int i,
                            (long long)p.ow);
 }
 
+static brg_status check_positions(const brg_op_call *call, const brg_tensor *x)
+{
+    const brg__pool p = geometry(call->attrs, x);
+    BRG_TRY(brg__check_dtype(call, 1, "positions",
+                             p.is_wide ? BRG_DTYPE_I32 : BRG_DTYPE_U8));
+    return check_windows(call, 1, "positions", x);
+}
+
 static void infer_windows(brg_op_call *call, int j, brg_dtype dtype,
                           const brg_tensor *x)
 {
@@ -123,10 +131,11 @@ brg_status brg__max_pool2d_vjp(brg_vjp *v)
 /* out (like x) gets g at the position of each window, zero elsewhere. */
 brg_status brg__max_pool2d_put_infer(brg_op_call *call)
 {
+    BRG_TRY(brg__check_float(call, 0, "gradient"));
     BRG_TRY(check_image(call, 2));
     BRG_TRY(brg__check_same_dtype(call, 0, 2));
     BRG_TRY(check_windows(call, 0, "gradient", call->in[2]));
-    BRG_TRY(check_windows(call, 1, "positions", call->in[2]));
+    BRG_TRY(check_positions(call, call->in[2]));
     brg__infer_like(call, 0, call->in[2]);
     return BRG_OK;
 }
@@ -160,7 +169,7 @@ brg_status brg__max_pool2d_take_infer(brg_op_call *call)
     const brg_tensor *x = call->in[0];
     BRG_TRY(brg__check_float(call, 0, "x"));
     BRG_TRY(check_image(call, 0));
-    BRG_TRY(check_windows(call, 1, "positions", x));
+    BRG_TRY(check_positions(call, x));
     infer_windows(call, 0, (brg_dtype)x->dtype, x);
     return BRG_OK;
 }
@@ -224,6 +233,7 @@ brg_status brg__avg_pool2d_vjp(brg_vjp *v)
 
 brg_status brg__avg_pool2d_grad_infer(brg_op_call *call)
 {
+    BRG_TRY(brg__check_float(call, 0, "gradient"));
     BRG_TRY(check_image(call, 1));
     BRG_TRY(brg__check_same_dtype(call, 0, 1));
     BRG_TRY(check_windows(call, 0, "gradient", call->in[1]));
