@@ -9,8 +9,8 @@ static void test_debug__anomaly_names_op_output_and_place(void **state)
 {
     (void)state;
     brg_tensor *x = leaf_from(0, BRG_SHAPE(2)), *w = leaf_from(1, BRG_SHAPE(2));
+    int line = __LINE__ + 1;
     brg_tensor *root = brg_sqrt(brg_mul_scalar(x, -1));
-    int line = __LINE__;
     brg_tensor *y = brg_sum_all(brg_mul(root, w));
     brg_backward_options keep = BRG_BACKWARD_OPTIONS_INIT;
     keep.retain_graph = true;
