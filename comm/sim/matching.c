@@ -245,8 +245,12 @@ void brg__sim_forget(brg__sim_rank *rank)
     rank->death = ++world->n_dead;
     rank->waits_for = NULL;
     forget_events(rank);
-    for (size_t i = 0; i < world->open.n; i++)
-        world->open.at[i]->calls[rank->rank] = NULL;
+    for (size_t i = 0; i < world->open.n; i++) {
+        brg__sim_meeting *meeting = world->open.at[i];
+        if (meeting->calls[rank->rank] && !meeting->has_run)
+            meeting->n_joined--; /* it is never complete now */
+        meeting->calls[rank->rank] = NULL;
+    }
     for (size_t i = world->p2p.n; i-- > 0;)
         if (world->p2p.at[i].rank == rank->rank)
             drop_p2p(world, world->p2p.at[i].call);
