@@ -205,6 +205,9 @@ typedef struct brg_checkpoint {
     brg_optim *optim; /* may be NULL: no such state */
     int64_t step;
     brg_sampler_position position; /* in the order of the data */
+    /* On load, the thread's generator keeps its seed and takes only the count
+     * of draws: for ranks that have seeds of their own. */
+    bool keep_seed;
     /* Written with their values; on load the keys are looked up and the values
      * filled. */
     brg_checkpoint_item *items;
