@@ -14,6 +14,7 @@
 #include <brigade/optim.h>
 #include <brigade/params.h>
 #include <brigade/places.h>
+#include <brigade/random.h>
 #include <brigade/reducer.h>
 #include <brigade/runtime.h>
 #include <brigade/status.h>
