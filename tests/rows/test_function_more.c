@@ -1,0 +1,503 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Rows of the suite `function`, part 2: layouts, several outputs, arguments of
+ * other kinds, orders of differentiation, bundles. */
+#include "tests/rows/rows.h"
+
+/* ---- Layouts that backward can see ------------------------------------------------ */
+
+FORWARD(matmul_forward)
+{
+    SAVE(ARG(0), ARG(1));
+    OUT(0, brg_matmul(ARG(0), ARG(1)));
+    return BRG_OK;
+}
+
+static brg_status expect_contiguous(const brg_tensor *t, const char *what)
+{
+    if (brg_tensor_is_contiguous(t))
+        return BRG_OK;
+    return brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__,
+                         "%s is not contiguous", what);
+}
+
+BACKWARD(matmul_contiguous_backward)
+{
+    SAVED(x, 0);
+    SAVED(w, 1);
+    GRAD(0, brg_matmul(g[0], brg_transpose(w, 0, 1)));
+    GRAD(1, brg_matmul(brg_transpose(x, 0, 1), g[0]));
+    return expect_contiguous(gi[1], "the gradient of w");
+}
+
+static void test_assert_is_contiguous_after_matmul(void **state)
+{
+    (void)state;
+    brg_function *f =
+        function_of("MyMM", matmul_forward, matmul_contiguous_backward, 1);
+    brg_tensor *x = leaf_full(1, BRG_SHAPE(4, 3)),
+               *w = leaf_full(2, BRG_SHAPE(3, 5));
+    brg_tensor *y = CALL(f, x, w);
+    expect_all(y, 6);
+    backward_of_sum(y);
+    expect_all(brg_tensor_grad(x), 10);
+    expect_all(brg_tensor_grad(w), 4);
+    brg_function_release(f);
+}
+
+FORWARD(copy_forward)
+{
+    OUT(0, brg_copy(ARG(0)));
+    return BRG_OK;
+}
+
+BACKWARD(contiguous_grad_backward)
+{
+    BRG_TRY(expect_contiguous(brg_contiguous(g[0]), "gO"));
+    GRAD(0, brg_mul_scalar(brg_contiguous(g[0]), 2));
+    return BRG_OK;
+}
+
+static void test_assert_is_contiguous_on_grad_output_directly(void **state)
+{
+    (void)state;
+    brg_function *f =
+        function_of("MyFunction", copy_forward, contiguous_grad_backward, 1);
+    brg_tensor *x = leaf_from(0, BRG_SHAPE(2, 3));
+    brg_tensor *w = brg_from_data(BRG_DTYPE_F32, BRG_SHAPE(3, 2),
+                                  (float[]){1, 2, 3, 4, 5, 6});
+    /* The gradient of a transpose arrives transposed. */
+    backward_of_sum(brg_mul(brg_transpose(CALL(f, x), 0, 1), w));
+    EXPECT_VALUES(brg_tensor_grad(x), 2, 6, 10, 4, 8, 12);
+    brg_function_release(f);
+}
+
+BACKWARD(stride_backward)
+{
+    const int64_t *strides = brg_tensor_strides(g[0]);
+    int last = brg_tensor_ndim(g[0]) - 1;
+    GRAD(0, brg_mul_scalar(g[0], (double)strides[last]));
+    return BRG_OK;
+}
+
+static void test_stride_in_bwd(void **state)
+{
+    (void)state;
+    brg_function *f =
+        function_of("StrideBwd", copy_forward, stride_backward, 1);
+    brg_tensor *x = leaf_full(1, BRG_SHAPE(4, 3));
+    brg_tensor *ones = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(4, 3));
+    backward_of_sum(brg_mul(CALL(f, x), ones));
+    expect_all(brg_tensor_grad(x), 1);
+    brg_tensor *v = leaf_full(1, BRG_SHAPE(4, 3));
+    brg_tensor *turned =
+        brg_transpose(brg_ones(BRG_DTYPE_F32, BRG_SHAPE(3, 4)), 0, 1);
+    brg_tensor *y = CALL(f, v);
+    brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
+    options.grad_outputs = &turned; /* strides 1, 4 */
+    assert_brg_ok(brg_backward_with(&y, 1, &options));
+    expect_all(brg_tensor_grad(v), 4);
+    brg_function_release(f);
+}
+
+/* ---- Several outputs ------------------------------------------------------------------ */
+
+FORWARD(two_copies_forward)
+{
+    brg_context_set_materialize_grads(ctx, args[1].as.truth);
+    OUT(0, brg_copy(ARG(0)));
+    OUT(1, brg_copy(ARG(0)));
+    return BRG_OK;
+}
+
+BACKWARD(count_defined_backward)
+{
+    int *n_defined = brg_context_user(ctx);
+    *n_defined = (g[0] != NULL) + (g[1] != NULL);
+    brg_tensor *sum = g[0] ? g[0] : g[1];
+    if (g[0] && g[1])
+        sum = brg_add(g[0], g[1]);
+    GRAD(0, sum);
+    return BRG_OK;
+}
+
+static brg_function *two_copies(int *n_defined)
+{
+    brg_function_def def = BRG_FUNCTION_DEF_INIT;
+    def.name = "MaterializingGrad";
+    def.n_outputs = 2;
+    def.forward = two_copies_forward;
+    def.backward = count_defined_backward;
+    def.user = n_defined;
+    brg_function *f;
+    assert_brg_ok(brg_function_create(&f, &def));
+    return f;
+}
+
+static int defined_with(bool materializes)
+{
+    int n_defined = -1;
+    brg_function *f = two_copies(&n_defined);
+    brg_tensor *x = leaf_full(2, BRG_SHAPE(3));
+    brg_value out[2];
+    assert_brg_ok(
+        APPLY(f, out, brg_value_tensor(x), brg_value_bool(materializes)));
+    expect_all(out[0].as.tensor, 2);
+    expect_all(out[1].as.tensor, 2);
+    backward_of_sum(out[1].as.tensor);
+    expect_all(brg_tensor_grad(x), 1);
+    brg_function_release(f);
+    return n_defined;
+}
+
+static void test_materialize_grad(void **state)
+{
+    (void)state;
+    assert_int_equal(defined_with(false), 1);
+    assert_int_equal(defined_with(true), 2);
+}
+
+static void test_multi_output(void **state)
+{
+    (void)state;
+    int n_defined;
+    brg_function *f = two_copies(&n_defined);
+    brg_tensor *x = leaf_full(2, BRG_SHAPE(3));
+    brg_value out[2];
+    assert_brg_ok(APPLY(f, out, brg_value_tensor(x), brg_value_bool(true)));
+    backward_of_sum(
+        brg_add(out[0].as.tensor, brg_mul_scalar(out[1].as.tensor, 3)));
+    expect_all(brg_tensor_grad(x), 4);
+    brg_function_release(f);
+}
+
+static void test_set_materialize_grads_no_graph_break(void **state)
+{
+    (void)state;
+    int n_defined;
+    brg_function *f = two_copies(&n_defined);
+    brg_tensor *x = leaf_full(1, BRG_SHAPE(1));
+    brg_value out[2];
+    assert_brg_ok(APPLY(f, out, brg_value_tensor(x), brg_value_bool(true)));
+    backward_of_sum(brg_mul_scalar(out[0].as.tensor, 3));
+    expect_all(brg_tensor_grad(x), 3);
+    assert_int_equal(n_defined, 2);
+    brg_function_release(f);
+}
+
+/* ---- Tensors inside other arguments ------------------------------------------------------ */
+
+typedef struct pair {
+    brg_tensor *a, *b;
+} pair;
+
+/* x * a + z * list[0], with a from a struct. */
+FORWARD(nested_forward)
+{
+    const pair *p = args[1].as.pointer;
+    brg_tensor *first = args[3].as.list.items[0].as.tensor;
+    SAVE(p->a, first);
+    OUT(0, brg_add(brg_mul(ARG(0), p->a), brg_mul(ARG(2), first)));
+    return BRG_OK;
+}
+
+BACKWARD(nested_backward)
+{
+    SAVED(a, 0);
+    SAVED(first, 1);
+    GRAD(0, brg_mul(g[0], a));
+    GRAD(2, brg_mul(g[0], first));
+    return BRG_OK;
+}
+
+static void test_multiple_different_non_tensor_inputs(void **state)
+{
+    (void)state;
+    brg_function *f = function_of("Foo", nested_forward, nested_backward, 1);
+    brg_tensor *x = leaf_full(1, BRG_SHAPE(2)), *z = leaf_full(1, BRG_SHAPE(2));
+    pair p = {leaf_full(4.375, BRG_SHAPE(2)), leaf_full(1, BRG_SHAPE(2))};
+    brg_tensor *in_list = leaf_full(2, BRG_SHAPE(2));
+    brg_value list[] = {brg_value_tensor(in_list)}, out[1];
+    assert_brg_ok(APPLY(f, out, brg_value_tensor(x), brg_value_pointer(&p),
+                        brg_value_tensor(z), brg_value_list(list, 1)));
+    expect_all(out[0].as.tensor, 6.375);
+    backward_of_sum(out[0].as.tensor);
+    expect_all(brg_tensor_grad(x), 4.375);
+    expect_all(brg_tensor_grad(z), 2);
+    assert_null(brg_tensor_grad(p.a));
+    assert_null(brg_tensor_grad(p.b));
+    assert_null(brg_tensor_grad(in_list));
+    brg_function_release(f);
+}
+
+FORWARD(list_forward)
+{
+    const brg_value *items = args[1].as.list.items;
+    brg_tensor *sum = brg_add(items[0].as.tensor, items[1].as.tensor);
+    SAVE(sum);
+    OUT(0, brg_mul(ARG(0), sum));
+    return BRG_OK;
+}
+
+BACKWARD(list_backward)
+{
+    SAVED(sum, 0);
+    GRAD(0, brg_mul(g[0], sum));
+    return BRG_OK;
+}
+
+static void test_tensor_list_as_input(void **state)
+{
+    (void)state;
+    brg_function *f = function_of("Foo", list_forward, list_backward, 1);
+    brg_tensor *x = leaf_full(1, BRG_SHAPE(2));
+    brg_tensor *a = leaf_full(3, BRG_SHAPE(2)), *b = leaf_full(4, BRG_SHAPE(2));
+    brg_value list[] = {brg_value_tensor(a), brg_value_tensor(b)}, out[1];
+    assert_brg_ok(APPLY(f, out, brg_value_tensor(x), brg_value_list(list, 2)));
+    backward_of_sum(out[0].as.tensor);
+    expect_all(brg_tensor_grad(x), 7);
+    assert_null(brg_tensor_grad(a));
+    assert_null(brg_tensor_grad(b));
+    brg_function_release(f);
+}
+
+/* x * (a * z + b): the struct's tensors get no gradient. */
+FORWARD(object_forward)
+{
+    const pair *p = args[1].as.pointer;
+    SAVE(ARG(0), ARG(2), p->a, p->b);
+    OUT(0, brg_mul(ARG(0), brg_add(brg_mul(p->a, ARG(2)), p->b)));
+    return BRG_OK;
+}
+
+BACKWARD(object_backward)
+{
+    SAVED(x, 0);
+    SAVED(z, 1);
+    SAVED(a, 2);
+    SAVED(b, 3);
+    GRAD(0, brg_mul(g[0], brg_add(brg_mul(a, z), b)));
+    GRAD(2, brg_mul(g[0], brg_mul(x, a)));
+    return BRG_OK;
+}
+
+static void test_user_defined_object_as_input(void **state)
+{
+    (void)state;
+    brg_function *f = function_of("Foo", object_forward, object_backward, 1);
+    brg_tensor *x = leaf_full(1, BRG_SHAPE(2)), *z = leaf_full(4, BRG_SHAPE(2));
+    pair p = {leaf_full(2, BRG_SHAPE(2)), leaf_full(0.75, BRG_SHAPE(2))};
+    brg_value out[1];
+    assert_brg_ok(APPLY(f, out, brg_value_tensor(x), brg_value_pointer(&p),
+                        brg_value_tensor(z)));
+    expect_all(out[0].as.tensor, 8.75);
+    backward_of_sum(out[0].as.tensor);
+    expect_all(brg_tensor_grad(x), 8.75);
+    expect_all(brg_tensor_grad(z), 2);
+    assert_null(brg_tensor_grad(p.a));
+    brg_function_release(f);
+}
+
+/* ---- What backward branches on -------------------------------------------------------------- */
+
+FORWARD(sin_forward)
+{
+    SAVE(ARG(0));
+    OUT(0, brg_sin(ARG(0)));
+    return BRG_OK;
+}
+
+BACKWARD(needs_backward)
+{
+    SAVED(x, 0);
+    if (brg_context_needs_grad(ctx, 0))
+        GRAD(0, brg_mul(g[0], brg_cos(x)));
+    if (brg_context_needs_grad(ctx, 1))
+        return brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__,
+                             "the second argument needs no gradient");
+    return BRG_OK;
+}
+
+static void test_needs_input_grad(void **state)
+{
+    (void)state;
+    brg_function *f =
+        function_of("NeedsInputGrad", sin_forward, needs_backward, 1);
+    brg_tensor *x = leaf_full(0.3, BRG_SHAPE(4, 2));
+    brg_tensor *plain = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(4, 2));
+    backward_of_sum(CALL(f, x, plain));
+    assert_int_equal(brg_tensor_size(brg_tensor_grad(x), 0), 4);
+    expect_all(brg_tensor_grad(x), cos(0.3));
+    /* Pruned in this backward only. */
+    brg_tensor *w = leaf_full(1, BRG_SHAPE(4, 2));
+    brg_tensor *y = brg_sum_all(CALL(f, x, w)), *grad;
+    assert_brg_ok(brg_grad(&grad, &y, 1, &x, 1, NULL));
+    expect_all(grad, cos(0.3));
+    brg_function_release(f);
+}
+
+BACKWARD(requires_grad_backward)
+{
+    SAVED(x, 0);
+    brg_tensor *moved = brg_add_scalar(x, brg_requires_grad(g[0]) ? 2 : 1);
+    GRAD(0, brg_mul(g[0], brg_cos(moved)));
+    return BRG_OK;
+}
+
+static void test_requires_grad_in_bwd(void **state)
+{
+    (void)state;
+    brg_function *f =
+        function_of("Foo", sin_forward, requires_grad_backward, 1);
+    brg_tensor *x = leaf_full(0.3, BRG_SHAPE(2));
+    backward_of_sum(CALL(f, x));
+    expect_all(brg_tensor_grad(x), cos(1.3));
+    brg_function_release(f);
+}
+
+BACKWARD(plain_half_backward)
+{
+    if (brg_grad_mode())
+        return brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__,
+                             "grad mode is on");
+    GRAD(0, brg_mul_scalar(g[0], 0.5));
+    return BRG_OK;
+}
+
+static void test_once_differentiable(void **state)
+{
+    (void)state;
+    brg_function_def def = BRG_FUNCTION_DEF_INIT;
+    def.name = "ScaleGradient";
+    def.n_outputs = 1;
+    def.forward = copy_forward;
+    def.backward = plain_half_backward;
+    def.once_differentiable = true;
+    brg_function *f;
+    assert_brg_ok(brg_function_create(&f, &def));
+    brg_tensor *x = leaf_full(3, BRG_SHAPE(2)), *grad, *second;
+    brg_tensor *y = CALL(f, x), *loss = brg_sum_all(brg_mul(y, y));
+    expect_all(y, 3);
+    brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
+    options.create_graph = true;
+    assert_brg_ok(brg_grad(&grad, &loss, 1, &x, 1, &options));
+    expect_all(grad, 3);
+    brg_tensor *sum = brg_sum_all(grad);
+    assert_brg_fails_with(brg_grad(&second, &sum, 1, &x, 1, NULL),
+                          BRG_ERR_STATE,
+                          "trying to differentiate twice a function that was "
+                          "marked with @once_differentiable");
+    brg_function_release(f);
+}
+
+/* ---- Saving -------------------------------------------------------------------------------------- */
+
+FORWARD(save_twice_forward)
+{
+    SAVE(ARG(0));
+    SAVE(ARG(0), ARG(1));
+    OUT(0, brg_mul(ARG(0), ARG(1)));
+    return BRG_OK;
+}
+
+BACKWARD(save_twice_backward)
+{
+    if (brg_context_n_saved(ctx) != 2)
+        return brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__,
+                             "%zu tensors are saved", brg_context_n_saved(ctx));
+    SAVED(x, 0);
+    SAVED(y, 1);
+    GRAD(0, brg_mul(g[0], y));
+    GRAD(1, brg_mul(g[0], x));
+    return BRG_OK;
+}
+
+static void test_repeated_save_for_backward_calls(void **state)
+{
+    (void)state;
+    brg_function *f =
+        function_of("Foo", save_twice_forward, save_twice_backward, 1);
+    brg_tensor *x = leaf_full(2, BRG_SHAPE(2)), *y = leaf_full(3, BRG_SHAPE(2));
+    backward_of_sum(CALL(f, x, y));
+    expect_all(brg_tensor_grad(x), 3);
+    expect_all(brg_tensor_grad(y), 2);
+    brg_function_release(f);
+}
+
+FORWARD(save_temporary_forward)
+{
+    brg_tensor *cos = brg_cos(ARG(0));
+    SAVE(cos);
+    OUT(0, brg_sin(ARG(0)));
+    return BRG_OK;
+}
+
+BACKWARD(save_temporary_backward)
+{
+    SAVED(cos, 0);
+    GRAD(0, brg_mul(g[0], cos));
+    return BRG_OK;
+}
+
+static void test_save_for_bwd(void **state)
+{
+    (void)state;
+    brg_function *f = function_of("SaveForBwd", save_temporary_forward,
+                                  save_temporary_backward, 1);
+    brg_tensor *x = leaf_full(0.4, BRG_SHAPE(3));
+    backward_of_sum(CALL(f, x));
+    expect_all(brg_tensor_grad(x), cos(0.4));
+    brg_function_release(f);
+}
+
+FORWARD(smuggle_forward)
+{
+    brg_value ints[] = {brg_value_int(2), brg_value_int(5)};
+    BRG_TRY(brg_context_set(ctx, "x", brg_value_tensor(ARG(0))));
+    BRG_TRY(brg_context_set(ctx, "ints", brg_value_list(ints, 2)));
+    OUT(0, brg_square(ARG(0)));
+    return BRG_OK;
+}
+
+BACKWARD(smuggle_backward)
+{
+    brg_value list = brg_context_get(ctx, "ints");
+    double factor = (double)list.as.list.items[0].as.integer *
+                    (double)list.as.list.items[1].as.integer;
+    GRAD(0, brg_mul(g[0], brg_mul_scalar(brg_context_get(ctx, "x").as.tensor,
+                                         factor)));
+    return BRG_OK;
+}
+
+static void test_smuggle_tensor_and_complex_structures(void **state)
+{
+    (void)state;
+    brg_function *f = function_of("Foo", smuggle_forward, smuggle_backward, 1);
+    brg_tensor *x = leaf_full(3, BRG_SHAPE(2)), *h = brg_mul_scalar(x, 1);
+    brg_tensor *y = CALL(f, h);
+    assert_brg_ok(brg_mul_scalar_(h, 1)); /* no version check on attributes */
+    backward_of_sum(y);
+    expect_all(brg_tensor_grad(x), 30);
+    brg_function_release(f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        scoped_test(test_assert_is_contiguous_after_matmul),
+        scoped_test(test_assert_is_contiguous_on_grad_output_directly),
+        scoped_test(test_materialize_grad),
+        scoped_test(test_multi_output),
+        scoped_test(test_multiple_different_non_tensor_inputs),
+        scoped_test(test_needs_input_grad),
+        scoped_test(test_once_differentiable),
+        scoped_test(test_repeated_save_for_backward_calls),
+        scoped_test(test_requires_grad_in_bwd),
+        scoped_test(test_save_for_bwd),
+        scoped_test(test_set_materialize_grads_no_graph_break),
+        scoped_test(test_smuggle_tensor_and_complex_structures),
+        scoped_test(test_stride_in_bwd),
+        scoped_test(test_tensor_list_as_input),
+        scoped_test(test_user_defined_object_as_input),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
