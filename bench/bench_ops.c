@@ -15,7 +15,7 @@
 enum { N_PASSES = 11 };
 #define PASS_SECONDS 0.01
 
-/* ---- Cases ----------------------------------------------------------------- */
+/* ---- Cases --------------------------------------------------------------- */
 
 #define MAX_INPUTS 3
 #define WIDTH 128
@@ -114,7 +114,7 @@ static const op_case cases[] = {
     {"attention", run_attention, {{8, 64, 3 * WIDTH}}, 0, 0, true},
 };
 
-/* ---- One case ----------------------------------------------------------------- */
+/* ---- One case ------------------------------------------------------------ */
 
 typedef struct op_run {
     const op_case *op;
@@ -235,7 +235,7 @@ static void run_case(op_run *r, bool is_backward)
                 "x");
 }
 
-/* ---- Optimizers ------------------------------------------------------------------ */
+/* ---- Optimizers ---------------------------------------------------------- */
 
 /* An update of n numbers against memcpy of the `n_streams` arrays it reads and
  * writes. */

@@ -14,7 +14,7 @@
 const char *const bench_model_names[BENCH_N_MODELS] = {"mlp-a", "mlp-b", "cnn",
                                                        "gpt"};
 
-/* ---- Parameters and data --------------------------------------------------- */
+/* ---- Parameters and data ------------------------------------------------- */
 
 static void add_param(bench_model *m, brg_tensor *t)
 {
@@ -67,7 +67,7 @@ static brg_tensor *random_ids(int64_t n_values, uint64_t seed, int ndim,
     return brg_retain(ids);
 }
 
-/* ---- MLP: 784 - hidden - hidden - 10 ---------------------------------------- */
+/* ---- MLP: 784 - hidden - hidden - 10 ------------------------------------- */
 
 static brg_tensor *mlp_loss(const bench_model *m)
 {
@@ -88,7 +88,7 @@ static void mlp_init(bench_model *m, int64_t hidden, int64_t batch,
     m->loss = mlp_loss;
 }
 
-/* ---- CNN: conv 32, conv 64, pool, 128, 10 ------------------------------------ */
+/* ---- CNN: conv 32, conv 64, pool, 128, 10 -------------------------------- */
 
 static brg_tensor *cnn_loss(const bench_model *m)
 {
@@ -113,7 +113,7 @@ static void cnn_init(bench_model *m, uint64_t seed)
     m->loss = cnn_loss;
 }
 
-/* ---- GPT: 4 blocks of width 128, 4 heads, 64 tokens of 256 ------------------- */
+/* ---- GPT: 4 blocks of width 128, 4 heads, 64 tokens of 256 --------------- */
 
 enum {
     GPT_BLOCKS = 4,
@@ -168,7 +168,7 @@ static void gpt_init(bench_model *m, uint64_t seed)
     m->loss = gpt_loss;
 }
 
-/* ---- Any model ---------------------------------------------------------------- */
+/* ---- Any model ----------------------------------------------------------- */
 
 static void make_optim(bench_model *m)
 {

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 import models
 
 # Bucket size in MB: the fastest of 1, 5, 25 and 100.
-BUCKET_MB = {"mlp-a": 25, "mlp-b": 25, "cnn": 25, "gpt": 25}
+BUCKET_MB = {"mlp-a": 5, "mlp-b": 5, "cnn": 100, "gpt": 100}
 
 
 def memory_mb(key):
