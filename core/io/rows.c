@@ -63,6 +63,24 @@ static void copy_row(brg_tensor *filled, int64_t to, const brg_tensor *table,
     }
 }
 
+/* Bytes to floats, as images are read: each of the 256 values is worked out
+ * once. */
+static void copy_bytes(brg_tensor *filled, const brg_tensor *table,
+                       const int64_t *rows, int64_t numel, double scale,
+                       double shift)
+{
+    float value[256];
+    for (int k = 0; k < 256; k++)
+        value[k] = (float)(k * scale + shift);
+    float *to = brg__tensor_ptr(filled);
+    const uint8_t *data = brg__tensor_ptr(table);
+    for (int64_t i = 0; i < filled->shape[0]; i++, to += numel) {
+        const uint8_t *from = data + rows[i] * numel;
+        for (int64_t k = 0; k < numel; k++)
+            to[k] = value[from[k]];
+    }
+}
+
 static brg_status check_tensor(const brg_tensor *t, const char *what)
 {
     char text[BRG_TENSOR_TEXT_MAX];
@@ -105,8 +123,11 @@ brg_status brg_rows_read(brg_tensor *filled, const brg_tensor *table,
         BRG_CHECK_ARG(rows[i] >= 0 && rows[i] < n_table,
                       "brg_rows_read: rows[%lld] is %lld, the table has %lld",
                       (long long)i, (long long)rows[i], (long long)n_table);
-    for (int64_t i = 0; i < n; i++)
-        copy_row(filled, i, table, rows[i], numel, scale, shift);
+    if (table->dtype == BRG_DTYPE_U8 && filled->dtype == BRG_DTYPE_F32)
+        copy_bytes(filled, table, rows, numel, scale, shift);
+    else
+        for (int64_t i = 0; i < n; i++)
+            copy_row(filled, i, table, rows[i], numel, scale, shift);
     brg_tensor_touch(filled);
     return BRG_OK;
 }

@@ -212,6 +212,11 @@ static void test_rows__scaled_into_floats(void **state)
         assert_true(at[i] == (float)(bytes[600 + i] * (1.0 / 255) - 0.5));
         assert_true(at[300 + i] == (float)(bytes[i] * (1.0 / 255) - 0.5));
     }
+    brg_tensor *wide = brg_empty(BRG_DTYPE_F64, BRG_SHAPE(2, 300));
+    assert_brg_ok(brg_rows_read(wide, table, rows, 2, 0.5, 1));
+    for (int i = 0; i < 300; i++)
+        assert_true(((double *)brg_tensor_data(wide))[i] ==
+                    bytes[600 + i] * 0.5 + 1);
     brg_tensor *labels = brg_empty(BRG_DTYPE_I64, BRG_SHAPE(2));
     int32_t numbers[] = {5, -6, 7};
     brg_tensor *answers = brg_from_data(BRG_DTYPE_I32, BRG_SHAPE(3), numbers);
