@@ -14,6 +14,7 @@
 
 #include "core/ops/flops.h"
 #include "core/ops/gemm.h"
+#include "core/ops/rows.h"
 
 static int64_t out_size(int64_t size, int64_t kernel, int axis,
                         const brg_attrs *attrs)
@@ -139,7 +140,14 @@ brg_status brg__conv2d_run(brg_op_call *call)
         return brg_error_code();
     const brg__conv v = geometry(call->attrs, x, weight);
     const brg__images images = {brg__tensor_ptr(x), x->stride};
-    fill_channels(&v, call->in[2], brg__tensor_ptr(out));
+    const brg_tensor *b = call->in[2];
+    const brg__conv_bias bias = {b ? brg__tensor_ptr(b) : NULL,
+                                 b ? b->stride[0] : 0};
+    brg_status status;
+    if (brg__conv_direct_forward(&v, &images, brg__tensor_ptr(weight), &bias,
+                                 brg__tensor_ptr(out), &status))
+        return status;
+    fill_channels(&v, b, brg__tensor_ptr(out));
     return brg__conv_unfold_forward(&v, &images, brg__tensor_ptr(weight),
                                     brg__tensor_ptr(out));
 }
@@ -230,6 +238,11 @@ brg_status brg__conv2d_grad_input_run(brg_op_call *call)
     if (!g || !weight)
         return brg_error_code();
     const brg__conv v = geometry(call->attrs, out, weight);
+    brg_status status;
+    if (brg__conv_direct_grad_input(&v, brg__tensor_ptr(g),
+                                    brg__tensor_ptr(weight),
+                                    brg__tensor_ptr(out), &status))
+        return status;
     return brg__conv_unfold_grad_input(
         &v, brg__tensor_ptr(g), brg__tensor_ptr(weight), brg__tensor_ptr(out));
 }
@@ -273,6 +286,10 @@ brg_status brg__conv2d_grad_weight_run(brg_op_call *call)
         return BRG_OK;
     }
     const brg__images images = {brg__tensor_ptr(x), x->stride};
+    brg_status status;
+    if (brg__conv_direct_grad_weight(&v, brg__tensor_ptr(g), &images,
+                                     brg__tensor_ptr(out), &status))
+        return status;
     return brg__conv_unfold_grad_weight(&v, brg__tensor_ptr(g), &images,
                                         brg__tensor_ptr(out));
 }
@@ -302,29 +319,6 @@ brg_status brg__channel_sum_infer(brg_op_call *call)
     return BRG_OK;
 }
 
-/* In f64, by eight partial sums so that it vectorises. */
-static double plane_sum_f32(const float *x, int64_t n)
-{
-    double part[8] = {0}, sum = 0;
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (int j = 0; j < 8; j++)
-            part[j] += (double)x[i + j];
-    for (; i < n; i++)
-        sum += (double)x[i];
-    for (int j = 0; j < 8; j++)
-        sum += part[j];
-    return sum;
-}
-
-static double plane_sum_f64(const double *x, int64_t n)
-{
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++)
-        sum += x[i];
-    return sum;
-}
-
 brg_status brg__channel_sum_run(brg_op_call *call)
 {
     brg_tensor *out = call->out[0];
@@ -333,15 +327,15 @@ brg_status brg__channel_sum_run(brg_op_call *call)
     const brg_tensor *x = brg__contiguous_now(call->in[0]);
     if (!x)
         return brg_error_code();
-    const int64_t n = x->shape[2] * x->shape[3];
-    const bool is_f64 = x->dtype == BRG_DTYPE_F64;
-    for (int64_t c = 0; c < x->shape[1]; c++) {
+    const size_t n = (size_t)(x->shape[2] * x->shape[3]);
+    const size_t nbytes = n * brg__tensor_item_size(x);
+    const brg__row_kernels *rows = brg__row_kernels_of((brg_dtype)x->dtype);
+    for (int64_t c = 0; c < out->numel; c++) {
         double sum = 0;
-        for (int64_t i = c; i < x->shape[0] * x->shape[1]; i += x->shape[1])
-            sum += is_f64
-                       ? plane_sum_f64((double *)brg__tensor_ptr(x) + i * n, n)
-                       : plane_sum_f32((float *)brg__tensor_ptr(x) + i * n, n);
-        if (is_f64)
+        for (int64_t i = c; i < x->shape[0] * out->numel; i += out->numel)
+            sum +=
+                rows->sum((char *)brg__tensor_ptr(x) + (size_t)i * nbytes, n);
+        if (x->dtype == BRG_DTYPE_F64)
             ((double *)brg__tensor_ptr(out))[c] = sum;
         else
             ((float *)brg__tensor_ptr(out))[c] = (float)sum;

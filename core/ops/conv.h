@@ -38,6 +38,25 @@ typedef struct brg__images {
     const int64_t *stride;
 } brg__images;
 
+/* f32 elements `step` apart, one per filter; at NULL: no bias. */
+typedef struct brg__conv_bias {
+    const float *at;
+    int64_t step;
+} brg__conv_bias;
+
+/* ---- Stride 1 in f32 (conv_direct.c): false, and nothing done, for another
+ * geometry. y, gx and gw are set. ------------------------------------------ */
+
+bool brg__conv_direct_forward(const brg__conv *v, const brg__images *x,
+                              const void *weight, const brg__conv_bias *bias,
+                              void *y, brg_status *status);
+bool brg__conv_direct_grad_input(const brg__conv *v, const void *g,
+                                 const void *weight, void *gx,
+                                 brg_status *status);
+bool brg__conv_direct_grad_weight(const brg__conv *v, const void *g,
+                                  const brg__images *x, void *gw,
+                                  brg_status *status);
+
 /* ---- Any geometry, f32 and f64: unfolded blocks and matrix products
  * (conv_unfold.c). Weights, y and gradients are row-major. ---------------- */
 

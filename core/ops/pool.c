@@ -76,10 +76,15 @@ static void infer_windows(brg_op_call *call, int j, brg_dtype dtype,
     brg__infer_shape(call, j, dtype, 4, shape);
 }
 
-/* Runs a kernel of (geometry, inputs.., output) by element type. */
-#define RUN(p, out, kernel, ...)                                               \
+/* Runs a kernel of (geometry, inputs.., output) by element type and geometry;
+ * there is none of pairs for max_pool2d_take. */
+#define RUN_ANY(p, out, kernel, ...)                                           \
     ((out)->dtype == BRG_DTYPE_F64 ? kernel##_f64((p), __VA_ARGS__)            \
                                    : kernel##_f32((p), __VA_ARGS__))
+#define RUN(p, out, kernel, ...)                                               \
+    ((out)->dtype == BRG_DTYPE_F32 && brg__pool_is_pairs(p)                    \
+         ? kernel##_pairs((p), __VA_ARGS__)                                    \
+         : RUN_ANY(p, out, kernel, __VA_ARGS__))
 
 /* ---- max_pool2d ------------------------------------------------------------ */
 
@@ -186,8 +191,8 @@ brg_status brg__max_pool2d_take_run(brg_op_call *call)
     if (!x || !which)
         return brg_error_code();
     const brg__pool p = geometry(call->attrs, x);
-    RUN(&p, out, brg__pool_take, brg__tensor_ptr(x), brg__tensor_ptr(which),
-        brg__tensor_ptr(out));
+    RUN_ANY(&p, out, brg__pool_take, brg__tensor_ptr(x), brg__tensor_ptr(which),
+            brg__tensor_ptr(out));
     return BRG_OK;
 }
 

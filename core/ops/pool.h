@@ -29,4 +29,14 @@ typedef struct brg__pool {
 BRG__POOL_KERNELS(float, f32)
 BRG__POOL_KERNELS(double, f64)
 
+/* Windows of 2 by 2 that neither overlap nor leave the image, in f32
+ * (pool_pairs.c). */
+bool brg__pool_is_pairs(const brg__pool *p);
+void brg__pool_max_pairs(const brg__pool *p, const float *x, float *y,
+                         uint8_t *which);
+void brg__pool_put_pairs(const brg__pool *p, const float *g,
+                         const uint8_t *which, float *gx);
+void brg__pool_avg_pairs(const brg__pool *p, const float *x, float *y);
+void brg__pool_avg_grad_pairs(const brg__pool *p, const float *g, float *gx);
+
 #endif

@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Loops over rows of f32 images, compiled once per instruction set. */
+#include "core/ops/image_kernels.h"
+
+#include "core/ops/isa.h"
+
+#if defined(BRG_ISA_AVX512)
+#define LANES 16
+#elif defined(BRG_ISA_AVX2)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec
+    __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
+typedef uint8_t bytes
+    __attribute__((vector_size(LANES), aligned(1), may_alias));
+
+static void keep_columns(float *restrict to, const float *restrict from,
+                         int64_t ldf, int64_t n_rows, int64_t n, float bias)
+{
+    for (int64_t y = 0; y < n_rows; y++, to += n, from += ldf)
+        for (int64_t x = 0; x < n; x++)
+            to[x] = from[x] + bias;
+}
+
+/* ---- Pairs of rows, a vector of windows at a time -------------------------- */
+
+INLINE vec load(const float *at)
+{
+    return *(const vec *)at;
+}
+
+/* Every second element of the 2 LANES at `at`: from the first, the second. */
+INLINE vec load_even(const float *at)
+{
+    ivec ids;
+    for (int i = 0; i < LANES; i++)
+        ids[i] = 2 * i;
+    return __builtin_shuffle(load(at), load(at + LANES), ids);
+}
+
+INLINE vec load_odd(const float *at)
+{
+    ivec ids;
+    for (int i = 0; i < LANES; i++)
+        ids[i] = 2 * i + 1;
+    return __builtin_shuffle(load(at), load(at + LANES), ids);
+}
+
+/* The elements of x and y in turn. */
+INLINE void store_zipped(float *at, vec x, vec y)
+{
+    ivec low, high;
+    for (int i = 0; i < LANES; i++) {
+        low[i] = i / 2 + i % 2 * LANES;
+        high[i] = low[i] + LANES / 2;
+    }
+    *(vec *)at = __builtin_shuffle(x, y, low);
+    *(vec *)(at + LANES) = __builtin_shuffle(x, y, high);
+}
+
+/* Where the mask is set x, else y. */
+INLINE vec pick(ivec mask, vec x, vec y)
+{
+    return (vec)(((ivec)x & mask) | ((ivec)y & ~mask));
+}
+
+/* The first of equal values, and the first NaN. */
+INLINE void take(vec *best, ivec *position, vec x, int at)
+{
+    const ivec mask = (x > *best) | ((x != x) & (*best == *best));
+    *best = pick(mask, x, *best);
+    *position = (mask & at) | (*position & ~mask);
+}
+
+static void max_rest(const float *a, const float *b, float *y, uint8_t *which,
+                     int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const float x[4] = {a[2 * i], a[2 * i + 1], b[2 * i], b[2 * i + 1]};
+        int best = 0;
+        for (int k = 1; k < 4; k++)
+            if (x[k] > x[best] || (x[k] != x[k] && x[best] == x[best]))
+                best = k;
+        y[i] = x[best];
+        which[i] = (uint8_t)best;
+    }
+}
+
+static void max(const float *a, const float *b, float *y, uint8_t *which,
+                int64_t n)
+{
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        vec best = load_even(a + 2 * i);
+        ivec position = {0};
+        take(&best, &position, load_odd(a + 2 * i), 1);
+        take(&best, &position, load_even(b + 2 * i), 2);
+        take(&best, &position, load_odd(b + 2 * i), 3);
+        *(vec *)(y + i) = best;
+        *(bytes *)(which + i) = __builtin_convertvector(position, bytes);
+    }
+    max_rest(a + 2 * i, b + 2 * i, y + i, which + i, n - i);
+}
+
+/* a before b, since vectors may reach past the end of a. */
+static void put_row(const float *g, const uint8_t *which, float *to, int64_t n,
+                    int first)
+{
+    const vec zero = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        const vec x = load(g + i);
+        const ivec position =
+            __builtin_convertvector(*(const bytes *)(which + i), ivec);
+        store_zipped(to + 2 * i, pick(position == first, x, zero),
+                     pick(position == first + 1, x, zero));
+    }
+    for (; i < n; i++)
+        for (int k = 0; k < 2; k++)
+            to[2 * i + k] = which[i] == first + k ? g[i] : 0;
+}
+
+static void put(const float *g, const uint8_t *which, float *a, float *b,
+                int64_t n)
+{
+    put_row(g, which, a, n, 0);
+    put_row(g, which, b, n, 2);
+}
+
+static void avg(const float *restrict a, const float *restrict b,
+                float *restrict y, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        y[i] = 0.25f * (a[2 * i] + a[2 * i + 1] + b[2 * i] + b[2 * i + 1]);
+}
+
+static void avg_grad(const float *restrict g, float *restrict a,
+                     float *restrict b, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        a[2 * i] = a[2 * i + 1] = 0.25f * g[i];
+    for (int64_t i = 0; i < n; i++)
+        b[2 * i] = b[2 * i + 1] = 0.25f * g[i];
+}
+
+extern const brg__image_kernels BRG__ISA_NAME(brg__images_f32);
+const brg__image_kernels BRG__ISA_NAME(brg__images_f32) = {keep_columns, max,
+                                                           put, avg, avg_grad};
