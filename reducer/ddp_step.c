@@ -114,7 +114,9 @@ static void on_failure(void *user)
     if (!ddp->has_joined)
         return;
     ddp->has_joined = false;
-    (void)brg__reducer_give_up(ddp->reducer);
+    brg_status status = brg__reducer_give_up(ddp->reducer);
+    if (status == BRG_OK && !ddp->reducer->has_failed)
+        (void)hand_over_all(ddp); /* as the other ranks do */
     for (size_t i = 0; i < ddp->n_params; i++)
         ddp->params[i].is_used = false;
     drop_kept(ddp);

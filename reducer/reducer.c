@@ -307,7 +307,8 @@ brg_status brg_reducer_wait(brg_reducer *r)
 brg_status brg_reducer_cancel(brg_reducer *r)
 {
     BRG_TRY(check_raw(r, "brg_reducer_cancel"));
-    return brg__reducer_give_up(r);
+    BRG_TRY(brg__reducer_give_up(r));
+    return r->has_failed || r->is_rebuilt ? BRG_OK : brg__reducer_rebuild(r);
 }
 
 /* ---- Queries ------------------------------------------------------------------------ */

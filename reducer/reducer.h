@@ -55,7 +55,7 @@ struct brg_reducer {
 
     bool is_running; /* a step has begun */
     bool is_closing; /* what arrives now is late */
-    bool has_failed; /* this rank gives the step up */
+    bool has_failed; /* this rank has given the last step up */
     bool is_rebuilt; /* or never to be */
     size_t n_ready;
     size_t n_launched;
@@ -107,7 +107,9 @@ brg_status brg__reducer_complete(brg_reducer *r);
 /* The same, with zeros for what is missing. */
 brg_status brg__reducer_settle(brg_reducer *r);
 
-/* The same, and the step is lost for every rank. */
+/* The same, and the step is lost for every rank: has_failed is true. If the
+ * tail is on its way already, the others will take the step as good, and this
+ * rank has to go on as they do: has_failed is false. */
 brg_status brg__reducer_give_up(brg_reducer *r);
 
 /* ---- The tail (tail.c) ----------------------------------------------------------- */

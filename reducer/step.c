@@ -162,6 +162,6 @@ brg_status brg__reducer_settle(brg_reducer *r)
 brg_status brg__reducer_give_up(brg_reducer *r)
 {
     BRG_TRY(brg__reducer_close(r));
-    r->has_failed = true;
+    r->has_failed = r->n_launched < r->plan.n_buckets;
     return brg__reducer_settle(r);
 }

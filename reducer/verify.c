@@ -102,6 +102,15 @@ static brg_status fail_options(const brg__agreement *mine, const header *all,
 
 /* ---- Finding the difference ----------------------------------------------------- */
 
+/* Both ranks have an i-th tensor, and of the same kind. */
+static bool are_comparable(const header *a, const header *b, size_t i)
+{
+    if (i < a->n_params || i < b->n_params)
+        return i < a->n_params && i < b->n_params;
+    return a->n_params == b->n_params && i < a->n_params + a->n_buffers &&
+           i < b->n_params + b->n_buffers;
+}
+
 /* Every rank's list, `n` descriptors each; the first difference in order of
  * the tensors, then of the ranks. */
 static brg_status compare_lists(const brg__agreement *mine, const header *all,
@@ -112,9 +121,8 @@ static brg_status compare_lists(const brg__agreement *mine, const header *all,
         for (int r = 1; r < world_size; r++) {
             const brg__descriptor *a = &lists[i];
             const brg__descriptor *b = &lists[(size_t)r * n + i];
-            bool is_in_both = i < all[0].n_params + all[0].n_buffers &&
-                              i < all[r].n_params + all[r].n_buffers;
-            if (is_in_both && memcmp(a, b, sizeof *a) != 0)
+            if (are_comparable(&all[0], &all[r], i) &&
+                memcmp(a, b, sizeof *a) != 0)
                 return fail_tensor(mine, i, r, a, b);
         }
     for (int r = 1; r < world_size; r++)

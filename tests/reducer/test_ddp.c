@@ -1,0 +1,589 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Data-parallel backward: values, order, accumulation, views, memory. */
+#include "tests/support/brg_test.h"
+#include "tests/support/ddp_model.h"
+#include "tests/support/fail_alloc.h"
+
+#include <brigade/ops.h>
+
+/* ---- Running a body on every rank ------------------------------------------------ */
+
+typedef struct run {
+    brg_ddp_options options;
+    brg_status (*body)(ddp_model *m, const struct run *run);
+    uint64_t seed;
+    bool keep_memory;
+} run;
+
+static brg_status run_rank(brg_pg *pg, void *user)
+{
+    const run *r = user;
+    ddp_model m;
+    brg_status status = ddp_model_init(&m, pg);
+    m.seed = r->seed;
+    if (status == BRG_OK)
+        status = ddp_model_wrap(&m, &r->options);
+    if (status == BRG_OK)
+        status = r->body(&m, r);
+    ddp_model_deinit(&m);
+    return status;
+}
+
+static void run_worlds(run *r, int smallest)
+{
+    for (int i = 0; i < N_RANKS_WORLDS; i++) {
+        brg_sim_options options = BRG_SIM_OPTIONS_INIT;
+        options.seed = r->seed;
+        if (ranks_worlds[i] >= smallest)
+            assert_brg_ok(brg_sim_run(ranks_worlds[i], &options, run_rank, r));
+    }
+}
+
+static run make_run(brg_status (*body)(ddp_model *m, const run *r), size_t cap)
+{
+    run r = {.body = body, .options = BRG_DDP_OPTIONS_INIT};
+    r.options.first_bucket_bytes = r.options.bucket_bytes = cap;
+    return r;
+}
+
+static const size_t caps[] = {1, 128, 300, 0};
+#define N_CAPS 4
+
+/* ---- Values ----------------------------------------------------------------------- */
+
+static brg_status five_steps(ddp_model *m, const run *r)
+{
+    brg_tensor *grads[DDP_MODEL_N] = {NULL};
+    for (int step = 0; step < 5; step++) {
+        BRG_TRY(ddp_model_backward(m, step, DDP_MODEL_ALL));
+        BRG_TRY(ddp_model_check(m, step, step + 1));
+        for (size_t i = 0; i < DDP_MODEL_N; i++) {
+            brg_tensor *grad = brg_tensor_grad(m->params[i]);
+            RANK_CHECK(!grads[i] || grads[i] == grad,
+                       ".grad of %zu is another tensor", i);
+            grads[i] = grad;
+        }
+        BRG_TRY(ddp_model_zero(m, r->keep_memory));
+    }
+    return BRG_OK;
+}
+
+static void test_ddp__averages_over_ranks(void **state)
+{
+    (void)state;
+    uint64_t seed = brg_test_seed(21);
+    for (size_t i = 0; i < N_CAPS; i++) {
+        run r = make_run(five_steps, caps[i]);
+        r.seed = seed + i;
+        run_worlds(&r, 1);
+        r.keep_memory = true;
+        run_worlds(&r, 1);
+        r.options.keep_order = true;
+        run_worlds(&r, 1);
+    }
+}
+
+static brg_status starts_equal(ddp_model *m, const run *r)
+{
+    (void)r;
+    for (size_t i = 0; i < DDP_MODEL_N; i++) {
+        double memory[DDP_MODEL_NUMEL] = {0};
+        BRG_TRY(brg_tensor_read(m->params[i], memory,
+                                brg_tensor_nbytes(m->params[i])));
+        double value = ranks_load(memory, 0, brg_tensor_dtype(m->params[i]));
+        RANK_CHECK(value == 0.25 * (double)i, "parameter %zu is %g", i, value);
+        BRG_TRY(ranks_same_bits(m->pg, memory, sizeof memory));
+        RANK_CHECK(!brg_tensor_grad(m->params[i]), "it has a gradient");
+    }
+    const int64_t *buffer = brg_tensor_data(m->buffer);
+    RANK_CHECK(buffer[0] == 0 && buffer[3] == 0, "buffer %d", (int)buffer[0]);
+    BRG_TRY(brg_fill_(m->buffer, m->rank + 5));
+    BRG_TRY(brg_ddp_sync_buffers(m->ddp));
+    RANK_CHECK(buffer[0] == 5 && buffer[3] == 5, "buffer %d", (int)buffer[0]);
+    return BRG_OK;
+}
+
+static void test_ddp__starts_from_the_values_of_rank_0(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_CAPS; i++) {
+        run r = make_run(starts_equal, caps[i]);
+        run_worlds(&r, 1);
+    }
+}
+
+static brg_status sums(ddp_model *m, const run *r)
+{
+    (void)r;
+    BRG_TRY(ddp_model_backward(m, 0, DDP_MODEL_ALL));
+    brg_tensor *grad = brg_tensor_grad(m->params[7]);
+    BRG_TRY(brg_mul_scalar_(grad, 1.0 / m->world_size));
+    return ddp_model_check_param(m, 7, 0, 1, DDP_MODEL_EVERY_RANK);
+}
+
+static void test_ddp__can_sum(void **state)
+{
+    (void)state;
+    run r = make_run(sums, 0);
+    r.options.sum = true;
+    run_worlds(&r, 1);
+}
+
+/* The second backward adds to an average: avg + avg of what is new. */
+static brg_status adds_up(ddp_model *m, const run *r)
+{
+    (void)r;
+    for (int step = 0; step < 3; step++) {
+        BRG_TRY(ddp_model_backward(m, step, DDP_MODEL_ALL));
+        BRG_TRY(ddp_model_check(m, 0, step + 1));
+    }
+    brg_reducer_stats stats;
+    brg_ddp_get_stats(m->ddp, &stats);
+    RANK_CHECK(stats.n_packed_bytes == 0,
+               "%d bytes copied, though .grad is "
+               "in the bucket",
+               (int)stats.n_packed_bytes);
+    return BRG_OK;
+}
+
+static void test_ddp__gradients_that_stay_add_up(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_CAPS; i++) {
+        run r = make_run(adds_up, caps[i]);
+        run_worlds(&r, 1);
+    }
+}
+
+/* ---- Accumulation -------------------------------------------------------------------- */
+
+static brg_status accumulates(ddp_model *m, const run *r)
+{
+    for (int round = 0; round < 3; round++) {
+        int first = round * 4;
+        brg_pg_stats before, after;
+        brg_pg_get_stats(m->pg, &before);
+        RANK_CHECK(brg_ddp_set_sync(m->ddp, false), "it was off");
+        for (int step = first; step < first + 3; step++)
+            BRG_TRY(ddp_model_backward(m, step, DDP_MODEL_ALL));
+        brg_pg_get_stats(m->pg, &after);
+        RANK_CHECK(before.n_collectives == after.n_collectives,
+                   "collectives while off");
+        RANK_CHECK(!brg_ddp_set_sync(m->ddp, true), "it was on");
+        BRG_TRY(ddp_model_backward(m, first + 3, DDP_MODEL_ALL));
+        BRG_TRY(ddp_model_check(m, first, first + 4));
+        BRG_TRY(ddp_model_zero(m, r->keep_memory));
+    }
+    return BRG_OK;
+}
+
+static void test_ddp__micro_batches_are_reduced_once(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_CAPS; i++) {
+        run r = make_run(accumulates, caps[i]);
+        run_worlds(&r, 1);
+        r.keep_memory = true;
+        run_worlds(&r, 1);
+    }
+}
+
+/* A parameter used in the first micro-batch only. */
+static brg_status accumulates_partly(ddp_model *m, const run *r)
+{
+    (void)r;
+    for (int round = 0; round < 2; round++) {
+        (void)brg_ddp_set_sync(m->ddp, false);
+        BRG_TRY(ddp_model_backward(m, 0, DDP_MODEL_ALL));
+        (void)brg_ddp_set_sync(m->ddp, true);
+        BRG_TRY(ddp_model_backward(m, 1, DDP_MODEL_ALL & ~(1u << 4)));
+        BRG_TRY(ddp_model_check_param(m, 4, 0, 1, DDP_MODEL_EVERY_RANK));
+        BRG_TRY(ddp_model_check_param(m, 3, 0, 2, DDP_MODEL_EVERY_RANK));
+        BRG_TRY(ddp_model_zero(m, round == 0));
+    }
+    return BRG_OK;
+}
+
+static void test_ddp__a_parameter_of_an_earlier_micro_batch_counts(void **state)
+{
+    (void)state;
+    run r = make_run(accumulates_partly, 1);
+    run_worlds(&r, 1);
+}
+
+/* ---- Unused parameters ------------------------------------------------------------------ */
+
+#define UNUSED 5
+
+typedef struct unused_case {
+    unsigned who; /* uses the parameter */
+    bool is_allowed;
+    char before; /* .grad: n NULL, o a tensor of its own, v the view */
+} unused_case;
+
+/* What .grad holds before, alike on every rank. */
+static brg_status prepare_grad(ddp_model *m, const unused_case *c)
+{
+    brg_tensor *p = m->params[UNUSED];
+    if (c->before == 'v') {
+        BRG_TRY(ddp_model_backward(m, 0, DDP_MODEL_ALL));
+        BRG_TRY(ddp_model_zero(m, true));
+        return brg_fill_(brg_tensor_grad(p), 0.1);
+    }
+    return c->before == 'n' ? BRG_OK
+                            : brg_tensor_set_grad(p, brg_full_like(p, 0.1));
+}
+
+static brg_status check_unused(ddp_model *m, const unused_case *c,
+                               const brg_tensor *before)
+{
+    brg_tensor *after = brg_tensor_grad(m->params[UNUSED]);
+    unsigned everyone = (1u << m->world_size) - 1;
+    if (c->before == 'n' && (c->who & everyone))
+        return ddp_model_check_param(m, UNUSED, 1, 2, c->who);
+    if (!(c->who & everyone)) {
+        RANK_CHECK(before == after, "an unused .grad was replaced");
+        float value = 0.1f, found = 0.1f;
+        if (after)
+            found = *(float *)brg_tensor_data(after);
+        RANK_CHECK(value == found, "it holds %.9g", found);
+    }
+    return BRG_OK;
+}
+
+static brg_status unused_rank(brg_pg *pg, void *user)
+{
+    const unused_case *c = user;
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    options.allow_unused = c->is_allowed;
+    options.bucket_bytes = options.first_bucket_bytes = 100;
+    ddp_model m;
+    BRG_TRY(ddp_model_init(&m, pg));
+    brg_status status = ddp_model_wrap(&m, &options);
+    if (status == BRG_OK)
+        status = prepare_grad(&m, c);
+    brg_tensor *before = brg_tensor_grad(m.params[UNUSED]);
+    unsigned mask = DDP_MODEL_ALL;
+    if (!(c->who >> m.rank & 1))
+        mask &= ~(1u << UNUSED);
+    for (int round = 0; status == BRG_OK && round < 2; round++) {
+        bool is_error = !c->is_allowed && (c->who | ~0u << m.world_size) != ~0u;
+        status = ddp_model_backward(&m, 1, mask);
+        if (is_error)
+            status = ranks_expect(status, BRG_ERR_STATE,
+                                  "no gradient in this step for fc2.bias on "
+                                  "rank",
+                                  "backward", __LINE__);
+        else if (status == BRG_OK && round == 0)
+            status = check_unused(&m, c, before);
+    }
+    if (status == BRG_OK) /* and on as if nothing had been */
+        status = ddp_model_zero(&m, false);
+    if (status == BRG_OK)
+        status = ddp_model_backward(&m, 2, DDP_MODEL_ALL);
+    if (status == BRG_OK)
+        status = ddp_model_check(&m, 2, 3);
+    ddp_model_deinit(&m);
+    return status;
+}
+
+static void test_ddp__unused_parameters(void **state)
+{
+    (void)state;
+    for (int n = 1; n <= 3; n++)
+        for (unsigned who = 0; who < 1u << n; who++)
+            for (int k = 0; k < 6; k++) {
+                unused_case c = {who, k % 2 == 0, "nov"[k / 2]};
+                assert_brg_ok(brg_sim_run(n, NULL, unused_rank, &c));
+            }
+}
+
+/* ---- Overlap ----------------------------------------------------------------------------- */
+
+static brg_status overlaps(ddp_model *m, const run *r)
+{
+    (void)r;
+    for (int step = 0; step < 3; step++) {
+        BRG_TRY(ddp_model_backward(m, 0, DDP_MODEL_ALL));
+        BRG_TRY(ddp_model_zero(m, false));
+    }
+    brg_reducer_stats stats;
+    brg_ddp_get_stats(m->ddp, &stats);
+    RANK_CHECK(stats.n_buckets >= DDP_MODEL_N && stats.n_steps == 3,
+               "%zu buckets", stats.n_buckets);
+    if (m->rank == 0) { /* the order is its own, rebuilt */
+        RANK_CHECK(stats.n_early == DDP_MODEL_N - 1,
+                   "%zu buckets started early", stats.n_early);
+        RANK_CHECK(stats.first_launch_ns < stats.last_ready_ns, "no overlap");
+    }
+    brg_bucket_info info;
+    BRG_TRY(brg_reducer_get_bucket(brg_ddp_reducer(m->ddp), 1, &info));
+    RANK_CHECK(info.launch_ns > 0 && info.done_ns >= info.launch_ns &&
+                   info.n_params == 1,
+               "bucket 1 from %d to %d ns", (int)info.launch_ns,
+               (int)info.done_ns);
+    return BRG_OK;
+}
+
+static void test_ddp__buckets_start_before_the_last_gradient(void **state)
+{
+    (void)state;
+    run r = make_run(overlaps, 1);
+    run_worlds(&r, 1);
+}
+
+/* ---- Views and lifetimes ------------------------------------------------------------------ */
+
+static brg_status looks_inside(ddp_model *m, const run *r)
+{
+    (void)r;
+    size_t bucket, offset;
+    brg_bucket_info info;
+    BRG_TRY(ddp_model_backward(m, 0, DDP_MODEL_ALL));
+    for (size_t i = 0; i < DDP_MODEL_N; i++) {
+        BRG_TRY(
+            brg_ddp_gradient_bucket(m->ddp, m->params[i], &bucket, &offset));
+        BRG_TRY(brg_reducer_get_bucket(brg_ddp_reducer(m->ddp), bucket, &info));
+        brg_tensor *grad = brg_tensor_grad(m->params[i]);
+        RANK_CHECK(brg_tensor_data(grad) == (const char *)info.data + offset,
+                   "gradient %zu is not in its bucket", i);
+        for (size_t k = 0; k < i; k++)
+            RANK_CHECK(
+                !brg_tensor_shares_storage(grad, brg_tensor_grad(m->params[k])),
+                "%zu and %zu share a storage", i, k);
+    }
+    const int64_t *strides = brg_tensor_strides(brg_tensor_grad(m->params[1]));
+    RANK_CHECK(strides[0] == 1 && strides[1] == 5, "layout of a dense one");
+    strides = brg_tensor_strides(brg_tensor_grad(m->params[5]));
+    RANK_CHECK(strides[0] == 1, "layout of one with gaps");
+    uint32_t version = brg_tensor_version(brg_tensor_grad(m->params[0]));
+    BRG_TRY(ddp_model_backward(m, 0, DDP_MODEL_ALL));
+    RANK_CHECK(brg_tensor_version(brg_tensor_grad(m->params[0])) != version,
+               "the version stayed");
+    RANK_FAILS(brg_ddp_gradient_bucket(m->ddp, m->buffer, &bucket, &offset),
+               BRG_ERR_NOT_FOUND, "does not reduce");
+    return BRG_OK;
+}
+
+static void test_ddp__gradients_are_views_of_buckets(void **state)
+{
+    (void)state;
+    run r = make_run(looks_inside, 200);
+    run_worlds(&r, 1);
+}
+
+static brg_status outlives(ddp_model *m, const run *r)
+{
+    (void)r;
+    BRG_TRY(ddp_model_backward(m, 0, DDP_MODEL_ALL));
+    brg_tensor *grad = brg_tensor_grad(m->params[0]);
+    brg_tensor *held = brg_retain(brg_tensor_grad(m->params[7]));
+    brg_status status = brg_tensor_set_grad(m->params[7], NULL);
+    brg_ddp_destroy(m->ddp);
+    m->ddp = NULL;
+    double first = ranks_load(brg_tensor_data(held), 0, BRG_DTYPE_F32);
+    double expected = ranks_average(m->world_size, 0, 7, 0);
+    brg_release(held);
+    BRG_TRY(status);
+    RANK_CHECK(first - expected < 1e-6 && expected - first < 1e-6,
+               "the held gradient is %g, expected %g", first, expected);
+    RANK_CHECK(grad == brg_tensor_grad(m->params[0]), "another tensor");
+    for (size_t i = 0; i + 1 < DDP_MODEL_N; i++)
+        BRG_TRY(ddp_model_check_param(m, i, 0, 1, DDP_MODEL_EVERY_RANK));
+    BRG_TRY(ddp_model_backward(m, 1, DDP_MODEL_ALL)); /* alone again */
+    BRG_TRY(ddp_model_zero(m, false));
+    BRG_TRY(ddp_model_wrap(m, NULL)); /* and together again */
+    BRG_TRY(ddp_model_backward(m, 2, DDP_MODEL_ALL));
+    return ddp_model_check(m, 2, 3);
+}
+
+static void test_ddp__gradients_outlive_it(void **state)
+{
+    (void)state;
+    run r = make_run(outlives, 200);
+    run_worlds(&r, 1);
+}
+
+static brg_status without_history(ddp_model *m, const run *r)
+{
+    (void)r;
+    brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
+    options.create_graph = true;
+    for (int step = 0; step < 2; step++) {
+        brg_scope *scope = brg_scope_begin();
+        brg_tensor *loss = ddp_model_loss(m, step, DDP_MODEL_ALL);
+        brg_status status = brg_backward_with(&loss, 1, &options);
+        brg_scope_end(scope);
+        BRG_TRY(status);
+        for (size_t i = 0; i < DDP_MODEL_N; i++)
+            RANK_CHECK(!brg_requires_grad(brg_tensor_grad(m->params[i])),
+                       "a reduced gradient has a history");
+    }
+    return ddp_model_check(m, 0, 2);
+}
+
+static void test_ddp__reduced_gradients_carry_no_history(void **state)
+{
+    (void)state;
+    run r = make_run(without_history, 200);
+    run_worlds(&r, 1);
+}
+
+/* The same graph twice; and a loss that is made of two. */
+static brg_status keeps_the_graph(ddp_model *m, const run *r)
+{
+    (void)r;
+    brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
+    options.retain_graph = true;
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *losses[2] = {ddp_model_loss(m, 0, DDP_MODEL_ALL),
+                             ddp_model_loss(m, 1, DDP_MODEL_ALL)};
+    brg_status status = brg_backward_with(losses, 2, &options);
+    if (status == BRG_OK)
+        status = ddp_model_check(m, 0, 2);
+    if (status == BRG_OK)
+        status = ddp_model_zero(m, false);
+    if (status == BRG_OK)
+        status = brg_backward_with(losses, 2, &options);
+    brg_scope_end(scope);
+    BRG_TRY(status);
+    return ddp_model_check(m, 0, 2);
+}
+
+static void test_ddp__works_with_retained_graphs(void **state)
+{
+    (void)state;
+    run r = make_run(keeps_the_graph, 200);
+    run_worlds(&r, 1);
+}
+
+/* ---- Which tensors --------------------------------------------------------------------------- */
+
+static brg_status repeated_rank(brg_pg *pg, void *user)
+{
+    (void)user;
+    ddp_model m;
+    BRG_TRY(ddp_model_init(&m, pg));
+    brg_tensor *list[5] = {m.params[0], m.params[7], m.params[0], m.buffer,
+                           m.params[7]};
+    brg_status status = brg_fill_(m.buffer, m.rank + 3);
+    if (status == BRG_OK)
+        status = brg_ddp_create(&m.ddp, pg, list, 5, NULL, 0, NULL);
+    brg_reducer_stats stats;
+    brg_ddp_get_stats(m.ddp, &stats);
+    if (status == BRG_OK)
+        status = ddp_model_backward(&m, 0, 1u | 1u << 7);
+    if (status == BRG_OK)
+        status = ddp_model_check_param(&m, 7, 0, 1, DDP_MODEL_EVERY_RANK);
+    int64_t frozen = *(int64_t *)brg_tensor_data(m.buffer);
+    ddp_model_deinit(&m);
+    BRG_TRY(status);
+    RANK_CHECK(stats.n_params == 2, "%zu parameters", stats.n_params);
+    RANK_CHECK(frozen == 3, "a frozen parameter is %d", (int)frozen);
+    return BRG_OK;
+}
+
+static void test_ddp__a_tensor_given_twice_counts_once(void **state)
+{
+    (void)state;
+    for (int i = 0; i < N_RANKS_WORLDS; i++)
+        assert_brg_ok(brg_sim_run(ranks_worlds[i], NULL, repeated_rank, NULL));
+}
+
+/* ---- Memory ------------------------------------------------------------------------------------ */
+
+static brg_status make_and_step(void *user)
+{
+    ddp_model m;
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    options.bucket_bytes = options.first_bucket_bytes = 200;
+    options.keep_order = true; /* a rebuild may fail and is left out then */
+    options.allow_unused = true;
+    brg_status status = ddp_model_init(&m, user);
+    if (status == BRG_OK)
+        status = ddp_model_wrap(&m, &options);
+    for (int step = 0; status == BRG_OK && step < 2; step++)
+        status = ddp_model_backward(&m, step, DDP_MODEL_ALL >> step);
+    if (status == BRG_OK) /* they would be kept, if there is memory */
+        status = ddp_model_zero(&m, false);
+    ddp_model_deinit(&m);
+    return status;
+}
+
+static void test_ddp__runs_out_of_memory_cleanly(void **state)
+{
+    (void)state;
+    brg_pg *pg;
+    assert_brg_ok(brg_pg_create_self(&pg));
+    assert_oom_clean(make_and_step, pg);
+    brg_pg_destroy(pg);
+}
+
+static brg_status steady(ddp_model *m, const run *r)
+{
+    brg_memory_stats before, after;
+    uint64_t n_mallocs = 0;
+    brg_tensor *inputs = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(8, 15));
+    for (int step = 0; step < 8; step++) {
+        if (step == 4) {
+            brg_memory_get_stats(&before);
+            n_mallocs = ranks_n_mallocs();
+        }
+        brg_scope *scope = brg_scope_begin();
+        brg_tensor *loss = brg_sum_all(brg_mul(m->params[0], inputs));
+        brg_status status = brg_backward(loss);
+        brg_scope_end(scope);
+        BRG_TRY(status);
+        if (r->keep_memory)
+            BRG_TRY(brg_zero_(brg_tensor_grad(m->params[0])));
+        else
+            BRG_TRY(brg_tensor_set_grad(m->params[0], NULL));
+    }
+    brg_memory_get_stats(&after);
+    RANK_CHECK(after.n_allocs == before.n_allocs, "%d allocations",
+               (int)(after.n_allocs - before.n_allocs));
+    RANK_CHECK(ranks_n_mallocs() == n_mallocs, "%d calls of malloc",
+               (int)(ranks_n_mallocs() - n_mallocs));
+    return BRG_OK;
+}
+
+static void test_ddp__a_steady_step_allocates_nothing(void **state)
+{
+    (void)state;
+#if defined(__SANITIZE_ADDRESS__)
+    skip(); /* objects are not cached, so that each is seen */
+#endif
+    for (int k = 0; k < 2; k++) {
+        run r = make_run(steady, 0);
+        r.options.allow_unused = true;
+        r.keep_memory = k;
+        brg_pg *pg;
+        assert_brg_ok(brg_pg_create_self(&pg));
+        assert_brg_ok(run_rank(pg, &r));
+        brg_pg_destroy(pg);
+    }
+}
+
+int main(void)
+{
+    fail_alloc_install();
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_ddp__averages_over_ranks),
+        cmocka_unit_test(test_ddp__starts_from_the_values_of_rank_0),
+        cmocka_unit_test(test_ddp__can_sum),
+        cmocka_unit_test(test_ddp__gradients_that_stay_add_up),
+        cmocka_unit_test(test_ddp__micro_batches_are_reduced_once),
+        cmocka_unit_test(
+            test_ddp__a_parameter_of_an_earlier_micro_batch_counts),
+        cmocka_unit_test(test_ddp__unused_parameters),
+        cmocka_unit_test(test_ddp__buckets_start_before_the_last_gradient),
+        cmocka_unit_test(test_ddp__gradients_are_views_of_buckets),
+        cmocka_unit_test(test_ddp__gradients_outlive_it),
+        cmocka_unit_test(test_ddp__reduced_gradients_carry_no_history),
+        cmocka_unit_test(test_ddp__works_with_retained_graphs),
+        cmocka_unit_test(test_ddp__a_tensor_given_twice_counts_once),
+        cmocka_unit_test(test_ddp__runs_out_of_memory_cleanly),
+        cmocka_unit_test(test_ddp__a_steady_step_allocates_nothing),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
