@@ -46,7 +46,7 @@ void brg__convert_row(void *to, brg_dtype to_dtype, const void *from,
     }
 }
 
-/* ---- Same dtype: moving bytes ---------------------------------------------------- */
+/* ---- Same dtype: moving bytes -------------------------------------------- */
 
 /* An n0 x n1 piece, strides in bytes. */
 typedef struct plane {
@@ -143,7 +143,7 @@ static void copy_same(brg__tiles *t, size_t item)
     }
 }
 
-/* ---- Different dtypes: through the source's compute type --------------------------- */
+/* ---- Different dtypes: through the source's compute type ----------------- */
 
 static void copy_converting(brg__tiles *t)
 {
@@ -158,8 +158,8 @@ void brg__copy_strided(const brg_tensor *dst, const brg_tensor *src)
 {
     if (dst->numel == 0)
         return;
-    bool is_row = dst->is_contiguous && src->is_contiguous &&
-                  dst->numel == src->numel;
+    bool is_row =
+        dst->is_contiguous && src->is_contiguous && dst->numel == src->numel;
     if (is_row) {
         void *to = brg__tensor_ptr(dst);
         const void *from = brg__tensor_ptr(src);

@@ -9,27 +9,23 @@
 
 #include "core/tensor/tensor.h"
 
-typedef enum brg__ctype {
-    BRG__F32,
-    BRG__F64,
-    BRG__I64
-} brg__ctype;
+typedef enum brg__ctype { BRG__F32, BRG__F64, BRG__I64 } brg__ctype;
 
 #define BRG__N_CTYPES 3
 
 static inline brg__ctype brg__ctype_of(brg_dtype dtype)
 {
-    static const uint8_t types[BRG_N_DTYPES] = {
-        BRG__F64, BRG__F32, BRG__F32, BRG__F32,
-        BRG__I64, BRG__I64, BRG__I64, BRG__I64};
+    static const uint8_t types[BRG_N_DTYPES] = {BRG__F64, BRG__F32, BRG__F32,
+                                                BRG__F32, BRG__I64, BRG__I64,
+                                                BRG__I64, BRG__I64};
     return (brg__ctype)types[dtype];
 }
 
 /* True if elements of the dtype are elements of the compute type. */
 static inline bool brg__is_native(brg_dtype dtype, brg__ctype type)
 {
-    static const uint8_t native[BRG__N_CTYPES] = {
-        BRG_DTYPE_F32, BRG_DTYPE_F64, BRG_DTYPE_I64};
+    static const uint8_t native[BRG__N_CTYPES] = {BRG_DTYPE_F32, BRG_DTYPE_F64,
+                                                  BRG_DTYPE_I64};
     return native[type] == dtype;
 }
 

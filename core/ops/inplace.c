@@ -10,7 +10,7 @@
 #include "core/ops/op.h"
 #include "core/ops/pointwise.h"
 
-/* ---- Checks ------------------------------------------------------------------------- */
+/* ---- Checks -------------------------------------------------------------- */
 
 static brg_status check_memory(const char *name, const brg_tensor *t)
 {
@@ -70,9 +70,9 @@ static bool overlaps(const brg_tensor *dst, const brg_tensor *src)
 {
     if (dst->storage != src->storage)
         return false;
-    bool is_same = dst->offset == src->offset && dst->dtype == src->dtype &&
-                   brg__shape_equal(dst->ndim, dst->shape, src->ndim,
-                                    src->shape);
+    bool is_same =
+        dst->offset == src->offset && dst->dtype == src->dtype &&
+        brg__shape_equal(dst->ndim, dst->shape, src->ndim, src->shape);
     for (int d = 0; is_same && d < dst->ndim; d++)
         is_same = dst->shape[d] == 1 || dst->stride[d] == src->stride[d];
     return !is_same;
@@ -95,15 +95,15 @@ static brg_status settle(brg_tensor **out, const brg_tensor *dst,
     return BRG_OK;
 }
 
-/* ---- In place --------------------------------------------------------------------------- */
+/* ---- In place ------------------------------------------------------------ */
 
 /* dst = src: the gradient goes to src alone. */
 static brg_status record_assign(brg_tensor *dst, brg_tensor *src)
 {
     if (src->dtype != dst->dtype && !(src = brg_cast(src, dst->dtype)))
         return brg_error_code();
-    return brg__inplace_record(&brg__op_assign, 2,
-                               (brg_tensor *[]){dst, src}, NULL);
+    return brg__inplace_record(&brg__op_assign, 2, (brg_tensor *[]){dst, src},
+                               NULL);
 }
 
 brg_status brg_copy_(brg_tensor *dst, brg_tensor *src)
@@ -200,7 +200,7 @@ brg_status brg_mul_scalar_(brg_tensor *dst, double s)
                                &(brg_attrs){.f = {s}});
 }
 
-/* ---- Filled tensors ----------------------------------------------------------------------- */
+/* ---- Filled tensors ------------------------------------------------------ */
 
 brg_tensor *brg_full(brg_dtype dtype, int ndim, const int64_t *shape,
                      double value)
@@ -216,11 +216,10 @@ brg_tensor *brg_ones(brg_dtype dtype, int ndim, const int64_t *shape)
     return brg_full(dtype, ndim, shape, 1.0);
 }
 
-/* ---- Values ---------------------------------------------------------------------------------- */
+/* ---- Values -------------------------------------------------------------- */
 
 /* A tensor around plain memory with the sizes of t, on the stack. */
-static brg_tensor around(brg__storage *storage, void *data,
-                         const brg_tensor *t)
+static brg_tensor around(brg__storage *storage, void *data, const brg_tensor *t)
 {
     *storage = (brg__storage){.data = data};
     brg_tensor plain = {.ndim = t->ndim,

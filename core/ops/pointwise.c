@@ -45,7 +45,7 @@ brg__ctype brg__pw_ctype(const brg_op *op, const brg_tensor *const *in)
     return brg__ctype_of((brg_dtype)in[leading_input(row_of(op))]->dtype);
 }
 
-/* ---- Inference --------------------------------------------------------------------- */
+/* ---- Inference ----------------------------------------------------------- */
 
 /* Scalars of integer calls are integers; clamp's may be infinite. */
 static brg_status check_scalars(const brg_op_call *call, const brg_tensor *t)
@@ -118,7 +118,7 @@ brg_status brg__pw_infer(brg_op_call *call)
     return BRG_OK;
 }
 
-/* ---- Running ----------------------------------------------------------------------- */
+/* ---- Running ------------------------------------------------------------- */
 
 static void run_chunks(brg__pw_fn kernel, size_t n, size_t item, char *out,
                        const void *in[MAX_INPUTS], const double *p)

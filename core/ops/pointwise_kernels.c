@@ -52,9 +52,7 @@
 /* Infinite bounds of clamp become the type's. */
 static int64_t whole_scalar(double x)
 {
-    return x >= 0x1p63    ? INT64_MAX
-           : x >= -0x1p63 ? (int64_t)x
-                          : INT64_MIN;
+    return x >= 0x1p63 ? INT64_MAX : x >= -0x1p63 ? (int64_t)x : INT64_MIN;
 }
 
 #undef LOOP_FLT

@@ -5,7 +5,7 @@
 
 #include "core/ops/pointwise.h"
 
-/* ---- Gradients too long for a row ----------------------------------------------------- */
+/* ---- Gradients too long for a row ---------------------------------------- */
 
 /* g s x^(s-1); 0 for s = 0, also at x = 0. */
 static brg_tensor *pow_vjp(brg_tensor *g, brg_tensor *x, double s)
@@ -21,8 +21,7 @@ static brg_tensor *gelu_vjp(brg_tensor *g, brg_tensor *x)
     const double k = 1.5957691216057308; /* 2 sqrt(2 / pi) */
     brg_tensor *xx = brg_square(x);
     brg_tensor *cubic = brg_add_scalar(brg_mul_scalar(xx, 0.044715 * k), k);
-    brg_tensor *slope =
-        brg_add_scalar(brg_mul_scalar(xx, 3 * 0.044715 * k), k);
+    brg_tensor *slope = brg_add_scalar(brg_mul_scalar(xx, 3 * 0.044715 * k), k);
     brg_tensor *s = brg_sigmoid(brg_mul(x, cubic));
     brg_tensor *ds = brg_mul(s, brg_rsub_scalar(s, 1.0));
     return brg_mul(g, brg_add(s, brg_mul(brg_mul(x, ds), slope)));
@@ -36,7 +35,7 @@ static brg_tensor *silu_vjp(brg_tensor *g, brg_tensor *x)
     return brg_mul(g, brg_mul(s, brg_add_scalar(rest, 1.0)));
 }
 
-/* ---- Gradient rules from the rows --------------------------------------------------------- */
+/* ---- Gradient rules from the rows ---------------------------------------- */
 
 static brg_tensor *fused(const brg_op *op, const brg_vjp *v, brg_tensor *a,
                          brg_tensor *b, brg_tensor *c)
@@ -96,7 +95,7 @@ static brg_tensor *fused(const brg_op *op, const brg_vjp *v, brg_tensor *a,
 #undef NO_GRAD
 #undef NO_GRAD_IN
 
-/* ---- Descriptors ------------------------------------------------------------------------------ */
+/* ---- Descriptors --------------------------------------------------------- */
 
 /* What a row states comes last, so that it wins over the defaults. */
 #pragma GCC diagnostic ignored "-Woverride-init"

@@ -18,7 +18,7 @@
 
 #define WORDS BRG__RANDOM_WORDS
 
-/* ---- The thread's state --------------------------------------------------------------- */
+/* ---- The thread's state -------------------------------------------------- */
 
 static _Thread_local brg_random_state state;
 
@@ -45,7 +45,7 @@ static brg_random_state take(int64_t n)
     return taken;
 }
 
-/* ---- Streams ------------------------------------------------------------------------------ */
+/* ---- Streams ------------------------------------------------------------- */
 
 typedef struct stream {
     const brg__random_kernels *kernels;
@@ -86,12 +86,9 @@ static size_t stream_next(stream *s, size_t n, size_t *at)
     return count;
 }
 
-/* ---- Filling --------------------------------------------------------------------------------- */
+/* ---- Filling ------------------------------------------------------------- */
 
-typedef enum distribution {
-    UNIFORM,
-    NORMAL
-} distribution;
+typedef enum distribution { UNIFORM, NORMAL } distribution;
 
 /* Values are a + b * u, u in [0, 1) of so many bits, or normal. */
 typedef struct recipe {
@@ -195,8 +192,8 @@ static brg_status change(const char *name, brg_tensor *t, const recipe *r)
         return BRG_FAIL(BRG_ERR_DTYPE, "%s: %s is not of a float dtype", name,
                         brg__tensor_text(t, text));
     if (brg__tensor_is_meta(t) || t->device.type != BRG_DEVICE_CPU)
-        return BRG_FAIL(BRG_ERR_DEVICE, "%s: %s has no memory on the CPU",
-                        name, brg__tensor_text(t, text));
+        return BRG_FAIL(BRG_ERR_DEVICE, "%s: %s has no memory on the CPU", name,
+                        brg__tensor_text(t, text));
     if (brg_grad_mode() && brg_requires_grad(t))
         return BRG_FAIL(BRG_ERR_STATE,
                         "%s: %s requires gradients and gradients are being "
@@ -222,7 +219,7 @@ brg_status brg_normal_(brg_tensor *t, double mean, double deviation)
     return change("brg_normal_", t, &(recipe){NORMAL, mean, deviation, 0});
 }
 
-/* ---- Integers ---------------------------------------------------------------------------------- */
+/* ---- Integers ------------------------------------------------------------ */
 
 brg_tensor *brg_randint(int64_t low, int64_t high, int ndim,
                         const int64_t *shape)
@@ -271,7 +268,7 @@ brg_tensor *brg_randperm(int64_t n)
     return t;
 }
 
-/* ---- Dropout: attrs i = {seed, offset}, f = {p} ------------------------------------------------- */
+/* ---- Dropout: attrs i = {seed, offset}, f = {p} -------------------------- */
 
 static void mask_f64(size_t n, const uint32_t *words, uint32_t threshold,
                      double scale, const double *x, double *out)
@@ -283,8 +280,7 @@ static void mask_f64(size_t n, const uint32_t *words, uint32_t threshold,
 static void mask_tile(stream *s, double p, size_t n, const void *x, void *out,
                       brg__ctype type)
 {
-    uint32_t threshold =
-        p >= 1.0 ? UINT32_MAX : (uint32_t)(p * 4294967296.0);
+    uint32_t threshold = p >= 1.0 ? UINT32_MAX : (uint32_t)(p * 4294967296.0);
     double scale = p >= 1.0 ? 0.0 : 1.0 / (1.0 - p);
     size_t item = brg__ctype_size(type);
     for (size_t at, count; n > 0; n -= count) {
@@ -292,8 +288,8 @@ static void mask_tile(stream *s, double p, size_t n, const void *x, void *out,
         if (type == BRG__F64)
             mask_f64(count, s->words + at, threshold, scale, x, out);
         else
-            s->kernels->mask_f32(count, s->words + at, threshold,
-                                 (float)scale, x, out);
+            s->kernels->mask_f32(count, s->words + at, threshold, (float)scale,
+                                 x, out);
         x = (const char *)x + count * item;
         out = (char *)out + count * item;
     }
@@ -361,8 +357,8 @@ brg_tensor *brg_dropout(brg_tensor *x, double p, bool training)
     if (!x || !training || p == 0.0)
         return x;
     brg_random_state taken = take(x->numel);
-    return brg__call1(&brg__op_dropout, x,
-                      &(brg_attrs){.i = {(int64_t)taken.seed,
-                                         (int64_t)taken.offset},
-                                   .f = {p}});
+    return brg__call1(
+        &brg__op_dropout, x,
+        &(brg_attrs){.i = {(int64_t)taken.seed, (int64_t)taken.offset},
+                     .f = {p}});
 }

@@ -28,8 +28,7 @@ static void words(const brg__random_block *block,
                   uint32_t out[BRG__RANDOM_WORDS])
 {
     uint32_t c[4][N];
-    uint64_t first =
-        (uint64_t)block->counter[1] << 32 | block->counter[0];
+    uint64_t first = (uint64_t)block->counter[1] << 32 | block->counter[0];
     for (int l = 0; l < N; l++) {
         uint64_t counter = first + (uint64_t)l;
         c[0][l] = (uint32_t)counter;
@@ -55,8 +54,7 @@ static void normal(const uint32_t words_in[BRG__RANDOM_WORDS],
         uint32_t first = words_in[2 * j], second = words_in[2 * j + 1];
         /* in (0, 1], so that the logarithm is finite */
         float u = ((float)(int32_t)(first >> 8) + 1.0f) * 0x1p-24f;
-        float angle =
-            (float)(int32_t)(second >> 8) * (0x1p-24f * 6.2831853f);
+        float angle = (float)(int32_t)(second >> 8) * (0x1p-24f * 6.2831853f);
         float radius = sqrtf(-2.0f * brg__f32_log(u));
         out[2 * j] = radius * brg__f32_cos(angle);
         out[2 * j + 1] = radius * brg__f32_sin(angle);

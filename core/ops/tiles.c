@@ -202,8 +202,7 @@ static void each_row(const brg__tiles *t, const brg__tile_operand *o,
 static bool is_row(const brg__tiles *t, const brg__tile_operand *o)
 {
     return o->is_linear ||
-           (!t->has_short_rows &&
-            (o->stride[t->ndim - 1] == 1 || t->n == 1));
+           (!t->has_short_rows && (o->stride[t->ndim - 1] == 1 || t->n == 1));
 }
 
 const void *brg__tiles_read(brg__tiles *t, int k, brg__tile_buffer *buffer)

@@ -33,8 +33,8 @@ typedef union brg__tile_buffer {
 } brg__tile_buffer;
 
 typedef struct brg__tile_operand {
-    char *at;       /* first element of the tile's first row */
-    char *start;    /* of the tile itself */
+    char *at;                /* first element of the tile's first row */
+    char *start;             /* of the tile itself */
     const void *filled_from; /* what the buffer repeats, if it does */
     size_t n_filled;
     int64_t stride[BRG_MAX_DIMS]; /* in elements; 0 where broadcast */

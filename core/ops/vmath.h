@@ -26,7 +26,7 @@
 #define BRG__VM static inline __attribute__((always_inline, unused))
 #endif
 
-/* ---- Bits ----------------------------------------------------------------------- */
+/* ---- Bits ---------------------------------------------------------------- */
 
 BRG__VM uint32_t brg__vm_bits(float x)
 {
@@ -73,7 +73,7 @@ BRG__VM float brg__vm_with_sign(float magnitude, float sign)
 #define BRG__VM_MAGIC 12582912.0f
 #define BRG__VM_MAGIC64 6755399441055744.0
 
-/* ---- Exponentials ------------------------------------------------------------------
+/* ---- Exponentials -----------------------------------------------------------
  * x = n log(2) + r with |r| <= log(2) / 2. */
 
 /* (exp(r) - 1 - r) / r^2. */
@@ -120,7 +120,7 @@ BRG__VM float brg__f32_expm1(float x)
     return x == 0.0f ? x : m;
 }
 
-/* ---- Logarithms --------------------------------------------------------------------
+/* ---- Logarithms -------------------------------------------------------------
  * x = 2^k m with m in [sqrt(1/2), sqrt(2)). */
 
 /* Error <= 1 ulp; subnormal arguments included. */
@@ -161,7 +161,7 @@ BRG__VM float brg__f32_log1p(float x)
     return x == 0.0f ? x : y;
 }
 
-/* ---- Hyperbolic and friends ----------------------------------------------------------- */
+/* ---- Hyperbolic and friends ---------------------------------------------- */
 
 /* e / (e + 2) with e = exp(2|x|) - 1. Error <= 3. */
 BRG__VM float brg__f32_tanh(float x)
@@ -206,7 +206,7 @@ BRG__VM float brg__f32_erf(float x)
     return t < 0.92f ? near_zero : brg__vm_with_sign(far, x);
 }
 
-/* ---- Circular ---------------------------------------------------------------------------
+/* ---- Circular ---------------------------------------------------------------
  * x = n pi/2 + r, reduced in f64 with pi/2 in three parts. Error <= 2 for
  * |x| <= 10^6; beyond that the result stays in [-1, 1] and loses digits. */
 
@@ -247,7 +247,7 @@ BRG__VM float brg__f32_cos(float x)
     return brg__vm_sin(x, 1);
 }
 
-/* ---- Powers ------------------------------------------------------------------------------ */
+/* ---- Powers -------------------------------------------------------------- */
 
 /* log(x) of a positive float, to f64's ten digits. */
 BRG__VM double brg__vm_log64(float x)
@@ -311,7 +311,7 @@ BRG__VM float brg__f32_pow(float x, float y)
     return ((x == 1.0f) | (y == 0.0f)) ? 1.0f : m;
 }
 
-/* ---- What the processor does, in each type -------------------------------------------------- */
+/* ---- What the processor does, in each type ------------------------------- */
 
 BRG__VM float brg__f32_sqrt(float x)
 {
@@ -338,7 +338,7 @@ BRG__VM float brg__f32_abs(float x)
     return brg__vm_with_sign(x, 1.0f);
 }
 
-/* ---- f64: the C library --------------------------------------------------------------------- */
+/* ---- f64: the C library -------------------------------------------------- */
 
 #define BRG__VM_F64(name, call)                                                \
     BRG__VM double brg__f64_##name(double x)                                   \
@@ -366,7 +366,7 @@ BRG__VM double brg__f64_pow(double x, double y)
     return pow(x, y);
 }
 
-/* ---- The same text for both float types ------------------------------------------------------ */
+/* ---- The same text for both float types ---------------------------------- */
 
 /* gelu(x) = x s(u), u = 2 sqrt(2/pi) (x + 0.044715 x^3), s the sigmoid:
  * the tanh form, free of its cancellation. */
@@ -395,8 +395,8 @@ BRG__VM double brg__f64_pow(double x, double y)
     }                                                                          \
     BRG__VM T P##gelu_grad(T g, T x)                                           \
     {                                                                          \
-        T s = P##sigmoid((T)1.5957691216057308 * x *                           \
-                         (1 + (T)0.044715 * x * x));                           \
+        T s =                                                                  \
+            P##sigmoid((T)1.5957691216057308 * x * (1 + (T)0.044715 * x * x)); \
         T du = (T)1.5957691216057308 * (1 + (T)0.134145 * x * x);              \
         return g * (s + x * s * (1 - s) * du);                                 \
     }                                                                          \
@@ -409,7 +409,7 @@ BRG__VM_BOTH(float, brg__f32_)
 BRG__VM_BOTH(double, brg__f64_)
 #undef BRG__VM_BOTH
 
-/* ---- i64 --------------------------------------------------------------------------------------- */
+/* ---- i64 ----------------------------------------------------------------- */
 
 BRG__VM int64_t brg__i64_abs(int64_t x)
 {

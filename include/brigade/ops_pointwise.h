@@ -12,16 +12,16 @@ BRG_BEGIN_DECLS
  * bf16 are computed in f32 and rounded once, i32, u8 and bool in i64. Results
  * do not depend on layout, position or length of the data, only on values. */
 
-/* ---- Arithmetic, all dtypes --------------------------------------------------- */
+/* ---- Arithmetic, all dtypes ---------------------------------------------- */
 
 BRG_API brg_tensor *brg_add(brg_tensor *a, brg_tensor *b); /* a + b */
 BRG_API brg_tensor *brg_sub(brg_tensor *a, brg_tensor *b); /* a - b */
 BRG_API brg_tensor *brg_mul(brg_tensor *a, brg_tensor *b); /* a * b */
 /* a / b; integers: towards zero, and 0 where b is 0. */
 BRG_API brg_tensor *brg_div(brg_tensor *a, brg_tensor *b);
-BRG_API brg_tensor *brg_neg(brg_tensor *a);  /* -a */
-BRG_API brg_tensor *brg_abs(brg_tensor *a);  /* |a| */
-BRG_API brg_tensor *brg_sign(brg_tensor *a); /* -1, 0 or 1 */
+BRG_API brg_tensor *brg_neg(brg_tensor *a);    /* -a */
+BRG_API brg_tensor *brg_abs(brg_tensor *a);    /* |a| */
+BRG_API brg_tensor *brg_sign(brg_tensor *a);   /* -1, 0 or 1 */
 BRG_API brg_tensor *brg_square(brg_tensor *a); /* a * a */
 
 /* With a number, which must be whole if x is of an integer dtype. */
@@ -36,7 +36,7 @@ BRG_API brg_tensor *brg_clamp(brg_tensor *x, double lo, double hi);
 BRG_API brg_tensor *brg_maximum(brg_tensor *a, brg_tensor *b);
 BRG_API brg_tensor *brg_minimum(brg_tensor *a, brg_tensor *b);
 
-/* ---- Functions, float dtypes ---------------------------------------------------- */
+/* ---- Functions, float dtypes --------------------------------------------- */
 
 BRG_API brg_tensor *brg_reciprocal(brg_tensor *a); /* 1 / a */
 BRG_API brg_tensor *brg_exp(brg_tensor *a);
@@ -45,7 +45,7 @@ BRG_API brg_tensor *brg_log(brg_tensor *a);   /* natural logarithm */
 BRG_API brg_tensor *brg_log1p(brg_tensor *a); /* log(1 + a) */
 BRG_API brg_tensor *brg_sqrt(brg_tensor *a);
 BRG_API brg_tensor *brg_rsqrt(brg_tensor *a); /* 1 / sqrt(a) */
-BRG_API brg_tensor *brg_sin(brg_tensor *a); /* accurate for |a| <= 1e6 */
+BRG_API brg_tensor *brg_sin(brg_tensor *a);   /* accurate for |a| <= 1e6 */
 BRG_API brg_tensor *brg_cos(brg_tensor *a);
 BRG_API brg_tensor *brg_tanh(brg_tensor *a);
 BRG_API brg_tensor *brg_erf(brg_tensor *a);
@@ -54,7 +54,7 @@ BRG_API brg_tensor *brg_floor(brg_tensor *a);
 BRG_API brg_tensor *brg_ceil(brg_tensor *a);
 BRG_API brg_tensor *brg_round(brg_tensor *a); /* halves to even */
 
-/* ---- Activations, float dtypes ---------------------------------------------------- */
+/* ---- Activations, float dtypes ------------------------------------------- */
 
 BRG_API brg_tensor *brg_sigmoid(brg_tensor *x); /* 1 / (1 + exp(-x)) */
 BRG_API brg_tensor *brg_relu(brg_tensor *x);    /* max(x, 0) */
@@ -65,7 +65,7 @@ BRG_API brg_tensor *brg_gelu(brg_tensor *x);
 BRG_API brg_tensor *brg_silu(brg_tensor *x);     /* x * sigmoid(x) */
 BRG_API brg_tensor *brg_softplus(brg_tensor *x); /* log(1 + exp(x)) */
 
-/* ---- Comparing: bool results, no gradients ------------------------------------------ */
+/* ---- Comparing: bool results, no gradients ------------------------------- */
 
 BRG_API brg_tensor *brg_eq(brg_tensor *a, brg_tensor *b); /* a == b */
 BRG_API brg_tensor *brg_ne(brg_tensor *a, brg_tensor *b); /* a != b */
@@ -82,7 +82,7 @@ BRG_API brg_tensor *brg_is_nan(brg_tensor *a);
 /* cond ? a : b; cond is bool. */
 BRG_API brg_tensor *brg_where(brg_tensor *cond, brg_tensor *a, brg_tensor *b);
 
-/* ---- Copies ---------------------------------------------------------------------------- */
+/* ---- Copies -------------------------------------------------------------- */
 
 /* The values in another dtype; x itself if it has it already. Floats go to
  * integers towards zero, to bool as "not zero". Gradients flow between float
@@ -93,7 +93,7 @@ BRG_API brg_tensor *brg_contiguous(brg_tensor *x);
 /* A row-major copy, always. */
 BRG_API brg_tensor *brg_copy(brg_tensor *x);
 
-/* ---- In place ---------------------------------------------------------------------------
+/* ---- In place ---------------------------------------------------------------
  * Change dst's memory and its version. `src` broadcasts to dst's shape. They
  * are not recorded: while gradients are recorded they fail with BRG_ERR_STATE
  * if dst or src requires gradients; use brg_grad_mode_set(false). */

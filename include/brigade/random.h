@@ -12,7 +12,7 @@
 
 BRG_BEGIN_DECLS
 
-/* ---- State of the calling thread ------------------------------------------------ */
+/* ---- State of the calling thread ----------------------------------------- */
 
 typedef struct brg_random_state {
     uint64_t seed;
@@ -25,7 +25,7 @@ BRG_API void brg_seed(uint64_t seed);
 BRG_API void brg_random_get_state(brg_random_state *filled);
 BRG_API void brg_random_set_state(const brg_random_state *state);
 
-/* ---- New tensors ------------------------------------------------------------------ */
+/* ---- New tensors --------------------------------------------------------- */
 
 /* Uniform in [0, 1), of a float dtype: multiples of 2^-24 (f32), 2^-32 (f64),
  * 2^-11 (f16), 2^-8 (bf16). */
@@ -39,7 +39,7 @@ BRG_API brg_tensor *brg_randint(int64_t low, int64_t high, int ndim,
 /* The numbers 0 .. n-1 in random order, i64. */
 BRG_API brg_tensor *brg_randperm(int64_t n);
 
-/* ---- In place: floats, not recorded -------------------------------------------------- */
+/* ---- In place: floats, not recorded -------------------------------------- */
 
 /* Uniform in [low, high). */
 BRG_API BRG_NODISCARD brg_status brg_uniform_(brg_tensor *t, double low,
@@ -47,7 +47,7 @@ BRG_API BRG_NODISCARD brg_status brg_uniform_(brg_tensor *t, double low,
 BRG_API BRG_NODISCARD brg_status brg_normal_(brg_tensor *t, double mean,
                                              double deviation);
 
-/* ---- Dropout --------------------------------------------------------------------------- */
+/* ---- Dropout ------------------------------------------------------------- */
 
 /* While training: each element becomes 0 with probability p, else x / (1 - p).
  * Otherwise, and for p = 0: x itself. The gradient draws the same mask again

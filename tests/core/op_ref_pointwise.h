@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * References of the cases in op_cases_pointwise.def that are not expressions. */
+ * References in op_cases_pointwise.def that are not expressions. */
 #ifndef BRG_TESTS_CORE_OP_REF_POINTWISE_H
 #define BRG_TESTS_CORE_OP_REF_POINTWISE_H
 

@@ -14,7 +14,10 @@
     }
 #define SCALAR                                                                 \
     {                                                                          \
-        0, { 0 }                                                               \
+        0,                                                                     \
+        {                                                                      \
+            0                                                                  \
+        }                                                                      \
     }
 #define N_SHAPES(...)                                                          \
     (int)(sizeof((const op_shape[]){__VA_ARGS__}) / sizeof(op_shape))

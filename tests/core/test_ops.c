@@ -88,12 +88,12 @@ int main(int argc, char **argv)
             snprintf(test->name, sizeof test->name, "%s%s%s__%s", cases[k].op,
                      cases[k].variant[0] ? "/" : "", cases[k].variant,
                      op_modes[m].name);
-            tests[n] = (struct CMUnitTest){
-                test->name, run_planned, NULL, NULL, test};
+            tests[n] =
+                (struct CMUnitTest){test->name, run_planned, NULL, NULL, test};
         }
-    tests[n++] = (struct CMUnitTest){
-        "every_row_has_a_case", test_ops__every_row_has_a_case, NULL, NULL,
-        NULL};
+    tests[n++] =
+        (struct CMUnitTest){"every_row_has_a_case",
+                            test_ops__every_row_has_a_case, NULL, NULL, NULL};
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
     return _cmocka_run_group_tests("ops", tests, n, NULL, NULL);

@@ -48,7 +48,7 @@ static void assert_values(const brg_tensor *t, const double *want, size_t n)
         }
 }
 
-/* ---- Bits ------------------------------------------------------------------------------ */
+/* ---- Bits ---------------------------------------------------------------- */
 
 /* f(x) for x row-major, transposed, broadcast over a new dim, and at the end
  * of a longer row: the same bits. */
@@ -65,8 +65,8 @@ static void test_pointwise__bits_do_not_depend_on_layout(void **state)
         if (!is_plain)
             continue;
         brg_tensor *rows[3] = {x, x, x}, *columns[3];
-        brg_tensor *copy = brg_copy(brg_as_strided(
-            x, BRG_SHAPE(53, 37), (const int64_t[]){1, 53}, 0));
+        brg_tensor *copy = brg_copy(
+            brg_as_strided(x, BRG_SHAPE(53, 37), (const int64_t[]){1, 53}, 0));
         for (int k = 0; k < 3; k++)
             columns[k] = brg_as_strided(copy, BRG_SHAPE(37, 53),
                                         (const int64_t[]){1, 37}, 0);
@@ -107,7 +107,7 @@ static void test_pointwise__long_rows_are_whole_and_poll(void **state)
         assert_true(to[i] == from[i] + from[i]);
 }
 
-/* ---- Special values ------------------------------------------------------------------------ */
+/* ---- Special values ------------------------------------------------------ */
 
 static void test_pointwise__nan_goes_through(void **state)
 {
@@ -153,7 +153,7 @@ static void test_pointwise__errors_name_op_and_inputs(void **state)
     assert_brg_null(brg_cast(a, (brg_dtype)99), BRG_ERR_ARG);
 }
 
-/* ---- Casts ------------------------------------------------------------------------------------ */
+/* ---- Casts --------------------------------------------------------------- */
 
 static void test_pointwise__cast_carries_gradients_between_floats(void **state)
 {
@@ -187,8 +187,8 @@ static void test_pointwise__every_pair_of_dtypes_casts(void **state)
             for (int k = 0; k < 2; k++) {
                 brg_tensor *y = brg_cast(k ? t : x, (brg_dtype)to);
                 for (int64_t i = 0; i < 2100; i += 419) {
-                    brg_tensor *one = brg_as_strided(
-                        brg_contiguous(y), BRG_SCALAR, NULL, i);
+                    brg_tensor *one =
+                        brg_as_strided(brg_contiguous(y), BRG_SCALAR, NULL, i);
                     assert_brg_ok(brg_tensor_item(one, &got));
                     assert_true(got == value);
                 }
@@ -196,7 +196,7 @@ static void test_pointwise__every_pair_of_dtypes_casts(void **state)
         }
 }
 
-/* ---- In place ------------------------------------------------------------------------------------ */
+/* ---- In place ------------------------------------------------------------ */
 
 static void test_pointwise__changes_in_place(void **state)
 {
@@ -259,7 +259,7 @@ static void test_pointwise__in_place_refusals(void **state)
     brg_grad_mode_set(mode);
 }
 
-/* ---- Values ------------------------------------------------------------------------------------------ */
+/* ---- Values -------------------------------------------------------------- */
 
 static void test_pointwise__values_go_in_and_out(void **state)
 {
@@ -268,8 +268,8 @@ static void test_pointwise__values_go_in_and_out(void **state)
     float got[6];
     double one;
     brg_tensor *x = brg_zeros(BRG_DTYPE_F32, BRG_SHAPE(3, 2));
-    brg_tensor *t = brg_as_strided(x, BRG_SHAPE(2, 3), (const int64_t[]){1, 2},
-                                   0);
+    brg_tensor *t =
+        brg_as_strided(x, BRG_SHAPE(2, 3), (const int64_t[]){1, 2}, 0);
     assert_brg_ok(brg_tensor_write(t, v, sizeof v));
     assert_values(x, (double[]){1, 4, 2, 5, 3, 6}, 6);
     assert_int_equal(brg_tensor_version(x), 1);

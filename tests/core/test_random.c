@@ -12,15 +12,14 @@
 #include "core/ops/random.h"
 #include "tests/support/brg_test.h"
 
-/* ---- Philox ------------------------------------------------------------------------- */
+/* ---- Philox -------------------------------------------------------------- */
 
 /* From the file kat_vectors of Random123: philox4x32, 10 rounds. */
 static const struct {
     brg__random_block block;
     uint32_t answer[4];
 } known[] = {
-    {{{0, 0, 0, 0}, {0, 0}},
-     {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
+    {{{0, 0, 0, 0}, {0, 0}}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
     {{{0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff},
       {0xffffffff, 0xffffffff}},
      {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
@@ -48,7 +47,7 @@ static uint32_t word_of(uint64_t seed, uint64_t offset, size_t k)
     return philox4x32(counter, key).v[k % 4];
 }
 
-/* ---- Which number goes where ----------------------------------------------------------- */
+/* ---- Which number goes where --------------------------------------------- */
 
 static void test_random__element_k_is_lane_k_mod_4_of_its_counter(void **state)
 {
@@ -59,8 +58,7 @@ static void test_random__element_k_is_lane_k_mod_4_of_its_counter(void **state)
     brg_tensor *t = brg_rand(BRG_DTYPE_F32, BRG_SHAPE(3, 67));
     const float *v = brg_tensor_data(assert_brg_some(t));
     for (size_t k = 0; k < 201; k++)
-        assert_true(v[k] ==
-                    (float)(word_of(seed, offset, k) >> 8) * 0x1p-24f);
+        assert_true(v[k] == (float)(word_of(seed, offset, k) >> 8) * 0x1p-24f);
     brg_random_state after;
     brg_random_get_state(&after);
     assert_int_equal(after.seed, seed);
@@ -74,8 +72,8 @@ static void test_random__same_numbers_in_any_memory_layout(void **state)
     brg_scope *scope = brg_scope_begin();
     brg_tensor *row = brg_zeros(BRG_DTYPE_F32, BRG_SHAPE(35, 70));
     brg_tensor *memory = brg_zeros(BRG_DTYPE_F32, BRG_SHAPE(70, 35));
-    brg_tensor *column = brg_as_strided(memory, BRG_SHAPE(35, 70),
-                                        (const int64_t[]){1, 35}, 0);
+    brg_tensor *column =
+        brg_as_strided(memory, BRG_SHAPE(35, 70), (const int64_t[]){1, 35}, 0);
     brg_seed(3);
     assert_brg_ok(brg_normal_(row, 1.0, 2.0));
     brg_seed(3);
@@ -105,7 +103,7 @@ static void test_random__state_continues_a_sequence(void **state)
     brg_scope_end(scope);
 }
 
-/* ---- Distributions ------------------------------------------------------------------------ */
+/* ---- Distributions ------------------------------------------------------- */
 
 typedef struct moments {
     double mean, variance, skewness, kurtosis, min, max;
@@ -175,8 +173,7 @@ static void test_random__integers_and_permutations(void **state)
     }
     for (int i = 0; i < 7; i++)
         assert_true(counts[i] > 850 && counts[i] < 1150);
-    const int64_t *p =
-        brg_tensor_data(assert_brg_some(brg_randperm(1000)));
+    const int64_t *p = brg_tensor_data(assert_brg_some(brg_randperm(1000)));
     bool is_seen[1000] = {false};
     int n_fixed = 0;
     for (int64_t i = 0; i < 1000; i++) {
@@ -191,7 +188,7 @@ static void test_random__integers_and_permutations(void **state)
     brg_scope_end(scope);
 }
 
-/* ---- Dropout -------------------------------------------------------------------------------- */
+/* ---- Dropout ------------------------------------------------------------- */
 
 static void test_random__dropout_has_one_mask_forward_and_backward(void **state)
 {
@@ -256,8 +253,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random__philox_gives_the_published_answers),
-        cmocka_unit_test(
-            test_random__element_k_is_lane_k_mod_4_of_its_counter),
+        cmocka_unit_test(test_random__element_k_is_lane_k_mod_4_of_its_counter),
         cmocka_unit_test(test_random__same_numbers_in_any_memory_layout),
         cmocka_unit_test(test_random__state_continues_a_sequence),
         cmocka_unit_test(test_random__moments),

@@ -126,8 +126,8 @@ static void test_vmath__errors_are_within_the_stated_ulps(void **state)
 static void test_vmath__special_values(void **state)
 {
     (void)state;
-    const float values[] = {0.0f,  -0.0f,     1.0f,       -1.0f,
-                            1e-45f, -1e-45f,  1.2e-38f,   3.4e38f,
+    const float values[] = {0.0f,     -0.0f,    1.0f,      -1.0f,
+                            1e-45f,   -1e-45f,  1.2e-38f,  3.4e38f,
                             -3.4e38f, INFINITY, -INFINITY, NAN};
     const size_t n = sizeof values / sizeof *values;
     for (size_t k = 0; k < N_FUNCTIONS; k++) {
@@ -153,10 +153,11 @@ static void test_vmath__special_values(void **state)
 static void test_vmath__pow_has_the_cases_of_c(void **state)
 {
     (void)state;
-    const float xs[] = {0.0f, -0.0f, 1.0f, -1.0f, 0.5f, -0.5f, 2.0f, -2.0f,
-                        INFINITY, -INFINITY, NAN, 1e-40f, -1e-40f};
-    const double ps[] = {0, 1, -1, 2, -2, 3, -3, 0.5, -0.5, 8388609, 16777216,
-                         HUGE_VAL, -HUGE_VAL, NAN, 1e30};
+    const float xs[] = {0.0f,  -0.0f,    1.0f,      -1.0f, 0.5f,   -0.5f,  2.0f,
+                        -2.0f, INFINITY, -INFINITY, NAN,   1e-40f, -1e-40f};
+    const double ps[] = {0,        1,        -1,        2,    -2,
+                         3,        -3,       0.5,       -0.5, 8388609,
+                         16777216, HUGE_VAL, -HUGE_VAL, NAN,  1e30};
     const size_t n = sizeof xs / sizeof *xs;
     for (size_t k = 0; k < sizeof ps / sizeof *ps; k++) {
         function_case f = {&brg__op_pow_scalar, ref_pow, ps[k], 0, 0, 1};
@@ -164,9 +165,9 @@ static void test_vmath__pow_has_the_cases_of_c(void **state)
         apply(&f, n, xs, y);
         for (size_t i = 0; i < n; i++) {
             float want = (float)pow((double)xs[i], ps[k]);
-            bool is_same = want != want ? y[i] != y[i]
-                                        : y[i] == want && signbit(y[i]) ==
-                                                              signbit(want);
+            bool is_same = want != want
+                               ? y[i] != y[i]
+                               : y[i] == want && signbit(y[i]) == signbit(want);
             if (!is_same && !(ulps(y[i], (double)want) <= 1.0)) {
                 print_error("pow(%g, %g) is %g, expected %g\n", (double)xs[i],
                             ps[k], (double)y[i], (double)want);

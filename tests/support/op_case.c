@@ -4,7 +4,7 @@
 
 #include "core/base/dtype.h"
 
-/* ---- Values ----------------------------------------------------------------------- */
+/* ---- Values -------------------------------------------------------------- */
 
 void op_values_init(op_values *y, int ndim, const int64_t *shape)
 {
@@ -95,7 +95,7 @@ void op_read(op_values *filled, const brg_tensor *t)
     free(bytes);
 }
 
-/* ---- Inputs ----------------------------------------------------------------------------- */
+/* ---- Inputs -------------------------------------------------------------- */
 
 bool op_allows(const op_case *c, brg_dtype dtype)
 {
@@ -201,7 +201,7 @@ void op_inputs_free(op_inputs *in, const op_case *c)
         free(in->values[i].v);
 }
 
-/* ---- References ------------------------------------------------------------------------------ */
+/* ---- References ---------------------------------------------------------- */
 
 /* x at an index of the broadcast shape. */
 static double at_broadcast(const op_values *x, const op_shape *shape,
@@ -225,8 +225,7 @@ void op_reference(op_values *y, const op_case *c, const op_inputs *in)
     for (int i = 1; i < c->n_in; i++) {
         const op_shape *other = &in->values[i].shape;
         assert_true(brg__shape_broadcast(shape.ndim, shape.size, other->ndim,
-                                         other->size, &shape.ndim,
-                                         shape.size));
+                                         other->size, &shape.ndim, shape.size));
     }
     op_values_init(y, shape.ndim, shape.size);
     for (size_t k = 0; k < y->n; k++) {
@@ -239,7 +238,7 @@ void op_reference(op_values *y, const op_case *c, const op_inputs *in)
     }
 }
 
-/* ---- Comparing ----------------------------------------------------------------------------------- */
+/* ---- Comparing ----------------------------------------------------------- */
 
 void op_fail(const op_case *c, const char *where, const char *format, ...)
 {
@@ -248,8 +247,8 @@ void op_fail(const op_case *c, const char *where, const char *format, ...)
     va_start(args, format);
     vsnprintf(words, sizeof words, format, args);
     va_end(args);
-    print_error("%s%s%s, %s: %s\n", c->op, c->variant[0] ? "/" : "",
-                c->variant, where, words);
+    print_error("%s%s%s, %s: %s\n", c->op, c->variant[0] ? "/" : "", c->variant,
+                where, words);
     fail();
 }
 

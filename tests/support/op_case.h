@@ -43,12 +43,12 @@ typedef struct op_case {
     double in_low[OP_MAX_IN], in_high[OP_MAX_IN]; /* if they differ */
     brg_dtype fixed[OP_MAX_IN]; /* of inputs that do not follow the mode */
     bool is_fixed[OP_MAX_IN];
-    uint32_t dtypes;  /* bit mask; 0: floats */
-    double tolerance; /* factor; 0: 1 */
-    bool no_gradient; /* skip the gradient modes */
-    bool no_second;   /* skip the second-order mode */
-    bool no_layouts;  /* only row-major inputs */
-    bool allows_mixed; /* inputs may differ in dtype */
+    uint32_t dtypes;    /* bit mask; 0: floats */
+    double tolerance;   /* factor; 0: 1 */
+    bool no_gradient;   /* skip the gradient modes */
+    bool no_second;     /* skip the second-order mode */
+    bool no_layouts;    /* only row-major inputs */
+    bool allows_mixed;  /* inputs may differ in dtype */
     bool allows_others; /* dtypes not listed may work too */
 } op_case;
 
@@ -66,7 +66,7 @@ typedef struct op_inputs {
     brg_tensor *x[OP_MAX_IN];
 } op_inputs;
 
-/* ---- For reference functions ----------------------------------------------------- */
+/* ---- For reference functions --------------------------------------------- */
 
 /* Sets y's shape and gets memory for its values, zeroed; freed by the
  * harness. */
@@ -74,7 +74,7 @@ void op_values_init(op_values *y, int ndim, const int64_t *shape);
 /* The value at an index, missing dims ignored. */
 double op_at(const op_values *x, const int64_t *index);
 
-/* ---- Modes --------------------------------------------------------------------------- */
+/* ---- Modes --------------------------------------------------------------- */
 
 typedef void (*op_mode_fn)(const op_case *c);
 
@@ -86,7 +86,7 @@ typedef struct op_mode {
 extern const op_mode op_modes[];
 extern const size_t op_n_modes;
 
-/* ---- Inside the harness ---------------------------------------------------------------- */
+/* ---- Inside the harness -------------------------------------------------- */
 
 bool op_allows(const op_case *c, brg_dtype dtype);
 void op_inputs_make(op_inputs *in, const op_case *c, const op_shape *shapes,

@@ -17,7 +17,7 @@ static const brg_op *row_of(const op_case *c)
     return op;
 }
 
-/* ---- Values -------------------------------------------------------------------------- */
+/* ---- Values -------------------------------------------------------------- */
 
 static void check_forward(const op_case *c, const op_shape *shapes,
                           brg_dtype dtype, op_layout layout)
@@ -73,7 +73,7 @@ static void run_zero_size(const op_case *c)
             check_forward(c, shapes, (brg_dtype)dtype, OP_ROW_MAJOR);
 }
 
-/* ---- Errors --------------------------------------------------------------------------- */
+/* ---- Errors -------------------------------------------------------------- */
 
 static void expect_error(const op_case *c, const char *where, brg_tensor *y,
                          brg_status code)
@@ -153,8 +153,8 @@ static void run_wrong_shape(const op_case *c)
     }
     brg_scope *scope = brg_scope_begin();
     op_inputs in;
-    brg_dtype dtype = op_allows(c, BRG_DTYPE_F32) ? BRG_DTYPE_F32
-                                                  : BRG_DTYPE_I64;
+    brg_dtype dtype =
+        op_allows(c, BRG_DTYPE_F32) ? BRG_DTYPE_F32 : BRG_DTYPE_I64;
     op_inputs_make(&in, c, shapes, dtype, OP_ROW_MAJOR);
     brg_error_clear();
     expect_error(c, "wrong shapes", c->call(in.x), BRG_ERR_SHAPE);
@@ -162,7 +162,7 @@ static void run_wrong_shape(const op_case *c)
     brg_scope_end(scope);
 }
 
-/* ---- Gradients ------------------------------------------------------------------------- */
+/* ---- Gradients ----------------------------------------------------------- */
 
 /* Which inputs are differentiated, and the others, held constant. */
 typedef struct subject {
@@ -259,8 +259,8 @@ static brg_status gradients(const subject *s, brg_tensor *const *inputs,
     BRG_TRY(brg_grad(grads, &y, 1, inputs, s->n, &options));
     for (size_t k = 0; k < s->n; k++)
         if (!grads[k] &&
-            !(grads[k] = brg_zeros((brg_dtype)inputs[k]->dtype,
-                                   inputs[k]->ndim, inputs[k]->shape)))
+            !(grads[k] = brg_zeros((brg_dtype)inputs[k]->dtype, inputs[k]->ndim,
+                                   inputs[k]->shape)))
             return brg_error_code();
     return BRG_OK;
 }
