@@ -44,9 +44,8 @@ static brg_status heed_verdict(mpi_group *g, const header *h)
 {
     if (h->verdict == BRG_ERR_MISMATCH)
         return g->host->fail_mismatch(&h->signature, &h->other);
-    return MPI_FAIL(
-        g, BRG_ERR_PEER, "rank %d: rank %d %s", g->rank, (int)h->culprit,
-        h->verdict == LEFT ? "has left the group" : "has failed in this group");
+    return MPI_FAIL(g, BRG_ERR_PEER, "rank %d: rank %d %s", g->rank,
+                    (int)h->culprit, brg__mpi_gone_words(h->verdict));
 }
 
 brg_status brg__mpi_exchange_headers(mpi_group *g, const brg_call *call,

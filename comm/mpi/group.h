@@ -51,7 +51,9 @@ typedef struct shared_rank {
     unsigned char bounce[2][BOUNCE];
 } shared_rank;
 
-#define LEFT 1 /* of `gone`: destroyed its end; negative: failed */
+/* `gone`: negative when the rank has failed. */
+#define LEFT 1  /* destroyed its end */
+#define ENDED 2 /* its process ends without that */
 
 /* ---- Between nodes --------------------------------------------------------- */
 
@@ -132,7 +134,6 @@ typedef struct p2p_op {
 
 typedef struct mpi_group {
     const brg_host *host;
-    struct mpi_group *next; /* all groups of the process */
     MPI_Comm world;
     MPI_Comm node;
     int rank;
@@ -142,6 +143,7 @@ typedef struct mpi_group {
     int my_node;
     int n_nodes;
     int *rank_at;    /* [node * n_local + local] */
+    int exit_key;    /* attribute of MPI_COMM_SELF, noticed by MPI_Finalize */
     bool is_crowded; /* more ranks here than processors */
     bool is_dead;
     uint64_t timeout_ns;
@@ -208,6 +210,10 @@ static inline shared_line *line_of(const mpi_group *g, int local, uint64_t seq)
 
 brg_status brg__mpi_world_init(mpi_group *g, const void *comm);
 void brg__mpi_world_deinit(mpi_group *g);
+/* Tells the others that this rank takes no part any more: LEFT, ENDED or a
+ * status. */
+void brg__mpi_say_gone(mpi_group *g, int32_t how);
+const char *brg__mpi_gone_words(int32_t how);
 brg_status brg__mpi_region_alloc(void *group, void **out, size_t nbytes);
 void brg__mpi_region_free(void *group, void *ptr);
 /* Fills region and offset of a line; region 0 if `ptr` is in none. */

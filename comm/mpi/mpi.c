@@ -52,25 +52,35 @@ static brg_status fail_peer(const mpi_group *g, const brg_call *call, int local,
                     g->rank, text, rank_of(g, local), what);
 }
 
-static brg_status check_peers(mpi_group *g, const brg_call *call)
+/* The rank of the node that this call waits for in vain, and why. Ranks that
+ * failed come last: they may have failed for the one that left. */
+static int find_gone(const mpi_group *g, const brg_call *call, const char **why)
 {
+    int failed = -1;
     for (int r = 0; r < g->n_local; r++) {
         if (r == g->local || !owes(g, call, r))
             continue;
         int32_t gone =
             atomic_load_explicit(&g->shared[r]->gone, memory_order_acquire);
-        /* What it did before it went counts. */
-        if (gone && owes(g, call, r))
-            return fail_peer(g, call, r,
-                             gone == LEFT ? "has left the group"
-                                          : "has failed in this group");
-        if (kill(g->shared[r]->pid, 0) != 0 && errno == ESRCH)
-            return fail_peer(g, call, r, "has died");
+        if (gone && !owes(g, call, r))
+            continue; /* what it did before it went counts */
+        bool is_dead = kill(g->shared[r]->pid, 0) != 0 && errno == ESRCH;
+        *why = gone ? brg__mpi_gone_words(gone) : "has died";
+        if (gone > 0 || (gone == 0 && is_dead))
+            return r;
+        if (gone < 0)
+            failed = r;
     }
-    return BRG_OK;
+    *why = brg__mpi_gone_words(BRG_ERR_COMM);
+    return failed;
 }
 
-static brg_status mpi_progress(void *group);
+static brg_status check_peers(mpi_group *g, const brg_call *call)
+{
+    const char *why;
+    int r = find_gone(g, call, &why);
+    return r < 0 ? BRG_OK : fail_peer(g, call, r, why);
+}
 
 static brg_status mpi_idle(void *group, brg_call *call, uint64_t n)
 {
@@ -133,23 +143,13 @@ static brg_status mpi_progress(void *group)
     return brg__mpi_node_progress(g);
 }
 
-static void say_gone(mpi_group *g, int32_t how)
-{
-    header verdict = {.verdict = how, .culprit = g->rank};
-    if (g->shared && g->shared[g->local])
-        atomic_store_explicit(&g->shared[g->local]->gone, how,
-                              memory_order_release);
-    if (g->n_nodes > 1)
-        brg__mpi_send_verdict(g, &verdict);
-}
-
 static void mpi_abort_group(void *group)
 {
     mpi_group *g = group;
     if (g->is_dead)
         return;
     g->is_dead = true;
-    say_gone(g, BRG_ERR_COMM);
+    brg__mpi_say_gone(g, BRG_ERR_COMM);
     brg__mpi_p2p_cancel(g);
 }
 
@@ -166,7 +166,7 @@ static void mpi_destroy(void *group)
     int is_over = 0;
     (void)MPI_Finalized(&is_over);
     if (!is_over && !g->is_dead) {
-        say_gone(g, LEFT);
+        brg__mpi_say_gone(g, LEFT);
         brg__mpi_p2p_cancel(g);
     }
     free_group(g);

@@ -45,6 +45,56 @@ static brg_status init_mpi(const mpi_group *g)
     return BRG_OK;
 }
 
+/* ---- Ends ----------------------------------------------------------------------------- */
+
+const char *brg__mpi_gone_words(int32_t how)
+{
+    if (how == LEFT)
+        return "has left the group";
+    return how == ENDED ? "has ended" : "has failed in this group";
+}
+
+void brg__mpi_say_gone(mpi_group *g, int32_t how)
+{
+    header verdict = {.verdict = how, .culprit = g->rank};
+    if (g->shared && g->shared[g->local])
+        atomic_store_explicit(&g->shared[g->local]->gone, how,
+                              memory_order_release);
+    if (g->n_nodes > 1 && g->headers_in)
+        brg__mpi_send_verdict(g, &verdict);
+}
+
+/* MPI_Finalize deletes the attributes of MPI_COMM_SELF first: a group that was
+ * not destroyed learns there that its process ends. */
+static int on_finalize(MPI_Comm comm, int key, void *value, void *state)
+{
+    mpi_group *g = value;
+    (void)comm;
+    (void)key;
+    (void)state;
+    if (g->exit_key != MPI_KEYVAL_INVALID && !g->is_dead)
+        brg__mpi_say_gone(g, ENDED);
+    return MPI_SUCCESS;
+}
+
+static brg_status watch_finalize(mpi_group *g)
+{
+    MPI_CHECK(g, MPI_Comm_create_keyval(MPI_COMM_NULL_COPY_FN, on_finalize,
+                                        &g->exit_key, NULL));
+    MPI_CHECK(g, MPI_Comm_set_attr(MPI_COMM_SELF, g->exit_key, g));
+    return BRG_OK;
+}
+
+static void unwatch_finalize(mpi_group *g)
+{
+    int key = g->exit_key;
+    if (key == MPI_KEYVAL_INVALID)
+        return;
+    g->exit_key = MPI_KEYVAL_INVALID;
+    (void)MPI_Comm_delete_attr(MPI_COMM_SELF, key);
+    (void)MPI_Comm_free_keyval(&key);
+}
+
 /* ---- Topology -------------------------------------------------------------------------- */
 
 /* Nodes of at most BRG_MPI_NODE_SIZE ranks, if that is set. */
@@ -309,9 +359,19 @@ brg_status brg__mpi_world_init(mpi_group *g, const void *comm)
 {
     g->world = g->node = MPI_COMM_NULL;
     g->control_window = MPI_WIN_NULL;
+    g->exit_key = MPI_KEYVAL_INVALID;
     BRG_TRY(init_mpi(g));
     BRG_TRY(init_topology(g, comm ? *(const MPI_Comm *)comm : MPI_COMM_WORLD));
-    return init_control(g);
+    BRG_TRY(init_control(g));
+    return watch_finalize(g);
+}
+
+static bool some_ended(const mpi_group *g)
+{
+    for (int r = 0; g->shared && r < g->n_local; r++)
+        if (g->shared[r] && atomic_load(&g->shared[r]->gone) == ENDED)
+            return true;
+    return false;
 }
 
 /* True when all ranks have come to destroy the group. */
@@ -322,7 +382,8 @@ static bool all_came(mpi_group *g)
     if (MPI_Ibarrier(g->world, &request) != MPI_SUCCESS)
         return false;
     uint64_t start = g->host->clock_ns();
-    while (!flag && g->host->clock_ns() - start < DESTROY_WAIT_NS) {
+    while (!flag && !some_ended(g) &&
+           g->host->clock_ns() - start < DESTROY_WAIT_NS) {
         if (MPI_Test(&request, &flag, MPI_STATUS_IGNORE) != MPI_SUCCESS)
             return false;
         if (!flag)
@@ -347,6 +408,7 @@ void brg__mpi_world_deinit(mpi_group *g)
     int is_over = 0;
     (void)MPI_Finalized(&is_over);
     if (!is_over && g->world != MPI_COMM_NULL) {
+        unwatch_finalize(g);
         if (all_came(g))
             free_shared(g);
         else

@@ -14,8 +14,8 @@ BRG_BEGIN_DECLS
  *
  * brg_pg_create, brg_pg_alloc and brg_pg_destroy are collective. Destroy gives
  * the other ranks up to 5 seconds to come; what is shared stays until the
- * process ends if they do not. A rank that destroys its end or exits while
- * others wait for it makes their waits fail with BRG_ERR_PEER.
+ * process ends if they do not. A rank that destroys its end, finalises MPI or
+ * exits while others wait for it makes their waits fail with BRG_ERR_PEER.
  *
  * Where nodes hold different numbers of ranks, each rank counts as a node of
  * its own; sums then run in plain rank order. */
