@@ -1,0 +1,34 @@
+# Tests of the programs: tests/examples/test_<file>.py, by class where a file
+# takes long.
+find_package(Python3 QUIET COMPONENTS Interpreter)
+if(NOT Python3_FOUND)
+  return()
+endif()
+enable_testing()
+include(BrgTests)
+set(_env
+  BRG_FASHION_MNIST=$<TARGET_FILE:fashion_mnist>
+  BRG_GPT=$<TARGET_FILE:gpt>
+  BRG_EXAMPLES=$<TARGET_FILE_DIR:01_tensor>
+  PYTHONDONTWRITEBYTECODE=1)
+if(BRG_HAVE_MPI)
+  list(JOIN BRG_MPIRUN " " _mpirun)
+  list(APPEND _env "BRG_MPIRUN=${_mpirun}")
+endif()
+
+# brg_example_test(<file> [class]): examples/<file>[_<class>]
+function(brg_example_test file)
+  string(TOLOWER "examples/${file}_${ARGN}" _name)
+  string(REGEX REPLACE "_$" "" _name ${_name})
+  add_test(NAME ${_name} COMMAND ${Python3_EXECUTABLE}
+    ${PROJECT_SOURCE_DIR}/tests/examples/test_${file}.py ${ARGN})
+  brg_set_test(${_name} mpi 180)
+  set_tests_properties(${_name} PROPERTIES
+    ENVIRONMENT "${BRG_TEST_ENV};${_env}" PROCESSORS 2)
+endfunction()
+
+brg_example_test(small)
+foreach(_class Training Resuming Failing Real)
+  brg_example_test(fashion_mnist ${_class})
+endforeach()
+brg_example_test(gpt)

@@ -1,0 +1,365 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The training loop. Every rank runs the same steps; the reducer sums the
+ * gradients while backward still runs; the loss of each rank travels beside
+ * them, so that all ranks see the same mean and stop at the same step. */
+#include "common/train.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <brigade/autograd.h>
+#include <brigade/ops.h>
+#include <brigade/reducer.h>
+#include <brigade/tensor.h>
+
+#include "common/progress.h"
+#include "common/report.h"
+#include "common/state.h"
+
+typedef struct run {
+    const train_task *task;
+    const train_options *options;
+    world *w;
+    brg_optim *optim;
+    brg_ddp *ddp;
+    brg_sampler *sampler;
+    double *losses; /* of this step, one per rank */
+    FILE *log;      /* rank 0 only */
+    progress progress;
+    int64_t step;
+    int64_t n_steps;
+    bool is_saved; /* the checkpoint holds this step */
+    eval_sums test;
+    double first_launch; /* of backward, sums over the steps */
+} run;
+
+static brg_status fail(brg_status code, const char *what, const char *path)
+{
+    return brg_error_set(code, __FILE__, __LINE__, "%s %s: %s", what, path,
+                         strerror(errno));
+}
+
+/* ---- One step ------------------------------------------------------------ */
+
+/* The mean over all samples of the batch: the sum over ranks of `losses`,
+ * which each rank has weighted with its share of the samples. */
+static brg_status mean_loss(double *out, const run *r)
+{
+    *out = 0;
+    for (int rank = 0; rank < r->w->size; rank++) {
+        if (!isfinite(r->losses[rank])) {
+            r->w->failed_rank = 0; /* all know; one says so */
+            return brg_error_set(BRG_ERR_NAN, __FILE__, __LINE__,
+                                 "rank %d, step %" PRId64 ": the loss is %f",
+                                 rank, r->step, r->losses[rank]);
+        }
+        *out += r->losses[rank];
+    }
+    return BRG_OK;
+}
+
+static brg_status forward_backward(double *loss, run *r, const brg_batch *batch)
+{
+    brg_tensor *mine = r->task->loss(r->task->user, batch);
+    double value = 0;
+    if (mine == NULL)
+        return brg_error_code();
+    BRG_TRY(brg_tensor_item(mine, &value));
+    /* Slices of a batch may differ by a sample: the reducer takes the mean
+     * over ranks, the weight makes that the mean over samples. */
+    double weighted = value * batch->weight / r->w->size;
+    if (batch->weight != 1.0)
+        mine = brg_mul_scalar(mine, batch->weight);
+    brg_work *work = NULL;
+    BRG_TRY(brg_all_gather(r->w->pg, &work, r->losses, &weighted, 1,
+                           BRG_DTYPE_F64));
+    brg_status status = brg_backward(mine);
+    if (status != BRG_OK) {
+        brg_work_release(work);
+        return status;
+    }
+    BRG_TRY(brg_work_wait(work));
+    return mean_loss(loss, r);
+}
+
+static double stepped_lr(const run *r)
+{
+    brg_lr_step schedule = {.lr = r->options->lr,
+                            .gamma = r->task->epoch_decay,
+                            .every = brg_sampler_n_batches(r->sampler)};
+    return brg_lr_step_at(&schedule, r->step);
+}
+
+static brg_status update(run *r)
+{
+    const train_task *task = r->task;
+    if (task->schedule.n_steps > 0)
+        BRG_TRY(brg_optim_set_lr(r->optim,
+                                 brg_lr_cosine_at(&task->schedule, r->step)));
+    else if (task->epoch_decay > 0)
+        BRG_TRY(brg_optim_set_lr(r->optim, stepped_lr(r)));
+    if (task->clip_norm > 0)
+        BRG_TRY(brg_clip_grad_norm(NULL, task->params, task->clip_norm, true));
+    BRG_TRY(brg_optim_step(r->optim));
+    return brg_optim_zero_grad(r->optim, false);
+}
+
+/* Times of the step that has ended. */
+static void measure(run *r, uint64_t started, double loss, int64_t epoch)
+{
+    brg_reducer_stats stats;
+    brg_ddp_get_stats(r->ddp, &stats);
+    progress_step(&r->progress, now_ns() - started, stats.wait_ns, loss, epoch);
+    if (stats.last_ready_ns > 0)
+        r->first_launch +=
+            (double)stats.first_launch_ns / (double)stats.last_ready_ns;
+}
+
+static brg_status train_step(run *r, const brg_batch *batch)
+{
+    double loss = 0;
+    uint64_t started = now_ns();
+    brg_scope *scope = brg_scope_begin();
+    if (scope == NULL)
+        return brg_error_code();
+    brg_status status = forward_backward(&loss, r, batch);
+    if (status == BRG_OK)
+        status = update(r);
+    brg_scope_end(scope);
+    BRG_TRY(status);
+    measure(r, started, loss, batch->position.epoch);
+    if (r->log != NULL)
+        fprintf(r->log, "%" PRId64 " %.9g\n", r->step, loss);
+    r->step++;
+    r->is_saved = false;
+    return BRG_OK;
+}
+
+/* ---- Epochs -------------------------------------------------------------- */
+
+static brg_status save(run *r)
+{
+    if (r->options->checkpoint == NULL || r->is_saved)
+        return BRG_OK;
+    brg_status mine = BRG_OK;
+    if (r->w->rank == 0)
+        mine = state_save(r->options->checkpoint, r->task, r->options, r->optim,
+                          r->step, brg_sampler_tell(r->sampler));
+    r->is_saved = true;
+    return world_agree(r->w, mine);
+}
+
+static brg_status evaluate(run *r)
+{
+    double sums[3] = {0, 0, 0};
+    eval_sums mine = {0, 0, 0};
+    bool mode = brg_grad_mode_set(false);
+    brg_status status = r->task->evaluate(r->task->user, r->w, &mine);
+    brg_grad_mode_set(mode);
+    BRG_TRY(world_agree(r->w, status));
+    sums[0] = mine.loss;
+    sums[1] = mine.n_correct;
+    sums[2] = mine.n;
+    BRG_TRY(world_sum(r->w, sums, 3));
+    r->test = (eval_sums){sums[0], sums[1], sums[2]};
+    return BRG_OK;
+}
+
+static brg_status evaluate_and_save(run *r, int64_t epoch)
+{
+    char accuracy[48] = "";
+    BRG_TRY(evaluate(r));
+    if (r->task->has_accuracy)
+        snprintf(accuracy, sizeof accuracy, ", accuracy %.2f%%",
+                 100 * r->test.n_correct / r->test.n);
+    if (r->w->rank == 0)
+        progress_line(&r->progress,
+                      "epoch %" PRId64 ", step %" PRId64
+                      ": test loss %.4f%s, %.2f ms/step",
+                      epoch + 1, r->step, r->test.loss / r->test.n, accuracy,
+                      progress_step_ms(&r->progress));
+    return save(r);
+}
+
+static bool is_between(const run *r)
+{
+    int64_t every = r->options->eval_every;
+    return every > 0 && r->step % every == 0 && r->step < r->n_steps;
+}
+
+static brg_status run_epochs(run *r)
+{
+    brg_batch batch;
+    while (r->step < r->n_steps) {
+        int64_t epoch = brg_sampler_tell(r->sampler).epoch;
+        while (r->step < r->n_steps && brg_sampler_next(r->sampler, &batch)) {
+            BRG_TRY(train_step(r, &batch));
+            if (is_between(r))
+                BRG_TRY(evaluate_and_save(r, epoch));
+        }
+        BRG_TRY(evaluate_and_save(r, epoch));
+    }
+    return BRG_OK;
+}
+
+/* ---- Beginning and end --------------------------------------------------- */
+
+static brg_status open_sampler(run *r)
+{
+    const train_options *options = r->options;
+    if (options->batch < r->w->size || options->batch > r->task->n_samples)
+        return brg_error_set(BRG_ERR_ARG, __FILE__, __LINE__,
+                             "--batch is %" PRId64 ", expected %d (ranks) to "
+                             "%" PRId64 " (samples of the data)",
+                             options->batch, r->w->size, r->task->n_samples);
+    BRG_TRY(brg_sampler_create(
+        &r->sampler,
+        &(brg_sampler_options){.struct_size = sizeof(brg_sampler_options),
+                               .n_samples = r->task->n_samples,
+                               .global_batch = options->batch,
+                               .rank = r->w->rank,
+                               .world_size = r->w->size,
+                               .seed = (uint64_t)options->seed,
+                               .shuffle = true,
+                               .drop_last = true}));
+    r->n_steps = options->epochs * brg_sampler_n_batches(r->sampler);
+    if (options->steps > 0 && options->steps < r->n_steps)
+        r->n_steps = options->steps;
+    return BRG_OK;
+}
+
+static brg_status open_log(run *r)
+{
+    if (r->options->log_losses == NULL || r->w->rank != 0)
+        return BRG_OK;
+    r->log = fopen(r->options->log_losses, "w");
+    return r->log != NULL
+               ? BRG_OK
+               : fail(BRG_ERR_IO, "cannot write", r->options->log_losses);
+}
+
+static brg_status open_optim(run *r)
+{
+    const train_options *options = r->options;
+    if (strcmp(options->optimizer, "sgd") == 0) {
+        brg_sgd_options sgd = BRG_SGD_OPTIONS_INIT;
+        sgd.lr = options->lr;
+        sgd.momentum = 0.9;
+        sgd.weight_decay = r->task->weight_decay;
+        sgd.decay_min_ndim = 2;
+        return brg_optim_create_sgd(&r->optim, r->task->params, &sgd);
+    }
+    brg_adamw_options adamw = BRG_ADAMW_OPTIONS_INIT;
+    adamw.lr = options->lr;
+    adamw.weight_decay = r->task->weight_decay;
+    adamw.decay_min_ndim = 2;
+    return brg_optim_create_adamw(&r->optim, r->task->params, &adamw);
+}
+
+/* What can fail on one rank alone; the ranks agree on it afterwards. */
+static brg_status open_local(run *r)
+{
+    r->losses = calloc((size_t)r->w->size, sizeof *r->losses);
+    if (r->losses == NULL)
+        return brg_error_set(BRG_ERR_NOMEM, __FILE__, __LINE__,
+                             "no memory for %d losses", r->w->size);
+    BRG_TRY(open_sampler(r));
+    BRG_TRY(open_log(r));
+    BRG_TRY(open_optim(r));
+    brg_sampler_position position = {0};
+    if (r->options->resume == NULL)
+        return BRG_OK;
+    BRG_TRY(state_load(r->options->resume, r->task, r->options, r->optim,
+                       &r->step, &position));
+    r->is_saved = true;
+    return brg_sampler_seek(r->sampler, position);
+}
+
+static brg_status fill_result(train_result *out, run *r)
+{
+    int64_t n = r->progress.n_measured;
+    *out = (train_result){
+        .accuracy = r->test.n_correct / r->test.n,
+        .loss = r->test.loss / r->test.n,
+        .n_steps = r->step,
+        .step_ms = progress_step_ms(&r->progress),
+        .wait_share = progress_wait_share(&r->progress),
+        .overlap_first_launch = n > 0 ? r->first_launch / (double)n : 0.0,
+        .seconds = (double)r->progress.step_ns * 1e-9,
+    };
+    return params_hash(&out->params_hash, r->task->params, r->w);
+}
+
+/* Parameters are trained, buffers are kept equal. */
+static brg_status open_ddp(run *r)
+{
+    size_t n = brg_params_count(r->task->params), n_trained = 0, n_other = 0;
+    brg_tensor **tensors = calloc(2 * n + 1, sizeof *tensors);
+    if (tensors == NULL)
+        return brg_error_set(BRG_ERR_NOMEM, __FILE__, __LINE__,
+                             "no memory for %zu parameters", n);
+    for (size_t i = 0; i < n; i++) {
+        const brg_param *param = brg_params_at(r->task->params, i);
+        if (param->kind == BRG_PARAM_TRAINED)
+            tensors[n_trained++] = param->tensor;
+        else
+            tensors[n + n_other++] = param->tensor;
+    }
+    brg_status status = brg_ddp_create(&r->ddp, r->w->pg, tensors, n_trained,
+                                       tensors + n, n_other, NULL);
+    free(tensors);
+    return status;
+}
+
+static brg_status run_all(train_result *out, run *r)
+{
+    const train_options *options = r->options;
+    brg_status status = open_local(r);
+    BRG_TRY(world_agree(r->w, status));
+    BRG_TRY(open_ddp(r));
+    progress_begin(&r->progress, r->w->rank == 0 && !options->is_quiet, r->step,
+                   r->n_steps, options->batch);
+    if (options->is_eval_only || r->step >= r->n_steps)
+        BRG_TRY(evaluate(r));
+    else
+        BRG_TRY(run_epochs(r));
+    progress_end(&r->progress);
+    return fill_result(out, r);
+}
+
+brg_status train(train_result *out, const train_task *task,
+                 const train_options *options, world *w)
+{
+    run r = {.task = task, .options = options, .w = w};
+    brg_status status = run_all(out, &r);
+    if (r.log != NULL && fclose(r.log) != 0 && status == BRG_OK)
+        status = fail(BRG_ERR_IO, "cannot write", options->log_losses);
+    progress_end(&r.progress);
+    brg_ddp_destroy(r.ddp);
+    brg_optim_destroy(r.optim);
+    brg_sampler_destroy(r.sampler);
+    free(r.losses);
+    return status;
+}
+
+int64_t train_part(int64_t n, int rank, const world *w)
+{
+    return n * rank / w->size;
+}
+
+void train_print_result(const train_result *result, const world *w,
+                        const char *first)
+{
+    if (w->rank != 0)
+        return;
+    printf("result: %s steps=%" PRId64 " ranks=%d step_ms=%.3f "
+           "wait_share=%.4f overlap_first_launch=%.3f train_s=%.2f "
+           "params_hash=%016" PRIx64 "\n",
+           first, result->n_steps, w->size, result->step_ms, result->wait_share,
+           result->overlap_first_launch, result->seconds, result->params_hash);
+    fflush(stdout);
+}

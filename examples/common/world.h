@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The ranks of a run: which group to use, small sums, and agreeing on
+ * failures so that one message is printed and no rank waits for ever. */
+#ifndef EXAMPLES_COMMON_WORLD_H
+#define EXAMPLES_COMMON_WORLD_H
+
+#include <brigade/comm.h>
+
+typedef struct world {
+    brg_pg *pg;
+    int rank;
+    int size;
+    int failed_rank; /* after world_agree: who prints; -1: nobody failed */
+} world;
+
+/* The rank that a launcher put into the environment; 0 without one. */
+int world_env_rank(void);
+
+/* The group: `backend`, or if NULL "mpi" when started by a launcher with more
+ * than one process, else the group of one. Ended by world_close. */
+BRG_NODISCARD brg_status world_open(world *w, const char *backend);
+void world_close(world *w);
+
+/* Sums of n values over the ranks, in place. */
+BRG_NODISCARD brg_status world_sum(const world *w, double *values, size_t n);
+
+/* Collective: BRG_OK if `mine` is BRG_OK on every rank. Else a failing rank
+ * gets its own status back and keeps its message, the others get
+ * BRG_ERR_PEER; failed_rank is the lowest that failed. */
+BRG_NODISCARD brg_status world_agree(world *w, brg_status mine);
+
+/* Prints the thread's error to stderr; silent where another rank does that. */
+void world_print_error(const world *w, const char *program, brg_status status);
+
+#endif

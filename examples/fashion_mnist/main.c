@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Trains a classifier on Fashion-MNIST, on as many ranks as mpirun starts:
+ *
+ *     mpirun -n 2 fashion_mnist --model mlp
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include <brigade/ops.h>
+
+#include "common/options.h"
+#include "common/train.h"
+#include "data.h"
+#include "model.h"
+
+#define EVAL_CHUNK 250
+
+enum { KEY_MODEL = 1024, KEY_DECAY };
+
+typedef struct arguments {
+    train_options train;
+    const char *model;
+    double decay;
+} arguments;
+
+typedef struct trainer {
+    model model;
+    dataset train;
+    dataset test;
+} trainer;
+
+/* ---- Arguments ----------------------------------------------------------- */
+
+static const struct argp_option option_rows[] = {
+    {"model", KEY_MODEL, "NAME", 0, "mlp (784-512-512-10) or cnn", 0},
+    {"decay", KEY_DECAY, "X", 0,
+     "Factor of the learning rate from one epoch to the next (0.6)", 0},
+    {0}};
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+    static const char *const models[] = {"mlp", "cnn", NULL};
+    arguments *args = state->input;
+    switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &args->train;
+        return 0;
+    case KEY_MODEL:
+        args->model = options_choice(state, "--model", arg, models);
+        return 0;
+    case KEY_DECAY:
+        args->decay = options_number(state, "--decay", arg, 0.01, 1.0);
+        return 0;
+    case ARGP_KEY_ARG:
+        argp_failure(state, 2, 0, "'%s': only options are expected", arg);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static void parse_arguments(arguments *out, int argc, char **argv)
+{
+    static const struct argp_child children[] = {{&options_argp, 0, NULL, 0},
+                                                 {0}};
+    static const struct argp argp = {
+        .options = option_rows,
+        .parser = parse,
+        .doc = "Trains a classifier on Fashion-MNIST with data parallelism.",
+        .children = children};
+    *out = (arguments){.model = "mlp",
+                       .decay = 0.6,
+                       .train = {.data = "/usr/share/datasets/fashion-mnist",
+                                 .epochs = 5,
+                                 .batch = 128,
+                                 .seed = 1}};
+    options_parse(&argp, argc, argv, out);
+    bool is_cnn = strcmp(out->model, "cnn") == 0;
+    if (out->train.optimizer == NULL)
+        out->train.optimizer = is_cnn ? "adamw" : "sgd";
+    if (out->train.lr == 0)
+        out->train.lr = strcmp(out->train.optimizer, "sgd") == 0 ? 0.05 : 1e-3;
+}
+
+/* ---- The task ------------------------------------------------------------ */
+
+static brg_tensor *batch_loss(void *user, const brg_batch *batch)
+{
+    const trainer *t = user;
+    brg_tensor *images = NULL, *labels = NULL;
+    /* Activations belong to this scope: after it the graph alone holds them,
+     * and backward frees each when it has been used. */
+    brg_scope *scope = brg_scope_begin();
+    if (scope == NULL)
+        return NULL;
+    brg_tensor *loss = NULL;
+    if (dataset_batch(&t->train, batch->samples, batch->n, &images, &labels) ==
+        BRG_OK)
+        loss = brg_cross_entropy(model_forward(&t->model, images), labels);
+    return brg_scope_return(scope, loss);
+}
+
+static brg_status evaluate_chunk(const trainer *t, int64_t first, int64_t n,
+                                 eval_sums *sums)
+{
+    int64_t rows[EVAL_CHUNK];
+    brg_tensor *images = NULL, *labels = NULL;
+    for (int64_t i = 0; i < n; i++)
+        rows[i] = first + i;
+    BRG_TRY(dataset_batch(&t->test, rows, (size_t)n, &images, &labels));
+    brg_tensor *scores = model_forward(&t->model, images);
+    brg_tensor *best = brg_argmax(scores, 1, false);
+    double loss = 0, n_correct = 0;
+    BRG_TRY(brg_tensor_item(brg_cross_entropy(scores, labels), &loss));
+    BRG_TRY(brg_tensor_item(brg_sum_all(brg_eq(best, labels)), &n_correct));
+    sums->loss += loss * (double)n;
+    sums->n_correct += n_correct;
+    sums->n += (double)n;
+    return BRG_OK;
+}
+
+static brg_status evaluate(void *user, const world *w, eval_sums *sums)
+{
+    const trainer *t = user;
+    int64_t end = train_part(t->test.n, w->rank + 1, w);
+    brg_status status = BRG_OK;
+    for (int64_t at = train_part(t->test.n, w->rank, w);
+         at < end && status == BRG_OK; at += EVAL_CHUNK) {
+        brg_scope *scope = brg_scope_begin();
+        if (scope == NULL)
+            return brg_error_code();
+        int64_t n = end - at < EVAL_CHUNK ? end - at : EVAL_CHUNK;
+        status = evaluate_chunk(t, at, n, sums);
+        brg_scope_end(scope);
+    }
+    return status;
+}
+
+static brg_status load(trainer *t, const arguments *args)
+{
+    BRG_TRY(dataset_load(&t->train, args->train.data, "train"));
+    BRG_TRY(dataset_load(&t->test, args->train.data, "t10k"));
+    return model_create(&t->model, args->model, (uint64_t)args->train.seed);
+}
+
+static brg_status run(const arguments *args, world *w)
+{
+    trainer t = {0};
+    train_result result = {0};
+    brg_status status = world_agree(w, load(&t, args));
+    if (status == BRG_OK) {
+        train_task task = {.model = args->model,
+                           .user = &t,
+                           .params = t.model.params,
+                           .n_samples = t.train.n,
+                           .has_accuracy = true,
+                           .weight_decay = 1e-4,
+                           .epoch_decay = args->decay,
+                           .loss = batch_loss,
+                           .evaluate = evaluate};
+        status = train(&result, &task, &args->train, w);
+    }
+    if (status == BRG_OK) {
+        char first[96];
+        snprintf(first, sizeof first, "model=%s accuracy=%.4f loss=%.5f",
+                 args->model, result.accuracy, result.loss);
+        train_print_result(&result, w, first);
+    }
+    model_free(&t.model);
+    dataset_free(&t.train);
+    dataset_free(&t.test);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    arguments args;
+    world w;
+    parse_arguments(&args, argc, argv);
+    brg_status status = world_open(&w, args.train.backend);
+    if (status == BRG_OK)
+        status = run(&args, &w);
+    if (status != BRG_OK)
+        world_print_error(&w, "fashion_mnist", status);
+    world_close(&w);
+    return status == BRG_OK ? 0 : 1;
+}

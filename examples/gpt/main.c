@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Trains a small GPT on the bytes of a text, on as many ranks as mpirun
+ * starts:
+ *
+ *     mpirun -n 2 gpt --data kjv.txt
+ *
+ * The last 5% of the text are left out of training: the loss there is what is
+ * reported. */
+#include <stdio.h>
+#include <string.h>
+
+#include <brigade/ops.h>
+
+#include "common/options.h"
+#include "common/train.h"
+#include "model.h"
+#include "sample.h"
+
+#define EVAL_CHUNK 16
+#define MAX_EVAL_WINDOWS 512
+
+enum {
+    KEY_LAYERS = 1024,
+    KEY_DIM,
+    KEY_HEADS,
+    KEY_CONTEXT,
+    KEY_WARM_UP,
+    KEY_DECAY_STEPS,
+    KEY_CLIP,
+    KEY_SAMPLE,
+    KEY_TEMPERATURE,
+    KEY_PROMPT
+};
+
+typedef struct arguments {
+    train_options train;
+    gpt_config config;
+    int64_t n_warm_up;
+    int64_t n_decay; /* steps until the learning rate is at its end */
+    int64_t n_sample;
+    double clip;
+    double temperature;
+    const char *prompt;
+} arguments;
+
+/* Windows of T tokens, one behind the other; target i is input i + 1. */
+typedef struct trainer {
+    gpt model;
+    brg_text *text;
+    int64_t n_train; /* windows */
+    int64_t n_test;
+} trainer;
+
+/* ---- Arguments ----------------------------------------------------------- */
+
+static const struct argp_option option_rows[] = {
+    {0, 0, 0, 0, "Model:", -1},
+    {"layers", KEY_LAYERS, "N", 0, "Blocks (4)", -1},
+    {"dim", KEY_DIM, "N", 0, "Width (128)", -1},
+    {"heads", KEY_HEADS, "N", 0, "Attention heads (4)", -1},
+    {"context", KEY_CONTEXT, "N", 0, "Bytes seen at once (64)", -1},
+    {0, 0, 0, 0, "Learning:", 0},
+    {"warm-up", KEY_WARM_UP, "N", 0, "Steps of rising learning rate (50)", 0},
+    {"decay-steps", KEY_DECAY_STEPS, "N", 0,
+     "Steps after which the learning rate is at a tenth (default: --steps)", 0},
+    {"clip", KEY_CLIP, "X", 0, "Limit of the gradients' norm; 0: none (1)", 0},
+    {0, 0, 0, 0, "Sample:", 0},
+    {"sample", KEY_SAMPLE, "N", 0, "Bytes to write at the end (300)", 0},
+    {"temperature", KEY_TEMPERATURE, "X", 0, "0: no chance (0.8)", 0},
+    {"prompt", KEY_PROMPT, "TEXT", 0, "What the sample begins with", 0},
+    {0}};
+
+static error_t parse_learning(int key, char *arg,
+                              const struct argp_state *state, arguments *args)
+{
+    switch (key) {
+    case KEY_WARM_UP:
+        args->n_warm_up = options_int(state, "--warm-up", arg, 0, 1 << 30);
+        return 0;
+    case KEY_DECAY_STEPS:
+        args->n_decay = options_int(state, "--decay-steps", arg, 1, 1 << 30);
+        return 0;
+    case KEY_CLIP:
+        args->clip = options_number(state, "--clip", arg, 0, 1e30);
+        return 0;
+    case KEY_SAMPLE:
+        args->n_sample = options_int(state, "--sample", arg, 0, 1 << 20);
+        return 0;
+    case KEY_TEMPERATURE:
+        args->temperature = options_number(state, "--temperature", arg, 0, 100);
+        return 0;
+    case KEY_PROMPT:
+        args->prompt = arg;
+        if (arg[0] == '\0')
+            argp_failure(state, 2, 0, "--prompt is empty");
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static void check_config(const struct argp_state *state, const gpt_config *c)
+{
+    if (c->dim % c->n_heads != 0)
+        argp_failure(state, 2, 0,
+                     "--dim is %d, expected a multiple of --heads, %d",
+                     (int)c->dim, (int)c->n_heads);
+}
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+    arguments *args = state->input;
+    gpt_config *config = &args->config;
+    switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &args->train;
+        return 0;
+    case ARGP_KEY_END:
+        check_config(state, config);
+        return 0;
+    case ARGP_KEY_ARG:
+        argp_failure(state, 2, 0, "'%s': only options are expected", arg);
+        return 0;
+    case KEY_LAYERS:
+        config->n_layers =
+            options_int(state, "--layers", arg, 1, GPT_MAX_LAYERS);
+        return 0;
+    case KEY_DIM:
+        config->dim = options_int(state, "--dim", arg, 1, 1 << 14);
+        return 0;
+    case KEY_HEADS:
+        config->n_heads = options_int(state, "--heads", arg, 1, 1 << 10);
+        return 0;
+    case KEY_CONTEXT:
+        config->context = options_int(state, "--context", arg, 1, 1 << 14);
+        return 0;
+    default:
+        return parse_learning(key, arg, state, args);
+    }
+}
+
+static void parse_arguments(arguments *out, int argc, char **argv)
+{
+    static const struct argp_child children[] = {{&options_argp, 0, NULL, 0},
+                                                 {0}};
+    static const struct argp argp = {
+        .options = option_rows,
+        .parser = parse,
+        .doc = "Trains a small GPT on a text with data parallelism.",
+        .children = children};
+    *out = (arguments){
+        .train = {.data = "build/data/kjv.txt",
+                  .optimizer = "adamw",
+                  .lr = 1e-3,
+                  .epochs = 100,
+                  .steps = 1000,
+                  .batch = 32,
+                  .eval_every = 250,
+                  .seed = 1},
+        .config = {.n_layers = 4, .dim = 128, .n_heads = 4, .context = 64},
+        .n_warm_up = 50,
+        .n_sample = 300,
+        .clip = 1.0,
+        .temperature = 0.8,
+        .prompt = "And God said"};
+    options_parse(&argp, argc, argv, out);
+    if (out->n_decay == 0)
+        out->n_decay = out->train.steps;
+}
+
+/* ---- The task ------------------------------------------------------------ */
+
+/* The mean loss of n windows; `windows` are their numbers. */
+static brg_tensor *windows_loss(const trainer *t, const int64_t *windows,
+                                size_t n)
+{
+    int64_t context = t->model.config.context;
+    const int64_t shape[2] = {(int64_t)n, context};
+    brg_tensor *starts = brg_from_data(BRG_DTYPE_I64, 1, shape, windows);
+    brg_tensor *ids = brg_empty(BRG_DTYPE_I64, 2, shape);
+    brg_tensor *targets = brg_empty(BRG_DTYPE_I64, 2, shape);
+    starts = brg_mul_scalar(starts, (double)context);
+    if (starts == NULL || ids == NULL || targets == NULL ||
+        brg_text_read(t->text, ids, targets, brg_tensor_data(starts)) != BRG_OK)
+        return NULL;
+    return brg_cross_entropy(gpt_forward(&t->model, ids), targets);
+}
+
+static brg_tensor *batch_loss(void *user, const brg_batch *batch)
+{
+    /* Activations belong to this scope: after it the graph alone holds them,
+     * and backward frees each when it has been used. */
+    brg_scope *scope = brg_scope_begin();
+    if (scope == NULL)
+        return NULL;
+    return brg_scope_return(scope,
+                            windows_loss(user, batch->samples, batch->n));
+}
+
+static brg_status evaluate_chunk(const trainer *t, int64_t first, int64_t n,
+                                 eval_sums *sums)
+{
+    int64_t windows[EVAL_CHUNK];
+    double loss = 0;
+    for (int64_t i = 0; i < n; i++)
+        windows[i] = t->n_train + first + i;
+    brg_scope *scope = brg_scope_begin();
+    if (scope == NULL)
+        return brg_error_code();
+    brg_tensor *mean = windows_loss(t, windows, (size_t)n);
+    brg_status status =
+        mean == NULL ? brg_error_code() : brg_tensor_item(mean, &loss);
+    brg_scope_end(scope);
+    sums->loss += loss * (double)n;
+    sums->n += (double)n;
+    return status;
+}
+
+static brg_status evaluate(void *user, const world *w, eval_sums *sums)
+{
+    const trainer *t = user;
+    int64_t end = train_part(t->n_test, w->rank + 1, w);
+    brg_status status = BRG_OK;
+    for (int64_t at = train_part(t->n_test, w->rank, w);
+         at < end && status == BRG_OK; at += EVAL_CHUNK)
+        status = evaluate_chunk(
+            t, at, end - at < EVAL_CHUNK ? end - at : EVAL_CHUNK, sums);
+    return status;
+}
+
+static brg_status load(trainer *t, const arguments *args)
+{
+    BRG_TRY(brg_text_open(&t->text, args->train.data, 1));
+    int64_t n = (brg_text_length(t->text) - 1) / args->config.context;
+    if (n < 20)
+        return brg_error_set(BRG_ERR_FORMAT, __FILE__, __LINE__,
+                             "%s has %lld bytes, expected at least %lld (20 "
+                             "times --context)",
+                             args->train.data,
+                             (long long)brg_text_length(t->text),
+                             (long long)(20 * args->config.context + 1));
+    t->n_test = n / 20;
+    t->n_train = n - t->n_test;
+    if (t->n_test > MAX_EVAL_WINDOWS)
+        t->n_test = MAX_EVAL_WINDOWS;
+    return gpt_create(&t->model, &args->config, (uint64_t)args->train.seed);
+}
+
+/* ---- The run ------------------------------------------------------------- */
+
+static brg_status report(const trainer *t, const arguments *args, world *w,
+                         const train_result *result)
+{
+    brg_status status = BRG_OK;
+    if (w->rank == 0 && args->n_sample > 0)
+        status = sample_print(&t->model, args->prompt, args->n_sample,
+                              args->temperature, (uint64_t)args->train.seed);
+    BRG_TRY(world_agree(w, status));
+    char first[96];
+    snprintf(first, sizeof first, "model=gpt val_loss=%.5f", result->loss);
+    train_print_result(result, w, first);
+    return BRG_OK;
+}
+
+static brg_status run(const arguments *args, world *w)
+{
+    trainer t = {0};
+    train_result result = {0};
+    char model[64];
+    const gpt_config *c = &args->config;
+    snprintf(model, sizeof model, "gpt-%d-%d-%d-%d", (int)c->n_layers,
+             (int)c->dim, (int)c->n_heads, (int)c->context);
+    brg_status status = world_agree(w, load(&t, args));
+    if (status == BRG_OK) {
+        train_task task = {.model = model,
+                           .user = &t,
+                           .params = t.model.params,
+                           .n_samples = t.n_train,
+                           .clip_norm = args->clip,
+                           .weight_decay = 0.1,
+                           .schedule = {.lr = args->train.lr,
+                                        .lr_min = args->train.lr / 10,
+                                        .n_warmup = args->n_warm_up,
+                                        .n_steps = args->n_decay},
+                           .loss = batch_loss,
+                           .evaluate = evaluate};
+        status = train(&result, &task, &args->train, w);
+    }
+    if (status == BRG_OK)
+        status = report(&t, args, w, &result);
+    gpt_free(&t.model);
+    brg_text_close(t.text);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    arguments args;
+    world w;
+    parse_arguments(&args, argc, argv);
+    brg_status status = world_open(&w, args.train.backend);
+    if (status == BRG_OK)
+        status = run(&args, &w);
+    if (status != BRG_OK)
+        world_print_error(&w, "gpt", status);
+    world_close(&w);
+    return status == BRG_OK ? 0 : 1;
+}
