@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The registry of named tensors: an array in the order of adding. Names are
- * looked up by walking it, which only building and loading a model does. */
+ * The registry of named tensors: an array in the order of adding, and beside
+ * it one of tensors for each kind. Names are looked up by walking it, which
+ * only building and loading a model does. */
 #include <brigade/params.h>
 
 #include <string.h>
@@ -13,6 +14,7 @@
 
 struct brg_params {
     BRG__ARRAY(brg_param) list;
+    BRG__ARRAY(brg_tensor *) tensors[2]; /* by kind; not counted again */
 };
 
 brg_status brg_params_create(brg_params **out)
@@ -31,6 +33,8 @@ void brg_params_destroy(brg_params *params)
         brg__mem_free((char *)params->list.at[i].name);
     }
     brg__array_deinit(&params->list);
+    for (int kind = 0; kind < 2; kind++)
+        brg__array_deinit(&params->tensors[kind]);
     brg__mem_free(params);
 }
 
@@ -59,6 +63,7 @@ brg_status brg_params_add(brg_params *params, const char *name,
         return brg__error_pending("brg_params_add: tensor");
     BRG_TRY(check_new(params, name, tensor, kind));
     BRG_TRY(brg__array_reserve(&params->list, 1));
+    BRG_TRY(brg__array_reserve(&params->tensors[kind], 1));
     char *copy = brg__mem_strdup(name);
     if (!copy)
         return BRG_ERR_NOMEM;
@@ -68,6 +73,7 @@ brg_status brg_params_add(brg_params *params, const char *name,
         BRG_TRY_GOTO(brg_set_requires_grad(tensor, true), out);
     brg_param param = {copy, brg_retain(tensor), kind};
     params->list.at[params->list.n++] = param;
+    params->tensors[kind].at[params->tensors[kind].n++] = tensor;
     return BRG_OK;
 out:
     brg__mem_free(copy);
@@ -92,6 +98,13 @@ brg_tensor *brg_params_find(const brg_params *params, const char *name)
         if (strcmp(params->list.at[i].name, name) == 0)
             return params->list.at[i].tensor;
     return NULL;
+}
+
+brg_tensor *const *brg_params_tensors(const brg_params *params,
+                                      brg_param_kind kind, size_t *n)
+{
+    *n = params ? params->tensors[kind].n : 0;
+    return params ? params->tensors[kind].at : NULL;
 }
 
 int64_t brg_params_numel(const brg_params *params)

@@ -48,6 +48,10 @@ BRG_API size_t brg_params_count(const brg_params *params);
 BRG_API const brg_param *brg_params_at(const brg_params *params, size_t i);
 /* The tensor of that name, borrowed from params; NULL if there is none. */
 BRG_API brg_tensor *brg_params_find(const brg_params *params, const char *name);
+/* The tensors of one kind, *n of them, in the order of adding: what brg_ddp
+ * takes. Borrowed until the next change. */
+BRG_API brg_tensor *const *brg_params_tensors(const brg_params *params,
+                                              brg_param_kind kind, size_t *n);
 /* Elements of all trained tensors together. */
 BRG_API int64_t brg_params_numel(const brg_params *params);
 

@@ -51,6 +51,15 @@ static void test_params__keeps_order_names_and_references(void **state)
     assert_false(brg_requires_grad(brg_params_find(params, "norm.mean")));
     assert_null(brg_params_find(params, "fc"));
     assert_null(brg_params_find(params, NULL));
+    size_t n;
+    brg_tensor *const *trained =
+        brg_params_tensors(params, BRG_PARAM_TRAINED, &n);
+    assert_int_equal(n, 2);
+    assert_ptr_equal(trained[1], brg_params_find(params, "fc.bias"));
+    brg_tensor *const *buffers =
+        brg_params_tensors(params, BRG_PARAM_BUFFER, &n);
+    assert_int_equal(n, 1);
+    assert_ptr_equal(buffers[0], brg_params_find(params, "norm.mean"));
     brg_params_destroy(params);
     brg_params_destroy(NULL);
 }
