@@ -6,7 +6,8 @@
  * running ones. mean and rstd of each channel are further outputs.
  *
  * A channel is N pieces of adjacent elements, or for x (N,C) one line of
- * stride C; its pieces are read once for each of mean, variance and result. */
+ * stride C, which is gathered with its neighbours in a band (rows.h); its
+ * pieces are read once for each of mean, variance and result. */
 #include <math.h>
 
 #include <brigade/ops.h>
@@ -60,13 +61,14 @@ brg_status brg__batch_norm_infer(brg_op_call *call)
 /* Where the elements of a row-major (N,C,...) lie. */
 typedef struct channels {
     const brg__row_kernels *k;
+    bool is_flat;  /* one piece per channel, in bands */
     int64_t count; /* C */
     int64_t pieces;
     size_t n; /* elements of a piece */
-    int64_t stride;
     int64_t piece_step;
     int64_t channel_step;
-    void *buffer[3];
+    char *buffer[3];
+    int64_t band[3]; /* first channel of the band in the buffer, or -1 */
     int64_t polls;
 } channels;
 
@@ -76,19 +78,19 @@ static brg_status channels_init(channels *ch, const brg_tensor *x)
     int64_t inner = x->numel ? x->numel / (n * c) : 0;
     bool is_flat = inner == 1;
     *ch = (channels){.k = brg__row_kernels_of((brg_dtype)x->dtype),
+                     .is_flat = is_flat,
                      .count = c,
                      .pieces = is_flat ? 1 : n,
                      .n = (size_t)(is_flat ? n : inner),
-                     .stride = is_flat ? c : 1,
                      .piece_step = c * inner,
                      .channel_step = inner,
+                     .band = {-1, -1, -1},
                      .polls = 65536};
-    for (int i = 0; i < 3; i++) {
-        ch->buffer[i] =
-            brg__scratch(i, ch->n * ch->k->item, "a channel of batch_norm");
-        if (!ch->buffer[i])
+    size_t nbytes =
+        is_flat ? brg__band_nbytes(ch->k, ch->n) : ch->n * ch->k->item;
+    for (int i = 0; i < 3; i++)
+        if (!(ch->buffer[i] = brg__scratch(i, nbytes, "batch_norm")))
             return brg_error_code();
-    }
     return BRG_OK;
 }
 
@@ -98,13 +100,59 @@ static int64_t piece_at(const channels *ch, const brg_tensor *t, int64_t c,
     return t->offset + c * ch->channel_step + p * ch->piece_step;
 }
 
+static size_t band_width(const channels *ch, int64_t first)
+{
+    int64_t left = ch->count - first;
+    return (size_t)(left < BRG__BAND ? left : BRG__BAND);
+}
+
+static char *band_row(const channels *ch, int64_t c, int which)
+{
+    return ch->buffer[which] +
+           (size_t)(c % BRG__BAND) * brg__band_row(ch->n) * ch->k->item;
+}
+
+/* A piece of a channel to read; `which` buffer it may need. */
 static const void *piece(channels *ch, const brg_tensor *t, int64_t c,
                          int64_t p, int which)
 {
     brg__poll_after(&ch->polls, (int64_t)ch->n);
-    return brg__row_load(ch->k, brg__storage_base(t), (brg_dtype)t->dtype,
-                         piece_at(ch, t, c, p), ch->stride, ch->n,
-                         ch->buffer[which]);
+    if (!ch->is_flat)
+        return brg__row_load(ch->k, brg__storage_base(t), (brg_dtype)t->dtype,
+                             piece_at(ch, t, c, p), 1, ch->n,
+                             ch->buffer[which]);
+    int64_t first = c - c % BRG__BAND;
+    if (ch->band[which] != first)
+        brg__band_load(ch->k, brg__storage_base(t), (brg_dtype)t->dtype,
+                       piece_at(ch, t, first, 0), ch->count, ch->n,
+                       band_width(ch, first), ch->buffer[which]);
+    ch->band[which] = first;
+    return band_row(ch, c, which);
+}
+
+/* Where to write one, and its way to memory. */
+static void *piece_target(channels *ch, const brg_tensor *t, int64_t c,
+                          int64_t p)
+{
+    if (ch->is_flat)
+        return band_row(ch, c, 2);
+    return brg__row_target(ch->k, brg__storage_base(t), (brg_dtype)t->dtype,
+                           piece_at(ch, t, c, p), 1, ch->buffer[2]);
+}
+
+static void piece_store(channels *ch, const brg_tensor *t, int64_t c, int64_t p,
+                        const void *row)
+{
+    if (!ch->is_flat) {
+        brg__row_store(ch->k, brg__storage_base(t), (brg_dtype)t->dtype,
+                       piece_at(ch, t, c, p), 1, ch->n, row);
+        return;
+    }
+    int64_t first = c - c % BRG__BAND;
+    if (c + 1 == first + (int64_t)band_width(ch, first))
+        brg__band_store(ch->k, brg__storage_base(t), (brg_dtype)t->dtype,
+                        piece_at(ch, t, first, 0), ch->count, ch->n,
+                        band_width(ch, first), ch->buffer[2]);
 }
 
 /* t[c] of a vector that may be absent. */
@@ -129,13 +177,9 @@ static void affine_channel(channels *ch, const brg_tensor *y,
     for (int64_t p = 0; p < ch->pieces; p++) {
         const void *px = piece(ch, x, c, p, 0);
         const void *pg = g ? piece(ch, g, c, p, 1) : NULL;
-        char *base = brg__storage_base(y);
-        brg_dtype dtype = (brg_dtype)y->dtype;
-        int64_t at = piece_at(ch, y, c, p);
-        void *to =
-            brg__row_target(ch->k, base, dtype, at, ch->stride, ch->buffer[2]);
+        void *to = piece_target(ch, y, c, p);
         ch->k->affine(to, px, shift, a, pg, b, add, ch->n);
-        brg__row_store(ch->k, base, dtype, at, ch->stride, ch->n, to);
+        piece_store(ch, y, c, p, to);
     }
 }
 

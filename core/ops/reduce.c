@@ -239,27 +239,32 @@ brg_status brg__argmax_infer(brg_op_call *call)
     return BRG_OK;
 }
 
-/* The first of the largest; a NaN is larger than all. Integers are compared
- * as f64 but where that would lose: as i64. */
-static int64_t argmax_line(const brg__lines *l, bool smallest)
+/* The first of the largest; a NaN is larger (and smaller) than all. */
+static int64_t argmax_ints(const brg__lines *l, bool smallest)
 {
-    bool is_int = !brg_dtype_is_float(l->dtype);
-    int64_t best = 0, best_i = 0;
-    double best_f = 0;
-    for (int64_t i = 0; i < l->n; i++) {
-        int64_t at = l->at + i * l->stride;
-        if (is_int) {
-            int64_t v = brg__get_i64(l->base, l->dtype, at);
-            if (i == 0 || (smallest ? v < best_i : v > best_i))
-                best_i = v, best = i;
-            continue;
-        }
-        double v = brg__get_f64(l->base, l->dtype, at);
-        bool passes = smallest ? v < best_f : v > best_f;
-        if (i == 0 || passes || (v != v && best_f == best_f))
-            best_f = v, best = i;
+    int64_t best = 0, extreme = brg__get_i64(l->base, l->dtype, l->at);
+    for (int64_t i = 1; i < l->n; i++) {
+        int64_t v = brg__get_i64(l->base, l->dtype, l->at + i * l->stride);
+        if (smallest ? v < extreme : v > extreme)
+            extreme = v, best = i;
     }
     return best;
+}
+
+static int64_t argmax_floats(const brg__row_kernels *k, const brg__lines *l,
+                             bool smallest, void *buffer)
+{
+    const void *row = brg__line_load(k, l, buffer);
+    size_t n = (size_t)l->n;
+    double extreme = smallest ? k->min(row, n) : k->max(row, n);
+    bool is_nan = extreme != extreme;
+    for (int64_t i = 0; i < l->n; i++) {
+        double v = k->item == sizeof(float) ? (double)((const float *)row)[i]
+                                            : ((const double *)row)[i];
+        if (is_nan ? v != v : v == extreme)
+            return i;
+    }
+    return 0;
 }
 
 brg_status brg__argmax_run(brg_op_call *call)
@@ -267,13 +272,20 @@ brg_status brg__argmax_run(brg_op_call *call)
     const brg_tensor *x = call->in[0];
     if (x->numel == 0)
         return BRG_OK;
-    int dim =
-        call->attrs->i[0] ? __builtin_ctzll((uint64_t)call->attrs->i[0]) : 0;
+    uint64_t dims = (uint64_t)call->attrs->i[0];
+    bool smallest = call->attrs->i[2] != 0, is_float = brg__tensor_is_float(x);
     brg__lines lines;
-    brg__lines_init(&lines, x, dim);
+    brg__lines_init(&lines, x, dims ? __builtin_ctzll(dims) : 0);
+    const brg__row_kernels *k =
+        is_float ? brg__row_kernels_of((brg_dtype)x->dtype) : NULL;
+    void *buffer =
+        k ? brg__scratch(0, (size_t)lines.n * k->item, "argmax") : NULL;
+    if (k && !buffer)
+        return brg_error_code();
     int64_t *out = brg__tensor_ptr(call->out[0]), polls = 65536;
     for (int64_t i = 0; i < lines.count; i++) {
-        out[i] = argmax_line(&lines, call->attrs->i[2] != 0);
+        out[i] = k ? argmax_floats(k, &lines, smallest, buffer)
+                   : argmax_ints(&lines, smallest);
         brg__lines_next(&lines);
         brg__poll_after(&polls, lines.n);
     }

@@ -80,6 +80,43 @@ void brg__row_store(const brg__row_kernels *k, char *base, brg_dtype dtype,
         brg__convert()->store[type_of(k)][dtype](to, stride, row, n);
 }
 
+/* ---- Bands --------------------------------------------------------------------------- */
+
+void brg__band_load(const brg__row_kernels *k, const char *base,
+                    brg_dtype dtype, int64_t at, int64_t stride, size_t n,
+                    size_t width, void *buffer)
+{
+    const size_t ld = brg__band_row(n);
+    double piece[BRG__BAND];
+    for (size_t i = 0; i < n; i++, at += stride) {
+        const void *from = brg__row_load(k, base, dtype, at, 1, width, piece);
+        if (k->item == sizeof(float))
+            for (size_t c = 0; c < width; c++)
+                ((float *)buffer)[c * ld + i] = ((const float *)from)[c];
+        else
+            for (size_t c = 0; c < width; c++)
+                ((double *)buffer)[c * ld + i] = ((const double *)from)[c];
+    }
+}
+
+void brg__band_store(const brg__row_kernels *k, char *base, brg_dtype dtype,
+                     int64_t at, int64_t stride, size_t n, size_t width,
+                     const void *buffer)
+{
+    const size_t ld = brg__band_row(n);
+    double piece[BRG__BAND];
+    for (size_t i = 0; i < n; i++, at += stride) {
+        void *to = brg__row_target(k, base, dtype, at, 1, piece);
+        if (k->item == sizeof(float))
+            for (size_t c = 0; c < width; c++)
+                ((float *)to)[c] = ((const float *)buffer)[c * ld + i];
+        else
+            for (size_t c = 0; c < width; c++)
+                ((double *)to)[c] = ((const double *)buffer)[c * ld + i];
+        brg__row_store(k, base, dtype, at, 1, width, to);
+    }
+}
+
 /* ---- Single elements --------------------------------------------------------------- */
 
 #define AT(type) (((const type *)(const void *)base)[at])

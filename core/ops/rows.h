@@ -136,6 +136,33 @@ static inline void brg__line_store(const brg__row_kernels *k,
     brg__row_store(k, l->base, l->dtype, l->at, l->stride, (size_t)l->n, row);
 }
 
+/* ---- Bands --------------------------------------------------------------------------
+ * Lines that do not lie densely in memory but side by side: BRG__BAND of them
+ * are gathered together, so that each cache line is read once. Line c of a
+ * band is at row c * brg__band_row(n) of its buffer. */
+
+#define BRG__BAND 16
+
+/* Padded, so that the lines do not fall into the same cache sets. */
+static inline size_t brg__band_row(size_t n)
+{
+    return n + 16;
+}
+
+static inline size_t brg__band_nbytes(const brg__row_kernels *k, size_t n)
+{
+    return BRG__BAND * brg__band_row(n) * k->item;
+}
+
+/* `width` (at most BRG__BAND) lines of n elements: line c from element at + c,
+ * its elements `stride` apart. */
+void brg__band_load(const brg__row_kernels *k, const char *base,
+                    brg_dtype dtype, int64_t at, int64_t stride, size_t n,
+                    size_t width, void *buffer);
+void brg__band_store(const brg__row_kernels *k, char *base, brg_dtype dtype,
+                     int64_t at, int64_t stride, size_t n, size_t width,
+                     const void *buffer);
+
 /* ---- Single elements --------------------------------------------------------------- */
 
 double brg__get_f64(const char *base, brg_dtype dtype, int64_t at);

@@ -16,61 +16,100 @@ static brg_status infer_along(brg_op_call *call, const char *what)
     return BRG_OK;
 }
 
-static brg_status run_lines(brg_op_call *call,
-                            void (*row)(void *y, const void *x, size_t n))
+/* One walk: x, or g and y, to out. */
+typedef struct walk {
+    const brg__row_kernels *k;
+    void (*row)(void *y, const void *x, size_t n);
+    void (*row2)(void *gx, const void *g, const void *y, size_t n);
+    int n_in;
+    brg__lines in[2];
+    brg__lines out;
+    void *buffer[3];
+    int64_t polls;
+} walk;
+
+static void walk_row(const walk *w, void *to, const void *const *from)
 {
-    const brg_tensor *x = call->in[0], *y = call->out[0];
-    if (x->numel == 0)
-        return BRG_OK;
-    const brg__row_kernels *k = brg__row_kernels_of((brg_dtype)x->dtype);
-    brg__lines lx, ly;
-    brg__lines_init(&lx, x, (int)call->attrs->i[0]);
-    brg__lines_init(&ly, y, (int)call->attrs->i[0]);
-    void *bx = brg__scratch(0, (size_t)lx.n * k->item, "a line of x");
-    void *by = brg__scratch(1, (size_t)lx.n * k->item, "a line of y");
-    if (!bx || !by)
-        return brg_error_code();
-    int64_t polls = 65536;
-    for (int64_t i = 0; i < lx.count; i++) {
-        void *to = brg__line_target(k, &ly, by);
-        row(to, brg__line_load(k, &lx, bx), (size_t)lx.n);
-        brg__line_store(k, &ly, to);
-        brg__lines_next(&lx);
-        brg__lines_next(&ly);
-        brg__poll_after(&polls, lx.n);
-    }
-    return BRG_OK;
+    size_t n = (size_t)w->out.n;
+    if (w->row)
+        w->row(to, from[0], n);
+    else
+        w->row2(to, from[0], from[1], n);
 }
 
-/* The gradient rows: of g and y. */
-static brg_status run_grad_lines(brg_op_call *call,
-                                 void (*row)(void *gx, const void *g,
-                                             const void *y, size_t n))
+static void walk_next(walk *w)
+{
+    for (int i = 0; i < w->n_in; i++)
+        brg__lines_next(&w->in[i]);
+    brg__lines_next(&w->out);
+    brg__poll_after(&w->polls, w->out.n);
+}
+
+static void walk_line(walk *w)
+{
+    const void *from[2] = {NULL, NULL};
+    for (int i = 0; i < w->n_in; i++)
+        from[i] = brg__line_load(w->k, &w->in[i], w->buffer[i]);
+    void *to = brg__line_target(w->k, &w->out, w->buffer[2]);
+    walk_row(w, to, from);
+    brg__line_store(w->k, &w->out, to);
+    walk_next(w);
+}
+
+/* `width` lines that lie side by side in all tensors. */
+static void walk_band(walk *w, size_t width)
+{
+    const brg__row_kernels *k = w->k;
+    const size_t n = (size_t)w->out.n, step = brg__band_row(n) * k->item;
+    const brg__lines *out = &w->out;
+    const int64_t at = out->at;
+    for (int i = 0; i < w->n_in; i++)
+        brg__band_load(k, w->in[i].base, w->in[i].dtype, w->in[i].at,
+                       w->in[i].stride, n, width, w->buffer[i]);
+    for (size_t c = 0; c < width; c++) {
+        const void *from[2] = {NULL, NULL};
+        for (int i = 0; i < w->n_in; i++)
+            from[i] = (const char *)w->buffer[i] + c * step;
+        walk_row(w, (char *)w->buffer[2] + c * step, from);
+        walk_next(w);
+    }
+    brg__band_store(k, out->base, out->dtype, at, out->stride, n, width,
+                    w->buffer[2]);
+}
+
+static bool is_side_by_side(const brg__lines *l)
+{
+    return l->stride != 1 && l->n_outer > 0 && l->step[l->n_outer - 1] == 1;
+}
+
+static brg_status run_walk(walk *w, const brg_op_call *call)
 {
     const brg_tensor *out = call->out[0];
+    const int dim = (int)call->attrs->i[0];
     if (out->numel == 0)
         return BRG_OK;
-    const brg__row_kernels *k = brg__row_kernels_of((brg_dtype)out->dtype);
-    const int dim = (int)call->attrs->i[0];
-    brg__lines lg, ly, lo;
-    brg__lines_init(&lg, call->in[0], dim);
-    brg__lines_init(&ly, call->in[1], dim);
-    brg__lines_init(&lo, out, dim);
-    void *bg = brg__scratch(0, (size_t)lg.n * k->item, "a line of g");
-    void *by = brg__scratch(1, (size_t)lg.n * k->item, "a line of y");
-    void *bo = brg__scratch(2, (size_t)lg.n * k->item, "a line of gx");
-    if (!bg || !by || !bo)
-        return brg_error_code();
-    int64_t polls = 65536;
-    for (int64_t i = 0; i < lo.count; i++) {
-        void *to = brg__line_target(k, &lo, bo);
-        row(to, brg__line_load(k, &lg, bg), brg__line_load(k, &ly, by),
-            (size_t)lo.n);
-        brg__line_store(k, &lo, to);
-        brg__lines_next(&lg);
-        brg__lines_next(&ly);
-        brg__lines_next(&lo);
-        brg__poll_after(&polls, lo.n);
+    w->n_in = call->n_in;
+    w->polls = 65536;
+    brg__lines_init(&w->out, out, dim);
+    bool by_bands = is_side_by_side(&w->out);
+    for (int i = 0; i < w->n_in; i++) {
+        brg__lines_init(&w->in[i], call->in[i], dim);
+        by_bands = by_bands && is_side_by_side(&w->in[i]);
+    }
+    const size_t n = (size_t)w->out.n;
+    const size_t nbytes = by_bands ? brg__band_nbytes(w->k, n) : n * w->k->item;
+    for (int i = 0; i < 3; i++)
+        if (!(w->buffer[i] = brg__scratch(i, nbytes, call->op->name)))
+            return brg_error_code();
+    const int64_t side = by_bands ? w->out.size[w->out.n_outer - 1] : 1;
+    for (int64_t done = 0; done < w->out.count;) {
+        const int64_t left = side - done % side;
+        const int64_t width = left < BRG__BAND ? left : BRG__BAND;
+        if (by_bands)
+            walk_band(w, (size_t)width);
+        else
+            walk_line(w);
+        done += by_bands ? width : 1;
     }
     return BRG_OK;
 }
@@ -102,7 +141,9 @@ brg_status brg__softmax_infer(brg_op_call *call)
 
 brg_status brg__softmax_run(brg_op_call *call)
 {
-    return run_lines(call, kernels_of(call)->softmax);
+    walk w = {.k = kernels_of(call)};
+    w.row = w.k->softmax;
+    return run_walk(&w, call);
 }
 
 brg_status brg__softmax_vjp(brg_vjp *v)
@@ -124,7 +165,9 @@ brg_status brg__softmax_grad_infer(brg_op_call *call)
 
 brg_status brg__softmax_grad_run(brg_op_call *call)
 {
-    return run_grad_lines(call, kernels_of(call)->softmax_grad);
+    walk w = {.k = kernels_of(call)};
+    w.row2 = w.k->softmax_grad;
+    return run_walk(&w, call);
 }
 
 brg_tensor *brg_softmax(brg_tensor *x, int dim)
@@ -141,7 +184,9 @@ brg_status brg__log_softmax_infer(brg_op_call *call)
 
 brg_status brg__log_softmax_run(brg_op_call *call)
 {
-    return run_lines(call, kernels_of(call)->log_softmax);
+    walk w = {.k = kernels_of(call)};
+    w.row = w.k->log_softmax;
+    return run_walk(&w, call);
 }
 
 brg_status brg__log_softmax_vjp(brg_vjp *v)
@@ -164,7 +209,9 @@ brg_status brg__log_softmax_grad_infer(brg_op_call *call)
 
 brg_status brg__log_softmax_grad_run(brg_op_call *call)
 {
-    return run_grad_lines(call, kernels_of(call)->log_softmax_grad);
+    walk w = {.k = kernels_of(call)};
+    w.row2 = w.k->log_softmax_grad;
+    return run_walk(&w, call);
 }
 
 brg_tensor *brg_log_softmax(brg_tensor *x, int dim)

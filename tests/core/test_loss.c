@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Losses beyond op_cases_shape.def: options, targets out of range, large
+ * logits. */
+#include "tests/support/values.h"
+
+static brg_tensor *logits_of(brg_dtype dtype)
+{
+    brg_tensor *x = TENSOR_OF(BRG_DTYPE_F64, double, BRG_SHAPE(3, 4), 1, -2, 0,
+                              3, 2, 2, 2, 2, -1, 4, .5, 0);
+    x = brg_detach(brg_cast(x, dtype));
+    assert_brg_ok(brg_set_requires_grad(x, true));
+    return x;
+}
+
+static void test_cross_entropy__ignores_rows(void **state)
+{
+    (void)state;
+    brg_tensor *all = logits_of(BRG_DTYPE_F32), *two = logits_of(BRG_DTYPE_F32);
+    brg_tensor *t = TENSOR_OF(BRG_DTYPE_I64, int64_t, BRG_SHAPE(3), 3, -100, 1);
+    brg_tensor *u = TENSOR_OF(BRG_DTYPE_I64, int64_t, BRG_SHAPE(2), 3, 1);
+    brg_tensor *rows = brg_slice(two, 0, 0, BRG_TO_END, 2);
+    brg_tensor *a = brg_cross_entropy(all, t), *b = brg_cross_entropy(rows, u);
+    assert_true(value_at(a, 0) == value_at(b, 0));
+    assert_brg_ok(brg_backward(a));
+    assert_brg_ok(brg_backward(b));
+    for (int64_t i = 0; i < 12; i++)
+        assert_true(value_at(brg_tensor_grad(all), i) ==
+                    value_at(brg_tensor_grad(two), i));
+    brg_cross_entropy_options o = BRG_CROSS_ENTROPY_OPTIONS_INIT;
+    o.ignore_index = 3;
+    t = TENSOR_OF(BRG_DTYPE_I64, int64_t, BRG_SHAPE(3), 3, 3, 3);
+    assert_values(brg_cross_entropy_with(all, t, &o), 0, NAN);
+}
+
+static void test_cross_entropy__names_a_target_out_of_range(void **state)
+{
+    (void)state;
+    brg_tensor *x = logits_of(BRG_DTYPE_F32);
+    brg_tensor *t = TENSOR_OF(BRG_DTYPE_I64, int64_t, BRG_SHAPE(3), 0, 4, 1);
+    assert_brg_null_with(brg_cross_entropy(x, t), BRG_ERR_ARG,
+                         "target 4 of row 1 is out of range [0, 4)");
+    t = TENSOR_OF(BRG_DTYPE_I32, int32_t, BRG_SHAPE(3), 0, 1, -1);
+    assert_brg_null_with(brg_cross_entropy(x, t), BRG_ERR_ARG,
+                         "target -1 of row 2");
+    t = brg_zeros(BRG_DTYPE_F32, BRG_SHAPE(3));
+    assert_brg_null_with(brg_cross_entropy(x, t), BRG_ERR_DTYPE, "i64 or i32");
+    brg_cross_entropy_options o = BRG_CROSS_ENTROPY_OPTIONS_INIT;
+    o.label_smoothing = 1.5;
+    assert_brg_null(brg_cross_entropy_with(x, t, &o), BRG_ERR_ARG);
+}
+
+static void test_cross_entropy__of_large_logits(void **state)
+{
+    (void)state;
+    brg_tensor *x =
+        TENSOR_OF(BRG_DTYPE_F32, float, BRG_SHAPE(2, 2), 1e5, -1e5, 1e5, 1e5);
+    brg_tensor *t = TENSOR_OF(BRG_DTYPE_I64, int64_t, BRG_SHAPE(2), 0, 1);
+    assert_brg_ok(brg_set_requires_grad(x, true));
+    brg_tensor *loss = brg_cross_entropy(x, t);
+    assert_values(loss, 0.02, log(2.0) / 2);
+    assert_brg_ok(brg_backward(loss));
+    assert_true(fabs(value_at(brg_tensor_grad(x), 0)) < 1e-6);
+}
+
+static void test_cross_entropy__equals_nll_of_log_softmax(void **state)
+{
+    (void)state;
+    for (int d = 0; d <= BRG_DTYPE_BF16; d++) {
+        brg_tensor *x = logits_of((brg_dtype)d);
+        brg_tensor *t =
+            TENSOR_OF(BRG_DTYPE_I64, int64_t, BRG_SHAPE(3), 3, 0, 2);
+        double a = value_at(brg_cross_entropy(x, t), 0);
+        double b = value_at(brg_nll(brg_log_softmax(x, -1), t), 0);
+        assert_true(fabs(a - b) < (d == 0 ? 1e-12 : d == 1 ? 1e-6 : 0.02));
+    }
+}
+
+static void test_mse__has_both_gradients(void **state)
+{
+    (void)state;
+    brg_tensor *a = TENSOR_OF(BRG_DTYPE_F32, float, BRG_SHAPE(2), 1, 5);
+    brg_tensor *b = TENSOR_OF(BRG_DTYPE_F32, float, BRG_SHAPE(2), 3, 4);
+    assert_brg_ok(brg_set_requires_grad(a, true));
+    assert_brg_ok(brg_set_requires_grad(b, true));
+    brg_tensor *loss = brg_mse(a, b);
+    assert_values(loss, 0, 2.5);
+    assert_brg_ok(brg_backward(loss));
+    assert_values(brg_tensor_grad(a), 0, -2, 1);
+    assert_values(brg_tensor_grad(b), 0, 2, -1);
+    assert_values(brg_mse(brg_empty(BRG_DTYPE_F32, BRG_SHAPE(0)),
+                          brg_empty(BRG_DTYPE_F32, BRG_SHAPE(0))),
+                  0, NAN);
+}
+
+static void test_binary_cross_entropy__of_logits(void **state)
+{
+    (void)state;
+    brg_tensor *x =
+        TENSOR_OF(BRG_DTYPE_F64, double, BRG_SHAPE(4), 0, 2, -3, 800);
+    brg_tensor *t =
+        TENSOR_OF(BRG_DTYPE_F64, double, BRG_SHAPE(4), 1, 0, .25, 1);
+    double want =
+        log(2.0) + (2 + log1p(exp(-2))) + (.25 * 3 + log1p(exp(-3))) + 0;
+    assert_values(brg_binary_cross_entropy_with_logits(x, t), 1e-12, want / 4);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        IN_SCOPE(test_cross_entropy__ignores_rows),
+        IN_SCOPE(test_cross_entropy__names_a_target_out_of_range),
+        IN_SCOPE(test_cross_entropy__of_large_logits),
+        IN_SCOPE(test_cross_entropy__equals_nll_of_log_softmax),
+        IN_SCOPE(test_mse__has_both_gradients),
+        IN_SCOPE(test_binary_cross_entropy__of_logits),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
