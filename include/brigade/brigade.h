@@ -15,6 +15,8 @@
 #include <brigade/params.h>
 #include <brigade/places.h>
 #include <brigade/random.h>
+#include <brigade/recompute.h>
+
 #include <brigade/reducer.h>
 #include <brigade/runtime.h>
 #include <brigade/status.h>
