@@ -1,8 +1,9 @@
 #!/bin/bash
-# Trains on Fashion-MNIST with data parallelism. Installs what is missing first.
-usage="usage: scripts/train.sh [--ranks N] [--model mlp|cnn] [arguments of the trainer]
+# Trains a model with data parallelism. Installs what is missing first.
+usage="usage: scripts/train.sh [--ranks N] [--model mlp|cnn|gpt] [arguments of the trainer]
   --ranks N   processes that mpirun starts; 2 unless told otherwise
-  --model M   mlp or cnn
+  --model M   mlp or cnn on Fashion-MNIST, gpt on the King James Bible; mlp
+              unless told otherwise
 All other arguments go to the trainer; --help shows them after these."
 cd "$(dirname "$0")/.." || exit 1
 . scripts/common.sh
@@ -10,6 +11,8 @@ cd "$(dirname "$0")/.." || exit 1
 
 ranks=2
 help=""
+model=mlp
+data=""
 arguments=()
 while test $# -gt 0; do
     case $1 in
@@ -19,6 +22,14 @@ while test $# -gt 0; do
         shift
         ;;
     --ranks=*) ranks=${1#*=} ;;
+    --model)
+        test $# -ge 2 || die "--model needs a name"
+        model=$2
+        shift
+        ;;
+    --model=*) model=${1#*=} ;;
+    --data) data=$1; arguments+=("$1") ;;
+    --data=*) data=$1; arguments+=("$1") ;;
     -h | --help) help=yes; arguments+=("$1") ;;
     *) arguments+=("$1") ;;
     esac
@@ -29,18 +40,40 @@ case $ranks in
 esac
 test -z "$help" || { echo "$usage"; ranks=1; }
 
+# The trainer and the packages with its data; both trainers take --data.
+case $model in
+mlp | cnn)
+    program=fashion_mnist
+    packages=dataset-fashion-mnist
+    arguments=(--model "$model" "${arguments[@]}")
+    ;;
+gpt)
+    program=gpt
+    packages="bible-kjv bible-kjv-text"
+    ;;
+*) die "--model is '$model', expected mlp, cnn or gpt" ;;
+esac
+test -z "$data" || packages=""
+
 folder=build/train
-trainer=$folder/examples/fashion_mnist/fashion_mnist
-test -f examples/fashion_mnist/CMakeLists.txt ||
-    die "examples/fashion_mnist is not in this checkout"
+trainer=$folder/examples/$program/$program
 # shellcheck disable=SC2086
-need_packages $BUILD_PACKAGES dataset-fashion-mnist
-BUILD_TARGETS="--target fashion_mnist" configure_and_build "$folder" \
+need_packages $BUILD_PACKAGES $packages
+if test $program = gpt && test -z "$data"; then
+    text=$folder/kjv.txt
+    mkdir -p $folder
+    if test ! -s $text; then
+        bible -f 'gen1:1-rev22:21' >$text.new || die "bible(1) printed no text"
+        mv $text.new $text
+    fi
+    arguments=(--data $text "${arguments[@]}")
+fi
+BUILD_TARGETS="--target $program" configure_and_build "$folder" \
     -DCMAKE_BUILD_TYPE=Release -DBRG_WITH_MPI=ON -DBRG_BUILD_TESTS=OFF \
     -DBRG_BUILD_BENCH=OFF -DBRG_BUILD_EXAMPLES=ON
 test -x "$trainer" || die "the build made no $trainer"
 
-say "mpirun with $ranks ranks: fashion_mnist ${arguments[*]}"
+say "mpirun with $ranks ranks: $program ${arguments[*]}"
 if test -x scripts/mpirun.sh; then
     exec scripts/mpirun.sh -n "$ranks" "$trainer" "${arguments[@]}"
 fi

@@ -149,7 +149,7 @@ static void parse_arguments(arguments *out, int argc, char **argv)
         .doc = "Trains a small GPT on a text with data parallelism.",
         .children = children};
     *out = (arguments){
-        .train = {.data = "build/data/kjv.txt",
+        .train = {.data = "build/train/kjv.txt",
                   .optimizer = "adamw",
                   .lr = 1e-3,
                   .epochs = 100,
