@@ -15,6 +15,7 @@ static void print_run(const bench_model *m, double first_loss, double *seconds,
                       size_t n)
 {
     printf("step_ms %.4f\n", 1e3 * bench_median(seconds, n));
+    printf("best_ms %.4f\n", 1e3 * seconds[0]);
     printf("loss %.4f %.4f\n", first_loss, m->last_loss);
     printf("rss_mb %.1f\n", bench_memory_mb("VmRSS"));
     printf("hwm_mb %.1f\n", bench_memory_mb("VmHWM"));

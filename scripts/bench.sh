@@ -33,11 +33,9 @@ while read -r name ranks; do
     fi
     test -x "${program[0]}" || die "the build made no ${program[0]}"
     say "bench_$name"
+    # not scripts/mpirun.sh: MPI runs with its own settings, the fastest
     run=()
-    if test "$ranks" -gt 0; then
-        run=(mpirun -n "$ranks" --bind-to none)
-        test ! -x scripts/mpirun.sh || run=(scripts/mpirun.sh -n "$ranks")
-    fi
+    test "$ranks" = 0 || run=(mpirun -n "$ranks" --bind-to none)
     # shellcheck disable=SC2086
     "${run[@]}" "${program[@]}" ${BENCH_ARGS:-} </dev/null || {
         echo "bench_$name failed" >&2

@@ -57,6 +57,7 @@ def main():
     dist.barrier()
     if int(rank) == 0:
         print(f"step_ms {1e3 * times[len(times) // 2]:.4f}")
+        print(f"best_ms {1e3 * times[0]:.4f}")
         print(f"loss {first:.4f} {loss.item():.4f}")
         print(f"rss_mb {memory_mb('VmRSS'):.1f}")
         print(f"hwm_mb {memory_mb('VmHWM'):.1f}")
