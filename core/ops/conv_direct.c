@@ -80,17 +80,20 @@ static void flat_fill(const flat *f, const brg__conv *v, const brg__images *x,
 {
     const int64_t *stride = x->stride, n_c = brg__conv_group_c(v);
     const float *image = (const float *)x->at + n * stride[0];
-    for (int64_t i = 0; i < n_c * v->h; i++) {
-        const int64_t c = i / v->h, y = i % v->h;
-        const float *from =
-            image + (group * n_c + c) * stride[1] + y * stride[2];
-        float *to = f->image + c * f->plane + (y + v->padding[0]) * f->width +
-                    v->padding[1];
-        if (stride[3] == 1)
-            memcpy(to, from, (size_t)v->w * sizeof *to);
-        else
-            for (int64_t j = 0; j < v->w; j++)
-                to[j] = from[j * stride[3]];
+    brg__image_rows r = {
+        .ldt = f->width, .ldf = stride[2], .n_rows = v->h, .n = v->w};
+    for (int64_t c = 0; c < n_c; c++) {
+        r.from = image + (group * n_c + c) * stride[1];
+        r.to =
+            f->image + c * f->plane + v->padding[0] * f->width + v->padding[1];
+        if (stride[3] == 1) {
+            brg__image_kernels_get()->copy_rows(&r);
+            continue;
+        }
+        for (int64_t i = 0; i < v->h * v->w; i++) {
+            const int64_t row = i / v->w, col = i % v->w;
+            r.to[row * r.ldt + col] = r.from[row * r.ldf + col * stride[3]];
+        }
     }
 }
 
@@ -98,11 +101,14 @@ static void flat_fill(const flat *f, const brg__conv *v, const brg__images *x,
 static void keep_columns(const flat *f, const brg__conv *v, const float *from,
                          const float *bias, int64_t step, float *to)
 {
-    const brg__image_kernels *kernels = brg__image_kernels_get();
-    for (int64_t o = 0; o < brg__conv_group_o(v); o++)
-        kernels->keep_columns(to + o * v->oh * v->ow, from + o * f->n_out,
-                              f->width, v->oh, v->ow,
-                              bias ? bias[o * step] : 0);
+    brg__image_rows r = {
+        .ldt = v->ow, .ldf = f->width, .n_rows = v->oh, .n = v->ow};
+    for (int64_t o = 0; o < brg__conv_group_o(v); o++) {
+        r.to = to + o * v->oh * v->ow;
+        r.from = from + o * f->n_out;
+        r.bias = bias ? bias[o * step] : 0;
+        brg__image_kernels_get()->copy_rows(&r);
+    }
 }
 
 static brg_status forward(const brg__conv *v, const flat *f,

@@ -81,24 +81,33 @@ static void transpose_edge(float *to, int64_t ldt, const float *from,
             to[j * ldt + i] = from[i * ldf + j];
 }
 
+INLINE void transpose_at(float *to, int64_t ldt, const float *from, int64_t ldf)
+{
+    vec x[LANES];
+    for (int r = 0; r < LANES; r++)
+        x[r] = load(from + r * ldf);
+    transpose_block(x);
+    for (int r = 0; r < LANES; r++)
+        store(to + r * ldt, x[r]);
+}
+
+/* By square blocks, of which the last of a row or column overlaps the one
+ * before it. */
 static void transpose(float *to, int64_t ldt, const float *from, int64_t ldf,
                       int64_t rows, int64_t cols)
 {
-    const int64_t full_rows = rows - rows % LANES;
-    const int64_t full_cols = cols - cols % LANES;
-    for (int64_t i = 0; i < full_rows; i += LANES)
-        for (int64_t j = 0; j < full_cols; j += LANES) {
-            vec x[LANES];
-            for (int r = 0; r < LANES; r++)
-                x[r] = load(from + (i + r) * ldf + j);
-            transpose_block(x);
-            for (int r = 0; r < LANES; r++)
-                store(to + (j + r) * ldt + i, x[r]);
+    if (rows < LANES || cols < LANES) {
+        transpose_edge(to, ldt, from, ldf, rows, cols);
+        return;
+    }
+    for (int64_t i = 0; i < rows; i += LANES) {
+        const int64_t row = i + LANES <= rows ? i : rows - LANES;
+        for (int64_t j = 0; j < cols; j += LANES) {
+            const int64_t col = j + LANES <= cols ? j : cols - LANES;
+            transpose_at(to + col * ldt + row, ldt, from + row * ldf + col,
+                         ldf);
         }
-    transpose_edge(to + full_cols * ldt, ldt, from + full_cols, ldf, full_rows,
-                   cols - full_cols);
-    transpose_edge(to + full_rows, ldt, from + full_rows * ldf, ldf,
-                   rows - full_rows, cols);
+    }
 }
 
 /* ---- Packing ---------------------------------------------------------------- */

@@ -19,20 +19,29 @@ typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
 typedef uint8_t bytes
     __attribute__((vector_size(LANES), aligned(1), may_alias));
 
-static void keep_columns(float *restrict to, const float *restrict from,
-                         int64_t ldf, int64_t n_rows, int64_t n, float bias)
-{
-    for (int64_t y = 0; y < n_rows; y++, to += n, from += ldf)
-        for (int64_t x = 0; x < n; x++)
-            to[x] = from[x] + bias;
-}
-
-/* ---- Pairs of rows, a vector of windows at a time -------------------------- */
-
 INLINE vec load(const float *at)
 {
     return *(const vec *)at;
 }
+
+/* The last vector of a row overlaps the one before it. */
+static void copy_rows(const brg__image_rows *r)
+{
+    for (int64_t y = 0; y < r->n_rows; y++) {
+        const float *from = r->from + y * r->ldf;
+        float *to = r->to + y * r->ldt;
+        int64_t x = 0;
+        for (; x + LANES <= r->n; x += LANES)
+            *(vec *)(to + x) = load(from + x) + r->bias;
+        if (r->n >= LANES)
+            *(vec *)(to + r->n - LANES) = load(from + r->n - LANES) + r->bias;
+        else
+            for (; x < r->n; x++)
+                to[x] = from[x] + r->bias;
+    }
+}
+
+/* ---- Pairs of rows, a vector of windows at a time -------------------------- */
 
 /* Every second element of the 2 LANES at `at`: from the first, the second. */
 INLINE vec load_even(const float *at)
@@ -149,5 +158,5 @@ static void avg_grad(const float *restrict g, float *restrict a,
 }
 
 extern const brg__image_kernels BRG__ISA_NAME(brg__images_f32);
-const brg__image_kernels BRG__ISA_NAME(brg__images_f32) = {keep_columns, max,
-                                                           put, avg, avg_grad};
+const brg__image_kernels BRG__ISA_NAME(brg__images_f32) = {copy_rows, max, put,
+                                                           avg, avg_grad};

@@ -6,12 +6,20 @@
 
 #include <stdint.h>
 
+/* n_rows rows of n floats from one place to another, plus a number. */
+typedef struct brg__image_rows {
+    float *to;
+    int64_t ldt;
+    const float *from;
+    int64_t ldf;
+    int64_t n_rows, n;
+    float bias;
+} brg__image_rows;
+
 /* A pair of rows a, b is n windows of 2 by 2 pixels; positions in a window
  * are 0, 1 in a and 2, 3 in b. */
 typedef struct brg__image_kernels {
-    /* n_rows rows of n floats, ldf apart, to adjacent rows, plus bias. */
-    void (*keep_columns)(float *to, const float *from, int64_t ldf,
-                         int64_t n_rows, int64_t n, float bias);
+    void (*copy_rows)(const brg__image_rows *rows);
     void (*max)(const float *a, const float *b, float *y, uint8_t *which,
                 int64_t n);
     void (*put)(const float *g, const uint8_t *which, float *a, float *b,
