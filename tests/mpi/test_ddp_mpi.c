@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The reducer over MPI: every rank runs every test. Nodes of one rank make
+ * the ranks exchange messages instead of sharing memory. */
+#include <mpi.h>
+
+#include <brigade/mpi.h>
+
+#include "tests/reducer/trainer.h"
+#include "tests/support/ddp_model.h"
+#include "tests/support/ddp_train.h"
+
+static int rank, n_ranks;
+
+static brg_pg *make_group(int node_size)
+{
+    char text[16];
+    brg_pg *pg;
+    brg_pg_options options = BRG_PG_OPTIONS_INIT;
+    options.timeout_s = 60;
+    snprintf(text, sizeof text, "%d", node_size);
+    setenv("BRG_MPI_NODE_SIZE", text, 1);
+    assert_brg_ok(brg_pg_create(&pg, "mpi", &options));
+    return pg;
+}
+
+static void test_ddp_mpi__trains_as_one_rank_does(void **state)
+{
+    (void)state;
+    static const ddp_train ways[] = {
+        {.n_steps = 4, .n_micro = 1},
+        {.n_steps = 4, .n_micro = 1, .cap = 1, .keep_memory = true},
+        {.n_steps = 4, .n_micro = 3, .cap = 400, .adamw = true},
+    };
+    for (int node_size = 0; node_size < 2; node_size++) {
+        brg_pg *pg = make_group(node_size);
+        for (size_t i = 0; i < 3; i++)
+            assert_brg_ok(ddp_train_check(pg, &ways[i]));
+        brg_pg_destroy(pg);
+    }
+}
+
+static brg_status average(ddp_model *m, const brg_ddp_options *options)
+{
+    BRG_TRY(ddp_model_init(m, m->pg));
+    BRG_TRY(ddp_model_wrap(m, options));
+    for (int step = 0; step < 4; step++) {
+        BRG_TRY(ddp_model_backward(m, step, DDP_MODEL_ALL));
+        BRG_TRY(ddp_model_check(m, step, step + 1));
+        BRG_TRY(ddp_model_zero(m, step % 2));
+    }
+    return BRG_OK;
+}
+
+static void test_ddp_mpi__averages_every_dtype_and_layout(void **state)
+{
+    (void)state;
+    static const size_t caps[] = {1, 200, 0};
+    for (int node_size = 0; node_size < 2; node_size++) {
+        brg_pg *pg = make_group(node_size);
+        for (size_t i = 0; i < 3; i++) {
+            ddp_model m = {.pg = pg};
+            brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+            options.first_bucket_bytes = options.bucket_bytes = caps[i];
+            assert_brg_ok(average(&m, &options));
+            ddp_model_deinit(&m);
+        }
+        brg_pg_destroy(pg);
+    }
+}
+
+static void test_ddp_mpi__raw_buffers(void **state)
+{
+    (void)state;
+    for (int in_slots = 0; in_slots < 2; in_slots++) {
+        brg_pg *pg = make_group(0);
+        trainer t;
+        brg_reducer_options options = BRG_REDUCER_OPTIONS_INIT;
+        options.bucket_bytes = 256;
+        trainer_init(&t, pg);
+        for (size_t i = 0; in_slots && i < t.n; i++)
+            t.params[i].grad = NULL;
+        assert_brg_ok(trainer_create(&t, &options));
+        for (int step = 0; step < 4; step++)
+            assert_brg_ok(run_step(&t, step, 3));
+        brg_reducer_destroy(t.reducer);
+        brg_pg_destroy(pg);
+    }
+}
+
+static void test_ddp_mpi__errors_reach_every_rank(void **state)
+{
+    (void)state;
+    brg_pg *pg = make_group(0);
+    trainer t;
+    trainer_init(&t, pg);
+    if (rank == 1)
+        t.params[2].count = 63;
+    if (n_ranks > 1) {
+        assert_brg_fails_with(trainer_create(&t, NULL), BRG_ERR_MISMATCH,
+                              "rank 1 has fc1.bias f32[63]");
+        trainer_init(&t, pg);
+    }
+    assert_brg_ok(trainer_create(&t, NULL));
+    for (size_t i = 0; i < t.n; i++)
+        if (rank != n_ranks - 1 || i != 3)
+            assert_brg_ok(brg_reducer_mark_ready(t.reducer, i));
+    assert_brg_fails_with(brg_reducer_wait(t.reducer), BRG_ERR_STATE,
+                          "fc2.weight on rank");
+    assert_brg_ok(brg_reducer_mark_ready(t.reducer, 6));
+    if (rank == 0)
+        assert_brg_ok(brg_reducer_cancel(t.reducer));
+    else
+        assert_brg_fails_with(brg_reducer_wait(t.reducer), BRG_ERR_PEER,
+                              "backward failed on rank 0");
+    assert_brg_ok(run_step(&t, 1, 3));
+    brg_reducer_destroy(t.reducer);
+    brg_pg_destroy(pg);
+}
+
+int main(int argc, char **argv)
+{
+    MPI_Init(&argc, &argv);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &n_ranks);
+    if (rank > 0 && !freopen("/dev/null", "w", stdout))
+        return 1;
+    if (brg_backend_register(brg_comm_mpi()) != BRG_OK)
+        return 1;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_ddp_mpi__trains_as_one_rank_does),
+        cmocka_unit_test(test_ddp_mpi__averages_every_dtype_and_layout),
+        cmocka_unit_test(test_ddp_mpi__raw_buffers),
+        cmocka_unit_test(test_ddp_mpi__errors_reach_every_rank),
+    };
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    MPI_Finalize();
+    return failed;
+}
