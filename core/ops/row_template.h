@@ -131,7 +131,7 @@ static void ROW(col_max)(double *total, const void *px, size_t ld, size_t rows,
         SIMD for (size_t j = 0; j < n; j++)
         {
             const double v = (double)x[j], t = total[j];
-            total[j] = (v > t) | (v != v) ? v : t;
+            total[j] = ((v > t) | (v != v)) ? v : t;
         }
 }
 
@@ -143,7 +143,7 @@ static void ROW(col_min)(double *total, const void *px, size_t ld, size_t rows,
         SIMD for (size_t j = 0; j < n; j++)
         {
             const double v = (double)x[j], t = total[j];
-            total[j] = (v < t) | (v != v) ? v : t;
+            total[j] = ((v < t) | (v != v)) ? v : t;
         }
 }
 
