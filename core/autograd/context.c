@@ -90,6 +90,7 @@ brg_status brg__context_new(brg_context **out, brg_function *function)
     brg__ref_retain(&function->refs);
     (*out)->function = function;
     (*out)->is_materializing = true;
+    (*out)->autocast = brg__autocast;
     return BRG_OK;
 }
 

@@ -6,6 +6,7 @@
 
 #include <brigade/function.h>
 
+#include "core/autograd/autocast.h"
 #include "core/autograd/node.h"
 #include "core/base/array.h"
 
@@ -30,6 +31,7 @@ struct brg_context {
     uint32_t needs;         /* bit i: argument i requires gradients */
     size_t n_args;
     bool is_materializing;
+    brg_autocast autocast; /* as forward found it; in force for backward */
     /* Forward only; retained. */
     brg__tensor_list saved;
     brg__tensor_list dirty;

@@ -5,6 +5,7 @@
  * makes the node through which the gradient will come back. */
 #include <string.h>
 
+#include "core/autograd/autocast.h"
 #include "core/autograd/debug.h"
 #include "core/autograd/node.h"
 #include "core/autograd/op_node.h"
@@ -46,10 +47,16 @@ brg_status brg_op_apply(const brg_op *op, int n_in, brg_tensor *const *in,
     call.op = op;
     call.n_in = n_in;
     call.n_out = op->n_out;
+    brg_tensor *cast[BRG_MAX_OP_INPUTS];
     call.in = in;
     call.attrs = attrs ? attrs : &no_attrs;
     memset(call.out, 0, sizeof call.out);
     brg_status status = check_inputs(op, n_in, in);
+    if (status == BRG_OK && brg__autocast.is_on) {
+        memcpy(cast, in, (size_t)n_in * sizeof *cast);
+        status = brg__autocast_inputs(op, n_in, cast);
+        call.in = in = cast;
+    }
     if (status == BRG_OK) {
         brg__emitter *emitter = brg__emitter_get();
         status = emitter->emit(emitter, &call);

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "core/autograd/autocast.h"
 #include "core/base/error.h"
 #include "core/base/progress.h"
 #include "core/tensor/shape.h"
@@ -363,10 +364,12 @@ static brg_status backward(brg__task *task, brg_tensor *const *outputs,
     if (!scope)
         return BRG_ERR_NOMEM;
     bool mode = brg_grad_mode_set(options->create_graph);
+    brg_autocast policy = brg__autocast_swap((brg_autocast){0});
     brg_status status =
         execute(task, outputs, n_outputs, options, inputs, n_inputs);
     if (status != BRG_OK)
         run_failure_callbacks(task);
+    brg__autocast_swap(policy);
     brg_grad_mode_set(mode);
     brg_scope_end(scope);
     return status;

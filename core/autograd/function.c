@@ -188,7 +188,9 @@ static brg_status function_backward(brg_node *node, brg_tensor *const *grad_out,
     bool mode = brg_grad_mode();
     if (def->once_differentiable)
         brg_grad_mode_set(false);
+    brg_autocast policy = brg__autocast_swap(ctx->autocast);
     brg_status status = def->backward(ctx, grad_out, grads, &n);
+    brg__autocast_swap(policy);
     brg_grad_mode_set(mode);
     if (status != BRG_OK)
         return status;

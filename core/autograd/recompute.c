@@ -27,6 +27,7 @@ brg_status brg__frame_new(brg__frame **out, brg_stretch_fn fn, void *user,
     for (size_t i = 0; i < n_inputs; i++)
         frame->inputs[i] = brg_retain(inputs[i]);
     brg_random_get_state(&frame->random);
+    frame->autocast = brg__autocast;
     return BRG_OK;
 }
 
@@ -183,7 +184,9 @@ static brg_status run_again(brg__frame *frame)
     if (!frame->options.keeps_random_state)
         brg_random_set_state(&frame->random);
     bool mode = brg_grad_mode_set(true);
+    brg_autocast policy = brg__autocast_swap(frame->autocast);
     brg_status status = run_recorded(frame);
+    brg__autocast_swap(policy);
     brg_grad_mode_set(mode);
     brg_random_set_state(&random);
     brg_scope_end(scope);

@@ -6,6 +6,7 @@
 #include <brigade/random.h>
 #include <brigade/recompute.h>
 
+#include "core/autograd/autocast.h"
 #include "core/base/array.h"
 #include "core/base/refcount.h"
 #include "core/ops/op.h"
@@ -28,6 +29,7 @@ typedef struct brg__frame {
     brg_tensor *inputs[BRG__STRETCH_MAX]; /* retained */
     size_t n_inputs;
     brg_random_state random;
+    brg_autocast autocast;
     BRG__ARRAY(brg__token *) tokens; /* borrowed; NULL where it is gone */
     /* Outputs of ops that the policy keeps, in order; retained. */
     BRG__ARRAY(brg_tensor *) kept;

@@ -3,6 +3,7 @@
 #ifndef BRG_BRIGADE_H
 #define BRG_BRIGADE_H
 
+#include <brigade/autocast.h>
 #include <brigade/autograd.h>
 #include <brigade/comm.h>
 #include <brigade/debug.h>

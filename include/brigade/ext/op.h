@@ -87,6 +87,14 @@ typedef enum brg_op_flags {
     BRG_OP_INPLACE = 1 << 3    /* writes into input 0, which it returns */
 } brg_op_flags;
 
+/* What autocast does with the op's float inputs (autocast.h). */
+typedef enum brg_op_autocast {
+    BRG_AUTOCAST_WIDEST = 0, /* makes them equal */
+    BRG_AUTOCAST_LOW,
+    BRG_AUTOCAST_F32,
+    BRG_AUTOCAST_NEVER
+} brg_op_autocast;
+
 struct brg_op {
     uint32_t abi;       /* BRG_OP_ABI */
     size_t struct_size; /* sizeof(brg_op) */
@@ -98,6 +106,7 @@ struct brg_op {
     uint32_t flags;  /* brg_op_flags */
     uint32_t saves;  /* BRG_SAVE_* */
     uint32_t no_grad_in; /* bit i: input i never gets a gradient */
+    brg_op_autocast autocast;
 
     /* Required. Checks the inputs (naming op, tensor, expected, found) and
      * fills call->info. Pure. */
