@@ -11,6 +11,7 @@
 #include "core/ops/attention.h"
 #include "core/ops/gemm.h"
 #include "core/ops/isa.h"
+#include "core/ops/rows.h"
 
 #define REAL double
 #define NAME(x) x##_f64
@@ -31,8 +32,16 @@ const brg__attention_kernels *brg__attention_kernels_of(brg_dtype dtype)
                                   : BRG__ISA_PICK(brg__attention_f32);
 }
 
-/* Queries per strip. */
-#define STRIP 64
+/* Queries per strip: fewer mean less work on keys that are masked, more mean
+ * less packing per product. */
+#define MAX_STRIP 64
+
+static int64_t strip_rows(const brg__attention *a)
+{
+    if (a->is_causal && a->t <= 2 * MAX_STRIP)
+        return MAX_STRIP / 2;
+    return a->t < MAX_STRIP ? a->t : MAX_STRIP;
+}
 
 /* A strip of one head: queries [first, first + rows), keys [0, cols). */
 typedef struct strip {
@@ -139,20 +148,29 @@ static brg_status forward_strip(const strip *s)
     return queries_from_keys(s, s->scores, &a->v, a->d_out, &a->out);
 }
 
+static double dot(const strip *s, const void *x, int64_t step_x, const void *y,
+                  int64_t step_y)
+{
+    const int64_t n = s->a->d_out;
+    if (step_x == 1 && step_y == 1)
+        return brg__row_kernels_of(s->a->dtype)->dot(x, y, 0, (size_t)n);
+    double sum = 0;
+    for (int64_t j = 0; j < n; j++)
+        sum += s->a->dtype == BRG_DTYPE_F64
+                   ? ((const double *)x)[j * step_x] *
+                         ((const double *)y)[j * step_y]
+                   : (double)(((const float *)x)[j * step_x] *
+                              ((const float *)y)[j * step_y]);
+    return sum;
+}
+
 /* delta = sum over columns of g * out, per query. */
 static void fill_delta(const strip *s)
 {
     const brg__heads *g = &s->a->g, *out = &s->a->out;
     for (int64_t i = 0; i < s->rows; i++) {
-        const void *x = rows_at(s, g, s->first + i);
-        const void *y = rows_at(s, out, s->first + i);
-        double sum = 0;
-        for (int64_t j = 0; j < s->a->d_out; j++)
-            sum += s->a->dtype == BRG_DTYPE_F64
-                       ? ((const double *)x)[j * g->col] *
-                             ((const double *)y)[j * out->col]
-                       : (double)(((const float *)x)[j * g->col] *
-                                  ((const float *)y)[j * out->col]);
+        const double sum = dot(s, rows_at(s, g, s->first + i), g->col,
+                               rows_at(s, out, s->first + i), out->col);
         if (s->a->dtype == BRG_DTYPE_F64)
             ((double *)s->delta)[i] = sum;
         else
@@ -177,15 +195,14 @@ static brg_status make_scratch(strip *s, bool is_backward)
 {
     const brg__attention *a = s->a;
     const size_t item = (size_t)item_size(a);
-    const int64_t rows = a->t < STRIP ? a->t : STRIP;
-    const size_t nbytes = (size_t)(rows * a->s) * item;
+    const size_t nbytes = (size_t)(strip_rows(a) * a->s) * item;
     s->scores = brg__scratch(2, nbytes, "attention scores");
     if (!s->scores)
         return BRG_ERR_NOMEM;
     if (!is_backward)
         return BRG_OK;
-    s->delta = brg__scratch(3, nbytes + STRIP * item, "attention scores");
-    s->dp = s->delta + STRIP * item;
+    s->delta = brg__scratch(3, nbytes + MAX_STRIP * item, "attention scores");
+    s->dp = s->delta + MAX_STRIP * item;
     return s->delta ? BRG_OK : BRG_ERR_NOMEM;
 }
 
@@ -194,8 +211,9 @@ static brg_status make_scratch(strip *s, bool is_backward)
 static brg_status each_strip(strip *s, brg_status (*fn)(const strip *s))
 {
     const brg__attention *a = s->a;
+    const int64_t rows = strip_rows(a);
     for (int64_t end = a->t; end > 0; end = s->first) {
-        s->first = (end - 1) / STRIP * STRIP;
+        s->first = (end - 1) / rows * rows;
         s->rows = end - s->first;
         s->cols = a->is_causal && end < a->t && end < a->s ? end : a->s;
         BRG_TRY(fn(s));
