@@ -4,6 +4,8 @@
 
 #include <cjson/cJSON.h>
 #include <errno.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -408,6 +410,30 @@ static void test_safetensors__a_failed_save_keeps_the_old_file(void **state)
     brg_scope_end(scope);
 }
 
+/* A limit on file sizes stands for a full disk. */
+static void test_safetensors__full_disk(void **state)
+{
+    (void)state;
+    brg_scope *scope = brg_scope_begin();
+    brg_named_tensor entry = {"a", brg_zeros(BRG_DTYPE_F32, BRG_SHAPE(9000))};
+    const char *path = temp_path("full");
+    size_t n = temp_count();
+    struct rlimit before, small;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    small = before;
+    small.rlim_cur = 4096;
+    void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    brg_error_clear();
+    brg_status status = brg_safetensors_save(path, &entry, 1, NULL, 0);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    signal(SIGXFSZ, handler);
+    assert_int_equal(status, BRG_ERR_IO);
+    assert_non_null(strstr(brg_error_message(), "cannot write"));
+    assert_int_equal(temp_count(), n);
+    brg_scope_end(scope);
+}
+
 /* ---- Out of memory ------------------------------------------------------------------ */
 
 static brg_status save_and_load(void *path)
@@ -489,6 +515,7 @@ int main(void)
         cmocka_unit_test(test_safetensors__mutated_files_never_crash),
         cmocka_unit_test(test_safetensors__save_checks_its_arguments),
         cmocka_unit_test(test_safetensors__a_failed_save_keeps_the_old_file),
+        cmocka_unit_test(test_safetensors__full_disk),
         cmocka_unit_test(test_safetensors__out_of_memory),
         cmocka_unit_test(test_safetensors__json_parser_out_of_memory),
     };
