@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The f32 functions of vmath.h: errors against the C library in double, the
- * special values, and bits that do not depend on where a value stands. All
- * through the kernels of the processor; run with BRG_ISA to test others. */
+ * special values, and bits that do not depend on where a value stands. For
+ * each instruction set that the processor has. */
 #include <math.h>
 
 #include "core/base/dtype.h"
+#include "core/ops/isa.h"
 #include "core/ops/pointwise.h"
 #include "tests/support/brg_test.h"
 
@@ -55,11 +56,30 @@ static const function_case functions[] = {
 };
 #define N_FUNCTIONS (sizeof functions / sizeof *functions)
 
+/* The instruction set under test. */
+static brg__isa_level level;
+
+static brg__pw_fn kernel_of(const brg_op *op, brg__ctype type)
+{
+    const brg__pw_row *row = op->pointwise;
+    if (type == BRG__I64)
+        return brg__pw_i64_base[row->index];
+#if defined(BRG_HAVE_ISA_AVX512) && defined(BRG_HAVE_ISA_AVX2)
+    if (level == BRG__ISA_AVX512 && type == BRG__F32)
+        return brg__pw_f32_avx512[row->index];
+    if (level != BRG__ISA_BASE)
+        return type == BRG__F32 ? brg__pw_f32_avx2[row->index]
+                                : brg__pw_f64_avx2[row->index];
+#endif
+    return type == BRG__F32 ? brg__pw_f32_base[row->index]
+                            : brg__pw_f64_base[row->index];
+}
+
 static void apply(const function_case *f, size_t n, const float *x, float *y)
 {
     double p[2] = {f->p};
     const void *in[3] = {x};
-    brg__pw_kernel(f->op, BRG__F32)(n, y, in, p);
+    kernel_of(f->op, BRG__F32)(n, y, in, p);
 }
 
 /* The distance in units of the last place of the f32 nearest to `want`. */
@@ -182,7 +202,7 @@ static void test_vmath__pow_has_the_cases_of_c(void **state)
 static void check_places(const brg_op *op, brg__ctype type)
 {
     enum { N = 75 };
-    brg__pw_fn kernel = brg__pw_kernel(op, type);
+    brg__pw_fn kernel = kernel_of(op, type);
     if (!kernel)
         return;
     size_t item = brg__ctype_size(type);
@@ -228,13 +248,33 @@ static void test_vmath__bits_do_not_depend_on_the_place(void **state)
                 check_places(brg_op_at(i), (brg__ctype)type);
 }
 
+static int set_level(void **state)
+{
+    level = *(const brg__isa_level *)*state;
+    return 0;
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
+    static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_vmath__errors_are_within_the_stated_ulps),
         cmocka_unit_test(test_vmath__special_values),
         cmocka_unit_test(test_vmath__pow_has_the_cases_of_c),
         cmocka_unit_test(test_vmath__bits_do_not_depend_on_the_place),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    enum { N = sizeof tests / sizeof *tests, N_LEVELS = 3 };
+    static const char *const names[N_LEVELS] = {"base", "avx2", "avx512"};
+    static brg__isa_level levels[N_LEVELS] = {BRG__ISA_BASE, BRG__ISA_AVX2,
+                                              BRG__ISA_AVX512};
+    int n_failed = 0;
+    for (int k = 0; k <= (int)brg__isa(); k++) {
+        struct CMUnitTest here[N];
+        for (int i = 0; i < N; i++) {
+            here[i] = tests[i];
+            here[i].setup_func = set_level;
+            here[i].initial_state = &levels[k];
+        }
+        n_failed += _cmocka_run_group_tests(names[k], here, N, NULL, NULL);
+    }
+    return n_failed;
 }
