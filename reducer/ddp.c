@@ -81,7 +81,6 @@ static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
     for (size_t i = 0; i < ddp->n_params; i++) {
         const brg_tensor *t = ddp->params[i].leaf;
         list[i] = (brg_reducer_param){.name = brg_tensor_name(t),
-                                      .grad = ddp, /* none: set by hooks */
                                       .count = (size_t)t->numel,
                                       .dtype = (brg_dtype)t->dtype,
                                       .device = t->device};
@@ -92,6 +91,7 @@ static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
     if (status != BRG_OK)
         return status;
     ddp->reducer->is_inner = true;
+    ddp->reducer->is_rebuilt = options->keep_order; /* slots may move */
     return BRG_OK;
 }
 
@@ -224,6 +224,8 @@ void brg_ddp_destroy(brg_ddp *ddp)
 
 bool brg_ddp_set_sync(brg_ddp *ddp, bool is_on)
 {
+    if (!ddp)
+        return false;
     bool was_on = ddp->is_sync;
     ddp->is_sync = is_on;
     return was_on;

@@ -47,13 +47,15 @@ typedef struct brg_reducer_options {
     bool keep_in_slots;
 } brg_reducer_options;
 
-#define BRG_REDUCER_OPTIONS_INIT {.struct_size = sizeof(brg_reducer_options)}
+#define BRG_REDUCER_OPTIONS_INIT                                               \
+    {                                                                          \
+        .struct_size = sizeof(brg_reducer_options)                             \
+    }
 
 /* Collective. `options` may be NULL. *out: owned. */
-BRG_API BRG_NODISCARD brg_status
-brg_reducer_create(brg_reducer **out, brg_pg *pg,
-                   const brg_reducer_param *params, size_t n_params,
-                   const brg_reducer_options *options);
+BRG_API BRG_NODISCARD brg_status brg_reducer_create(
+    brg_reducer **out, brg_pg *pg, const brg_reducer_param *params,
+    size_t n_params, const brg_reducer_options *options);
 /* NULL is allowed. Gradients that live in slots are gone afterwards. */
 BRG_API void brg_reducer_destroy(brg_reducer *reducer);
 
@@ -105,9 +107,9 @@ BRG_API size_t brg_reducer_n_used(const brg_reducer *reducer, size_t i);
 typedef struct brg_reducer_stats {
     size_t n_params;
     size_t n_buckets;
-    uint64_t n_bytes;    /* all-reduced in one step */
-    uint64_t n_steps;    /* that ended well */
-    uint64_t n_rebuilds; /* 0 or 1 */
+    uint64_t n_bytes;         /* all-reduced in one step */
+    uint64_t n_steps;         /* that ended well */
+    uint64_t n_rebuilds;      /* 0 or 1 */
     uint64_t n_packed_bytes;  /* copied into slots, last step */
     uint64_t first_launch_ns; /* the first bucket was started */
     uint64_t last_ready_ns;   /* the last gradient was there */
@@ -134,7 +136,10 @@ typedef struct brg_ddp_options {
     bool keep_order;
 } brg_ddp_options;
 
-#define BRG_DDP_OPTIONS_INIT {.struct_size = sizeof(brg_ddp_options)}
+#define BRG_DDP_OPTIONS_INIT                                                   \
+    {                                                                          \
+        .struct_size = sizeof(brg_ddp_options)                                 \
+    }
 
 /* Collective. From now on a backward leaves the average over ranks in .grad of
  * the parameters, which is a view of their bucket and stays the same tensor.
@@ -143,16 +148,19 @@ typedef struct brg_ddp_options {
  * set_name) are used in messages. `buffers`: other state of the model. Rank
  * 0's values of both are sent to all ranks. `options` may be NULL. *out:
  * owned. */
-BRG_API BRG_NODISCARD brg_status
-brg_ddp_create(brg_ddp **out, brg_pg *pg, brg_tensor *const *params,
-               size_t n_params, brg_tensor *const *buffers, size_t n_buffers,
-               const brg_ddp_options *options);
+BRG_API BRG_NODISCARD brg_status brg_ddp_create(brg_ddp **out, brg_pg *pg,
+                                                brg_tensor *const *params,
+                                                size_t n_params,
+                                                brg_tensor *const *buffers,
+                                                size_t n_buffers,
+                                                const brg_ddp_options *options);
 /* .grad of the parameters stays, in memory of its own. NULL is allowed. */
 BRG_API void brg_ddp_destroy(brg_ddp *ddp);
 
 /* While off, backward only adds to .grad of this rank (accumulation over
  * micro-batches); the next backward with it on reduces the whole sum, once.
- * On at the start; alike on every rank. Returns what it was. */
+ * On at the start; to be switched for the same backwards on every rank.
+ * Returns what it was. */
 BRG_API bool brg_ddp_set_sync(brg_ddp *ddp, bool is_on);
 
 /* Collective: gives every rank the buffers of rank 0. */

@@ -332,6 +332,41 @@ static void test_ddp__buckets_start_before_the_last_gradient(void **state)
     run_worlds(&r, 1);
 }
 
+/* What a step sends: all-reduces of the buckets in order, and nothing else,
+ * used counts and all. */
+static void test_ddp__sends_nothing_but_buckets(void **state)
+{
+    (void)state;
+    brg_pg *pg;
+    ddp_model m;
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    options.allow_unused = true;
+    options.first_bucket_bytes = options.bucket_bytes = 200;
+    assert_brg_ok(brg_pg_create_fake(&pg, 1, 3));
+    assert_brg_ok(ddp_model_init(&m, pg));
+    assert_brg_ok(ddp_model_wrap(&m, &options));
+    assert_brg_ok(ddp_model_backward(&m, 0, DDP_MODEL_ALL)); /* rebuilds */
+    const brg_reducer *r = brg_ddp_reducer(m.ddp);
+    for (int step = 1; step < 4; step++) {
+        size_t from = brg_fake_n_calls(pg);
+        assert_brg_ok(ddp_model_backward(&m, step, DDP_MODEL_ALL >> step));
+        assert_int_equal(brg_fake_n_calls(pg) - from, brg_reducer_n_buckets(r));
+        for (size_t k = 0; k < brg_reducer_n_buckets(r); k++) {
+            brg_fake_call call;
+            brg_bucket_info info;
+            assert_brg_ok(brg_fake_call_at(pg, from + k, &call));
+            assert_brg_ok(brg_reducer_get_bucket(r, k, &info));
+            assert_string_equal(call.name, "all_reduce");
+            assert_int_equal(call.op, BRG_REDUCE_AVG);
+            assert_int_equal(call.dtype, info.dtype);
+            assert_int_equal(call.count * brg_dtype_size(call.dtype),
+                             info.nbytes);
+        }
+    }
+    ddp_model_deinit(&m);
+    brg_pg_destroy(pg);
+}
+
 /* ---- Views and lifetimes ------------------------------------------------------------------ */
 
 static brg_status looks_inside(ddp_model *m, const run *r)
@@ -577,6 +612,7 @@ int main(void)
             test_ddp__a_parameter_of_an_earlier_micro_batch_counts),
         cmocka_unit_test(test_ddp__unused_parameters),
         cmocka_unit_test(test_ddp__buckets_start_before_the_last_gradient),
+        cmocka_unit_test(test_ddp__sends_nothing_but_buckets),
         cmocka_unit_test(test_ddp__gradients_are_views_of_buckets),
         cmocka_unit_test(test_ddp__gradients_outlive_it),
         cmocka_unit_test(test_ddp__reduced_gradients_carry_no_history),
