@@ -297,22 +297,13 @@ static brg_status fill_result(train_result *out, run *r)
 /* Parameters are trained, buffers are kept equal. */
 static brg_status open_ddp(run *r)
 {
-    size_t n = brg_params_count(r->task->params), n_trained = 0, n_other = 0;
-    brg_tensor **tensors = calloc(2 * n + 1, sizeof *tensors);
-    if (tensors == NULL)
-        return brg_error_set(BRG_ERR_NOMEM, __FILE__, __LINE__,
-                             "no memory for %zu parameters", n);
-    for (size_t i = 0; i < n; i++) {
-        const brg_param *param = brg_params_at(r->task->params, i);
-        if (param->kind == BRG_PARAM_TRAINED)
-            tensors[n_trained++] = param->tensor;
-        else
-            tensors[n + n_other++] = param->tensor;
-    }
-    brg_status status = brg_ddp_create(&r->ddp, r->w->pg, tensors, n_trained,
-                                       tensors + n, n_other, NULL);
-    free(tensors);
-    return status;
+    size_t n = 0, n_buffers = 0;
+    brg_tensor *const *tensors =
+        brg_params_tensors(r->task->params, BRG_PARAM_TRAINED, &n);
+    brg_tensor *const *buffers =
+        brg_params_tensors(r->task->params, BRG_PARAM_BUFFER, &n_buffers);
+    return brg_ddp_create(&r->ddp, r->w->pg, tensors, n, buffers, n_buffers,
+                          NULL);
 }
 
 static brg_status run_all(train_result *out, run *r)
