@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 
 #include <brigade/tensor.h>
@@ -33,34 +34,58 @@ double bench_median(double *values, size_t n)
     return bench_quantile(values, n, 0.5);
 }
 
-void bench_pairs_add(bench_pairs *pairs, double a, double b)
+double bench_switches(void)
+{
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return (double)usage.ru_nivcsw;
+}
+
+void bench_pairs_add(bench_pairs *pairs, double a, double b, double noise)
 {
     if (pairs->n == BENCH_MAX_PASSES)
         bench_fail("more passes than BENCH_MAX_PASSES");
-    pairs->a[pairs->n] = a;
-    pairs->b[pairs->n++] = b;
+    /* sorted: the quietest first */
+    size_t i = pairs->n++;
+    for (; i > 0 && pairs->noise[i - 1] > noise; i--) {
+        pairs->a[i] = pairs->a[i - 1];
+        pairs->b[i] = pairs->b[i - 1];
+        pairs->noise[i] = pairs->noise[i - 1];
+    }
+    pairs->a[i] = a;
+    pairs->b[i] = b;
+    pairs->noise[i] = noise;
+}
+
+/* The quantile of x[i] / y[i] (y NULL: of x) over the quieter half. */
+static double quiet_quantile(const bench_pairs *pairs, const double *x,
+                             const double *y, double q)
+{
+    double values[BENCH_MAX_PASSES];
+    const size_t n = (pairs->n + 1) / 2;
+    for (size_t i = 0; i < n; i++)
+        values[i] = y != NULL ? x[i] / y[i] : x[i];
+    return bench_quantile(values, n, q);
 }
 
 double bench_pairs_ratio(const bench_pairs *pairs, double q)
 {
-    double ratios[BENCH_MAX_PASSES];
-    for (size_t i = 0; i < pairs->n; i++)
-        ratios[i] = pairs->a[i] / pairs->b[i];
-    return bench_quantile(ratios, pairs->n, q);
+    return quiet_quantile(pairs, pairs->a, pairs->b, q);
 }
 
 double bench_pairs_a(const bench_pairs *pairs)
 {
-    double values[BENCH_MAX_PASSES];
-    memcpy(values, pairs->a, sizeof(values));
-    return bench_median(values, pairs->n);
+    return quiet_quantile(pairs, pairs->a, NULL, 0.5);
 }
 
 double bench_pairs_b(const bench_pairs *pairs)
 {
-    double values[BENCH_MAX_PASSES];
-    memcpy(values, pairs->b, sizeof(values));
-    return bench_median(values, pairs->n);
+    return quiet_quantile(pairs, pairs->b, NULL, 0.5);
+}
+
+double bench_pairs_noise(const bench_pairs *pairs)
+{
+    return quiet_quantile(pairs, pairs->noise, NULL, 0.5);
 }
 
 static void print_line(const char *name, double value, const char *unit,

@@ -19,18 +19,24 @@ double bench_seconds(void);
 double bench_median(double *values, size_t n);
 double bench_quantile(double *values, size_t n, double q);
 
-/* Paired times of A and B; both in seconds. */
+/* How often the kernel gave this process's core to another, so far. */
+double bench_switches(void);
+
+/* Paired times of A and B in seconds. Results come from the quieter half of
+ * the pairs: those in which other programs disturbed least. */
 #define BENCH_MAX_PASSES 64
 typedef struct bench_pairs {
     size_t n;
     double a[BENCH_MAX_PASSES];
     double b[BENCH_MAX_PASSES];
+    double noise[BENCH_MAX_PASSES]; /* switches during both */
 } bench_pairs;
 
-void bench_pairs_add(bench_pairs *pairs, double a, double b);
+void bench_pairs_add(bench_pairs *pairs, double a, double b, double noise);
 double bench_pairs_ratio(const bench_pairs *pairs, double q); /* of a / b */
 double bench_pairs_a(const bench_pairs *pairs);               /* median */
 double bench_pairs_b(const bench_pairs *pairs);
+double bench_pairs_noise(const bench_pairs *pairs);
 
 /* "bench: <name> <value> <unit>" */
 void bench_print(const char *name, double value, const char *unit);

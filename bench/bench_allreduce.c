@@ -10,7 +10,7 @@
 #include "bench/bench.h"
 #include "bench/ranks.h"
 
-enum { N_PASSES = 15 };
+enum { N_PASSES = 31, N_FRESH_PASSES = 9 };
 #define MAX_BYTES ((size_t)64 << 20)
 
 typedef struct contest {
@@ -121,18 +121,22 @@ static void run_size(const contest *c, size_t nbytes)
                                               : 1;
     bench_pairs mpi_ours = {0}, floor_ours = {0}, fresh = {0};
     for (int pass = -1; pass < N_PASSES; pass++) {
+        const double before = bench_switches();
         const double ours = time_calls(c, reduce_ours, nbytes, n_calls);
         const double mpi = time_calls(c, reduce_mpi, nbytes, n_calls);
         const double floor = time_calls(c, reduce_floor, nbytes, n_calls);
         if (pass < 0)
             continue; /* first touch */
-        bench_pairs_add(&mpi_ours, mpi, ours);
-        bench_pairs_add(&floor_ours, floor, ours);
+        const double noise = bench_max(bench_switches() - before);
+        bench_pairs_add(&mpi_ours, mpi, ours, noise);
+        bench_pairs_add(&floor_ours, floor, ours, noise);
     }
-    for (int pass = 0; pass < 5 && nbytes <= 4 << 20; pass++) {
+    for (int i = 0; i < N_FRESH_PASSES && nbytes <= 4 << 20; i++) {
+        const double before = bench_switches();
         const double ours = time_fresh(c, reduce_ours, c->bucket, nbytes);
-        bench_pairs_add(&fresh, time_fresh(c, reduce_mpi, c->plain, nbytes),
-                        ours);
+        const double mpi = time_fresh(c, reduce_mpi, c->plain, nbytes);
+        bench_pairs_add(&fresh, mpi, ours,
+                        bench_max(bench_switches() - before));
     }
     if (c->is_printing)
         print_size(nbytes, &mpi_ours, &floor_ours,

@@ -8,8 +8,8 @@
 #include "bench/models.h"
 #include "bench/ranks.h"
 
-enum { N_PASSES = 21 };
-#define PASS_SECONDS 0.15
+enum { N_PASSES = 51 };
+#define PASS_SECONDS 0.05
 
 typedef struct limit {
     const char *model;
@@ -57,6 +57,7 @@ static void print_model(const char *model, const bench_pairs *pairs,
                 "ms");
     bench_print(bench_name(prefix, "wait_share"),
                 100 * wait_s / bench_pairs_a(pairs), "%");
+    bench_print(bench_name(prefix, "switches"), bench_pairs_noise(pairs), "");
     bench_print(bench_name(prefix, "megabytes"), 1e-6 * (double)stats->n_bytes,
                 "MB");
     bench_print(bench_name(prefix, "buckets"), (double)stats->n_buckets, "");
@@ -80,8 +81,11 @@ static void run_model(brg_pg *pg, const limit *l)
     bench_pairs pairs = {0};
     brg_ddp_get_stats(shared.ddp, &before);
     for (int pass = 0; pass < N_PASSES; pass++) {
+        const double start = bench_switches();
         const double with = time_ranks(&shared, n_steps);
-        bench_pairs_add(&pairs, with, time_ranks(&alone, n_steps));
+        const double without = time_ranks(&alone, n_steps);
+        bench_pairs_add(&pairs, with, without,
+                        bench_max(bench_switches() - start));
     }
     brg_ddp_get_stats(shared.ddp, &after);
     const double wait_s = 1e-9 *

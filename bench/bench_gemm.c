@@ -9,8 +9,8 @@
 #include "bench/gemm_shapes.h"
 #include "bench/models.h"
 
-enum { N_PASSES = 15 };
-#define PASS_SECONDS 0.1
+enum { N_PASSES = 31 };
+#define PASS_SECONDS 0.05
 
 static double time_products(const gemm_list *list, int n_steps)
 {
@@ -30,8 +30,10 @@ static void run_model(const char *model)
     const int n_steps = 1 + (int)(PASS_SECONDS / time_products(&list, 3));
     bench_pairs pairs = {0};
     for (int pass = 0; pass < N_PASSES; pass++) {
+        const double before = bench_switches();
         const double step = bench_model_time(&m, n_steps);
-        bench_pairs_add(&pairs, step, time_products(&list, n_steps));
+        const double products = time_products(&list, n_steps);
+        bench_pairs_add(&pairs, step, products, bench_switches() - before);
     }
     char prefix[32];
     snprintf(prefix, sizeof(prefix), "gemm.%s", model);

@@ -12,7 +12,7 @@
 #include "bench/bench.h"
 #include "bench/gemm_shapes.h"
 
-enum { N_PASSES = 11 };
+enum { N_PASSES = 21 };
 #define PASS_SECONDS 0.01
 
 /* ---- Cases --------------------------------------------------------------- */
@@ -224,8 +224,10 @@ static void run_case(op_run *r, bool is_backward)
     const int n = 1 + (int)(PASS_SECONDS / time_op(r, is_backward, 2));
     bench_pairs pairs = {0};
     for (int pass = 0; pass < N_PASSES; pass++) {
+        const double before = bench_switches();
         const double op = time_op(r, is_backward, n);
-        bench_pairs_add(&pairs, op, time_bound(r, is_backward, n));
+        const double bound = time_bound(r, is_backward, n);
+        bench_pairs_add(&pairs, op, bound, bench_switches() - before);
     }
     char prefix[64];
     snprintf(prefix, sizeof(prefix), "ops.%s.%s", r->op->name,
@@ -249,13 +251,15 @@ static void run_optim(const char *name, brg_optim *optim, size_t n,
     memset(from, 1, half);
     bench_pairs pairs = {0};
     for (int pass = -1; pass < N_PASSES; pass++) {
+        const double before = bench_switches();
         const double start = bench_seconds();
         bench_must(brg_optim_step(optim));
         const double middle = bench_seconds();
         memcpy(to, from, half);
         __asm__ volatile("" ::"r"(to) : "memory");
         if (pass >= 0)
-            bench_pairs_add(&pairs, middle - start, bench_seconds() - middle);
+            bench_pairs_add(&pairs, middle - start, bench_seconds() - middle,
+                            bench_switches() - before);
     }
     bench_print(name, 1e6 * bench_pairs_a(&pairs), "us");
     bench_print(bench_name(name, "to_bound"), bench_pairs_ratio(&pairs, 0.5),
