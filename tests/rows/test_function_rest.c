@@ -1,0 +1,388 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Rows of the suite `function`, part 3: autocast, random numbers, user
+ * kernels, and the bundle of smoke cases. */
+#include <brigade/autocast.h>
+#include <brigade/random.h>
+
+#include "tests/rows/rows.h"
+
+/* ---- Autocast -------------------------------------------------------------------- */
+
+static brg_dtype seen;
+
+FORWARD(amp_forward)
+{
+    SAVE(ARG(0), ARG(1));
+    OUT(0, brg_matmul(ARG(0), ARG(1)));
+    return BRG_OK;
+}
+
+BACKWARD(amp_backward)
+{
+    SAVED(x, 0);
+    SAVED(w, 1);
+    GRAD(0, brg_matmul(g[0], brg_transpose(w, 0, 1)));
+    GRAD(1, brg_matmul(brg_transpose(x, 0, 1), g[0]));
+    seen = brg_tensor_dtype(gi[0]);
+    return BRG_OK;
+}
+
+static void test_amp_custom_fwd_bwd(void **state)
+{
+    (void)state;
+    brg_function *f = function_of("MyMM", amp_forward, amp_backward, 1);
+    brg_tensor *x = leaf_full(2, BRG_SHAPE(8, 8)),
+               *w = leaf_full(1, BRG_SHAPE(8, 8));
+    brg_autocast on = {true, BRG_DTYPE_BF16}, before;
+    assert_brg_ok(brg_autocast_set(on, &before));
+    brg_tensor *y = CALL(f, x, w);
+    assert_brg_ok(brg_autocast_set(before, NULL));
+    assert_int_equal(brg_tensor_dtype(y), BRG_DTYPE_BF16);
+    expect_all(brg_cast(y, BRG_DTYPE_F32), 16);
+    seen = BRG_DTYPE_F64;
+    assert_brg_ok(brg_backward(brg_sum_all(brg_cast(y, BRG_DTYPE_F32))));
+    assert_int_equal(seen, BRG_DTYPE_BF16); /* the policy of forward */
+    expect_all(brg_tensor_grad(x), 8);
+    expect_all(brg_tensor_grad(w), 16);
+    assert_false(brg_autocast_get().is_on);
+    brg_function_release(f);
+}
+
+/* ---- Forward and backward that a compiler cannot look into ---------------------------- */
+
+static int n_side_effects;
+
+FORWARD(opaque_forward)
+{
+    brg_tensor *half = brg_mul_scalar(ARG(0), 0.5);
+    n_side_effects++; /* between two ops */
+    OUT(0, brg_add(half, half));
+    return brg_context_save(ctx, &half, 1);
+}
+
+BACKWARD(opaque_backward)
+{
+    SAVED(half, 0);
+    n_side_effects++;
+    GRAD(0, brg_mul(g[0], brg_add_scalar(brg_mul_scalar(half, 0), 1)));
+    return BRG_OK;
+}
+
+static void test_autograd_function_has_graph_break(void **state)
+{
+    (void)state;
+    brg_function *f =
+        function_of("CustomFunc3", opaque_forward, opaque_backward, 1);
+    for (int with_grad = 0; with_grad < 2; with_grad++) {
+        bool mode = brg_grad_mode_set(with_grad);
+        n_side_effects = 0;
+        for (int i = 1; i <= 3; i++) {
+            expect_all(CALL(f, leaf_full(i, BRG_SHAPE(3))), i);
+            assert_int_equal(n_side_effects, i);
+        }
+        brg_grad_mode_set(mode);
+    }
+    brg_function_release(f);
+}
+
+static void test_print_in_bwd(void **state)
+{
+    (void)state;
+    brg_function *f =
+        function_of("PrintInBwd", opaque_forward, opaque_backward, 1);
+    brg_tensor *x = leaf_full(1, BRG_SHAPE(3));
+    n_side_effects = 0;
+    backward_of_sum(CALL(f, x));
+    assert_int_equal(n_side_effects, 2);
+    expect_all(brg_tensor_grad(x), 1);
+    brg_function_release(f);
+}
+
+/* ---- Random numbers in forward ---------------------------------------------------------- */
+
+FORWARD(tuple_forward)
+{
+    const brg_value *items = args[1].as.list.items;
+    brg_tensor *noise = brg_rand(
+        BRG_DTYPE_F32, BRG_SHAPE(items[0].as.integer, items[1].as.integer));
+    SAVE(noise);
+    OUT(0, brg_mul(ARG(0), noise));
+    return BRG_OK;
+}
+
+BACKWARD(tuple_backward)
+{
+    SAVED(noise, 0);
+    GRAD(0, brg_mul(g[0], noise));
+    return BRG_OK;
+}
+
+static void test_tuple_arg(void **state)
+{
+    (void)state;
+    brg_function *f = function_of("TupleArg", tuple_forward, tuple_backward, 1);
+    brg_tensor *x = leaf_full(1, BRG_SHAPE(10, 10));
+    brg_value shape[] = {brg_value_int(10), brg_value_int(10)}, out[1];
+    assert_brg_ok(APPLY(f, out, brg_value_tensor(x), brg_value_list(shape, 2)));
+    brg_random_state before, after;
+    brg_random_get_state(&before);
+    backward_of_sum(out[0].as.tensor);
+    brg_random_get_state(&after);
+    assert_int_equal(before.offset, after.offset); /* nothing drawn again */
+    brg_tensor *grad = brg_tensor_grad(x);
+    assert_int_equal(brg_tensor_size(grad, 0), 10);
+    assert_int_equal(brg_tensor_size(grad, 1), 10);
+    for (int64_t i = 0; i < 100; i++)
+        assert_float_equal(element(grad, i), element(out[0].as.tensor, i), 0);
+    brg_function_release(f);
+}
+
+/* ---- Kernels of the user ------------------------------------------------------------------ */
+
+static void add_kernel(const float *a, const float *b, float *y, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        y[i] = a[i] + b[i];
+}
+
+FORWARD(kernel_forward)
+{
+    brg_tensor *y = brg_empty(BRG_DTYPE_F32, brg_tensor_ndim(ARG(0)),
+                              brg_tensor_shape(ARG(0)));
+    if (!y)
+        return brg_error_code();
+    add_kernel(brg_tensor_data(ARG(0)), brg_tensor_data(ARG(1)),
+               brg_tensor_data(y), brg_tensor_numel(y));
+    OUT(0, y);
+    return BRG_OK;
+}
+
+BACKWARD(kernel_backward)
+{
+    GRAD(0, g[0]);
+    GRAD(1, g[0]);
+    return BRG_OK;
+}
+
+static void test_triton_kernel_basic(void **state)
+{
+    (void)state;
+    brg_function *f = function_of("Add", kernel_forward, kernel_backward, 1);
+    brg_tensor *x = leaf_from(0, BRG_SHAPE(10)),
+               *y = leaf_from(5, BRG_SHAPE(10));
+    brg_tensor *z = CALL(f, x, y);
+    for (int64_t i = 0; i < 10; i++)
+        assert_float_equal(element(z, i), 2 * (double)i + 5, 0);
+    backward_of_sum(z);
+    expect_all(brg_tensor_grad(x), 1);
+    expect_all(brg_tensor_grad(y), 1);
+    brg_function_release(f);
+}
+
+FORWARD(kernel_multi_forward)
+{
+    BRG_TRY(kernel_forward(ctx, args, n_args, out));
+    BRG_TRY(brg_context_set(ctx, "x", args[0]));
+    BRG_TRY(brg_context_set(ctx, "y", args[1]));
+    OUT(1, ARG(0));
+    return BRG_OK;
+}
+
+BACKWARD(kernel_multi_backward)
+{
+    brg_tensor *x = brg_context_get(ctx, "x").as.tensor;
+    brg_tensor *y = brg_context_get(ctx, "y").as.tensor;
+    GRAD(0, brg_add(brg_mul(g[0], x), g[1]));
+    GRAD(1, brg_mul(g[0], y));
+    return BRG_OK;
+}
+
+static void test_triton_kernel_multiple_out(void **state)
+{
+    (void)state;
+    brg_function *f =
+        function_of("Add", kernel_multi_forward, kernel_multi_backward, 2);
+    brg_tensor *x = leaf_full(2, BRG_SHAPE(4)), *y = leaf_full(3, BRG_SHAPE(4));
+    brg_value out[2];
+    assert_brg_ok(APPLY(f, out, brg_value_tensor(x), brg_value_tensor(y)));
+    expect_all(out[0].as.tensor, 5);
+    assert_ptr_not_equal(out[1].as.tensor, x); /* an alias of its storage */
+    assert_true(brg_tensor_shares_storage(out[1].as.tensor, x));
+    assert_false(brg_is_leaf(out[1].as.tensor));
+    brg_tensor *both =
+        brg_add(out[0].as.tensor, brg_mul_scalar(out[1].as.tensor, 10));
+    backward_of_sum(both);
+    expect_all(brg_tensor_grad(x), 12);
+    expect_all(brg_tensor_grad(y), 3);
+    brg_function_release(f);
+}
+
+/* ---- The bundle ------------------------------------------------------------------------------ */
+
+/* x^2, saving input and output. */
+FORWARD(square_forward)
+{
+    OUT(0, brg_square(ARG(0)));
+    SAVE(ARG(0), out[0].as.tensor);
+    return BRG_OK;
+}
+
+BACKWARD(square_backward)
+{
+    SAVED(x, 0);
+    SAVED(y, 1);
+    /* 2 x g, by way of the output: 2 y / x. */
+    GRAD(0, brg_mul(g[0], brg_mul_scalar(brg_div(y, x), 2)));
+    return BRG_OK;
+}
+
+/* Returns its input, and a sum of it. */
+FORWARD(identity_and_sum_forward)
+{
+    OUT(0, ARG(0));
+    OUT(1, brg_sum_all(ARG(0)));
+    return BRG_OK;
+}
+
+BACKWARD(identity_and_sum_backward)
+{
+    GRAD(0, brg_add(g[0], g[1]));
+    return BRG_OK;
+}
+
+FORWARD(add_in_place_forward)
+{
+    BRG_TRY(brg_add_(ARG(0), ARG(1), 1));
+    BRG_TRY(brg_context_mark_dirty(ctx, (brg_tensor *[]){ARG(0)}, 1));
+    OUT(0, ARG(0));
+    return BRG_OK;
+}
+
+BACKWARD(add_in_place_backward)
+{
+    GRAD(0, g[0]);
+    GRAD(1, g[0]);
+    return BRG_OK;
+}
+
+FORWARD(dirty_not_returned_forward)
+{
+    BRG_TRY(brg_context_mark_dirty(ctx, (brg_tensor *[]){ARG(0)}, 1));
+    OUT(0, brg_copy(ARG(0)));
+    return BRG_OK;
+}
+
+BACKWARD(nan_backward)
+{
+    GRAD(0, brg_mul_scalar(g[0], NAN));
+    return BRG_OK;
+}
+
+FORWARD(view_forward)
+{
+    OUT(0, brg_transpose(ARG(0), 0, 1));
+    return BRG_OK;
+}
+
+BACKWARD(view_backward)
+{
+    GRAD(0, brg_transpose(g[0], 0, 1));
+    return BRG_OK;
+}
+
+static void smoke_saved(void)
+{
+    brg_function *f = function_of("Double", square_forward, square_backward, 1);
+    brg_tensor *x = leaf_full(3, BRG_SHAPE(2)), *grad, *second;
+    brg_tensor *y = brg_sum_all(CALL(f, x));
+    brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
+    options.create_graph = true;
+    assert_brg_ok(brg_grad(&grad, &y, 1, &x, 1, &options));
+    expect_all(grad, 6);
+    brg_tensor *sum = brg_sum_all(grad);
+    assert_brg_ok(brg_grad(&second, &sum, 1, &x, 1, NULL));
+    expect_all(second, 2); /* through the saved output's own history */
+    brg_function_release(f);
+}
+
+static void smoke_identity(void)
+{
+    brg_function *f = function_of("Identity", identity_and_sum_forward,
+                                  identity_and_sum_backward, 2);
+    brg_tensor *x = leaf_full(3, BRG_SHAPE(2));
+    brg_value out[2];
+    assert_brg_ok(APPLY(f, out, brg_value_tensor(x)));
+    backward_of_sum(
+        brg_add(brg_mul_scalar(out[0].as.tensor, 2), out[1].as.tensor));
+    expect_all(brg_tensor_grad(x), 4);
+    brg_function_release(f);
+}
+
+static void smoke_dirty(void)
+{
+    brg_function *f =
+        function_of("MyAdder", add_in_place_forward, add_in_place_backward, 1);
+    brg_tensor *x = leaf_full(3, BRG_SHAPE(2)), *y = leaf_full(1, BRG_SHAPE(2));
+    brg_tensor *h = brg_mul_scalar(x, 2);
+    uint32_t version = brg_tensor_version(h);
+    brg_tensor *z = CALL(f, h, y);
+    assert_ptr_equal(z, h);
+    assert_true(brg_tensor_version(h) > version);
+    assert_string_equal(brg_grad_fn_name(h), "MyAdder");
+    expect_all(h, 7);
+    backward_of_sum(brg_mul(h, h));
+    expect_all(brg_tensor_grad(x), 28);
+    expect_all(brg_tensor_grad(y), 14);
+    brg_value out[1];
+    assert_brg_fails_with(
+        APPLY(f, out, brg_value_tensor(x), brg_value_tensor(y)), BRG_ERR_STATE,
+        "a leaf Variable that requires grad has been used in "
+        "an in-place operation");
+    brg_function_release(f);
+    f = function_of("MyAdder", dirty_not_returned_forward,
+                    add_in_place_backward, 1);
+    assert_brg_fails_with(
+        APPLY(f, out, brg_value_tensor(brg_mul_scalar(x, 2))), BRG_ERR_CALLBACK,
+        "Some elements marked as dirty during the forward method were not "
+        "returned as output");
+    brg_function_release(f);
+}
+
+static void smoke_nan_and_view(void)
+{
+    brg_function *f = function_of("MyFunc2", view_forward, nan_backward, 1);
+    brg_tensor *x = leaf_full(3, BRG_SHAPE(2, 2));
+    backward_of_sum(CALL(f, x));
+    assert_true(isnan(element(brg_tensor_grad(x), 0)));
+    brg_function_release(f);
+    f = function_of("MyFn3", view_forward, view_backward, 1);
+    brg_tensor *v = leaf_from(0, BRG_SHAPE(2, 2));
+    brg_tensor *w =
+        brg_from_data(BRG_DTYPE_F32, BRG_SHAPE(2, 2), (float[]){1, 2, 3, 4});
+    backward_of_sum(brg_mul(CALL(f, v), w));
+    EXPECT_VALUES(brg_tensor_grad(v), 1, 3, 2, 4);
+    brg_function_release(f);
+}
+
+static void test_smoke_from_test_autograd(void **state)
+{
+    (void)state;
+    smoke_saved();
+    smoke_identity();
+    smoke_dirty();
+    smoke_nan_and_view();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        scoped_test(test_amp_custom_fwd_bwd),
+        scoped_test(test_autograd_function_has_graph_break),
+        scoped_test(test_print_in_bwd),
+        scoped_test(test_smoke_from_test_autograd),
+        scoped_test(test_triton_kernel_basic),
+        scoped_test(test_triton_kernel_multiple_out),
+        scoped_test(test_tuple_arg),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
