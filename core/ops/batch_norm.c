@@ -14,7 +14,7 @@
 
 #include "core/ops/rows.h"
 
-/* ---- Checks ----------------------------------------------------------------------- */
+/* ---- Checks ---------------------------------------------------------- */
 
 static brg_status check_channel_vector(const brg_op_call *call, int i,
                                        const char *what)
@@ -56,7 +56,7 @@ brg_status brg__batch_norm_infer(brg_op_call *call)
     return BRG_OK;
 }
 
-/* ---- Channels ----------------------------------------------------------------------- */
+/* ---- Channels -------------------------------------------------------- */
 
 /* Where the elements of a row-major (N,C,...) lie. */
 typedef struct channels {
@@ -183,7 +183,7 @@ static void affine_channel(channels *ch, const brg_tensor *y,
     }
 }
 
-/* ---- Forward ------------------------------------------------------------------------- */
+/* ---- Forward --------------------------------------------------------- */
 
 /* Mean and (biased) variance of the channel; returns how many values. */
 static double moments(channels *ch, const brg_tensor *x, int64_t c,
@@ -255,7 +255,7 @@ brg_tensor *brg_batch_norm(brg_tensor *x, brg_tensor *weight, brg_tensor *bias,
     return brg__call(&brg__op_batch_norm, 5, in, &attrs);
 }
 
-/* ---- Gradient row: of g, x, w, mean, rstd; i[0] as above ----------------------------- */
+/* ---- Gradient row: of g, x, w, mean, rstd; i[0] as above ------------- */
 
 brg_status brg__batch_norm_grad_infer(brg_op_call *call)
 {
@@ -296,7 +296,7 @@ brg_status brg__batch_norm_grad_run(brg_op_call *call)
     return BRG_OK;
 }
 
-/* ---- Gradient rule ---------------------------------------------------------------------- */
+/* ---- Gradient rule --------------------------------------------------- */
 
 /* A channel vector as (C,1,..), to broadcast against x. */
 static brg_tensor *as_channels(brg_tensor *t, const brg_tensor *x)

@@ -11,7 +11,7 @@
 #include "core/ops/convert.h"
 #include "core/ops/rows.h"
 
-/* ---- Indices ---------------------------------------------------------------------------- */
+/* ---- Indices --------------------------------------------------------- */
 
 static brg_status check_index_dtype(const brg_op_call *call, int i)
 {
@@ -43,7 +43,7 @@ static brg_tensor *checked_ids(const brg_op_call *call, int i, int64_t size)
     return ids;
 }
 
-/* ---- Where gradients add up ----------------------------------------------------------- */
+/* ---- Where gradients add up ------------------------------------------ */
 
 /* The output itself, or f32 for 16-bit floats; zero at the start. */
 typedef struct sums {
@@ -76,7 +76,7 @@ static void sums_end(const sums *s)
                          s->at, s->dtype, (size_t)s->out->numel);
 }
 
-/* ---- Slices: x (outer, size, inner) and y (outer, ids, inner) ----------------------------- */
+/* ---- Slices: x (outer, size, inner) and y (outer, ids, inner) -------- */
 
 typedef struct slices {
     int64_t outer, size, inner;
@@ -190,7 +190,7 @@ static brg_status run_slices_grad(brg_op_call *call)
     return BRG_OK;
 }
 
-/* ---- index_select: i[0] is the dim ---------------------------------------------------- */
+/* ---- index_select: i[0] is the dim ----------------------------------- */
 
 brg_status brg__index_select_infer(brg_op_call *call)
 {
@@ -257,7 +257,7 @@ brg_tensor *brg_index_add(brg_tensor *x, int dim, brg_tensor *ids,
                    brg__call3(&brg__op_index_select_grad, src, ids, x, &attrs));
 }
 
-/* ---- embedding ---------------------------------------------------------------------------- */
+/* ---- embedding ------------------------------------------------------- */
 
 brg_status brg__embedding_infer(brg_op_call *call)
 {
@@ -299,7 +299,7 @@ brg_tensor *brg_embedding(brg_tensor *weight, brg_tensor *ids)
     return brg__call2(&brg__op_embedding, weight, ids, NULL);
 }
 
-/* ---- gather: element by element along dim i[0] ---------------------------------------------- */
+/* ---- gather: element by element along dim i[0] ----------------------- */
 
 static brg_status check_gather(const brg_op_call *call, int i_ids,
                                const brg_tensor *x)
@@ -454,7 +454,7 @@ brg_tensor *brg_scatter_add(brg_tensor *x, int dim, brg_tensor *ids,
     return brg_add(x, brg__call3(&brg__op_gather_grad, src, ids, x, &attrs));
 }
 
-/* ---- one_hot: i[0] classes, i[1] dtype --------------------------------------------------------- */
+/* ---- one_hot: i[0] classes, i[1] dtype ------------------------------- */
 
 brg_status brg__one_hot_infer(brg_op_call *call)
 {

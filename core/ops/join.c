@@ -36,7 +36,7 @@ static void fill_zero(const brg_tensor *out)
         memset(brg__tensor_ptr(out), 0, brg_tensor_nbytes(out));
 }
 
-/* ---- cat: i[0] is the dim --------------------------------------------------------- */
+/* ---- cat: i[0] is the dim -------------------------------------------- */
 
 brg_status brg__cat_infer(brg_op_call *call)
 {
@@ -94,7 +94,7 @@ brg_status brg__cat_vjp(brg_vjp *v)
     return BRG_OK;
 }
 
-/* ---- cat_part(g, pieces..): i[0] dim, i[1] which ----------------------------------- */
+/* ---- cat_part(g, pieces..): i[0] dim, i[1] which --------------------- */
 
 brg_status brg__cat_part_infer(brg_op_call *call)
 {
@@ -170,7 +170,7 @@ brg_tensor *brg_stack(brg_tensor *const *xs, int n, int dim)
     return joined;
 }
 
-/* ---- slice_grad(g, x): zeros like x but for the slice, which is g ------------------- */
+/* ---- slice_grad(g, x): zeros like x but for the slice, which is g ---- */
 
 brg_status brg__slice_grad_infer(brg_op_call *call)
 {
@@ -203,7 +203,7 @@ brg_status brg__slice_grad_vjp(brg_vjp *v)
     return BRG_OK;
 }
 
-/* ---- full_like: f[0] ------------------------------------------------------------------ */
+/* ---- full_like: f[0] ------------------------------------------------- */
 
 brg_status brg__full_like_infer(brg_op_call *call)
 {
@@ -246,7 +246,7 @@ brg_tensor *brg_ones_like(brg_tensor *like)
     return brg_full_like(like, 1.0);
 }
 
-/* ---- arange ------------------------------------------------------------------------- */
+/* ---- arange ---------------------------------------------------------- */
 
 brg_tensor *brg_arange(brg_dtype dtype, double start, double end, double step)
 {
@@ -261,7 +261,7 @@ brg_tensor *brg_arange(brg_dtype dtype, double start, double end, double step)
     return t;
 }
 
-/* ---- tril and triu: i[0] diagonal, i[1] whether upper ----------------------------------- */
+/* ---- tril and triu: i[0] diagonal, i[1] whether upper ---------------- */
 
 brg_status brg__tril_infer(brg_op_call *call)
 {

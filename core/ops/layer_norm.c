@@ -12,7 +12,7 @@
 #include "core/base/alloc.h"
 #include "core/ops/rows.h"
 
-/* ---- Sizes ------------------------------------------------------------------------ */
+/* ---- Sizes ----------------------------------------------------------- */
 
 static int64_t row_size(const brg_tensor *x, int64_t n_norm)
 {
@@ -54,7 +54,7 @@ brg_status brg__layer_norm_infer(brg_op_call *call)
     return BRG_OK;
 }
 
-/* ---- Forward ---------------------------------------------------------------------- */
+/* ---- Forward --------------------------------------------------------- */
 
 /* A parameter as a row of the compute type; NULL stays NULL. */
 static const void *param_row(const brg__row_kernels *k, brg_tensor *p,
@@ -118,7 +118,7 @@ brg_tensor *brg_layer_norm(brg_tensor *x, brg_tensor *weight, brg_tensor *bias,
     return brg__call3(&brg__op_layer_norm, x, weight, bias, &attrs);
 }
 
-/* ---- Gradient row: of g, x, w, mean, rstd; i[0] as above ----------------------------- */
+/* ---- Gradient row: of g, x, w, mean, rstd; i[0] as above ------------- */
 
 brg_status brg__layer_norm_grad_infer(brg_op_call *call)
 {
@@ -238,7 +238,7 @@ brg_status brg__layer_norm_grad_run(brg_op_call *call)
     return BRG_OK;
 }
 
-/* ---- Gradient rule -------------------------------------------------------------------- */
+/* ---- Gradient rule --------------------------------------------------- */
 
 /* Written with ops: what create_graph needs. */
 static brg_status vjp_by_ops(brg_vjp *v)

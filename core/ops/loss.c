@@ -11,7 +11,7 @@
 #include "core/ops/reduce.h"
 #include "core/ops/rows.h"
 
-/* ---- cross entropy: i[0] ignored target, f[0] label smoothing -------------------------- */
+/* ---- cross entropy: i[0] ignored target, f[0] label smoothing -------- */
 
 static brg_status infer_targets(const brg_op_call *call, int i_logits,
                                 int i_targets)
@@ -254,7 +254,7 @@ brg_tensor *brg_cross_entropy(brg_tensor *logits, brg_tensor *targets)
     return brg_cross_entropy_with(logits, targets, NULL);
 }
 
-/* ---- mean of squared differences --------------------------------------------------------- */
+/* ---- mean of squared differences ------------------------------------- */
 
 brg_status brg__mse_infer(brg_op_call *call)
 {
@@ -352,7 +352,7 @@ brg_tensor *brg_mse(brg_tensor *prediction, brg_tensor *target)
     return brg__call2(&brg__op_mse, prediction, target, NULL);
 }
 
-/* ---- Compositions ------------------------------------------------------------------------ */
+/* ---- Compositions ---------------------------------------------------- */
 
 brg_tensor *brg_nll(brg_tensor *log_probs, brg_tensor *targets)
 {

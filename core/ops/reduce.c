@@ -7,7 +7,7 @@
 
 #include "core/ops/rows.h"
 
-/* ---- Shared ------------------------------------------------------------------------ */
+/* ---- Shared ---------------------------------------------------------- */
 
 brg_status brg__reduce_dims(const char *op, const brg_tensor *x, int n_dims,
                             const int *dims, int64_t *mask)
@@ -83,7 +83,7 @@ static brg_tensor *reduce(const brg_op *op, brg_tensor *x, int n_dims,
     return brg__call1(op, x, &attrs);
 }
 
-/* ---- sum and mean -------------------------------------------------------------------- */
+/* ---- sum and mean ---------------------------------------------------- */
 
 brg_status brg__sum_infer(brg_op_call *call)
 {
@@ -142,7 +142,7 @@ brg_tensor *brg_mean_all(brg_tensor *x)
     return brg_mean(x, 0, NULL, false);
 }
 
-/* ---- div_count: f[0] g / (numel of x / numel of g - f[1]) ------------------------------
+/* ---- div_count: f[0] g / (numel of x / numel of g - f[1]) ---------------
  * Counts by reference, so that a recorded rule holds for every size. */
 
 brg_status brg__div_count_infer(brg_op_call *call)
@@ -177,7 +177,7 @@ brg_tensor *brg__div_count(brg_tensor *g, brg_tensor *x, double scale,
     return brg__call2(&brg__op_div_count, g, x, &attrs);
 }
 
-/* ---- max and min ------------------------------------------------------------------------ */
+/* ---- max and min ----------------------------------------------------- */
 
 brg_status brg__amax_infer(brg_op_call *call)
 {
@@ -230,7 +230,7 @@ brg_tensor *brg_amin(brg_tensor *x, int n_dims, const int *dims, bool keepdim)
     return reduce(&brg__op_amin, x, n_dims, dims, keepdim);
 }
 
-/* ---- argmax: i[0] has one bit; i[2]: smallest instead ------------------------------------- */
+/* ---- argmax: i[0] has one bit; i[2]: smallest instead ---------------- */
 
 brg_status brg__argmax_infer(brg_op_call *call)
 {
@@ -312,7 +312,7 @@ brg_tensor *brg_argmin(brg_tensor *x, int dim, bool keepdim)
     return arg_extreme(x, dim, keepdim, true);
 }
 
-/* ---- var: f[0] is the correction ------------------------------------------------------------ */
+/* ---- var: f[0] is the correction ------------------------------------- */
 
 brg_status brg__var_infer(brg_op_call *call)
 {
@@ -349,7 +349,7 @@ brg_tensor *brg_var(brg_tensor *x, int n_dims, const int *dims,
     return brg__call1(&brg__op_var, x, &attrs);
 }
 
-/* ---- sum of squares ------------------------------------------------------------------------ */
+/* ---- sum of squares -------------------------------------------------- */
 
 brg_tensor *brg_sum_squares(brg_tensor *x, int n_dims, const int *dims,
                             bool keepdim)
@@ -362,7 +362,7 @@ brg_tensor *brg_norm2(brg_tensor *x, int n_dims, const int *dims, bool keepdim)
     return brg_sqrt(brg_sum_squares(x, n_dims, dims, keepdim));
 }
 
-/* ---- sum_to_like ----------------------------------------------------------------------------- */
+/* ---- sum_to_like ----------------------------------------------------- */
 
 /* The dims of g that are sums of nothing but repetition. */
 static bool repeated_dims(const brg_tensor *g, const brg_tensor *like,

@@ -108,7 +108,7 @@ static void reduce_columns(const job *j, double *total, const void *x,
                                   : j->k->col_min)(total, x, ld, rows, n);
 }
 
-/* ---- By rows ------------------------------------------------------------------ */
+/* ---- By rows --------------------------------------------------------- */
 
 /* With `shift`, the sum of (x - *shift)^2 instead. */
 static double reduce_line(job *j, int64_t at, const double *shift)
@@ -152,7 +152,7 @@ static void reduce_by_rows(job *j)
     }
 }
 
-/* ---- By columns ----------------------------------------------------------------- */
+/* ---- By columns ------------------------------------------------------ */
 
 /* `rows` rows, `ld` apart, of one stripe. */
 static void reduce_block(job *j, double *total, int64_t at, int64_t ld,
@@ -204,7 +204,7 @@ static void reduce_by_columns(job *j)
     }
 }
 
-/* ---- Integers ---------------------------------------------------------------------- */
+/* ---- Integers -------------------------------------------------------- */
 
 static int64_t combine_int(brg__reduce_kind kind, int64_t total, int64_t v)
 {
@@ -234,7 +234,7 @@ static void reduce_ints(job *j)
     }
 }
 
-/* ---- Entry ---------------------------------------------------------------------------- */
+/* ---- Entry ----------------------------------------------------------- */
 
 static void fill_empty(brg_tensor *out, brg__reduce_kind kind, double scale)
 {

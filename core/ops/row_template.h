@@ -36,7 +36,7 @@
         (total) += (double)rest;                                               \
     } while (0)
 
-/* ---- Reductions ----------------------------------------------------------------- */
+/* ---- Reductions ------------------------------------------------------ */
 
 static double ROW(sum)(const void *px, size_t n)
 {
@@ -147,7 +147,7 @@ static void ROW(col_min)(double *total, const void *px, size_t ld, size_t rows,
         }
 }
 
-/* ---- Softmax -------------------------------------------------------------------- */
+/* ---- Softmax --------------------------------------------------------- */
 
 static double ROW(exp_sum)(const ROW_T *x, ROW_T shift, size_t n)
 {
@@ -217,7 +217,7 @@ static void ROW(soft_targets)(void *py, const void *px, double plse,
         (ROW_EXP(x[i] - lse) - base) * scale;
 }
 
-/* ---- Normalisation ---------------------------------------------------------------- */
+/* ---- Normalisation --------------------------------------------------- */
 
 static void ROW(normalize)(void *py, const void *px, brg__row_moments m,
                            const void *pw, const void *pb, size_t n)

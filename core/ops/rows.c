@@ -80,7 +80,7 @@ void brg__row_store(const brg__row_kernels *k, char *base, brg_dtype dtype,
         brg__convert()->store[type_of(k)][dtype](to, stride, row, n);
 }
 
-/* ---- Bands --------------------------------------------------------------------------- */
+/* ---- Bands ----------------------------------------------------------- */
 
 void brg__band_load(const brg__row_kernels *k, const char *base,
                     brg_dtype dtype, int64_t at, int64_t stride, size_t n,
@@ -117,7 +117,7 @@ void brg__band_store(const brg__row_kernels *k, char *base, brg_dtype dtype,
     }
 }
 
-/* ---- Single elements --------------------------------------------------------------- */
+/* ---- Single elements ------------------------------------------------- */
 
 #define AT(type) (((const type *)(const void *)base)[at])
 #define PUT(type) (((type *)(void *)base)[at])

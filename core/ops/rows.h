@@ -82,7 +82,7 @@ static inline brg_dtype brg__row_compute_dtype(brg_dtype dtype)
     return dtype == BRG_DTYPE_F64 ? BRG_DTYPE_F64 : BRG_DTYPE_F32;
 }
 
-/* ---- Lines ----------------------------------------------------------------------- */
+/* ---- Lines ----------------------------------------------------------- */
 
 /* n elements of dtype `dtype`, `stride` apart, from element `at` on. */
 typedef struct brg__lines {
@@ -136,7 +136,7 @@ static inline void brg__line_store(const brg__row_kernels *k,
     brg__row_store(k, l->base, l->dtype, l->at, l->stride, (size_t)l->n, row);
 }
 
-/* ---- Bands --------------------------------------------------------------------------
+/* ---- Bands --------------------------------------------------------------
  * Lines that do not lie densely in memory but side by side: BRG__BAND of them
  * are gathered together, so that each cache line is read once. Line c of a
  * band is at row c * brg__band_row(n) of its buffer. */
@@ -163,7 +163,7 @@ void brg__band_store(const brg__row_kernels *k, char *base, brg_dtype dtype,
                      int64_t at, int64_t stride, size_t n, size_t width,
                      const void *buffer);
 
-/* ---- Single elements --------------------------------------------------------------- */
+/* ---- Single elements ------------------------------------------------- */
 
 double brg__get_f64(const char *base, brg_dtype dtype, int64_t at);
 /* Rounds once; not for integers beyond 2^53. */
@@ -176,7 +176,7 @@ static inline char *brg__storage_base(const brg_tensor *t)
     return t->storage->data;
 }
 
-/* ---- Progress ------------------------------------------------------------------------ */
+/* ---- Progress -------------------------------------------------------- */
 
 /* Polls once per 64 Ki elements: call with the elements just processed. */
 static inline void brg__poll_after(int64_t *left, int64_t n)

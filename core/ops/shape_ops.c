@@ -13,7 +13,7 @@
 #include "core/ops/op.h"
 #include "core/ops/slice.h"
 
-/* ---- reshape ------------------------------------------------------------------- */
+/* ---- reshape --------------------------------------------------------- */
 
 /* One -1 in shape becomes what is left of numel. */
 static brg_status resolve_shape(const char *op, const brg_tensor *x, int ndim,
@@ -178,7 +178,7 @@ brg_tensor *brg_flatten(brg_tensor *x, int first, int last)
     return brg_reshape(x, n, shape);
 }
 
-/* ---- permute --------------------------------------------------------------------- */
+/* ---- permute --------------------------------------------------------- */
 
 brg_status brg__permute_infer(brg_op_call *call)
 {
@@ -236,7 +236,7 @@ brg_tensor *brg_transpose(brg_tensor *x, int dim0, int dim1)
     return brg__call1(&brg__op_permute, x, &attrs);
 }
 
-/* ---- squeeze and unsqueeze: i[0] is the set of dims that come or go ----------- */
+/* ---- squeeze and unsqueeze: i[0] is the set of dims that come or go --- */
 
 brg_status brg__squeeze_infer(brg_op_call *call)
 {
@@ -304,7 +304,7 @@ brg_tensor *brg_unsqueeze(brg_tensor *x, int dim)
     return brg__call1(&brg__op_unsqueeze, x, &attrs);
 }
 
-/* ---- expand ---------------------------------------------------------------------- */
+/* ---- expand ---------------------------------------------------------- */
 
 static brg_status infer_expand(brg_op_call *call, int ndim,
                                const int64_t *wanted)
@@ -363,7 +363,7 @@ brg_tensor *brg_expand_like(brg_tensor *x, brg_tensor *like)
     return brg__call2(&brg__op_expand_like, x, like, NULL);
 }
 
-/* ---- slice ----------------------------------------------------------------------- */
+/* ---- slice ----------------------------------------------------------- */
 
 static int64_t clip(int64_t i, int64_t size)
 {

@@ -132,7 +132,7 @@ static brg_tensor *sum_along(brg_tensor *x, const brg_vjp *v)
     return brg_sum(x, BRG_DIMS((int)v->attrs->i[0]), true);
 }
 
-/* ---- softmax ---------------------------------------------------------------------- */
+/* ---- softmax --------------------------------------------------------- */
 
 brg_status brg__softmax_infer(brg_op_call *call)
 {
@@ -175,7 +175,7 @@ brg_tensor *brg_softmax(brg_tensor *x, int dim)
     return call_along(&brg__op_softmax, x, dim);
 }
 
-/* ---- log_softmax ------------------------------------------------------------------ */
+/* ---- log_softmax ----------------------------------------------------- */
 
 brg_status brg__log_softmax_infer(brg_op_call *call)
 {

@@ -12,7 +12,7 @@
 
 BRG_BEGIN_DECLS
 
-/* ---- Views ------------------------------------------------------------------- */
+/* ---- Views ----------------------------------------------------------- */
 
 /* The elements of x, in row-major order, under another shape; one size may be
  * -1: what is left. A view if the strides allow it, else a copy. */
@@ -53,7 +53,7 @@ BRG_API BRG_NODISCARD brg_status brg_split(brg_tensor **parts, brg_tensor *x,
                                            int dim, int n,
                                            const int64_t *sizes);
 
-/* ---- Joining -------------------------------------------------------------------- */
+/* ---- Joining --------------------------------------------------------- */
 
 /* The n >= 1 tensors one after the other along dim; other sizes and the dtype
  * must agree. */
@@ -61,7 +61,7 @@ BRG_API brg_tensor *brg_cat(brg_tensor *const *xs, int n, int dim);
 /* The same along a new dim. */
 BRG_API brg_tensor *brg_stack(brg_tensor *const *xs, int n, int dim);
 
-/* ---- By reference to another tensor ----------------------------------------------- */
+/* ---- By reference to another tensor ---------------------------------- */
 
 /* Sums g over the dims that broadcasting `like` to it repeated: the result has
  * the shape of `like` (of which no values are read) and g's dtype. g itself
@@ -73,7 +73,7 @@ BRG_API brg_tensor *brg_zeros_like(brg_tensor *like);
 BRG_API brg_tensor *brg_ones_like(brg_tensor *like);
 BRG_API brg_tensor *brg_full_like(brg_tensor *like, double value);
 
-/* ---- Indices ----------------------------------------------------------------------
+/* ---- Indices ------------------------------------------------------------
  * Indices are i64 or i32 and lie in [0, size): one outside is an error that
  * names its position and value. */
 

@@ -5,7 +5,7 @@
 
 #include "tests/core/op_ref_shape.h"
 
-/* ---- Softmax: for each line along dim 1 ------------------------------------------- */
+/* ---- Softmax: for each line along dim 1 ------------------------------ */
 
 /* y along dim 1 at k, from sums over the line; `what` is 0 softmax,
  * 1 log_softmax, 2 and 3 their gradients from x[0] = g, x[1] = y. */
@@ -55,7 +55,7 @@ static void ref_log_softmax_grad(op_values *y, const op_values *x)
     ref_softmax_kind(y, x, 3);
 }
 
-/* ---- Layer norm: x (rows, n), eps 0.01 ------------------------------------------------ */
+/* ---- Layer norm: x (rows, n), eps 0.01 ------------------------------- */
 
 typedef struct ref_moments {
     double mean, rstd;
@@ -125,7 +125,7 @@ static void ref_layer_norm_grad(op_values *y, const op_values *x)
     }
 }
 
-/* ---- Batch norm: x (N,C,..), eps 0.01 ----------------------------------------------------- */
+/* ---- Batch norm: x (N,C,..), eps 0.01 -------------------------------- */
 
 static size_t ref_channel_of(const op_values *x, size_t k)
 {
@@ -185,7 +185,7 @@ static void ref_batch_norm_grad(op_values *y, const op_values *x)
     free(s1);
 }
 
-/* ---- Losses --------------------------------------------------------------------------------- */
+/* ---- Losses ---------------------------------------------------------- */
 
 /* Of one row: the sum over classes of -q[c] log p[c], where q is smoothed by
  * e. */

@@ -34,7 +34,7 @@ static void ref_same_values(op_values *y, const op_values *x)
         y->v[k] = x[0].v[k];
 }
 
-/* ---- Views ----------------------------------------------------------------------- */
+/* ---- Views ----------------------------------------------------------- */
 
 static void ref_reshape_4(op_values *y, const op_values *x)
 {
@@ -133,7 +133,7 @@ static void ref_last_row(op_values *y, const op_values *x)
         y->v[j] = op_at(&x[0], (int64_t[]){s[0] - 1, j});
 }
 
-/* ---- Joining ----------------------------------------------------------------------- */
+/* ---- Joining --------------------------------------------------------- */
 
 /* n tensors (a, b_i, c) along dim 1. */
 static void ref_cat(op_values *y, const op_values *x, int n)
@@ -213,7 +213,7 @@ static void ref_triu_m1(op_values *y, const op_values *x)
     ref_triangle(y, x, -1, 1);
 }
 
-/* ---- Indices ------------------------------------------------------------------------ */
+/* ---- Indices --------------------------------------------------------- */
 
 /* x (a, n, c) at ids (p, q) along dim 1: (a, p, q, c). */
 static void ref_index_select(op_values *y, const op_values *x)

@@ -3,7 +3,7 @@
  * values, what a large mean does, running statistics, errors. */
 #include "tests/support/values.h"
 
-/* ---- Softmax ---------------------------------------------------------------------- */
+/* ---- Softmax --------------------------------------------------------- */
 
 static void test_softmax__of_extreme_values(void **state)
 {
@@ -44,7 +44,7 @@ static void test_softmax__of_an_empty_dim(void **state)
     assert_brg_null_with(brg_softmax(x, 2), BRG_ERR_SHAPE, "softmax: dim 2");
 }
 
-/* ---- Layer norm --------------------------------------------------------------------- */
+/* ---- Layer norm ------------------------------------------------------ */
 
 static void test_layer_norm__survives_a_large_mean(void **state)
 {
@@ -87,7 +87,7 @@ static void test_layer_norm__gives_only_wanted_gradients(void **state)
     assert_null(brg_tensor_grad(w));
 }
 
-/* ---- Batch norm ------------------------------------------------------------------------ */
+/* ---- Batch norm ------------------------------------------------------ */
 
 static const brg_batch_norm_options training = {
     .struct_size = sizeof training, .training = true, .momentum = 0.25};
