@@ -68,6 +68,31 @@ static void test_ddp_mpi__averages_every_dtype_and_layout(void **state)
     }
 }
 
+static void test_ddp_mpi__a_steady_step_allocates_nothing(void **state)
+{
+    (void)state;
+#if defined(__SANITIZE_ADDRESS__)
+    skip(); /* objects are not cached, so that each is seen */
+#endif
+    for (int node_size = 0; node_size < 2; node_size++) {
+        brg_pg *pg = make_group(node_size);
+        ddp_model m;
+        brg_memory_stats before, after;
+        assert_brg_ok(ddp_model_init(&m, pg));
+        assert_brg_ok(ddp_model_wrap(&m, NULL));
+        for (int i = 0; i < 10; i++) {
+            if (i == 5)
+                brg_memory_get_stats(&before);
+            assert_brg_ok(ddp_model_backward(&m, 0, DDP_MODEL_ALL));
+            assert_brg_ok(ddp_model_zero(&m, false));
+        }
+        brg_memory_get_stats(&after);
+        assert_int_equal(after.n_allocs, before.n_allocs);
+        ddp_model_deinit(&m);
+        brg_pg_destroy(pg);
+    }
+}
+
 static void test_ddp_mpi__raw_buffers(void **state)
 {
     (void)state;
@@ -117,6 +142,23 @@ static void test_ddp_mpi__errors_reach_every_rank(void **state)
     brg_pg_destroy(pg);
 }
 
+static void test_ddp_mpi__a_rank_that_leaves_is_named(void **state)
+{
+    (void)state;
+    if (n_ranks == 1)
+        skip();
+    brg_pg *pg = make_group(0);
+    ddp_model m;
+    assert_brg_ok(ddp_model_init(&m, pg));
+    assert_brg_ok(ddp_model_wrap(&m, NULL));
+    assert_brg_ok(ddp_model_backward(&m, 0, DDP_MODEL_ALL));
+    if (rank != 1)
+        assert_brg_fails_with(ddp_model_backward(&m, 1, DDP_MODEL_ALL),
+                              BRG_ERR_PEER, "rank 1");
+    ddp_model_deinit(&m);
+    brg_pg_destroy(pg);
+}
+
 int main(int argc, char **argv)
 {
     MPI_Init(&argc, &argv);
@@ -129,8 +171,10 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ddp_mpi__trains_as_one_rank_does),
         cmocka_unit_test(test_ddp_mpi__averages_every_dtype_and_layout),
+        cmocka_unit_test(test_ddp_mpi__a_steady_step_allocates_nothing),
         cmocka_unit_test(test_ddp_mpi__raw_buffers),
         cmocka_unit_test(test_ddp_mpi__errors_reach_every_rank),
+        cmocka_unit_test(test_ddp_mpi__a_rank_that_leaves_is_named),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     MPI_Finalize();
