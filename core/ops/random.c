@@ -90,32 +90,23 @@ static size_t stream_next(stream *s, size_t n, size_t *at)
 
 typedef enum distribution { UNIFORM, NORMAL } distribution;
 
-/* Values are a + b * u, u in [0, 1) of so many bits, or normal. */
+/* Values are a + b u; u is normal, or in [0, 1) of n_bits (f64: 32). */
 typedef struct recipe {
     distribution distribution;
     double a, b;
     int n_bits;
 } recipe;
 
-static double unit_value(const stream *s, size_t at, const recipe *r)
-{
-    if (r->distribution == NORMAL)
-        return (double)s->normal[at];
-    return (double)(s->words[at] >> (32 - r->n_bits)) /
-           (double)((uint64_t)1 << r->n_bits);
-}
-
 static void make_f32(stream *s, const recipe *r, size_t n, float *out)
 {
-    float a = (float)r->a, b = (float)r->b, end = a + b;
+    brg__random_unit unit = {(float)r->a, (float)r->b, r->n_bits};
     for (size_t at, count; n > 0; n -= count, out += count) {
         count = stream_next(s, n, &at);
-        for (size_t i = 0; i < count; i++) {
-            float v = a + b * (float)unit_value(s, at + i, r);
-            /* rounding may reach the open end */
-            bool is_past = r->distribution == UNIFORM && b > 0 && v >= end;
-            out[i] = is_past ? a : v;
-        }
+        if (r->distribution == UNIFORM)
+            s->kernels->uniform(count, s->words + at, &unit, out);
+        else
+            for (size_t i = 0; i < count; i++)
+                out[i] = unit.a + unit.b * s->normal[at + i];
     }
 }
 
@@ -123,8 +114,12 @@ static void make_f64(stream *s, const recipe *r, size_t n, double *out)
 {
     for (size_t at, count; n > 0; n -= count, out += count) {
         count = stream_next(s, n, &at);
-        for (size_t i = 0; i < count; i++)
-            out[i] = r->a + r->b * unit_value(s, at + i, r);
+        for (size_t i = 0; i < count; i++) {
+            double unit = r->distribution == UNIFORM
+                              ? s->words[at + i] * 0x1p-32
+                              : (double)s->normal[at + i];
+            out[i] = r->a + r->b * unit;
+        }
     }
 }
 
@@ -152,7 +147,7 @@ static void fill_float(const brg_tensor *t, const recipe *r)
 
 static int bits_of(brg_dtype dtype)
 {
-    static const int n_bits[] = {32, 24, 11, 8};
+    static const int n_bits[] = {0, 24, 11, 8};
     return n_bits[dtype];
 }
 
@@ -209,9 +204,7 @@ brg_status brg_uniform_(brg_tensor *t, double low, double high)
 {
     BRG_CHECK_ARG(low <= high, "brg_uniform_: low is %g, above high, %g", low,
                   high);
-    int n_bits = t && t->dtype == BRG_DTYPE_F64 ? 32 : 24;
-    return change("brg_uniform_", t,
-                  &(recipe){UNIFORM, low, high - low, n_bits});
+    return change("brg_uniform_", t, &(recipe){UNIFORM, low, high - low, 24});
 }
 
 brg_status brg_normal_(brg_tensor *t, double mean, double deviation)

@@ -16,9 +16,18 @@ typedef struct brg__random_block {
     uint32_t key[2];
 } brg__random_block;
 
+typedef struct brg__random_unit {
+    float a, b;
+    int n_bits;
+} brg__random_unit;
+
 typedef struct brg__random_kernels {
     void (*words)(const brg__random_block *block,
                   uint32_t out[BRG__RANDOM_WORDS]);
+    /* out = a + b u, u = the upper n_bits of a word as a fraction; a where
+     * rounding reached the open end a + b. n_bits <= 24 */
+    void (*uniform)(size_t n, const uint32_t *words, const brg__random_unit *u,
+                    float *out);
     /* Box-Muller: words 2j, 2j+1 become two normal numbers. */
     void (*normal)(const uint32_t words[BRG__RANDOM_WORDS],
                    float out[BRG__RANDOM_WORDS]);

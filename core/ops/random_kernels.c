@@ -47,6 +47,19 @@ static void words(const brg__random_block *block,
             out[4 * l + lane] = c[lane][l];
 }
 
+static void uniform(size_t n, const uint32_t *words_in,
+                    const brg__random_unit *u, float *out)
+{
+    float a = u->a, b = u->b, end = u->b > 0.0f ? a + b : INFINITY;
+    float unit = 1.0f / (float)(1 << u->n_bits);
+    int shift = 32 - u->n_bits;
+#pragma GCC ivdep
+    for (size_t i = 0; i < n; i++) {
+        float v = a + b * ((float)(int32_t)(words_in[i] >> shift) * unit);
+        out[i] = v >= end ? a : v;
+    }
+}
+
 static void normal(const uint32_t words_in[BRG__RANDOM_WORDS],
                    float out[BRG__RANDOM_WORDS])
 {
@@ -71,6 +84,7 @@ static void mask_f32(size_t n, const uint32_t *words_in, uint32_t threshold,
 
 const brg__random_kernels BRG__ISA_NAME(brg__random) = {
     .words = words,
+    .uniform = uniform,
     .normal = normal,
     .mask_f32 = mask_f32,
 };
