@@ -352,7 +352,9 @@ static void test_reducer__a_steady_step_allocates_nothing(void **state)
     assert_brg_ok(brg_pg_create_self(&pg));
     assert_brg_ok(run_rank(pg, &r));
     brg_pg_destroy(pg);
-    assert_true(ranks_n_mallocs() > 0);
+#if !defined(__SANITIZE_THREAD__)
+    assert_true(ranks_n_mallocs() > 0); /* it does count */
+#endif
 }
 
 static void test_reducer__may_be_destroyed_in_flight(void **state)
