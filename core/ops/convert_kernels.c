@@ -11,7 +11,7 @@
         T *out = to;                                                           \
         const S *in = from;                                                    \
         if (stride == 1) {                                                     \
-            _Pragma("GCC ivdep") for (size_t i = 0; i < n; i++)                \
+            BRG__INDEPENDENT for (size_t i = 0; i < n; i++)                    \
             {                                                                  \
                 S v = in[i];                                                   \
                 out[i] = value;                                                \
@@ -35,7 +35,7 @@
         T *out = to;                                                           \
         const S *in = from;                                                    \
         if (stride == 1) {                                                     \
-            _Pragma("GCC ivdep") for (size_t i = 0; i < n; i++)                \
+            BRG__INDEPENDENT for (size_t i = 0; i < n; i++)                    \
             {                                                                  \
                 S v = in[i];                                                   \
                 out[i] = value;                                                \

@@ -21,8 +21,8 @@ static int best_level(void)
         __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
         return BRG__ISA_AVX512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c"))
+    /* every processor with AVX2 has F16C, which not all compilers can ask */
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         return BRG__ISA_AVX2;
 #endif
     return BRG__ISA_BASE;

@@ -29,4 +29,12 @@ brg__isa_level brg__isa(void);
 #define BRG__ISA_PICK(name) (&name##_base)
 #endif
 
+/* Before a loop: no iteration reads what another writes (the arrays are apart
+ * or the same). Other compilers find out when the loop is entered. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define BRG__INDEPENDENT _Pragma("GCC ivdep")
+#else
+#define BRG__INDEPENDENT
+#endif
+
 #endif

@@ -17,7 +17,7 @@
         const T *c_at = (n_in) > 2 ? in[2] : NULL;                             \
         const T p[2] = {PW_SCALAR(scalars[0]), PW_SCALAR(scalars[1])};         \
         (void)p;                                                               \
-        _Pragma("GCC ivdep") for (size_t i = 0; i < n; i++)                    \
+        BRG__INDEPENDENT for (size_t i = 0; i < n; i++)                        \
         {                                                                      \
             const T a = a_at[i];                                               \
             const T b = (n_in) > 1 ? b_at[i] : 0;                              \

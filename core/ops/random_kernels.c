@@ -53,7 +53,7 @@ static void uniform(size_t n, const uint32_t *words_in,
     float a = u->a, b = u->b, end = u->b > 0.0f ? a + b : INFINITY;
     float unit = 1.0f / (float)(1 << u->n_bits);
     int shift = 32 - u->n_bits;
-#pragma GCC ivdep
+    BRG__INDEPENDENT
     for (size_t i = 0; i < n; i++) {
         float v = a + b * ((float)(int32_t)(words_in[i] >> shift) * unit);
         out[i] = v >= end ? a : v;
@@ -77,7 +77,7 @@ static void normal(const uint32_t words_in[BRG__RANDOM_WORDS],
 static void mask_f32(size_t n, const uint32_t *words_in, uint32_t threshold,
                      float scale, const float *x, float *out)
 {
-#pragma GCC ivdep
+    BRG__INDEPENDENT
     for (size_t i = 0; i < n; i++)
         out[i] = words_in[i] < threshold ? 0.0f : x[i] * scale;
 }
