@@ -71,11 +71,12 @@ static void parse_arguments(arguments *out, int argc, char **argv)
     *out = (arguments){.model = "mlp",
                        .decay = 0.6,
                        .train = {.data = "/usr/share/datasets/fashion-mnist",
-                                 .epochs = 5,
                                  .batch = 128,
                                  .seed = 1}};
     options_parse(&argp, argc, argv, out);
     bool is_cnn = strcmp(out->model, "cnn") == 0;
+    if (out->train.epochs == 0)
+        out->train.epochs = is_cnn ? 3 : 5;
     if (out->train.optimizer == NULL)
         out->train.optimizer = is_cnn ? "adamw" : "sgd";
     if (out->train.lr == 0)
