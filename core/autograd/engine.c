@@ -285,7 +285,7 @@ static brg_status request(brg__task *task, brg_tensor *const *inputs,
 
 /* ---- Run -------------------------------------------------------------------------------------- */
 
-static brg_status run(brg__task *task)
+brg_status brg__task_run(brg__task *task)
 {
     uint32_t visit;
     while (brg__ready_pop(task, &visit)) {
@@ -293,6 +293,25 @@ static brg_status run(brg__task *task)
         brg__progress_poll();
     }
     return BRG_OK;
+}
+
+static _Thread_local brg__runner *runner;
+
+brg__runner *brg__runner_set(brg__runner *fresh)
+{
+    brg__runner *before = runner;
+    runner = fresh;
+    return before;
+}
+
+static brg_status run(brg__task *task)
+{
+    if (!runner)
+        return brg__task_run(task);
+    brg__runner *mine = brg__runner_set(NULL);
+    brg_status status = mine->run(mine, task);
+    brg__runner_set(mine);
+    return status;
 }
 
 static brg_status run_final_callbacks(brg__task *task)

@@ -84,6 +84,30 @@ brg_status brg__task_add_gradient(brg__task *task, uint32_t visit,
 brg_status brg__validate_gradient(const brg_node *from, size_t i,
                                   const brg__slot *slot, brg_tensor **grad);
 
+/* The parts of it, for a runner. Hooks replace entries of grads (owned) or of
+ * grad_in (borrowed). */
+brg_status brg__run_tensor_hooks(brg_node *node, uint32_t slot,
+                                 brg_tensor **grad);
+brg_status brg__run_retain_writes(brg_node *node, uint32_t slot,
+                                  brg_tensor *grad);
+brg_status brg__run_pre_hooks(brg_node *node, brg_tensor **grads);
+brg_status brg__run_post_hooks(brg_node *node, brg_tensor **grad_in,
+                               brg_tensor *const *grad_out);
+
+/* ---- Runners ------------------------------------------------------------------
+ * Something else than the engine's own loop may run a task whose nodes are
+ * collected and whose roots are ready: the compiled backward. One per thread. */
+typedef struct brg__runner {
+    brg_status (*run)(struct brg__runner *self, brg__task *task);
+} brg__runner;
+
+/* NULL: the engine itself. Returns the one before. While a runner runs, none is
+ * set: a backward inside is the engine's. */
+brg__runner *brg__runner_set(brg__runner *runner);
+
+/* The engine's own loop. */
+brg_status brg__task_run(brg__task *task);
+
 /* ---- ready.c -------------------------------------------------------------------- */
 
 brg_status brg__ready_push(brg__task *task, uint32_t visit);

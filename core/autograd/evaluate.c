@@ -136,11 +136,22 @@ static void replace(brg_tensor **slot, brg_tensor *by)
     *slot = by;
 }
 
-static brg_status run_tensor_hooks(brg__hook_list *list, uint32_t slot,
-                                   brg_tensor **grad)
+/* The list of hooks of an output; a leaf has its own. NULL: none. */
+static brg__hook_list *tensor_hooks_of(brg_node *node)
 {
+    if (brg__node_is_accumulate(node))
+        return &brg__autograd_of(node->leaf)->hooks;
+    return node->hooks ? &node->hooks->tensor : NULL;
+}
+
+brg_status brg__run_tensor_hooks(brg_node *node, uint32_t slot,
+                                 brg_tensor **grad)
+{
+    brg__hook_list *list = tensor_hooks_of(node);
     brg_status status = BRG_OK;
     brg__hook_run run;
+    if (!list)
+        return BRG_OK;
     for (brg_hook *h = brg__hook_run_begin(&run, list); h && status == BRG_OK;
          h = brg__hook_run_next(&run)) {
         if (h->slot != slot || !*grad)
@@ -156,11 +167,14 @@ static brg_status run_tensor_hooks(brg__hook_list *list, uint32_t slot,
     return status;
 }
 
-static brg_status run_retain_writes(brg__hook_list *list, uint32_t slot,
-                                    brg_tensor *grad)
+brg_status brg__run_retain_writes(brg_node *node, uint32_t slot,
+                                  brg_tensor *grad)
 {
     brg_status status = BRG_OK;
     brg__hook_run run;
+    if (!node->hooks)
+        return BRG_OK;
+    brg__hook_list *list = &node->hooks->retain;
     for (brg_hook *h = brg__hook_run_begin(&run, list); h && status == BRG_OK;
          h = brg__hook_run_next(&run)) {
         if (h->slot != slot || !grad)
@@ -178,15 +192,9 @@ static brg_status run_retain_writes(brg__hook_list *list, uint32_t slot,
 
 static brg_status run_slot_hooks(brg_node *node, brg_tensor **grads)
 {
-    if (brg__node_is_accumulate(node)) {
-        brg__autograd *a = brg__autograd_of(node->leaf);
-        return run_tensor_hooks(&a->hooks, 0, &grads[0]);
-    }
-    if (!node->hooks)
-        return BRG_OK;
     for (uint32_t slot = 0; slot < node->n_slots; slot++) {
-        BRG_TRY(run_tensor_hooks(&node->hooks->tensor, slot, &grads[slot]));
-        BRG_TRY(run_retain_writes(&node->hooks->retain, slot, grads[slot]));
+        BRG_TRY(brg__run_tensor_hooks(node, slot, &grads[slot]));
+        BRG_TRY(brg__run_retain_writes(node, slot, grads[slot]));
     }
     return BRG_OK;
 }
@@ -210,7 +218,7 @@ static brg_status take_replacements(brg_tensor *const *seen,
     return BRG_OK;
 }
 
-static brg_status run_pre_hooks(brg_node *node, brg_tensor **grads)
+brg_status brg__run_pre_hooks(brg_node *node, brg_tensor **grads)
 {
     if (!node->hooks)
         return BRG_OK;
@@ -231,8 +239,8 @@ static brg_status run_pre_hooks(brg_node *node, brg_tensor **grads)
     return status;
 }
 
-static brg_status run_post_hooks(brg_node *node, brg_tensor **grad_in,
-                                 brg_tensor *const *grad_out)
+brg_status brg__run_post_hooks(brg_node *node, brg_tensor **grad_in,
+                               brg_tensor *const *grad_out)
 {
     if (!node->hooks)
         return BRG_OK;
@@ -318,11 +326,11 @@ brg_status brg__task_evaluate(brg__task *task, uint32_t visit)
     if (status == BRG_OK && task->visits.at[visit].is_wanted)
         deliver(task, visit, grads);
     if (status == BRG_OK && task->visits.at[visit].is_needed) {
-        status = run_pre_hooks(node, grads);
+        status = brg__run_pre_hooks(node, grads);
         if (status == BRG_OK)
             status = apply_rule(node, grads, grad_in);
         if (status == BRG_OK)
-            status = run_post_hooks(node, grad_in, grads);
+            status = brg__run_post_hooks(node, grad_in, grads);
         if (status == BRG_OK && brg__anomaly_is_on)
             status = brg__anomaly_check(node, grad_in);
         if (!task->is_retained)
