@@ -7,52 +7,16 @@
 #include <string.h>
 
 #include "core/ops/isa.h"
+#include "core/ops/vectors.h"
 
 #if defined(BRG_ISA_AVX512)
-#define LANES 16
 #define MR 8
-#elif defined(BRG_ISA_AVX2)
-#define LANES 8
-#define MR 6
 #else
-#define LANES 4
 #define MR 6
 #endif
 #define NR (2 * LANES)
-#define INLINE static inline __attribute__((always_inline))
-
-typedef float vec
-    __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef int32_t lane_ids __attribute__((vector_size(LANES * 4)));
-
-INLINE vec load(const float *at)
-{
-    return *(const vec *)at;
-}
-
-INLINE void store(float *at, vec x)
-{
-    *(vec *)at = x;
-}
 
 /* ---- Transposition -------------------------------------------------------- */
-
-/* The elements of x and y in turn: the first half of them, the second. */
-INLINE vec zip_low(vec x, vec y)
-{
-    lane_ids ids;
-    for (int i = 0; i < LANES; i++)
-        ids[i] = i / 2 + i % 2 * LANES;
-    return __builtin_shuffle(x, y, ids);
-}
-
-INLINE vec zip_high(vec x, vec y)
-{
-    lane_ids ids;
-    for (int i = 0; i < LANES; i++)
-        ids[i] = i / 2 + LANES / 2 + i % 2 * LANES;
-    return __builtin_shuffle(x, y, ids);
-}
 
 /* One perfect shuffle of n vectors; log2(n) of them put the elements of lane
  * 0 of all vectors first, then those of lane 1, and so on. */

@@ -3,26 +3,7 @@
 #include "core/ops/image_kernels.h"
 
 #include "core/ops/isa.h"
-
-#if defined(BRG_ISA_AVX512)
-#define LANES 16
-#elif defined(BRG_ISA_AVX2)
-#define LANES 8
-#else
-#define LANES 4
-#endif
-#define INLINE static inline __attribute__((always_inline))
-
-typedef float vec
-    __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
-typedef uint8_t bytes
-    __attribute__((vector_size(LANES), aligned(1), may_alias));
-
-INLINE vec load(const float *at)
-{
-    return *(const vec *)at;
-}
+#include "core/ops/vectors.h"
 
 /* The last vector of a row overlaps the one before it. */
 static void copy_rows(const brg__image_rows *r)
@@ -32,9 +13,9 @@ static void copy_rows(const brg__image_rows *r)
         float *to = r->to + y * r->ldt;
         int64_t x = 0;
         for (; x + LANES <= r->n; x += LANES)
-            *(vec *)(to + x) = load(from + x) + r->bias;
+            store(to + x, load(from + x) + r->bias);
         if (r->n >= LANES)
-            *(vec *)(to + r->n - LANES) = load(from + r->n - LANES) + r->bias;
+            store(to + r->n - LANES, load(from + r->n - LANES) + r->bias);
         else
             for (; x < r->n; x++)
                 to[x] = from[x] + r->bias;
@@ -46,30 +27,12 @@ static void copy_rows(const brg__image_rows *r)
 /* Every second element of the 2 LANES at `at`: from the first, the second. */
 INLINE vec load_even(const float *at)
 {
-    ivec ids;
-    for (int i = 0; i < LANES; i++)
-        ids[i] = 2 * i;
-    return __builtin_shuffle(load(at), load(at + LANES), ids);
+    return even_of(load(at), load(at + LANES));
 }
 
 INLINE vec load_odd(const float *at)
 {
-    ivec ids;
-    for (int i = 0; i < LANES; i++)
-        ids[i] = 2 * i + 1;
-    return __builtin_shuffle(load(at), load(at + LANES), ids);
-}
-
-/* The elements of x and y in turn. */
-INLINE void store_zipped(float *at, vec x, vec y)
-{
-    ivec low, high;
-    for (int i = 0; i < LANES; i++) {
-        low[i] = i / 2 + i % 2 * LANES;
-        high[i] = low[i] + LANES / 2;
-    }
-    *(vec *)at = __builtin_shuffle(x, y, low);
-    *(vec *)(at + LANES) = __builtin_shuffle(x, y, high);
+    return odd_of(load(at), load(at + LANES));
 }
 
 /* Where the mask is set x, else y. */
@@ -110,7 +73,7 @@ static void max(const float *a, const float *b, float *y, uint8_t *which,
         take(&best, &position, load_odd(a + 2 * i), 1);
         take(&best, &position, load_even(b + 2 * i), 2);
         take(&best, &position, load_odd(b + 2 * i), 3);
-        *(vec *)(y + i) = best;
+        store(y + i, best);
         *(bytes *)(which + i) = __builtin_convertvector(position, bytes);
     }
     max_rest(a + 2 * i, b + 2 * i, y + i, which + i, n - i);
@@ -126,8 +89,10 @@ static void put_row(const float *g, const uint8_t *which, float *to, int64_t n,
         const vec x = load(g + i);
         const ivec position =
             __builtin_convertvector(*(const bytes *)(which + i), ivec);
-        store_zipped(to + 2 * i, pick(position == first, x, zero),
-                     pick(position == first + 1, x, zero));
+        const vec left = pick(position == first, x, zero);
+        const vec right = pick(position == first + 1, x, zero);
+        store(to + 2 * i, zip_low(left, right));
+        store(to + 2 * i + LANES, zip_high(left, right));
     }
     for (; i < n; i++)
         for (int k = 0; k < 2; k++)
