@@ -39,6 +39,8 @@ struct brg_context {
     BRG__ARRAY(brg__attribute) attributes;
 };
 
+/* True for the node of a custom function: its payload is a context. */
+bool brg__node_is_function(const brg_node *node);
 brg_status brg__context_new(brg_context **out, brg_function *function);
 void brg__context_free(brg_context *ctx);
 /* What only the forward needed. */

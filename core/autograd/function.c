@@ -217,6 +217,11 @@ static const brg__node_class function_class = {
     .wants_undefined = true,
 };
 
+bool brg__node_is_function(const brg_node *node)
+{
+    return node->cls == &function_class;
+}
+
 /* ---- Recording --------------------------------------------------------------------- */
 
 static int output_index(const brg_value *outputs, size_t n, const brg_tensor *t)

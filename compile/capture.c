@@ -1,0 +1,519 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Capture: see capture.h.
+ *
+ * A symbol is a meta tensor that stands for a value of the IR. Gradient rules
+ * are called with symbols for what they saved; the ops they call come to the
+ * capture's emitter, which writes them down and answers with new symbols. */
+#include "compile/capture.h"
+
+#include <string.h>
+
+#include "core/base/error.h"
+#include "core/ops/op.h"
+
+#include <brigade/ops.h>
+
+typedef struct capture {
+    brg__emitter base;
+    brg__ir *ir;
+    brg__task *task;
+    const brg__collected *c;
+    BRG__ARRAY(brg_tensor *) symbols; /* of each value; owned, may be NULL */
+    BRG__ARRAY(int) buffers;          /* value in each slot of the task */
+    BRG__ARRAY(int) input_value;      /* value of each input, or NONE */
+    uint32_t visit;                   /* whose rule is being called */
+} capture;
+
+/* ---- Values and their symbols ------------------------------------------------------ */
+
+static int value_of_symbol(const brg_tensor *t)
+{
+    return (int)(intptr_t)t->symbol - 1;
+}
+
+/* A value with these sizes as its example. */
+static brg_status new_value(capture *c, brg__ir_value value,
+                            const brg__layout *layout, int *id)
+{
+    brg_tensor *symbol;
+    value.dtype = layout->dtype;
+    value.ndim = layout->ndim;
+    BRG_TRY(brg__tensor_new_view(&symbol, layout, NULL));
+    brg_status status = brg__array_push(&c->symbols, symbol);
+    if (status != BRG_OK) {
+        brg_release(symbol);
+        return status;
+    }
+    BRG_TRY(brg__ir_add_value(c->ir, &value, id));
+    symbol->symbol = (void *)(intptr_t)(*id + 1);
+    return BRG_OK;
+}
+
+static brg_status input_value(capture *c, int input, int *id)
+{
+    *id = c->input_value.at[input];
+    if (*id != BRG__IR_NONE)
+        return BRG_OK;
+    brg__layout layout = brg__layout_of(c->c->inputs.at[input]);
+    layout.offset = 0;
+    brg__ir_value value = {.source = BRG__IR_FROM_INPUT, .index = input};
+    BRG_TRY(new_value(c, value, &layout, id));
+    c->input_value.at[input] = *id;
+    return BRG_OK;
+}
+
+static brg__layout slot_layout(const brg__slot *slot)
+{
+    brg__layout layout = {.dtype = (brg_dtype)slot->dtype,
+                          .device = slot->device,
+                          .ndim = slot->ndim};
+    memcpy(layout.shape, slot->shape, sizeof layout.shape);
+    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    return layout;
+}
+
+static brg_status slot_value(capture *c, uint32_t visit, uint32_t slot,
+                             int *id)
+{
+    brg__layout layout =
+        slot_layout(&c->task->visits.at[visit].node->slots[slot]);
+    brg__ir_value value = {.source = BRG__IR_FROM_SLOT,
+                           .visit = (int)visit,
+                           .index = (int)slot};
+    return new_value(c, value, &layout, id);
+}
+
+/* The value of an op's operand: a symbol's, or a constant. */
+static brg_status operand(capture *c, brg_tensor *t, int *id)
+{
+    *id = BRG__IR_NONE;
+    if (!t)
+        return BRG_OK;
+    if (t->symbol) {
+        *id = value_of_symbol(t);
+        return BRG_OK;
+    }
+    char text[BRG_TENSOR_TEXT_MAX];
+    if (!t->storage)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "capture: a gradient rule made %s without a value",
+                        brg__tensor_text(t, text));
+    brg__layout layout = brg__layout_of(t);
+    brg__ir_value value = {.source = BRG__IR_FROM_CONST, .constant = t};
+    BRG_TRY(new_value(c, value, &layout, id));
+    brg_retain(t);
+    return BRG_OK;
+}
+
+/* ---- The emitter --------------------------------------------------------------------- */
+
+static brg__layout out_layout(const brg_out_info *info)
+{
+    brg__layout layout = {.dtype = info->dtype, .ndim = info->ndim};
+    memcpy(layout.shape, info->shape, sizeof layout.shape);
+    if (info->is_view) {
+        memcpy(layout.stride, info->stride, sizeof layout.stride);
+        layout.offset = info->offset;
+    } else {
+        brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    }
+    return layout;
+}
+
+/* An op that repeats the attributes of a random op reads them at run time. */
+static int lifted_from(const capture *c, const brg_op_call *call)
+{
+    const brg_node *node = c->task->visits.at[c->visit].node;
+    if (!node->op || !(node->op->flags & BRG_OP_IMPURE) ||
+        memcmp(&node->attrs, call->attrs, sizeof node->attrs) != 0)
+        return BRG__IR_NONE;
+    return (int)c->visit;
+}
+
+static brg_status emit_captured(brg__emitter *self, brg_op_call *call)
+{
+    capture *c = (capture *)self;
+    int in[BRG_MAX_OP_INPUTS];
+    memset(call->info, 0, (size_t)call->n_out * sizeof *call->info);
+    BRG_TRY(call->op->infer(call));
+    for (int i = 0; i < call->n_in; i++)
+        BRG_TRY(operand(c, call->in[i], &in[i]));
+    brg__ir_node node = {.kind = BRG__IR_OP,
+                         .op = call->op,
+                         .attrs = *call->attrs,
+                         .lifted = lifted_from(c, call),
+                         .visit = BRG__IR_NONE,
+                         .n_out = call->n_out};
+    BRG_TRY(brg__ir_add_node(c->ir, &node, in, call->n_in));
+    int at = (int)c->ir->nodes.n - 1;
+    for (int j = 0; j < call->n_out; j++) {
+        brg__layout layout = out_layout(&call->info[j]);
+        brg__ir_value value = {.source = BRG__IR_FROM_NODE, .node = at};
+        int id;
+        BRG_TRY(new_value(c, value, &layout, &id));
+        call->out[j] = brg__scope_adopt(brg_retain(c->symbols.at[id]));
+        if (!call->out[j])
+            return brg_error_code();
+    }
+    return BRG_OK;
+}
+
+/* ---- Nodes that are no ops -------------------------------------------------------------- */
+
+/* Appends one; outs[j] are new values like the symbols of like[j] (NONE: a
+ * value that is never used). */
+static brg_status add_special(capture *c, brg__ir_node node, const int *in,
+                              int n_in, const brg__layout *out_layouts,
+                              int *outs)
+{
+    node.lifted = BRG__IR_NONE;
+    BRG_TRY(brg__ir_add_node(c->ir, &node, in, n_in));
+    int at = (int)c->ir->nodes.n - 1;
+    for (int j = 0; j < node.n_out; j++) {
+        brg__ir_value value = {.source = BRG__IR_FROM_NODE, .node = at};
+        BRG_TRY(new_value(c, value, &out_layouts[j], &outs[j]));
+    }
+    return BRG_OK;
+}
+
+static brg__layout row_major(const capture *c, int id)
+{
+    static const brg__layout nothing;
+    if (id == BRG__IR_NONE)
+        return nothing;
+    brg__layout layout = brg__layout_of(c->symbols.at[id]);
+    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    layout.offset = 0;
+    return layout;
+}
+
+/* A node that gives back its first n operands, changed: hooks. */
+static brg_status add_changing(capture *c, brg__ir_kind kind, int slot,
+                               const int *in, int n_in, int *values, int n)
+{
+    brg__layout layouts[BRG__IR_MAX_OUT];
+    int outs[BRG__IR_MAX_OUT];
+    for (int j = 0; j < n; j++)
+        layouts[j] = row_major(c, values[j]);
+    brg__ir_node node = {
+        .kind = kind, .visit = (int)c->visit, .slot = slot, .n_out = n};
+    BRG_TRY(add_special(c, node, in, n_in, layouts, outs));
+    for (int j = 0; j < n; j++)
+        if (values[j] != BRG__IR_NONE)
+            values[j] = outs[j];
+    return BRG_OK;
+}
+
+static bool has_hook_in_slot(const brg__hook_list *list, uint32_t slot)
+{
+    for (const brg_hook *h = list ? list->first : NULL; h; h = h->next)
+        if (!h->is_removed && h->slot == slot)
+            return true;
+    return false;
+}
+
+static brg_status trace_slot(capture *c, const brg_node *node, uint32_t slot,
+                             int *value)
+{
+    if (*value == BRG__IR_NONE)
+        return BRG_OK;
+    bool is_leaf = brg__node_is_accumulate(node);
+    const brg__hook_list *list =
+        is_leaf ? &brg__autograd_of(node->leaf)->hooks
+                : (node->hooks ? &node->hooks->tensor : NULL);
+    if (has_hook_in_slot(list, slot))
+        BRG_TRY(add_changing(c, BRG__IR_TENSOR_HOOKS, (int)slot, value, 1,
+                             value, 1));
+    if (node->hooks && has_hook_in_slot(&node->hooks->retain, slot)) {
+        brg__ir_node retain = {.kind = BRG__IR_RETAIN,
+                               .visit = (int)c->visit,
+                               .slot = (int)slot};
+        BRG_TRY(add_special(c, retain, value, 1, NULL, NULL));
+    }
+    for (size_t i = 0; i < c->task->captures.n; i++) {
+        const brg__capture *wanted = &c->task->captures.at[i];
+        brg__ir_node deliver = {.kind = BRG__IR_DELIVER,
+                                .visit = BRG__IR_NONE,
+                                .slot = (int)i};
+        if (wanted->visit == c->visit && wanted->slot == slot)
+            BRG_TRY(add_special(c, deliver, value, 1, NULL, NULL));
+    }
+    return BRG_OK;
+}
+
+/* ---- The rule of an op --------------------------------------------------------------------- */
+
+static brg_status symbols_of_saved(capture *c, const brg_node *node,
+                                   brg_tensor **in, brg_tensor **out)
+{
+    const int *inputs =
+        c->c->saved_input.at + c->c->first_saved.at[c->visit];
+    uint32_t mask = node->op->saves;
+    for (uint16_t k = 0; k < node->n_saved; k++, mask &= mask - 1) {
+        unsigned bit = (unsigned)__builtin_ctz(mask);
+        brg_tensor **to = bit & 8u ? &out[bit & 7u] : &in[bit & 7u];
+        if (inputs[k] == BRG__IR_NONE || *to)
+            continue;
+        int id;
+        BRG_TRY(input_value(c, inputs[k], &id));
+        *to = c->symbols.at[id];
+    }
+    return BRG_OK;
+}
+
+/* Makes a gradient fit its slot, by reference to the slot's sizes. */
+static brg_status fit(capture *c, const brg_node *node, uint16_t i,
+                      brg_tensor **grad)
+{
+    const brg__edge *edge = &node->edges[i];
+    const brg__slot *slot = &edge->node->slots[edge->slot];
+    brg_tensor *g = *grad;
+    int ndim;
+    int64_t shape[BRG_MAX_DIMS];
+    bool is_wider = !brg__shape_equal(g->ndim, g->shape, slot->ndim,
+                                      slot->shape) &&
+                    brg__shape_broadcast(g->ndim, g->shape, slot->ndim,
+                                         slot->shape, &ndim, shape) &&
+                    brg__shape_equal(ndim, shape, g->ndim, g->shape);
+    uint32_t to;
+    if (is_wider && brg__map_get(&c->task->index, edge->node, &to)) {
+        int like;
+        BRG_TRY(slot_value(c, to, edge->slot, &like));
+        *grad = brg_sum_to_like(g, c->symbols.at[like]);
+        if (!*grad)
+            return brg_error_code();
+    }
+    return brg__validate_gradient(node, i, slot, grad); /* dtype; errors */
+}
+
+static brg_status trace_rule(capture *c, brg_node *node, const int *grads,
+                             int *grad_in)
+{
+    brg_tensor *in[BRG_MAX_OP_INPUTS] = {0}, *out[BRG_MAX_OP_OUTPUTS] = {0};
+    brg_tensor *grad_out[BRG_MAX_OP_OUTPUTS] = {0};
+    BRG_TRY(symbols_of_saved(c, node, in, out));
+    for (uint16_t j = 0; j < node->n_slots; j++)
+        if (grads[j] != BRG__IR_NONE)
+            grad_out[j] = c->symbols.at[grads[j]];
+    brg_vjp v = {.op = node->op,
+                 .attrs = &node->attrs,
+                 .n_in = node->n_op_in,
+                 .n_out = node->n_op_out,
+                 .in = in,
+                 .out = out,
+                 .grad_out = grad_out};
+    for (uint16_t i = 0; i < node->n_edges; i++)
+        if (node->edges[i].node &&
+            brg__task_runs(c->task, node->edges[i].node))
+            v.needs |= 1u << i;
+    BRG_TRY(node->op->vjp(&v));
+    for (uint16_t i = 0; i < node->n_edges; i++) {
+        const brg__edge *edge = &node->edges[i];
+        if (!v.grad_in[i] || !edge->node)
+            continue;
+        BRG_TRY(fit(c, node, i, &v.grad_in[i]));
+        BRG_TRY(operand(c, v.grad_in[i], &grad_in[i]));
+    }
+    return BRG_OK;
+}
+
+/* A node with code of its own: called when the plan runs. */
+static brg_status trace_call(capture *c, const brg_node *node,
+                             const int *grads, int *grad_in)
+{
+    brg__layout layouts[BRG__IR_MAX_OUT];
+    int outs[BRG__IR_MAX_OUT];
+    memset(layouts, 0, sizeof layouts);
+    for (uint16_t i = 0; i < node->n_edges; i++)
+        if (node->edges[i].node)
+            layouts[i] =
+                slot_layout(&node->edges[i].node->slots[node->edges[i].slot]);
+    brg__ir_node call = {.kind = BRG__IR_CALL,
+                         .visit = (int)c->visit,
+                         .n_out = node->n_edges};
+    BRG_TRY(add_special(c, call, grads, node->n_slots, layouts, outs));
+    for (uint16_t i = 0; i < node->n_edges; i++)
+        if (node->edges[i].node &&
+            brg__task_runs(c->task, node->edges[i].node))
+            grad_in[i] = outs[i];
+    return BRG_OK;
+}
+
+static bool is_all_undefined(const brg_node *node, const int *grads)
+{
+    for (uint16_t j = 0; j < node->n_slots; j++)
+        if (grads[j] != BRG__IR_NONE)
+            return false;
+    return !node->cls->wants_undefined;
+}
+
+static brg_status trace_apply(capture *c, brg_node *node, const int *grads,
+                              int *grad_in)
+{
+    brg__ir_node accumulate = {.kind = BRG__IR_ACCUMULATE,
+                               .visit = (int)c->visit};
+    if (is_all_undefined(node, grads))
+        return BRG_OK;
+    if (brg__node_is_accumulate(node))
+        return add_special(c, accumulate, grads, 1, NULL, NULL);
+    if (!node->op)
+        return trace_call(c, node, grads, grad_in);
+    brg_scope *scope = brg_scope_begin();
+    if (!scope)
+        return BRG_ERR_NOMEM;
+    brg_status status = trace_rule(c, node, grads, grad_in);
+    brg_scope_end(scope);
+    return status;
+}
+
+/* ---- The walk ------------------------------------------------------------------------------- */
+
+static brg_status trace_post_hooks(capture *c, const brg_node *node,
+                                   const int *grads, int *grad_in)
+{
+    if (!node->hooks || !node->hooks->post.first)
+        return BRG_OK;
+    int in[BRG__IR_MAX_IN];
+    if (node->n_edges + node->n_slots > BRG__IR_MAX_IN)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "capture: %s has too many gradients for its hooks",
+                        brg_node_name(node));
+    memcpy(in, grad_in, node->n_edges * sizeof *in);
+    memcpy(in + node->n_edges, grads, node->n_slots * sizeof *in);
+    return add_changing(c, BRG__IR_POST_HOOKS, 0, in,
+                        node->n_edges + node->n_slots, grad_in,
+                        node->n_edges);
+}
+
+static brg_status route(capture *c, const brg_node *node, const int *grad_in)
+{
+    for (uint16_t i = 0; i < node->n_edges; i++) {
+        const brg__edge *edge = &node->edges[i];
+        uint32_t to;
+        if (!edge->node || !brg__task_runs(c->task, edge->node) ||
+            !brg__map_get(&c->task->index, edge->node, &to))
+            continue;
+        brg__visit *next = &c->task->visits.at[to];
+        int *buffer = &c->buffers.at[next->first_buffer + edge->slot];
+        if (*buffer == BRG__IR_NONE) {
+            *buffer = grad_in[i];
+        } else if (grad_in[i] != BRG__IR_NONE) {
+            int in[2] = {*buffer, grad_in[i]};
+            brg__layout layout = row_major(c, *buffer);
+            brg__ir_node add = {
+                .kind = BRG__IR_ADD, .visit = BRG__IR_NONE, .n_out = 1};
+            BRG_TRY(add_special(c, add, in, 2, &layout, buffer));
+        }
+        if (--next->n_waiting == 0)
+            BRG_TRY(brg__ready_push(c->task, to));
+    }
+    return BRG_OK;
+}
+
+static brg_status trace_visit(capture *c, uint32_t visit)
+{
+    const brg__visit *v = &c->task->visits.at[visit];
+    brg_node *node = v->node;
+    if (node->n_edges > BRG__IR_MAX_OUT || node->n_slots > BRG__IR_MAX_OUT)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED, "capture: %s is too wide",
+                        brg_node_name(node));
+    int grads[BRG__IR_MAX_OUT], grad_in[BRG__IR_MAX_OUT];
+    c->visit = visit;
+    memcpy(grads, c->buffers.at + v->first_buffer,
+           node->n_slots * sizeof *grads);
+    for (int i = 0; i < BRG__IR_MAX_OUT; i++)
+        grad_in[i] = BRG__IR_NONE;
+    for (uint32_t slot = 0; slot < node->n_slots; slot++)
+        BRG_TRY(trace_slot(c, node, slot, &grads[slot]));
+    if (!v->is_needed)
+        return BRG_OK;
+    if (node->hooks && node->hooks->pre.first)
+        BRG_TRY(add_changing(c, BRG__IR_PRE_HOOKS, 0, grads, node->n_slots,
+                             grads, node->n_slots));
+    BRG_TRY(trace_apply(c, node, grads, grad_in));
+    BRG_TRY(trace_post_hooks(c, node, grads, grad_in));
+    return route(c, node, grad_in);
+}
+
+static brg_status start(capture *c)
+{
+    size_t n_inputs = c->c->inputs.n, n_buffers = c->c->root_input.n;
+    BRG_TRY(brg__array_reserve(&c->input_value, n_inputs));
+    BRG_TRY(brg__array_reserve(&c->buffers, n_buffers));
+    for (size_t i = 0; i < n_inputs; i++)
+        c->input_value.at[c->input_value.n++] = BRG__IR_NONE;
+    for (size_t i = 0; i < n_buffers; i++) {
+        int id = BRG__IR_NONE;
+        if (c->c->root_input.at[i] != BRG__IR_NONE)
+            BRG_TRY(input_value(c, c->c->root_input.at[i], &id));
+        c->buffers.at[c->buffers.n++] = id;
+    }
+    c->ir->n_inputs = (int)n_inputs;
+    return BRG_OK;
+}
+
+static brg_status walk(capture *c)
+{
+    BRG_TRY(start(c));
+    uint32_t visit;
+    while (brg__ready_pop(c->task, &visit))
+        BRG_TRY(trace_visit(c, visit));
+    return brg__ir_verify(c->ir);
+}
+
+/* What the walk uses up of the task. */
+typedef struct task_state {
+    BRG__ARRAY(uint32_t) waiting;
+    BRG__ARRAY(brg__ready) heap;
+    uint64_t n_arrivals;
+} task_state;
+
+static brg_status keep_task(task_state *s, const brg__task *task)
+{
+    BRG_TRY(brg__array_reserve(&s->waiting, task->visits.n));
+    BRG_TRY(brg__array_reserve(&s->heap, task->heap.n));
+    for (size_t i = 0; i < task->visits.n; i++)
+        s->waiting.at[s->waiting.n++] = task->visits.at[i].n_waiting;
+    for (size_t i = 0; i < task->heap.n; i++)
+        s->heap.at[s->heap.n++] = task->heap.at[i];
+    s->n_arrivals = task->n_arrivals;
+    return BRG_OK;
+}
+
+static void restore_task(task_state *s, brg__task *task)
+{
+    for (size_t i = 0; i < s->waiting.n; i++)
+        task->visits.at[i].n_waiting = s->waiting.at[i];
+    task->heap.n = s->heap.n;
+    for (size_t i = 0; i < s->heap.n; i++)
+        task->heap.at[i] = s->heap.at[i];
+    task->n_arrivals = s->n_arrivals;
+    brg__array_deinit(&s->waiting);
+    brg__array_deinit(&s->heap);
+}
+
+brg_status brg__capture_task(brg__ir *ir, brg__task *task,
+                             const brg__collected *collected)
+{
+    capture c = {.base.emit = emit_captured,
+                 .ir = ir,
+                 .task = task,
+                 .c = collected};
+    task_state state = {0};
+    brg_status status = keep_task(&state, task);
+    if (status == BRG_OK) {
+        brg__emitter *before = brg__emitter_set(&c.base);
+        status = walk(&c);
+        brg__emitter_set(before);
+        restore_task(&state, task);
+    } else {
+        brg__array_deinit(&state.waiting);
+        brg__array_deinit(&state.heap);
+    }
+    for (size_t i = 0; i < c.symbols.n; i++)
+        brg_release(c.symbols.at[i]);
+    brg__array_deinit(&c.symbols);
+    brg__array_deinit(&c.buffers);
+    brg__array_deinit(&c.input_value);
+    return status;
+}

@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Capture: the walk of the engine with symbols instead of tensors. Nothing of
+ * the graph is changed, no user code runs. */
+#ifndef BRG_COMPILE_CAPTURE_H
+#define BRG_COMPILE_CAPTURE_H
+
+#include "compile/collect.h"
+#include "compile/ir.h"
+
+/* Fills an empty ir from a task whose roots are ready. The task is as before
+ * afterwards, whether it succeeds or fails. */
+brg_status brg__capture_task(brg__ir *ir, brg__task *task,
+                             const brg__collected *c);
+
+#endif

@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Collect: see collect.h. */
+#include "compile/collect.h"
+
+#include <string.h>
+
+#include "compile/ir.h"
+#include "core/autograd/context.h"
+#include "core/base/error.h"
+
+/* ---- Bytes ---------------------------------------------------------------------- */
+
+static brg_status reserve(brg__bytes *b, size_t extra)
+{
+    return brg__array_grow((void **)&b->at, &b->capacity, b->n + extra, 1);
+}
+
+static void put(brg__bytes *b, const void *data, size_t n)
+{
+    memcpy(b->at + b->n, data, n);
+    b->n += n;
+}
+
+#define PUT(b, value)                                                          \
+    do {                                                                       \
+        __typeof__(value) put_value_ = (value);                                \
+        put((b), &put_value_, sizeof put_value_);                              \
+    } while (0)
+
+/* ---- Tensors ---------------------------------------------------------------------- */
+
+/* The input that t is; its sizes are written down the first time. */
+static brg_status add_input(brg__collected *c, brg_tensor *t, int *input)
+{
+    uint32_t id;
+    bool is_new;
+    BRG_TRY(brg__map_put(&c->index, t, (uint32_t)c->inputs.n, &id, &is_new));
+    *input = (int)id;
+    if (!is_new)
+        return BRG_OK;
+    if (t->sparse)
+        c->unsupported = "a sparse tensor";
+    BRG_TRY(brg__array_push(&c->inputs, t));
+    brg_retain(t);
+    BRG_TRY(reserve(&c->sizes, sizeof t->shape + sizeof t->stride));
+    put(&c->sizes, t->shape, t->ndim * sizeof *t->shape);
+    put(&c->sizes, t->stride, t->ndim * sizeof *t->stride);
+    return BRG_OK;
+}
+
+/* Dims of size 1 broadcast, so they are part of what a plan is. */
+static uint8_t ones_of(int ndim, const int64_t *shape)
+{
+    unsigned mask = 0;
+    for (int d = 0; d < ndim; d++)
+        mask |= (unsigned)(shape[d] == 1) << d;
+    return (uint8_t)mask;
+}
+
+/* What the key says of a tensor: which one it is, and of what kind. */
+static void put_tensor(brg__bytes *key, int input, const brg_tensor *t)
+{
+    uint8_t kind[5] = {t->dtype, t->ndim, (uint8_t)t->device.type,
+                       t->storage == NULL, ones_of(t->ndim, t->shape)};
+    PUT(key, input);
+    put(key, kind, sizeof kind);
+}
+
+static brg_status collect_saved(brg__collected *c, brg_node *node,
+                                const brg__saved *saved)
+{
+    int input = BRG__IR_NONE;
+    if (saved->kind == BRG__SAVED_NOTHING || saved->pack) {
+        if (saved->pack)
+            c->unsupported = "a tensor packed by hooks";
+    } else {
+        brg_tensor *t;
+        BRG_TRY(brg__saved_get(node, saved, &t)); /* checks the version */
+        BRG_TRY(add_input(c, t, &input));
+        put_tensor(&c->key, input, t);
+    }
+    return brg__array_push(&c->saved_input, input);
+}
+
+/* ---- Nodes -------------------------------------------------------------------------- */
+
+static int count_hooks(const brg__hook_list *list)
+{
+    int n = 0;
+    for (const brg_hook *h = list->first; h; h = h->next)
+        n += !h->is_removed;
+    return n;
+}
+
+/* Which hooks there are, by kind and slot; not what they do. */
+static brg_status put_hooks(brg__collected *c, const brg_node *node)
+{
+    const brg__hook_list *lists[4] = {0};
+    if (brg__node_is_accumulate(node)) {
+        lists[0] = &brg__autograd_of(node->leaf)->hooks;
+        lists[1] = &brg__autograd_of(node->leaf)->post_accumulate;
+    } else if (node->hooks) {
+        lists[0] = &node->hooks->tensor;
+        lists[1] = &node->hooks->retain;
+    }
+    if (node->hooks) {
+        lists[2] = &node->hooks->pre;
+        lists[3] = &node->hooks->post;
+    }
+    for (int k = 0; k < 4; k++) {
+        int n = lists[k] ? count_hooks(lists[k]) : 0;
+        BRG_TRY(reserve(&c->key, sizeof n + (size_t)n * sizeof(uint32_t)));
+        PUT(&c->key, n);
+        for (const brg_hook *h = n ? lists[k]->first : NULL; h; h = h->next)
+            if (!h->is_removed)
+                PUT(&c->key, h->slot);
+    }
+    return BRG_OK;
+}
+
+static void put_slots(brg__collected *c, const brg_node *node)
+{
+    for (uint16_t j = 0; j < node->n_slots; j++) {
+        const brg__slot *slot = &node->slots[j];
+        uint8_t kind[5] = {slot->dtype, slot->ndim, slot->is_differentiable,
+                           (uint8_t)slot->device.type,
+                           ones_of(slot->ndim, slot->shape)};
+        put(&c->key, kind, sizeof kind);
+        put(&c->sizes, slot->shape, slot->ndim * sizeof *slot->shape);
+    }
+}
+
+static brg_status put_edges(brg__collected *c, const brg__task *task,
+                            const brg_node *node)
+{
+    for (uint16_t i = 0; i < node->n_edges; i++) {
+        uint32_t to = UINT32_MAX;
+        if (node->edges[i].node)
+            (void)brg__map_get(&task->index, node->edges[i].node, &to);
+        PUT(&c->key, to);
+        PUT(&c->key, node->edges[i].slot);
+    }
+    return BRG_OK;
+}
+
+/* What an op node is. The attributes of an op that draws random numbers change
+ * with each call: the plan reads them at run time. */
+static void put_class(brg__bytes *key, const brg_node *node)
+{
+    PUT(key, node->cls);
+    PUT(key, node->op);
+    if (node->op && !(node->op->flags & BRG_OP_IMPURE))
+        put(key, &node->attrs, sizeof node->attrs);
+    if (brg__node_is_function(node)) {
+        const brg_context *ctx = node->payload;
+        PUT(key, ctx->function->id);
+        PUT(key, ctx->needs);
+        PUT(key, ctx->is_materializing);
+    }
+}
+
+static brg_status collect_visit(brg__collected *c, const brg__task *task,
+                                const brg__visit *visit)
+{
+    brg_node *node = visit->node;
+    size_t most = 512 + node->n_edges * 8u + node->n_slots * 80u +
+                  node->n_saved * 16u;
+    BRG_TRY(reserve(&c->key, most));
+    BRG_TRY(reserve(&c->sizes, most));
+    BRG_TRY(brg__array_push(&c->first_saved, (int)c->saved_input.n));
+    put_class(&c->key, node);
+    uint16_t counts[6] = {node->n_edges,   node->n_slots,
+                          node->n_saved,   visit->is_needed,
+                          visit->is_wanted, (uint16_t)visit->n_waiting};
+    put(&c->key, counts, sizeof counts);
+    put_slots(c, node);
+    BRG_TRY(put_edges(c, task, node));
+    BRG_TRY(put_hooks(c, node));
+    if (brg__node_is_function(node))
+        return BRG_OK; /* it unpacks for itself */
+    BRG_TRY(brg__node_check_alive(node));
+    for (uint16_t k = 0; k < node->n_saved; k++)
+        BRG_TRY(collect_saved(c, node, &node->saved[k]));
+    return BRG_OK;
+}
+
+/* ---- The whole ----------------------------------------------------------------------- */
+
+brg_status brg__collect(brg__collected *c, const brg__task *task)
+{
+    brg__collected_clear(c);
+    BRG_TRY(reserve(&c->key, 64));
+    PUT(&c->key, (uint32_t)task->visits.n);
+    PUT(&c->key, task->is_capturing);
+    if (!brg__grad_mode_is_off)
+        c->unsupported = "create_graph";
+    for (size_t i = 0; i < task->visits.n; i++)
+        BRG_TRY(collect_visit(c, task, &task->visits.at[i]));
+    for (size_t i = 0; i < task->buffers.n; i++) {
+        int input = BRG__IR_NONE;
+        brg_tensor *t = task->buffers.at[i];
+        BRG_TRY(reserve(&c->key, 16));
+        if (t) {
+            BRG_TRY(add_input(c, t, &input));
+            PUT(&c->key, (uint32_t)i);
+            put_tensor(&c->key, input, t);
+        }
+        BRG_TRY(brg__array_push(&c->root_input, input));
+    }
+    for (size_t i = 0; i < task->captures.n; i++) {
+        BRG_TRY(reserve(&c->key, 16));
+        PUT(&c->key, task->captures.at[i].visit);
+        PUT(&c->key, task->captures.at[i].slot);
+    }
+    return BRG_OK;
+}
+
+void brg__collected_clear(brg__collected *c)
+{
+    for (size_t i = 0; i < c->inputs.n; i++)
+        brg_release(c->inputs.at[i]);
+    c->key.n = c->sizes.n = c->inputs.n = 0;
+    c->saved_input.n = c->first_saved.n = c->root_input.n = 0;
+    c->unsupported = NULL;
+    brg__map_clear(&c->index);
+}
+
+void brg__collected_deinit(brg__collected *c)
+{
+    brg__collected_clear(c);
+    brg__array_deinit(&c->key);
+    brg__array_deinit(&c->sizes);
+    brg__array_deinit(&c->inputs);
+    brg__array_deinit(&c->saved_input);
+    brg__array_deinit(&c->first_saved);
+    brg__array_deinit(&c->root_input);
+    brg__map_deinit(&c->index);
+}

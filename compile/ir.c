@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The captured backward: building, printing, verifying. */
+#include "compile/ir.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/base/error.h"
+
+void brg__ir_deinit(brg__ir *ir)
+{
+    for (size_t i = 0; i < ir->values.n; i++)
+        brg_release(ir->values.at[i].constant);
+    brg__array_deinit(&ir->nodes);
+    brg__array_deinit(&ir->values);
+    brg__array_deinit(&ir->operands);
+}
+
+brg_status brg__ir_add_value(brg__ir *ir, const brg__ir_value *value, int *id)
+{
+    *id = (int)ir->values.n;
+    return brg__array_push(&ir->values, *value);
+}
+
+brg_status brg__ir_add_node(brg__ir *ir, const brg__ir_node *node,
+                            const int *in, int n_in)
+{
+    brg__ir_node fresh = *node;
+    fresh.first_in = (int)ir->operands.n;
+    fresh.n_in = n_in;
+    fresh.first_out = (int)ir->values.n;
+    BRG_TRY(brg__array_reserve(&ir->operands, (size_t)n_in));
+    BRG_TRY(brg__array_push(&ir->nodes, fresh));
+    for (int i = 0; i < n_in; i++)
+        ir->operands.at[ir->operands.n++] = in[i];
+    return BRG_OK;
+}
+
+/* ---- Text ---------------------------------------------------------------------- */
+
+typedef struct text {
+    char *at;
+    size_t size, n;
+} text;
+
+static void put(text *t, const char *format, ...) BRG_PRINTF(2, 3);
+
+static void put(text *t, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    size_t left = t->n < t->size ? t->size - t->n : 0;
+    int n = vsnprintf(left ? t->at + t->n : NULL, left, format, args);
+    va_end(args);
+    t->n += n > 0 ? (size_t)n : 0;
+}
+
+static const char *const kind_names[] = {
+#define KIND_NAME(name, text, is_pure) text,
+    BRG__IR_KINDS(KIND_NAME)
+#undef KIND_NAME
+};
+
+static void put_value(text *t, const brg__ir *ir, int id)
+{
+    if (id == BRG__IR_NONE) {
+        put(t, "none");
+        return;
+    }
+    const brg__ir_value *v = &ir->values.at[id];
+    if (v->source == BRG__IR_FROM_INPUT)
+        put(t, "in%d", v->index);
+    else if (v->source == BRG__IR_FROM_SLOT)
+        put(t, "slot%d.%d", v->visit, v->index);
+    else if (v->source == BRG__IR_FROM_CONST)
+        put(t, "const%d", id);
+    else
+        put(t, "v%d", id);
+}
+
+static void put_node(text *t, const brg__ir *ir, const brg__ir_node *n)
+{
+    for (int j = 0; j < n->n_out; j++) {
+        const brg__ir_value *v = &ir->values.at[n->first_out + j];
+        put(t, "%sv%d %s/%d", j ? ", " : "", n->first_out + j,
+            brg_dtype_name(v->dtype), v->ndim);
+    }
+    if (n->n_out > 0)
+        put(t, " = ");
+    put(t, "%s", n->kind == BRG__IR_OP ? n->op->name : kind_names[n->kind]);
+    if (n->visit != BRG__IR_NONE)
+        put(t, "@%d", n->visit);
+    put(t, "(");
+    for (int i = 0; i < n->n_in; i++) {
+        put(t, "%s", i ? ", " : "");
+        put_value(t, ir, brg__ir_in(ir, n)[i]);
+    }
+    put(t, ")\n");
+}
+
+size_t brg__ir_print(const brg__ir *ir, char *filled, size_t size)
+{
+    text t = {filled, size, 0};
+    for (size_t i = 0; i < ir->nodes.n; i++)
+        put_node(&t, ir, &ir->nodes.at[i]);
+    put(&t, "final_callbacks()\n");
+    return t.n;
+}
+
+/* ---- Verification ---------------------------------------------------------------- */
+
+static brg_status verify_operands(const brg__ir *ir, size_t at)
+{
+    const brg__ir_node *n = &ir->nodes.at[at];
+    for (int i = 0; i < n->n_in; i++) {
+        int id = brg__ir_in(ir, n)[i];
+        if (id == BRG__IR_NONE)
+            continue;
+        if (id < 0 || (size_t)id >= ir->values.n)
+            return BRG_FAIL(BRG_ERR_INTERNAL,
+                            "plan: node %zu reads value %d of %zu", at, id,
+                            ir->values.n);
+        const brg__ir_value *v = &ir->values.at[id];
+        if (v->source == BRG__IR_FROM_NODE && (size_t)v->node >= at)
+            return BRG_FAIL(BRG_ERR_INTERNAL,
+                            "plan: node %zu reads value %d before node %d "
+                            "makes it",
+                            at, id, v->node);
+    }
+    return BRG_OK;
+}
+
+brg_status brg__ir_verify(const brg__ir *ir)
+{
+    for (size_t at = 0; at < ir->nodes.n; at++) {
+        const brg__ir_node *n = &ir->nodes.at[at];
+        BRG_TRY(verify_operands(ir, at));
+        if (n->kind == BRG__IR_OP &&
+            (n->n_in != n->op->n_in || n->n_out != n->op->n_out))
+            return BRG_FAIL(BRG_ERR_INTERNAL,
+                            "plan: node %zu calls %s with %d operands and %d "
+                            "results, its row says %d and %d",
+                            at, n->op->name, n->n_in, n->n_out, n->op->n_in,
+                            n->op->n_out);
+        if ((size_t)(n->first_out + n->n_out) > ir->values.n)
+            return BRG_FAIL(BRG_ERR_INTERNAL,
+                            "plan: node %zu makes values that are not there",
+                            at);
+        for (int j = 0; j < n->n_out; j++)
+            if (ir->values.at[n->first_out + j].node != (int)at)
+                return BRG_FAIL(BRG_ERR_INTERNAL,
+                                "plan: value %d is not of node %zu",
+                                n->first_out + j, at);
+    }
+    return BRG_OK;
+}

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The captured backward: a list of nodes over values, in the order of
+ * execution, append only.
+ *
+ * A value is a tensor of known dtype and dims whose sizes come with each run.
+ * Nodes that are no ops stand for what only the running graph knows: hooks,
+ * custom functions, accumulation. They name the visit (the how-manieth node of
+ * the graph in collection order) whose node they speak of. */
+#ifndef BRG_COMPILE_IR_H
+#define BRG_COMPILE_IR_H
+
+#include <brigade/ext/op.h>
+
+#include "core/base/array.h"
+#include "core/tensor/tensor.h"
+
+/* X(NAME, text, is_pure). */
+#define BRG__IR_KINDS(X)                                                       \
+    X(OP, "op", true)                                                          \
+    X(ADD, "add", true)             /* fan-in: undefined operands are skipped */ \
+    X(TENSOR_HOOKS, "tensor_hooks", false)                                     \
+    X(RETAIN, "retain_grad", false)                                            \
+    X(DELIVER, "deliver", false)    /* an output of brg_grad */                \
+    X(PRE_HOOKS, "pre_hooks", false)                                           \
+    X(POST_HOOKS, "post_hooks", false)                                         \
+    X(CALL, "call", false)          /* a custom function's backward */         \
+    X(ACCUMULATE, "accumulate", false)
+
+typedef enum brg__ir_kind {
+#define BRG__IR_ENUM(name, text, is_pure) BRG__IR_##name,
+    BRG__IR_KINDS(BRG__IR_ENUM)
+#undef BRG__IR_ENUM
+} brg__ir_kind;
+
+#define BRG__IR_NONE (-1)
+#define BRG__IR_MAX_IN 32
+#define BRG__IR_MAX_OUT 32
+
+typedef struct brg__ir_node {
+    brg__ir_kind kind;
+    const brg_op *op;  /* of OP */
+    brg_attrs attrs;   /* of OP */
+    int lifted;        /* OP: attrs come from this visit's node, or NONE */
+    int visit;         /* of the others: the node they speak of, or NONE */
+    int slot;          /* TENSOR_HOOKS, RETAIN; DELIVER: which output */
+    int n_in, n_out;
+    int first_in;  /* in `operands`: value ids, NONE where there is none */
+    int first_out; /* value ids are consecutive: first_out .. + n_out */
+} brg__ir_node;
+
+typedef enum brg__ir_source {
+    BRG__IR_FROM_NODE,
+    BRG__IR_FROM_INPUT, /* `index`: which tensor of the run's inputs */
+    BRG__IR_FROM_SLOT,  /* shape only: slot `index` of visit `visit` */
+    BRG__IR_FROM_CONST  /* `constant`, made during the capture */
+} brg__ir_source;
+
+typedef struct brg__ir_value {
+    brg__ir_source source;
+    int node;  /* FROM_NODE */
+    int index;
+    int visit;
+    brg_dtype dtype;
+    int ndim;
+    brg_tensor *constant; /* owned */
+} brg__ir_value;
+
+typedef struct brg__ir {
+    BRG__ARRAY(brg__ir_node) nodes;
+    BRG__ARRAY(brg__ir_value) values;
+    BRG__ARRAY(int) operands;
+    int n_inputs; /* tensors that a run brings */
+} brg__ir;
+
+void brg__ir_deinit(brg__ir *ir);
+
+/* The id of the new value, or a failure. */
+brg_status brg__ir_add_value(brg__ir *ir, const brg__ir_value *value, int *id);
+
+/* Appends a node with its operands; its outputs are values still to be added
+ * by the caller, in order. */
+brg_status brg__ir_add_node(brg__ir *ir, const brg__ir_node *node,
+                            const int *in, int n_in);
+
+static inline const int *brg__ir_in(const brg__ir *ir, const brg__ir_node *n)
+{
+    return ir->operands.at + n->first_in;
+}
+
+/* Stable text, one node a line; returns the length that all of it needs. */
+size_t brg__ir_print(const brg__ir *ir, char *filled, size_t size);
+
+/* Every operand is defined before its use, every id is in range, every op has
+ * the number of operands that its row says. */
+brg_status brg__ir_verify(const brg__ir *ir);
+
+#endif
