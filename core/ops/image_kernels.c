@@ -79,6 +79,15 @@ static void max(const float *a, const float *b, float *y, uint8_t *which,
     max_rest(a + 2 * i, b + 2 * i, y + i, which + i, n - i);
 }
 
+/* A loop, since gcc 12 converts a vector of bytes one by one. */
+INLINE ivec load_bytes(const uint8_t *at)
+{
+    int32_t wide[LANES] __attribute__((aligned(64)));
+    for (int i = 0; i < LANES; i++)
+        wide[i] = at[i];
+    return *(const ivec *)wide;
+}
+
 /* a before b, since vectors may reach past the end of a. */
 static void put_row(const float *g, const uint8_t *which, float *to, int64_t n,
                     int first)
@@ -87,8 +96,7 @@ static void put_row(const float *g, const uint8_t *which, float *to, int64_t n,
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) {
         const vec x = load(g + i);
-        const ivec position =
-            __builtin_convertvector(*(const bytes *)(which + i), ivec);
+        const ivec position = load_bytes(which + i);
         const vec left = pick(position == first, x, zero);
         const vec right = pick(position == first + 1, x, zero);
         store(to + 2 * i, zip_low(left, right));

@@ -1,30 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * 16-bit floats through the f32 kernels of the dense ops: inputs are
  * converted once, outputs rounded once. */
-#include "core/base/dtype.h"
+#include "core/ops/convert.h"
 #include "core/ops/gemm.h"
-
-static void widen(float *to, const brg_tensor *from)
-{
-    const uint16_t *x = brg__tensor_ptr(from);
-    if (from->dtype == BRG_DTYPE_F16)
-        for (int64_t i = 0; i < from->numel; i++)
-            to[i] = brg__f16_to_f32(x[i]);
-    else
-        for (int64_t i = 0; i < from->numel; i++)
-            to[i] = brg__bf16_to_f32(x[i]);
-}
-
-static void narrow(brg_tensor *to, const float *from)
-{
-    uint16_t *y = brg__tensor_ptr(to);
-    if (to->dtype == BRG_DTYPE_F16)
-        for (int64_t i = 0; i < to->numel; i++)
-            y[i] = brg__f32_to_f16(from[i]);
-    else
-        for (int64_t i = 0; i < to->numel; i++)
-            y[i] = brg__f32_to_bf16(from[i]);
-}
 
 static brg_tensor *new_f32(const brg_tensor *like)
 {
@@ -33,9 +11,10 @@ static brg_tensor *new_f32(const brg_tensor *like)
     layout.offset = 0;
     brg__shape_strides(layout.ndim, layout.shape, layout.stride);
     brg_tensor *t;
-    if (brg__tensor_new(&t, &layout) != BRG_OK)
-        return NULL;
-    return brg__scope_adopt(t);
+    const brg_status status = brg__tensor_is_meta(like)
+                                  ? brg__tensor_new_view(&t, &layout, NULL)
+                                  : brg__tensor_new(&t, &layout);
+    return status == BRG_OK ? brg__scope_adopt(t) : NULL;
 }
 
 static brg_tensor *widened(brg_tensor *t)
@@ -43,12 +22,8 @@ static brg_tensor *widened(brg_tensor *t)
     if (!t || !brg__is_16_bit(t))
         return t;
     brg_tensor *wide = new_f32(t);
-    if (!wide || brg__tensor_is_meta(t) || t->numel == 0)
-        return wide;
-    const brg_tensor *rows = brg__contiguous_now(t);
-    if (!rows)
-        return NULL;
-    widen(brg__tensor_ptr(wide), rows);
+    if (wide && !brg__tensor_is_meta(t) && t->numel > 0)
+        brg__copy_strided(wide, t);
     return wide;
 }
 
@@ -74,7 +49,7 @@ static brg_status run_wide(brg_op_call *call,
     BRG_TRY(run(&wide));
     for (int j = 0; j < call->n_out; j++)
         if (wide.out[j] != call->out[j] && call->out[j]->numel > 0)
-            narrow(call->out[j], brg__tensor_ptr(wide.out[j]));
+            brg__copy_strided(call->out[j], wide.out[j]);
     return BRG_OK;
 }
 

@@ -17,7 +17,7 @@
 
 typedef float vec
     __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
+typedef int32_t ivec __attribute__((vector_size(LANES * 4), may_alias));
 typedef uint8_t bytes
     __attribute__((vector_size(LANES), aligned(1), may_alias));
 
