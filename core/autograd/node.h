@@ -69,6 +69,7 @@ struct brg_node {
     /* Op nodes. */
     const brg_op *op;
     brg_attrs attrs;
+    uint32_t saves; /* those of the row's BRG_SAVE_* that are saved */
     uint8_t n_op_in;
     uint8_t n_op_out;
     /* Accumulate nodes. */

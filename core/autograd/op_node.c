@@ -10,11 +10,34 @@
 
 /* ---- Recording ------------------------------------------------------------------ */
 
+/* What the gradients of the inputs in `needs` are made of. A tensor that is
+ * there whole also serves where only its shape is needed. */
+static uint32_t saves_for(const brg_op *op, uint32_t needs)
+{
+    uint32_t any = 0, mask = 0;
+    for (int i = 0; i < op->n_in; i++) {
+        any |= op->saves_for[i];
+        if ((needs >> i) & 1u)
+            mask |= op->saves_for[i];
+    }
+    mask = any ? op->saves & mask : op->saves;
+    return mask & ~(mask << 16);
+}
+
+static uint32_t inputs_in_need(const brg_op_call *call)
+{
+    uint32_t needs = 0;
+    for (int i = 0; i < call->n_in; i++)
+        if (call->in[i] && brg__requires_grad(call->in[i]))
+            needs |= 1u << i;
+    return needs & ~call->op->no_grad_in;
+}
+
 /* The bits are those of BRG_SAVE_*. */
 static brg_status save_tensors(brg_node *node, const brg_op_call *call)
 {
     int k = 0;
-    for (uint32_t mask = call->op->saves; mask; mask &= mask - 1) {
+    for (uint32_t mask = node->saves; mask; mask &= mask - 1) {
         unsigned bit = (unsigned)__builtin_ctz(mask);
         int index = (int)(bit & 7u);
         bool is_output = bit & 8u;
@@ -51,9 +74,11 @@ static const brg__node_class op_class;
 brg_status brg__op_node_new(brg_node **out, const brg_op_call *call)
 {
     const brg_op *op = call->op;
+    uint32_t saves = saves_for(op, inputs_in_need(call));
     BRG_TRY(brg__node_new(out, &op_class, call->n_in, op->n_diff_out,
-                          __builtin_popcount(op->saves)));
+                          __builtin_popcount(saves)));
     brg_node *node = *out;
+    node->saves = saves;
     node->op = op;
     node->attrs = *call->attrs;
     node->n_op_in = (uint8_t)call->n_in;
@@ -77,17 +102,20 @@ brg_status brg__op_node_record(brg_op_call *call)
 
 /* ---- Running -------------------------------------------------------------------- */
 
-/* Puts what was saved back into the places of the call. A tensor that was
- * saved whole also serves where only its shape is needed. */
-static brg_status unpack(brg_node *node, brg_tensor **in, brg_tensor **out)
+/* Puts what was saved, as far as it is wanted, back into the places of the
+ * call. */
+static brg_status unpack(brg_node *node, uint32_t wanted, brg_tensor **in,
+                         brg_tensor **out)
 {
     BRG_TRY(brg__node_check_alive(node));
-    uint32_t mask = node->op->saves;
+    uint32_t mask = node->saves;
     for (uint16_t k = 0; k < node->n_saved; k++, mask &= mask - 1) {
         const brg__saved *saved = &node->saved[k];
-        bool is_output = (unsigned)__builtin_ctz(mask) & 8u;
+        unsigned bit = (unsigned)__builtin_ctz(mask);
+        bool is_output = bit & 8u;
         brg_tensor **to = is_output ? &out[saved->index] : &in[saved->index];
-        if (!*to)
+        /* Only the shape may be wanted of one that was saved whole. */
+        if (((wanted | wanted >> 16) >> bit) & 1u)
             BRG_TRY(brg__saved_get(node, saved, to));
     }
     return BRG_OK;
@@ -98,7 +126,6 @@ static brg_status op_apply(brg_node *node, brg_tensor *const *grad_out,
 {
     brg_tensor *in[BRG_MAX_OP_INPUTS] = {0};
     brg_tensor *out[BRG_MAX_OP_OUTPUTS] = {0};
-    BRG_TRY(unpack(node, in, out));
     brg_vjp v = {
         .op = node->op,
         .attrs = &node->attrs,
@@ -113,6 +140,7 @@ static brg_status op_apply(brg_node *node, brg_tensor *const *grad_out,
     for (uint16_t i = 0; i < node->n_edges; i++)
         if (node->edges[i].node && brg__task_runs(task, node->edges[i].node))
             v.needs |= 1u << i;
+    BRG_TRY(unpack(node, saves_for(node->op, v.needs), in, out));
     BRG_TRY(node->op->vjp(&v));
     memcpy(grad_in, v.grad_in, node->n_edges * sizeof *grad_in);
     return BRG_OK;

@@ -59,6 +59,7 @@ static brg_tensor *fused(const brg_op *op, const brg_vjp *v, brg_tensor *a,
 
 #define FWD(...)
 #define SAVES(...) (void)0
+#define SAVES_FOR(...) (void)0
 #define VJP(...) SET(0, __VA_ARGS__)
 #define VJP_A(...) SET(0, __VA_ARGS__)
 #define VJP_B(...) SET(1, __VA_ARGS__)
@@ -88,6 +89,7 @@ static brg_tensor *fused(const brg_op *op, const brg_vjp *v, brg_tensor *a,
 #undef FUSED
 #undef FWD
 #undef SAVES
+#undef SAVES_FOR
 #undef VJP
 #undef VJP_A
 #undef VJP_B
@@ -102,6 +104,7 @@ static brg_tensor *fused(const brg_op *op, const brg_vjp *v, brg_tensor *a,
 
 #define FWD(...) #__VA_ARGS__
 #define SAVES(mask) .saves = (mask)
+#define SAVES_FOR(...) .saves_for = {__VA_ARGS__}
 #define VJP(...) .n_out = 1
 #define VJP_A(...) .n_out = 1
 #define VJP_B(...) .n_out = 1

@@ -281,6 +281,45 @@ static void compare_grads(const op_case *c, const char *where,
     }
 }
 
+/* The gradient of one input, the others requiring one or not. */
+static void check_alone(const op_case *c, subject *all, size_t k,
+                        brg_tensor *want, bool again)
+{
+    brg_tensor *inputs[OP_MAX_IN], *grad;
+    subject_inputs(all, inputs);
+    subject one = *all;
+    one.n = 1;
+    one.which[0] = all->which[k];
+    assert_brg_ok(gradients(&one, &inputs[k], again, &grad));
+    compare_grads(c, "of several", &grad, &want, 1, 0);
+    for (size_t i = 0; i < all->n; i++)
+        assert_brg_ok(brg_set_requires_grad(inputs[i], i == k));
+    if (gradients(&one, &inputs[k], again, &grad) != BRG_OK)
+        op_fail(c, "one gradient alone", "%s", brg_error_message());
+    compare_grads(c, "alone", &grad, &want, 1, 0);
+    for (size_t i = 0; i < all->n; i++)
+        assert_brg_ok(brg_set_requires_grad(inputs[i], true));
+}
+
+/* What is saved suffices, whichever gradients are asked for (.saves_for). */
+static void run_one_gradient(const op_case *c)
+{
+    if (!has_gradient(c))
+        return;
+    for (int again = 0; again <= !c->no_second; again++) {
+        brg_scope *scope = brg_scope_begin();
+        subject s;
+        brg_tensor *inputs[OP_MAX_IN], *grads[OP_MAX_IN];
+        subject_make(&s, c, BRG_DTYPE_F64, OP_ROW_MAJOR);
+        subject_inputs(&s, inputs);
+        assert_brg_ok(gradients(&s, inputs, again, grads));
+        for (size_t k = 0; k < s.n; k++)
+            check_alone(c, &s, k, grads[k], again);
+        op_inputs_free(&s.in, c);
+        brg_scope_end(scope);
+    }
+}
+
 /* The gradient rule for first order equals the one that is differentiated. */
 static void run_fused_gradient(const op_case *c)
 {
@@ -384,6 +423,7 @@ const op_mode op_modes[] = {
     {"wrong_dtype", run_wrong_dtype},
     {"wrong_shape", run_wrong_shape},
     {"gradient", run_gradient},
+    {"one_gradient", run_one_gradient},
     {"fused_gradient", run_fused_gradient},
     {"second_order", run_second_order},
     {"small_gradients", run_small_gradients},

@@ -106,6 +106,9 @@ struct brg_op {
     uint32_t flags;  /* brg_op_flags */
     uint32_t saves;  /* BRG_SAVE_* */
     uint32_t no_grad_in; /* bit i: input i never gets a gradient */
+    /* (optional) Which of `saves` grad_in[i] needs: the rest is not saved when
+     * only other inputs require gradients. All zero: each needs all. */
+    uint32_t saves_for[BRG_MAX_OP_INPUTS];
     brg_op_autocast autocast;
 
     /* Required. Checks the inputs (naming op, tensor, expected, found) and
