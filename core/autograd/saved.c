@@ -9,6 +9,17 @@
 /* ---- The stack of pack hooks -------------------------------------------------- */
 
 static _Thread_local brg__pack_hooks *innermost;
+static _Thread_local bool is_packing_leaf;
+
+const brg_pack_hooks *brg__pack_hooks_innermost(void)
+{
+    return innermost ? &innermost->hooks : NULL;
+}
+
+bool brg__pack_source_is_leaf(void)
+{
+    return is_packing_leaf;
+}
 
 static void pack_hooks_release(brg__pack_hooks *pack)
 {
@@ -59,6 +70,7 @@ static brg_status pack(brg__saved *saved, brg_tensor *t)
         return BRG_ERR_NOMEM;
     bool mode = brg_grad_mode_set(false);
     innermost = NULL; /* ops inside the hook do not pack */
+    is_packing_leaf = brg_requires_grad(t) && brg_is_leaf(t);
     brg_tensor *alias = brg_detach(t);
     brg_status status = alias ? BRG_OK : brg_error_code();
     if (status == BRG_OK)

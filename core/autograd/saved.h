@@ -58,4 +58,11 @@ void brg__saved_deinit(brg__saved *saved);
 brg_status brg__saved_get(brg_node *owner, const brg__saved *saved,
                           brg_tensor **out);
 
+/* The thread's pack hooks in force, or NULL. */
+const brg_pack_hooks *brg__pack_hooks_innermost(void);
+
+/* Inside a pack hook: the tensor it was given is (an alias of) a leaf that
+ * requires gradients. */
+bool brg__pack_source_is_leaf(void);
+
 #endif

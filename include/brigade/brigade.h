@@ -11,6 +11,7 @@
 #include <brigade/function.h>
 #include <brigade/io.h>
 #include <brigade/nn.h>
+#include <brigade/offload.h>
 #include <brigade/ops.h>
 #include <brigade/optim.h>
 #include <brigade/params.h>

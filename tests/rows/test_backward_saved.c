@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Rows of the backward suite: saved tensors and the hooks that pack them, in
+ * eager form. */
+#include <brigade/offload.h>
+
+#include "tests/rows/rows.h"
+#include "tests/support/temp_dir.h"
+
+/* ---- Hooks that count ------------------------------------------------------------ */
+
+typedef struct counts {
+    int n_pack, n_unpack, n_free;
+    int n_unpack_at_hook; /* when the hook of the loss ran */
+    int n_hook;
+} counts;
+
+static brg_status count_pack(brg_tensor *t, void **packed, void *user)
+{
+    ((counts *)user)->n_pack++;
+    *packed = brg_retain(t);
+    return BRG_OK;
+}
+
+static brg_status count_unpack(void *packed, brg_tensor **out, void *user)
+{
+    ((counts *)user)->n_unpack++;
+    *out = packed;
+    return BRG_OK;
+}
+
+static void count_free(void *packed, void *user)
+{
+    ((counts *)user)->n_free++;
+    brg_release(packed);
+}
+
+static brg_status loss_hook(brg_tensor *grad, brg_tensor **replacement,
+                            void *user)
+{
+    (void)grad;
+    (void)replacement;
+    counts *c = user;
+    c->n_hook++;
+    c->n_unpack_at_hook = c->n_unpack;
+    return BRG_OK;
+}
+
+static void test_saved_tensor_unpack_hook_ordering(void **state)
+{
+    (void)state;
+    counts c = {0};
+    brg_pack_hooks hooks = BRG_PACK_HOOKS_INIT;
+    hooks.pack = count_pack;
+    hooks.unpack = count_unpack;
+    hooks.free = count_free;
+    hooks.user = &c;
+    brg_tensor *x = leaf_full(1, BRG_SHAPE(4));
+    brg_tensor *y = brg_full(BRG_DTYPE_F32, BRG_SHAPE(4), 3);
+    assert_brg_ok(brg_pack_hooks_push(&hooks));
+    brg_tensor *loss = brg_sum_all(brg_mul(x, y));
+    assert_brg_ok(brg_pack_hooks_pop());
+    assert_brg_ok(brg_tensor_add_hook(NULL, loss, loss_hook, &c, NULL));
+    assert_int_equal(c.n_pack, 1); /* only y: x has no part in x's gradient */
+    assert_int_equal(c.n_unpack, 0);
+    assert_brg_ok(brg_backward(loss));
+    assert_int_equal(c.n_hook, 1);
+    assert_int_equal(c.n_unpack_at_hook, 0);
+    assert_int_equal(c.n_unpack, 1);
+    assert_int_equal(c.n_pack, 1);
+    assert_int_equal(c.n_free, 1);
+    expect_all(brg_tensor_grad(x), 3);
+}
+
+/* ---- Offload ------------------------------------------------------------------------- */
+
+FORWARD(matmul_forward)
+{
+    SAVE(ARG(0), ARG(1));
+    OUT(0, brg_matmul(ARG(0), ARG(1)));
+    return BRG_OK;
+}
+
+BACKWARD(matmul_backward)
+{
+    SAVED(a, 0);
+    SAVED(b, 1);
+    GRAD(0, brg_matmul(g[0], brg_transpose(b, 0, 1)));
+    GRAD(1, brg_matmul(brg_transpose(a, 0, 1), g[0]));
+    return BRG_OK;
+}
+
+static void offload_run(const brg_function *f, int64_t n, brg_tensor **grads)
+{
+    brg_tensor *x = leaf_from(0.5, BRG_SHAPE(n, 4));
+    brg_tensor *w = leaf_from(-2, BRG_SHAPE(4, 3));
+    brg_tensor *h = CALL(f, brg_mul_scalar(x, 0.5), brg_tanh(w));
+    backward_of_sum(brg_mul(brg_sin(h), h));
+    grads[0] = brg_tensor_grad(x);
+    grads[1] = brg_tensor_grad(w);
+}
+
+/* Five sizes, with the gradients of a run without offload. */
+static void check_offload(brg_offload_kind kind)
+{
+    static const int64_t sizes[] = {10, 100, 10, 15, 20};
+    brg_function *f = function_of("MatMul", matmul_forward, matmul_backward, 1);
+    brg_offload_options options = BRG_OFFLOAD_OPTIONS_INIT;
+    options.kind = kind;
+    options.folder = temp_path(".");
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        brg_tensor *want[2], *got[2];
+        offload_run(f, sizes[s], want);
+        assert_brg_ok(brg_offload_begin(&options));
+        offload_run(f, sizes[s], got);
+        assert_brg_ok(brg_offload_end());
+        for (int k = 0; k < 2; k++)
+            for (int64_t i = 0; i < brg_tensor_numel(want[k]); i++)
+                assert_float_equal(element(got[k], i), element(want[k], i), 0);
+        assert_int_equal(temp_count(), 0);
+    }
+    brg_function_release(f);
+}
+
+static void test_cpu_offloading(void **state)
+{
+    (void)state;
+    check_offload(BRG_OFFLOAD_HOST_MEMORY);
+}
+
+static void test_disk_offloading(void **state)
+{
+    (void)state;
+    check_offload(BRG_OFFLOAD_DISK);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        scoped_test(test_cpu_offloading),
+        scoped_test(test_disk_offloading),
+        scoped_test(test_saved_tensor_unpack_hook_ordering),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
