@@ -5,14 +5,17 @@
  *                  as it is (stolen); otherwise copied into that layout
  *   .grad present  added in place, so that whoever holds .grad (an optimizer,
  *                  a bucket) keeps holding it; while gradients are being
- *                  recorded, added out of place and replaced
+ *                  recorded, or a sparse .grad gets a dense gradient, added
+ *                  out of place and replaced
  *
  * Layout contract: a leaf without gaps gets a gradient with its own strides,
- * any other a row-major one. */
+ * any other a row-major one. Sparse gradients have no layout: one is stolen
+ * if its parts are ours alone too. */
 #include <string.h>
 
 #include "core/autograd/node.h"
 #include "core/base/error.h"
+#include "core/ops/sparse.h"
 #include "core/tensor/shape.h"
 
 #include <brigade/ops.h>
@@ -41,14 +44,17 @@ static brg_status new_like_leaf(brg_tensor **out, const brg_tensor *leaf)
     return brg__tensor_new(out, &layout);
 }
 
-/* ---- The four actions -------------------------------------------------------------- */
+/* ---- The actions -------------------------------------------------------------------- */
 
 /* Nobody else can see it: the engine's reference is the only one (plus the
- * copy kept for post-hooks), of the tensor and of its storage. */
+ * copy kept for post-hooks), of the tensor and of its storage or parts. */
 static bool is_ours_alone(const brg_tensor *grad, int n_expected)
 {
-    return brg__ref_count(&grad->refs) <= n_expected && grad->storage &&
-           brg__ref_count(&grad->storage->refs) == 1;
+    if (brg__ref_count(&grad->refs) > n_expected)
+        return false;
+    if (grad->sparse)
+        return brg__sparse_is_sole_owner(grad);
+    return grad->storage && brg__ref_count(&grad->storage->refs) == 1;
 }
 
 static brg_status steal(brg__autograd *a, brg_tensor *grad)
@@ -59,6 +65,8 @@ static brg_status steal(brg__autograd *a, brg_tensor *grad)
 static brg_status copy(brg__autograd *a, const brg_tensor *leaf,
                        brg_tensor *grad)
 {
+    if (grad->sparse)
+        return brg__sparse_clone(&a->grad, grad);
     brg_tensor *fresh;
     BRG_TRY(new_like_leaf(&fresh, leaf));
     brg_status status = brg_copy_(fresh, grad);
@@ -74,11 +82,33 @@ static brg_status add_in_place(brg__autograd *a, brg_tensor *grad)
     return brg_add_(a->grad, grad, 1.0);
 }
 
+/* A dense gradient onto a sparse .grad: a dense one takes its place. */
+static brg_status densify(brg__autograd *a, const brg_tensor *leaf,
+                          brg_tensor *grad)
+{
+    brg_tensor *old = a->grad;
+    a->grad = NULL;
+    brg_status status = copy(a, leaf, grad);
+    if (status == BRG_OK)
+        status = brg_add_(a->grad, old, 1.0);
+    if (status != BRG_OK) {
+        brg_release(a->grad);
+        a->grad = brg_retain(old);
+    }
+    brg_release(old);
+    return status;
+}
+
+static brg_tensor *recorded_copy(brg_tensor *grad)
+{
+    return grad->sparse ? brg_sparse_copy(grad) : brg_add_scalar(grad, 0.0);
+}
+
 /* Recorded: the result is a function of both operands. */
 static brg_status add_out_of_place(brg__autograd *a, brg_tensor *grad)
 {
     brg_tensor *sum =
-        a->grad ? brg_add(a->grad, grad) : brg_add_scalar(grad, 0.0);
+        a->grad ? brg_sparse_add(a->grad, grad) : recorded_copy(grad);
     if (!sum)
         return brg_error_code();
     brg_release(a->grad);
@@ -101,11 +131,14 @@ static brg_status accumulate(brg_node *node, brg_tensor *grad)
         return BRG_OK;
     if (!brg__grad_mode_is_off)
         return add_out_of_place(a, grad);
+    if (a->grad && a->grad->sparse && !grad->sparse)
+        return densify(a, leaf, grad);
     if (a->grad)
         return add_in_place(a, grad);
     bool has_post_hooks =
         node->hooks && !brg__hook_list_is_empty(&node->hooks->post);
-    if (is_ours_alone(grad, 1 + has_post_hooks) && obeys_layout(grad, leaf))
+    if (is_ours_alone(grad, 1 + has_post_hooks) &&
+        (grad->sparse || obeys_layout(grad, leaf)))
         return steal(a, grad);
     return copy(a, leaf, grad);
 }

@@ -5,6 +5,7 @@
 #include "core/base/error.h"
 
 #include <brigade/ops.h>
+#include <brigade/sparse.h>
 
 /* ---- Places ---------------------------------------------------------------------- */
 
@@ -61,6 +62,8 @@ static brg_status has_nan(brg_tensor *t, bool *out)
 {
     bool mode = brg_grad_mode_set(false);
     double n = 0;
+    if (brg_tensor_is_sparse(t))
+        t = brg_sparse_values(t);
     brg_tensor *count = brg_sum_all(brg_is_nan(t));
     brg_status status = count ? brg_tensor_item(count, &n) : brg_error_code();
     brg_grad_mode_set(mode);

@@ -13,6 +13,7 @@
 #include "core/tensor/shape.h"
 
 #include <brigade/ops.h>
+#include <brigade/sparse.h>
 
 #define MAX_SLOTS 64
 
@@ -58,7 +59,8 @@ brg_status brg__validate_gradient(const brg_node *from, size_t i,
         g = brg_sum_to_like(g, like);
     }
     if (g && g->dtype != slot->dtype)
-        g = brg_cast(g, (brg_dtype)slot->dtype);
+        g = g->sparse ? brg_sparse_cast(g, (brg_dtype)slot->dtype)
+                      : brg_cast(g, (brg_dtype)slot->dtype);
     if (!g)
         return brg_error_code();
     if (g->device.type != slot->device.type ||
@@ -76,10 +78,13 @@ brg_status brg__validate_gradient(const brg_node *from, size_t i,
 
 /* ---- Adding up ---------------------------------------------------------------------- */
 
-static bool can_add_in_place(const brg_tensor *sum)
+static bool can_add_in_place(const brg_tensor *sum, const brg_tensor *grad)
 {
-    return brg__grad_mode_is_off && brg__ref_count(&sum->refs) == 1 &&
-           sum->storage && brg__ref_count(&sum->storage->refs) == 1 &&
+    if (!brg__grad_mode_is_off || brg__ref_count(&sum->refs) != 1)
+        return false;
+    if (sum->sparse)
+        return grad->sparse; /* which gives it new parts */
+    return sum->storage && brg__ref_count(&sum->storage->refs) == 1 &&
            sum->is_contiguous;
 }
 
@@ -94,9 +99,9 @@ brg_status brg__task_add_gradient(brg__task *task, uint32_t visit,
         *buffer = brg_retain(grad);
         return BRG_OK;
     }
-    if (can_add_in_place(*buffer))
+    if (can_add_in_place(*buffer, grad))
         return brg_add_(*buffer, grad, 1.0);
-    brg_tensor *sum = brg_add(*buffer, grad);
+    brg_tensor *sum = brg_sparse_add(*buffer, grad);
     if (!sum)
         return brg_error_code();
     brg_release(*buffer);
@@ -181,7 +186,7 @@ brg_status brg__run_retain_writes(brg_node *node, uint32_t slot,
             continue;
         brg_tensor *t = h->user, *sum = grad;
         brg_tensor *old = brg_tensor_grad(t);
-        if (old && !(sum = brg_add(old, grad)))
+        if (old && !(sum = brg_sparse_add(old, grad)))
             status = brg_error_code();
         else
             status = brg_tensor_set_grad(t, sum);

@@ -9,6 +9,7 @@
 
 #include <brigade/autograd.h>
 #include <brigade/ops.h>
+#include <brigade/sparse.h>
 
 #include "core/base/alloc.h"
 #include "core/base/error.h"
@@ -114,7 +115,7 @@ static brg_status compare(const check *c, size_t input, int64_t element,
 
 static brg_status compare_input(const check *c, size_t input, brg_tensor *grad)
 {
-    brg_tensor *flat = grad ? brg_contiguous(grad) : NULL;
+    brg_tensor *flat = grad ? brg_contiguous(brg_to_dense(grad)) : NULL;
     if (grad && !flat)
         return brg_error_code();
     const double *at = flat ? brg_tensor_data(flat) : NULL;

@@ -8,6 +8,15 @@
 #include "core/ops/op.h"
 #include "core/tensor/device.h"
 
+static brg_status fail_sparse(const brg_op_call *call, int i)
+{
+    char text[BRG_TENSOR_TEXT_MAX];
+    return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                    "%s: input %d is %s, expected a dense tensor: use "
+                    "brg_to_dense",
+                    call->op->name, i, brg__tensor_text(call->in[i], text));
+}
+
 static brg_status find_device(const brg_op_call *call, brg_device *out)
 {
     *out = BRG_CPU;
@@ -16,6 +25,8 @@ static brg_status find_device(const brg_op_call *call, brg_device *out)
         const brg_tensor *t = call->in[i];
         if (!t)
             continue;
+        if (t->sparse && !(call->op->flags & BRG_OP_SPARSE))
+            return fail_sparse(call, i);
         if (!first) {
             first = t;
             *out = t->device;
@@ -35,6 +46,8 @@ static brg_status find_device(const brg_op_call *call, brg_device *out)
 static brg_status make_output(brg_op_call *call, int j, brg_device device)
 {
     const brg_out_info *info = &call->info[j];
+    if (info->is_sparse)
+        return BRG_OK;
     brg__layout layout = {
         .dtype = info->dtype, .device = device, .ndim = info->ndim};
     memcpy(layout.shape, info->shape, sizeof layout.shape);

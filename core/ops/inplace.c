@@ -9,6 +9,7 @@
 #include "core/ops/convert.h"
 #include "core/ops/op.h"
 #include "core/ops/pointwise.h"
+#include "core/ops/sparse.h"
 
 /* ---- Checks -------------------------------------------------------------- */
 
@@ -18,6 +19,12 @@ static brg_status check_memory(const char *name, const brg_tensor *t)
         return brg__error_pending(name);
     if (brg__tensor_is_meta(t))
         return BRG_FAIL(BRG_ERR_STATE, "%s: the tensor has no memory", name);
+    char text[BRG_TENSOR_TEXT_MAX];
+    if (t->sparse)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "%s: the tensor is %s, expected a dense one: use "
+                        "brg_to_dense",
+                        name, brg__tensor_text(t, text));
     if (t->device.type != BRG_DEVICE_CPU)
         return BRG_FAIL(BRG_ERR_DEVICE, "%s: the tensor is not on the CPU",
                         name);
@@ -95,6 +102,78 @@ static brg_status settle(brg_tensor **out, const brg_tensor *dst,
     return BRG_OK;
 }
 
+/* ---- In place, from a sparse tensor --------------------------------------- */
+
+/* Both have one shape and dtype; dst may be sparse where `name` can do that. */
+static brg_status check_sparse(const char *name, brg_tensor *dst,
+                               brg_tensor *src, bool *is_recorded)
+{
+    if (!dst || !dst->sparse) {
+        BRG_TRY(check_memory(name, dst));
+        BRG_TRY(check_not_expanded(name, dst));
+    }
+    char a[BRG_TENSOR_TEXT_MAX], b[BRG_TENSOR_TEXT_MAX];
+    bool is_like =
+        dst->dtype == src->dtype &&
+        brg__shape_equal(dst->ndim, dst->shape, src->ndim, src->shape);
+    if (is_like && dst->sparse)
+        is_like = brg__sparse_n_dims(dst) == brg__sparse_n_dims(src);
+    if (!is_like)
+        return BRG_FAIL(BRG_ERR_SHAPE,
+                        "%s: dst is %s, src is %s: shape, dtype and sparse "
+                        "dims must be equal",
+                        name, brg__tensor_text(dst, a),
+                        brg__tensor_text(src, b));
+    return brg__inplace_begin(name, dst, src, is_recorded);
+}
+
+/* dst keeps its handle and gets new parts. */
+static brg_status append(brg_tensor *dst, const brg_tensor *src, double alpha)
+{
+    brg_tensor *sum;
+    BRG_TRY(brg__sparse_join(&sum, dst, src, alpha));
+    brg__sparse_swap(dst, sum);
+    brg_release(sum);
+    return BRG_OK;
+}
+
+static brg_status add_sparse(brg_tensor *dst, brg_tensor *src, double alpha)
+{
+    bool is_recorded;
+    BRG_TRY(check_sparse("brg_add_", dst, src, &is_recorded));
+    if (dst->sparse) {
+        BRG_TRY(append(dst, src, alpha));
+    } else {
+        BRG_TRY(brg__sparse_add_to(dst, src, alpha));
+        brg_tensor_touch(dst);
+    }
+    if (!is_recorded)
+        return BRG_OK;
+    return brg__inplace_record(&brg__op_add_scaled, 2,
+                               (brg_tensor *[]){dst, src},
+                               &(brg_attrs){.f = {alpha}});
+}
+
+static void fill(const brg_tensor *dst, double value);
+
+static brg_status copy_sparse(brg_tensor *dst, brg_tensor *src)
+{
+    bool is_recorded;
+    BRG_TRY(check_memory("brg_copy_", dst));
+    BRG_TRY(check_sparse("brg_copy_", dst, src, &is_recorded));
+    brg_tensor *own = NULL; /* where filling dst would change src */
+    if (dst->storage == src->sparse->values->storage)
+        BRG_TRY(brg__sparse_clone(&own, src));
+    fill(dst, 0.0);
+    brg_status status = brg__sparse_add_to(dst, own ? own : src, 1.0);
+    brg_release(own);
+    brg_tensor_touch(dst);
+    if (status != BRG_OK || !is_recorded)
+        return status;
+    return brg__inplace_record(&brg__op_assign, 2, (brg_tensor *[]){dst, src},
+                               NULL);
+}
+
 /* ---- In place ------------------------------------------------------------ */
 
 /* dst = src: the gradient goes to src alone. */
@@ -110,6 +189,8 @@ brg_status brg_copy_(brg_tensor *dst, brg_tensor *src)
 {
     if (!src)
         return brg__error_pending("brg_copy_: src");
+    if (src->sparse)
+        return copy_sparse(dst, src);
     bool is_recorded;
     BRG_TRY(check_change("brg_copy_", dst, src, &is_recorded));
     brg_tensor *from;
@@ -167,6 +248,8 @@ brg_status brg_add_(brg_tensor *dst, brg_tensor *src, double alpha)
 {
     if (!src)
         return brg__error_pending("brg_add_: src");
+    if (src->sparse)
+        return add_sparse(dst, src, alpha);
     bool is_recorded;
     BRG_TRY(check_change("brg_add_", dst, src, &is_recorded));
     if (dst->dtype != src->dtype)

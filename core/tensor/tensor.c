@@ -10,6 +10,7 @@
 #include "core/base/error.h"
 #include "core/tensor/device.h"
 #include "core/tensor/shape.h"
+#include "core/tensor/sparse.h"
 
 /* ---- Layouts ---------------------------------------------------------------- */
 
@@ -103,6 +104,8 @@ brg_status brg__tensor_new_meta(brg_tensor **out, const brg_tensor *t)
 
 brg_status brg__tensor_new_alias(brg_tensor **out, const brg_tensor *t)
 {
+    if (t->sparse)
+        return brg__sparse_new_alias(out, t);
     brg__layout layout = brg__layout_of(t);
     return brg__tensor_new_view(out, &layout, t->storage);
 }
@@ -122,6 +125,7 @@ void brg_release(brg_tensor *t)
         t->grad_info->destroy(t->grad_info);
     brg__mem_free(t->name);
     brg__storage_release(t->storage);
+    brg__sparse_destroy(t->sparse);
     brg_tensor *base = t->base; /* no view itself: one level deep */
     brg__obj_free(t, sizeof *t);
     brg_release(base);
@@ -294,11 +298,15 @@ void *brg_tensor_data(const brg_tensor *t)
 
 uint32_t brg_tensor_version(const brg_tensor *t)
 {
+    if (t->sparse)
+        t = t->sparse->values;
     return t->storage ? atomic_load(&t->storage->version) : 0;
 }
 
 void brg_tensor_touch(brg_tensor *t)
 {
+    if (t && t->sparse)
+        t = t->sparse->values;
     if (t && t->storage)
         atomic_fetch_add(&t->storage->version, 1);
 }
@@ -329,10 +337,13 @@ size_t brg_tensor_describe(const brg_tensor *t, char *filled, size_t size)
 {
     if (!t)
         return (size_t)snprintf(filled, size, "NULL");
-    char shape[BRG_SHAPE_TEXT_MAX];
-    return (size_t)snprintf(filled, size, "%s%s%s%s",
+    char shape[BRG_SHAPE_TEXT_MAX], nnz[32] = "";
+    if (t->sparse)
+        snprintf(nnz, sizeof nnz, " nnz %lld", (long long)brg__sparse_nnz(t));
+    return (size_t)snprintf(filled, size, "%s%s%s%s%s%s",
+                            t->sparse ? "sparse " : "",
                             brg_dtype_name((brg_dtype)t->dtype),
-                            brg__shape_text(t->ndim, t->shape, shape),
+                            brg__shape_text(t->ndim, t->shape, shape), nnz,
                             t->name ? " " : "", t->name ? t->name : "");
 }
 

@@ -25,6 +25,8 @@ typedef struct brg__storage {
     bool is_external;
 } brg__storage;
 
+typedef struct brg__sparse brg__sparse; /* sparse.h */
+
 typedef struct brg__grad_info {
     void (*destroy)(struct brg__grad_info *info);
 } brg__grad_info;
@@ -39,7 +41,8 @@ struct brg_tensor {
     int64_t offset; /* of the first element, in elements */
     int64_t shape[BRG_MAX_DIMS];
     int64_t stride[BRG_MAX_DIMS];
-    brg__storage *storage; /* NULL: meta */
+    brg__storage *storage; /* NULL: meta, or sparse */
+    brg__sparse *sparse;   /* NULL: dense */
     brg__grad_info *grad_info;
     /* The tensor this one is a recorded view of, itself no view; retained.
      * A change in place of either is a change of both. */
@@ -107,7 +110,7 @@ static inline void *brg__tensor_ptr(const brg_tensor *t)
 
 static inline bool brg__tensor_is_meta(const brg_tensor *t)
 {
-    return t->storage == NULL;
+    return t->storage == NULL && t->sparse == NULL;
 }
 
 static inline bool brg__tensor_is_float(const brg_tensor *t)

@@ -21,6 +21,7 @@
 
 #include <brigade/reducer.h>
 #include <brigade/runtime.h>
+#include <brigade/sparse.h>
 #include <brigade/status.h>
 #include <brigade/tensor.h>
 #include <brigade/types.h>

@@ -6,6 +6,7 @@
 #include "tests/core/op_ref_nn.h"
 #include "tests/core/op_ref_pointwise.h"
 #include "tests/core/op_ref_shape.h"
+#include "tests/core/op_ref_sparse.h"
 
 #define OP(name, ...) OP_MORE(name, , __VA_ARGS__)
 

@@ -31,6 +31,8 @@ typedef struct brg_out_info {
     int view_of;
     int64_t stride[BRG_MAX_DIMS];
     int64_t offset;
+    /* A sparse tensor: `run` makes it, as one borrowed from the scope. */
+    bool is_sparse;
 } brg_out_info;
 
 /* One call of an op on its way from arguments to results. */
@@ -84,7 +86,8 @@ typedef enum brg_op_flags {
     BRG_OP_POINTWISE = 1 << 0, /* out[k] depends on in[..][k] only */
     BRG_OP_VIEW = 1 << 1,      /* outputs share an input's storage */
     BRG_OP_IMPURE = 1 << 2,    /* draws random numbers or has other effects */
-    BRG_OP_INPLACE = 1 << 3    /* writes into input 0, which it returns */
+    BRG_OP_INPLACE = 1 << 3,   /* writes into input 0, which it returns */
+    BRG_OP_SPARSE = 1 << 4     /* takes sparse inputs; others need not look */
 } brg_op_flags;
 
 /* What autocast does with the op's float inputs (autocast.h). */
