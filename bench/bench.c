@@ -57,12 +57,15 @@ void bench_pairs_add(bench_pairs *pairs, double a, double b, double noise)
     pairs->noise[i] = noise;
 }
 
-/* The quantile of x[i] / y[i] (y NULL: of x) over the quieter half. */
+/* The quantile of x[i] / y[i] (y NULL: of x) over the quietest quarter, or
+ * seven pairs. */
 static double quiet_quantile(const bench_pairs *pairs, const double *x,
                              const double *y, double q)
 {
     double values[BENCH_MAX_PASSES];
-    const size_t n = (pairs->n + 1) / 2;
+    const size_t quarter = (pairs->n + 3) / 4,
+                 least = pairs->n < 7 ? pairs->n : 7;
+    const size_t n = quarter > least ? quarter : least;
     for (size_t i = 0; i < n; i++)
         values[i] = y != NULL ? x[i] / y[i] : x[i];
     return bench_quantile(values, n, q);

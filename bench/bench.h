@@ -22,9 +22,9 @@ double bench_quantile(double *values, size_t n, double q);
 /* How often the kernel gave this process's core to another, so far. */
 double bench_switches(void);
 
-/* Paired times of A and B in seconds. Results come from the quieter half of
- * the pairs: those in which other programs disturbed least. */
-#define BENCH_MAX_PASSES 64
+/* Paired times of A and B in seconds. Results come from the quietest quarter
+ * of the pairs: those in which other programs disturbed least. */
+#define BENCH_MAX_PASSES 1024
 typedef struct bench_pairs {
     size_t n;
     double a[BENCH_MAX_PASSES];

@@ -8,8 +8,9 @@
 #include "bench/models.h"
 #include "bench/ranks.h"
 
-enum { N_PASSES = 51 };
-#define PASS_SECONDS 0.05
+/* Passes are short, so that some are left alone by other programs. */
+#define PASS_SECONDS 0.004
+#define MODEL_SECONDS 10.0
 
 typedef struct limit {
     const char *model;
@@ -80,7 +81,9 @@ static void run_model(brg_pg *pg, const limit *l)
     brg_reducer_stats before, after;
     bench_pairs pairs = {0};
     brg_ddp_get_stats(shared.ddp, &before);
-    for (int pass = 0; pass < N_PASSES; pass++) {
+    /* alike on both ranks, so that they stop together */
+    const double end = bench_max(bench_seconds() + MODEL_SECONDS);
+    while (pairs.n < BENCH_MAX_PASSES && !(bench_max(bench_seconds()) > end)) {
         const double start = bench_switches();
         const double with = time_ranks(&shared, n_steps);
         const double without = time_ranks(&alone, n_steps);
