@@ -32,6 +32,9 @@ function(brg_example_test file)
     ENVIRONMENT "${BRG_TEST_ENV};${_env}" PROCESSORS 2)
 endfunction()
 
+add_test(NAME examples/plugin_op
+  COMMAND plugin_op $<TARGET_FILE:plugin_hypot>)
+brg_set_test(examples/plugin_op unit 120)
 brg_example_test(small)
 foreach(_class Training Resuming Failing Real)
   brg_example_test(fashion_mnist ${_class})

@@ -18,6 +18,11 @@ static const brg_attrs no_attrs;
 static brg_status check_inputs(const brg_op *op, int n_in,
                                brg_tensor *const *in)
 {
+    if (op->abi != BRG_OP_ABI || op->struct_size != sizeof(brg_op))
+        return BRG_FAIL(BRG_ERR_ABI,
+                        "an op was built for interface %u (%zu bytes), this "
+                        "library has %u (%zu bytes): build it again",
+                        op->abi, op->struct_size, BRG_OP_ABI, sizeof(brg_op));
     if (n_in != op->n_in)
         return BRG_FAIL(BRG_ERR_ARG, "%s takes %d inputs, got %d", op->name,
                         op->n_in, n_in);

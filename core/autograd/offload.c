@@ -200,7 +200,7 @@ static brg_status piece_pack(brg_tensor *t, void **packed, void *user)
     brg__shape_strides(p->layout.ndim, p->layout.shape, p->layout.stride);
     p->layout.offset = 0;
     p->nbytes = brg_tensor_nbytes(t);
-    p->stays = p->nbytes == 0 || p->nbytes < s->min_bytes ||
+    p->stays = !t->storage || p->nbytes == 0 || p->nbytes < s->min_bytes ||
                brg__pack_source_is_leaf();
     brg_status status = BRG_OK;
     if (p->stays) {
