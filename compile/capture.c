@@ -72,14 +72,12 @@ static brg__layout slot_layout(const brg__slot *slot)
     return layout;
 }
 
-static brg_status slot_value(capture *c, uint32_t visit, uint32_t slot,
-                             int *id)
+static brg_status slot_value(capture *c, uint32_t visit, uint32_t slot, int *id)
 {
     brg__layout layout =
         slot_layout(&c->task->visits.at[visit].node->slots[slot]);
-    brg__ir_value value = {.source = BRG__IR_FROM_SLOT,
-                           .visit = (int)visit,
-                           .index = (int)slot};
+    brg__ir_value value = {
+        .source = BRG__IR_FROM_SLOT, .visit = (int)visit, .index = (int)slot};
     return new_value(c, value, &layout, id);
 }
 
@@ -191,8 +189,8 @@ static brg__layout row_major(const capture *c, int id)
 static brg_status add_changing(capture *c, brg__ir_kind kind, int slot,
                                const int *in, int n_in, int *values, int n)
 {
-    brg__layout layouts[BRG__IR_MAX_OUT];
-    int outs[BRG__IR_MAX_OUT];
+    brg__layout layouts[BRG__IR_MAX_OUT] = {{0}};
+    int outs[BRG__IR_MAX_OUT] = {0};
     for (int j = 0; j < n; j++)
         layouts[j] = row_major(c, values[j]);
     brg__ir_node node = {
@@ -225,16 +223,14 @@ static brg_status trace_slot(capture *c, const brg_node *node, uint32_t slot,
         BRG_TRY(add_changing(c, BRG__IR_TENSOR_HOOKS, (int)slot, value, 1,
                              value, 1));
     if (node->hooks && has_hook_in_slot(&node->hooks->retain, slot)) {
-        brg__ir_node retain = {.kind = BRG__IR_RETAIN,
-                               .visit = (int)c->visit,
-                               .slot = (int)slot};
+        brg__ir_node retain = {
+            .kind = BRG__IR_RETAIN, .visit = (int)c->visit, .slot = (int)slot};
         BRG_TRY(add_special(c, retain, value, 1, NULL, NULL));
     }
     for (size_t i = 0; i < c->task->captures.n; i++) {
         const brg__capture *wanted = &c->task->captures.at[i];
-        brg__ir_node deliver = {.kind = BRG__IR_DELIVER,
-                                .visit = BRG__IR_NONE,
-                                .slot = (int)i};
+        brg__ir_node deliver = {
+            .kind = BRG__IR_DELIVER, .visit = BRG__IR_NONE, .slot = (int)i};
         if (wanted->visit == c->visit && wanted->slot == slot)
             BRG_TRY(add_special(c, deliver, value, 1, NULL, NULL));
     }
@@ -246,8 +242,7 @@ static brg_status trace_slot(capture *c, const brg_node *node, uint32_t slot,
 static brg_status symbols_of_saved(capture *c, const brg_node *node,
                                    brg_tensor **in, brg_tensor **out)
 {
-    const int *inputs =
-        c->c->saved_input.at + c->c->first_saved.at[c->visit];
+    const int *inputs = c->c->saved_input.at + c->c->first_saved.at[c->visit];
     uint32_t mask = node->op->saves;
     for (uint16_t k = 0; k < node->n_saved; k++, mask &= mask - 1) {
         unsigned bit = (unsigned)__builtin_ctz(mask);
@@ -270,11 +265,11 @@ static brg_status fit(capture *c, const brg_node *node, uint16_t i,
     brg_tensor *g = *grad;
     int ndim;
     int64_t shape[BRG_MAX_DIMS];
-    bool is_wider = !brg__shape_equal(g->ndim, g->shape, slot->ndim,
-                                      slot->shape) &&
-                    brg__shape_broadcast(g->ndim, g->shape, slot->ndim,
-                                         slot->shape, &ndim, shape) &&
-                    brg__shape_equal(ndim, shape, g->ndim, g->shape);
+    bool is_wider =
+        !brg__shape_equal(g->ndim, g->shape, slot->ndim, slot->shape) &&
+        brg__shape_broadcast(g->ndim, g->shape, slot->ndim, slot->shape, &ndim,
+                             shape) &&
+        brg__shape_equal(ndim, shape, g->ndim, g->shape);
     uint32_t to;
     if (is_wider && brg__map_get(&c->task->index, edge->node, &to)) {
         int like;
@@ -303,8 +298,7 @@ static brg_status trace_rule(capture *c, brg_node *node, const int *grads,
                  .out = out,
                  .grad_out = grad_out};
     for (uint16_t i = 0; i < node->n_edges; i++)
-        if (node->edges[i].node &&
-            brg__task_runs(c->task, node->edges[i].node))
+        if (node->edges[i].node && brg__task_runs(c->task, node->edges[i].node))
             v.needs |= 1u << i;
     BRG_TRY(node->op->vjp(&v));
     for (uint16_t i = 0; i < node->n_edges; i++) {
@@ -318,8 +312,8 @@ static brg_status trace_rule(capture *c, brg_node *node, const int *grads,
 }
 
 /* A node with code of its own: called when the plan runs. */
-static brg_status trace_call(capture *c, const brg_node *node,
-                             const int *grads, int *grad_in)
+static brg_status trace_call(capture *c, const brg_node *node, const int *grads,
+                             int *grad_in)
 {
     brg__layout layouts[BRG__IR_MAX_OUT];
     int outs[BRG__IR_MAX_OUT];
@@ -328,13 +322,11 @@ static brg_status trace_call(capture *c, const brg_node *node,
         if (node->edges[i].node)
             layouts[i] =
                 slot_layout(&node->edges[i].node->slots[node->edges[i].slot]);
-    brg__ir_node call = {.kind = BRG__IR_CALL,
-                         .visit = (int)c->visit,
-                         .n_out = node->n_edges};
+    brg__ir_node call = {
+        .kind = BRG__IR_CALL, .visit = (int)c->visit, .n_out = node->n_edges};
     BRG_TRY(add_special(c, call, grads, node->n_slots, layouts, outs));
     for (uint16_t i = 0; i < node->n_edges; i++)
-        if (node->edges[i].node &&
-            brg__task_runs(c->task, node->edges[i].node))
+        if (node->edges[i].node && brg__task_runs(c->task, node->edges[i].node))
             grad_in[i] = outs[i];
     return BRG_OK;
 }
@@ -381,8 +373,7 @@ static brg_status trace_post_hooks(capture *c, const brg_node *node,
     memcpy(in, grad_in, node->n_edges * sizeof *in);
     memcpy(in + node->n_edges, grads, node->n_slots * sizeof *in);
     return add_changing(c, BRG__IR_POST_HOOKS, 0, in,
-                        node->n_edges + node->n_slots, grad_in,
-                        node->n_edges);
+                        node->n_edges + node->n_slots, grad_in, node->n_edges);
 }
 
 static brg_status route(capture *c, const brg_node *node, const int *grad_in)
@@ -495,10 +486,8 @@ static void restore_task(task_state *s, brg__task *task)
 brg_status brg__capture_task(brg__ir *ir, brg__task *task,
                              const brg__collected *collected)
 {
-    capture c = {.base.emit = emit_captured,
-                 .ir = ir,
-                 .task = task,
-                 .c = collected};
+    capture c = {
+        .base.emit = emit_captured, .ir = ir, .task = task, .c = collected};
     task_state state = {0};
     brg_status status = keep_task(&state, task);
     if (status == BRG_OK) {

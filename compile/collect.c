@@ -163,14 +163,14 @@ static brg_status collect_visit(brg__collected *c, const brg__task *task,
                                 const brg__visit *visit)
 {
     brg_node *node = visit->node;
-    size_t most = 512 + node->n_edges * 8u + node->n_slots * 80u +
-                  node->n_saved * 16u;
+    size_t most =
+        512 + node->n_edges * 8u + node->n_slots * 80u + node->n_saved * 16u;
     BRG_TRY(reserve(&c->key, most));
     BRG_TRY(reserve(&c->sizes, most));
     BRG_TRY(brg__array_push(&c->first_saved, (int)c->saved_input.n));
     put_class(&c->key, node);
-    uint16_t counts[6] = {node->n_edges,   node->n_slots,
-                          node->n_saved,   visit->is_needed,
+    uint16_t counts[6] = {node->n_edges,    node->n_slots,
+                          node->n_saved,    visit->is_needed,
                           visit->is_wanted, (uint16_t)visit->n_waiting};
     put(&c->key, counts, sizeof counts);
     put_slots(c, node);

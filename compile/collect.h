@@ -25,11 +25,12 @@ typedef struct brg__collected {
     brg__bytes sizes;
     BRG__ARRAY(brg_tensor *) inputs; /* retained */
     brg__map index;                  /* tensor -> input */
-    BRG__ARRAY(int) saved_input;     /* of each saved tensor of each visit, in
+    BRG__ARRAY(int)
+    saved_input;                 /* of each saved tensor of each visit, in
                                         order: its input, or NONE */
-    BRG__ARRAY(int) first_saved;     /* of each visit */
-    BRG__ARRAY(int) root_input;      /* of each buffer of the task, or NONE */
-    const char *unsupported;         /* why no plan can serve; NULL: it can */
+    BRG__ARRAY(int) first_saved; /* of each visit */
+    BRG__ARRAY(int) root_input;  /* of each buffer of the task, or NONE */
+    const char *unsupported;     /* why no plan can serve; NULL: it can */
 } brg__collected;
 
 brg_status brg__collect(brg__collected *c, const brg__task *task);

@@ -17,13 +17,13 @@
 /* X(NAME, text, is_pure). */
 #define BRG__IR_KINDS(X)                                                       \
     X(OP, "op", true)                                                          \
-    X(ADD, "add", true)             /* fan-in: undefined operands are skipped */ \
+    X(ADD, "add", true) /* fan-in: undefined operands are skipped */           \
     X(TENSOR_HOOKS, "tensor_hooks", false)                                     \
     X(RETAIN, "retain_grad", false)                                            \
-    X(DELIVER, "deliver", false)    /* an output of brg_grad */                \
+    X(DELIVER, "deliver", false) /* an output of brg_grad */                   \
     X(PRE_HOOKS, "pre_hooks", false)                                           \
     X(POST_HOOKS, "post_hooks", false)                                         \
-    X(CALL, "call", false)          /* a custom function's backward */         \
+    X(CALL, "call", false) /* a custom function's backward */                  \
     X(ACCUMULATE, "accumulate", false)
 
 typedef enum brg__ir_kind {
@@ -38,11 +38,11 @@ typedef enum brg__ir_kind {
 
 typedef struct brg__ir_node {
     brg__ir_kind kind;
-    const brg_op *op;  /* of OP */
-    brg_attrs attrs;   /* of OP */
-    int lifted;        /* OP: attrs come from this visit's node, or NONE */
-    int visit;         /* of the others: the node they speak of, or NONE */
-    int slot;          /* TENSOR_HOOKS, RETAIN; DELIVER: which output */
+    const brg_op *op; /* of OP */
+    brg_attrs attrs;  /* of OP */
+    int lifted;       /* OP: attrs come from this visit's node, or NONE */
+    int visit;        /* of the others: the node they speak of, or NONE */
+    int slot;         /* TENSOR_HOOKS, RETAIN; DELIVER: which output */
     int n_in, n_out;
     int first_in;  /* in `operands`: value ids, NONE where there is none */
     int first_out; /* value ids are consecutive: first_out .. + n_out */
@@ -57,7 +57,7 @@ typedef enum brg__ir_source {
 
 typedef struct brg__ir_value {
     brg__ir_source source;
-    int node;  /* FROM_NODE */
+    int node; /* FROM_NODE */
     int index;
     int visit;
     brg_dtype dtype;

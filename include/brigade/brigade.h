@@ -6,6 +6,7 @@
 #include <brigade/autocast.h>
 #include <brigade/autograd.h>
 #include <brigade/comm.h>
+#include <brigade/compile.h>
 #include <brigade/debug.h>
 #include <brigade/export.h>
 #include <brigade/function.h>

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * An executable: a captured backward made concrete for certain sizes.
+ *
+ *   root    a piece of memory: an input, a constant, a stretch of the arena, a
+ *           tensor of its own (heap), or a result of user code (given)
+ *   value   a view of a root, with its sizes worked out
+ *   step    one node of the IR with its operands in place
+ *
+ * A value that user code or a leaf may keep lies in a heap root: a fresh
+ * tensor each run. All others lie in one arena, where roots that do not live at
+ * the same time share bytes. Each root is let go after its last use, inputs
+ * too. */
+#ifndef BRG_COMPILE_PLAN_H
+#define BRG_COMPILE_PLAN_H
+
+#include "compile/collect.h"
+#include "compile/ir.h"
+
+typedef enum brg__root_kind {
+    BRG__ROOT_NONE, /* shape only */
+    BRG__ROOT_INPUT,
+    BRG__ROOT_CONST,
+    BRG__ROOT_ARENA,
+    BRG__ROOT_HEAP,
+    BRG__ROOT_GIVEN
+} brg__root_kind;
+
+typedef struct brg__root {
+    brg__root_kind kind;
+    brg__storage storage; /* what values point to; its data set for each run */
+    brg__layout layout;   /* of the whole */
+    size_t nbytes;
+    size_t offset;     /* in the arena */
+    int first, last;   /* steps that make and last use it */
+    int input;         /* INPUT */
+    brg_tensor *real;  /* this run's tensor; owned */
+    bool is_undefined; /* this run */
+} brg__root;
+
+typedef struct brg__value {
+    brg_tensor t; /* what kernels see */
+    int root;
+} brg__value;
+
+typedef struct brg__step {
+    const brg__ir_node *node; /* of the plan's IR */
+    brg_op_call call;         /* OP; in and out point into the arrays below */
+    brg_tensor *in[BRG_MAX_OP_INPUTS];
+    brg_attrs attrs;
+    bool is_view; /* nothing to run */
+} brg__step;
+
+typedef struct brg__exec {
+    const brg__ir *ir;
+    brg__value *values; /* as many as the IR has */
+    brg__root *roots;
+    size_t n_roots;
+    brg__step *steps;
+    size_t n_steps;
+    int *dying;       /* roots by last step: dying[first_dying[s]..] */
+    int *first_dying; /* n_steps + 1 */
+    void *arena;
+    size_t arena_bytes;
+} brg__exec;
+
+/* For the sizes of what was collected. Owned. */
+brg_status brg__exec_create(brg__exec **out, const brg__ir *ir,
+                            const brg__task *task, const brg__collected *c);
+void brg__exec_destroy(brg__exec *exec);
+
+/* Runs it. Takes over the collected inputs. */
+brg_status brg__exec_run(brg__exec *exec, brg__task *task, brg__collected *c);
+
+#endif

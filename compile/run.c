@@ -1,0 +1,325 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Running an executable: step by step, letting go of each piece of memory after
+ * its last use. */
+#include <string.h>
+
+#include "compile/plan.h"
+#include "core/autograd/context.h"
+#include "core/base/error.h"
+#include "core/base/progress.h"
+#include "core/ops/op.h"
+
+#include <brigade/ops.h>
+
+typedef struct run {
+    brg__exec *exec;
+    brg__task *task;
+    brg__collected *c;
+} run;
+
+static brg__root *root_of(const run *r, int id)
+{
+    int root = id == BRG__IR_NONE ? -1 : r->exec->values[id].root;
+    return root < 0 ? NULL : &r->exec->roots[root];
+}
+
+static bool is_defined(const run *r, int id)
+{
+    const brg__root *root = root_of(r, id);
+    return id != BRG__IR_NONE && (!root || !root->is_undefined);
+}
+
+/* ---- Memory -------------------------------------------------------------------------- */
+
+/* The root's tensor of this run; takes over the reference. */
+static void set_real(brg__root *root, brg_tensor *real)
+{
+    root->real = real;
+    root->storage.data = real->storage ? brg__tensor_ptr(real) : NULL;
+}
+
+static brg_status begin(run *r)
+{
+    brg__exec *exec = r->exec;
+    for (size_t k = 0; k < exec->n_roots; k++) {
+        brg__root *root = &exec->roots[k];
+        root->is_undefined = false;
+        root->real = NULL;
+        if (root->kind != BRG__ROOT_INPUT)
+            continue;
+        set_real(root, r->c->inputs.at[root->input]);
+        r->c->inputs.at[root->input] = NULL; /* the root owns it now */
+    }
+    /* What no step uses goes at once. */
+    for (size_t k = 0; k < exec->n_roots; k++)
+        if (exec->roots[k].kind == BRG__ROOT_INPUT && exec->roots[k].last < 0) {
+            brg_release(exec->roots[k].real);
+            exec->roots[k].real = NULL;
+        }
+    return BRG_OK;
+}
+
+static void let_go(run *r, size_t step)
+{
+    const brg__exec *exec = r->exec;
+    for (int i = exec->first_dying[step]; i < exec->first_dying[step + 1];
+         i++) {
+        brg__root *root = &exec->roots[exec->dying[i]];
+        brg_release(root->real);
+        root->real = NULL;
+    }
+}
+
+static void end(run *r)
+{
+    for (size_t k = 0; k < r->exec->n_roots; k++) {
+        brg_release(r->exec->roots[k].real);
+        r->exec->roots[k].real = NULL;
+    }
+}
+
+static brg_status make_outputs(run *r, const brg__ir_node *node)
+{
+    for (int j = 0; j < node->n_out; j++) {
+        brg__root *root = root_of(r, node->first_out + j);
+        if (!root || root->kind != BRG__ROOT_HEAP || root->real)
+            continue;
+        brg_tensor *real;
+        BRG_TRY(brg__tensor_new(&real, &root->layout));
+        set_real(root, real);
+    }
+    return BRG_OK;
+}
+
+/* ---- Values for user code --------------------------------------------------------------- */
+
+/* The value as a tensor of its own, owned; NULL if it is undefined. The root's
+ * own tensor is handed over if this is its last use. */
+static brg_status take(run *r, int id, size_t step, brg_tensor **out)
+{
+    *out = NULL;
+    if (!is_defined(r, id))
+        return BRG_OK;
+    const brg_tensor *t = &r->exec->values[id].t;
+    brg__root *root = root_of(r, id);
+    if (root->kind == BRG__ROOT_CONST) {
+        *out = brg_retain(r->exec->ir->values.at[id].constant);
+        return BRG_OK;
+    }
+    brg_tensor *real = root->real;
+    bool is_whole =
+        t->offset == 0 &&
+        brg__shape_equal(t->ndim, t->shape, real->ndim, real->shape) &&
+        memcmp(t->stride, real->stride, t->ndim * sizeof *t->stride) == 0;
+    if (is_whole) {
+        bool is_last = root->last == (int)step;
+        *out = is_last ? real : brg_retain(real);
+        if (is_last)
+            root->real = NULL;
+        return BRG_OK;
+    }
+    brg__layout layout = brg__layout_of(t);
+    layout.offset += real->offset;
+    return brg__tensor_new_view(out, &layout, real->storage);
+}
+
+/* A result of user code becomes its root's tensor, row-major. */
+static brg_status give(run *r, int id, brg_tensor *t)
+{
+    brg__root *root = root_of(r, id);
+    if (!root)
+        return BRG_OK;
+    root->is_undefined = t == NULL;
+    if (!t)
+        return BRG_OK;
+    brg_tensor *dense = brg_contiguous(t);
+    if (!dense)
+        return brg_error_code();
+    set_real(root, brg_retain(dense));
+    return BRG_OK;
+}
+
+static void release_all(brg_tensor **tensors, int n)
+{
+    for (int i = 0; i < n; i++)
+        brg_release(tensors[i]);
+}
+
+static brg_status take_all(run *r, const brg__ir_node *node, size_t step,
+                           brg_tensor **taken)
+{
+    memset(taken, 0, (size_t)node->n_in * sizeof *taken);
+    for (int i = 0; i < node->n_in; i++)
+        BRG_TRY(take(r, brg__ir_in(r->exec->ir, node)[i], step, &taken[i]));
+    return BRG_OK;
+}
+
+/* ---- Steps ---------------------------------------------------------------------------------- */
+
+static brg_status run_op(run *r, brg__step *step)
+{
+    const brg__ir_node *node = step->node;
+    bool is_missing = false;
+    for (int i = 0; i < node->n_in; i++) {
+        int id = brg__ir_in(r->exec->ir, node)[i];
+        is_missing |= id != BRG__IR_NONE && !is_defined(r, id);
+    }
+    for (int j = 0; is_missing && j < node->n_out; j++) {
+        brg__root *root = root_of(r, node->first_out + j);
+        if (root && !step->is_view)
+            root->is_undefined = true;
+    }
+    if (is_missing || step->is_view)
+        return BRG_OK;
+    BRG_TRY(make_outputs(r, node));
+    if (node->lifted != BRG__IR_NONE)
+        step->attrs = r->task->visits.at[node->lifted].node->attrs;
+    return step->call.op->run[BRG_DEVICE_CPU](&step->call);
+}
+
+/* Fan-in: the sum, or the one that is there. */
+static brg_status run_add(run *r, const brg__ir_node *node)
+{
+    const int *in = brg__ir_in(r->exec->ir, node);
+    bool a = is_defined(r, in[0]), b = is_defined(r, in[1]);
+    root_of(r, node->first_out)->is_undefined = !a && !b;
+    if (!a && !b)
+        return BRG_OK;
+    BRG_TRY(make_outputs(r, node));
+    brg__value *values = r->exec->values;
+    const brg_op *op = a && b ? &brg__op_add : &brg__op_copy;
+    brg_tensor *operands[2] = {&values[a ? in[0] : in[1]].t, &values[in[1]].t};
+    static const brg_attrs none;
+    brg_op_call call = {.op = op,
+                        .n_in = a && b ? 2 : 1,
+                        .n_out = 1,
+                        .in = operands,
+                        .attrs = &none};
+    call.out[0] = &values[node->first_out].t;
+    return op->run[BRG_DEVICE_CPU](&call);
+}
+
+static brg_status call_node(run *r, brg_node *node, brg_tensor **grads,
+                            brg_tensor **grad_in)
+{
+    bool is_undefined = !node->cls->wants_undefined;
+    for (uint16_t j = 0; is_undefined && j < node->n_slots; j++)
+        is_undefined = grads[j] == NULL;
+    if (is_undefined)
+        return BRG_OK;
+    brg_status status = node->cls->apply(node, grads, grad_in);
+    if (status != BRG_OK)
+        return brg__error_prefix("backward of %s: ", brg_node_name(node));
+    for (uint16_t i = 0; i < node->n_edges; i++) {
+        const brg__edge *edge = &node->edges[i];
+        if (grad_in[i] && edge->node)
+            BRG_TRY(brg__validate_gradient(
+                node, i, &edge->node->slots[edge->slot], &grad_in[i]));
+    }
+    if (!r->task->is_retained)
+        brg__node_free_saved(node);
+    return BRG_OK;
+}
+
+/* Everything that is no op: with tensors of their own in `t`. */
+static brg_status run_special(run *r, const brg__ir_node *node, brg_tensor **t)
+{
+    brg_node *owner = node->visit == BRG__IR_NONE
+                          ? NULL
+                          : r->task->visits.at[node->visit].node;
+    brg_tensor *made[BRG__IR_MAX_OUT] = {0};
+    brg_tensor **results = t;
+    brg_status status = BRG_OK;
+    switch (node->kind) {
+    case BRG__IR_TENSOR_HOOKS:
+        status = brg__run_tensor_hooks(owner, (uint32_t)node->slot, &t[0]);
+        break;
+    case BRG__IR_RETAIN:
+        status = brg__run_retain_writes(owner, (uint32_t)node->slot, t[0]);
+        break;
+    case BRG__IR_DELIVER:
+        brg_release(r->task->captures.at[node->slot].grad);
+        r->task->captures.at[node->slot].grad = brg_retain(t[0]);
+        break;
+    case BRG__IR_PRE_HOOKS:
+        status = brg__run_pre_hooks(owner, t);
+        break;
+    case BRG__IR_POST_HOOKS:
+        memcpy(made, t, owner->n_edges * sizeof *made);
+        status = brg__run_post_hooks(owner, made, t + owner->n_edges);
+        results = made;
+        break;
+    case BRG__IR_CALL:
+        status = call_node(r, owner, t, made);
+        results = made;
+        break;
+    case BRG__IR_ACCUMULATE:
+        status = owner->cls->apply(owner, t, made);
+        if (status == BRG_OK && owner->hooks)
+            status = brg__run_post_hooks(owner, made, t);
+        break;
+    case BRG__IR_OP:
+    case BRG__IR_ADD:
+        break;
+    }
+    for (int j = 0; status == BRG_OK && j < node->n_out; j++)
+        status = give(r, node->first_out + j, results[j]);
+    return status;
+}
+
+static brg_status run_step(run *r, size_t at)
+{
+    brg__step *step = &r->exec->steps[at];
+    const brg__ir_node *node = step->node;
+    if (node->kind == BRG__IR_OP)
+        return run_op(r, step);
+    if (node->kind == BRG__IR_ADD)
+        return run_add(r, node);
+    brg_tensor *taken[BRG__IR_MAX_IN];
+    brg_status status = take_all(r, node, at, taken);
+    if (status == BRG_OK)
+        status = run_special(r, node, taken);
+    release_all(taken, node->n_in);
+    return status;
+}
+
+static brg_status run_steps(run *r)
+{
+    for (size_t at = 0; at < r->exec->n_steps; at++) {
+        brg_scope *scope = brg_scope_begin();
+        if (!scope)
+            return BRG_ERR_NOMEM;
+        brg_status status = run_step(r, at);
+        brg_scope_end(scope);
+        if (status != BRG_OK)
+            return status;
+        let_go(r, at);
+        brg__progress_poll();
+    }
+    return BRG_OK;
+}
+
+/* From here on only the run holds what the graph saved. */
+static void free_graph(brg__task *task)
+{
+    for (size_t i = 0; i < task->buffers.n; i++) {
+        brg_release(task->buffers.at[i]);
+        task->buffers.at[i] = NULL;
+    }
+    for (size_t i = 0; i < task->visits.n && !task->is_retained; i++) {
+        const brg__visit *visit = &task->visits.at[i];
+        if (visit->is_needed && visit->node->op)
+            brg__node_free_saved(visit->node);
+    }
+}
+
+brg_status brg__exec_run(brg__exec *exec, brg__task *task, brg__collected *c)
+{
+    run r = {exec, task, c};
+    brg_status status = begin(&r);
+    free_graph(task);
+    if (status == BRG_OK)
+        status = run_steps(&r);
+    end(&r);
+    return status;
+}

@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * From IR and sizes to an executable: layouts, roots, lifetimes, the arena. */
+#include <string.h>
+
+#include "compile/plan.h"
+#include "core/base/error.h"
+#include "core/ops/op.h"
+
+#define ALIGNMENT BRG_CACHE_LINE
+
+/* ---- Values and roots ---------------------------------------------------------- */
+
+static void lay_out(brg__exec *exec, int id, const brg__layout *layout,
+                    int root)
+{
+    brg__value *v = &exec->values[id];
+    brg_tensor *t = &v->t;
+    memset(t, 0, sizeof *t);
+    atomic_init(&t->refs.n, 1 << 20); /* never freed by a kernel */
+    t->ndim = (uint8_t)layout->ndim;
+    t->dtype = (uint8_t)layout->dtype;
+    t->device = layout->device;
+    t->offset = layout->offset;
+    memcpy(t->shape, layout->shape, sizeof t->shape);
+    memcpy(t->stride, layout->stride, sizeof t->stride);
+    (void)brg__shape_numel(layout->ndim, layout->shape, &t->numel);
+    t->is_contiguous =
+        brg__shape_is_contiguous(layout->ndim, layout->shape, layout->stride);
+    v->root = root;
+    t->storage = root >= 0 ? &exec->roots[root].storage : NULL;
+}
+
+static int new_root(brg__exec *exec, brg__root_kind kind,
+                    const brg__layout *layout, int step)
+{
+    brg__root *root = &exec->roots[exec->n_roots];
+    int64_t numel;
+    (void)brg__shape_numel(layout->ndim, layout->shape, &numel);
+    memset(root, 0, sizeof *root);
+    atomic_init(&root->storage.refs.n, 1 << 20);
+    root->storage.device = layout->device;
+    root->kind = kind;
+    root->layout = *layout;
+    root->nbytes = (size_t)numel * brg_dtype_size(layout->dtype);
+    root->storage.nbytes = root->nbytes;
+    root->first = root->last = step;
+    return (int)exec->n_roots++;
+}
+
+/* Inputs, slots and constants: what is there before the first step. */
+static void lay_out_given(brg__exec *exec, int id, const brg__task *task,
+                          const brg__collected *c)
+{
+    const brg__ir_value *v = &exec->ir->values.at[id];
+    brg__layout layout;
+    if (v->source == BRG__IR_FROM_SLOT) {
+        const brg__slot *slot =
+            &task->visits.at[v->visit].node->slots[v->index];
+        layout = (brg__layout){.dtype = (brg_dtype)slot->dtype,
+                               .device = slot->device,
+                               .ndim = slot->ndim};
+        memcpy(layout.shape, slot->shape, sizeof layout.shape);
+        brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+        lay_out(exec, id, &layout, -1);
+        return;
+    }
+    bool is_input = v->source == BRG__IR_FROM_INPUT;
+    const brg_tensor *t = is_input ? c->inputs.at[v->index] : v->constant;
+    layout = brg__layout_of(t);
+    if (is_input)
+        layout.offset = 0; /* the root's data starts at the tensor's */
+    int root = new_root(exec, is_input ? BRG__ROOT_INPUT : BRG__ROOT_CONST,
+                        &layout, -1);
+    exec->roots[root].input = v->index;
+    if (!is_input)
+        exec->roots[root].storage.data = t->storage->data;
+    lay_out(exec, id, &layout, t->storage ? root : -1);
+}
+
+/* ---- Steps ------------------------------------------------------------------------ */
+
+static brg__layout row_major_like(const brg_tensor *t)
+{
+    brg__layout layout = brg__layout_of(t);
+    layout.offset = 0;
+    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    return layout;
+}
+
+static brg_status infer_op(brg__exec *exec, size_t at, const brg__ir_node *node)
+{
+    brg__step *step = &exec->steps[at];
+    brg_op_call *call = &step->call;
+    step->attrs = node->attrs;
+    *call = (brg_op_call){.op = node->op,
+                          .n_in = node->n_in,
+                          .n_out = node->n_out,
+                          .in = step->in,
+                          .attrs = &step->attrs};
+    for (int i = 0; i < node->n_in; i++) {
+        int id = brg__ir_in(exec->ir, node)[i];
+        step->in[i] = id == BRG__IR_NONE ? NULL : &exec->values[id].t;
+    }
+    BRG_TRY(node->op->infer(call));
+    step->is_view = true;
+    for (int j = 0; j < node->n_out; j++) {
+        const brg_out_info *info = &call->info[j];
+        brg__layout layout = {.dtype = info->dtype, .ndim = info->ndim};
+        memcpy(layout.shape, info->shape, sizeof layout.shape);
+        int id = node->first_out + j, root;
+        if (info->is_view) {
+            memcpy(layout.stride, info->stride, sizeof layout.stride);
+            layout.offset = info->offset;
+            int of = brg__ir_in(exec->ir, node)[info->view_of];
+            root = exec->values[of].root;
+        } else {
+            step->is_view = false;
+            brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+            root = new_root(exec, BRG__ROOT_ARENA, &layout, (int)at);
+        }
+        lay_out(exec, id, &layout, root);
+        call->out[j] = &exec->values[id].t;
+    }
+    return BRG_OK;
+}
+
+/* Results of user code: row-major, whatever it made. A result has the sizes of
+ * the operand it replaces, or of the slot it goes to. */
+static void lay_out_special(brg__exec *exec, size_t at,
+                            const brg__ir_node *node, const brg__task *task)
+{
+    for (int j = 0; j < node->n_out; j++) {
+        int id = node->first_out + j;
+        brg__layout layout = {.dtype = exec->ir->values.at[id].dtype};
+        int like =
+            j < node->n_in ? brg__ir_in(exec->ir, node)[j] : BRG__IR_NONE;
+        if (node->kind == BRG__IR_CALL) {
+            const brg__edge *edge =
+                &task->visits.at[node->visit].node->edges[j];
+            if (edge->node) {
+                const brg__slot *slot = &edge->node->slots[edge->slot];
+                layout.dtype = (brg_dtype)slot->dtype;
+                layout.ndim = slot->ndim;
+                memcpy(layout.shape, slot->shape, sizeof layout.shape);
+                brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+            }
+        } else if (like != BRG__IR_NONE) {
+            layout = row_major_like(&exec->values[like].t);
+        }
+        brg__root_kind kind =
+            node->kind == BRG__IR_ADD ? BRG__ROOT_ARENA : BRG__ROOT_GIVEN;
+        lay_out(exec, id, &layout, new_root(exec, kind, &layout, (int)at));
+    }
+}
+
+/* User code and leaves may keep what they are handed. */
+static bool hands_out(const brg__ir_node *node)
+{
+    return node->kind != BRG__IR_OP && node->kind != BRG__IR_ADD;
+}
+
+static void use(brg__exec *exec, const brg__ir_node *node, int id, int step)
+{
+    int root = id == BRG__IR_NONE ? -1 : exec->values[id].root;
+    if (root < 0)
+        return;
+    brg__root *r = &exec->roots[root];
+    if (r->last < step)
+        r->last = step;
+    if (hands_out(node) && r->kind == BRG__ROOT_ARENA)
+        r->kind = BRG__ROOT_HEAP;
+}
+
+static brg_status make_steps(brg__exec *exec, const brg__task *task)
+{
+    const brg__ir *ir = exec->ir;
+    for (size_t at = 0; at < ir->nodes.n; at++) {
+        const brg__ir_node *node = &ir->nodes.at[at];
+        exec->steps[at].node = node;
+        if (node->kind == BRG__IR_OP)
+            BRG_TRY(infer_op(exec, at, node));
+        else
+            lay_out_special(exec, at, node, task);
+        for (int i = 0; i < node->n_in; i++)
+            use(exec, node, brg__ir_in(ir, node)[i], (int)at);
+    }
+    return BRG_OK;
+}
+
+/* ---- The arena --------------------------------------------------------------------- */
+
+static bool lives_with(const brg__root *a, const brg__root *b)
+{
+    return a->first <= b->last && b->first <= a->last;
+}
+
+/* The lowest offset at which `root` meets none of the roots placed so far that
+ * live when it lives: first fit, in order of birth. */
+static size_t first_fit(const brg__exec *exec, size_t n_placed,
+                        const brg__root *root)
+{
+    size_t offset = 0;
+    bool has_moved = true;
+    while (has_moved) {
+        has_moved = false;
+        for (size_t k = 0; k < n_placed; k++) {
+            const brg__root *other = &exec->roots[k];
+            if (other->kind != BRG__ROOT_ARENA || !lives_with(root, other) ||
+                offset >= other->offset + other->nbytes ||
+                other->offset >= offset + root->nbytes)
+                continue;
+            offset = brg__round_up(other->offset + other->nbytes, ALIGNMENT);
+            has_moved = true;
+        }
+    }
+    return offset;
+}
+
+static brg_status place(brg__exec *exec)
+{
+    for (size_t k = 0; k < exec->n_roots; k++) {
+        brg__root *root = &exec->roots[k];
+        if (root->kind != BRG__ROOT_ARENA)
+            continue;
+        root->offset = first_fit(exec, k, root);
+        size_t end = root->offset + root->nbytes;
+        exec->arena_bytes = end > exec->arena_bytes ? end : exec->arena_bytes;
+    }
+    exec->arena =
+        brg__block_alloc(exec->arena_bytes + 1, ALIGNMENT, "a plan's arena");
+    if (!exec->arena)
+        return BRG_ERR_NOMEM;
+    for (size_t k = 0; k < exec->n_roots; k++)
+        if (exec->roots[k].kind == BRG__ROOT_ARENA)
+            exec->roots[k].storage.data =
+                (char *)exec->arena + exec->roots[k].offset;
+    return BRG_OK;
+}
+
+/* Which roots to let go after each step; inputs never used, after none. */
+static void list_dying(brg__exec *exec)
+{
+    int n = 0;
+    for (size_t s = 0; s < exec->n_steps; s++) {
+        exec->first_dying[s] = n;
+        for (size_t k = 0; k < exec->n_roots; k++)
+            if (exec->roots[k].last == (int)s)
+                exec->dying[n++] = (int)k;
+    }
+    exec->first_dying[exec->n_steps] = n;
+}
+
+/* ---- Life ----------------------------------------------------------------------------- */
+
+static brg_status reserve(brg__exec *exec)
+{
+    size_t n_values = exec->ir->values.n, n_steps = exec->ir->nodes.n;
+    exec->n_steps = n_steps;
+    exec->values = brg__mem_alloc_array(n_values + 1, sizeof *exec->values,
+                                        "a plan's values");
+    exec->roots = brg__mem_alloc_array(n_values + 1, sizeof *exec->roots,
+                                       "a plan's memory");
+    exec->steps = brg__mem_alloc_array(n_steps + 1, sizeof *exec->steps,
+                                       "a plan's steps");
+    exec->dying =
+        brg__mem_alloc_array(n_values + 1, sizeof(int), "a plan's lifetimes");
+    exec->first_dying =
+        brg__mem_alloc_array(n_steps + 1, sizeof(int), "a plan's lifetimes");
+    return exec->values && exec->roots && exec->steps && exec->dying &&
+                   exec->first_dying
+               ? BRG_OK
+               : BRG_ERR_NOMEM;
+}
+
+brg_status brg__exec_create(brg__exec **out, const brg__ir *ir,
+                            const brg__task *task, const brg__collected *c)
+{
+    *out = NULL;
+    brg__exec *exec = BRG__NEW(brg__exec);
+    if (!exec)
+        return BRG_ERR_NOMEM;
+    exec->ir = ir;
+    brg_status status = reserve(exec);
+    for (size_t id = 0; status == BRG_OK && id < ir->values.n; id++)
+        if (ir->values.at[id].source != BRG__IR_FROM_NODE)
+            lay_out_given(exec, (int)id, task, c);
+    if (status == BRG_OK)
+        status = make_steps(exec, task);
+    if (status == BRG_OK)
+        status = place(exec);
+    if (status != BRG_OK) {
+        brg__exec_destroy(exec);
+        return status;
+    }
+    list_dying(exec);
+    *out = exec;
+    return BRG_OK;
+}
+
+void brg__exec_destroy(brg__exec *exec)
+{
+    if (!exec)
+        return;
+    if (exec->arena)
+        brg__block_free(exec->arena, exec->arena_bytes + 1, ALIGNMENT);
+    brg__mem_free(exec->values);
+    brg__mem_free(exec->roots);
+    brg__mem_free(exec->steps);
+    brg__mem_free(exec->dying);
+    brg__mem_free(exec->first_dying);
+    brg__mem_free(exec);
+}

@@ -1,0 +1,474 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Compiled backward against eager: the same bits, how often it captures, what
+ * it does with hooks, retained graphs, failures. */
+#include <brigade/compile.h>
+#include <brigade/function.h>
+#include <brigade/random.h>
+
+#include "tests/autograd/graph.h"
+
+/* ---- A small network ------------------------------------------------------------ */
+
+typedef struct net {
+    brg_tensor *w1, *b1, *w2, *b2;
+} net;
+
+static net make_net(uint64_t seed)
+{
+    net n;
+    brg_seed(seed);
+    n.w1 = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(16, 8));
+    n.b1 = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(16));
+    n.w2 = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(4, 16));
+    n.b2 = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(4));
+    brg_tensor *all[] = {n.w1, n.b1, n.w2, n.b2};
+    for (int i = 0; i < 4; i++)
+        assert_brg_ok(brg_set_requires_grad(all[i], true));
+    return n;
+}
+
+static brg_tensor *loss_of(const net *n, int64_t batch)
+{
+    brg_seed((uint64_t)batch);
+    brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(batch, 8));
+    brg_tensor *y = brg_randint(0, 4, BRG_SHAPE(batch));
+    brg_tensor *h = brg_tanh(brg_linear(x, n->w1, n->b1));
+    h = brg_add(brg_relu(h), brg_mul(h, h));
+    return brg_cross_entropy(brg_linear(h, n->w2, n->b2), y);
+}
+
+static void expect_same_bits(const brg_tensor *a, const brg_tensor *b)
+{
+    assert_non_null(a);
+    assert_non_null(b);
+    size_t nbytes = brg_tensor_nbytes(a);
+    char *x = malloc(nbytes), *y = malloc(nbytes);
+    assert_brg_ok(brg_tensor_read(a, x, nbytes));
+    assert_brg_ok(brg_tensor_read(b, y, nbytes));
+    assert_memory_equal(x, y, nbytes);
+    free(x);
+    free(y);
+}
+
+static void expect_same_grads(const net *a, const net *b)
+{
+    expect_same_bits(brg_tensor_grad(a->w1), brg_tensor_grad(b->w1));
+    expect_same_bits(brg_tensor_grad(a->b1), brg_tensor_grad(b->b1));
+    expect_same_bits(brg_tensor_grad(a->w2), brg_tensor_grad(b->w2));
+    expect_same_bits(brg_tensor_grad(a->b2), brg_tensor_grad(b->b2));
+}
+
+static brg_compile_stats stats(void)
+{
+    brg_compile_stats s;
+    brg_compile_get_stats(&s);
+    return s;
+}
+
+static void backward_compiled(brg_tensor *loss)
+{
+    int scope;
+    assert_brg_ok(brg_compile_begin(&scope, NULL));
+    assert_brg_ok(brg_backward(loss));
+    assert_brg_ok(brg_compile_end(scope));
+}
+
+static int reset_setup(void **state)
+{
+    if (brg_compile_reset() != BRG_OK)
+        return -1;
+    return scope_setup(state);
+}
+
+#define compile_test(fn)                                                       \
+    cmocka_unit_test_setup_teardown(fn, reset_setup, scope_teardown)
+
+/* ---- Values and counts --------------------------------------------------------------- */
+
+static void test_compiled__same_bits_as_eager(void **state)
+{
+    (void)state;
+    net a = make_net(1), b = make_net(1);
+    assert_brg_ok(brg_backward(loss_of(&a, 6)));
+    backward_compiled(loss_of(&b, 6));
+    expect_same_grads(&a, &b);
+    assert_int_equal(stats().captures, 1);
+    assert_int_equal(stats().fallbacks, 0);
+}
+
+static void test_compiled__one_plan_for_all_batch_sizes(void **state)
+{
+    (void)state;
+    for (int64_t batch = 2; batch <= 90; batch += 11) {
+        net a = make_net(2), b = make_net(2);
+        assert_brg_ok(brg_backward(loss_of(&a, batch)));
+        backward_compiled(loss_of(&b, batch));
+        expect_same_grads(&a, &b);
+    }
+    assert_int_equal(stats().captures, 1);
+    assert_int_equal(stats().hits, 8);
+    assert_int_equal(stats().specialisations, 9);
+}
+
+static void test_compiled__accumulating_is_a_second_plan(void **state)
+{
+    (void)state;
+    net a = make_net(3), b = make_net(3);
+    for (int i = 0; i < 10; i++) {
+        assert_brg_ok(brg_backward(loss_of(&a, 4 + i)));
+        backward_compiled(loss_of(&b, 4 + i));
+        expect_same_grads(&a, &b);
+    }
+}
+
+static void test_compiled__grad_of_chosen_inputs(void **state)
+{
+    (void)state;
+    net a = make_net(4), b = make_net(4);
+    brg_tensor *la = loss_of(&a, 5), *lb = loss_of(&b, 5);
+    brg_tensor *ia[] = {a.w1, a.b2}, *ib[] = {b.w1, b.b2}, *ga[2], *gb[2];
+    assert_brg_ok(brg_grad(ga, &la, 1, ia, 2, NULL));
+    int scope;
+    assert_brg_ok(brg_compile_begin(&scope, NULL));
+    assert_brg_ok(brg_grad(gb, &lb, 1, ib, 2, NULL));
+    assert_brg_ok(brg_compile_end(scope));
+    expect_same_bits(ga[0], gb[0]);
+    expect_same_bits(ga[1], gb[1]);
+    assert_null(brg_tensor_grad(b.w1));
+    assert_int_equal(stats().captures, 1);
+}
+
+static void test_compiled__retained_graph_again_and_again(void **state)
+{
+    (void)state;
+    brg_tensor *x = leaf_from(2, BRG_SCALAR), *y = brg_mul(x, x);
+    brg_backward_options keep = BRG_BACKWARD_OPTIONS_INIT;
+    keep.retain_graph = true;
+    for (int round = 0; round < 6; round++) {
+        int scope;
+        assert_brg_ok(brg_tensor_set_grad(x, NULL));
+        if (round % 2)
+            assert_brg_ok(brg_compile_begin(&scope, NULL));
+        assert_brg_ok(brg_backward_with(&y, 1, &keep));
+        if (round % 2)
+            assert_brg_ok(brg_compile_end(scope));
+        assert_float_equal(item(brg_tensor_grad(x)), 4, 0);
+    }
+    assert_int_equal(stats().captures, 1);
+    assert_int_equal(stats().hits, 2);
+}
+
+static void test_compiled__graph_is_freed_unless_retained(void **state)
+{
+    (void)state;
+    brg_tensor *x = leaf_from(2, BRG_SCALAR), *y = brg_mul(x, x);
+    backward_compiled(y);
+    assert_brg_fails_with(brg_backward(y), BRG_ERR_STATE, "a second time");
+}
+
+static void test_compiled__random_ops_draw_the_same_mask(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 3; seed++) {
+        brg_tensor *a = leaf_from(1, BRG_SHAPE(50)),
+                   *b = leaf_from(1, BRG_SHAPE(50));
+        brg_seed(seed);
+        assert_brg_ok(brg_backward(brg_sum_all(brg_dropout(a, 0.5, true))));
+        brg_seed(seed);
+        backward_compiled(brg_sum_all(brg_dropout(b, 0.5, true)));
+        expect_same_bits(brg_tensor_grad(a), brg_tensor_grad(b));
+    }
+    assert_int_equal(stats().captures, 1); /* the seed is no part of the plan */
+}
+
+/* ---- Hooks and functions --------------------------------------------------------------- */
+
+static brg_status double_it(brg_tensor *grad, brg_tensor **replacement,
+                            void *user)
+{
+    *replacement = brg_mul_scalar(grad, *(double *)user);
+    return *replacement ? BRG_OK : brg_error_code();
+}
+
+static brg_status note_leaf(brg_tensor *leaf, void *user)
+{
+    (void)leaf;
+    ++*(int *)user;
+    return BRG_OK;
+}
+
+static brg_status scale_pre(brg_tensor **grads, size_t n, void *user)
+{
+    (void)n;
+    grads[0] = brg_mul_scalar(grads[0], *(double *)user);
+    return grads[0] ? BRG_OK : brg_error_code();
+}
+
+static brg_status scale_post(brg_tensor **grad_in, size_t n_in,
+                             brg_tensor *const *grad_out, size_t n_out,
+                             void *user)
+{
+    (void)grad_out;
+    (void)n_out;
+    for (size_t i = 0; i < n_in; i++)
+        if (grad_in[i])
+            grad_in[i] = brg_mul_scalar(grad_in[i], *(double *)user);
+    return BRG_OK;
+}
+
+static double factors[] = {2, 3, 5, 7};
+
+static void hook_up(const net *n, brg_tensor *loss, int *n_leaves)
+{
+    brg_node *node;
+    assert_brg_ok(
+        brg_tensor_add_hook(NULL, n->w1, double_it, &factors[0], NULL));
+    assert_brg_ok(
+        brg_tensor_add_hook(NULL, loss, double_it, &factors[1], NULL));
+    assert_brg_ok(brg_tensor_add_post_accumulate_hook(NULL, n->b1, note_leaf,
+                                                      n_leaves, NULL));
+    assert_brg_ok(brg_tensor_node(&node, loss));
+    assert_brg_ok(
+        brg_node_add_pre_hook(NULL, node, scale_pre, &factors[2], NULL));
+    assert_brg_ok(
+        brg_node_add_post_hook(NULL, node, scale_post, &factors[3], NULL));
+    brg_node_release(node);
+    assert_brg_ok(brg_retain_grad(loss));
+}
+
+static void test_compiled__hooks_run_in_the_plan(void **state)
+{
+    (void)state;
+    int na = 0, nb = 0;
+    net a = make_net(5), b = make_net(5);
+    for (int i = 0; i < 3; i++) {
+        brg_tensor *la = loss_of(&a, 4), *lb = loss_of(&b, 4);
+        brg_tensor *grads[] = {a.w1, a.b1, a.w2, a.b2, b.w1, b.b1, b.w2, b.b2};
+        for (int k = 0; k < 8; k++)
+            assert_brg_ok(brg_tensor_set_grad(grads[k], NULL));
+        if (i == 0) {
+            hook_up(&a, la, &na);
+            hook_up(&b, lb, &nb);
+        }
+        assert_brg_ok(brg_backward(la));
+        backward_compiled(lb);
+        expect_same_grads(&a, &b);
+        if (i == 0)
+            expect_same_bits(brg_tensor_grad(la), brg_tensor_grad(lb));
+    }
+    assert_int_equal(na, 3);
+    assert_int_equal(nb, 3);
+    assert_int_equal(stats().captures, 2); /* with and without node hooks */
+}
+
+static brg_status square_forward(brg_context *ctx, const brg_value *args,
+                                 size_t n, brg_value *out)
+{
+    (void)n;
+    BRG_TRY(brg_context_save(ctx, (brg_tensor *[]){args[0].as.tensor}, 1));
+    BRG_TRY(brg_context_set(ctx, "scale", args[1]));
+    out[0] = brg_value_tensor(
+        brg_mul_scalar(brg_square(args[0].as.tensor), args[1].as.real));
+    return out[0].as.tensor ? BRG_OK : brg_error_code();
+}
+
+static brg_status square_backward(brg_context *ctx, brg_tensor *const *g,
+                                  brg_tensor **gi, size_t *n)
+{
+    (void)n;
+    brg_tensor *x;
+    BRG_TRY(brg_context_saved(ctx, 0, &x));
+    double scale = brg_context_get(ctx, "scale").as.real;
+    gi[0] = brg_mul(g[0], brg_mul_scalar(x, 2 * scale));
+    return gi[0] ? BRG_OK : brg_error_code();
+}
+
+static void test_compiled__custom_functions_are_called(void **state)
+{
+    (void)state;
+    brg_function_def def = BRG_FUNCTION_DEF_INIT;
+    def.name = "Square";
+    def.n_outputs = 1;
+    def.forward = square_forward;
+    def.backward = square_backward;
+    brg_function *f;
+    assert_brg_ok(brg_function_create(&f, &def));
+    const double scales[] = {1.1, 2.2, 3.3, 1.1};
+    for (int i = 0; i < 4; i++) {
+        brg_tensor *x = leaf_from(1, BRG_SHAPE(3 + i));
+        brg_value args[] = {brg_value_tensor(brg_mul_scalar(x, 3)),
+                            brg_value_float(scales[i])};
+        brg_tensor *y = brg_function_call(f, args, 2);
+        backward_compiled(brg_sum_all(brg_mul(y, y)));
+        /* y = 9 s x^2; y^2: 4 * 81 s^2 x^3 */
+        assert_float_equal(element(brg_tensor_grad(x), 1),
+                           4 * 81 * scales[i] * scales[i] * 8, 0.05);
+    }
+    assert_int_equal(stats().captures, 1); /* attributes are read at run time */
+    brg_function_release(f);
+}
+
+static brg_status fail_hook(brg_tensor *grad, brg_tensor **replacement,
+                            void *user)
+{
+    (void)grad;
+    (void)replacement;
+    (void)user;
+    return brg_error_set(BRG_ERR_CALLBACK, __FILE__, __LINE__, "as asked");
+}
+
+static void test_compiled__a_failing_hook_ends_it_cleanly(void **state)
+{
+    (void)state;
+    brg_tensor *w1 = leaf_from(2, BRG_SCALAR), *w2 = leaf_from(3, BRG_SCALAR);
+    brg_tensor *h = brg_mul(w1, w1), *y = brg_mul(h, w2);
+    brg_hook *hook;
+    assert_brg_ok(brg_tensor_add_hook(&hook, h, fail_hook, NULL, NULL));
+    brg_backward_options keep = BRG_BACKWARD_OPTIONS_INIT;
+    keep.retain_graph = true;
+    int scope;
+    assert_brg_ok(brg_compile_begin(&scope, NULL));
+    assert_brg_fails_with(brg_backward_with(&y, 1, &keep), BRG_ERR_CALLBACK,
+                          "as asked");
+    assert_float_equal(item(brg_tensor_grad(w2)), 4, 0);
+    assert_null(brg_tensor_grad(w1));
+    brg_hook_remove(hook);
+    assert_brg_ok(brg_backward(y));
+    assert_brg_ok(brg_compile_end(scope));
+    assert_float_equal(item(brg_tensor_grad(w1)), 12, 0);
+}
+
+/* ---- Scopes -------------------------------------------------------------------------------- */
+
+static void test_compiled__scopes_nest_and_close_in_order(void **state)
+{
+    (void)state;
+    int outer, inner, off;
+    assert_false(brg_compile_is_on());
+    assert_brg_ok(brg_compile_begin(&outer, NULL));
+    assert_brg_ok(brg_compile_disable_begin(&off));
+    assert_brg_ok(brg_compile_begin(&inner, NULL));
+    assert_false(brg_compile_is_on()); /* disabled around it */
+    assert_brg_fails_with(
+        brg_compile_end(outer), BRG_ERR_STATE,
+        "Nested Compiled Autograd Contexts must return before "
+        "their parent context");
+    assert_brg_ok(brg_compile_end(inner));
+    assert_brg_ok(brg_compile_end(off));
+    assert_true(brg_compile_is_on());
+    assert_brg_ok(brg_compile_end(outer));
+    assert_false(brg_compile_is_on());
+}
+
+static brg_status backward_inside(brg_tensor *grad, brg_tensor **replacement,
+                                  void *user)
+{
+    (void)grad;
+    (void)replacement;
+    if (brg_compile_is_on())
+        return brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__, "still on");
+    bool mode = brg_grad_mode_set(true);
+    brg_tensor *x = user;
+    brg_status status = brg_backward(brg_mul(x, x));
+    brg_grad_mode_set(mode);
+    return status;
+}
+
+static void test_compiled__backward_inside_a_plan_is_eager(void **state)
+{
+    (void)state;
+    brg_tensor *x = leaf_from(5, BRG_SCALAR), *w = leaf_from(2, BRG_SCALAR);
+    brg_tensor *h = brg_mul_scalar(w, 3);
+    assert_brg_ok(brg_tensor_add_hook(NULL, h, backward_inside, x, NULL));
+    backward_compiled(brg_mul_scalar(h, 2));
+    assert_float_equal(item(brg_tensor_grad(x)), 10, 0);
+    assert_float_equal(item(brg_tensor_grad(w)), 6, 0);
+    assert_int_equal(stats().captures, 1);
+}
+
+static void test_compiled__what_cannot_be_compiled_runs_eagerly(void **state)
+{
+    (void)state;
+    brg_tensor *x = leaf_from(2, BRG_SCALAR), *y = brg_mul(x, x), *grad;
+    brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
+    options.create_graph = true;
+    brg_compile_options full = BRG_COMPILE_OPTIONS_INIT;
+    full.fullgraph = true;
+    int scope;
+    assert_brg_ok(brg_compile_begin(&scope, NULL));
+    assert_brg_ok(brg_grad(&grad, &y, 1, &x, 1, &options));
+    assert_brg_ok(brg_compile_end(scope));
+    assert_float_equal(item(grad), 4, 0);
+    assert_int_equal(stats().fallbacks, 1);
+    assert_string_equal(brg_compile_reason(), "create_graph");
+    assert_brg_ok(brg_compile_begin(&scope, &full));
+    assert_brg_fails_with(brg_grad(&grad, &y, 1, &x, 1, &options),
+                          BRG_ERR_UNSUPPORTED, "create_graph");
+    assert_brg_ok(brg_compile_end(scope));
+}
+
+/* ---- The plan ------------------------------------------------------------------------------------ */
+
+static void test_compiled__plan_has_a_stable_text(void **state)
+{
+    (void)state;
+    brg_tensor *w = leaf_from(1, BRG_SHAPE(3)), *b = leaf_from(1, BRG_SHAPE(3));
+    brg_tensor *x = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(2, 3));
+    backward_compiled(brg_sum_all(brg_add(brg_mul(x, w), b)));
+    char text[1024];
+    size_t n = brg_compile_print(0, text, sizeof text);
+    assert_true(n < sizeof text);
+    assert_non_null(strstr(text, "accumulate@"));
+    assert_non_null(strstr(text, "sum_to_like"));
+    assert_non_null(strstr(text, "final_callbacks()"));
+    /* b is complete, and accumulated, before w's gradient exists. */
+    const char *first = strstr(text, "accumulate@"),
+               *mul = strstr(text, "= mul(");
+    assert_non_null(mul);
+    assert_true(first < mul);
+    assert_int_equal(brg_compile_print(1, text, sizeof text), 0);
+}
+
+static void test_compiled__steady_run_does_not_allocate(void **state)
+{
+    (void)state;
+#if defined(__SANITIZE_ADDRESS__)
+    skip(); /* the caches are off there */
+#endif
+    net n = make_net(6);
+    brg_tensor *params[] = {n.w1, n.b1, n.w2, n.b2};
+    brg_memory_stats before, after;
+    for (int i = 0; i < 12; i++) {
+        if (i == 4)
+            brg_memory_get_stats(&before);
+        brg_scope *scope = brg_scope_begin();
+        backward_compiled(loss_of(&n, 6));
+        brg_scope_end(scope);
+        for (int k = 0; k < 4; k++)
+            assert_brg_ok(brg_tensor_set_grad(params[k], NULL));
+    }
+    brg_memory_get_stats(&after);
+    assert_int_equal(after.n_allocs - before.n_allocs, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        compile_test(test_compiled__same_bits_as_eager),
+        compile_test(test_compiled__one_plan_for_all_batch_sizes),
+        compile_test(test_compiled__accumulating_is_a_second_plan),
+        compile_test(test_compiled__grad_of_chosen_inputs),
+        compile_test(test_compiled__retained_graph_again_and_again),
+        compile_test(test_compiled__graph_is_freed_unless_retained),
+        compile_test(test_compiled__random_ops_draw_the_same_mask),
+        compile_test(test_compiled__hooks_run_in_the_plan),
+        compile_test(test_compiled__custom_functions_are_called),
+        compile_test(test_compiled__a_failing_hook_ends_it_cleanly),
+        compile_test(test_compiled__scopes_nest_and_close_in_order),
+        compile_test(test_compiled__backward_inside_a_plan_is_eager),
+        compile_test(test_compiled__what_cannot_be_compiled_runs_eagerly),
+        compile_test(test_compiled__plan_has_a_stable_text),
+        compile_test(test_compiled__steady_run_does_not_allocate),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
