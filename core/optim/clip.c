@@ -9,11 +9,28 @@
 
 #include "core/base/error.h"
 #include "core/ops/op.h"
+#include "core/ops/sparse.h"
 #include "core/optim/wide.h"
 #include "core/tensor/tensor.h"
 
 /* What is done to a gradient; `x` is a factor or a limit. */
 typedef enum action { SCALE, LIMIT } action;
+
+/* The values of a sparse gradient, which gets sorted entries without
+ * duplicates first. */
+static brg_status sparse_values(brg_tensor **values, brg_tensor *grad)
+{
+    brg_tensor *sum;
+    *values = NULL;
+    if (!grad->sparse->is_coalesced) {
+        BRG_TRY(brg__sparse_coalesce(&sum, grad));
+        brg__sparse_swap(grad, sum);
+        brg_release(sum);
+    }
+    if (grad->sparse->values->numel > 0)
+        *values = grad->sparse->values;
+    return BRG_OK;
+}
 
 /* The gradient as one dense run of memory; a strided one is replaced by a
  * dense copy. NULL on failure, when there is none, or nothing in it. */
@@ -24,11 +41,13 @@ static brg_status dense_grad(brg_tensor **grad, const brg_param *param)
         *grad = NULL;
         return BRG_OK;
     }
-    if ((*grad)->device.type != BRG_DEVICE_CPU || !(*grad)->storage)
+    if ((*grad)->device.type != BRG_DEVICE_CPU || brg__tensor_is_meta(*grad))
         return BRG_FAIL(BRG_ERR_DEVICE,
                         "clipping: the gradient of '%s' is not in the CPU's "
                         "memory",
                         param->name);
+    if ((*grad)->sparse)
+        return sparse_values(grad, *grad);
     if ((*grad)->is_contiguous)
         return BRG_OK;
     brg_scope *scope = brg_scope_begin();

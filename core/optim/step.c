@@ -7,6 +7,7 @@
 
 #include "core/base/error.h"
 #include "core/ops/op.h"
+#include "core/ops/sparse.h"
 #include "core/optim/optim.h"
 #include "core/optim/wide.h"
 #include "core/tensor/shape.h"
@@ -37,7 +38,7 @@ static brg_status check_slot(const brg__slot *slot, const brg_tensor *grad)
                         "%s",
                         slot->name, brg__tensor_text(grad, a),
                         brg__shape_text(slot->ndim, slot->shape, b));
-    if (grad->device.type != BRG_DEVICE_CPU || !grad->storage)
+    if (grad->device.type != BRG_DEVICE_CPU || brg__tensor_is_meta(grad))
         return BRG_FAIL(BRG_ERR_DEVICE,
                         "brg_optim_step: the gradient of '%s' is not in the "
                         "CPU's memory",
@@ -58,18 +59,26 @@ static brg_status check_slots(const brg_optim *optim)
 
 /* ---- Updates ----------------------------------------------------------------------- */
 
+/* Elements of a slot that one run of the rule updates. */
+typedef struct range {
+    const void *grad;
+    size_t first;
+    size_t n;
+    bool follows; /* the master copy follows the parameter first */
+} range;
+
 static void update_real(const brg_optim *optim, const brg__slot *slot,
-                        const brg_tensor *grad,
-                        const brg__step_scalars *scalars)
+                        const range *r, const brg__step_scalars *scalars)
 {
     const brg__optim_kernels *kernels = brg__optim_kernels_get();
     bool is_f64 = slot->dtype == BRG_DTYPE_F64;
-    brg__run run = {.param = brg__tensor_ptr(slot->param),
-                    .grad = brg__tensor_ptr(grad),
-                    .n = (size_t)slot->param->numel};
+    size_t at = r->first * (is_f64 ? sizeof(double) : sizeof(float));
+    brg__run run = {.param = (char *)brg__tensor_ptr(slot->param) + at,
+                    .grad = r->grad,
+                    .n = r->n};
     for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
         if (slot->state[k])
-            run.state[k] = brg__tensor_ptr(slot->state[k]);
+            run.state[k] = (char *)brg__tensor_ptr(slot->state[k]) + at;
     optim->rule->update(is_f64 ? &kernels->f64 : &kernels->f32, &run, scalars);
 }
 
@@ -88,24 +97,22 @@ static void follow_param(float *master, const uint16_t *param, size_t n,
 }
 
 static void update_16(const brg_optim *optim, const brg__slot *slot,
-                      const brg_tensor *grad, const brg__step_scalars *scalars)
+                      const range *r, const brg__step_scalars *scalars)
 {
     const brg__optim_kernels *kernels = brg__optim_kernels_get();
     brg__wide wide = brg__wide_of(kernels, slot->dtype);
-    bool is_foreign = brg_tensor_version(slot->param) != slot->version;
-    uint16_t *param = brg__tensor_ptr(slot->param);
-    const uint16_t *narrow = brg__tensor_ptr(grad);
-    float *master = brg__tensor_ptr(slot->master);
+    uint16_t *param = (uint16_t *)brg__tensor_ptr(slot->param) + r->first;
+    const uint16_t *narrow = r->grad;
+    float *master = (float *)brg__tensor_ptr(slot->master) + r->first;
     float *state[BRG__OPTIM_MAX_STATE] = {NULL};
     for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
         if (slot->state[k])
-            state[k] = brg__tensor_ptr(slot->state[k]);
-    size_t numel = (size_t)slot->param->numel;
-    for (size_t i = 0; i < numel; i += BRG__WIDE_BLOCK) {
-        size_t n = numel - i < BRG__WIDE_BLOCK ? numel - i : BRG__WIDE_BLOCK;
+            state[k] = (float *)brg__tensor_ptr(slot->state[k]) + r->first;
+    for (size_t i = 0; i < r->n; i += BRG__WIDE_BLOCK) {
+        size_t n = r->n - i < BRG__WIDE_BLOCK ? r->n - i : BRG__WIDE_BLOCK;
         float block[BRG__WIDE_BLOCK];
         wide.load(block, narrow + i, n);
-        if (is_foreign)
+        if (r->follows)
             follow_param(master + i, param + i, n, &wide);
         brg__run run = {.param = master + i, .grad = block, .n = n};
         for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
@@ -115,27 +122,83 @@ static void update_16(const brg_optim *optim, const brg__slot *slot,
     }
 }
 
+static void update(const brg_optim *optim, const brg__slot *slot,
+                   const range *r, const brg__step_scalars *scalars)
+{
+    (slot->master ? update_16 : update_real)(optim, slot, r, scalars);
+}
+
+static void follow_all(const brg__slot *slot)
+{
+    brg__wide wide = brg__wide_of(brg__optim_kernels_get(), slot->dtype);
+    const uint16_t *param = brg__tensor_ptr(slot->param);
+    float *master = brg__tensor_ptr(slot->master);
+    size_t numel = (size_t)slot->param->numel;
+    for (size_t i = 0; i < numel; i += BRG__WIDE_BLOCK)
+        follow_param(master + i, param + i,
+                     numel - i < BRG__WIDE_BLOCK ? numel - i : BRG__WIDE_BLOCK,
+                     &wide);
+}
+
+/* Only at the places that the gradient has. */
+static void update_places(const brg_optim *optim, const brg__slot *slot,
+                          const brg_tensor *grad, bool is_foreign,
+                          const brg__step_scalars *scalars)
+{
+    const brg_tensor *values = grad->sparse->values;
+    size_t n = (size_t)values->stride[0];
+    if (is_foreign && slot->master)
+        follow_all(slot);
+    if (values->numel == 0)
+        return;
+    const char *from = brg__tensor_ptr(values);
+    for (int64_t k = 0; k < brg__sparse_nnz(grad); k++) {
+        range r = {.grad = from + (size_t)k * n * brg__tensor_item_size(values),
+                   .first = (size_t)brg__sparse_place(grad, k) * n,
+                   .n = n};
+        update(optim, slot, &r, scalars);
+    }
+}
+
+/* The gradient in the form that the loops take, retained: row-major, or
+ * sorted without duplicates. */
+static brg_status prepare_grad(brg_tensor **out, brg_tensor *grad)
+{
+    if (grad->sparse)
+        return brg__sparse_coalesce(out, grad);
+    *out = brg_retain(grad);
+    if (grad->is_contiguous)
+        return BRG_OK;
+    brg_release(grad);
+    brg_scope *scope = brg_scope_begin();
+    *out = scope ? brg_retain(brg__contiguous_now(grad)) : NULL;
+    brg_scope_end(scope);
+    return *out ? BRG_OK : brg_error_code();
+}
+
 static brg_status update_slot(brg_optim *optim, size_t i)
 {
     brg__slot *slot = &optim->slots[i];
     brg_tensor *grad = brg_tensor_grad(slot->param);
     if (!grad || grad->numel == 0)
         return BRG_OK;
-    brg_scope *scope = NULL;
-    if (!grad->is_contiguous) {
-        scope = brg_scope_begin();
-        grad = scope ? brg__contiguous_now(grad) : NULL;
+    BRG_TRY(prepare_grad(&grad, grad));
+    int64_t *steps = brg__tensor_ptr(optim->steps);
+    bool is_foreign = brg_tensor_version(slot->param) != slot->version;
+    brg__step_scalars scalars;
+    optim->rule->prepare(optim, slot, ++steps[i], &scalars);
+    if (grad->sparse) {
+        update_places(optim, slot, grad, is_foreign, &scalars);
+    } else {
+        range all = {.grad = brg__tensor_ptr(grad),
+                     .n = (size_t)slot->param->numel,
+                     .follows = is_foreign};
+        update(optim, slot, &all, &scalars);
     }
-    if (grad) {
-        int64_t *steps = brg__tensor_ptr(optim->steps);
-        brg__step_scalars scalars;
-        optim->rule->prepare(optim, slot, ++steps[i], &scalars);
-        (slot->master ? update_16 : update_real)(optim, slot, grad, &scalars);
-        brg_tensor_touch(slot->param);
-        slot->version = brg_tensor_version(slot->param);
-    }
-    brg_scope_end(scope);
-    return grad ? BRG_OK : brg_error_code();
+    brg_release(grad);
+    brg_tensor_touch(slot->param);
+    slot->version = brg_tensor_version(slot->param);
+    return BRG_OK;
 }
 
 brg_status brg_optim_step(brg_optim *optim)

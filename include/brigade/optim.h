@@ -11,7 +11,11 @@ BRG_BEGIN_DECLS
  * One object over the trained tensors of a model, which it retains. State is
  * made at once, so a step allocates nothing. Parameters are row-major on the
  * CPU; those of f16 and bf16 get f32 master weights in the state. One thread
- * at a time. */
+ * at a time.
+ *
+ * Of a sparse gradient (sparse.h), duplicates are added up, then the formulas
+ * below hold for the elements of its places alone; all others keep value and
+ * state, without decay. t counts the steps of the whole parameter. */
 typedef struct brg_optim brg_optim;
 
 /* Stochastic gradient descent. With g the gradient, p the parameter:
@@ -102,11 +106,11 @@ BRG_API const brg_named_tensor *brg_optim_state_at(const brg_optim *optim,
 /* ---- Gradients ----------------------------------------------------------------- */
 
 /* Scales all gradients by min(1, max_norm / (norm + 1e-6)), where norm is the
- * Euclidean norm of all gradients together, accumulated in f64 in a fixed
- * order; fills it into *total_norm (may be NULL). A norm that is not finite
- * leaves the gradients as they are, and fails with BRG_ERR_NAN, naming the
- * first parameter to blame, if error_if_nonfinite. max_norm may be INFINITY:
- * only measure. */
+ * Euclidean norm of all gradients together (of sparse ones with duplicates
+ * added up), accumulated in f64 in a fixed order; fills it into *total_norm
+ * (may be NULL). A norm that is not finite leaves the gradients as they are,
+ * and fails with BRG_ERR_NAN, naming the first parameter to blame, if
+ * error_if_nonfinite. max_norm may be INFINITY: only measure. */
 BRG_API BRG_NODISCARD brg_status brg_clip_grad_norm(double *total_norm,
                                                     const brg_params *params,
                                                     double max_norm,
