@@ -341,13 +341,13 @@ static brg_status try_others(const suite *s)
     uint64_t salt = 2000;
     for (int dtype = 0; dtype < BRG_N_DTYPES; dtype++)
         for (size_t i = 0; i < N_SIZES; i++)
-            for (int k = 0; k < 4; k++)
+            for (int k = 0; k < 4; k++, salt++)
                 BRG_TRY(try_one(s, &(trial){.coll = colls[k / 2],
                                             .count = sizes[i],
                                             .dtype = (brg_dtype)dtype,
                                             .op = (brg_reduce_op)(salt % 5),
                                             .in_place = k % 2,
-                                            .salt = salt++}));
+                                            .salt = salt}));
     for (int root = 0; root < s->n; root++)
         for (size_t i = 0; i < N_SIZES; i++)
             BRG_TRY(try_one(s, &(trial){.coll = BRG_COLL_BROADCAST,
