@@ -69,6 +69,11 @@ uint64_t brg_function_id(const brg_function *function)
     return function->id;
 }
 
+size_t brg_function_n_outputs(const brg_function *function)
+{
+    return function->def.n_outputs;
+}
+
 /* ---- Backward -------------------------------------------------------------------- */
 
 static brg_status materialize(const brg_node *node, brg_tensor *const *grad_out,

@@ -7,6 +7,7 @@
 #include <brigade/autograd.h>
 #include <brigade/comm.h>
 #include <brigade/compile.h>
+#include <brigade/composite.h>
 #include <brigade/debug.h>
 #include <brigade/export.h>
 #include <brigade/function.h>

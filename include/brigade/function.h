@@ -138,6 +138,7 @@ brg_function_create(brg_function **out, const brg_function_def *def);
 BRG_API void brg_function_release(brg_function *function);
 /* Unique among all functions ever created in this process. */
 BRG_API uint64_t brg_function_id(const brg_function *function);
+BRG_API size_t brg_function_n_outputs(const brg_function *function);
 
 /* Calls it; recorded if a tensor argument requires gradients. Tensors in
  * outputs[0..n_outputs) are borrowed from the scope. A NULL tensor argument is
