@@ -335,12 +335,12 @@ static brg_status record(brg_context *ctx, const brg_value *args,
                                t, &results[j]);
     }
     if (node && status == BRG_OK) {
-        ctx->node = node;
+        ctx->node = node; /* our reference, until the call is over */
         node->payload = ctx;
     } else if (node) {
         node->cls = &brg__empty_class; /* it never got its context */
+        brg_node_release(node);
     }
-    brg_node_release(node);
     return status;
 }
 
@@ -415,7 +415,10 @@ brg_status brg_function_apply(const brg_function *function,
     ctx->tensors = arguments_that(args, n_args, false);
     ctx->needs = arguments_that(args, n_args, true);
     brg_status status = call(ctx, args, outputs);
-    if (!ctx->node)
+    brg_node *node = ctx->node; /* owns ctx if there is one */
+    if (node)
+        brg_node_release(node);
+    else
         brg__context_free(ctx);
     if (status != BRG_OK)
         return brg__error_prefix("%s: ", function->name);
