@@ -243,7 +243,7 @@ static brg_status symbols_of_saved(capture *c, const brg_node *node,
                                    brg_tensor **in, brg_tensor **out)
 {
     const int *inputs = c->c->saved_input.at + c->c->first_saved.at[c->visit];
-    uint32_t mask = node->op->saves;
+    uint32_t mask = node->saves;
     for (uint16_t k = 0; k < node->n_saved; k++, mask &= mask - 1) {
         unsigned bit = (unsigned)__builtin_ctz(mask);
         brg_tensor **to = bit & 8u ? &out[bit & 7u] : &in[bit & 7u];

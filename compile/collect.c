@@ -149,6 +149,7 @@ static void put_class(brg__bytes *key, const brg_node *node)
 {
     PUT(key, node->cls);
     PUT(key, node->op);
+    PUT(key, node->saves);
     if (node->op && !(node->op->flags & BRG_OP_IMPURE))
         put(key, &node->attrs, sizeof node->attrs);
     if (brg__node_is_function(node)) {
