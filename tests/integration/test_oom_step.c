@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Out of memory at every allocation of a training step: model, ddp, optimizer,
+ * forward, backward, update. Each failure is a clean error and loses nothing;
+ * the step can be taken again, with the result that it would have had. */
+#include "tests/support/brg_test.h"
+#include "tests/support/fail_alloc.h"
+#include "tests/support/ranks.h"
+#include "tests/support/small_models.h"
+
+#include <brigade/random.h>
+
+#define SWEEP_MAX 10000
+
+/* ---- From nothing to the end of the second step ----------------------------- */
+
+static brg_status train_rank(brg_pg *pg, void *user)
+{
+    const int *kind = user;
+    small_model m;
+    brg_status status = small_model_init(&m, (small_kind)*kind, pg);
+    for (int step = 0; status == BRG_OK && step < 2; step++)
+        status = small_model_step(&m, step, false);
+    small_model_deinit(&m);
+    return status;
+}
+
+static brg_status train_alone(void *user)
+{
+    brg_pg *pg;
+    BRG_TRY(brg_pg_create_self(&pg));
+    brg_status status = train_rank(pg, user);
+    brg_pg_destroy(pg);
+    return status;
+}
+
+static void test_oom_step__whole_life(void **state)
+{
+    (void)state;
+    for (int kind = 0; kind < N_SMALL_KINDS; kind++)
+        assert_true(assert_oom_clean(train_alone, &kind) > 40);
+}
+
+static brg_status train_sim(void *user)
+{
+    return brg_sim_run(2, NULL, train_rank, user);
+}
+
+/* Whichever rank is refused, the run ends with its error. */
+static void test_oom_step__two_ranks(void **state)
+{
+    (void)state;
+    for (int kind = 0; kind < N_SMALL_KINDS; kind++)
+        assert_true(assert_oom_clean(train_sim, &kind) > 40);
+}
+
+/* ---- One step of a model that lives on ---------------------------------------- */
+
+static void assert_same_params(const small_model *a, const small_model *b,
+                               int64_t n)
+{
+    for (size_t i = 0; i < brg_params_count(a->params); i++) {
+        const brg_param *p = brg_params_at(a->params, i);
+        const brg_param *q = brg_params_at(b->params, i);
+        if (p->kind == BRG_PARAM_TRAINED &&
+            memcmp(brg_tensor_data(p->tensor), brg_tensor_data(q->tensor),
+                   brg_tensor_nbytes(p->tensor)) != 0)
+            fail_msg("%s: %s differs after a step that failed at allocation "
+                     "%d was taken again",
+                     small_model_name(a->kind), p->name, (int)n);
+    }
+}
+
+/* A bucket that could not be started leaves its rank out of step; that is
+ * said, and for good. */
+static bool is_out_of_step(small_model *m, brg_status status)
+{
+    static const char *const text = "rank 0 is out of step";
+    if (status == BRG_OK || !strstr(brg_error_message(), text))
+        return false;
+    assert_brg_fails_with(small_model_step(m, 0, false), BRG_ERR_NOMEM, text);
+    return true;
+}
+
+typedef enum outcome { WAS_ENOUGH, REPEATED, OUT_OF_STEP } outcome;
+
+/* One step of m with n allocations allowed. If they do not suffice, nothing
+ * has changed, and the step is taken again. */
+static outcome step_until_done(small_model *m, int64_t n)
+{
+    brg_random_state random;
+    brg_random_get_state(&random);
+    brg_error_clear();
+    brg_memory_trim();
+    fail_alloc_arm(n);
+    brg_status status = small_model_step(m, 0, false);
+    int64_t refused = fail_alloc_disarm();
+    if (status == BRG_OK) {
+        assert_int_equal(refused, 0);
+        return WAS_ENOUGH;
+    }
+    assert_int_equal(status, BRG_ERR_NOMEM);
+    assert_int_equal(brg_error_code(), BRG_ERR_NOMEM);
+    assert_true(brg_error_message()[0] != '\0');
+    assert_brg_ok(brg_optim_zero_grad(m->optim, false));
+    brg_random_set_state(&random);
+    status = small_model_step(m, 0, false);
+    if (is_out_of_step(m, status))
+        return OUT_OF_STEP;
+    assert_brg_ok(status);
+    return REPEATED;
+}
+
+/* A new model takes one step undisturbed, and one with n allocations allowed;
+ * its twin takes two. */
+static outcome train_twice(small_kind kind, brg_pg *pg, int64_t n)
+{
+    small_model m, undisturbed;
+    brg_random_state random;
+    assert_brg_ok(small_model_init(&undisturbed, kind, pg));
+    assert_brg_ok(small_model_init(&m, kind, pg));
+    brg_random_get_state(&random);
+    assert_brg_ok(small_model_step(&m, 0, false));
+    outcome end = step_until_done(&m, n);
+    brg_random_set_state(&random);
+    for (int i = 0; i < 2; i++)
+        assert_brg_ok(small_model_step(&undisturbed, 0, false));
+    if (end != OUT_OF_STEP)
+        assert_same_params(&m, &undisturbed, n);
+    small_model_deinit(&m);
+    small_model_deinit(&undisturbed);
+    return end;
+}
+
+static void test_oom_step__a_failed_step_can_be_repeated(void **state)
+{
+    (void)state;
+    for (int kind = 0; kind < N_SMALL_KINDS; kind++) {
+        int n_outcomes[3] = {0};
+        while (n_outcomes[WAS_ENOUGH] == 0) {
+            int n = n_outcomes[REPEATED] + n_outcomes[OUT_OF_STEP];
+            assert_true(n < SWEEP_MAX);
+            brg_pg *pg;
+            assert_brg_ok(brg_pg_create_self(&pg));
+            n_outcomes[train_twice((small_kind)kind, pg, n)]++;
+            brg_pg_destroy(pg);
+        }
+        assert_true(n_outcomes[REPEATED] > 4 * n_outcomes[OUT_OF_STEP]);
+    }
+}
+
+int main(void)
+{
+    fail_alloc_install();
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_oom_step__whole_life),
+        cmocka_unit_test(test_oom_step__two_ranks),
+        cmocka_unit_test(test_oom_step__a_failed_step_can_be_repeated),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
