@@ -134,6 +134,10 @@ static brg_status emit_captured(brg__emitter *self, brg_op_call *call)
     int in[BRG_MAX_OP_INPUTS];
     memset(call->info, 0, (size_t)call->n_out * sizeof *call->info);
     BRG_TRY(call->op->infer(call));
+    for (int j = 0; j < call->n_out; j++)
+        if (call->info[j].is_sparse)
+            return BRG_FAIL(BRG_ERR_UNSUPPORTED, "a gradient is sparse: %s",
+                            call->op->name);
     for (int i = 0; i < call->n_in; i++)
         BRG_TRY(operand(c, call->in[i], &in[i]));
     brg__ir_node node = {.kind = BRG__IR_OP,

@@ -111,9 +111,13 @@ static brg_status put_hooks(brg__collected *c, const brg_node *node)
         int n = lists[k] ? count_hooks(lists[k]) : 0;
         BRG_TRY(reserve(&c->key, sizeof n + (size_t)n * sizeof(uint32_t)));
         PUT(&c->key, n);
-        for (const brg_hook *h = n ? lists[k]->first : NULL; h; h = h->next)
-            if (!h->is_removed)
-                PUT(&c->key, h->slot);
+        for (const brg_hook *h = n ? lists[k]->first : NULL; h; h = h->next) {
+            if (h->is_removed)
+                continue;
+            PUT(&c->key, h->slot);
+            if (h->on_collect)
+                BRG_TRY(h->on_collect(h->user));
+        }
     }
     return BRG_OK;
 }

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "core/autograd/hooks.h"
 #include "core/base/alloc.h"
 #include "core/base/map.h"
 
@@ -128,12 +129,29 @@ static brg_status prepare(brg_ddp *ddp, brg_tensor *const *params,
 
 /* ---- Making: with the others --------------------------------------------------------- */
 
+/* A compiled backward found this parameter of an eager-mode ddp. */
+static brg_status refuse_compiled(void *user)
+{
+    const brg__ddp_param *p = user;
+    const char *name = brg_tensor_name(p->leaf);
+    return BRG_FAIL(BRG_ERR_STATE,
+                    "rank %d: Compiled autograd is not compatible with an "
+                    "eager DDP reducer: the brg_ddp of parameter %s (%zu of "
+                    "%zu) was created with mode BRG_DDP_EAGER; create it with "
+                    "BRG_DDP_AUTO or BRG_DDP_CAPTURED, or run this backward "
+                    "outside brg_compile_begin",
+                    brg_pg_rank(p->ddp->pg), name ? name : "without a name",
+                    p->index, p->ddp->n_params);
+}
+
 static brg_status add_hooks(brg_ddp *ddp)
 {
     for (size_t i = 0; i < ddp->n_params; i++) {
         brg__ddp_param *p = &ddp->params[i];
         BRG_TRY(brg_tensor_add_post_accumulate_hook(
             &p->hook, p->leaf, brg__ddp_on_gradient, p, NULL));
+        if (ddp->mode == BRG_DDP_EAGER)
+            p->hook->on_collect = refuse_compiled;
     }
     return BRG_OK;
 }
@@ -160,6 +178,10 @@ static brg_status complete_options(brg_ddp_options *filled,
                                                      : sizeof *filled;
     memcpy(filled, options, n);
     filled->struct_size = sizeof *filled;
+    BRG_CHECK_ARG((unsigned)filled->mode <= BRG_DDP_CAPTURED,
+                  "brg_ddp_create: mode %d is none of BRG_DDP_AUTO, "
+                  "BRG_DDP_EAGER and BRG_DDP_CAPTURED",
+                  (int)filled->mode);
     return BRG_OK;
 }
 
@@ -177,6 +199,7 @@ brg_status brg_ddp_create(brg_ddp **out, brg_pg *pg, brg_tensor *const *params,
         return BRG_ERR_NOMEM;
     ddp->pg = pg;
     ddp->is_sync = true;
+    ddp->mode = complete.mode;
     if (status == BRG_OK)
         status = prepare(ddp, params, n_params, buffers, n_buffers);
     if (status == BRG_OK)

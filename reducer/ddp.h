@@ -39,6 +39,7 @@ struct brg_ddp {
     size_t n_buffers;
     uint32_t *late; /* parameters of this step whose .grad is no view yet */
     size_t n_late;
+    brg_ddp_mode mode;
     bool is_sync;
     bool has_joined; /* a backward is under way */
 };

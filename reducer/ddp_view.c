@@ -105,7 +105,7 @@ brg_status brg__ddp_copy(brg_tensor *dst, brg_tensor *src)
 {
     if (dst->numel == 0)
         return BRG_OK;
-    if (is_laid_out_alike(dst, src)) {
+    if (src->storage && is_laid_out_alike(dst, src)) {
         memcpy(brg__tensor_ptr(dst), brg__tensor_ptr(src),
                brg_tensor_nbytes(dst));
         brg_tensor_touch(dst);

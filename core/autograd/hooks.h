@@ -28,6 +28,9 @@ struct brg_hook {
     void *user;
     void (*destroy)(void *user);
     uint32_t slot; /* of a node: the output it watches */
+    /* (optional) Asked by a compiled backward before it runs anything, with
+     * `user`: a failure is the backward's. */
+    brg_status (*on_collect)(void *user);
     bool is_removed;
 };
 

@@ -127,6 +127,14 @@ BRG_API size_t brg_reducer_describe(const brg_reducer *reducer, char *filled,
 
 /* ---- Parameters of this library ------------------------------------------------ */
 
+/* Which backward fills the buckets. */
+typedef enum brg_ddp_mode {
+    BRG_DDP_AUTO,    /* whichever there is */
+    BRG_DDP_EAGER,   /* an eager one; a compiled one is an error (compile.h),
+                        raised before anything runs, is freed or is sent */
+    BRG_DDP_CAPTURED /* a compiled one; an eager one is served all the same */
+} brg_ddp_mode;
+
 typedef struct brg_ddp_options {
     size_t struct_size;
     size_t first_bucket_bytes; /* as for the reducer */
@@ -134,6 +142,7 @@ typedef struct brg_ddp_options {
     bool sum;
     bool allow_unused;
     bool keep_order;
+    brg_ddp_mode mode;
 } brg_ddp_options;
 
 #define BRG_DDP_OPTIONS_INIT                                                   \

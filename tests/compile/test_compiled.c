@@ -4,6 +4,7 @@
 #include <brigade/compile.h>
 #include <brigade/function.h>
 #include <brigade/random.h>
+#include <brigade/sparse.h>
 
 #include "tests/autograd/graph.h"
 
@@ -407,6 +408,22 @@ static void test_compiled__what_cannot_be_compiled_runs_eagerly(void **state)
     assert_brg_ok(brg_compile_end(scope));
 }
 
+static void test_compiled__a_sparse_gradient_runs_eagerly(void **state)
+{
+    (void)state;
+    brg_tensor *table = leaf_from(0, BRG_SHAPE(5, 2));
+    brg_tensor *ids =
+        brg_from_data(BRG_DTYPE_I64, BRG_SHAPE(3), (int64_t[]){1, 4, 1});
+    brg_embedding_options options = BRG_EMBEDDING_OPTIONS_INIT;
+    options.sparse_grad = true;
+    backward_compiled(brg_sum_all(brg_embedding_with(table, ids, &options)));
+    assert_int_equal(stats().fallbacks, 1);
+    assert_true(brg_tensor_is_sparse(brg_tensor_grad(table)));
+    brg_tensor *dense = brg_to_dense(brg_tensor_grad(table));
+    assert_float_equal(element(dense, 2), 2, 0);
+    assert_float_equal(element(dense, 8), 1, 0);
+}
+
 /* ---- The plan ------------------------------------------------------------------------------------ */
 
 static void test_compiled__plan_has_a_stable_text(void **state)
@@ -467,6 +484,7 @@ int main(void)
         compile_test(test_compiled__scopes_nest_and_close_in_order),
         compile_test(test_compiled__backward_inside_a_plan_is_eager),
         compile_test(test_compiled__what_cannot_be_compiled_runs_eagerly),
+        compile_test(test_compiled__a_sparse_gradient_runs_eagerly),
         compile_test(test_compiled__plan_has_a_stable_text),
         compile_test(test_compiled__steady_run_does_not_allocate),
     };
