@@ -29,7 +29,8 @@ typedef struct bench_model {
 /* Weights depend on the model only, the data on `seed` too. Everything is
  * made in the innermost scope. */
 void bench_model_init(bench_model *m, const char *name, uint64_t seed);
-/* From now on gradients are averaged over the ranks of pg. */
+/* From now on gradients are averaged over the ranks of pg; BENCH_BUCKET_KB in
+ * the environment sets the size of buckets. */
 void bench_model_distribute(bench_model *m, brg_pg *pg);
 void bench_model_deinit(bench_model *m);
 
