@@ -367,7 +367,9 @@ static brg_status trace_apply(capture *c, brg_node *node, const int *grads,
 static brg_status trace_post_hooks(capture *c, const brg_node *node,
                                    const int *grads, int *grad_in)
 {
-    if (!node->hooks || !node->hooks->post.first)
+    /* An accumulate step runs its own: with the reference that they count. */
+    if (!node->hooks || !node->hooks->post.first ||
+        brg__node_is_accumulate(node))
         return BRG_OK;
     int in[BRG__IR_MAX_IN];
     if (node->n_edges + node->n_slots > BRG__IR_MAX_IN)

@@ -4,13 +4,35 @@
 #define BRG_TESTS_AUTOGRAD_GRAPH_H
 
 #include <brigade/autograd.h>
+#include <brigade/compile.h>
 #include <brigade/ops.h>
 
 #include "tests/support/brg_test.h"
 
-/* Each test runs inside a scope of its own. */
+/* Each test runs inside a scope of its own; with BRG_TEST_COMPILED=1 in the
+ * environment also inside a compile scope: the eager suite must hold for
+ * compiled backwards too, but for what DIVERGES_WHEN_COMPILED says. */
+static inline bool is_compiled_run(void)
+{
+    const char *text = getenv("BRG_TEST_COMPILED");
+    return text && strcmp(text, "1") == 0;
+}
+
+/* Ends a test of what a compiled backward does differently, and why. */
+#define DIVERGES_WHEN_COMPILED(why)                                            \
+    do {                                                                       \
+        if (is_compiled_run()) {                                               \
+            print_message("diverges when compiled: %s\n", (why));              \
+            skip();                                                            \
+        }                                                                      \
+    } while (0)
+
 static inline int scope_setup(void **state)
 {
+    int scope;
+    if (brg_compile_reset() != BRG_OK ||
+        (is_compiled_run() && brg_compile_begin(&scope, NULL) != BRG_OK))
+        return -1;
     *state = brg_scope_begin();
     return *state ? 0 : -1;
 }
@@ -18,7 +40,7 @@ static inline int scope_setup(void **state)
 static inline int scope_teardown(void **state)
 {
     brg_scope_end(*state);
-    return 0;
+    return brg_compile_reset() == BRG_OK ? 0 : -1;
 }
 
 #define scoped_test(fn)                                                        \

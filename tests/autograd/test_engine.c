@@ -135,6 +135,7 @@ static void
 test_engine__saved_values_are_freed_as_their_node_is_done(void **state)
 {
     (void)state;
+    DIVERGES_WHEN_COMPILED("a plan keeps its arena for the next run");
     brg_tensor *x = leaf_from(1, BRG_SHAPE(1000));
     brg_scope *scope = brg_scope_begin();
     brg_tensor *y = brg_sum_all(brg_mul(brg_exp(x), brg_exp(x)));
