@@ -238,15 +238,19 @@ static int output_index(const brg_value *outputs, size_t n, const brg_tensor *t)
     return -1;
 }
 
-static bool is_argument(const brg_value *args, size_t n, const brg_tensor *t)
+/* -1: none. */
+static int argument_index(const brg_value *args, size_t n, const brg_tensor *t)
 {
     for (size_t i = 0; i < n; i++)
         if (args[i].kind == BRG_VALUE_TENSOR && args[i].as.tensor == t)
-            return true;
-    return false;
+            return (int)i;
+    return -1;
 }
 
-static brg_status check_dirty(const brg_context *ctx, const brg_value *outputs)
+/* What was changed in place must be returned; of recorded tensors it must be
+ * no leaf (nor a part of one), and a part only by a function of one output. */
+static brg_status check_dirty(const brg_context *ctx, const brg_value *outputs,
+                              bool is_recorded)
 {
     char text[BRG_TENSOR_TEXT_MAX];
     for (size_t i = 0; i < ctx->dirty.n; i++) {
@@ -256,11 +260,21 @@ static brg_status check_dirty(const brg_context *ctx, const brg_value *outputs)
                             "%s: Some elements marked as dirty during the "
                             "forward method were not returned as output",
                             ctx->function->name);
-        if (t && brg_requires_grad(t) && brg_is_leaf(t))
+        brg_tensor_touch(t);
+        if (!is_recorded)
+            continue;
+        const brg_tensor *root = t->base ? t->base : t;
+        if (brg_requires_grad(root) && brg_is_leaf(root))
             return BRG_FAIL(BRG_ERR_STATE,
                             "%s: a leaf Variable that requires grad has been "
                             "used in an in-place operation: %s",
-                            ctx->function->name, brg__tensor_text(t, text));
+                            ctx->function->name, brg__tensor_text(root, text));
+        if (t->base && ctx->function->def.n_outputs > 1)
+            return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                            "%s: a view was changed in place by a function of "
+                            "%zu outputs; only one of one output may: %s",
+                            ctx->function->name, ctx->function->def.n_outputs,
+                            brg__tensor_text(t, text));
     }
     return BRG_OK;
 }
@@ -268,13 +282,12 @@ static brg_status check_dirty(const brg_context *ctx, const brg_value *outputs)
 /* One output: takes its place in the node (if there is one). The tensor that
  * the caller gets is retained in *out. */
 static brg_status finish_output(brg_context *ctx, brg_node *node, size_t j,
-                                bool is_input, brg_tensor *t, brg_tensor **out)
+                                int argument, brg_tensor *t, brg_tensor **out)
 {
+    bool is_input = argument >= 0;
     bool is_dirty = brg__tensor_list_has(&ctx->dirty, t);
     bool is_differentiable = node && brg__tensor_is_float(t) &&
                              !brg__tensor_list_has(&ctx->non_differentiable, t);
-    if (is_dirty)
-        brg_tensor_touch(t);
     *out = brg_retain(t);
     bool needs_alias = is_input && !is_dirty && node;
     if (needs_alias ||
@@ -285,6 +298,8 @@ static brg_status finish_output(brg_context *ctx, brg_node *node, size_t j,
     if (!is_differentiable)
         return BRG_OK;
     brg__slot_set(&node->slots[j], *out);
+    if (is_dirty && is_input && t->base)
+        return brg__inplace_rebase(t, node, argument);
     return brg__tensor_set_history(*out, node, (int)j);
 }
 
@@ -319,20 +334,22 @@ static brg_status record(brg_context *ctx, const brg_value *args,
                          const brg_value *outputs, bool is_recorded,
                          brg_tensor **results)
 {
-    BRG_TRY(check_dirty(ctx, outputs));
+    BRG_TRY(check_dirty(ctx, outputs, is_recorded));
     brg_node *node = NULL;
     brg_status status = BRG_OK;
     if (is_recorded) {
         status = make_node(ctx, args, &node);
         if (status == BRG_OK)
             status = save(ctx, node, outputs);
+        if (node)
+            brg__node_stamp(node);
     }
     for (size_t j = 0; j < ctx->function->def.n_outputs; j++) {
         brg_tensor *t = outputs[j].as.tensor;
         if (status != BRG_OK || outputs[j].kind != BRG_VALUE_TENSOR || !t)
             continue;
-        status = finish_output(ctx, node, j, is_argument(args, ctx->n_args, t),
-                               t, &results[j]);
+        status = finish_output(
+            ctx, node, j, argument_index(args, ctx->n_args, t), t, &results[j]);
     }
     if (node && status == BRG_OK) {
         ctx->node = node; /* our reference, until the call is over */

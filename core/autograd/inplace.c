@@ -8,9 +8,9 @@
  *
  *     base' --copy_slices--> base          with, inside,  part' --change--> part
  *
- * Views of the base do not hear of it. Each remembers the storage version up
- * to which its history is right, and makes a new one from the base's when it
- * is asked later (brg__view_refresh). */
+ * Views of the base do not hear of it. Each remembers which of the base's
+ * histories its own leads to, and makes a new one when it is asked after the
+ * base got another (brg__view_refresh). */
 #include <string.h>
 
 #include "core/autograd/node.h"
@@ -27,6 +27,7 @@ typedef struct part_payload {
     brg__layout base;
     brg__layout part;
     brg_node *change; /* retained; NULL in a view node */
+    int edge;         /* of the change: leads to the old part */
 } part_payload;
 
 /* ---- Parts of a fresh tensor laid out like the base --------------------------------- */
@@ -90,15 +91,28 @@ static brg_status new_part_node(brg_node **out, const brg__node_class *cls,
 
 /* ---- The history of a view, made again from its base ----------------------------------- */
 
+/* Sums the gradient over the dims that repeat elements, and makes these dims
+ * of the part be of size 1. */
+static brg_tensor *fold_repeats(brg__layout *part, brg_tensor *grad)
+{
+    for (int d = 0; d < part->ndim && grad; d++)
+        if (part->stride[d] == 0 && part->shape[d] > 1) {
+            grad = brg_sum(grad, 1, &d, true);
+            part->shape[d] = 1;
+        }
+    return grad;
+}
+
 static brg_status view_apply(brg_node *node, brg_tensor *const *grad_out,
                              brg_tensor **grad_in)
 {
-    const part_payload *p = node->payload;
-    brg_tensor *whole = new_base(p, NULL);
-    brg_tensor *part = whole ? cut(p, whole) : NULL;
+    part_payload p = *(const part_payload *)node->payload;
+    brg_tensor *grad = fold_repeats(&p.part, grad_out[0]);
+    brg_tensor *whole = grad ? new_base(&p, NULL) : NULL;
+    brg_tensor *part = whole ? cut(&p, whole) : NULL;
     if (!part)
         return brg_error_code();
-    BRG_TRY(brg_copy_(part, grad_out[0]));
+    BRG_TRY(brg_copy_(part, grad));
     grad_in[0] = whole;
     return BRG_OK;
 }
@@ -113,7 +127,7 @@ brg_status brg__view_refresh(brg_tensor *t)
         return BRG_OK;
     brg__autograd *a;
     BRG_TRY(brg__autograd_get(t, &a));
-    if (a->requires_grad && a->view_version == brg_tensor_version(t))
+    if (a->requires_grad && a->base_histories == brg__base_histories(t))
         return BRG_OK;
     brg_node *node;
     BRG_TRY(new_part_node(&node, &view_class, 1, base, t));
@@ -138,41 +152,48 @@ static brg_status slices_apply(brg_node *node, brg_tensor *const *grad_out,
     if (!grad)
         return brg_error_code();
     BRG_TRY(change->cls->apply(change, &grad, grad_in));
-    /* grad_in[0] is the gradient of the old part, if it has one. */
-    BRG_TRY(grad_in[0] ? brg_copy_(part, grad_in[0]) : brg_zero_(part));
-    grad_in[0] = whole;
+    /* The gradient of the old part, if it has one, takes its place. */
+    brg_tensor **old = &grad_in[p->edge];
+    BRG_TRY(*old ? brg_copy_(part, *old) : brg_zero_(part));
+    *old = whole;
     return BRG_OK;
 }
 
-static const brg__node_class slices_class = {
-    .name = "copy_slices", .apply = slices_apply, .destroy = part_destroy};
+static void slices_free_saved(brg_node *node)
+{
+    brg__node_free_saved(((part_payload *)node->payload)->change);
+}
 
-/* The base's new history. `change` has the view's slot and, beside its first
- * edge, the edges of the change; these are the node's too. */
-static brg_status record_slices(brg_tensor *view, brg_node *change)
+static const brg__node_class slices_class = {.name = "copy_slices",
+                                             .apply = slices_apply,
+                                             .free_saved = slices_free_saved,
+                                             .destroy = part_destroy};
+
+brg_status brg__inplace_rebase(brg_tensor *view, brg_node *change, int edge)
 {
     brg_tensor *base = view->base;
     brg_node *node;
     BRG_TRY(new_part_node(&node, &slices_class, change->n_edges, base, view));
     brg__slot_set(&node->slots[0], base);
-    brg_status status = brg__edge_of(base, &node->edges[0]);
-    for (uint16_t i = 1; i < change->n_edges; i++) {
+    brg_status status = brg__edge_of(base, &node->edges[edge]);
+    for (int i = 0; i < change->n_edges; i++) {
+        if (i == edge)
+            continue;
         node->edges[i] = change->edges[i];
         brg__node_retain(node->edges[i].node);
     }
     /* The old part has a gradient if the base has: same node, so that a
      * selective backward judges both alike. */
-    brg_node_release(change->edges[0].node);
-    change->edges[0] = node->edges[0];
-    brg__node_retain(change->edges[0].node);
+    brg_node_release(change->edges[edge].node);
+    change->edges[edge] = node->edges[edge];
+    brg__node_retain(change->edges[edge].node);
     brg__node_retain(change);
-    ((part_payload *)node->payload)->change = change;
+    part_payload *p = node->payload;
+    p->change = change;
+    p->edge = edge;
     if (status == BRG_OK)
         status = brg__tensor_set_history(base, node, 0);
     brg_node_release(node);
-    /* Any history it has is from before this change. */
-    if (status == BRG_OK && view->grad_info)
-        brg__autograd_of(view)->view_version--;
     return status == BRG_OK ? brg__view_refresh(view) : status;
 }
 
@@ -208,7 +229,7 @@ brg_status brg__inplace_record(const brg_op *op, int n_in,
     brg_node *node;
     BRG_TRY(brg__op_node_new(&node, &call));
     brg__slot_set(&node->slots[0], dst);
-    brg_status status = dst->base ? record_slices(dst, node)
+    brg_status status = dst->base ? brg__inplace_rebase(dst, node, 0)
                                   : brg__tensor_set_history(dst, node, 0);
     brg_node_release(node);
     return status;

@@ -102,6 +102,12 @@ brg_status brg_tensor_set_grad(brg_tensor *t, brg_tensor *grad)
     return BRG_OK;
 }
 
+uint32_t brg__base_histories(const brg_tensor *t)
+{
+    const brg_tensor *base = t->base;
+    return base && base->grad_info ? brg__autograd_of(base)->n_histories : 0;
+}
+
 brg_status brg__tensor_set_history(brg_tensor *t, brg_node *node, int slot)
 {
     brg__autograd *a;
@@ -111,7 +117,8 @@ brg_status brg__tensor_set_history(brg_tensor *t, brg_node *node, int slot)
     a->fn = node;
     a->slot = (uint16_t)slot;
     a->requires_grad = true;
-    a->view_version = brg_tensor_version(t);
+    a->n_histories++;
+    a->base_histories = brg__base_histories(t);
     return BRG_OK;
 }
 

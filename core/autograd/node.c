@@ -11,6 +11,12 @@
 
 static _Atomic uint64_t next_sequence;
 
+void brg__node_stamp(brg_node *node)
+{
+    node->sequence =
+        atomic_fetch_add_explicit(&next_sequence, 1, memory_order_relaxed);
+}
+
 brg_status brg__node_new(brg_node **out, const brg__node_class *cls,
                          int n_edges, int n_slots, int n_saved)
 {
@@ -25,8 +31,7 @@ brg_status brg__node_new(brg_node **out, const brg__node_class *cls,
     brg__ref_init(&node->refs);
     node->cls = cls;
     node->nbytes = nbytes;
-    node->sequence =
-        atomic_fetch_add_explicit(&next_sequence, 1, memory_order_relaxed);
+    brg__node_stamp(node);
     node->n_edges = (uint16_t)n_edges;
     node->n_slots = (uint16_t)n_slots;
     node->n_saved = (uint16_t)n_saved;
@@ -47,6 +52,8 @@ void brg__node_free_saved(brg_node *node)
 {
     for (uint16_t i = 0; i < node->n_saved; i++)
         brg__saved_deinit(&node->saved[i]);
+    if (node->cls->free_saved && !node->is_freed)
+        node->cls->free_saved(node);
     node->is_freed = true;
 }
 

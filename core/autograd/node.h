@@ -43,6 +43,8 @@ typedef struct brg__node_class {
      * borrowed from the scope. */
     brg_status (*apply)(brg_node *node, brg_tensor *const *grad_out,
                         brg_tensor **grad_in);
+    /* Beside its own saved tensors. May be NULL. */
+    void (*free_saved)(brg_node *node);
     /* The node goes. May be NULL. */
     void (*destroy)(brg_node *node);
     /* apply is called even if all of grad_out is undefined. */
@@ -81,6 +83,9 @@ struct brg_node {
 
 brg_status brg__node_new(brg_node **out, const brg__node_class *cls,
                          int n_edges, int n_slots, int n_saved);
+/* Makes it the latest: due once its edges are set, which may have made nodes
+ * (of views) that must count as earlier. */
+void brg__node_stamp(brg_node *node);
 void brg__node_retain(brg_node *node);
 void brg__node_free_saved(brg_node *node);
 /* Fails if the saved values are gone. */
@@ -95,9 +100,10 @@ void brg__slot_set(brg__slot *slot, const brg_tensor *t);
 typedef struct brg__autograd {
     brg__grad_info base;
     bool requires_grad;
-    uint16_t slot;         /* which output of fn */
-    uint32_t view_version; /* of a view: its fn knows changes up to here */
-    brg_node *fn;          /* retained; NULL: leaf */
+    uint16_t slot;           /* which output of fn */
+    uint32_t n_histories;    /* how often fn was set */
+    uint32_t base_histories; /* of a view: its fn leads to this of its base's */
+    brg_node *fn;            /* retained; NULL: leaf */
     brg_tensor *grad;
     brg_node *accumulate; /* weak; under the accumulate lock */
     brg__hook_list hooks; /* tensor hooks of a leaf */
@@ -121,8 +127,15 @@ static inline bool brg__requires_grad(const brg_tensor *t)
 /* Makes it if it is not there. */
 brg_status brg__autograd_get(brg_tensor *t, brg__autograd **out);
 
+/* How often the history of t's base was set; 0 for no view. */
+uint32_t brg__base_histories(const brg_tensor *t);
+
 /* Brings the history of a view up to date with its base (inplace.c). */
 brg_status brg__view_refresh(brg_tensor *t);
+
+/* `change` changed a part of view's base in place: the base's new history. It
+ * has the view's slot; its edge `edge` led to the old part. */
+brg_status brg__inplace_rebase(brg_tensor *view, brg_node *change, int edge);
 
 /* t was computed by `node`, as its output `slot`. Replaces any history. */
 brg_status brg__tensor_set_history(brg_tensor *t, brg_node *node, int slot);

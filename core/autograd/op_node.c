@@ -86,6 +86,7 @@ brg_status brg__op_node_new(brg_node **out, const brg_op_call *call)
     brg_status status = save_tensors(node, call);
     if (status == BRG_OK)
         status = connect_inputs(node, call);
+    brg__node_stamp(node);
     if (status != BRG_OK)
         brg_node_release(node);
     return status;
@@ -141,6 +142,8 @@ static brg_status op_apply(brg_node *node, brg_tensor *const *grad_out,
         if (node->edges[i].node && brg__task_runs(task, node->edges[i].node))
             v.needs |= 1u << i;
     BRG_TRY(unpack(node, saves_for(node->op, v.needs), in, out));
+    if (v.needs == 0)
+        return BRG_OK;
     BRG_TRY(node->op->vjp(&v));
     memcpy(grad_in, v.grad_in, node->n_edges * sizeof *grad_in);
     return BRG_OK;
