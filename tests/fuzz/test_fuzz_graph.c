@@ -1,0 +1,490 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Random graphs: pointwise ops, products, reductions, views, changes in place
+ * of tensors and views, hooks, custom functions, detached parts, shared
+ * sub-graphs; values and gradients against the machine's (machine.h).
+ *
+ * BRG_TEST_SEED repeats a program (the message says which); BRG_FUZZ_SECONDS
+ * is how long to go on, 4 by default. */
+#include <brigade/function.h>
+
+#include "core/base/clock.h"
+#include "tests/autograd/graph.h"
+#include "tests/fuzz/machine.h"
+
+/* ---- Functions ----------------------------------------------------------------- */
+
+static brg_status sin_forward(brg_context *ctx, const brg_value *args, size_t n,
+                              brg_value *out)
+{
+    (void)n;
+    out[0] = brg_value_tensor(brg_sin(args[0].as.tensor));
+    return brg_context_save(ctx, &args[0].as.tensor, 1);
+}
+
+static brg_status sin_backward(brg_context *ctx, brg_tensor *const *g,
+                               brg_tensor **gi, size_t *n)
+{
+    (void)n;
+    brg_tensor *x;
+    BRG_TRY(brg_context_saved(ctx, 0, &x));
+    gi[0] = brg_mul(g[0], brg_mul_scalar(brg_cos(x), 2));
+    return gi[0] ? BRG_OK : brg_error_code();
+}
+
+static brg_status pair_forward(brg_context *ctx, const brg_value *args,
+                               size_t n, brg_value *out)
+{
+    (void)n;
+    brg_tensor *x[] = {args[0].as.tensor, args[1].as.tensor};
+    out[0] = brg_value_tensor(brg_mul(x[0], x[1]));
+    out[1] = brg_value_tensor(brg_add(x[0], x[1]));
+    return brg_context_save(ctx, x, 2);
+}
+
+static brg_status pair_backward(brg_context *ctx, brg_tensor *const *g,
+                                brg_tensor **gi, size_t *n)
+{
+    (void)n;
+    brg_tensor *a, *b;
+    BRG_TRY(brg_context_saved(ctx, 0, &a));
+    BRG_TRY(brg_context_saved(ctx, 1, &b));
+    gi[0] = brg_add(brg_mul(g[0], b), g[1]);
+    gi[1] = brg_add(brg_mul(g[0], a), g[1]);
+    return gi[0] && gi[1] ? BRG_OK : brg_error_code();
+}
+
+static brg_status double_forward(brg_context *ctx, const brg_value *args,
+                                 size_t n, brg_value *out)
+{
+    (void)n;
+    out[0] = args[0];
+    BRG_TRY(brg_mul_scalar_(args[0].as.tensor, 2));
+    return brg_context_mark_dirty(ctx, &args[0].as.tensor, 1);
+}
+
+static brg_status double_backward(brg_context *ctx, brg_tensor *const *g,
+                                  brg_tensor **gi, size_t *n)
+{
+    (void)ctx;
+    (void)n;
+    gi[0] = brg_mul_scalar(g[0], 2);
+    return gi[0] ? BRG_OK : brg_error_code();
+}
+
+static brg_function *fn_sin, *fn_pair, *fn_double;
+
+static void make_functions(void)
+{
+    brg_function_def def = BRG_FUNCTION_DEF_INIT;
+    def.name = "sin";
+    def.n_outputs = 1;
+    def.forward = sin_forward;
+    def.backward = sin_backward;
+    assert_brg_ok(brg_function_create(&fn_sin, &def));
+    def.name = "double";
+    def.forward = double_forward;
+    def.backward = double_backward;
+    assert_brg_ok(brg_function_create(&fn_double, &def));
+    def.name = "pair";
+    def.n_outputs = 2;
+    def.forward = pair_forward;
+    def.backward = pair_backward;
+    assert_brg_ok(brg_function_create(&fn_pair, &def));
+}
+
+static void free_functions(void)
+{
+    brg_function_release(fn_sin);
+    brg_function_release(fn_pair);
+    brg_function_release(fn_double);
+}
+
+/* ---- The library's side ----------------------------------------------------------- */
+
+typedef struct fuzz {
+    program p;
+    machine m;
+    uint64_t random;
+    brg_tensor *t[MAX_SLOTS];
+    bool is_saved[MAX_SLOTS]; /* by storage: a change would be an error */
+    bool is_leaf[MAX_SLOTS];  /* by storage */
+    double scales[MAX_STEPS]; /* of hooks */
+    char why[512];
+} fuzz;
+
+static void shape64(const slot *s, int64_t *shape)
+{
+    for (int d = 0; d < s->rank; d++)
+        shape[d] = s->shape[d];
+}
+
+static brg_status scale_hook(brg_tensor *grad, brg_tensor **replacement,
+                             void *user)
+{
+    *replacement = brg_mul_scalar(grad, *(double *)user);
+    return *replacement ? BRG_OK : brg_error_code();
+}
+
+static brg_tensor *emit_view(const fuzz *f, const step *st)
+{
+    brg_tensor *a = f->t[st->a];
+    int64_t shape[MAX_RANK];
+    const slot *s = &f->p.slots[st->out];
+    shape64(s, shape);
+    switch (st->kind) {
+    case STEP_RESHAPE:
+        return brg_reshape(a, s->rank, shape);
+    case STEP_TRANSPOSE:
+        return brg_transpose(a, st->i[0], st->i[1]);
+    case STEP_SLICE:
+        return brg_slice(a, st->i[0], st->i[1], BRG_TO_END, st->i[2]);
+    case STEP_SELECT:
+        return brg_select(a, st->i[0], st->i[1]);
+    default:
+        return brg_expand(a, s->rank, shape);
+    }
+}
+
+static brg_tensor *emit_leaf(const fuzz *f, const step *st)
+{
+    int64_t shape[MAX_RANK];
+    const slot *s = &f->p.slots[st->out];
+    shape64(s, shape);
+    brg_tensor *t =
+        brg_from_data(BRG_DTYPE_F64, s->rank, shape, f->p.leaf[s->storage]);
+    if (st->kind == STEP_LEAF)
+        assert_brg_ok(brg_set_requires_grad(t, true));
+    return t;
+}
+
+static brg_tensor *emit_inplace(fuzz *f, const step *st)
+{
+    brg_tensor *a = f->t[st->a];
+    brg_status status = BRG_OK;
+    if (st->kind == STEP_ADD_)
+        status = brg_add_(a, f->t[st->b], st->f);
+    else if (st->kind == STEP_SCALE_)
+        status = brg_mul_scalar_(a, st->f);
+    else if (st->kind == STEP_COPY_)
+        status = brg_copy_(a, f->t[st->b]);
+    else if (st->kind == STEP_FILL_)
+        status = brg_fill_(a, st->f);
+    else if (st->kind == STEP_HOOK) {
+        double *scale = &f->scales[f->p.n_steps];
+        *scale = st->f;
+        status = brg_tensor_add_hook(NULL, a, scale_hook, scale, NULL);
+    } else {
+        brg_value arg = brg_value_tensor(a);
+        brg_tensor *y = brg_function_call(fn_double, &arg, 1);
+        if (y != a)
+            return NULL;
+    }
+    return status == BRG_OK ? a : NULL;
+}
+
+static brg_tensor *emit_pair(fuzz *f, const step *st)
+{
+    brg_value args[2] = {brg_value_tensor(f->t[st->a]),
+                         brg_value_tensor(f->t[st->b])};
+    brg_value out[2];
+    if (brg_function_apply(fn_pair, args, 2, out) != BRG_OK)
+        return NULL;
+    f->t[st->out2] = out[1].as.tensor;
+    return out[0].as.tensor;
+}
+
+static brg_tensor *emit_no_grad_sin(brg_tensor *a)
+{
+    bool mode = brg_grad_mode_set(false);
+    brg_tensor *y = brg_sin(a);
+    brg_grad_mode_set(mode);
+    return y;
+}
+
+static brg_tensor *emit(fuzz *f, const step *st)
+{
+    brg_tensor *a = st->a >= 0 ? f->t[st->a] : NULL;
+    brg_tensor *b = st->b >= 0 ? f->t[st->b] : NULL;
+    const brg_value arg = brg_value_tensor(a);
+    if (makes_view(st->kind))
+        return emit_view(f, st);
+    switch (st->kind) {
+    case STEP_LEAF:
+    case STEP_CONSTANT:
+        return emit_leaf(f, st);
+    case STEP_COPY:
+        return brg_copy(a);
+    case STEP_SIN:
+        return brg_sin(a);
+    case STEP_TANH:
+        return brg_tanh(a);
+    case STEP_SIGMOID:
+        return brg_sigmoid(a);
+    case STEP_RELU:
+        return brg_relu(a);
+    case STEP_SQUARE:
+        return brg_square(a);
+    case STEP_NEG:
+        return brg_neg(a);
+    case STEP_SCALE:
+        return brg_mul_scalar(a, st->f);
+    case STEP_SHIFT:
+        return brg_add_scalar(a, st->f);
+    case STEP_ADD:
+        return brg_add(a, b);
+    case STEP_SUB:
+        return brg_sub(a, b);
+    case STEP_MUL:
+        return brg_mul(a, b);
+    case STEP_DIV:
+        return brg_div(a, b);
+    case STEP_MATMUL:
+        return brg_matmul(a, b);
+    case STEP_SUM:
+        return brg_sum(a, 1, &st->i[0], st->i[1]);
+    case STEP_MEAN:
+        return brg_mean(a, 1, &st->i[0], st->i[1]);
+    case STEP_SOFTMAX:
+        return brg_softmax(a, -1);
+    case STEP_CAT:
+        return brg_cat((brg_tensor *[]){a, b}, 2, st->i[0]);
+    case STEP_DETACH:
+        return brg_detach(a);
+    case STEP_NO_GRAD_SIN:
+        return emit_no_grad_sin(a);
+    case STEP_FN_SIN:
+        return brg_function_call(fn_sin, &arg, 1);
+    case STEP_FN_PAIR:
+        return emit_pair(f, st);
+    default:
+        return emit_inplace(f, st);
+    }
+}
+
+#include "tests/fuzz/generate.h"
+
+/* ---- Comparing ----------------------------------------------------------------------- */
+
+#define FAIL(...) (snprintf(f->why, sizeof f->why, __VA_ARGS__), false)
+
+static bool close_to(double a, double b, double scale)
+{
+    return fabs(a - b) <= 1e-8 * (1 + scale);
+}
+
+static bool compare_values(fuzz *f, int s)
+{
+    dual x[MAX_NUMEL];
+    double y[MAX_NUMEL];
+    const int n = numel_of(&f->p.slots[s]);
+    load(&f->m, s, &f->p.slots[s], x);
+    if (brg_tensor_numel(f->t[s]) != n ||
+        brg_tensor_read(f->t[s], y, (size_t)n * sizeof *y) != BRG_OK)
+        return FAIL("%%%d has %lld elements, expected %d", s,
+                    (long long)brg_tensor_numel(f->t[s]), n);
+    for (int i = 0; i < n; i++)
+        if (!close_to(x[i].v, y[i], fabs(x[i].v)))
+            return FAIL("%%%d, element %d: %.17g, expected %.17g", s, i, y[i],
+                        x[i].v);
+    return true;
+}
+
+/* times * the derivative by each element of leaf s. */
+static bool compare_grad(fuzz *f, int s, const brg_tensor *grad, double times)
+{
+    const slot *leaf = &f->p.slots[s];
+    const int n = numel_of(leaf);
+    double want[MAX_NUMEL], got[MAX_NUMEL] = {0}, scale = 0;
+    if (grad && brg_tensor_read(grad, got, (size_t)n * sizeof *got) != BRG_OK)
+        return FAIL("gradient of %%%d: %s", s, brg_error_message());
+    for (int i = 0; i < n; i++) {
+        f->m.seed_storage = leaf->storage;
+        f->m.seed_element = i;
+        want[i] = times * run_program(&f->m).t;
+        scale = fmax(scale, fabs(want[i]));
+    }
+    f->m.seed_storage = -1;
+    for (int i = 0; i < n; i++)
+        if (!close_to(got[i], want[i], scale))
+            return FAIL("gradient of %%%d, element %d: %.17g, expected %.17g",
+                        s, i, got[i], want[i]);
+    return true;
+}
+
+/* ---- Backward -------------------------------------------------------------------------- */
+
+static brg_tensor *loss_of(const fuzz *f)
+{
+    brg_tensor *loss = brg_zeros(BRG_DTYPE_F64, BRG_SCALAR);
+    for (int s = 0; s < f->p.n_slots; s++) {
+        const double w = loss_weight(&f->p, s);
+        if (w != 0)
+            loss = brg_add(loss, brg_mul_scalar(brg_mean_all(f->t[s]), w));
+    }
+    return loss;
+}
+
+static int leaves_of(const fuzz *f, int *leaves)
+{
+    int n = 0;
+    for (int k = 0; k < f->p.n_steps; k++)
+        if (f->p.steps[k].kind == STEP_LEAF)
+            leaves[n++] = f->p.steps[k].out;
+    return n;
+}
+
+/* .grad of every leaf, after `times` backwards. */
+static bool check_backward(fuzz *f, brg_tensor *loss, int times)
+{
+    int leaves[MAX_SLOTS];
+    const int n = leaves_of(f, leaves);
+    brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
+    options.retain_graph = true;
+    for (int i = 1; i < times; i++)
+        if (brg_backward_with(&loss, 1, &options) != BRG_OK)
+            return FAIL("backward: %s", brg_error_message());
+    if (brg_backward(loss) != BRG_OK)
+        return FAIL("backward: %s", brg_error_message());
+    for (int i = 0; i < n; i++)
+        if (!compare_grad(f, leaves[i], brg_tensor_grad(f->t[leaves[i]]),
+                          times))
+            return false;
+    return true;
+}
+
+/* brg_grad of some leaves, twice; then all by backward. */
+static bool check_grad(fuzz *f, brg_tensor *loss, bool create_graph)
+{
+    int leaves[MAX_SLOTS], n_wanted = 0;
+    const int n = leaves_of(f, leaves);
+    brg_tensor *wanted[MAX_SLOTS], *grads[MAX_SLOTS];
+    for (int i = 0; i < n; i++)
+        if (loss_weight(&f->p, 1000 + i) != 0 || i == n - 1) {
+            leaves[n_wanted] = leaves[i];
+            wanted[n_wanted++] = f->t[leaves[i]];
+        }
+    brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
+    options.retain_graph = true;
+    options.create_graph = create_graph;
+    for (int round = 0; round < 2; round++) {
+        if (brg_grad(grads, &loss, 1, wanted, (size_t)n_wanted, &options) !=
+            BRG_OK)
+            return FAIL("brg_grad: %s", brg_error_message());
+        for (int i = 0; i < n_wanted; i++)
+            if (!compare_grad(f, leaves[i], grads[i], 1))
+                return false;
+    }
+    return check_backward(f, loss, 1);
+}
+
+/* ---- The oracle itself ------------------------------------------------------------------- */
+
+static bool has_plain_gradient(const program *p)
+{
+    for (int k = 0; k < p->n_steps; k++) {
+        const step_kind kind = p->steps[k].kind;
+        if (kind == STEP_HOOK || kind == STEP_DETACH || kind == STEP_RELU ||
+            kind == STEP_NO_GRAD_SIN || kind == STEP_FN_SIN)
+            return false;
+    }
+    return p->n_steps <= 30;
+}
+
+/* The machine's derivatives against differences of its values. */
+static bool check_machine(fuzz *f)
+{
+    if (!has_plain_gradient(&f->p))
+        return true;
+    const slot *leaf = &f->p.slots[0];
+    f->m.seed_storage = leaf->storage;
+    f->m.seed_element = numel_of(leaf) - 1;
+    double derivative = run_program(&f->m).t;
+    f->m.nudge = 1e-5;
+    double above = run_program(&f->m).v;
+    f->m.nudge = -1e-5;
+    double below = run_program(&f->m).v;
+    f->m.nudge = 0;
+    double difference = (above - below) / 2e-5;
+    if (fabs(difference - derivative) > 1e-4 * (1 + fabs(derivative)))
+        return FAIL("the machine's derivative %.9g, differences %.9g",
+                    derivative, difference);
+    return true;
+}
+
+/* ---- One program ---------------------------------------------------------------------------- */
+
+static bool run_one(fuzz *f, uint64_t seed, int n_steps)
+{
+    memset(f, 0, sizeof *f);
+    f->random = f->p.seed = seed;
+    f->m.p = &f->p;
+    f->m.seed_storage = -1;
+    brg_scope *scope = brg_scope_begin();
+    bool is_right = generate(f, n_steps);
+    for (int s = 0; is_right && s < f->p.n_slots; s++)
+        is_right = compare_values(f, s);
+    brg_tensor *loss = is_right ? loss_of(f) : NULL;
+    if (is_right && !loss)
+        is_right = FAIL("the loss: %s", brg_error_message());
+    if (is_right && brg_requires_grad(loss)) {
+        if (seed % 4 < 2)
+            is_right = check_backward(f, loss, 1 + (int)(seed % 2));
+        else
+            is_right = check_grad(f, loss, seed % 4 == 3);
+    }
+    is_right = is_right && check_machine(f);
+    brg_scope_end(scope);
+    return is_right;
+}
+
+/* The shortest beginning of the program that fails. */
+static void report(fuzz *f, uint64_t seed, int n_steps)
+{
+    for (int n = 1; n <= n_steps; n++)
+        if (!run_one(f, seed, n)) {
+            print_program(&f->p);
+            printf("%s\nrepeat with BRG_TEST_SEED=%llu BRG_FUZZ_SECONDS=0\n",
+                   f->why, (unsigned long long)seed);
+            return;
+        }
+    printf("seed %llu failed once only\n", (unsigned long long)seed);
+}
+
+static int size_of(uint64_t seed)
+{
+    static const int sizes[] = {6, 10, 16, 25, 40, 60, 100, 300};
+    return sizes[seed / 4 % (sizeof sizes / sizeof *sizes)];
+}
+
+static void test_fuzz__random_graphs(void **state)
+{
+    (void)state;
+    const char *seconds = getenv("BRG_FUZZ_SECONDS");
+    uint64_t seed = brg_test_seed(20000);
+    uint64_t end =
+        brg__clock_ns() + (uint64_t)((seconds ? atof(seconds) : 4.0) * 1e9);
+    fuzz *f = malloc(sizeof *f);
+    assert_non_null(f);
+    make_functions();
+    int n = 0;
+    bool is_right;
+    do {
+        is_right = run_one(f, seed, size_of(seed));
+        if (!is_right)
+            report(f, seed, size_of(seed));
+        seed++;
+        n++;
+    } while (is_right && brg__clock_ns() < end);
+    printf("%d programs\n", n);
+    free_functions();
+    free(f);
+    assert_true(is_right);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_fuzz__random_graphs),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
