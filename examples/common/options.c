@@ -30,6 +30,7 @@ enum {
     KEY_SEED,
     KEY_LR,
     KEY_EVAL_ONLY,
+    KEY_COMPILE,
     KEY_NO_PROGRESS
 };
 
@@ -55,6 +56,8 @@ static const struct argp_option option_rows[] = {
     {"backend", KEY_BACKEND, "NAME", 0,
      "mpi, self or another backend (default: mpi under mpirun, else self)", 3},
     {"eval-only", KEY_EVAL_ONLY, 0, 0, "Do not train", 3},
+    {"compile", KEY_COMPILE, 0, 0, "Capture the backward pass and replay it",
+     3},
     {"no-progress", KEY_NO_PROGRESS, 0, 0, "Only the lines of epochs", 3},
     {0}};
 
@@ -164,6 +167,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case KEY_OPTIMIZER:
         options->optimizer =
             options_choice(state, "--optimizer", arg, optimizers);
+        return 0;
+    case KEY_COMPILE:
+        options->is_compiled = true;
         return 0;
     case KEY_EVAL_ONLY:
         options->is_eval_only = true;

@@ -23,6 +23,7 @@ typedef struct train_options {
     int64_t seed;
     double lr;
     bool is_eval_only;
+    bool is_compiled; /* backward by a captured plan */
     bool is_quiet; /* no progress */
 } train_options;
 

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include <brigade/autograd.h>
+#include <brigade/compile.h>
 #include <brigade/ops.h>
 #include <brigade/reducer.h>
 #include <brigade/tensor.h>
@@ -326,7 +327,14 @@ brg_status train(train_result *out, const train_task *task,
                  const train_options *options, world *w)
 {
     run r = {.task = task, .options = options, .w = w};
+    int scope = 0;
+    brg_compile_options compile = BRG_COMPILE_OPTIONS_INIT;
+    compile.fullgraph = true; /* rather an error than eager unnoticed */
+    if (options->is_compiled)
+        BRG_TRY(brg_compile_begin(&scope, &compile));
     brg_status status = run_all(out, &r);
+    if (scope != 0 && brg_compile_end(scope) != BRG_OK && status == BRG_OK)
+        status = brg_error_code();
     if (r.log != NULL && fclose(r.log) != 0 && status == BRG_OK)
         status = fail(BRG_ERR_IO, "cannot write", options->log_losses);
     progress_end(&r.progress);

@@ -71,6 +71,16 @@ class Training(FashionMnistTest):
         self.assertEqual(runs[0], runs[1])
         self.assertNotEqual(runs[0], runs[2])
 
+    def test_compiled_to_the_bit(self):
+        for model in "mlp", "cnn":
+            for ranks in 0, 2, 3:
+                with self.subTest(model=model, ranks=ranks):
+                    options = ("--model", model, "--steps", 4, "--batch", 24)
+                    eager = self.train(*options, ranks=ranks)
+                    plan = self.train(*options, "--compile", ranks=ranks)
+                    self.assertEqual(eager.result["params_hash"],
+                                     plan.result["params_hash"])
+
 
 class Resuming(FashionMnistTest):
     def check(self, *options, ranks):

@@ -50,6 +50,14 @@ class GptTest(ProgramTest):
                        for run in (whole, rest)]
             self.assertEqual(*samples)
 
+    def test_compiled_to_the_bit(self):
+        for ranks in 0, 2, 4:
+            with self.subTest(ranks=ranks):
+                eager = self.train("--steps", 4, ranks=ranks)
+                plan = self.train("--steps", 4, "--compile", ranks=ranks)
+                self.assertEqual(eager.result["params_hash"],
+                                 plan.result["params_hash"])
+
     def test_sample(self):
         run = self.train("--steps", 2, "--sample", 30, "--prompt", "the",
                          "--temperature", 0)
