@@ -7,6 +7,7 @@
 #include "compile/ir.h"
 #include "core/autograd/context.h"
 #include "core/base/error.h"
+#include "core/ops/op.h"
 
 /* ---- Bytes ---------------------------------------------------------------------- */
 
@@ -147,6 +148,51 @@ static brg_status put_edges(brg__collected *c, const brg__task *task,
     return BRG_OK;
 }
 
+/* What is copied into the plan as a constant. A number or a tensor given
+ * directly is read at run time, as sizes are; inside a list it is a constant,
+ * but for tensors. */
+static brg_status put_value(brg__bytes *key, const brg_value *v, bool is_inside)
+{
+    const char *text = v->kind == BRG_VALUE_STRING ? v->as.text : "";
+    size_t n = strlen(text);
+    BRG_TRY(reserve(key, n + 64));
+    PUT(key, (uint8_t)v->kind);
+    PUT(key, n);
+    put(key, text, n);
+    if (v->kind == BRG_VALUE_BOOL)
+        PUT(key, v->as.truth);
+    if (v->kind == BRG_VALUE_INT && is_inside)
+        PUT(key, v->as.integer);
+    if (v->kind == BRG_VALUE_FLOAT && is_inside)
+        PUT(key, v->as.real);
+    if (v->kind != BRG_VALUE_LIST)
+        return BRG_OK;
+    PUT(key, v->as.list.n);
+    for (size_t i = 0; i < v->as.list.n; i++)
+        BRG_TRY(put_value(key, &v->as.list.items[i], true));
+    return BRG_OK;
+}
+
+static brg_status put_attributes(brg__bytes *key, const brg_context *ctx)
+{
+    BRG_TRY(reserve(key, sizeof ctx->attributes.n));
+    PUT(key, ctx->attributes.n);
+    for (size_t i = 0; i < ctx->attributes.n; i++) {
+        const brg__attribute *a = &ctx->attributes.at[i];
+        const brg_value name = brg_value_string(a->name);
+        BRG_TRY(put_value(key, &name, true));
+        BRG_TRY(put_value(key, &a->value, false));
+    }
+    return BRG_OK;
+}
+
+/* The attributes are sizes of the result, which its slot has too and the
+ * gradient rule does not read. */
+static bool has_sizes_for_attrs(const brg_op *op)
+{
+    return op == &brg__op_reshape || op == &brg__op_expand;
+}
+
 /* What an op node is. The attributes of an op that draws random numbers change
  * with each call: the plan reads them at run time. */
 static void put_class(brg__bytes *key, const brg_node *node)
@@ -154,7 +200,8 @@ static void put_class(brg__bytes *key, const brg_node *node)
     PUT(key, node->cls);
     PUT(key, node->op);
     PUT(key, node->saves);
-    if (node->op && !(node->op->flags & BRG_OP_IMPURE))
+    if (node->op && !(node->op->flags & BRG_OP_IMPURE) &&
+        !has_sizes_for_attrs(node->op))
         put(key, &node->attrs, sizeof node->attrs);
     if (brg__node_is_function(node)) {
         const brg_context *ctx = node->payload;
@@ -162,6 +209,8 @@ static void put_class(brg__bytes *key, const brg_node *node)
         PUT(key, ctx->needs);
         PUT(key, ctx->is_materializing);
     }
+    if (brg__node_is_accumulate(node))
+        PUT(key, brg__autograd_of(node->leaf)->grad != NULL);
 }
 
 static brg_status collect_visit(brg__collected *c, const brg__task *task,
@@ -181,8 +230,8 @@ static brg_status collect_visit(brg__collected *c, const brg__task *task,
     put_slots(c, node);
     BRG_TRY(put_edges(c, task, node));
     BRG_TRY(put_hooks(c, node));
-    if (brg__node_is_function(node))
-        return BRG_OK; /* it unpacks for itself */
+    if (brg__node_is_function(node)) /* it unpacks for itself */
+        return put_attributes(&c->key, node->payload);
     BRG_TRY(brg__node_check_alive(node));
     for (uint16_t k = 0; k < node->n_saved; k++)
         BRG_TRY(collect_saved(c, node, &node->saved[k]));

@@ -10,6 +10,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "compile/anomaly.h"
 #include "compile/capture.h"
 #include "compile/plan.h"
 #include "core/base/error.h"
@@ -204,11 +205,12 @@ static brg_status run_compiled(compiler *c, brg__task *task)
     if (p->unsupported)
         return run_eagerly(c, task, p->unsupported);
     brg__exec *exec;
+    BRG_TRY(brg__anomaly_before(task));
     BRG_TRY(find_exec(c, p, task, &exec));
     c->is_running = true;
     brg_status status = brg__exec_run(exec, task, &c->collected);
     c->is_running = false;
-    return status;
+    return status == BRG_OK ? brg__anomaly_after(task) : status;
 }
 
 static brg_status run(brg__runner *self, brg__task *task)

@@ -58,7 +58,7 @@ bool brg_anomaly_mode_set(bool is_on)
     return before;
 }
 
-static brg_status has_nan(brg_tensor *t, bool *out)
+brg_status brg__has_nan(brg_tensor *t, bool *out)
 {
     bool mode = brg_grad_mode_set(false);
     double n = 0;
@@ -76,7 +76,7 @@ brg_status brg__anomaly_check(const brg_node *node, brg_tensor *const *grad_in)
     for (uint16_t i = 0; i < node->n_edges; i++) {
         bool is_bad = false;
         if (grad_in[i])
-            BRG_TRY(has_nan(grad_in[i], &is_bad));
+            BRG_TRY(brg__has_nan(grad_in[i], &is_bad));
         if (!is_bad)
             continue;
         if (!node->file)

@@ -18,5 +18,6 @@ void brg__place_current(const char **file, int *line);
 extern _Thread_local bool brg__anomaly_is_on;
 /* Fails if a gradient that `node` gave has a NaN. */
 brg_status brg__anomaly_check(const brg_node *node, brg_tensor *const *grad_in);
+brg_status brg__has_nan(brg_tensor *t, bool *out);
 
 #endif
