@@ -24,35 +24,42 @@ static brg_tensor *draw_batch(brg_pg *pg, int step, brg_tensor **y)
     return t;
 }
 
-/* README begin */
-static brg_status train(brg_pg *pg, brg_params *params, double *last_loss)
-{
+typedef struct model {
+    brg_params *params;
     brg_nn_linear fc1, fc2;
     brg_optim *optim;
-    brg_ddp *ddp;
+} model;
+
+static brg_status make_model(model *m)
+{
     brg_nn_options nn = BRG_NN_OPTIONS_INIT;
     brg_adamw_options adamw = BRG_ADAMW_OPTIONS_INIT;
-    size_t n;
-    nn.params = params;
+    BRG_TRY(brg_params_create(&m->params));
+    nn.params = m->params;
     adamw.lr = 0.01;
-    BRG_TRY(brg_nn_linear_init(&fc1, &nn, "fc1", 1, 64));
-    BRG_TRY(brg_nn_linear_init(&fc2, &nn, "fc2", 64, 1));
-    BRG_TRY(brg_optim_create_adamw(&optim, params, &adamw));
-    brg_tensor *const *all = brg_params_tensors(params, BRG_PARAM_TRAINED, &n);
-    BRG_TRY(brg_ddp_create(&ddp, pg, all, n, NULL, 0, NULL));
+    BRG_TRY(brg_nn_linear_init(&m->fc1, &nn, "fc1", 1, 64));
+    BRG_TRY(brg_nn_linear_init(&m->fc2, &nn, "fc2", 64, 1));
+    return brg_optim_create_adamw(&m->optim, m->params, &adamw);
+}
+
+/* README begin */
+static brg_status train(brg_pg *pg, model *m, brg_ddp **ddp, double *last_loss)
+{
+    size_t n;
+    brg_tensor *const *all =
+        brg_params_tensors(m->params, BRG_PARAM_TRAINED, &n);
+    BRG_TRY(brg_ddp_create(ddp, pg, all, n, NULL, 0, NULL));
     for (int step = 0; step < N_STEPS; step++) {
         brg_scope *scope = brg_scope_begin();
         brg_tensor *y, *x = draw_batch(pg, step, &y);
-        brg_tensor *h = brg_relu(brg_nn_linear_forward(&fc1, x));
-        brg_tensor *loss = brg_mse(brg_nn_linear_forward(&fc2, h), y);
+        brg_tensor *h = brg_relu(brg_nn_linear_forward(&m->fc1, x));
+        brg_tensor *loss = brg_mse(brg_nn_linear_forward(&m->fc2, h), y);
         BRG_TRY(brg_backward(loss)); /* gradients are averaged meanwhile */
-        BRG_TRY(brg_optim_step(optim));
-        BRG_TRY(brg_optim_zero_grad(optim, false));
+        BRG_TRY(brg_optim_step(m->optim));
+        BRG_TRY(brg_optim_zero_grad(m->optim, false));
         BRG_TRY(brg_tensor_item(loss, last_loss));
         brg_scope_end(scope); /* frees all tensors of the step */
     }
-    brg_ddp_destroy(ddp);
-    brg_optim_destroy(optim);
     return BRG_OK;
 }
 /* README end */
@@ -60,22 +67,23 @@ static brg_status train(brg_pg *pg, brg_params *params, double *last_loss)
 int main(void)
 {
     brg_pg *pg = NULL;
-    brg_params *params = NULL;
+    brg_ddp *ddp = NULL;
+    model m = {0};
     double loss = NAN;
     bool has_ranks = getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMI_SIZE");
     brg_status status = brg_pg_create(&pg, has_ranks ? "mpi" : "self", NULL);
     if (status == BRG_OK)
-        status = brg_params_create(&params);
+        status = make_model(&m);
     if (status == BRG_OK)
-        status = train(pg, params, &loss);
-    if (status != BRG_OK) {
+        status = train(pg, &m, &ddp, &loss);
+    if (status != BRG_OK)
         fprintf(stderr, "%s\n", brg_error_message());
-        return EXIT_FAILURE;
-    }
-    if (brg_pg_rank(pg) == 0)
+    else if (brg_pg_rank(pg) == 0)
         printf("%d ranks learned |x|: loss %.6f\n", brg_pg_world_size(pg),
                loss);
-    brg_params_destroy(params);
+    brg_ddp_destroy(ddp);
+    brg_optim_destroy(m.optim);
+    brg_params_destroy(m.params);
     brg_pg_destroy(pg);
     return loss < 0.01 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
