@@ -243,6 +243,20 @@ static brg_status trace_slot(capture *c, const brg_node *node, uint32_t slot,
 
 /* ---- The rule of an op --------------------------------------------------------------------- */
 
+/* A tensor packed by hooks: unpacked here, when the plan runs. */
+static brg_status trace_unpack(capture *c, const brg_node *node, uint16_t k,
+                               brg_tensor **symbol)
+{
+    brg__layout layout = brg__layout_of(node->saved[k].tensor);
+    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    brg__ir_node unpack = {
+        .kind = BRG__IR_UNPACK, .visit = (int)c->visit, .slot = k, .n_out = 1};
+    int id;
+    BRG_TRY(add_special(c, unpack, NULL, 0, &layout, &id));
+    *symbol = c->symbols.at[id];
+    return BRG_OK;
+}
+
 static brg_status symbols_of_saved(capture *c, const brg_node *node,
                                    brg_tensor **in, brg_tensor **out)
 {
@@ -251,6 +265,10 @@ static brg_status symbols_of_saved(capture *c, const brg_node *node,
     for (uint16_t k = 0; k < node->n_saved; k++, mask &= mask - 1) {
         unsigned bit = (unsigned)__builtin_ctz(mask);
         brg_tensor **to = bit & 8u ? &out[bit & 7u] : &in[bit & 7u];
+        if (node->saved[k].pack) {
+            BRG_TRY(trace_unpack(c, node, k, to));
+            continue;
+        }
         if (inputs[k] == BRG__IR_NONE || *to)
             continue;
         int id;

@@ -9,6 +9,8 @@
 #include "core/base/error.h"
 #include "core/ops/op.h"
 
+#define PACKED (-2) /* in the key, where an input would be named */
+
 /* ---- Bytes ---------------------------------------------------------------------- */
 
 static brg_status reserve(brg__bytes *b, size_t extra)
@@ -67,14 +69,23 @@ static void put_tensor(brg__bytes *key, int input, const brg_tensor *t)
     put(key, kind, sizeof kind);
 }
 
+/* Only of what kind it is: the packed value stays with its node. */
+static void put_packed(brg__collected *c, const brg_tensor *like)
+{
+    put_tensor(&c->key, PACKED, like);
+    put(&c->sizes, like->shape, like->ndim * sizeof *like->shape);
+}
+
 static brg_status collect_saved(brg__collected *c, brg_node *node,
                                 const brg__saved *saved)
 {
     int input = BRG__IR_NONE;
-    if (saved->kind == BRG__SAVED_NOTHING || saved->pack) {
-        if (saved->pack)
-            c->unsupported = "a tensor packed by hooks";
-    } else {
+    if (saved->pack) {
+        if (!saved->tensor)
+            c->unsupported = "a sparse tensor packed by hooks";
+        else
+            put_packed(c, saved->tensor);
+    } else if (saved->kind != BRG__SAVED_NOTHING) {
         brg_tensor *t;
         BRG_TRY(brg__saved_get(node, saved, &t)); /* checks the version */
         BRG_TRY(add_input(c, t, &input));
@@ -218,7 +229,7 @@ static brg_status collect_visit(brg__collected *c, const brg__task *task,
 {
     brg_node *node = visit->node;
     size_t most =
-        512 + node->n_edges * 8u + node->n_slots * 80u + node->n_saved * 16u;
+        512 + node->n_edges * 8u + node->n_slots * 80u + node->n_saved * 80u;
     BRG_TRY(reserve(&c->key, most));
     BRG_TRY(reserve(&c->sizes, most));
     BRG_TRY(brg__array_push(&c->first_saved, (int)c->saved_input.n));

@@ -17,7 +17,8 @@
 /* X(NAME, text, is_pure). */
 #define BRG__IR_KINDS(X)                                                       \
     X(OP, "op", true)                                                          \
-    X(ADD, "add", true) /* fan-in: undefined operands are skipped */           \
+    X(ADD, "add", true)        /* fan-in: undefined operands are skipped */    \
+    X(UNPACK, "unpack", false) /* a saved tensor packed by hooks */            \
     X(TENSOR_HOOKS, "tensor_hooks", false)                                     \
     X(RETAIN, "retain_grad", false)                                            \
     X(DELIVER, "deliver", false) /* an output of brg_grad */                   \
@@ -42,7 +43,8 @@ typedef struct brg__ir_node {
     brg_attrs attrs;  /* of OP */
     int lifted;       /* OP: attrs come from this visit's node, or NONE */
     int visit;        /* of the others: the node they speak of, or NONE */
-    int slot;         /* TENSOR_HOOKS, RETAIN; DELIVER: which output */
+    int slot;         /* TENSOR_HOOKS, RETAIN; DELIVER: which output;
+                         UNPACK: which saved tensor of the node */
     int n_in, n_out;
     int first_in;  /* in `operands`: value ids, NONE where there is none */
     int first_out; /* value ids are consecutive: first_out .. + n_out */

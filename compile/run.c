@@ -50,7 +50,10 @@ static brg_status begin(run *r)
         set_real(root, r->c->inputs.at[root->input]);
         r->c->inputs.at[root->input] = NULL; /* the root owns it now */
     }
-    /* What no step uses goes at once. */
+    /* What no step uses goes at once; the vector ends empty. */
+    for (size_t i = 0; i < r->c->inputs.n; i++)
+        brg_release(r->c->inputs.at[i]);
+    r->c->inputs.n = 0;
     for (size_t k = 0; k < exec->n_roots; k++)
         if (exec->roots[k].kind == BRG__ROOT_INPUT && exec->roots[k].last < 0) {
             brg_release(exec->roots[k].real);
@@ -221,6 +224,30 @@ static brg_status call_node(run *r, brg_node *node, brg_tensor **grads,
     return BRG_OK;
 }
 
+static bool is_last_packed(const brg_node *node, int slot)
+{
+    for (int k = slot + 1; k < node->n_saved; k++)
+        if (node->saved[k].pack)
+            return false;
+    return true;
+}
+
+/* What the unpack hook gives back, borrowed from the scope. */
+static brg_status unpack(run *r, const brg__ir_node *node, brg_tensor **out)
+{
+    brg_node *owner = r->task->visits.at[node->visit].node;
+    const brg_tensor *t = &r->exec->values[node->first_out].t;
+    BRG_TRY(brg__saved_get(owner, &owner->saved[node->slot], out));
+    const brg_tensor *got = *out;
+    if (!brg__shape_equal(got->ndim, got->shape, t->ndim, t->shape) ||
+        got->dtype != t->dtype || got->sparse)
+        return BRG_FAIL(BRG_ERR_CALLBACK,
+                        "a saved tensor unpack hook of %s gave back another "
+                        "shape or dtype than was packed",
+                        brg_node_name(owner));
+    return BRG_OK;
+}
+
 /* Everything that is no op: with tensors of their own in `t`. */
 static brg_status run_special(run *r, const brg__ir_node *node, brg_tensor **t)
 {
@@ -231,6 +258,10 @@ static brg_status run_special(run *r, const brg__ir_node *node, brg_tensor **t)
     brg_tensor **results = t;
     brg_status status = BRG_OK;
     switch (node->kind) {
+    case BRG__IR_UNPACK:
+        status = unpack(r, node, made);
+        results = made;
+        break;
     case BRG__IR_TENSOR_HOOKS:
         status = brg__run_tensor_hooks(owner, (uint32_t)node->slot, &t[0]);
         break;
@@ -264,6 +295,9 @@ static brg_status run_special(run *r, const brg__ir_node *node, brg_tensor **t)
     }
     for (int j = 0; status == BRG_OK && j < node->n_out; j++)
         status = give(r, node->first_out + j, results[j]);
+    if (status == BRG_OK && node->kind == BRG__IR_UNPACK &&
+        !r->task->is_retained && is_last_packed(owner, node->slot))
+        brg__node_free_saved(owner);
     return status;
 }
 
@@ -299,8 +333,17 @@ static brg_status run_steps(run *r)
     return BRG_OK;
 }
 
-/* From here on only the run holds what the graph saved. */
-static void free_graph(brg__task *task)
+static bool is_packed(const brg_node *node)
+{
+    for (uint16_t k = 0; k < node->n_saved; k++)
+        if (node->saved[k].pack)
+            return true;
+    return false;
+}
+
+/* From here on only the run holds what the graph saved, but for what hooks
+ * packed: a node keeps that until it is unpacked. */
+static void free_graph(brg__task *task, bool is_run)
 {
     for (size_t i = 0; i < task->buffers.n; i++) {
         brg_release(task->buffers.at[i]);
@@ -308,7 +351,8 @@ static void free_graph(brg__task *task)
     }
     for (size_t i = 0; i < task->visits.n && !task->is_retained; i++) {
         const brg__visit *visit = &task->visits.at[i];
-        if (visit->is_needed && visit->node->op)
+        if (visit->is_needed && visit->node->op &&
+            (is_run || !is_packed(visit->node)))
             brg__node_free_saved(visit->node);
     }
 }
@@ -317,9 +361,11 @@ brg_status brg__exec_run(brg__exec *exec, brg__task *task, brg__collected *c)
 {
     run r = {exec, task, c};
     brg_status status = begin(&r);
-    free_graph(task);
+    free_graph(task, false);
     if (status == BRG_OK)
         status = run_steps(&r);
+    if (status == BRG_OK)
+        free_graph(task, true);
     end(&r);
     return status;
 }

@@ -134,7 +134,10 @@ static void lay_out_special(brg__exec *exec, size_t at,
         brg__layout layout = {.dtype = exec->ir->values.at[id].dtype};
         int like =
             j < node->n_in ? brg__ir_in(exec->ir, node)[j] : BRG__IR_NONE;
-        if (node->kind == BRG__IR_CALL) {
+        if (node->kind == BRG__IR_UNPACK) {
+            const brg_node *owner = task->visits.at[node->visit].node;
+            layout = row_major_like(owner->saved[node->slot].tensor);
+        } else if (node->kind == BRG__IR_CALL) {
             const brg__edge *edge =
                 &task->visits.at[node->visit].node->edges[j];
             if (edge->node) {

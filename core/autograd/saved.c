@@ -83,7 +83,7 @@ static brg_status pack(brg__saved *saved, brg_tensor *t)
     brg__ref_retain(&hooks->refs);
     saved->pack = hooks;
     if (brg_tensor_version(t) == saved->version)
-        return BRG_OK;
+        return t->sparse ? BRG_OK : brg__tensor_new_meta(&saved->tensor, t);
     char text[BRG_TENSOR_TEXT_MAX];
     return BRG_FAIL(BRG_ERR_CALLBACK,
                     "A saved tensor pack hook is modifying its input in "

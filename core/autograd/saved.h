@@ -39,7 +39,7 @@ typedef struct brg__pack_hooks {
 } brg__pack_hooks;
 
 typedef struct brg__saved {
-    brg_tensor *tensor;    /* retained; NULL if packed */
+    brg_tensor *tensor;    /* retained; packed: a meta one, NULL if sparse */
     uint32_t version;      /* when it was saved */
     uint8_t kind;          /* brg__saved_kind */
     uint8_t index;         /* which input or output of the call */

@@ -5,8 +5,8 @@
  * graph, its ops, dtypes and hooks, no sizes, no addresses). The first time, the
  * plan is captured; from then on it runs, for all batch sizes. Hooks, custom
  * functions and reducers run at their places in it. Gradients are the eager
- * ones, bit for bit. A backward that no plan can serve (create_graph, saved
- * tensors under pack hooks, sparse gradients) runs eagerly and is counted. */
+ * ones, bit for bit. A backward that no plan can serve (create_graph,
+ * sparse gradients) runs eagerly and is counted. */
 #ifndef BRG_COMPILE_H
 #define BRG_COMPILE_H
 
