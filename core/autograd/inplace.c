@@ -161,7 +161,9 @@ static brg_status slices_apply(brg_node *node, brg_tensor *const *grad_out,
 
 static void slices_free_saved(brg_node *node)
 {
-    brg__node_free_saved(((part_payload *)node->payload)->change);
+    const part_payload *p = node->payload;
+    if (p && p->change)
+        brg__node_free_saved(p->change);
 }
 
 static const brg__node_class slices_class = {.name = "copy_slices",

@@ -155,7 +155,8 @@ static void test_composite__misfits_are_named(void **state)
     cls.struct_size = 0;
     assert_brg_fails(brg_composite_create(&y, &cls, NULL), BRG_ERR_ARG);
     assert_brg_fails(brg_pair_create(&y, NULL, values), BRG_ERR_ARG);
-    assert_brg_fails(brg_composite_unflatten(&y, x, &values, 2), BRG_ERR_ARG);
+    brg_tensor *both[] = {values, values};
+    assert_brg_fails(brg_composite_unflatten(&y, x, both, 2), BRG_ERR_ARG);
     brg_composite_release(x);
 }
 
