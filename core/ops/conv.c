@@ -109,25 +109,6 @@ brg_status brg__conv2d_infer(brg_op_call *call)
     return BRG_OK;
 }
 
-static void fill_channels(const brg__conv *v, const brg_tensor *bias, void *y)
-{
-    const int64_t n = v->oh * v->ow;
-    for (int64_t i = 0; i < v->n * v->o; i++) {
-        const int64_t at = bias ? i % v->o * bias->stride[0] : 0;
-        if (v->dtype == BRG_DTYPE_F64) {
-            const double b =
-                bias ? ((const double *)brg__tensor_ptr(bias))[at] : 0;
-            for (int64_t j = 0; j < n; j++)
-                ((double *)y)[i * n + j] = b;
-        } else {
-            const float b =
-                bias ? ((const float *)brg__tensor_ptr(bias))[at] : 0;
-            for (int64_t j = 0; j < n; j++)
-                ((float *)y)[i * n + j] = b;
-        }
-    }
-}
-
 brg_status brg__conv2d_run(brg_op_call *call)
 {
     brg_tensor *x = call->in[0], *out = call->out[0];
@@ -141,15 +122,13 @@ brg_status brg__conv2d_run(brg_op_call *call)
     const brg__conv v = geometry(call->attrs, x, weight);
     const brg__images images = {brg__tensor_ptr(x), x->stride};
     const brg_tensor *b = call->in[2];
-    const brg__conv_bias bias = {b ? brg__tensor_ptr(b) : NULL,
-                                 b ? b->stride[0] : 0};
-    brg_status status;
-    if (brg__conv_direct_forward(&v, &images, brg__tensor_ptr(weight), &bias,
-                                 brg__tensor_ptr(out), &status))
-        return status;
-    fill_channels(&v, b, brg__tensor_ptr(out));
-    return brg__conv_unfold_forward(&v, &images, brg__tensor_ptr(weight),
-                                    brg__tensor_ptr(out));
+    brg__conv_bias bias = {NULL, 0};
+    if (b) {
+        bias.at = brg__tensor_ptr(b);
+        bias.step = b->stride[0];
+    }
+    return brg__conv_forward(&v, &images, brg__tensor_ptr(weight),
+                             b ? &bias : NULL, brg__tensor_ptr(out));
 }
 
 double brg__conv2d_flops(const brg_op_call *call)
@@ -238,13 +217,8 @@ brg_status brg__conv2d_grad_input_run(brg_op_call *call)
     if (!g || !weight)
         return brg_error_code();
     const brg__conv v = geometry(call->attrs, out, weight);
-    brg_status status;
-    if (brg__conv_direct_grad_input(&v, brg__tensor_ptr(g),
-                                    brg__tensor_ptr(weight),
-                                    brg__tensor_ptr(out), &status))
-        return status;
-    return brg__conv_unfold_grad_input(
-        &v, brg__tensor_ptr(g), brg__tensor_ptr(weight), brg__tensor_ptr(out));
+    return brg__conv_grad_input(&v, brg__tensor_ptr(g), brg__tensor_ptr(weight),
+                                brg__tensor_ptr(out));
 }
 
 double brg__conv2d_grad_input_flops(const brg_op_call *call)
@@ -286,12 +260,8 @@ brg_status brg__conv2d_grad_weight_run(brg_op_call *call)
         return BRG_OK;
     }
     const brg__images images = {brg__tensor_ptr(x), x->stride};
-    brg_status status;
-    if (brg__conv_direct_grad_weight(&v, brg__tensor_ptr(g), &images,
-                                     brg__tensor_ptr(out), &status))
-        return status;
-    return brg__conv_unfold_grad_weight(&v, brg__tensor_ptr(g), &images,
-                                        brg__tensor_ptr(out));
+    return brg__conv_grad_weight(&v, brg__tensor_ptr(g), &images,
+                                 brg__tensor_ptr(out));
 }
 
 double brg__conv2d_grad_weight_flops(const brg_op_call *call)

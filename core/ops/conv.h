@@ -38,36 +38,44 @@ typedef struct brg__images {
     const int64_t *stride;
 } brg__images;
 
-/* f32 elements `step` apart, one per filter; at NULL: no bias. */
+/* Elements `step` apart, one per filter. */
 typedef struct brg__conv_bias {
-    const float *at;
+    const void *at;
     int64_t step;
 } brg__conv_bias;
 
-/* ---- Stride 1 in f32 (conv_direct.c): false, and nothing done, for another
- * geometry. y, gx and gw are set. ------------------------------------------ */
+/* Output rows [y0, y1) of one group of one image. */
+typedef struct brg__conv_block {
+    int64_t n, group;
+    int64_t y0, y1;
+} brg__conv_block;
 
-bool brg__conv_direct_forward(const brg__conv *v, const brg__images *x,
-                              const void *weight, const brg__conv_bias *bias,
-                              void *y, brg_status *status);
-bool brg__conv_direct_grad_input(const brg__conv *v, const void *g,
-                                 const void *weight, void *gx,
-                                 brg_status *status);
-bool brg__conv_direct_grad_weight(const brg__conv *v, const void *g,
-                                  const brg__images *x, void *gw,
-                                  brg_status *status);
+/* ---- Loops over a block, per element type (conv_kernels.c). Unfolded, it is
+ * a matrix with a row per tap (channel, ky, kx) and a column per output. ---- */
 
-/* ---- Any geometry, f32 and f64: unfolded blocks and matrix products
- * (conv_unfold.c). Weights, y and gradients are row-major. ---------------- */
+typedef struct brg__conv_kernels {
+    /* From the image's planes of the group, with the strides of its batch. */
+    void (*unfold)(const brg__conv *v, const void *image, const int64_t *stride,
+                   const brg__conv_block *b, void *to);
+    /* Adds it back to row-major planes. */
+    void (*fold)(const brg__conv *v, const void *from, const brg__conv_block *b,
+                 void *image);
+    /* The block's part of y, of which the first element is given, becomes
+     * the bias. */
+    void (*fill)(const brg__conv *v, const brg__conv_bias *bias,
+                 const brg__conv_block *b, void *y);
+} brg__conv_kernels;
 
-/* y, which holds the bias or zeros, += x * weight. */
-brg_status brg__conv_unfold_forward(const brg__conv *v, const brg__images *x,
-                                    const void *weight, void *y);
-/* gx, row-major, is set. */
-brg_status brg__conv_unfold_grad_input(const brg__conv *v, const void *g,
-                                       const void *weight, void *gx);
-/* gw is set. */
-brg_status brg__conv_unfold_grad_weight(const brg__conv *v, const void *g,
-                                        const brg__images *x, void *gw);
+/* ---- f32 and f64 of any geometry (conv_unfold.c). Weights, y, gx and
+ * gradients are row-major; y, gx and gw are set; n > 0. -------------------- */
+
+/* bias may be NULL. */
+brg_status brg__conv_forward(const brg__conv *v, const brg__images *x,
+                             const void *weight, const brg__conv_bias *bias,
+                             void *y);
+brg_status brg__conv_grad_input(const brg__conv *v, const void *g,
+                                const void *weight, void *gx);
+brg_status brg__conv_grad_weight(const brg__conv *v, const void *g,
+                                 const brg__images *x, void *gw);
 
 #endif

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Which way a matrix product goes: f32 on AVX-512 through the kernels of this
- * library, which need no tuning to the processor at hand and add a bias on the
- * way; all else through the matrix library, whose number of threads is owned
+ * Matrix products by the matrix library, whose number of threads is owned
  * here. */
 #include "core/ops/gemm.h"
 
@@ -15,8 +13,6 @@
 
 #include "core/base/alloc.h"
 #include "core/base/progress.h"
-#include "core/ops/gemm_kernels.h"
-#include "core/ops/isa.h"
 #include "core/ops/op.h"
 
 /* Between row blocks of about this much work the progress hook is called;
@@ -24,7 +20,6 @@
 #define FLOPS_PER_POLL 4e8
 
 static pthread_once_t threads_once = PTHREAD_ONCE_INIT;
-static _Atomic int n_threads_set; /* 0: not by brg_set_num_threads */
 
 static void threads_init(void)
 {
@@ -37,7 +32,6 @@ brg_status brg_set_num_threads(int n_threads)
     BRG_CHECK_ARG(n_threads >= 1, "set_num_threads: %d threads", n_threads);
     pthread_once(&threads_once, threads_init);
     openblas_set_num_threads(n_threads);
-    n_threads_set = n_threads;
     return BRG_OK;
 }
 
@@ -86,50 +80,49 @@ static void unpack(void *to, brg_dtype dtype, const brg__mat *a, int64_t rows,
         copy_f32(to, a, rows, cols);
 }
 
-static void blas_call(const brg__gemm *g, CBLAS_TRANSPOSE ta, int lda,
-                      CBLAS_TRANSPOSE tb, int ldb)
-{
-    const int m = (int)g->m, n = (int)g->n, k = (int)g->k;
-    const int ldc = g->m == 1 ? (int)g->n : (int)g->ldc;
-    const double beta = g->accumulate ? 1.0 : 0.0;
-    if (g->dtype == BRG_DTYPE_F64)
-        cblas_dgemm(CblasRowMajor, ta, tb, m, n, k, g->alpha, g->a.at, lda,
-                    g->b.at, ldb, beta, g->c, ldc);
-    else
-        cblas_sgemm(CblasRowMajor, ta, tb, m, n, k, (float)g->alpha, g->a.at,
-                    lda, g->b.at, ldb, (float)beta, g->c, ldc);
-}
-
-/* Operands that cannot be described to the library are copied. */
-static brg_status run_blas(const brg__gemm *g)
-{
-    brg__gemm h = *g;
+/* The library's names for a product's operands. */
+typedef struct blas_operands {
     CBLAS_TRANSPOSE ta, tb;
     int lda, ldb;
-    const bool has_a = blas_layout(&h.a, h.m, h.k, &ta, &lda);
-    const bool has_b = blas_layout(&h.b, h.k, h.n, &tb, &ldb);
-    if (!has_a || !has_b) {
-        const size_t item = g->dtype == BRG_DTYPE_F64 ? 8 : 4;
-        const size_t n_a = has_a ? 0 : (size_t)(h.m * h.k);
-        const size_t n_b = has_b ? 0 : (size_t)(h.k * h.n);
-        char *space = brg__scratch(1, (n_a + n_b) * item, "a matrix product");
-        if (!space)
-            return BRG_ERR_NOMEM;
-        if (!has_a) {
-            unpack(space, g->dtype, &h.a, h.m, h.k);
-            h.a = brg__mat_of(space, h.k, 1);
-            blas_layout(&h.a, h.m, h.k, &ta, &lda);
-        }
-        if (!has_b) {
-            space += n_a * item;
-            unpack(space, g->dtype, &h.b, h.k, h.n);
-            h.b = brg__mat_of(space, h.n, 1);
-            blas_layout(&h.b, h.k, h.n, &tb, &ldb);
-        }
-    }
-    pthread_once(&threads_once, threads_init);
-    blas_call(&h, ta, lda, tb, ldb);
-    return BRG_OK;
+} blas_operands;
+
+static void call_gemm(const brg__gemm *g, const blas_operands *o)
+{
+    const int m = (int)g->m, n = (int)g->n, k = (int)g->k, ldc = (int)g->ldc;
+    const double beta = g->accumulate ? 1.0 : 0.0;
+    if (g->dtype == BRG_DTYPE_F64)
+        cblas_dgemm(CblasRowMajor, o->ta, o->tb, m, n, k, g->alpha, g->a.at,
+                    o->lda, g->b.at, o->ldb, beta, g->c, ldc);
+    else
+        cblas_sgemm(CblasRowMajor, o->ta, o->tb, m, n, k, (float)g->alpha,
+                    g->a.at, o->lda, g->b.at, o->ldb, (float)beta, g->c, ldc);
+}
+
+static CBLAS_TRANSPOSE flip(CBLAS_TRANSPOSE trans)
+{
+    return trans == CblasTrans ? CblasNoTrans : CblasTrans;
+}
+
+/* A matrix by a vector, which is several times faster than a product of one
+ * row or column: y (rows of c) += alpha * matrix * x. */
+static void call_gemv(const brg__gemm *g, const blas_operands *o)
+{
+    const bool is_row = g->m == 1;
+    const void *matrix = is_row ? g->b.at : g->a.at;
+    const void *x = is_row ? g->a.at : g->b.at;
+    const CBLAS_TRANSPOSE trans = is_row ? flip(o->tb) : o->ta;
+    const int n_y = (int)(is_row ? g->n : g->m), k = (int)g->k;
+    const int rows = trans == CblasNoTrans ? n_y : k;
+    const int cols = trans == CblasNoTrans ? k : n_y;
+    const int ld = is_row ? o->ldb : o->lda;
+    const int step_x = !is_row ? o->ldb : o->ta == CblasTrans ? o->lda : 1;
+    const int step_y = is_row ? 1 : (int)g->ldc;
+    if (g->dtype == BRG_DTYPE_F64)
+        cblas_dgemv(CblasRowMajor, trans, rows, cols, g->alpha, matrix, ld, x,
+                    step_x, 1.0, g->c, step_y);
+    else
+        cblas_sgemv(CblasRowMajor, trans, rows, cols, (float)g->alpha, matrix,
+                    ld, x, step_x, 1.0f, g->c, step_y);
 }
 
 /* c starts as zeros or as rows of bias, unless it is added to. */
@@ -146,49 +139,60 @@ static void start(const brg__gemm *g)
     }
 }
 
-static bool use_own_kernels(const brg__gemm *g)
+static void call_blas(const brg__gemm *g, const blas_operands *o)
 {
-    return g->dtype == BRG_DTYPE_F32 && g->m > 1 && g->n > 1 &&
-           n_threads_set <= 1 && brg__isa() == BRG__ISA_AVX512;
+    const bool is_vector = g->m == 1 || g->n == 1;
+    brg__gemm h = *g;
+    if (h.m == 1)
+        h.ldc = h.n;
+    if (is_vector || h.bias) {
+        start(&h);
+        h.accumulate = true;
+    }
+    pthread_once(&threads_once, threads_init);
+    if (is_vector)
+        call_gemv(&h, o);
+    else
+        call_gemm(&h, o);
 }
 
-static brg_status run_own(const brg__gemm *g)
-{
-    const brg__product p = {.m = g->m,
-                            .n = g->n,
-                            .k = g->k,
-                            .a = g->a.at,
-                            .a_row = g->a.row,
-                            .a_col = g->a.col,
-                            .b = g->b.at,
-                            .b_row = g->b.row,
-                            .b_col = g->b.col,
-                            .mode = g->accumulate ? BRG__GEMM_ADD
-                                    : g->bias     ? BRG__GEMM_BIAS
-                                                  : BRG__GEMM_SET,
-                            .alpha = (float)g->alpha,
-                            .bias = g->bias,
-                            .c = g->c,
-                            .ldc = g->ldc};
-    return brg__product_run(&p);
-}
-
+/* Operands that cannot be described to the library are copied. */
 static brg_status run_part(const brg__gemm *g)
 {
-    if (use_own_kernels(g))
-        return run_own(g);
-    if (!g->bias || g->accumulate)
-        return run_blas(g);
     brg__gemm h = *g;
-    start(g);
-    h.accumulate = true;
-    return run_blas(&h);
+    blas_operands o;
+    const bool has_a = blas_layout(&h.a, h.m, h.k, &o.ta, &o.lda);
+    const bool has_b = blas_layout(&h.b, h.k, h.n, &o.tb, &o.ldb);
+    if (!has_a || !has_b) {
+        const size_t item = brg_dtype_size(g->dtype);
+        const size_t n_a = has_a ? 0 : (size_t)(h.m * h.k);
+        const size_t n_b = has_b ? 0 : (size_t)(h.k * h.n);
+        char *space = brg__scratch(1, (n_a + n_b) * item, "a matrix product");
+        if (!space)
+            return BRG_ERR_NOMEM;
+        if (!has_a) {
+            unpack(space, g->dtype, &h.a, h.m, h.k);
+            h.a = brg__mat_of(space, h.k, 1);
+            blas_layout(&h.a, h.m, h.k, &o.ta, &o.lda);
+        }
+        if (!has_b) {
+            space += n_a * item;
+            unpack(space, g->dtype, &h.b, h.k, h.n);
+            h.b = brg__mat_of(space, h.n, 1);
+            blas_layout(&h.b, h.k, h.n, &o.tb, &o.ldb);
+        }
+    }
+    call_blas(&h, &o);
+    return BRG_OK;
 }
 
 brg_status brg__gemm_run(const brg__gemm *g)
 {
     if (g->m == 0 || g->n == 0)
         return BRG_OK;
+    if (g->m > INT_MAX || g->n > INT_MAX || g->k > INT_MAX || g->ldc > INT_MAX)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "a matrix product with a dim of more than %d", INT_MAX);
     if (g->k == 0) {
         start(g);
         return BRG_OK;

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Matrix products of plain memory: what matmul, convolution and attention are
- * made of. Operands have any strides; nothing is copied but the packed blocks
- * that a product needs. Runs on the calling thread; uses scratch slots 0 and
- * 1, and leaves 2 and 3 to its callers. */
+ * made of. Operands have any strides; one whose rows and columns both have
+ * gaps is copied to scratch slot 1. Slots 0, 2 and 3 are left to callers. */
 #ifndef BRG_CORE_OPS_GEMM_H
 #define BRG_CORE_OPS_GEMM_H
 

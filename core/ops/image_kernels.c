@@ -5,23 +5,6 @@
 #include "core/ops/isa.h"
 #include "core/ops/vectors.h"
 
-/* The last vector of a row overlaps the one before it. */
-static void copy_rows(const brg__image_rows *r)
-{
-    for (int64_t y = 0; y < r->n_rows; y++) {
-        const float *from = r->from + y * r->ldf;
-        float *to = r->to + y * r->ldt;
-        int64_t x = 0;
-        for (; x + LANES <= r->n; x += LANES)
-            store(to + x, load(from + x) + r->bias);
-        if (r->n >= LANES)
-            store(to + r->n - LANES, load(from + r->n - LANES) + r->bias);
-        else
-            for (; x < r->n; x++)
-                to[x] = from[x] + r->bias;
-    }
-}
-
 /* ---- Pairs of rows, a vector of windows at a time -------------------------- */
 
 /* Every second element of the 2 LANES at `at`: from the first, the second. */
@@ -131,5 +114,5 @@ static void avg_grad(const float *restrict g, float *restrict a,
 }
 
 extern const brg__image_kernels BRG__ISA_NAME(brg__images_f32);
-const brg__image_kernels BRG__ISA_NAME(brg__images_f32) = {copy_rows, max, put,
-                                                           avg, avg_grad};
+const brg__image_kernels BRG__ISA_NAME(brg__images_f32) = {max, put, avg,
+                                                           avg_grad};

@@ -1,25 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Loops over rows of f32 images that convolution and pooling spend time in,
+ * Loops over rows of f32 images that pooling spends time in,
  * one table per instruction set. Arguments do not overlap. */
 #ifndef BRG_CORE_OPS_IMAGE_KERNELS_H
 #define BRG_CORE_OPS_IMAGE_KERNELS_H
 
 #include <stdint.h>
 
-/* n_rows rows of n floats from one place to another, plus a number. */
-typedef struct brg__image_rows {
-    float *to;
-    int64_t ldt;
-    const float *from;
-    int64_t ldf;
-    int64_t n_rows, n;
-    float bias;
-} brg__image_rows;
-
 /* A pair of rows a, b is n windows of 2 by 2 pixels; positions in a window
  * are 0, 1 in a and 2, 3 in b. */
 typedef struct brg__image_kernels {
-    void (*copy_rows)(const brg__image_rows *rows);
     void (*max)(const float *a, const float *b, float *y, uint8_t *which,
                 int64_t n);
     void (*put)(const float *g, const uint8_t *which, float *a, float *b,
