@@ -10,6 +10,7 @@ function(brg_check name)
   set_tests_properties(check/${name} PROPERTIES SKIP_RETURN_CODE 77)
 endfunction()
 
+brg_check(format ${_scripts}/format.sh --check)
 if(Python3_FOUND)
   brg_check(includes ${Python3_EXECUTABLE} ${_scripts}/check_includes.py)
   brg_check(sizes ${Python3_EXECUTABLE} ${_scripts}/check_sizes.py)

@@ -101,12 +101,17 @@ PLACES = """/* SPDX-License-Identifier: Apache-2.0
 """
 
 
+def place(name):
+    """A macro of places.h, as clang-format has it."""
+    define, call = f"#define {name}(...)", f"BRG_PLACE({name}(__VA_ARGS__))"
+    one_line = f"{define} {call}"
+    return one_line if len(one_line) <= 80 else f"{define:79}\\\n    {call}"
+
+
 def places_header(source):
     names = re.findall(r"^BRG_API\s+brg_tensor\s*\*\s*(brg_\w+)\(",
                        strip_comments(source), flags=re.M)
-    lines = [f"#define {name}(...) BRG_PLACE({name}(__VA_ARGS__))"
-             for name in names]
-    return PLACES.format("\n".join(lines)) if names else ""
+    return PLACES.format("\n".join(map(place, names))) if names else ""
 
 
 PAGES = [("include/brigade/ops_*.h", "include/brigade/places.h", places_header),

@@ -24,7 +24,7 @@ typedef struct train_options {
     double lr;
     bool is_eval_only;
     bool is_compiled; /* backward by a captured plan */
-    bool is_quiet; /* no progress */
+    bool is_quiet;    /* no progress */
 } train_options;
 
 extern const struct argp options_argp;

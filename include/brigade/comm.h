@@ -21,7 +21,10 @@ typedef struct brg_pg_options {
     const void *backend_data; /* borrowed; what the backend's header says */
 } brg_pg_options;
 
-#define BRG_PG_OPTIONS_INIT {.struct_size = sizeof(brg_pg_options)}
+#define BRG_PG_OPTIONS_INIT                                                    \
+    {                                                                          \
+        .struct_size = sizeof(brg_pg_options)                                  \
+    }
 
 /* Makes this process's end of a group through a backend ("mpi", or what
  * brg_backend_register named; a component library is loaded if needed).
@@ -122,10 +125,10 @@ BRG_API BRG_NODISCARD brg_status brg_pg_error(brg_pg *pg);
 /* Counters of this end since creation. */
 typedef struct brg_pg_stats {
     uint64_t n_collectives;
-    uint64_t n_bytes;  /* sum of the payloads given to collectives */
-    uint64_t wait_ns;  /* spent inside brg_work_wait, less what was over at
+    uint64_t n_bytes; /* sum of the payloads given to collectives */
+    uint64_t wait_ns; /* spent inside brg_work_wait, less what was over at
                           once */
-    uint64_t n_polls;  /* calls of progress */
+    uint64_t n_polls; /* calls of progress */
 } brg_pg_stats;
 
 BRG_API void brg_pg_get_stats(const brg_pg *pg, brg_pg_stats *filled);
@@ -159,7 +162,10 @@ typedef struct brg_sim_options {
     int node_size; /* ranks per simulated node; 0: all on one */
 } brg_sim_options;
 
-#define BRG_SIM_OPTIONS_INIT {.struct_size = sizeof(brg_sim_options)}
+#define BRG_SIM_OPTIONS_INIT                                                   \
+    {                                                                          \
+        .struct_size = sizeof(brg_sim_options)                                 \
+    }
 
 /* One rank's program. `pg` is borrowed. */
 typedef brg_status (*brg_sim_rank_fn)(brg_pg *pg, void *user);

@@ -27,7 +27,9 @@ typedef struct brg_batch_norm_options {
 } brg_batch_norm_options;
 
 #define BRG_BATCH_NORM_OPTIONS_INIT                                            \
-    {.struct_size = sizeof(brg_batch_norm_options)}
+    {                                                                          \
+        .struct_size = sizeof(brg_batch_norm_options)                          \
+    }
 
 /* The same per channel of x (N,C,...) over all other dims; weight, bias (C) or
  * NULL. Training moves running_mean and running_var (C), if given, by momentum
@@ -50,7 +52,9 @@ typedef struct brg_cross_entropy_options {
 } brg_cross_entropy_options;
 
 #define BRG_CROSS_ENTROPY_OPTIONS_INIT                                         \
-    {.struct_size = sizeof(brg_cross_entropy_options), .ignore_index = -100}
+    {                                                                          \
+        .struct_size = sizeof(brg_cross_entropy_options), .ignore_index = -100 \
+    }
 
 /* The mean over rows of log(sum_c exp(x[c])) - x[target]: logits (..,C), classes
  * in the last dim, targets (..) i64 or i32. A target outside [0, C) is
@@ -89,7 +93,10 @@ typedef struct brg_conv2d_options {
     int64_t groups;
 } brg_conv2d_options;
 
-#define BRG_CONV2D_OPTIONS_INIT {.struct_size = sizeof(brg_conv2d_options)}
+#define BRG_CONV2D_OPTIONS_INIT                                                \
+    {                                                                          \
+        .struct_size = sizeof(brg_conv2d_options)                              \
+    }
 
 /* x (n,c,h,w), weight (o,c/groups,kh,kw), bias (o) or NULL. Result
  * (n,o,oh,ow). NULL options: all default. */
@@ -106,7 +113,10 @@ typedef struct brg_pool2d_options {
     bool exclude_padding;
 } brg_pool2d_options;
 
-#define BRG_POOL2D_OPTIONS_INIT {.struct_size = sizeof(brg_pool2d_options)}
+#define BRG_POOL2D_OPTIONS_INIT                                                \
+    {                                                                          \
+        .struct_size = sizeof(brg_pool2d_options)                              \
+    }
 
 /* x (n,c,h,w). The gradient goes to the first of equal maxima. */
 BRG_API brg_tensor *brg_max_pool2d(brg_tensor *x,
@@ -121,7 +131,9 @@ typedef struct brg_attention_options {
 } brg_attention_options;
 
 #define BRG_ATTENTION_OPTIONS_INIT                                             \
-    {.struct_size = sizeof(brg_attention_options)}
+    {                                                                          \
+        .struct_size = sizeof(brg_attention_options)                           \
+    }
 
 /* softmax(scale q k^T) v: q (b,heads,t,d), k and v (b,heads,s,d). Never holds
  * all scores. NULL options: all default. */
@@ -132,9 +144,8 @@ brg_scaled_dot_product_attention(brg_tensor *q, brg_tensor *k, brg_tensor *v,
 /* The same for the three parts of one projection: qkv (b,t,3*heads*d), queries
  * first, to (b,t,heads*d). What a transformer block uses: nothing is copied
  * or transposed on the way. */
-BRG_API brg_tensor *
-brg_attention_qkv(brg_tensor *qkv, int64_t n_heads,
-                  const brg_attention_options *options);
+BRG_API brg_tensor *brg_attention_qkv(brg_tensor *qkv, int64_t n_heads,
+                                      const brg_attention_options *options);
 
 /* ==== end of matrix products, convolution, pooling, attention ============= */
 

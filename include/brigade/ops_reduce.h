@@ -14,8 +14,7 @@
 BRG_BEGIN_DECLS
 
 #define BRG_DIMS(...)                                                          \
-    (int)(sizeof((const int[]){__VA_ARGS__}) / sizeof(int)),                   \
-        (const int[])                                                          \
+    (int)(sizeof((const int[]){__VA_ARGS__}) / sizeof(int)), (const int[])     \
     {                                                                          \
         __VA_ARGS__                                                            \
     }

@@ -18,16 +18,19 @@
 #define brg_batch_norm(...) BRG_PLACE(brg_batch_norm(__VA_ARGS__))
 #define brg_embedding(...) BRG_PLACE(brg_embedding(__VA_ARGS__))
 #define brg_cross_entropy(...) BRG_PLACE(brg_cross_entropy(__VA_ARGS__))
-#define brg_cross_entropy_with(...) BRG_PLACE(brg_cross_entropy_with(__VA_ARGS__))
+#define brg_cross_entropy_with(...)                                            \
+    BRG_PLACE(brg_cross_entropy_with(__VA_ARGS__))
 #define brg_nll(...) BRG_PLACE(brg_nll(__VA_ARGS__))
 #define brg_mse(...) BRG_PLACE(brg_mse(__VA_ARGS__))
-#define brg_binary_cross_entropy_with_logits(...) BRG_PLACE(brg_binary_cross_entropy_with_logits(__VA_ARGS__))
+#define brg_binary_cross_entropy_with_logits(...)                              \
+    BRG_PLACE(brg_binary_cross_entropy_with_logits(__VA_ARGS__))
 #define brg_matmul(...) BRG_PLACE(brg_matmul(__VA_ARGS__))
 #define brg_linear(...) BRG_PLACE(brg_linear(__VA_ARGS__))
 #define brg_conv2d(...) BRG_PLACE(brg_conv2d(__VA_ARGS__))
 #define brg_max_pool2d(...) BRG_PLACE(brg_max_pool2d(__VA_ARGS__))
 #define brg_avg_pool2d(...) BRG_PLACE(brg_avg_pool2d(__VA_ARGS__))
-#define brg_scaled_dot_product_attention(...) BRG_PLACE(brg_scaled_dot_product_attention(__VA_ARGS__))
+#define brg_scaled_dot_product_attention(...)                                  \
+    BRG_PLACE(brg_scaled_dot_product_attention(__VA_ARGS__))
 #define brg_attention_qkv(...) BRG_PLACE(brg_attention_qkv(__VA_ARGS__))
 #define brg_add(...) BRG_PLACE(brg_add(__VA_ARGS__))
 #define brg_sub(...) BRG_PLACE(brg_sub(__VA_ARGS__))

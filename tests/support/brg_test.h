@@ -20,8 +20,7 @@
 #include <brigade/types.h>
 
 /* The expression must give BRG_OK; prints message and place if not. */
-#define assert_brg_ok(expr)                                                    \
-    brg_test__ok((expr), #expr, __FILE__, __LINE__)
+#define assert_brg_ok(expr) brg_test__ok((expr), #expr, __FILE__, __LINE__)
 
 /* It must give `code` with a fresh, non-empty message. */
 #define assert_brg_fails(expr, code)                                           \
@@ -34,8 +33,7 @@
      brg_test__fails((expr), (code), (text), #expr, __FILE__, __LINE__))
 
 /* An expression that returns a pointer: not NULL, or NULL with this error. */
-#define assert_brg_some(expr)                                                  \
-    brg_test__some((expr), #expr, __FILE__, __LINE__)
+#define assert_brg_some(expr) brg_test__some((expr), #expr, __FILE__, __LINE__)
 #define assert_brg_null(expr, code)                                            \
     (brg_error_clear(),                                                        \
      brg_test__null((expr), (code), NULL, #expr, __FILE__, __LINE__))

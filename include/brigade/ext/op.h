@@ -56,8 +56,8 @@ typedef struct brg_vjp {
     brg_tensor *const *in;
     brg_tensor *const *out;
     brg_tensor *const *grad_out; /* of differentiable outputs; NULL: zero */
-    brg_tensor *grad_in[BRG_MAX_OP_INPUTS]; /* to fill; borrowed from the scope */
-    uint32_t needs; /* bit i: grad_in[i] is wanted */
+    brg_tensor *grad_in[BRG_MAX_OP_INPUTS]; /* to fill; borrowed (scope) */
+    uint32_t needs;                         /* bit i: grad_in[i] is wanted */
     /* The result will be differentiated again: use differentiable ops only. */
     bool is_differentiable;
 } brg_vjp;
@@ -70,8 +70,7 @@ static inline bool brg_vjp_needs(const brg_vjp *v, int i)
 /* grad_in[i] = expr, if it is wanted; returns from the rule if it fails. */
 #define BRG_VJP_SET(v, i, expr)                                                \
     do {                                                                       \
-        if (brg_vjp_needs((v), (i)) &&                                         \
-            ((v)->grad_in[i] = (expr)) == NULL)                                \
+        if (brg_vjp_needs((v), (i)) && ((v)->grad_in[i] = (expr)) == NULL)     \
             return brg_error_code();                                           \
     } while (0)
 
@@ -105,9 +104,9 @@ struct brg_op {
     int n_in;
     uint32_t optional; /* bit i: input i may be absent (NULL) */
     int n_out;
-    int n_diff_out;  /* outputs that can carry gradients: the first ones */
-    uint32_t flags;  /* brg_op_flags */
-    uint32_t saves;  /* BRG_SAVE_* */
+    int n_diff_out;      /* outputs that can carry gradients: the first ones */
+    uint32_t flags;      /* brg_op_flags */
+    uint32_t saves;      /* BRG_SAVE_* */
     uint32_t no_grad_in; /* bit i: input i never gets a gradient */
     /* (optional) Which of `saves` grad_in[i] needs: the rest is not saved when
      * only other inputs require gradients. All zero: each needs all. */
