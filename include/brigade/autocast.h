@@ -14,9 +14,9 @@ BRG_BEGIN_DECLS
  *   low   products, convolutions, attention: to `dtype`
  *   f32   exponentials, sums, norms, losses: to f32
  *   any other op: to the widest among its inputs
- * (docs/autocast.md lists the ops). f64 is left alone. A leaf's cast is made
- * once and kept until the policy changes. Backward runs with the policy off:
- * each gradient has the dtype of what it is the gradient of. */
+ * (docs/ops.md lists the ops). f64 is left alone. A leaf's cast is made once
+ * and kept until the policy changes. Backward runs with the policy off: each
+ * gradient has the dtype of what it is the gradient of. */
 typedef struct brg_autocast {
     bool is_on;
     brg_dtype dtype; /* BRG_DTYPE_BF16 or BRG_DTYPE_F16 */
