@@ -21,7 +21,8 @@
 #define MAX_NUMEL 24
 #define MAX_RANK 4
 
-/* clang-format off: it is never content with a list of X() */
+/* A list of X() never settles. */
+/* clang-format off */
 #define STEP_KINDS(X)                                                          \
     X(LEAF) X(CONSTANT) X(COPY) X(SIN) X(TANH) X(SIGMOID) X(RELU) X(SQUARE)    \
     X(NEG) X(SCALE) X(SHIFT) X(ADD) X(SUB) X(MUL) X(DIV) X(MATMUL) X(SUM)      \
