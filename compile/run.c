@@ -8,6 +8,7 @@
 #include "core/base/error.h"
 #include "core/base/progress.h"
 #include "core/ops/op.h"
+#include "core/tensor/shape.h"
 
 #include <brigade/ops.h>
 
@@ -81,14 +82,37 @@ static void end(run *r)
     }
 }
 
+/* Where the gradient that this root holds should lie (see brg__placement): its
+ * last use is the leaf that it goes to, whole. */
+static brg_tensor *home_of(const run *r, const brg__root *root)
+{
+    const brg__ir_node *user = r->exec->steps[root->last].node;
+    if (user->kind != BRG__IR_ACCUMULATE)
+        return NULL;
+    const brg_node *node = r->task->visits.at[user->visit].node;
+    const brg__autograd *a = brg__autograd_of(node->leaf);
+    const brg_tensor *t = &r->exec->values[brg__ir_in(r->exec->ir, user)[0]].t;
+    brg_tensor *home = a->home;
+    if (!home || a->grad || node->hooks || !home->is_contiguous ||
+        t->offset != 0 || !t->is_contiguous || t->dtype != home->dtype ||
+        t->numel != home->numel ||
+        (size_t)t->numel * brg__tensor_item_size(t) != root->nbytes)
+        return NULL;
+    return brg__shape_equal(root->layout.ndim, root->layout.shape, home->ndim,
+                            home->shape)
+               ? home
+               : NULL;
+}
+
 static brg_status make_outputs(run *r, const brg__ir_node *node)
 {
     for (int j = 0; j < node->n_out; j++) {
         brg__root *root = root_of(r, node->first_out + j);
         if (!root || root->kind != BRG__ROOT_HEAP || root->real)
             continue;
-        brg_tensor *real;
-        BRG_TRY(brg__tensor_new(&real, &root->layout));
+        brg_tensor *real, *home = home_of(r, root);
+        BRG_TRY(home ? brg__tensor_new_view(&real, &root->layout, home->storage)
+                     : brg__tensor_new(&real, &root->layout));
         set_real(root, real);
     }
     return BRG_OK;
@@ -111,9 +135,10 @@ static brg_status take(run *r, int id, size_t step, brg_tensor **out)
     }
     brg_tensor *real = root->real;
     bool is_whole =
-        t->offset == 0 &&
-        brg__shape_equal(t->ndim, t->shape, real->ndim, real->shape) &&
-        memcmp(t->stride, real->stride, t->ndim * sizeof *t->stride) == 0;
+        real->sparse ||
+        (t->offset == 0 &&
+         brg__shape_equal(t->ndim, t->shape, real->ndim, real->shape) &&
+         memcmp(t->stride, real->stride, t->ndim * sizeof *t->stride) == 0);
     if (is_whole) {
         bool is_last = root->last == (int)step;
         *out = is_last ? real : brg_retain(real);
@@ -126,7 +151,8 @@ static brg_status take(run *r, int id, size_t step, brg_tensor **out)
     return brg__tensor_new_view(out, &layout, real->storage);
 }
 
-/* A result of user code becomes its root's tensor, row-major. */
+/* A result of user code becomes its root's tensor, row-major. A sparse one stays
+ * as it is: hooks and leaves take it, ops and sums refuse it. */
 static brg_status give(run *r, int id, brg_tensor *t)
 {
     brg__root *root = root_of(r, id);
@@ -135,10 +161,10 @@ static brg_status give(run *r, int id, brg_tensor *t)
     root->is_undefined = t == NULL;
     if (!t)
         return BRG_OK;
-    brg_tensor *dense = brg_contiguous(t);
-    if (!dense)
+    brg_tensor *real = t->sparse ? t : brg_contiguous(t);
+    if (!real)
         return brg_error_code();
-    set_real(root, brg_retain(dense));
+    set_real(root, brg_retain(real));
     return BRG_OK;
 }
 
@@ -159,6 +185,18 @@ static brg_status take_all(run *r, const brg__ir_node *node, size_t step,
 
 /* ---- Steps ---------------------------------------------------------------------------------- */
 
+static brg_status check_dense(const run *r, const brg__ir_node *node)
+{
+    for (int i = 0; i < node->n_in; i++) {
+        const brg__root *root = root_of(r, brg__ir_in(r->exec->ir, node)[i]);
+        if (root && root->real && root->real->sparse)
+            return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                            "a compiled backward takes sparse gradients of "
+                            "custom functions straight to leaves only");
+    }
+    return BRG_OK;
+}
+
 static brg_status run_op(run *r, brg__step *step)
 {
     const brg__ir_node *node = step->node;
@@ -172,7 +210,10 @@ static brg_status run_op(run *r, brg__step *step)
         if (root && !step->is_view)
             root->is_undefined = true;
     }
-    if (is_missing || step->is_view)
+    if (is_missing)
+        return BRG_OK;
+    BRG_TRY(check_dense(r, node));
+    if (step->is_view)
         return BRG_OK;
     BRG_TRY(make_outputs(r, node));
     if (node->lifted != BRG__IR_NONE)
@@ -188,6 +229,7 @@ static brg_status run_add(run *r, const brg__ir_node *node)
     root_of(r, node->first_out)->is_undefined = !a && !b;
     if (!a && !b)
         return BRG_OK;
+    BRG_TRY(check_dense(r, node));
     BRG_TRY(make_outputs(r, node));
     brg__value *values = r->exec->values;
     const brg_op *op = a && b ? &brg__op_add : &brg__op_copy;

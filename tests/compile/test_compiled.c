@@ -120,6 +120,7 @@ static void test_compiled__accumulating_is_a_second_plan(void **state)
         backward_compiled(loss_of(&b, 4 + i));
         expect_same_grads(&a, &b);
     }
+    assert_int_equal(stats().captures, 2);
 }
 
 static void test_compiled__grad_of_chosen_inputs(void **state)
