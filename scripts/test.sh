@@ -21,12 +21,12 @@ while test $# -gt 0; do
     --asan)
         folder=$folder-asan
         options=(-DCMAKE_BUILD_TYPE=RelWithDebInfo -DBRG_DEBUG=3
-            "-DBRG_SANITIZE=address;undefined")
+            "-DBRG_SANITIZE=address;undefined" -DBRG_BUILD_BENCH=OFF)
         ;;
     --tsan)
         folder=$folder-tsan
         options=(-DCMAKE_BUILD_TYPE=RelWithDebInfo -DBRG_DEBUG=2
-            -DBRG_SANITIZE=thread -DBRG_WITH_MPI=OFF)
+            -DBRG_SANITIZE=thread -DBRG_WITH_MPI=OFF -DBRG_BUILD_BENCH=OFF)
         ;;
     --debug)
         folder=$folder-debug
