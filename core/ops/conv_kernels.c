@@ -36,7 +36,7 @@ static span span_of(const brg__conv *v, int64_t tap_x)
 }
 
 /* Rows are short: moves of a fixed size, the last of which overlaps the one
- * before, take a third of the time of a call of memcpy. */
+ * before, instead of a call of memcpy. */
 static inline void copy_row(void *to, const void *from, size_t n, size_t item)
 {
     enum { MOVE = 32 };
