@@ -8,6 +8,7 @@
 #include "core/base/error.h"
 #include "core/base/progress.h"
 #include "core/ops/op.h"
+#include "core/tensor/shape.h"
 
 #include <brigade/ops.h>
 
@@ -81,14 +82,37 @@ static void end(run *r)
     }
 }
 
+/* Where the gradient that this root holds should lie (see brg__placement): its
+ * last use is the leaf that it goes to, whole. */
+static brg_tensor *home_of(const run *r, const brg__root *root)
+{
+    const brg__ir_node *user = r->exec->steps[root->last].node;
+    if (user->kind != BRG__IR_ACCUMULATE)
+        return NULL;
+    const brg_node *node = r->task->visits.at[user->visit].node;
+    const brg__autograd *a = brg__autograd_of(node->leaf);
+    const brg_tensor *t = &r->exec->values[brg__ir_in(r->exec->ir, user)[0]].t;
+    brg_tensor *home = a->home;
+    if (!home || a->grad || node->hooks || !home->is_contiguous ||
+        t->offset != 0 || !t->is_contiguous || t->dtype != home->dtype ||
+        t->numel != home->numel ||
+        (size_t)t->numel * brg__tensor_item_size(t) != root->nbytes)
+        return NULL;
+    return brg__shape_equal(root->layout.ndim, root->layout.shape, home->ndim,
+                            home->shape)
+               ? home
+               : NULL;
+}
+
 static brg_status make_outputs(run *r, const brg__ir_node *node)
 {
     for (int j = 0; j < node->n_out; j++) {
         brg__root *root = root_of(r, node->first_out + j);
         if (!root || root->kind != BRG__ROOT_HEAP || root->real)
             continue;
-        brg_tensor *real;
-        BRG_TRY(brg__tensor_new(&real, &root->layout));
+        brg_tensor *real, *home = home_of(r, root);
+        BRG_TRY(home ? brg__tensor_new_view(&real, &root->layout, home->storage)
+                     : brg__tensor_new(&real, &root->layout));
         set_real(root, real);
     }
     return BRG_OK;

@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#include "core/autograd/hooks.h"
+#include "core/autograd/node.h"
 #include "core/base/alloc.h"
 #include "core/base/map.h"
 
@@ -152,6 +152,7 @@ static brg_status add_hooks(brg_ddp *ddp)
             &p->hook, p->leaf, brg__ddp_on_gradient, p, NULL));
         if (ddp->mode == BRG_DDP_EAGER)
             p->hook->on_collect = refuse_compiled;
+        brg__autograd_of(p->leaf)->home = p->view;
     }
     return BRG_OK;
 }
@@ -231,6 +232,8 @@ void brg_ddp_destroy(brg_ddp *ddp)
     for (size_t i = 0; i < ddp->n_params; i++) {
         brg__ddp_param *p = &ddp->params[i];
         brg_hook_remove(p->hook);
+        if (p->hook)
+            brg__autograd_of(p->leaf)->home = NULL;
         brg_release(p->kept);
         brg__ddp_view_drop(p);
     }

@@ -9,6 +9,7 @@
 #include "core/autograd/debug.h"
 #include "core/autograd/engine.h"
 #include "core/base/error.h"
+#include "core/ops/op.h"
 #include "core/tensor/device.h"
 #include "core/tensor/shape.h"
 
@@ -280,8 +281,37 @@ static void deliver(brg__task *task, uint32_t visit, brg_tensor *const *grads)
     }
 }
 
-static brg_status apply_rule(brg_node *node, brg_tensor *const *grads,
-                             brg_tensor **grad_in)
+/* The place that waits for the gradient of this edge, if the rule may write
+ * there: the leaf's first gradient and the only one of this backward, and
+ * nobody looks at it on the way. */
+static brg_tensor *home_of(const brg__task *task, const brg__edge *edge)
+{
+    uint32_t to;
+    if (!edge->node || !brg__node_is_accumulate(edge->node) ||
+        !brg__map_get(&task->index, edge->node, &to))
+        return NULL;
+    const brg__visit *visit = &task->visits.at[to];
+    const brg__autograd *a = brg__autograd_of(edge->node->leaf);
+    bool is_only =
+        visit->n_waiting == 1 && task->buffers.at[visit->first_buffer] == NULL;
+    bool is_unseen = !a->hooks.first && !edge->node->hooks;
+    return is_only && is_unseen && visit->is_needed && !a->grad ? a->home
+                                                                : NULL;
+}
+
+static void offer_homes(const brg__task *task, const brg_node *node)
+{
+    if (!node->op || node->hooks || !brg__grad_mode_is_off)
+        return;
+    for (uint16_t i = 0; i < node->n_edges; i++) {
+        brg_tensor *home = home_of(task, &node->edges[i]);
+        if (home && home->is_contiguous && brg__offered.n < BRG__MAX_HOMES)
+            brg__offered.homes[brg__offered.n++] = home;
+    }
+}
+
+static brg_status call_rule(brg_node *node, brg_tensor *const *grads,
+                            brg_tensor **grad_in)
 {
     bool is_undefined = !node->cls->wants_undefined;
     for (uint16_t i = 0; is_undefined && i < node->n_slots; i++)
@@ -298,6 +328,15 @@ static brg_status apply_rule(brg_node *node, brg_tensor *const *grads,
                 node, i, &edge->node->slots[edge->slot], &grad_in[i]));
     }
     return BRG_OK;
+}
+
+static brg_status apply_rule(const brg__task *task, brg_node *node,
+                             brg_tensor *const *grads, brg_tensor **grad_in)
+{
+    offer_homes(task, node);
+    brg_status status = call_rule(node, grads, grad_in);
+    brg__offered.n = 0;
+    return status;
 }
 
 static brg_status route(brg__task *task, const brg_node *node,
@@ -333,7 +372,7 @@ brg_status brg__task_evaluate(brg__task *task, uint32_t visit)
     if (status == BRG_OK && task->visits.at[visit].is_needed) {
         status = brg__run_pre_hooks(node, grads);
         if (status == BRG_OK)
-            status = apply_rule(node, grads, grad_in);
+            status = apply_rule(task, node, grads, grad_in);
         if (status == BRG_OK)
             status = brg__run_post_hooks(node, grad_in, grads);
         if (status == BRG_OK && brg__anomaly_is_on)

@@ -105,6 +105,9 @@ typedef struct brg__autograd {
     uint32_t base_histories; /* of a view: its fn leads to this of its base's */
     brg_node *fn;            /* retained; NULL: leaf */
     brg_tensor *grad;
+    /* Where grad should lie: a view of a bucket, borrowed from its reducer.
+     * NULL: anywhere. */
+    brg_tensor *home;
     brg_node *accumulate; /* weak; under the accumulate lock */
     brg__hook_list hooks; /* tensor hooks of a leaf */
     brg__hook_list post_accumulate;

@@ -53,6 +53,20 @@ extern brg__emitter brg__eager_emitter;
 brg__emitter *brg__emitter_set(brg__emitter *emitter);
 brg__emitter *brg__emitter_get(void);
 
+/* ---- Placement ------------------------------------------------------------------
+ * Memory that is waiting for a result: the engine offers a leaf's place in a
+ * bucket while it calls the rule that makes the leaf's gradient, and the first
+ * output of those sizes is written there instead of being copied there later.
+ * A guess that misses costs nothing but the copy. */
+#define BRG__MAX_HOMES 4
+
+typedef struct brg__placement {
+    brg_tensor *homes[BRG__MAX_HOMES]; /* borrowed, row-major */
+    int n;
+} brg__placement;
+
+extern _Thread_local brg__placement brg__offered;
+
 /* ---- Calling ops from the library's own functions ------------------------------ */
 
 /* One output; NULL on failure. */
