@@ -14,6 +14,7 @@
 #include "compile/capture.h"
 #include "compile/plan.h"
 #include "core/base/error.h"
+#include "core/base/log.h"
 
 #define MAX_SCOPES 32
 #define MAX_EXECS 16 /* of a plan; the least recently used goes */
@@ -97,6 +98,24 @@ static plan *find_plan(const compiler *c, uint64_t hash)
     return NULL;
 }
 
+/* The plan, one line a message; verbose: why there is one more. */
+static void log_capture(const compiler *c, const plan *p)
+{
+    brg__log(BRG_LOG_DEBUG, "compile", "%s", c->reason);
+    if (p->unsupported || brg_get_log_level() < BRG_LOG_INFO)
+        return;
+    size_t size = brg__ir_print(&p->ir, NULL, 0) + 1;
+    char *text = brg__mem_alloc_array(size, 1, "a plan's text"), *rest = NULL;
+    if (!text)
+        return;
+    (void)brg__ir_print(&p->ir, text, size);
+    for (const char *line = strtok_r(text, "\n", &rest); line;
+         line = strtok_r(NULL, "\n", &rest))
+        brg__log(BRG_LOG_INFO, "compile", "plan %llu: %s",
+                 (unsigned long long)c->stats.captures - 1, line);
+    brg__mem_free(text);
+}
+
 /* A capture that meets something it cannot express makes a plan that says so,
  * and is not tried again. */
 static brg_status capture(compiler *c, brg__task *task, uint64_t hash,
@@ -128,6 +147,7 @@ static brg_status capture(compiler *c, brg__task *task, uint64_t hash,
              "Cache miss due to new autograd node: GraphRoot (NodeCall 0) with "
              "key size %zu, %zu plans before",
              c->collected.key.n, c->plans.n - 1);
+    log_capture(c, p);
     *out = p;
     return BRG_OK;
 }

@@ -57,7 +57,8 @@ BRG_API void brg_compile_get_stats(brg_compile_stats *filled);
 BRG_API const char *brg_compile_reason(void);
 
 /* The text of plan number i (from 0, in order of capture), one node a line;
- * returns the length that all of it needs, 0 if there is no such plan. */
+ * returns the length that all of it needs, 0 if there is no such plan. A new
+ * plan is logged as well: its lines as information, the reason for debugging. */
 BRG_API size_t brg_compile_print(size_t i, char *filled, size_t size);
 
 BRG_END_DECLS
