@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Rows of the suite `backward` on stretches that backward runs again. */
+#include <brigade/recompute.h>
+
+#include "tests/rows/both.h"
+
+/* ---- sin * cos --------------------------------------------------------------------- */
+
+static int n_runs;
+
+static brg_status sin_cos(brg_tensor *const *in, brg_tensor **out, void *user)
+{
+    (void)user;
+    n_runs++;
+    out[0] = brg_sum_all(brg_mul(brg_sin(in[0]), brg_cos(in[0])));
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+static void simple(yields *y, bool is_reentrant)
+{
+    brg_recompute_options options = BRG_RECOMPUTE_OPTIONS_INIT;
+    options.is_reentrant = is_reentrant;
+    brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(10, 10)), *loss;
+    assert_brg_ok(brg_set_requires_grad(x, true));
+    n_runs = 0;
+    assert_brg_ok(brg_recompute(&loss, sin_cos, NULL, &x, 1, &options));
+    assert_int_equal(n_runs, 1);
+    assert_brg_ok(brg_backward(loss));
+    assert_int_equal(n_runs, 2);
+    assert_float_equal(element(brg_tensor_grad(x), 7), cos(2 * element(x, 7)),
+                       1e-5);
+    yield(y, loss);
+    yield_grad(y, x);
+}
+
+static void reentrant_body(yields *y)
+{
+    simple(y, true);
+}
+
+static void not_reentrant_body(yields *y)
+{
+    simple(y, false);
+}
+
+/* Each saved tensor is unpacked right before the rule that needs it. */
+static const char simple_plan[] = "v2 f32/2 = unsqueeze(in1)\n"
+                                  "v3 f32/2 = expand_like(v2, in0)\n"
+                                  "v4 f32/2 = unpack@1()\n"
+                                  "v5 f32/2 = unpack@1()\n"
+                                  "v6 f32/2 = mul(v3, v5)\n"
+                                  "v7 f32/2 = mul(v3, v4)\n"
+                                  "v8 f32/2 = unpack@2()\n"
+                                  "v9 f32/2 = cos(v8)\n"
+                                  "v10 f32/2 = mul(v6, v9)\n"
+                                  "v11 f32/2 = unpack@3()\n"
+                                  "v12 f32/2 = sin(v11)\n"
+                                  "v13 f32/2 = mul(v7, v12)\n"
+                                  "v14 f32/2 = neg(v13)\n"
+                                  "v15 f32/2 = add(v10, v14)\n"
+                                  "accumulate@4(v15)\n"
+                                  "final_callbacks()\n";
+
+static void test_checkpointing_simple(void **state)
+{
+    (void)state;
+    char text[4096];
+    run_both(reentrant_body, 1);
+    run_both(not_reentrant_body, 1);
+    assert_true(brg_compile_print(0, text, sizeof text) < sizeof text);
+    assert_string_equal(text, simple_plan);
+}
+
+/* ---- A policy -------------------------------------------------------------------------- */
+
+static brg_recompute_choice matmuls_again(const brg_op *op, void *user)
+{
+    (void)user;
+    return strcmp(op->name, "linear") == 0 ? BRG_RECOMPUTE_AGAIN
+                                           : BRG_RECOMPUTE_SAVE;
+}
+
+/* in: x, then weight and bias of four layers. */
+static brg_status four_layers(brg_tensor *const *in, brg_tensor **out,
+                              void *user)
+{
+    (void)user;
+    n_runs++;
+    brg_tensor *h = in[0];
+    for (int i = 0; i < 4; i++) {
+        h = brg_linear(h, in[1 + 2 * i], in[2 + 2 * i]);
+        if (i < 3)
+            h = brg_sigmoid(h);
+    }
+    out[0] = h;
+    return h ? BRG_OK : brg_error_code();
+}
+
+static void test_checkpointing_sac_body(yields *y)
+{
+    brg_recompute_options options = BRG_RECOMPUTE_OPTIONS_INIT;
+    options.policy = matmuls_again;
+    brg_tensor *in[9], *out;
+    in[0] = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(4, 10));
+    for (int i = 1; i < 9; i++) {
+        in[i] = i % 2 ? brg_randn(BRG_DTYPE_F32, BRG_SHAPE(10, 10))
+                      : brg_randn(BRG_DTYPE_F32, BRG_SHAPE(10));
+        assert_brg_ok(brg_set_requires_grad(in[i], true));
+    }
+    n_runs = 0;
+    assert_brg_ok(brg_recompute(&out, four_layers, NULL, in, 9, &options));
+    assert_brg_ok(brg_backward(brg_sum_all(out)));
+    assert_in_range(n_runs, 1, 2);
+    brg_tensor *grads[9];
+    for (int i = 1; i < 9; i++) {
+        yield_grad(y, in[i]);
+        grads[i] = brg_tensor_grad(in[i]);
+        brg_retain(grads[i]);
+        assert_brg_ok(brg_tensor_set_grad(in[i], NULL));
+    }
+    if (!y->is_compiled) { /* and what no checkpoint gives */
+        assert_brg_ok(four_layers(in, &out, NULL));
+        assert_brg_ok(brg_backward(brg_sum_all(out)));
+        for (int i = 1; i < 9; i++)
+            for (int64_t k = 0; k < brg_tensor_numel(grads[i]); k++)
+                assert_float_equal(element(grads[i], k),
+                                   element(brg_tensor_grad(in[i]), k), 0);
+    }
+    for (int i = 1; i < 9; i++)
+        brg_release(grads[i]);
+}
+BOTH_ROW(test_checkpointing_sac, 1)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        scoped_test(test_checkpointing_sac),
+        scoped_test(test_checkpointing_simple),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
