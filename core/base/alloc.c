@@ -17,7 +17,7 @@
 #define HUGE_PAGE ((size_t)2 << 20)
 #define HEADER BRG_CACHE_LINE
 #define OBJ_STEP 64
-#define OBJ_MAX 4096
+#define OBJ_MAX BRG__OBJ_MAX
 #define OBJ_CLASSES (OBJ_MAX / OBJ_STEP)
 
 #if defined(__has_feature) /* clang's way to say the same */
@@ -73,9 +73,33 @@ static struct {
                         .alloc = system_alloc,
                         .free = system_free}};
 
+/* Bytes that this thread's free lists gained (or lost) since it last told the
+ * heap: a locked addition for each object would cost more than the object. So
+ * a thread sees its own bytes exactly, those of others within IDLE_SLACK. */
+#define IDLE_SLACK ((int64_t)1 << 18)
+static _Thread_local int64_t idle_untold;
+
+static void tell_idle(void)
+{
+    atomic_fetch_add(&heap.idle, (uint64_t)idle_untold); /* wraps back */
+    idle_untold = 0;
+}
+
+static void note_idle(int64_t more)
+{
+    idle_untold += more;
+    if (idle_untold > IDLE_SLACK || idle_untold < -IDLE_SLACK)
+        tell_idle();
+}
+
+static uint64_t bytes_idle(void)
+{
+    return atomic_load(&heap.idle) + (uint64_t)idle_untold;
+}
+
 static uint64_t bytes_in_use(void)
 {
-    uint64_t cached = atomic_load(&heap.idle);
+    uint64_t cached = bytes_idle();
     if (heap.cache_bytes)
         cached += heap.cache_bytes();
     uint64_t held = atomic_load(&heap.held);
@@ -205,6 +229,7 @@ static void on_thread_exit(void *unused)
 {
     (void)unused;
     brg__obj_trim();
+    tell_idle();
     is_registered = false; /* other destructors may yet free objects */
 }
 
@@ -220,7 +245,7 @@ static void register_thread(void)
     is_registered = true;
 }
 
-void *brg__obj_alloc(size_t nbytes, const char *what)
+void *brg__obj_alloc_raw(size_t nbytes, const char *what)
 {
     size_t size = brg__round_up(nbytes ? nbytes : 1, OBJ_STEP);
     if (OBJ_CACHED && size <= OBJ_MAX) {
@@ -228,14 +253,18 @@ void *brg__obj_alloc(size_t nbytes, const char *what)
         free_object *object = *list;
         if (object) {
             *list = object->next;
-            atomic_fetch_sub_explicit(&heap.idle, size, memory_order_relaxed);
-            memset(object, 0, nbytes);
+            note_idle(-(int64_t)size);
             return object;
         }
     }
-    void *object = brg__block_alloc(size, BRG_CACHE_LINE, what);
+    return brg__block_alloc(size, BRG_CACHE_LINE, what);
+}
+
+void *brg__obj_alloc(size_t nbytes, const char *what)
+{
+    void *object = brg__obj_alloc_raw(nbytes, what);
     if (object)
-        memset(object, 0, size);
+        memset(object, 0, nbytes);
     return object;
 }
 
@@ -253,7 +282,7 @@ void brg__obj_free(void *ptr, size_t nbytes)
     free_object *object = ptr;
     object->next = free_lists[size / OBJ_STEP - 1];
     free_lists[size / OBJ_STEP - 1] = object;
-    atomic_fetch_add_explicit(&heap.idle, size, memory_order_relaxed);
+    note_idle((int64_t)size);
 }
 
 void brg__obj_trim(void)
@@ -263,7 +292,7 @@ void brg__obj_trim(void)
         while (free_lists[i]) {
             free_object *object = free_lists[i];
             free_lists[i] = object->next;
-            atomic_fetch_sub(&heap.idle, size);
+            note_idle(-(int64_t)size);
             brg__block_free(object, size, BRG_CACHE_LINE);
         }
     }
@@ -284,8 +313,7 @@ void brg__alloc_set_scratch(brg__trim_fn trim)
 
 void brg__alloc_count_idle(size_t more, size_t less)
 {
-    atomic_fetch_add_explicit(&heap.idle, more, memory_order_relaxed);
-    atomic_fetch_sub_explicit(&heap.idle, less, memory_order_relaxed);
+    note_idle((int64_t)more - (int64_t)less);
 }
 
 brg_status brg_set_allocator(const brg_allocator *allocator)
@@ -311,7 +339,7 @@ brg_status brg_set_allocator(const brg_allocator *allocator)
 void brg_memory_get_stats(brg_memory_stats *filled)
 {
     brg__alloc_note_peak(); /* objects from free lists do not note it */
-    uint64_t cached = atomic_load(&heap.idle);
+    uint64_t cached = bytes_idle();
     if (heap.cache_bytes)
         cached += heap.cache_bytes();
     filled->in_use = bytes_in_use();

@@ -52,8 +52,12 @@ char *brg__mem_strdup(const char *text);
 /* Zero-filled small objects; free with the size they were asked with, from
  * any thread. */
 void *brg__obj_alloc(size_t nbytes, const char *what);
+/* The same with values not set. */
+void *brg__obj_alloc_raw(size_t nbytes, const char *what);
 void brg__obj_free(void *ptr, size_t nbytes);
 void brg__obj_trim(void);
+/* The largest size that the free lists keep. */
+#define BRG__OBJ_MAX 4096
 
 /* For the caching allocator of tensor data (core/tensor/cache.c). */
 typedef void (*brg__trim_fn)(void);

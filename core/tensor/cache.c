@@ -27,7 +27,6 @@ typedef struct free_block {
 
 static struct {
     pthread_mutex_t lock;
-    bool is_ready;
     bool is_on;
     free_block *lists[N_CLASSES];
     _Atomic uint64_t cached;
@@ -80,8 +79,15 @@ static void make_ready(void)
 #else
     cache.is_on = brg__env_int(BRG__ENV_CACHE) != 0;
 #endif
-    cache.is_ready = true;
     brg__alloc_set_cache(trim, cached_bytes, n_requests);
+}
+
+static pthread_once_t ready_once = PTHREAD_ONCE_INIT;
+
+/* Small tensors come from the thread's own free lists, without a lock. */
+static bool is_small(size_t nbytes)
+{
+    return cache.is_on && nbytes <= BRG__OBJ_MAX;
 }
 
 brg_status brg__cache_alloc(brg_device device, void **out, size_t nbytes)
@@ -94,9 +100,12 @@ brg_status brg__cache_alloc(brg_device device, void **out, size_t nbytes)
     size_t rounded;
     size_t i = class_of(nbytes, &rounded);
     atomic_fetch_add_explicit(&cache.n_requests, 1, memory_order_relaxed);
+    pthread_once(&ready_once, make_ready);
+    if (is_small(nbytes)) {
+        *out = brg__obj_alloc_raw(nbytes, "a tensor");
+        return *out ? BRG_OK : BRG_ERR_NOMEM;
+    }
     pthread_mutex_lock(&cache.lock);
-    if (!cache.is_ready)
-        make_ready();
     free_block *block = cache.lists[i];
     if (block) {
         cache.lists[i] = block->next;
@@ -116,6 +125,10 @@ void brg__cache_free(brg_device device, void *ptr, size_t nbytes)
         return;
     size_t rounded;
     size_t i = class_of(nbytes, &rounded);
+    if (is_small(nbytes)) {
+        brg__obj_free(ptr, nbytes);
+        return;
+    }
     if (!cache.is_on) {
         brg__block_free(ptr, rounded, ALIGNMENT);
         return;
