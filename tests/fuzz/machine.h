@@ -24,11 +24,13 @@
 /* A list of X() never settles. */
 /* clang-format off */
 #define STEP_KINDS(X)                                                          \
-    X(LEAF) X(CONSTANT) X(COPY) X(SIN) X(TANH) X(SIGMOID) X(RELU) X(SQUARE)    \
-    X(NEG) X(SCALE) X(SHIFT) X(ADD) X(SUB) X(MUL) X(DIV) X(MATMUL) X(SUM)      \
-    X(MEAN) X(SOFTMAX) X(RESHAPE) X(TRANSPOSE) X(SLICE) X(SELECT) X(EXPAND)    \
-    X(CAT) X(DETACH) X(NO_GRAD_SIN) X(FN_SIN) X(FN_PAIR) X(FN_DOUBLE_)         \
-    X(ADD_) X(SCALE_) X(COPY_) X(FILL_) X(HOOK)
+    X(LEAF)                                                                    \
+    X(CONSTANT)                                                                \
+    X(COPY) X(SIN) X(TANH) X(SIGMOID) X(RELU) X(SQUARE) X(NEG) X(SCALE)        \
+        X(SHIFT) X(ADD) X(SUB) X(MUL) X(DIV) X(MATMUL) X(SUM) X(MEAN)          \
+            X(SOFTMAX) X(RESHAPE) X(TRANSPOSE) X(SLICE) X(SELECT) X(EXPAND)    \
+                X(CAT) X(DETACH) X(NO_GRAD_SIN) X(FN_SIN) X(FN_PAIR)           \
+                    X(FN_DOUBLE_) X(ADD_) X(SCALE_) X(COPY_) X(FILL_) X(HOOK)
 /* clang-format on */
 
 typedef enum step_kind {

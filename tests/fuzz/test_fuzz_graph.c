@@ -4,7 +4,9 @@
  * sub-graphs; values and gradients against the machine's (machine.h).
  *
  * BRG_TEST_SEED repeats a program (the message says which); BRG_FUZZ_SECONDS
- * is how long to go on, 4 by default. */
+ * is how long to go on, 4 by default; BRG_TEST_COMPILED=1 tries compiled
+ * backwards. */
+#include <brigade/compile.h>
 #include <brigade/function.h>
 
 #include "core/base/clock.h"
@@ -413,7 +415,7 @@ static bool check_machine(fuzz *f)
 
 /* ---- One program ---------------------------------------------------------------------------- */
 
-static bool run_one(fuzz *f, uint64_t seed, int n_steps)
+static bool run_eager(fuzz *f, uint64_t seed, int n_steps)
 {
     memset(f, 0, sizeof *f);
     f->random = f->p.seed = seed;
@@ -434,6 +436,18 @@ static bool run_one(fuzz *f, uint64_t seed, int n_steps)
     }
     is_right = is_right && check_machine(f);
     brg_scope_end(scope);
+    return is_right;
+}
+
+static bool run_one(fuzz *f, uint64_t seed, int n_steps)
+{
+    if (!is_compiled_run())
+        return run_eager(f, seed, n_steps);
+    int scope;
+    assert_brg_ok(brg_compile_begin(&scope, NULL));
+    bool is_right = run_eager(f, seed, n_steps);
+    assert_brg_ok(brg_compile_end(scope));
+    assert_brg_ok(brg_compile_reset());
     return is_right;
 }
 
