@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Rows of the suite `function`, part 1: contexts, outputs, marking. */
-#include "tests/rows/rows.h"
+#include "tests/rows/checks.h"
 
 /* ---- Sizes and flags saved in the context ------------------------------------------ */
 
@@ -19,9 +19,8 @@ BACKWARD(scale_by_size_backward)
     return BRG_OK;
 }
 
-static void test_allow_in_graph(void **state)
+static void test_allow_in_graph_checks(void)
 {
-    (void)state;
     brg_function *f = function_of("AllowInGraph", scale_by_size_forward,
                                   scale_by_size_backward, 1);
     brg_tensor *x = leaf_full(3, BRG_SHAPE(5)), *y = CALL(f, x);
@@ -31,9 +30,15 @@ static void test_allow_in_graph(void **state)
     brg_function_release(f);
 }
 
-static void test_smuggle_symint_issue_111031(void **state)
+static void test_allow_in_graph(void **state)
 {
     (void)state;
+    check_both(test_allow_in_graph_checks, 1);
+    assert_int_equal(count_calls(), 1);
+}
+
+static void test_smuggle_symint_issue_111031_checks(void)
+{
     brg_function *f =
         function_of("Foo", scale_by_size_forward, scale_by_size_backward, 1);
     for (int64_t size = 2; size <= 4; size++) {
@@ -43,6 +48,7 @@ static void test_smuggle_symint_issue_111031(void **state)
     }
     brg_function_release(f);
 }
+CHECK_ROW(test_smuggle_symint_issue_111031, 1)
 
 /* ---- add-self, called every way ------------------------------------------------------ */
 
@@ -463,9 +469,8 @@ BACKWARD(linear_backward)
     return BRG_OK;
 }
 
-static void test_linear_setup_context(void **state)
+static void test_linear_setup_context_checks(void)
 {
-    (void)state;
     brg_function_def def = BRG_FUNCTION_DEF_INIT;
     def.name = "LinearFunction";
     def.n_outputs = 1;
@@ -482,6 +487,7 @@ static void test_linear_setup_context(void **state)
     expect_all(brg_tensor_grad(w), 2);
     brg_function_release(f);
 }
+CHECK_ROW(test_linear_setup_context, 1)
 
 /* ---- Outputs without gradient --------------------------------------------------------------------------------- */
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Rows of the suite `function`, part 2: layouts, several outputs, arguments of
  * other kinds, orders of differentiation, bundles. */
-#include "tests/rows/rows.h"
+#include "tests/rows/checks.h"
 
 /* ---- Layouts that backward can see ------------------------------------------------ */
 
@@ -29,9 +29,8 @@ BACKWARD(matmul_contiguous_backward)
     return expect_contiguous(gi[1], "the gradient of w");
 }
 
-static void test_assert_is_contiguous_after_matmul(void **state)
+static void test_assert_is_contiguous_after_matmul_checks(void)
 {
-    (void)state;
     brg_function *f =
         function_of("MyMM", matmul_forward, matmul_contiguous_backward, 1);
     brg_tensor *x = leaf_full(1, BRG_SHAPE(4, 3)),
@@ -43,6 +42,7 @@ static void test_assert_is_contiguous_after_matmul(void **state)
     expect_all(brg_tensor_grad(w), 4);
     brg_function_release(f);
 }
+CHECK_ROW(test_assert_is_contiguous_after_matmul, 1)
 
 FORWARD(copy_forward)
 {
@@ -79,9 +79,8 @@ BACKWARD(stride_backward)
     return BRG_OK;
 }
 
-static void test_stride_in_bwd(void **state)
+static void test_stride_in_bwd_checks(void)
 {
-    (void)state;
     brg_function *f =
         function_of("StrideBwd", copy_forward, stride_backward, 1);
     brg_tensor *x = leaf_full(1, BRG_SHAPE(4, 3));
@@ -98,6 +97,7 @@ static void test_stride_in_bwd(void **state)
     expect_all(brg_tensor_grad(v), 4);
     brg_function_release(f);
 }
+CHECK_ROW(test_stride_in_bwd, 2)
 
 /* ---- Several outputs ------------------------------------------------------------------ */
 
@@ -170,9 +170,8 @@ static void test_multi_output(void **state)
     brg_function_release(f);
 }
 
-static void test_set_materialize_grads_no_graph_break(void **state)
+static void test_set_materialize_grads_no_graph_break_checks(void)
 {
-    (void)state;
     int n_defined;
     brg_function *f = two_copies(&n_defined);
     brg_tensor *x = leaf_full(1, BRG_SHAPE(1));
@@ -182,6 +181,13 @@ static void test_set_materialize_grads_no_graph_break(void **state)
     expect_all(brg_tensor_grad(x), 3);
     assert_int_equal(n_defined, 2);
     brg_function_release(f);
+}
+
+static void test_set_materialize_grads_no_graph_break(void **state)
+{
+    (void)state;
+    check_both(test_set_materialize_grads_no_graph_break_checks, 1);
+    assert_int_equal(count_calls(), 1);
 }
 
 /* ---- Tensors inside other arguments ------------------------------------------------------ */
@@ -343,9 +349,8 @@ BACKWARD(requires_grad_backward)
     return BRG_OK;
 }
 
-static void test_requires_grad_in_bwd(void **state)
+static void test_requires_grad_in_bwd_checks(void)
 {
-    (void)state;
     brg_function *f =
         function_of("Foo", sin_forward, requires_grad_backward, 1);
     brg_tensor *x = leaf_full(0.3, BRG_SHAPE(2));
@@ -353,6 +358,7 @@ static void test_requires_grad_in_bwd(void **state)
     expect_all(brg_tensor_grad(x), cos(1.3));
     brg_function_release(f);
 }
+CHECK_ROW(test_requires_grad_in_bwd, 1)
 
 BACKWARD(plain_half_backward)
 {
@@ -468,9 +474,8 @@ BACKWARD(smuggle_backward)
     return BRG_OK;
 }
 
-static void test_smuggle_tensor_and_complex_structures(void **state)
+static void test_smuggle_tensor_and_complex_structures_checks(void)
 {
-    (void)state;
     brg_function *f = function_of("Foo", smuggle_forward, smuggle_backward, 1);
     brg_tensor *x = leaf_full(3, BRG_SHAPE(2)), *h = brg_mul_scalar(x, 1);
     brg_tensor *y = CALL(f, h);
@@ -479,6 +484,7 @@ static void test_smuggle_tensor_and_complex_structures(void **state)
     expect_all(brg_tensor_grad(x), 30);
     brg_function_release(f);
 }
+CHECK_ROW(test_smuggle_tensor_and_complex_structures, 1)
 
 int main(void)
 {

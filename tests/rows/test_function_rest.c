@@ -4,7 +4,7 @@
 #include <brigade/autocast.h>
 #include <brigade/random.h>
 
-#include "tests/rows/rows.h"
+#include "tests/rows/checks.h"
 
 /* ---- Autocast -------------------------------------------------------------------- */
 
@@ -27,9 +27,8 @@ BACKWARD(amp_backward)
     return BRG_OK;
 }
 
-static void test_amp_custom_fwd_bwd(void **state)
+static void test_amp_custom_fwd_bwd_checks(void)
 {
-    (void)state;
     brg_function *f = function_of("MyMM", amp_forward, amp_backward, 1);
     brg_tensor *x = leaf_full(2, BRG_SHAPE(8, 8)),
                *w = leaf_full(1, BRG_SHAPE(8, 8));
@@ -47,6 +46,7 @@ static void test_amp_custom_fwd_bwd(void **state)
     assert_false(brg_autocast_get().is_on);
     brg_function_release(f);
 }
+CHECK_ROW(test_amp_custom_fwd_bwd, 1)
 
 /* ---- Forward and backward that a compiler cannot look into ---------------------------- */
 
@@ -117,9 +117,8 @@ BACKWARD(tuple_backward)
     return BRG_OK;
 }
 
-static void test_tuple_arg(void **state)
+static void test_tuple_arg_checks(void)
 {
-    (void)state;
     brg_function *f = function_of("TupleArg", tuple_forward, tuple_backward, 1);
     brg_tensor *x = leaf_full(1, BRG_SHAPE(10, 10));
     brg_value shape[] = {brg_value_int(10), brg_value_int(10)}, out[1];
@@ -136,6 +135,7 @@ static void test_tuple_arg(void **state)
         assert_float_equal(element(grad, i), element(out[0].as.tensor, i), 0);
     brg_function_release(f);
 }
+CHECK_ROW(test_tuple_arg, 1)
 
 /* ---- Kernels of the user ------------------------------------------------------------------ */
 
