@@ -122,7 +122,7 @@ static brg_status make_outputs(run *r, const brg__ir_node *node)
 
 /* The value as a tensor of its own, owned; NULL if it is undefined. The root's
  * own tensor is handed over if this is its last use. */
-static brg_status take(run *r, int id, size_t step, brg_tensor **out)
+static brg_status take(run *r, int id, bool is_last, brg_tensor **out)
 {
     *out = NULL;
     if (!is_defined(r, id))
@@ -140,7 +140,6 @@ static brg_status take(run *r, int id, size_t step, brg_tensor **out)
          brg__shape_equal(t->ndim, t->shape, real->ndim, real->shape) &&
          memcmp(t->stride, real->stride, t->ndim * sizeof *t->stride) == 0);
     if (is_whole) {
-        bool is_last = root->last == (int)step;
         *out = is_last ? real : brg_retain(real);
         if (is_last)
             root->real = NULL;
@@ -174,12 +173,28 @@ static void release_all(brg_tensor **tensors, int n)
         brg_release(tensors[i]);
 }
 
+/* Operand i is the last use of its root: this is the last step that uses it,
+ * and no operand after this one does. */
+static bool is_last_use(const run *r, const brg__ir_node *node, int i,
+                        size_t step)
+{
+    const int *in = brg__ir_in(r->exec->ir, node);
+    const brg__root *root = root_of(r, in[i]);
+    if (!root || root->last != (int)step)
+        return false;
+    for (int k = i + 1; k < node->n_in; k++)
+        if (root_of(r, in[k]) == root)
+            return false;
+    return true;
+}
+
 static brg_status take_all(run *r, const brg__ir_node *node, size_t step,
                            brg_tensor **taken)
 {
     memset(taken, 0, (size_t)node->n_in * sizeof *taken);
     for (int i = 0; i < node->n_in; i++)
-        BRG_TRY(take(r, brg__ir_in(r->exec->ir, node)[i], step, &taken[i]));
+        BRG_TRY(take(r, brg__ir_in(r->exec->ir, node)[i],
+                     is_last_use(r, node, i, step), &taken[i]));
     return BRG_OK;
 }
 

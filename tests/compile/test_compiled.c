@@ -310,6 +310,46 @@ static void test_compiled__custom_functions_are_called(void **state)
     brg_function_release(f);
 }
 
+static brg_status pair_forward(brg_context *ctx, const brg_value *args,
+                               size_t n, brg_value *out)
+{
+    (void)ctx;
+    (void)n;
+    out[0] = brg_value_tensor(brg_mul_scalar(args[0].as.tensor, 2));
+    out[1] = brg_value_tensor(brg_mul_scalar(args[0].as.tensor, 3));
+    return out[0].as.tensor && out[1].as.tensor ? BRG_OK : brg_error_code();
+}
+
+static brg_status pair_backward(brg_context *ctx, brg_tensor *const *g,
+                                brg_tensor **gi, size_t *n)
+{
+    (void)ctx;
+    (void)n;
+    gi[0] = brg_add(brg_mul_scalar(g[0], 2), brg_mul_scalar(g[1], 3));
+    return gi[0] ? BRG_OK : brg_error_code();
+}
+
+/* Both outputs of the function get one and the same gradient. */
+static void test_compiled__one_value_in_two_places_of_a_call(void **state)
+{
+    (void)state;
+    brg_function_def def = BRG_FUNCTION_DEF_INIT;
+    def.name = "Pair";
+    def.n_outputs = 2;
+    def.forward = pair_forward;
+    def.backward = pair_backward;
+    brg_function *f;
+    assert_brg_ok(brg_function_create(&f, &def));
+    brg_tensor *x = leaf_from(1, BRG_SHAPE(3));
+    brg_value args[] = {brg_value_tensor(x)}, out[2];
+    assert_brg_ok(brg_function_apply(f, args, 1, out));
+    brg_tensor *sum = brg_add(out[0].as.tensor, out[1].as.tensor);
+    backward_compiled(brg_sum_all(brg_mul(sum, sum)));
+    assert_float_equal(element(brg_tensor_grad(x), 1), 2 * 10 * 5, 0);
+    assert_int_equal(stats().captures, 1);
+    brg_function_release(f);
+}
+
 static brg_status fail_hook(brg_tensor *grad, brg_tensor **replacement,
                             void *user)
 {
@@ -481,6 +521,7 @@ int main(void)
         compile_test(test_compiled__random_ops_draw_the_same_mask),
         compile_test(test_compiled__hooks_run_in_the_plan),
         compile_test(test_compiled__custom_functions_are_called),
+        compile_test(test_compiled__one_value_in_two_places_of_a_call),
         compile_test(test_compiled__a_failing_hook_ends_it_cleanly),
         compile_test(test_compiled__scopes_nest_and_close_in_order),
         compile_test(test_compiled__backward_inside_a_plan_is_eager),
