@@ -27,6 +27,9 @@ struct brg_pg {
     uint64_t n_p2p_started; /* sends and recvs */
     brg_work *in_flight;    /* doubly linked, in no order */
     size_t n_released;      /* of these, given up by their owners */
+    brg_work *spares;       /* n_spares handles for the works to come */
+    size_t n_spares;
+    size_t n_reserved; /* kept at the most: spares and those in use */
     bool is_coalescing;
     bool is_registered; /* with the thread's progress hook */
     brg_pg_stats stats;

@@ -12,14 +12,54 @@
 #define QUICK_POLLS 32
 #define QUICK_NBYTES 16384
 
-brg_work *brg__work_create(brg_pg *pg, const brg_call *call)
+/* ---- Handles --------------------------------------------------------------- */
+
+static brg_work *take_spare(brg_pg *pg)
 {
-    brg_work *work = brg__obj_alloc(sizeof *work, "a work handle");
+    brg_work *work = pg->spares;
     if (!work)
         return NULL;
-    work->call = *call;
-    work->pg = pg;
-    work->next = pg->in_flight;
+    pg->spares = work->next;
+    pg->n_spares--;
+    return work;
+}
+
+static void give_spare(brg_pg *pg, brg_work *work)
+{
+    work->next = pg->spares;
+    pg->spares = work;
+    pg->n_spares++;
+}
+
+void brg__work_unreserve(brg_pg *pg, size_t n)
+{
+    pg->n_reserved -= n;
+    while (pg->n_spares > pg->n_reserved)
+        brg__obj_free(take_spare(pg), sizeof(brg_work));
+}
+
+brg_status brg__work_reserve(brg_pg *pg, size_t n)
+{
+    pg->n_reserved += n;
+    for (size_t k = 0; k < n; k++) {
+        brg_work *work = brg__obj_alloc(sizeof *work, "a work handle");
+        if (!work) {
+            brg__work_unreserve(pg, n);
+            return BRG_ERR_NOMEM;
+        }
+        give_spare(pg, work);
+    }
+    return BRG_OK;
+}
+
+brg_work *brg__work_create(brg_pg *pg, const brg_call *call)
+{
+    brg_work *work = take_spare(pg);
+    if (!work)
+        work = brg__obj_alloc(sizeof *work, "a work handle");
+    if (!work)
+        return NULL;
+    *work = (brg_work){.call = *call, .pg = pg, .next = pg->in_flight};
     if (work->next)
         work->next->prev = work;
     pg->in_flight = work;
@@ -38,7 +78,10 @@ void brg__work_free(brg_work *work)
             work->next->prev = work->prev;
         pg->n_released -= work->is_released;
     }
-    brg__obj_free(work, sizeof *work);
+    if (pg && pg->n_spares < pg->n_reserved)
+        give_spare(pg, work);
+    else
+        brg__obj_free(work, sizeof *work);
 }
 
 /* Done, or never to be: the backend has let go of it. */
@@ -58,6 +101,7 @@ void brg__work_reap(brg_pg *pg)
 
 void brg__work_orphan_all(brg_pg *pg)
 {
+    brg__work_unreserve(pg, pg->n_reserved);
     for (brg_work *work = pg->in_flight, *next; work; work = next) {
         next = work->next;
         if (work->is_released)

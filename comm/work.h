@@ -23,6 +23,11 @@ void brg__work_free(brg_work *work);
 /* Frees the works that are done and that nobody holds. */
 void brg__work_reap(brg_pg *pg);
 
+/* Keeps n more handles for works to come, so that n in flight never fail for
+ * want of memory; and n fewer. */
+brg_status brg__work_reserve(brg_pg *pg, size_t n);
+void brg__work_unreserve(brg_pg *pg, size_t n);
+
 /* The group goes: its works are cut loose, to report an error when waited
  * for. */
 void brg__work_orphan_all(brg_pg *pg);

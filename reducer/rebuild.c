@@ -48,7 +48,8 @@ brg_status brg__reducer_rebuild(brg_reducer *r)
     brg__plan plan;
     char *copy = NULL;
     size_t nbytes = r->plan.nbytes;
-    bool is_able = brg__reducer_plan(r, r->arrivals, &plan) == BRG_OK;
+    bool is_able = brg__reducer_plan(r, r->arrivals, &plan) == BRG_OK &&
+                   brg__reducer_reserve(r, &plan) == BRG_OK;
     if (is_able)
         copy = brg__block_alloc(nbytes, BRG__PLAN_ALIGN, "a copy of buckets");
     brg__error_restore(&kept);

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "comm/work.h"
 #include "core/base/alloc.h"
 #include "core/base/progress.h"
 #include "reducer/verify.h"
@@ -102,6 +103,14 @@ brg_status brg__reducer_plan(const brg_reducer *r, const uint32_t *order,
     return status;
 }
 
+brg_status brg__reducer_reserve(brg_reducer *r, const brg__plan *plan)
+{
+    size_t n = plan->n_buckets > r->n_works ? plan->n_buckets - r->n_works : 0;
+    BRG_TRY(brg__work_reserve(r->pg, n));
+    r->n_works += n;
+    return BRG_OK;
+}
+
 static brg_status allocate(brg_reducer *r)
 {
     size_t n = r->n_params, n_notes;
@@ -141,6 +150,8 @@ brg_status brg__reducer_prepare(brg_reducer **out, brg_pg *pg,
     }
     if (status == BRG_OK)
         status = brg__reducer_plan(r, NULL, &r->plan);
+    if (status == BRG_OK)
+        status = brg__reducer_reserve(r, &r->plan);
 out:
     if (status == BRG_OK)
         *out = r;
@@ -242,8 +253,10 @@ void brg_reducer_destroy(brg_reducer *r)
     for (size_t k = 0; r->arena && k < r->plan.n_buckets; k++)
         if (r->buckets[k].state == BRG__BUCKET_LAUNCHED)
             is_in_flight |= !brg__bucket_drop(&r->buckets[k]);
-    if (!is_in_flight) /* else other ranks use it: it goes with the group */
+    if (!is_in_flight) { /* else other ranks use it: it goes with the group */
+        brg__work_unreserve(r->pg, r->n_works);
         brg_pg_free(r->pg, r->arena);
+    }
     for (size_t i = 0; r->members && i < r->n_params; i++)
         brg__mem_free(r->members[i].name);
     brg__mem_free(r->members);

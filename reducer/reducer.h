@@ -52,6 +52,7 @@ struct brg_reducer {
     brg__bucket *buckets;
     uint32_t *arrivals; /* of this step, in order */
     uint8_t *notes;     /* of all ranks, then this one's (tail.c) */
+    size_t n_works;     /* handles that the group keeps for it */
 
     bool is_running; /* a step has begun */
     bool is_closing; /* what arrives now is late */
@@ -82,6 +83,10 @@ brg_status brg__reducer_attach(brg_reducer *r);
 /* The plan for this order (NULL: the first guess). */
 brg_status brg__reducer_plan(const brg_reducer *r, const uint32_t *order,
                              brg__plan *out);
+
+/* Has the group keep handles for all works of a step by this plan: a bucket
+ * that cannot be started puts the rank out of step. */
+brg_status brg__reducer_reserve(brg_reducer *r, const brg__plan *plan);
 
 /* Points members and buckets into the arena by the plan. */
 void brg__reducer_lay_out(brg_reducer *r);
