@@ -303,11 +303,22 @@ static void offer_homes(const brg__task *task, const brg_node *node)
 {
     if (!node->op || node->hooks || !brg__grad_mode_is_off)
         return;
-    for (uint16_t i = 0; i < node->n_edges; i++) {
+    for (uint16_t i = 0; i < node->n_edges && i < BRG_MAX_OP_INPUTS; i++) {
         brg_tensor *home = home_of(task, &node->edges[i]);
-        if (home && home->is_contiguous && brg__offered.n < BRG__MAX_HOMES)
-            brg__offered.homes[brg__offered.n++] = home;
+        if (!home || !home->is_contiguous)
+            continue;
+        brg__offered.homes[i] = home;
+        brg__offered.is_open = true;
     }
+}
+
+static void withdraw_homes(void)
+{
+    brg__offered.selected = -1;
+    if (!brg__offered.is_open)
+        return;
+    memset(brg__offered.homes, 0, sizeof brg__offered.homes);
+    brg__offered.is_open = false;
 }
 
 static brg_status call_rule(brg_node *node, brg_tensor *const *grads,
@@ -323,9 +334,11 @@ static brg_status call_rule(brg_node *node, brg_tensor *const *grads,
         return brg__error_prefix("backward of %s: ", brg_node_name(node));
     for (uint16_t i = 0; i < node->n_edges; i++) {
         const brg__edge *edge = &node->edges[i];
-        if (grad_in[i] && edge->node)
-            BRG_TRY(brg__validate_gradient(
-                node, i, &edge->node->slots[edge->slot], &grad_in[i]));
+        if (!grad_in[i] || !edge->node)
+            continue;
+        brg_vjp_select(i); /* a sum over broadcast dims may make it */
+        BRG_TRY(brg__validate_gradient(node, i, &edge->node->slots[edge->slot],
+                                       &grad_in[i]));
     }
     return BRG_OK;
 }
@@ -335,7 +348,7 @@ static brg_status apply_rule(const brg__task *task, brg_node *node,
 {
     offer_homes(task, node);
     brg_status status = call_rule(node, grads, grad_in);
-    brg__offered.n = 0;
+    withdraw_homes();
     return status;
 }
 

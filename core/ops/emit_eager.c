@@ -43,20 +43,25 @@ static brg_status find_device(const brg_op_call *call, brg_device *out)
     return BRG_OK;
 }
 
-_Thread_local brg__placement brg__offered;
+_Thread_local brg__placement brg__offered = {.selected = -1};
+
+void brg_vjp_select(int i)
+{
+    brg__offered.selected = i;
+}
 
 /* The storage offered for such an output, taken from the offer; or NULL. */
 static brg__storage *take_home(const brg_out_info *info)
 {
-    for (int i = 0; i < brg__offered.n; i++) {
-        const brg_tensor *home = brg__offered.homes[i];
-        if ((brg_dtype)home->dtype != info->dtype || home->offset != 0 ||
-            !brg__shape_equal(home->ndim, home->shape, info->ndim, info->shape))
-            continue;
-        brg__offered.homes[i] = brg__offered.homes[--brg__offered.n];
-        return home->storage;
-    }
-    return NULL;
+    int i = brg__offered.selected;
+    if (i < 0 || i >= BRG_MAX_OP_INPUTS || !brg__offered.homes[i])
+        return NULL;
+    const brg_tensor *home = brg__offered.homes[i];
+    if ((brg_dtype)home->dtype != info->dtype || home->offset != 0 ||
+        !brg__shape_equal(home->ndim, home->shape, info->ndim, info->shape))
+        return NULL;
+    brg__offered.homes[i] = NULL;
+    return home->storage;
 }
 
 static brg_status make_output(brg_op_call *call, int j, brg_device device)
@@ -75,7 +80,7 @@ static brg_status make_output(brg_op_call *call, int j, brg_device device)
                                      call->in[info->view_of]->storage));
     } else {
         brg__shape_strides(layout.ndim, layout.shape, layout.stride);
-        brg__storage *home = brg__offered.n > 0 ? take_home(info) : NULL;
+        brg__storage *home = brg__offered.is_open ? take_home(info) : NULL;
         brg_status status = home ? brg__tensor_new_view(&t, &layout, home)
                                  : brg__tensor_new(&t, &layout);
         if (status != BRG_OK)

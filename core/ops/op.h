@@ -56,13 +56,13 @@ brg__emitter *brg__emitter_get(void);
 /* ---- Placement ------------------------------------------------------------------
  * Memory that is waiting for a result: the engine offers a leaf's place in a
  * bucket while it calls the rule that makes the leaf's gradient, and the first
- * output of those sizes is written there instead of being copied there later.
- * A guess that misses costs nothing but the copy. */
-#define BRG__MAX_HOMES 4
-
+ * output of those sizes that is made for this gradient (brg_vjp_select) is
+ * written there instead of being copied there later. A guess that misses, an
+ * intermediate result of the same gradient, costs nothing but the copy. */
 typedef struct brg__placement {
-    brg_tensor *homes[BRG__MAX_HOMES]; /* borrowed, row-major */
-    int n;
+    brg_tensor *homes[BRG_MAX_OP_INPUTS]; /* borrowed, row-major; or NULL */
+    bool is_open;                         /* some home is there */
+    int selected;                         /* the gradient being made, or -1 */
 } brg__placement;
 
 extern _Thread_local brg__placement brg__offered;

@@ -67,11 +67,20 @@ static inline bool brg_vjp_needs(const brg_vjp *v, int i)
     return (v->needs >> i) & 1u;
 }
 
+/* Says which gradient the following ops make (-1: none in particular), so
+ * that its result may be written where it will be wanted. */
+BRG_API void brg_vjp_select(int i);
+
 /* grad_in[i] = expr, if it is wanted; returns from the rule if it fails. */
 #define BRG_VJP_SET(v, i, expr)                                                \
     do {                                                                       \
-        if (brg_vjp_needs((v), (i)) && ((v)->grad_in[i] = (expr)) == NULL)     \
-            return brg_error_code();                                           \
+        if (brg_vjp_needs((v), (i))) {                                         \
+            brg_vjp_select(i);                                                 \
+            (v)->grad_in[i] = (expr);                                          \
+            brg_vjp_select(-1);                                                \
+            if ((v)->grad_in[i] == NULL)                                       \
+                return brg_error_code();                                       \
+        }                                                                      \
     } while (0)
 
 /* Which tensors the gradient rule needs. */
