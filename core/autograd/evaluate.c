@@ -292,6 +292,8 @@ static brg_tensor *home_of(const brg__task *task, const brg__edge *edge)
         return NULL;
     const brg__visit *visit = &task->visits.at[to];
     const brg__autograd *a = brg__autograd_of(edge->node->leaf);
+    if (!a->home)
+        return NULL; /* another thread may be writing its .grad */
     bool is_only =
         visit->n_waiting == 1 && task->buffers.at[visit->first_buffer] == NULL;
     bool is_unseen = !a->hooks.first && !edge->node->hooks;
@@ -390,8 +392,8 @@ brg_status brg__task_evaluate(brg__task *task, uint32_t visit)
             status = brg__run_post_hooks(node, grad_in, grads);
         if (status == BRG_OK && brg__anomaly_is_on)
             status = brg__anomaly_check(node, grad_in);
-        if (!task->is_retained)
-            brg__node_free_saved(node);
+        if (!task->is_retained && !brg__node_is_accumulate(node))
+            brg__node_free_saved(node); /* leaves are shared by threads */
     }
     if (status == BRG_OK)
         status = route(task, node, grad_in);
