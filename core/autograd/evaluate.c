@@ -345,13 +345,33 @@ static brg_status call_rule(brg_node *node, brg_tensor *const *grads,
     return BRG_OK;
 }
 
+/* A gradient that lies in a bucket changes when the bucket is reduced: another
+ * gradient of the node that shares its memory gets memory of its own. */
+static brg_status keep_apart(const brg_node *node, brg_tensor **grad_in)
+{
+    for (uint16_t i = 0; i < node->n_edges; i++) {
+        const brg_node *to = node->edges[i].node;
+        if (!to || !grad_in[i] || !brg__node_is_accumulate(to))
+            continue;
+        const brg_tensor *home = brg__autograd_of(to->leaf)->home;
+        if (!home || grad_in[i]->storage != home->storage)
+            continue;
+        for (uint16_t j = 0; j < node->n_edges; j++)
+            if (j != i && grad_in[j] && grad_in[j]->storage == home->storage &&
+                !(grad_in[j] = brg_copy(grad_in[j])))
+                return brg_error_code();
+    }
+    return BRG_OK;
+}
+
 static brg_status apply_rule(const brg__task *task, brg_node *node,
                              brg_tensor *const *grads, brg_tensor **grad_in)
 {
     offer_homes(task, node);
+    bool is_open = brg__offered.is_open;
     brg_status status = call_rule(node, grads, grad_in);
     withdraw_homes();
-    return status;
+    return status == BRG_OK && is_open ? keep_apart(node, grad_in) : status;
 }
 
 static brg_status route(brg__task *task, const brg_node *node,
