@@ -2,6 +2,8 @@
 # of the project's own code is compiled with.
 add_library(brg_flags INTERFACE)
 target_compile_features(brg_flags INTERFACE c_std_11)
+# A compiler cache may hand the compiler paths relative to the build folder.
+file(RELATIVE_PATH up ${PROJECT_BINARY_DIR} ${PROJECT_SOURCE_DIR}/)
 target_compile_definitions(brg_flags INTERFACE _GNU_SOURCE BRG_DEBUG=${BRG_DEBUG})
 target_compile_options(brg_flags INTERFACE
   $<$<AND:$<CONFIG:Release>,$<NOT:$<BOOL:$<TARGET_PROPERTY:BRG_ISA_LEVEL>>>>:-O2>
@@ -9,7 +11,8 @@ target_compile_options(brg_flags INTERFACE
   $<$<CONFIG:Release>:-fno-asynchronous-unwind-tables>
   -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes
   -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast
-  -fmacro-prefix-map=${PROJECT_SOURCE_DIR}/= # __FILE__ as in the repository
+  -fmacro-prefix-map=${PROJECT_SOURCE_DIR}/=
+  -fmacro-prefix-map=${up}= # __FILE__ as in the repository
   $<$<BOOL:${BRG_WERROR}>:-Werror>
   # clang: a loop that it could not vectorise as asked is no error.
   $<$<C_COMPILER_ID:Clang>:-Wno-pass-failed>)
