@@ -1,0 +1,592 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Rows of the suite `backward` about what runs beside the gradients: final
+ * callbacks, side effects of a forward, sizes that change, checkpoints under
+ * load, backwards inside ops. */
+#include <pthread.h>
+
+#include <brigade/debug.h>
+#include <brigade/ext/op.h>
+#include <brigade/recompute.h>
+
+#include "compile/capture.h"
+#include "compile/plan.h"
+#include "tests/rows/both.h"
+
+/* ---- A backward that queues a final callback ------------------------------------ */
+
+typedef struct callbacks {
+    char order[64];
+    bool fails; /* the backward, after it has queued */
+} callbacks;
+
+static void add_order(callbacks *c, const char *word)
+{
+    size_t n = strlen(c->order);
+    snprintf(c->order + n, sizeof c->order - n, "%s ", word);
+}
+
+static brg_status on_final(void *user)
+{
+    add_order(user, "final");
+    return BRG_OK;
+}
+
+static brg_status on_leaf(brg_tensor *leaf, void *user)
+{
+    (void)leaf;
+    add_order(user, "leaf");
+    return BRG_OK;
+}
+
+FORWARD(double_forward)
+{
+    OUT(0, brg_mul_scalar(ARG(0), 2));
+    return BRG_OK;
+}
+
+BACKWARD(queueing_backward)
+{
+    callbacks *c = brg_context_user(ctx);
+    add_order(c, "backward");
+    BRG_TRY(brg_queue_final_callback(on_final, c));
+    if (c->fails)
+        return brg_error_set(BRG_ERR_CALLBACK, __FILE__, __LINE__, "as asked");
+    GRAD(0, brg_mul_scalar(g[0], 2));
+    return BRG_OK;
+}
+
+static brg_function *queueing_function(callbacks *c)
+{
+    brg_function_def def = BRG_FUNCTION_DEF_INIT;
+    def.name = "Queues";
+    def.n_outputs = 1;
+    def.forward = double_forward;
+    def.backward = queueing_backward;
+    def.user = c;
+    brg_function *f;
+    assert_brg_ok(brg_function_create(&f, &def));
+    return f;
+}
+
+static void callback_body(yields *y)
+{
+    callbacks c = {.order = ""};
+    brg_function *f = queueing_function(&c);
+    brg_tensor *x = leaf_full(3, BRG_SHAPE(4));
+    assert_brg_ok(
+        brg_tensor_add_post_accumulate_hook(NULL, x, on_leaf, &c, NULL));
+    backward_of_sum(CALL(f, CALL(f, x)));
+    assert_string_equal(c.order, "backward backward leaf final final ");
+    expect_all(brg_tensor_grad(x), 4);
+    yield_grad(y, x);
+    brg_function_release(f);
+}
+
+static void test_callback_graph_break_throws_error(void **state)
+{
+    (void)state;
+    run_both(callback_body, 1);
+    callbacks c = {.order = "", .fails = true};
+    brg_function *f = queueing_function(&c);
+    brg_tensor *x = leaf_full(3, BRG_SHAPE(4));
+    assert_brg_fails_with(brg_backward(brg_sum_all(CALL(f, x))),
+                          BRG_ERR_CALLBACK, "as asked");
+    assert_string_equal(c.order, "backward "); /* what was queued is dropped */
+    assert_null(brg_tensor_grad(x));
+    assert_brg_fails_with(brg_queue_final_callback(on_final, &c), BRG_ERR_STATE,
+                          "Final callbacks can only be installed during "
+                          "backward pass");
+    brg_function_release(f);
+    run_both(callback_body, 1); /* and all of it works again */
+}
+
+/* ---- A forward with side effects ---------------------------------------------------- */
+
+typedef struct prints {
+    int n_forward, n_backward;
+    bool in_backward;
+} prints;
+
+FORWARD(printing_forward)
+{
+    prints *p = brg_context_user(ctx);
+    SAVE(ARG(0));
+    brg_tensor *h = brg_sin(ARG(0));
+    p->n_forward++;
+    OUT(0, brg_mul(h, ARG(0)));
+    return BRG_OK;
+}
+
+BACKWARD(printing_backward)
+{
+    prints *p = brg_context_user(ctx);
+    SAVED(x, 0);
+    brg_tensor *slope = brg_add(brg_sin(x), brg_mul(x, brg_cos(x)));
+    p->n_backward += p->in_backward;
+    GRAD(0, brg_mul(g[0], slope));
+    return BRG_OK;
+}
+
+static void printing_body(yields *y, bool in_backward)
+{
+    static const int64_t sizes[] = {10, 100, 10, 15, 20, 25};
+    prints p = {.in_backward = in_backward};
+    brg_function_def def = BRG_FUNCTION_DEF_INIT;
+    def.name = "Prints";
+    def.n_outputs = 1;
+    def.forward = printing_forward;
+    def.backward = printing_backward;
+    def.user = &p;
+    brg_function *f;
+    assert_brg_ok(brg_function_create(&f, &def));
+    for (int i = 0; i < 6; i++) {
+        brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(sizes[i]));
+        assert_brg_ok(brg_set_requires_grad(x, true));
+        brg_tensor *out = CALL(f, x);
+        assert_int_equal(p.n_forward, i + 1);
+        backward_of_sum(out);
+        assert_int_equal(p.n_forward, i + 1); /* backward ran none of it */
+        assert_int_equal(p.n_backward, in_backward ? i + 1 : 0);
+        for (int64_t k = 0; k < sizes[i]; k++) {
+            double at = element(x, k);
+            assert_float_equal(element(out, k), at * sin(at), 1e-5);
+            assert_float_equal(element(brg_tensor_grad(x), k),
+                               sin(at) + at * cos(at), 1e-5);
+        }
+        yield(y, out);
+        yield_grad(y, x);
+    }
+    brg_function_release(f);
+}
+
+static void forward_prints_body(yields *y)
+{
+    printing_body(y, false);
+}
+
+static void both_print_body(yields *y)
+{
+    printing_body(y, true);
+}
+
+static void test_custom_fn_compiled_fw_graph_break(void **state)
+{
+    (void)state;
+    run_both(forward_prints_body, 1);
+}
+
+static void test_custom_fn_compiled_fw_bw_graph_break(void **state)
+{
+    (void)state;
+    run_both(both_print_body, 1);
+}
+
+/* ---- Sizes that change ----------------------------------------------------------------- */
+
+/* One layer and the loss of it; gradients against the formula
+ * d(sum (x w)^2) / dw = 2 x^T (x w). */
+static void train_layer(yields *y, brg_tensor *w, int64_t batch)
+{
+    brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(batch, 3));
+    assert_brg_ok(brg_tensor_set_grad(w, NULL));
+    brg_tensor *h = brg_matmul(x, w);
+    backward_of_sum(brg_square(h));
+    for (int64_t i = 0; i < 3; i++)
+        for (int64_t j = 0; j < 2; j++) {
+            double want = 0;
+            for (int64_t b = 0; b < batch; b++)
+                want += 2 * element(x, 3 * b + i) * element(h, 2 * b + j);
+            assert_float_equal(element(brg_tensor_grad(w), 2 * i + j), want,
+                               1e-4);
+        }
+    yield_grad(y, w);
+}
+
+static void annotations_body(yields *y)
+{
+    brg_tensor *w = leaf_from(-1, BRG_SHAPE(3, 2));
+    train_layer(y, w, 2);
+    train_layer(y, w, 4);
+}
+
+static void test_dynamic_shapes_annotations(void **state)
+{
+    (void)state;
+    run_both(annotations_body, 1);
+}
+
+static void from_forward_body(yields *y)
+{
+    brg_tensor *w = leaf_from(-1, BRG_SHAPE(3, 2));
+    for (int64_t batch = 3; batch <= 6; batch++)
+        train_layer(y, w, batch);
+}
+
+static void test_dynamic_shapes_from_forward(void **state)
+{
+    (void)state;
+    run_both(from_forward_body, 1);
+}
+
+/* ---- A function that does its own backward ------------------------------------------------ */
+
+/* out = x + y; the gradient of y is taken in the function and reset. */
+static void mismatch_step(yields *yielded, int64_t rows)
+{
+    brg_tensor *x = leaf_full(1, BRG_SHAPE(rows, 4));
+    brg_tensor *y = leaf_full(2, BRG_SHAPE(rows, 4));
+    brg_tensor *out = brg_add(x, y);
+    backward_of_sum(out);
+    expect_all(out, 3);
+    expect_all(brg_tensor_grad(x), 1);
+    expect_all(brg_tensor_grad(y), 1);
+    yield(yielded, out);
+    yield_grad(yielded, y);
+    assert_brg_ok(brg_tensor_set_grad(y, NULL));
+    assert_null(brg_tensor_grad(y));
+}
+
+static void test_mismatch_fake_tensor_mode_body(yields *y)
+{
+    mismatch_step(y, 4);
+}
+BOTH_ROW(test_mismatch_fake_tensor_mode, 1)
+
+static void test_mismatch_fake_tensor_mode_dynamic_shape_body(yields *y)
+{
+    for (int64_t rows = 4; rows <= 6; rows++)
+        mismatch_step(y, rows);
+}
+BOTH_ROW(test_mismatch_fake_tensor_mode_dynamic_shape, 1)
+
+/* ---- An op that trains inside -------------------------------------------------------------- */
+
+static int n_inner;
+static bool inner_compiles;
+
+static brg_status inner_infer(brg_op_call *call)
+{
+    const brg_tensor *x = call->in[0];
+    brg_out_info *info = &call->info[0];
+    info->dtype = brg_tensor_dtype(x);
+    info->ndim = brg_tensor_ndim(x);
+    memcpy(info->shape, brg_tensor_shape(x),
+           (size_t)info->ndim * sizeof *info->shape);
+    return BRG_OK;
+}
+
+/* out = d(sum sin)/dx = cos x, by a forward and a backward of its own, in a
+ * compile scope of its own if the outer backward is compiled. */
+static brg_status inner_run(brg_op_call *call)
+{
+    int scope;
+    size_t nbytes = brg_tensor_nbytes(call->in[0]);
+    bool mode = brg_grad_mode_set(true);
+    BRG_TRY(inner_compiles ? brg_compile_begin(&scope, NULL)
+                           : brg_compile_disable_begin(&scope));
+    brg_tensor *x = brg_detach(call->in[0]);
+    brg_status status = brg_set_requires_grad(x, true);
+    if (status == BRG_OK)
+        status = brg_backward(brg_sum_all(brg_sin(x)));
+    if (status == BRG_OK)
+        memcpy(brg_tensor_data(call->out[0]),
+               brg_tensor_data(brg_tensor_grad(x)), nbytes);
+    brg_grad_mode_set(mode);
+    n_inner++;
+    brg_status ended = brg_compile_end(scope);
+    return status == BRG_OK ? ended : status;
+}
+
+static const brg_op inner_op = {
+    .abi = BRG_OP_ABI,
+    .struct_size = sizeof(brg_op),
+    .name = "test.inner",
+    .n_in = 1,
+    .n_out = 1,
+    .infer = inner_infer,
+    .run[BRG_DEVICE_CPU] = inner_run,
+};
+
+FORWARD(sin_forward)
+{
+    SAVE(ARG(0));
+    OUT(0, brg_sin(ARG(0)));
+    return BRG_OK;
+}
+
+BACKWARD(inner_backward)
+{
+    SAVED(x, 0);
+    brg_tensor *slope;
+    BRG_TRY(brg_op_apply(&inner_op, 1, &x, NULL, &slope));
+    GRAD(0, brg_mul(g[0], slope));
+    return BRG_OK;
+}
+
+static void test_nested_compile_body(yields *y)
+{
+    brg_function *f = function_of("Inner", sin_forward, inner_backward, 1);
+    brg_tensor *x = leaf_from(0, BRG_SHAPE(3));
+    n_inner = 0;
+    inner_compiles = y->is_compiled;
+    backward_of_sum(CALL(f, x));
+    assert_int_equal(n_inner, 1);
+    EXPECT_VALUES(brg_tensor_grad(x), 1, cos(1), cos(2));
+    yield_grad(y, x);
+    brg_function_release(f);
+}
+BOTH_ROW(test_nested_compile, 1)
+
+/* ---- Re-entrant checkpoints, many steps, many threads ---------------------------------------- */
+
+enum { N_STEPS = 12, N_THREADS = 4, N_BLOCKS = 3, WIDTH = 8 };
+
+typedef struct soak_net {
+    brg_tensor *w[N_BLOCKS];
+    bool is_checkpointed;
+    int n_runs;
+} soak_net;
+
+typedef struct soak_block {
+    soak_net *net;
+    int i;
+} soak_block;
+
+static brg_status soak_stretch(brg_tensor *const *in, brg_tensor **out,
+                               void *user)
+{
+    soak_block *b = user;
+    b->net->n_runs++;
+    brg_tensor *h = brg_dropout(brg_linear(in[0], in[1], NULL), 0.25, true);
+    out[0] = brg_add(in[0], brg_gelu(h));
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+/* Two blocks in a checkpoint, each a checkpoint itself. */
+static brg_status soak_pair(brg_tensor *const *in, brg_tensor **out, void *user)
+{
+    soak_block *blocks = user;
+    brg_recompute_options options = BRG_RECOMPUTE_OPTIONS_INIT;
+    options.is_reentrant = true;
+    brg_tensor *inner[2] = {in[0], in[1]};
+    BRG_TRY(
+        brg_recompute(&inner[0], soak_stretch, &blocks[0], inner, 2, &options));
+    inner[1] = in[2];
+    return brg_recompute(out, soak_stretch, &blocks[1], inner, 2, &options);
+}
+
+static brg_status soak_forward(soak_net *net, soak_block *blocks, brg_tensor *x,
+                               brg_tensor **y)
+{
+    brg_recompute_options options = BRG_RECOMPUTE_OPTIONS_INIT;
+    options.is_reentrant = true;
+    brg_tensor *in[3] = {x, net->w[0], NULL};
+    if (!net->is_checkpointed) {
+        for (int i = 0; i < N_BLOCKS; i++) {
+            in[1] = net->w[i];
+            BRG_TRY(soak_stretch(in, &in[0], &blocks[i]));
+        }
+        *y = in[0];
+        return BRG_OK;
+    }
+    BRG_TRY(brg_recompute(&in[0], soak_stretch, &blocks[0], in, 2, &options));
+    in[1] = net->w[1];
+    in[2] = net->w[2];
+    return brg_recompute(y, soak_pair, &blocks[1], in, 3, &options);
+}
+
+static brg_status soak_step(soak_net *net, uint64_t seed)
+{
+    soak_block blocks[N_BLOCKS];
+    for (int i = 0; i < N_BLOCKS; i++)
+        blocks[i] = (soak_block){net, i};
+    brg_seed(seed);
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(5, WIDTH)), *y;
+    brg_status status = x ? brg_set_requires_grad(x, true) : brg_error_code();
+    if (status == BRG_OK)
+        status = soak_forward(net, blocks, x, &y);
+    if (status == BRG_OK)
+        status = brg_backward(brg_mean_all(brg_square(y)));
+    for (int i = 0; i < N_BLOCKS && status == BRG_OK; i++) {
+        bool mode = brg_grad_mode_set(false);
+        status = brg_add_(net->w[i], brg_tensor_grad(net->w[i]), -0.1);
+        brg_grad_mode_set(mode);
+        if (status == BRG_OK)
+            status = brg_tensor_set_grad(net->w[i], NULL);
+    }
+    brg_scope_end(scope);
+    return status;
+}
+
+/* Trains a network with checkpoints beside one without: the same weights, bit
+ * for bit, after each step. Off the main thread: returns a status. */
+static brg_status soak(uint64_t seed)
+{
+    soak_net nets[2] = {{.is_checkpointed = true}, {.n_runs = 0}};
+    brg_status status = BRG_OK;
+    for (int k = 0; k < 2; k++) {
+        brg_seed(seed);
+        for (int i = 0; i < N_BLOCKS && status == BRG_OK; i++) {
+            nets[k].w[i] = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(WIDTH, WIDTH));
+            status = nets[k].w[i] ? brg_set_requires_grad(nets[k].w[i], true)
+                                  : brg_error_code();
+        }
+    }
+    for (uint64_t step = 0; step < N_STEPS && status == BRG_OK; step++) {
+        for (int k = 0; k < 2 && status == BRG_OK; k++)
+            status = soak_step(&nets[k], seed * 100 + step);
+        for (int i = 0; i < N_BLOCKS && status == BRG_OK; i++)
+            if (memcmp(brg_tensor_data(nets[0].w[i]),
+                       brg_tensor_data(nets[1].w[i]),
+                       WIDTH * WIDTH * sizeof(float)) != 0)
+                status = brg_error_set(BRG_ERR_MISMATCH, __FILE__, __LINE__,
+                                       "weights of block %d differ", i);
+    }
+    /* Blocks inside one checkpoint run twice, those inside two three times. */
+    if (status == BRG_OK && (nets[0].n_runs != N_STEPS * (2 + 3 + 3) ||
+                             nets[1].n_runs != N_STEPS * N_BLOCKS))
+        status = brg_error_set(BRG_ERR_MISMATCH, __FILE__, __LINE__,
+                               "%d runs of blocks", nets[0].n_runs);
+    return status;
+}
+
+static void *soak_thread(void *seed)
+{
+    brg_scope *scope = brg_scope_begin();
+    brg_status status = soak((uint64_t)(uintptr_t)seed);
+    if (status != BRG_OK)
+        fprintf(stderr, "soak: %s\n", brg_error_message());
+    brg_scope_end(scope);
+    return (void *)(intptr_t)status;
+}
+
+static void test_issue106555(void **state)
+{
+    (void)state;
+    assert_brg_ok(soak(1));
+    pthread_t threads[N_THREADS];
+    for (uintptr_t i = 0; i < N_THREADS; i++)
+        assert_int_equal(
+            pthread_create(&threads[i], NULL, soak_thread, (void *)(i + 2)), 0);
+    for (int i = 0; i < N_THREADS; i++) {
+        void *status;
+        pthread_join(threads[i], &status);
+        assert_int_equal((int)(intptr_t)status, BRG_OK);
+    }
+}
+
+/* ---- An input that a call after all others reads ----------------------------------------------- */
+
+typedef struct trailing {
+    brg__runner base;
+    brg__collected c;
+    size_t n_brought, n_same, n_left_inside, n_left;
+    const void *activation; /* its memory */
+    int n_observed;
+    double seen;
+} trailing;
+
+static trailing trail;
+
+static brg_status trailing_run(brg__runner *self, brg__task *task)
+{
+    trailing *t = (trailing *)self;
+    brg__ir ir = {0};
+    brg__exec *exec = NULL;
+    brg_status status = brg__collect(&t->c, task);
+    if (status == BRG_OK)
+        status = brg__capture_task(&ir, task, &t->c);
+    if (status == BRG_OK)
+        status = brg__exec_create(&exec, &ir, task, &t->c);
+    t->n_brought = t->c.inputs.n;
+    for (size_t i = 0; i < t->c.inputs.n; i++)
+        t->n_same += brg_tensor_data(t->c.inputs.at[i]) == t->activation;
+    if (status == BRG_OK)
+        status = brg__exec_run(exec, task, &t->c);
+    t->n_left = t->c.inputs.n;
+    brg__exec_destroy(exec);
+    brg__ir_deinit(&ir);
+    brg__collected_deinit(&t->c);
+    t->c = (brg__collected){0};
+    return status;
+}
+
+static brg_status observe(const brg_observation *observation, void *user)
+{
+    (void)observation;
+    ++*(int *)user;
+    return BRG_OK;
+}
+
+FORWARD(first_forward)
+{
+    SAVE(ARG(1));
+    OUT(0, brg_mul(ARG(0), ARG(1)));
+    return BRG_OK;
+}
+
+/* The first of the forward: the last call of the backward. */
+BACKWARD(last_backward)
+{
+    SAVED(activation, 0);
+    trail.n_left_inside = trail.c.inputs.n;
+    trail.seen = element(activation, 0);
+    GRAD(0, brg_mul(g[0], activation));
+    return BRG_OK;
+}
+
+/* The activation is an input of two products and of the last call; only the
+ * graph and the vector hold it. */
+static void test_inputs_aliasing_bytecode_stack_restore(void **state)
+{
+    (void)state;
+    for (int boxed = 0; boxed < 2; boxed++) {
+        trail = (trailing){.base.run = trailing_run, .n_left_inside = 99};
+        brg_scope *scope = brg_scope_begin();
+        brg_function *f = function_of("First", first_forward, last_backward, 1);
+        brg_tensor *param = brg_retain(leaf_full(3, BRG_SHAPE(4)));
+        brg_tensor *activation =
+            assert_brg_some(brg_full(BRG_DTYPE_F32, BRG_SHAPE(4), 5));
+        brg_tensor *loss = brg_retain(assert_brg_some(brg_sum_all(brg_mul(
+            brg_mul(CALL(f, param, activation), activation), activation))));
+        trail.activation = brg_tensor_data(activation);
+        brg_scope_end(scope);
+        assert_brg_ok(brg_observer_push(observe, &trail.n_observed));
+        if (boxed)
+            brg__runner_set(&trail.base);
+        assert_brg_ok(brg_backward(loss));
+        if (boxed)
+            brg__runner_set(NULL);
+        assert_brg_ok(brg_observer_pop());
+        assert_true(trail.n_observed > 0);
+        assert_float_equal(trail.seen, 5, 0);
+        expect_all(brg_tensor_grad(param), 125);
+        if (boxed) {
+            assert_true(trail.n_brought >= 2);
+            assert_int_equal(trail.n_same, 1); /* one input for two uses */
+            assert_int_equal(trail.n_left_inside, 0);
+            assert_int_equal(trail.n_left, 0);
+        }
+        brg_release(loss);
+        brg_release(param);
+        brg_function_release(f);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        scoped_test(test_callback_graph_break_throws_error),
+        scoped_test(test_custom_fn_compiled_fw_bw_graph_break),
+        scoped_test(test_custom_fn_compiled_fw_graph_break),
+        scoped_test(test_dynamic_shapes_annotations),
+        scoped_test(test_dynamic_shapes_from_forward),
+        scoped_test(test_inputs_aliasing_bytecode_stack_restore),
+        scoped_test(test_issue106555),
+        scoped_test(test_mismatch_fake_tensor_mode),
+        scoped_test(test_mismatch_fake_tensor_mode_dynamic_shape),
+        scoped_test(test_nested_compile),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
