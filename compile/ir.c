@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/base/error.h"
+#include "core/base/log.h"
 
 void brg__ir_deinit(brg__ir *ir)
 {
@@ -108,6 +109,21 @@ size_t brg__ir_print(const brg__ir *ir, char *filled, size_t size)
     return t.n;
 }
 
+void brg__ir_log(const brg__ir *ir, brg_log_level level, const char *prefix)
+{
+    if (brg_get_log_level() < level)
+        return;
+    size_t size = brg__ir_print(ir, NULL, 0) + 1;
+    char *lines = brg__mem_alloc_array(size, 1, "a plan's text"), *rest = NULL;
+    if (!lines)
+        return;
+    (void)brg__ir_print(ir, lines, size);
+    for (const char *line = strtok_r(lines, "\n", &rest); line;
+         line = strtok_r(NULL, "\n", &rest))
+        brg__log(level, "compile", "%s%s", prefix, line);
+    brg__mem_free(lines);
+}
+
 /* ---- Verification ---------------------------------------------------------------- */
 
 static brg_status verify_operands(const brg__ir *ir, size_t at)
@@ -122,6 +138,10 @@ static brg_status verify_operands(const brg__ir *ir, size_t at)
                             "plan: node %zu reads value %d of %zu", at, id,
                             ir->values.n);
         const brg__ir_value *v = &ir->values.at[id];
+        if (v->source == BRG__IR_FROM_NODE && v->node == BRG__IR_NONE)
+            return BRG_FAIL(BRG_ERR_INTERNAL,
+                            "plan: node %zu reads value %d, whose node is gone",
+                            at, id);
         if (v->source == BRG__IR_FROM_NODE && (size_t)v->node >= at)
             return BRG_FAIL(BRG_ERR_INTERNAL,
                             "plan: node %zu reads value %d before node %d "

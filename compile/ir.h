@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The captured backward: a list of nodes over values, in the order of
- * execution, append only.
+ * execution. A capture appends; passes edit (ir_edit.c).
  *
  * A value is a tensor of known dtype and dims whose sizes come with each run.
  * Nodes that are no ops stand for what only the running graph knows: hooks,
@@ -10,6 +10,7 @@
 #define BRG_COMPILE_IR_H
 
 #include <brigade/ext/op.h>
+#include <brigade/runtime.h>
 
 #include "core/base/array.h"
 #include "core/tensor/tensor.h"
@@ -91,9 +92,31 @@ static inline const int *brg__ir_in(const brg__ir *ir, const brg__ir_node *n)
 
 /* Stable text, one node a line; returns the length that all of it needs. */
 size_t brg__ir_print(const brg__ir *ir, char *filled, size_t size);
+/* The same to the log, each line behind `prefix`. */
+void brg__ir_log(const brg__ir *ir, brg_log_level level, const char *prefix);
 
 /* Every operand is defined before its use, every id is in range, every op has
  * the number of operands that its row says. */
 brg_status brg__ir_verify(const brg__ir *ir);
+
+/* ---- Editing (ir_edit.c): what passes are made of ----------------------------- */
+
+/* Has no effect but its results: may be dropped, moved, made once for two. */
+bool brg__ir_is_pure(const brg__ir_node *node);
+
+/* The node that makes a value, or NONE. */
+int brg__ir_maker(const brg__ir *ir, int id);
+
+/* For each value: how often it is an operand; which node uses it first (NONE:
+ * none does). The arrays have room for all values. */
+void brg__ir_count_uses(const brg__ir *ir, int *n_uses);
+void brg__ir_first_uses(const brg__ir *ir, int *first);
+
+/* Every operand `id` becomes to[id]. */
+void brg__ir_rename(brg__ir *ir, const int *to);
+
+/* The nodes become order[0..n) (indices of now), those not listed go. New
+ * nodes are appended with brg__ir_add_node and then put in their places. */
+brg_status brg__ir_arrange(brg__ir *ir, const int *order, size_t n);
 
 #endif

@@ -9,6 +9,7 @@
 #include <xxhash.h>
 
 #include "compile/capture.h"
+#include "compile/passes/passes.h"
 #include "core/base/error.h"
 
 /* ---- Bytes ---------------------------------------------------------------------- */
@@ -67,6 +68,8 @@ brg_status brg__plan_capture(brg__plan_cache *cache, brg__task *task,
     brg_status status = copy_bytes(&p->key, &c->key);
     if (status == BRG_OK && !c->unsupported)
         status = brg__capture_task(&p->ir, task, c);
+    if (status == BRG_OK && !c->unsupported)
+        status = brg__passes_run(&p->ir);
     if (status == BRG_ERR_UNSUPPORTED) {
         snprintf(p->reason, sizeof p->reason, "%s", brg_error_message());
         p->unsupported = p->reason;

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Editing a plan: other operands, another order, fewer nodes. Value ids stay
+ * what they are; those of a node that is left out belong to no node. */
+#include <string.h>
+
+#include "compile/ir.h"
+#include "core/base/assert.h"
+#include "core/base/error.h"
+
+static const bool is_pure[] = {
+#define KIND_IS_PURE(name, text, is_pure) is_pure,
+    BRG__IR_KINDS(KIND_IS_PURE)
+#undef KIND_IS_PURE
+};
+
+bool brg__ir_is_pure(const brg__ir_node *node)
+{
+    return is_pure[node->kind] &&
+           !(node->kind == BRG__IR_OP &&
+             (node->op->flags & (BRG_OP_IMPURE | BRG_OP_INPLACE)));
+}
+
+void brg__ir_count_uses(const brg__ir *ir, int *n_uses)
+{
+    memset(n_uses, 0, ir->values.n * sizeof *n_uses);
+    for (size_t at = 0; at < ir->nodes.n; at++) {
+        const brg__ir_node *node = &ir->nodes.at[at];
+        for (int i = 0; i < node->n_in; i++)
+            if (brg__ir_in(ir, node)[i] != BRG__IR_NONE)
+                n_uses[brg__ir_in(ir, node)[i]]++;
+    }
+}
+
+void brg__ir_first_uses(const brg__ir *ir, int *first)
+{
+    for (size_t id = 0; id < ir->values.n; id++)
+        first[id] = BRG__IR_NONE;
+    for (size_t at = ir->nodes.n; at-- > 0;) {
+        const brg__ir_node *node = &ir->nodes.at[at];
+        for (int i = 0; i < node->n_in; i++)
+            if (brg__ir_in(ir, node)[i] != BRG__IR_NONE)
+                first[brg__ir_in(ir, node)[i]] = (int)at;
+    }
+}
+
+int brg__ir_maker(const brg__ir *ir, int id)
+{
+    if (id == BRG__IR_NONE || ir->values.at[id].source != BRG__IR_FROM_NODE)
+        return BRG__IR_NONE;
+    return ir->values.at[id].node;
+}
+
+void brg__ir_rename(brg__ir *ir, const int *to)
+{
+    for (size_t at = 0; at < ir->nodes.n; at++) {
+        const brg__ir_node *node = &ir->nodes.at[at];
+        int *in = ir->operands.at + node->first_in;
+        for (int i = 0; i < node->n_in; i++)
+            if (in[i] != BRG__IR_NONE)
+                in[i] = to[in[i]];
+    }
+}
+
+brg_status brg__ir_arrange(brg__ir *ir, const int *order, size_t n)
+{
+    brg_assert(n <= ir->nodes.n);
+    brg__ir_node *nodes =
+        brg__mem_alloc_array(n + 1, sizeof *nodes, "a plan's nodes");
+    if (!nodes)
+        return BRG_ERR_NOMEM;
+    for (size_t id = 0; id < ir->values.n; id++)
+        if (ir->values.at[id].source == BRG__IR_FROM_NODE)
+            ir->values.at[id].node = BRG__IR_NONE;
+    for (size_t at = 0; at < n; at++) {
+        nodes[at] = ir->nodes.at[order[at]];
+        for (int j = 0; j < nodes[at].n_out; j++)
+            ir->values.at[nodes[at].first_out + j].node = (int)at;
+    }
+    memcpy(ir->nodes.at, nodes, n * sizeof *nodes);
+    ir->nodes.n = n;
+    brg__mem_free(nodes);
+    return BRG_OK;
+}
