@@ -3,17 +3,13 @@
  * library. A loaded library is never unloaded, since groups point into it. */
 #include "comm/registry.h"
 
-#include <dlfcn.h>
-#include <limits.h>
 #include <pthread.h>
-#include <stdio.h>
 #include <string.h>
 
-#include "core/base/env.h"
+#include "core/base/component.h"
 #include "core/base/error.h"
 
 #define MAX_BACKENDS 16
-#define MAX_NAME 32
 
 static struct {
     pthread_mutex_t lock;
@@ -33,12 +29,6 @@ static const brg_backend *find_known(const char *name)
     return found;
 }
 
-static bool is_name(const char *name)
-{
-    size_t n = name ? strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_") : 0;
-    return n > 0 && n < MAX_NAME && name[n] == '\0';
-}
-
 brg_status brg__backend_check(const brg_backend *backend)
 {
     BRG_CHECK_ARG(backend, "the backend is NULL");
@@ -49,9 +39,10 @@ brg_status brg__backend_check(const brg_backend *backend)
                         "%zu; build it against this version's headers",
                         backend->abi, backend->struct_size, BRG_BACKEND_ABI,
                         sizeof(brg_backend));
-    BRG_CHECK_ARG(is_name(backend->name),
+    BRG_CHECK_ARG(brg__component_is_name(backend->name),
                   "backend: name \"%s\" is not 1 to %d of a-z, 0-9, _",
-                  backend->name ? backend->name : "(null)", MAX_NAME - 1);
+                  backend->name ? backend->name : "(null)",
+                  BRG__COMPONENT_NAME_MAX - 1);
     BRG_CHECK_ARG(backend->create, "backend %s: create is NULL", backend->name);
     return BRG_OK;
 }
@@ -81,68 +72,17 @@ brg_status brg_backend_register(const brg_backend *backend)
     return status;
 }
 
-/* ---- Loading ---------------------------------------------------------------
- * Global binding, since MPI libraries open plug-ins of their own that look for
- * the MPI library's symbols. */
-
-typedef struct attempt {
-    void *library;
-    char reasons[BRG_ERROR_TEXT_MAX / 2]; /* why each place failed */
-} attempt;
-
-static void try_open(attempt *a, const char *path)
-{
-    a->library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
-    if (a->library)
-        return;
-    const char *reason = dlerror();
-    size_t n = strlen(a->reasons);
-    snprintf(a->reasons + n, sizeof a->reasons - n, "%s%s", n ? "; " : "",
-             reason ? reason : path);
-}
-
-/* In the folders of BRG_BACKEND_PATH, then where the loader looks. */
-static void open_component(attempt *a, const char *name)
-{
-    const char *at = brg__env_text(BRG__ENV_BACKEND_PATH);
-    char path[PATH_MAX];
-    while (*at && !a->library) {
-        size_t n = strcspn(at, ":");
-        int used = snprintf(path, sizeof path, "%.*s/libbrigade_%s.so", (int)n,
-                            at, name);
-        if (n > 0 && used > 0 && (size_t)used < sizeof path)
-            try_open(a, path);
-        at += n + (at[n] == ':');
-    }
-    if (a->library)
-        return;
-    snprintf(path, sizeof path, "libbrigade_%s.so", name);
-    try_open(a, path);
-}
-
 brg_status brg_backend_load(const char *name)
 {
-    BRG_CHECK_ARG(is_name(name),
+    BRG_CHECK_ARG(brg__component_is_name(name),
                   "brg_backend_load: \"%s\" is not 1 to %d of a-z, 0-9, _",
-                  name ? name : "(null)", MAX_NAME - 1);
+                  name ? name : "(null)", BRG__COMPONENT_NAME_MAX - 1);
     if (find_known(name))
         return BRG_OK;
-    attempt a = {0};
-    open_component(&a, name);
-    if (!a.library)
-        return BRG_FAIL(BRG_ERR_NOT_FOUND,
-                        "backend %s is not registered, and libbrigade_%s.so "
-                        "was not found: %s",
-                        name, name, a.reasons);
-    char symbol[MAX_NAME + 16];
-    snprintf(symbol, sizeof symbol, "brg_comm_%s", name);
+    void *symbol;
+    BRG_TRY(brg__component_open(&symbol, "backend", name, "brg_comm_"));
     brg_comm_fn get = NULL;
-    *(void **)&get = dlsym(a.library, symbol);
-    if (!get) {
-        dlclose(a.library);
-        return BRG_FAIL(BRG_ERR_ABI, "libbrigade_%s.so does not export %s",
-                        name, symbol);
-    }
+    *(void **)&get = symbol;
     return brg_backend_register(get());
 }
 

@@ -43,6 +43,8 @@ static brg_status add_input(brg__collected *c, brg_tensor *t, int *input)
         return BRG_OK;
     if (t->sparse)
         c->unsupported = "a sparse tensor";
+    if (t->device.type != BRG_DEVICE_CPU)
+        c->unsupported = "a tensor that is not on the CPU";
     BRG_TRY(brg__array_push(&c->inputs, t));
     brg_retain(t);
     BRG_TRY(reserve(&c->sizes, sizeof t->shape + sizeof t->stride));

@@ -76,6 +76,20 @@ size_t brg_function_n_outputs(const brg_function *function)
 
 /* ---- Backward -------------------------------------------------------------------- */
 
+static brg_tensor *zeros_of(const brg__slot *slot)
+{
+    brg_tensor *t;
+    brg__layout layout = {.dtype = (brg_dtype)slot->dtype,
+                          .device = slot->device,
+                          .ndim = slot->ndim};
+    memcpy(layout.shape, slot->shape, sizeof layout.shape);
+    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    if (brg__tensor_new(&t, &layout) != BRG_OK)
+        return NULL;
+    t = brg__scope_adopt(t);
+    return t && brg_zero_(t) == BRG_OK ? t : NULL;
+}
+
 static brg_status materialize(const brg_node *node, brg_tensor *const *grad_out,
                               brg_tensor **full)
 {
@@ -84,7 +98,7 @@ static brg_status materialize(const brg_node *node, brg_tensor *const *grad_out,
         full[j] = grad_out[j];
         if (full[j] || !slot->is_differentiable)
             continue;
-        full[j] = brg_zeros((brg_dtype)slot->dtype, slot->ndim, slot->shape);
+        full[j] = zeros_of(slot);
         if (!full[j])
             return brg_error_code();
     }

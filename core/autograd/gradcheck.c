@@ -8,11 +8,13 @@
 #include <string.h>
 
 #include <brigade/autograd.h>
+#include <brigade/device.h>
 #include <brigade/ops.h>
 #include <brigade/sparse.h>
 
 #include "core/base/alloc.h"
 #include "core/base/error.h"
+#include "core/tensor/device.h"
 #include "core/tensor/tensor.h"
 
 #define MAX_OUTPUTS 16
@@ -40,13 +42,13 @@ static double direction(uint64_t seed, uint64_t i)
 static brg_tensor *direction_like(const check *c, size_t k,
                                   const brg_tensor *out)
 {
-    brg_tensor *d = brg_empty(BRG_DTYPE_F64, out->ndim, out->shape);
+    brg_tensor *d = brg__empty_host(BRG_DTYPE_F64, out->ndim, out->shape);
     if (!d)
         return NULL;
     double *at = brg_tensor_data(d);
     for (int64_t i = 0; i < d->numel; i++)
         at[i] = direction(c->seed + k, (uint64_t)i);
-    return d;
+    return brg_to(d, out->device);
 }
 
 static brg_status call_fn(const check *c, brg_tensor *const *inputs,
@@ -77,7 +79,7 @@ static brg_status evaluate(const check *c, double *filled)
     brg_status status = call_fn(c, c->inputs, outputs);
     *filled = 0.0;
     for (size_t k = 0; status == BRG_OK && k < c->n_outputs; k++) {
-        brg_tensor *flat = brg_contiguous(outputs[k]);
+        brg_tensor *flat = brg_contiguous(brg_to(outputs[k], BRG_CPU));
         if (!flat) {
             status = brg_error_code();
             break;
@@ -91,16 +93,29 @@ static brg_status evaluate(const check *c, double *filled)
     return status;
 }
 
+/* Of a row-major f64 tensor, wherever it is. */
+static brg_status get_element(const brg_tensor *t, int64_t i, double *filled)
+{
+    const double *at = (const double *)brg_tensor_data(t) + i;
+    return brg__device_copy(BRG_CPU, filled, t->device, at, sizeof *filled);
+}
+
+static brg_status set_element(const brg_tensor *t, int64_t i, double value)
+{
+    double *at = (double *)brg_tensor_data(t) + i;
+    return brg__device_copy(t->device, at, BRG_CPU, &value, sizeof value);
+}
+
 static brg_status compare(const check *c, size_t input, int64_t element,
                           double analytic)
 {
-    double *at = (double *)brg_tensor_data(c->inputs[input]) + element;
-    double kept = *at, above, below;
-    *at = kept + c->eps;
+    double kept, above, below;
+    BRG_TRY(get_element(c->inputs[input], element, &kept));
+    BRG_TRY(set_element(c->inputs[input], element, kept + c->eps));
     BRG_TRY(evaluate(c, &above));
-    *at = kept - c->eps;
+    BRG_TRY(set_element(c->inputs[input], element, kept - c->eps));
     BRG_TRY(evaluate(c, &below));
-    *at = kept;
+    BRG_TRY(set_element(c->inputs[input], element, kept));
     double numeric = (above - below) / (2.0 * c->eps);
     double allowed = c->atol + c->rtol * fabs(numeric);
     if (fabs(analytic - numeric) <= allowed)
@@ -115,7 +130,8 @@ static brg_status compare(const check *c, size_t input, int64_t element,
 
 static brg_status compare_input(const check *c, size_t input, brg_tensor *grad)
 {
-    brg_tensor *flat = grad ? brg_contiguous(brg_to_dense(grad)) : NULL;
+    brg_tensor *dense = grad ? brg_to(brg_to_dense(grad), BRG_CPU) : NULL;
+    brg_tensor *flat = grad ? brg_contiguous(dense) : NULL;
     if (grad && !flat)
         return brg_error_code();
     const double *at = flat ? brg_tensor_data(flat) : NULL;

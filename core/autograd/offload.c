@@ -37,8 +37,9 @@ typedef struct store {
 typedef struct piece {
     brg_tensor *tensor; /* retained: the copy, or the tensor that stayed */
     bool stays;
-    uint32_t version; /* of one that stayed */
-    brg__layout layout;
+    uint32_t version;   /* of one that stayed */
+    brg__layout layout; /* on the CPU */
+    brg_device device;  /* where the tensor was */
     size_t nbytes;
     off_t at; /* in the file */
 } piece;
@@ -174,17 +175,26 @@ static void piece_free(void *packed, void *user)
 static brg_status to_memory(piece *p, const brg_tensor *t)
 {
     BRG_TRY(brg__tensor_new(&p->tensor, &p->layout));
-    brg__copy_strided(p->tensor, t);
-    return BRG_OK;
+    return brg__copy_now(p->tensor, t);
 }
 
 static brg_status to_disk(piece *p, store *s, brg_tensor *t)
 {
-    brg_tensor *flat = brg__contiguous_now(t);
+    brg_tensor *flat = brg__contiguous_now(t), *own = NULL;
     if (!flat)
         return brg_error_code();
+    if (t->device.type != BRG_DEVICE_CPU) {
+        BRG_TRY(brg__tensor_new(&own, &p->layout));
+        flat = own;
+    }
+    brg_status status = own ? brg__copy_now(own, t) : BRG_OK;
+    if (status != BRG_OK) {
+        brg_release(own);
+        return status;
+    }
     p->at = take_place(s, p->nbytes);
-    brg_status status = write_all(s, brg__tensor_ptr(flat), p->nbytes, p->at);
+    status = write_all(s, brg__tensor_ptr(flat), p->nbytes, p->at);
+    brg_release(own);
     if (status != BRG_OK)
         give_place_back(s);
     return status;
@@ -199,6 +209,8 @@ static brg_status piece_pack(brg_tensor *t, void **packed, void *user)
     p->layout = brg__layout_of(t);
     brg__shape_strides(p->layout.ndim, p->layout.shape, p->layout.stride);
     p->layout.offset = 0;
+    p->layout.device = BRG_CPU;
+    p->device = t->device;
     p->nbytes = brg_tensor_nbytes(t);
     p->stays = !t->storage || p->nbytes == 0 || p->nbytes < s->min_bytes ||
                brg__pack_source_is_leaf();
@@ -231,17 +243,41 @@ static brg_status check_unchanged(const piece *p)
                     brg__tensor_text(p->tensor, text), now, p->version);
 }
 
+/* From the CPU to the device that it was on. */
+static brg_status bring_back(const piece *p, const brg_tensor *from,
+                             brg_tensor **out)
+{
+    brg__layout layout = p->layout;
+    brg_tensor *t;
+    layout.device = p->device;
+    BRG_TRY(brg__tensor_new(&t, &layout));
+    brg_status status = brg__copy_now(t, from);
+    if (status != BRG_OK) {
+        brg_release(t);
+        return status;
+    }
+    *out = brg__scope_adopt(t);
+    return *out ? BRG_OK : brg_error_code();
+}
+
 static brg_status piece_unpack(void *packed, brg_tensor **out, void *user)
 {
     const piece *p = packed;
-    if (p->tensor) {
+    if (p->stays || (p->tensor && p->device.type == BRG_DEVICE_CPU)) {
         *out = p->tensor; /* lives as long as the piece */
         return check_unchanged(p);
     }
+    if (p->tensor)
+        return bring_back(p, p->tensor, out);
     brg_tensor *t;
     BRG_TRY(brg__tensor_new(&t, &p->layout));
     brg_status status = read_all(user, brg__tensor_ptr(t), p->nbytes, p->at);
     if (status != BRG_OK) {
+        brg_release(t);
+        return status;
+    }
+    if (p->device.type != BRG_DEVICE_CPU) {
+        status = bring_back(p, t, out);
         brg_release(t);
         return status;
     }

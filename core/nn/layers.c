@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <brigade/device.h>
 #include <brigade/ops_pointwise.h>
 
 #include "core/base/alloc.h"
@@ -62,6 +63,7 @@ static brg_status add_part(brg_tensor **out, const brg_nn_options *nn,
     *out = NULL;
     BRG_TRY(join_name(text, nn, name, p->name));
     BRG_TRY(brg__layout_init(&layout, text, nn->dtype, p->ndim, p->shape));
+    layout.device = brg_device_get();
     BRG_TRY(brg__tensor_new(&t, &layout));
     brg_status status = fill_part(t, p);
     if (status == BRG_OK)

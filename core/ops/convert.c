@@ -179,17 +179,3 @@ void brg__copy_strided(const brg_tensor *dst, const brg_tensor *src)
     else
         copy_converting(&t);
 }
-
-brg_tensor *brg__contiguous_now(brg_tensor *t)
-{
-    if (t->is_contiguous)
-        return t;
-    brg__layout layout = brg__layout_of(t);
-    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
-    layout.offset = 0;
-    brg_tensor *copy;
-    if (brg__tensor_new(&copy, &layout) != BRG_OK)
-        return NULL;
-    brg__copy_strided(copy, t);
-    return brg__scope_adopt(copy);
-}

@@ -51,13 +51,14 @@ void brg_vjp_select(int i)
 }
 
 /* The storage offered for such an output, taken from the offer; or NULL. */
-static brg__storage *take_home(const brg_out_info *info)
+static brg__storage *take_home(const brg_out_info *info, brg_device device)
 {
     int i = brg__offered.selected;
     if (i < 0 || i >= BRG_MAX_OP_INPUTS || !brg__offered.homes[i])
         return NULL;
     const brg_tensor *home = brg__offered.homes[i];
     if ((brg_dtype)home->dtype != info->dtype || home->offset != 0 ||
+        !brg__device_equal(home->device, device) ||
         !brg__shape_equal(home->ndim, home->shape, info->ndim, info->shape))
         return NULL;
     brg__offered.homes[i] = NULL;
@@ -69,8 +70,9 @@ static brg_status make_output(brg_op_call *call, int j, brg_device device)
     const brg_out_info *info = &call->info[j];
     if (info->is_sparse)
         return BRG_OK;
-    brg__layout layout = {
-        .dtype = info->dtype, .device = device, .ndim = info->ndim};
+    brg__layout layout = {.dtype = info->dtype,
+                          .device = info->is_elsewhere ? info->device : device,
+                          .ndim = info->ndim};
     memcpy(layout.shape, info->shape, sizeof layout.shape);
     brg_tensor *t;
     if (info->is_view) {
@@ -80,7 +82,8 @@ static brg_status make_output(brg_op_call *call, int j, brg_device device)
                                      call->in[info->view_of]->storage));
     } else {
         brg__shape_strides(layout.ndim, layout.shape, layout.stride);
-        brg__storage *home = brg__offered.is_open ? take_home(info) : NULL;
+        brg__storage *home =
+            brg__offered.is_open ? take_home(info, layout.device) : NULL;
         brg_status status = home ? brg__tensor_new_view(&t, &layout, home)
                                  : brg__tensor_new(&t, &layout);
         if (status != BRG_OK)
@@ -113,12 +116,8 @@ static brg_status emit_eager(brg__emitter *self, brg_op_call *call)
         BRG_TRY(make_output(call, j, device));
     if (is_view(call))
         return BRG_OK;
-    brg_status (*run)(brg_op_call *) = call->op->run[device.type];
-    if (!run) {
-        char text[24];
-        return BRG_FAIL(BRG_ERR_UNSUPPORTED, "%s has no kernel for %s",
-                        call->op->name, brg__device_text(device, text));
-    }
+    brg__run_fn run;
+    BRG_TRY(brg__kernel_find(call->op, device, &run));
     return run(call);
 }
 

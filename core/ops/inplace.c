@@ -10,6 +10,7 @@
 #include "core/ops/op.h"
 #include "core/ops/pointwise.h"
 #include "core/ops/sparse.h"
+#include "core/tensor/device.h"
 
 /* ---- Checks -------------------------------------------------------------- */
 
@@ -25,9 +26,6 @@ static brg_status check_memory(const char *name, const brg_tensor *t)
                         "%s: the tensor is %s, expected a dense one: use "
                         "brg_to_dense",
                         name, brg__tensor_text(t, text));
-    if (t->device.type != BRG_DEVICE_CPU)
-        return BRG_FAIL(BRG_ERR_DEVICE, "%s: the tensor is not on the CPU",
-                        name);
     return BRG_OK;
 }
 
@@ -98,8 +96,7 @@ static brg_status settle(brg_tensor **out, const brg_tensor *dst,
     brg__shape_strides(layout.ndim, layout.shape, layout.stride);
     layout.offset = 0;
     BRG_TRY(brg__tensor_new(out, &layout));
-    brg__copy_strided(*out, src);
-    return BRG_OK;
+    return brg__copy_now(*out, src);
 }
 
 /* ---- In place, from a sparse tensor --------------------------------------- */
@@ -154,8 +151,6 @@ static brg_status add_sparse(brg_tensor *dst, brg_tensor *src, double alpha)
                                &(brg_attrs){.f = {alpha}});
 }
 
-static void fill(const brg_tensor *dst, double value);
-
 static brg_status copy_sparse(brg_tensor *dst, brg_tensor *src)
 {
     bool is_recorded;
@@ -164,8 +159,9 @@ static brg_status copy_sparse(brg_tensor *dst, brg_tensor *src)
     brg_tensor *own = NULL; /* where filling dst would change src */
     if (dst->storage == src->sparse->values->storage)
         BRG_TRY(brg__sparse_clone(&own, src));
-    fill(dst, 0.0);
-    brg_status status = brg__sparse_add_to(dst, own ? own : src, 1.0);
+    brg_status status = brg__fill_now(dst, 0.0);
+    if (status == BRG_OK)
+        status = brg__sparse_add_to(dst, own ? own : src, 1.0);
     brg_release(own);
     brg_tensor_touch(dst);
     if (status != BRG_OK || !is_recorded)
@@ -195,10 +191,12 @@ brg_status brg_copy_(brg_tensor *dst, brg_tensor *src)
     BRG_TRY(check_change("brg_copy_", dst, src, &is_recorded));
     brg_tensor *from;
     BRG_TRY(settle(&from, dst, src));
-    brg__copy_strided(dst, from);
+    brg_status status = brg__copy_now(dst, from);
     brg_release(from);
     brg_tensor_touch(dst);
-    return is_recorded ? record_assign(dst, src) : BRG_OK;
+    if (status != BRG_OK || !is_recorded)
+        return status;
+    return record_assign(dst, src);
 }
 
 /* dst = 0 dst + value: what it was has no gradient any more. */
@@ -207,27 +205,11 @@ static brg_status record_fill(brg_tensor *dst)
     return brg__inplace_record(&brg__op_mul_scalar, 1, &dst, NULL);
 }
 
-/* dst = value, whatever its layout. */
-static void fill(const brg_tensor *dst, double value)
-{
-    int64_t whole = (int64_t)value;
-    brg__storage storage = {.data = &value};
-    brg_tensor scalar = {.dtype = BRG_DTYPE_F64,
-                         .numel = 1,
-                         .is_contiguous = true,
-                         .storage = &storage};
-    if (!brg__tensor_is_float(dst) && dst->dtype != BRG_DTYPE_BOOL) {
-        scalar.dtype = BRG_DTYPE_I64; /* integers wrap alike everywhere */
-        storage.data = &whole;
-    }
-    brg__copy_strided(dst, &scalar);
-}
-
 brg_status brg_fill_(brg_tensor *dst, double value)
 {
     bool is_recorded;
     BRG_TRY(check_change("brg_fill_", dst, NULL, &is_recorded));
-    fill(dst, value);
+    BRG_TRY(brg__fill_now(dst, value));
     brg_tensor_touch(dst);
     return is_recorded ? record_fill(dst) : BRG_OK;
 }
@@ -236,10 +218,7 @@ brg_status brg_zero_(brg_tensor *dst)
 {
     bool is_recorded;
     BRG_TRY(check_change("brg_zero_", dst, NULL, &is_recorded));
-    if (dst->is_contiguous && dst->numel > 0)
-        memset(brg__tensor_ptr(dst), 0, brg_tensor_nbytes(dst));
-    else
-        fill(dst, 0.0);
+    BRG_TRY(brg__fill_now(dst, 0.0));
     brg_tensor_touch(dst);
     return is_recorded ? record_fill(dst) : BRG_OK;
 }
@@ -252,6 +231,9 @@ brg_status brg_add_(brg_tensor *dst, brg_tensor *src, double alpha)
         return add_sparse(dst, src, alpha);
     bool is_recorded;
     BRG_TRY(check_change("brg_add_", dst, src, &is_recorded));
+    if (!brg__device_equal(dst->device, src->device))
+        return BRG_FAIL(BRG_ERR_DEVICE,
+                        "brg_add_: dst and src are on different devices");
     if (dst->dtype != src->dtype)
         return BRG_FAIL(BRG_ERR_DTYPE, "brg_add_: dst is %s, src is %s",
                         brg_dtype_name((brg_dtype)dst->dtype),
@@ -259,12 +241,13 @@ brg_status brg_add_(brg_tensor *dst, brg_tensor *src, double alpha)
     brg_tensor *from;
     BRG_TRY(settle(&from, dst, src));
     const brg_op *op = alpha == 1.0 ? &brg__op_add : &brg__op_add_scaled;
-    brg__pw_apply(op, (const brg_tensor *[]){dst, from}, dst,
-                  (const double[2]){alpha});
+    brg_status status =
+        brg__pointwise_now(op, (const brg_tensor *[]){dst, from}, dst,
+                           (const double[2]){alpha, 0});
     brg_release(from);
     brg_tensor_touch(dst);
-    if (!is_recorded)
-        return BRG_OK;
+    if (status != BRG_OK || !is_recorded)
+        return status;
     return brg__inplace_record(&brg__op_add_scaled, 2,
                                (brg_tensor *[]){dst, src},
                                &(brg_attrs){.f = {alpha}});
@@ -274,8 +257,8 @@ brg_status brg_mul_scalar_(brg_tensor *dst, double s)
 {
     bool is_recorded;
     BRG_TRY(check_change("brg_mul_scalar_", dst, NULL, &is_recorded));
-    brg__pw_apply(&brg__op_mul_scalar, (const brg_tensor *[]){dst}, dst,
-                  (const double[2]){s});
+    BRG_TRY(brg__pointwise_now(&brg__op_mul_scalar, (const brg_tensor *[]){dst},
+                               dst, (const double[2]){s, 0}));
     brg_tensor_touch(dst);
     if (!is_recorded)
         return BRG_OK;
@@ -289,8 +272,8 @@ brg_tensor *brg_full(brg_dtype dtype, int ndim, const int64_t *shape,
                      double value)
 {
     brg_tensor *t = brg_empty(dtype, ndim, shape);
-    if (t)
-        fill(t, value);
+    if (t && brg__fill_now(t, value) != BRG_OK)
+        return NULL;
     return t;
 }
 
@@ -336,8 +319,10 @@ brg_status brg_tensor_item(const brg_tensor *t, double *filled)
                         "brg_tensor_item: %s does not have one element",
                         brg__tensor_text(t, text));
     }
-    brg__convert_row(filled, BRG_DTYPE_F64, brg__tensor_ptr(t),
-                     (brg_dtype)t->dtype, 1);
+    char value[8];
+    BRG_TRY(brg__device_copy(BRG_CPU, value, t->device, brg__tensor_ptr(t),
+                             brg__tensor_item_size(t)));
+    brg__convert_row(filled, BRG_DTYPE_F64, value, (brg_dtype)t->dtype, 1);
     return BRG_OK;
 }
 
@@ -346,8 +331,7 @@ brg_status brg_tensor_read(const brg_tensor *t, void *filled, size_t nbytes)
     BRG_TRY(check_nbytes("brg_tensor_read", t, filled, nbytes));
     brg__storage storage;
     brg_tensor plain = around(&storage, filled, t);
-    brg__copy_strided(&plain, t);
-    return BRG_OK;
+    return brg__copy_now(&plain, t);
 }
 
 brg_status brg_tensor_write(brg_tensor *t, const void *data, size_t nbytes)
@@ -357,7 +341,7 @@ brg_status brg_tensor_write(brg_tensor *t, const void *data, size_t nbytes)
     BRG_TRY(check_change("brg_tensor_write", t, NULL, &is_recorded));
     brg__storage storage;
     brg_tensor plain = around(&storage, (void *)(uintptr_t)data, t);
-    brg__copy_strided(t, &plain);
+    BRG_TRY(brg__copy_now(t, &plain));
     brg_tensor_touch(t);
     return is_recorded ? record_fill(t) : BRG_OK;
 }

@@ -255,10 +255,10 @@ brg_tensor *brg_arange(brg_dtype dtype, double start, double end, double step)
                        "arange: from %g to %g by %g", start, end, step);
     double n = ceil((end - start) / step);
     BRG_CHECK_ARG_NULL(n < 0x1p53, "arange: %g elements", n);
-    brg_tensor *t = brg_empty(dtype, BRG_SHAPE(n > 0 ? (int64_t)n : 0));
+    brg_tensor *t = brg__empty_host(dtype, BRG_SHAPE(n > 0 ? (int64_t)n : 0));
     for (int64_t i = 0; t && i < t->numel; i++)
         brg__put_f64(brg__tensor_ptr(t), dtype, i, start + (double)i * step);
-    return t;
+    return brg__to_current(t);
 }
 
 /* ---- tril and triu: i[0] diagonal, i[1] whether upper ---------------- */

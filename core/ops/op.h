@@ -19,9 +19,12 @@
 
 /* ---- Descriptors: brg__op_<name>, defined in op_table.c ---------------------- */
 
-#define BRG_UNARY(cls, name, ...) extern const brg_op brg__op_##name;
-#define BRG_BINARY(cls, name, ...) extern const brg_op brg__op_##name;
-#define BRG_TERNARY(cls, name, ...) extern const brg_op brg__op_##name;
+#define BRG__POINTWISE(name)                                                   \
+    extern const brg_op brg__op_##name;                                        \
+    extern struct brg__op_slot brg__slot_##name;
+#define BRG_UNARY(cls, name, ...) BRG__POINTWISE(name)
+#define BRG_BINARY(cls, name, ...) BRG__POINTWISE(name)
+#define BRG_TERNARY(cls, name, ...) BRG__POINTWISE(name)
 #define BRG_KERNEL(name, ...)                                                  \
     extern const brg_op brg__op_##name;                                        \
     brg_status brg__##name##_infer(brg_op_call *call);                         \
@@ -37,6 +40,7 @@
     brg_status brg__##name##_vjp(brg_vjp *v);
 #include "core/ops/ops.def"
 #include "core/ops/ops_undef.h"
+#undef BRG__POINTWISE
 
 /* ---- The emitter --------------------------------------------------------------
  * Where a call goes once its arguments are known: the eager emitter runs it
@@ -52,6 +56,19 @@ extern brg__emitter brg__eager_emitter;
 /* NULL: the eager one. Returns the one before. */
 brg__emitter *brg__emitter_set(brg__emitter *emitter);
 brg__emitter *brg__emitter_get(void);
+
+/* ---- Kernels of other devices ----------------------------------------------------
+ * What a device answered when it was first asked for the kernel of a row
+ * (brg_op.slot). */
+typedef brg_status (*brg__run_fn)(brg_op_call *call);
+
+struct brg__op_slot {
+    _Atomic(brg__run_fn) run[BRG_N_DEVICE_TYPES];
+};
+
+/* Fails naming op and device if there is none. */
+brg_status brg__kernel_find(const brg_op *op, brg_device device,
+                            brg__run_fn *out);
 
 /* ---- Placement ------------------------------------------------------------------
  * Memory that is waiting for a result: the engine offers a leaf's place in a
@@ -131,6 +148,17 @@ brg_status brg__inplace_record(const brg_op *op, int n_in,
                                brg_tensor *const *in, const brg_attrs *attrs);
 
 /* ---- Help for run functions ------------------------------------------------------ */
+
+/* On whichever devices the tensors are (anywhere.c); nothing is recorded.
+ * dst = src of any strides and dtypes, broadcast to dst's shape. */
+brg_status brg__copy_now(const brg_tensor *dst, const brg_tensor *src);
+/* dst = value, any strides. */
+brg_status brg__fill_now(const brg_tensor *dst, double value);
+/* out = op(in...) of a pointwise row; out may be in[0]. All on one device. */
+brg_status brg__pointwise_now(const brg_op *op, const brg_tensor *const *in,
+                              const brg_tensor *out, const double *p);
+/* The tensor, made on the CPU, on the thread's device; borrowed. */
+brg_tensor *brg__to_current(brg_tensor *t);
 
 /* t itself if it is row-major, else a row-major copy, borrowed from the scope;
  * NULL when out of memory. Not recorded. */

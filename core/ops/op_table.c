@@ -7,10 +7,26 @@
 
 #include "core/ops/flops.h"
 
+/* What other devices answered, one per row. */
+#define BRG_UNARY(cls, name, ...) struct brg__op_slot brg__slot_##name;
+#define BRG_BINARY(cls, name, ...) struct brg__op_slot brg__slot_##name;
+#define BRG_TERNARY(cls, name, ...) struct brg__op_slot brg__slot_##name;
+#define BRG_KERNEL(name, ...) static struct brg__op_slot brg__slot_##name;
+#define BRG_KERNEL_NOGRAD(name, ...)                                           \
+    static struct brg__op_slot brg__slot_##name;
+#define BRG_VIEW(name, ...)
+#include "core/ops/ops.def"
+#include "core/ops/ops_undef.h"
+
 /* The fields a row states come last, so that they win over the defaults. */
 #define BRG__ROW_COMMON(op_name)                                               \
     .abi = BRG_OP_ABI, .struct_size = sizeof(brg_op), .name = #op_name,        \
     .n_out = 1, .n_diff_out = 1, .infer = brg__##op_name##_infer
+
+#define BRG__ROW_KERNEL(op_name)                                               \
+    BRG__ROW_COMMON(op_name),                                                  \
+        .run = {[BRG_DEVICE_CPU] = brg__##op_name##_run},                      \
+        .slot = &brg__slot_##op_name
 
 #pragma GCC diagnostic ignored "-Woverride-init"
 
@@ -19,13 +35,9 @@
 #define BRG_TERNARY(cls, name, ...)
 #define BRG_KERNEL(op_name, ...)                                               \
     const brg_op brg__op_##op_name = {                                         \
-        BRG__ROW_COMMON(op_name),                                              \
-        .run = {[BRG_DEVICE_CPU] = brg__##op_name##_run},                      \
-        .vjp = brg__##op_name##_vjp, __VA_ARGS__};
+        BRG__ROW_KERNEL(op_name), .vjp = brg__##op_name##_vjp, __VA_ARGS__};
 #define BRG_KERNEL_NOGRAD(op_name, ...)                                        \
-    const brg_op brg__op_##op_name = {                                         \
-        BRG__ROW_COMMON(op_name),                                              \
-        .run = {[BRG_DEVICE_CPU] = brg__##op_name##_run}, __VA_ARGS__};
+    const brg_op brg__op_##op_name = {BRG__ROW_KERNEL(op_name), __VA_ARGS__};
 #define BRG_VIEW(op_name, ...)                                                 \
     const brg_op brg__op_##op_name = {BRG__ROW_COMMON(op_name),                \
                                       .vjp = brg__##op_name##_vjp,             \

@@ -127,6 +127,7 @@ static brg_tensor *fused(const brg_op *op, const brg_vjp *v, brg_tensor *a,
                                     .vjp = vjp_##name_,                        \
                                     .expr = fwd,                               \
                                     .pointwise = &row_##name_,                 \
+                                    .slot = &brg__slot_##name_,                \
                                     __VA_ARGS__};
 #define BRG_UNARY(cls, name, ...) ROW(cls, name, 1, __VA_ARGS__)
 #define BRG_BINARY(cls, name, ...) ROW(cls, name, 2, __VA_ARGS__)

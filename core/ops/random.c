@@ -123,10 +123,8 @@ static void make_f64(stream *s, const recipe *r, size_t n, double *out)
     }
 }
 
-static void fill_float(const brg_tensor *t, const recipe *r)
+static void fill_host(const brg_tensor *t, const recipe *r)
 {
-    if (t->numel == 0)
-        return;
     stream s;
     stream_init(&s, take(t->numel), r->distribution == NORMAL);
     brg__tiles tiles;
@@ -143,6 +141,27 @@ static void fill_float(const brg_tensor *t, const recipe *r)
         brg__tiles_write(&tiles, 0, values);
         brg__progress_poll();
     }
+}
+
+/* Elsewhere: drawn here and copied, so that the numbers are the same. */
+static brg_status fill_float(const brg_tensor *t, const recipe *r)
+{
+    if (t->numel == 0)
+        return BRG_OK;
+    if (t->device.type == BRG_DEVICE_CPU) {
+        fill_host(t, r);
+        return BRG_OK;
+    }
+    brg__layout layout = brg__layout_of(t);
+    layout.device = BRG_CPU;
+    layout.offset = 0;
+    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    brg_tensor *drawn;
+    BRG_TRY(brg__tensor_new(&drawn, &layout));
+    fill_host(drawn, r);
+    brg_status status = brg__copy_now(t, drawn);
+    brg_release(drawn);
+    return status;
 }
 
 static int bits_of(brg_dtype dtype)
@@ -165,17 +184,15 @@ static brg_tensor *new_float(const char *name, brg_dtype dtype, int ndim,
 brg_tensor *brg_rand(brg_dtype dtype, int ndim, const int64_t *shape)
 {
     brg_tensor *t = new_float("brg_rand", dtype, ndim, shape);
-    if (t)
-        fill_float(t, &(recipe){UNIFORM, 0.0, 1.0, bits_of(dtype)});
-    return t;
+    const recipe r = {UNIFORM, 0.0, 1.0, bits_of(dtype)};
+    return t && fill_float(t, &r) == BRG_OK ? t : NULL;
 }
 
 brg_tensor *brg_randn(brg_dtype dtype, int ndim, const int64_t *shape)
 {
     brg_tensor *t = new_float("brg_randn", dtype, ndim, shape);
-    if (t)
-        fill_float(t, &(recipe){NORMAL, 0.0, 1.0, 0});
-    return t;
+    const recipe r = {NORMAL, 0.0, 1.0, 0};
+    return t && fill_float(t, &r) == BRG_OK ? t : NULL;
 }
 
 static brg_status change(const char *name, brg_tensor *t, const recipe *r)
@@ -186,8 +203,8 @@ static brg_status change(const char *name, brg_tensor *t, const recipe *r)
     if (!brg__tensor_is_float(t))
         return BRG_FAIL(BRG_ERR_DTYPE, "%s: %s is not of a float dtype", name,
                         brg__tensor_text(t, text));
-    if (brg__tensor_is_meta(t) || t->device.type != BRG_DEVICE_CPU)
-        return BRG_FAIL(BRG_ERR_DEVICE, "%s: %s has no memory on the CPU", name,
+    if (brg__tensor_is_meta(t))
+        return BRG_FAIL(BRG_ERR_STATE, "%s: %s has no memory", name,
                         brg__tensor_text(t, text));
     if (brg_grad_mode() && brg_requires_grad(t))
         return BRG_FAIL(BRG_ERR_STATE,
@@ -195,7 +212,7 @@ static brg_status change(const char *name, brg_tensor *t, const recipe *r)
                         "recorded; turn recording off with "
                         "brg_grad_mode_set(false)",
                         name, brg__tensor_text(t, text));
-    fill_float(t, r);
+    BRG_TRY(fill_float(t, r));
     brg_tensor_touch(t);
     return BRG_OK;
 }
@@ -221,9 +238,9 @@ brg_tensor *brg_randint(int64_t low, int64_t high, int ndim,
     BRG_CHECK_ARG_NULL(low < high && range <= (uint64_t)1 << 32,
                        "brg_randint: [%lld, %lld) is empty or wider than 2^32",
                        (long long)low, (long long)high);
-    brg_tensor *t = brg_empty(BRG_DTYPE_I64, ndim, shape);
+    brg_tensor *t = brg__empty_host(BRG_DTYPE_I64, ndim, shape);
     if (!t || t->numel == 0)
-        return t;
+        return brg__to_current(t);
     stream s;
     stream_init(&s, take(t->numel), false);
     int64_t *out = brg__tensor_ptr(t);
@@ -233,7 +250,7 @@ brg_tensor *brg_randint(int64_t low, int64_t high, int ndim,
         for (size_t i = 0; i < count; i++)
             out[i] = low + (int64_t)((s.words[at + i] * range) >> 32);
     }
-    return t;
+    return brg__to_current(t);
 }
 
 /* Fisher and Yates, from the end. */
@@ -242,9 +259,9 @@ brg_tensor *brg_randperm(int64_t n)
     BRG_CHECK_ARG_NULL(n >= 0 && n <= (int64_t)UINT32_MAX,
                        "brg_randperm: n is %lld, expected 0 to 2^32 - 1",
                        (long long)n);
-    brg_tensor *t = brg_empty(BRG_DTYPE_I64, BRG_SHAPE(n));
+    brg_tensor *t = brg__empty_host(BRG_DTYPE_I64, BRG_SHAPE(n));
     if (!t || n == 0)
-        return t;
+        return brg__to_current(t);
     int64_t *out = brg__tensor_ptr(t);
     for (int64_t i = 0; i < n; i++)
         out[i] = i;
@@ -258,7 +275,7 @@ brg_tensor *brg_randperm(int64_t n)
         out[i] = out[k];
         out[k] = moved;
     }
-    return t;
+    return brg__to_current(t);
 }
 
 /* ---- Dropout: attrs i = {seed, offset}, f = {p} -------------------------- */

@@ -2,6 +2,7 @@
  * The rule of AdamW. The powers of the betas are taken afresh at each step, so
  * that a resumed run has the same bits as one that went through. */
 #include <math.h>
+#include <string.h>
 
 #include "core/optim/create.h"
 
@@ -33,12 +34,23 @@ static void update(const brg__real_kernels *kernels, const brg__run *run,
                    &scalars->adamw);
 }
 
+static void describe(const brg__step_scalars *scalars,
+                     brg_device_update *filled)
+{
+    const brg__adamw_scalars *s = &scalars->adamw;
+    filled->rule = BRG_UPDATE_ADAMW;
+    const double f[] = {s->decay,     s->beta1,      s->beta2,
+                        s->step_size, s->root_scale, s->eps};
+    memcpy(filled->f, f, sizeof f);
+}
+
 const brg__optim_rule brg__optim_adamw = {
     .name = "adamw",
     .state_names = {"exp_avg", "exp_avg_sq"},
     .n_state = n_state,
     .prepare = prepare,
     .update = update,
+    .describe = describe,
 };
 
 static bool is_beta(double beta)

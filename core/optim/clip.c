@@ -3,6 +3,7 @@
  * order of sums in a fixed order within each, so ranks that hold the same
  * gradients get the same bits. */
 #include <brigade/autograd.h>
+#include <brigade/ops.h>
 #include <brigade/optim.h>
 
 #include <math.h>
@@ -41,10 +42,9 @@ static brg_status dense_grad(brg_tensor **grad, const brg_param *param)
         *grad = NULL;
         return BRG_OK;
     }
-    if ((*grad)->device.type != BRG_DEVICE_CPU || brg__tensor_is_meta(*grad))
-        return BRG_FAIL(BRG_ERR_DEVICE,
-                        "clipping: the gradient of '%s' is not in the CPU's "
-                        "memory",
+    if (brg__tensor_is_meta(*grad))
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "clipping: the gradient of '%s' has no memory",
                         param->name);
     if ((*grad)->sparse)
         return sparse_values(grad, *grad);
@@ -75,7 +75,23 @@ static double sum_squares_16(const brg__optim_kernels *kernels,
     return sum;
 }
 
-static double sum_squares(const brg_tensor *grad)
+/* Where the gradient is, by ops; waits for the device. */
+static brg_status sum_squares_there(brg_tensor *grad, double *sum)
+{
+    brg_scope *scope = brg_scope_begin();
+    if (!scope)
+        return BRG_ERR_NOMEM;
+    bool mode = brg_grad_mode_set(false);
+    brg_tensor *wide =
+        grad->dtype == BRG_DTYPE_F64 ? grad : brg_cast(grad, BRG_DTYPE_F32);
+    brg_tensor *total = brg_sum_all(brg_square(wide));
+    brg_status status = total ? brg_tensor_item(total, sum) : brg_error_code();
+    (void)brg_grad_mode_set(mode);
+    brg_scope_end(scope);
+    return status;
+}
+
+static double sum_squares_host(const brg_tensor *grad)
 {
     const brg__optim_kernels *kernels = brg__optim_kernels_get();
     const void *at = brg__tensor_ptr(grad);
@@ -85,6 +101,24 @@ static double sum_squares(const brg_tensor *grad)
     if (grad->dtype == BRG_DTYPE_F32)
         return kernels->f32.sum_squares(at, n);
     return sum_squares_16(kernels, grad);
+}
+
+static brg_status sum_squares(brg_tensor *grad, double *sum)
+{
+    if (grad->device.type != BRG_DEVICE_CPU)
+        return sum_squares_there(grad, sum);
+    *sum = sum_squares_host(grad);
+    return BRG_OK;
+}
+
+static brg_status change_there(brg_tensor *grad, action what, double x)
+{
+    const brg_op *op = what == SCALE ? &brg__op_mul_scalar : &brg__op_clamp;
+    const double p[2] = {what == SCALE ? x : -x, x};
+    brg_status status =
+        brg__pointwise_now(op, (const brg_tensor *[]){grad}, grad, p);
+    brg_tensor_touch(grad);
+    return status;
 }
 
 static void act(const brg__real_kernels *kernels, void *at, size_t n,
@@ -108,8 +142,10 @@ static void change_16(const brg__optim_kernels *kernels, brg_tensor *grad,
     }
 }
 
-static void change(brg_tensor *grad, action what, double x)
+static brg_status change(brg_tensor *grad, action what, double x)
 {
+    if (grad->device.type != BRG_DEVICE_CPU)
+        return change_there(grad, what, x);
     const brg__optim_kernels *kernels = brg__optim_kernels_get();
     size_t n = (size_t)grad->numel;
     if (grad->dtype == BRG_DTYPE_F64)
@@ -119,6 +155,7 @@ static void change(brg_tensor *grad, action what, double x)
     else
         change_16(kernels, grad, what, x);
     brg_tensor_touch(grad);
+    return BRG_OK;
 }
 
 static brg_status change_all(const brg_params *params, action what, double x)
@@ -127,7 +164,7 @@ static brg_status change_all(const brg_params *params, action what, double x)
         brg_tensor *grad;
         BRG_TRY(dense_grad(&grad, brg_params_at(params, i)));
         if (grad)
-            change(grad, what, x);
+            BRG_TRY(change(grad, what, x));
     }
     return BRG_OK;
 }
@@ -142,7 +179,9 @@ static brg_status measure(const brg_params *params, double *norm,
         const brg_param *param = brg_params_at(params, i);
         brg_tensor *grad;
         BRG_TRY(dense_grad(&grad, param));
-        double sum = grad ? sum_squares(grad) : 0.0;
+        double sum = 0.0;
+        if (grad)
+            BRG_TRY(sum_squares(grad, &sum));
         if (!isfinite(sum) && !*culprit)
             *culprit = param->name;
         total += sum;

@@ -6,19 +6,20 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/tensor/device.h"
 #include "core/tensor/shape.h"
 
 /* A zero tensor of `like`'s shape. */
 static brg_status new_zeros(brg_tensor **out, brg_dtype dtype, int ndim,
-                            const int64_t *shape)
+                            const int64_t *shape, brg_device device)
 {
     brg__layout layout;
     *out = NULL;
     BRG_TRY(brg__layout_init(&layout, "optimizer state", dtype, ndim, shape));
+    layout.device = device;
     BRG_TRY(brg__tensor_new(out, &layout));
-    if ((*out)->storage->nbytes > 0)
-        memset((*out)->storage->data, 0, (*out)->storage->nbytes);
-    return BRG_OK;
+    return brg__device_zero(device, (*out)->storage->data,
+                            (*out)->storage->nbytes);
 }
 
 /* Lists `t` as "kind/name". */
@@ -44,7 +45,8 @@ static brg_status add_state(brg_optim *optim, brg__slot *slot, brg_tensor **out,
 {
     brg_dtype dtype =
         slot->dtype == BRG_DTYPE_F64 ? BRG_DTYPE_F64 : BRG_DTYPE_F32;
-    BRG_TRY(new_zeros(out, dtype, slot->ndim, slot->shape));
+    BRG_TRY(
+        new_zeros(out, dtype, slot->ndim, slot->shape, slot->param->device));
     return list_state(optim, kind, slot->name, *out);
 }
 
@@ -52,10 +54,15 @@ static brg_status check_param(const brg_param *param)
 {
     const brg_tensor *t = param->tensor;
     char text[BRG_TENSOR_TEXT_MAX];
-    if (t->device.type != BRG_DEVICE_CPU || !t->storage)
-        return BRG_FAIL(BRG_ERR_DEVICE,
-                        "optimizer: '%s' is not in the CPU's memory",
+    const brg_device_vtable *vtable;
+    if (!t->storage)
+        return BRG_FAIL(BRG_ERR_STATE, "optimizer: '%s' has no memory",
                         param->name);
+    BRG_TRY(brg__device_find(t->device, &vtable));
+    if (t->device.type != BRG_DEVICE_CPU && !vtable->update)
+        return BRG_FAIL(BRG_ERR_DEVICE,
+                        "optimizer: '%s' is on %s, which has no optimizers",
+                        param->name, vtable->name);
     if (!t->is_contiguous)
         return BRG_FAIL(BRG_ERR_SHAPE, "optimizer: '%s' (%s) is not row-major",
                         param->name, brg__tensor_text(t, text));
@@ -93,8 +100,13 @@ static brg_status add_slots(brg_optim *optim, const brg_params *params)
         brg__mem_alloc_array(n, sizeof *optim->slots, "optimizer slots");
     if (!optim->slots)
         return BRG_ERR_NOMEM;
-    BRG_TRY(new_zeros(&optim->steps, BRG_DTYPE_I64, 1, &(int64_t){(int64_t)n}));
+    BRG_TRY(new_zeros(&optim->steps, BRG_DTYPE_I64, 1, &(int64_t){(int64_t)n},
+                      BRG_CPU));
     BRG_TRY(list_state(optim, "steps", "", optim->steps));
+    optim->updates =
+        brg__mem_alloc_array(n, sizeof *optim->updates, "optimizer updates");
+    if (!optim->updates)
+        return BRG_ERR_NOMEM;
     for (size_t i = 0; i < brg_params_count(params); i++)
         if (brg_params_at(params, i)->kind == BRG_PARAM_TRAINED)
             BRG_TRY(add_slot(optim, brg_params_at(params, i)));
@@ -139,6 +151,7 @@ void brg_optim_destroy(brg_optim *optim)
     for (size_t i = 0; i < optim->state.n; i++)
         brg__mem_free((char *)optim->state.at[i].name);
     brg__array_deinit(&optim->state);
+    brg__mem_free(optim->updates);
     brg__mem_free(optim->slots);
     brg__mem_free(optim);
 }

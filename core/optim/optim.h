@@ -9,6 +9,7 @@
 #ifndef BRG_CORE_OPTIM_OPTIM_H
 #define BRG_CORE_OPTIM_OPTIM_H
 
+#include <brigade/ext/device.h>
 #include <brigade/optim.h>
 
 #include "core/base/array.h"
@@ -55,6 +56,9 @@ typedef struct brg__optim_rule {
                     brg__step_scalars *filled);
     void (*update)(const brg__real_kernels *kernels, const brg__run *run,
                    const brg__step_scalars *scalars);
+    /* The scalars as a device takes them. */
+    void (*describe)(const brg__step_scalars *scalars,
+                     brg_device_update *filled);
 } brg__optim_rule;
 
 struct brg_optim {
@@ -68,7 +72,12 @@ struct brg_optim {
     size_t n_slots;
     brg_tensor *steps;                  /* i64, one per slot: steps taken */
     BRG__ARRAY(brg_named_tensor) state; /* names are owned */
+    brg_device_update *updates; /* room for a step on a device, or NULL */
 };
+
+/* One step of the slots whose parameters are not on the CPU, all that are on
+ * one device at once; the checks of brg_optim_step are done. */
+brg_status brg__optim_step_devices(brg_optim *optim);
 
 extern const brg__optim_rule brg__optim_sgd;
 extern const brg__optim_rule brg__optim_adamw;

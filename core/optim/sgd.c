@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The rule of SGD. */
 #include <math.h>
+#include <string.h>
 
 #include "core/optim/create.h"
 
@@ -28,12 +29,22 @@ static void update(const brg__real_kernels *kernels, const brg__run *run,
     kernels->sgd(run->param, run->grad, run->state[0], run->n, &scalars->sgd);
 }
 
+static void describe(const brg__step_scalars *scalars,
+                     brg_device_update *filled)
+{
+    const brg__sgd_scalars *s = &scalars->sgd;
+    filled->rule = s->nesterov ? BRG_UPDATE_SGD_NESTEROV : BRG_UPDATE_SGD;
+    const double f[] = {s->lr, s->momentum, s->keep, s->weight_decay};
+    memcpy(filled->f, f, sizeof f);
+}
+
 const brg__optim_rule brg__optim_sgd = {
     .name = "sgd",
     .state_names = {"momentum"},
     .n_state = n_state,
     .prepare = prepare,
     .update = update,
+    .describe = describe,
 };
 
 static brg_status check_options(const brg_sgd_options *o)

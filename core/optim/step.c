@@ -10,6 +10,7 @@
 #include "core/ops/sparse.h"
 #include "core/optim/optim.h"
 #include "core/optim/wide.h"
+#include "core/tensor/device.h"
 #include "core/tensor/shape.h"
 
 /* ---- Checks ----------------------------------------------------------------------- */
@@ -38,10 +39,11 @@ static brg_status check_slot(const brg__slot *slot, const brg_tensor *grad)
                         "%s",
                         slot->name, brg__tensor_text(grad, a),
                         brg__shape_text(slot->ndim, slot->shape, b));
-    if (grad->device.type != BRG_DEVICE_CPU || brg__tensor_is_meta(grad))
+    if (!brg__device_equal(grad->device, p->device) ||
+        brg__tensor_is_meta(grad))
         return BRG_FAIL(BRG_ERR_DEVICE,
                         "brg_optim_step: the gradient of '%s' is not in the "
-                        "CPU's memory",
+                        "memory that the parameter is in",
                         slot->name);
     return BRG_OK;
 }
@@ -180,7 +182,7 @@ static brg_status update_slot(brg_optim *optim, size_t i)
 {
     brg__slot *slot = &optim->slots[i];
     brg_tensor *grad = brg_tensor_grad(slot->param);
-    if (!grad || grad->numel == 0)
+    if (!grad || grad->numel == 0 || slot->param->device.type != BRG_DEVICE_CPU)
         return BRG_OK;
     BRG_TRY(prepare_grad(&grad, grad));
     int64_t *steps = brg__tensor_ptr(optim->steps);
@@ -206,7 +208,7 @@ brg_status brg_optim_step(brg_optim *optim)
     BRG_TRY(check_slots(optim));
     for (size_t i = 0; i < optim->n_slots; i++)
         BRG_TRY(update_slot(optim, i));
-    return BRG_OK;
+    return brg__optim_step_devices(optim);
 }
 
 brg_status brg_optim_zero_grad(brg_optim *optim, bool keep_memory)
@@ -217,13 +219,13 @@ brg_status brg_optim_zero_grad(brg_optim *optim, bool keep_memory)
         brg_tensor *grad = brg_tensor_grad(param);
         if (!grad)
             continue;
-        if (!keep_memory || !grad->is_contiguous || !grad->storage ||
-            grad->device.type != BRG_DEVICE_CPU) {
+        if (!keep_memory || !grad->is_contiguous || !grad->storage) {
             BRG_TRY(brg_tensor_set_grad(param, NULL));
             continue;
         }
         if (grad->numel > 0)
-            memset(brg__tensor_ptr(grad), 0, brg_tensor_nbytes(grad));
+            BRG_TRY(brg__device_zero(grad->device, brg__tensor_ptr(grad),
+                                     brg_tensor_nbytes(grad)));
         brg_tensor_touch(grad);
     }
     return BRG_OK;

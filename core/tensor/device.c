@@ -4,9 +4,17 @@
 
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include <brigade/device.h>
+
+#include "core/base/alloc.h"
+#include "core/base/component.h"
 #include "core/base/error.h"
+#include "core/base/log.h"
+#include "core/base/progress.h"
+#include "core/tensor/tensor.h"
 
 static brg_status cpu_copy(brg_device to, void *dst, brg_device from,
                            const void *src, size_t nbytes)
@@ -76,4 +84,143 @@ brg_status brg__device_find(brg_device device, const brg_device_vtable **out)
                         "loaded",
                         brg__device_text(device, text));
     return BRG_OK;
+}
+
+/* ---- Loading ---------------------------------------------------------------- */
+
+static void poll(void)
+{
+    brg__progress_poll();
+}
+
+static const brg_device_host host = {
+    .abi = BRG_DEVICE_ABI,
+    .struct_size = sizeof(brg_device_host),
+    .fail = brg_error_set,
+    .log = brg__log,
+    .alloc = brg__mem_alloc,
+    .free = brg__mem_free,
+    .poll = poll,
+};
+
+const brg_device_host *brg_device_host_get(void)
+{
+    return &host;
+}
+
+static int type_of(const char *name)
+{
+    for (int i = 0; i < BRG_N_DEVICE_TYPES; i++)
+        if (name && strcmp(name, type_names[i]) == 0)
+            return i;
+    return -1;
+}
+
+brg_status brg_device_load(const char *name)
+{
+    int known = type_of(name);
+    if (known >= 0 && atomic_load(&table[known]))
+        return BRG_OK;
+    BRG_CHECK_ARG(brg__component_is_name(name),
+                  "brg_device_load: \"%s\" is not 1 to %d of a-z, 0-9, _",
+                  name ? name : "(null)", BRG__COMPONENT_NAME_MAX - 1);
+    void *symbol;
+    BRG_TRY(brg__component_open(&symbol, "device", name, "brg_device_"));
+    brg_device_fn get = NULL;
+    *(void **)&get = symbol;
+    brg_device_type type;
+    const brg_device_vtable *vtable;
+    BRG_TRY(get(&host, &type, &vtable));
+    return brg_device_register(type, vtable);
+}
+
+/* ---- Asking and choosing ------------------------------------------------------ */
+
+int brg_device_count(brg_device_type type)
+{
+    const brg_device_vtable *vtable =
+        (unsigned)type < BRG_N_DEVICE_TYPES ? atomic_load(&table[type]) : NULL;
+    if (!vtable)
+        return 0;
+    return vtable->count ? vtable->count() : 1;
+}
+
+static brg_status check_device(const char *name, brg_device device)
+{
+    const brg_device_vtable *vtable;
+    BRG_TRY(brg__device_find(device, &vtable));
+    int n = brg_device_count((brg_device_type)device.type);
+    char text[24];
+    if (device.index < 0 || device.index >= n)
+        return BRG_FAIL(BRG_ERR_DEVICE, "%s: there is no %s, only %d of these",
+                        name, brg__device_text(device, text), n);
+    return BRG_OK;
+}
+
+static _Thread_local brg_device current;
+
+brg_status brg_device_set(brg_device device)
+{
+    BRG_TRY(check_device("brg_device_set", device));
+    current = device;
+    return BRG_OK;
+}
+
+brg_device brg_device_get(void)
+{
+    return current;
+}
+
+brg_status brg_device_synchronize(brg_device device)
+{
+    BRG_TRY(check_device("brg_device_synchronize", device));
+    const brg_device_vtable *vtable;
+    BRG_TRY(brg__device_find(device, &vtable));
+    return vtable->synchronize ? vtable->synchronize(device) : BRG_OK;
+}
+
+brg_status brg_device_parse(brg_device *out, const char *text)
+{
+    BRG_CHECK_ARG(text, "brg_device_parse: the text is NULL");
+    size_t n = strcspn(text, ":");
+    char name[24] = "";
+    if (n < sizeof name)
+        memcpy(name, text, n);
+    int type = type_of(name);
+    char *end = (char *)text + n;
+    long index = text[n] == ':' ? strtol(text + n + 1, &end, 10) : 0;
+    bool is_whole = *end == '\0' && end != text + n + 1;
+    BRG_CHECK_ARG(type >= 0 && is_whole && index >= 0 && index < INT16_MAX,
+                  "\"%s\" is no device: expected cpu, cuda or cuda:<number>",
+                  text);
+    *out = (brg_device){(int16_t)type, (int16_t)index};
+    return BRG_OK;
+}
+
+/* ---- Bytes ---------------------------------------------------------------------- */
+
+/* The table of the side that is not the CPU, if one is not. */
+static brg_status find_mover(brg_device a, brg_device b,
+                             const brg_device_vtable **out)
+{
+    return brg__device_find(a.type != BRG_DEVICE_CPU ? a : b, out);
+}
+
+brg_status brg__device_copy(brg_device to, void *dst, brg_device from,
+                            const void *src, size_t nbytes)
+{
+    const brg_device_vtable *vtable;
+    if (nbytes == 0)
+        return BRG_OK;
+    BRG_TRY(find_mover(to, from, &vtable));
+    return vtable->copy(to, dst, from, src, nbytes);
+}
+
+brg_status brg__device_zero(brg_device device, void *ptr, size_t nbytes)
+{
+    const brg_device_vtable *vtable;
+    if (nbytes == 0)
+        return BRG_OK;
+    BRG_TRY(brg__device_find(device, &vtable));
+    return vtable->fill_zero(device, ptr, nbytes);
 }

@@ -10,6 +10,16 @@ brg_status brg__device_find(brg_device device, const brg_device_vtable **out);
 
 const char *brg__device_text(brg_device device, char text[24]);
 
+/* Bytes between devices; CPU to CPU is a memcpy. */
+brg_status brg__device_copy(brg_device to, void *dst, brg_device from,
+                            const void *src, size_t nbytes);
+brg_status brg__device_zero(brg_device device, void *ptr, size_t nbytes);
+
+static inline bool brg__device_equal(brg_device a, brg_device b)
+{
+    return a.type == b.type && a.index == b.index;
+}
+
 /* The built-in device. */
 extern const brg_device_vtable brg__device_cpu;
 

@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <brigade/device.h>
+
 #include "core/base/alloc.h"
 #include "core/base/error.h"
 #include "core/tensor/device.h"
@@ -131,21 +133,35 @@ void brg_release(brg_tensor *t)
     brg_release(base);
 }
 
-brg_tensor *brg_empty(brg_dtype dtype, int ndim, const int64_t *shape)
+static brg_tensor *empty_on(brg_device device, brg_dtype dtype, int ndim,
+                            const int64_t *shape)
 {
     brg__layout layout;
     brg_tensor *t;
-    if (brg__layout_init(&layout, "brg_empty", dtype, ndim, shape) != BRG_OK ||
-        brg__tensor_new(&t, &layout) != BRG_OK)
+    if (brg__layout_init(&layout, "brg_empty", dtype, ndim, shape) != BRG_OK)
+        return NULL;
+    layout.device = device;
+    if (brg__tensor_new(&t, &layout) != BRG_OK)
         return NULL;
     return brg__scope_adopt(t);
+}
+
+brg_tensor *brg_empty(brg_dtype dtype, int ndim, const int64_t *shape)
+{
+    return empty_on(brg_device_get(), dtype, ndim, shape);
+}
+
+brg_tensor *brg__empty_host(brg_dtype dtype, int ndim, const int64_t *shape)
+{
+    return empty_on(BRG_CPU, dtype, ndim, shape);
 }
 
 brg_tensor *brg_zeros(brg_dtype dtype, int ndim, const int64_t *shape)
 {
     brg_tensor *t = brg_empty(dtype, ndim, shape);
-    if (t && t->numel > 0)
-        memset(t->storage->data, 0, t->storage->nbytes);
+    if (t && brg__device_zero(t->device, t->storage->data,
+                              t->storage->nbytes) != BRG_OK)
+        return NULL;
     return t;
 }
 
@@ -154,8 +170,9 @@ brg_tensor *brg_from_data(brg_dtype dtype, int ndim, const int64_t *shape,
 {
     BRG_CHECK_ARG_NULL(data, "brg_from_data: data is NULL");
     brg_tensor *t = brg_empty(dtype, ndim, shape);
-    if (t && t->numel > 0)
-        memcpy(t->storage->data, data, t->storage->nbytes);
+    if (t && brg__device_copy(t->device, t->storage->data, BRG_CPU, data,
+                              t->storage->nbytes) != BRG_OK)
+        return NULL;
     return t;
 }
 

@@ -81,6 +81,9 @@ brg_status brg__tensor_new_meta(brg_tensor **out, const brg_tensor *t);
 /* The same storage, no history. */
 brg_status brg__tensor_new_alias(brg_tensor **out, const brg_tensor *t);
 
+/* brg_empty on the CPU, whatever the thread's device. */
+brg_tensor *brg__empty_host(brg_dtype dtype, int ndim, const int64_t *shape);
+
 /* ---- Scopes ---------------------------------------------------------------- */
 
 /* Hands the caller's reference to the innermost scope; returns t. On failure

@@ -9,6 +9,7 @@
 #include <brigade/compile.h>
 #include <brigade/composite.h>
 #include <brigade/debug.h>
+#include <brigade/device.h>
 #include <brigade/export.h>
 #include <brigade/function.h>
 #include <brigade/io.h>

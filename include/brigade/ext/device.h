@@ -1,14 +1,68 @@
 /* SPDX-License-Identifier: Apache-2.0
- * For authors of devices: memory, copies, streams and events. */
+ * For authors of devices: memory, copies, events, kernels.
+ *
+ * A component library (libbrigade_<name>.so) may be loaded into a program that
+ * holds libbrigade as a shared or as a static library, so it uses none of its
+ * symbols: it exports brg_device_<name>, and calls back through the
+ * brg_device_host that it is given. */
 #ifndef BRG_EXT_DEVICE_H
 #define BRG_EXT_DEVICE_H
 
+#include <brigade/ext/op.h>
+#include <brigade/runtime.h>
 #include <brigade/status.h>
 #include <brigade/types.h>
 
 BRG_BEGIN_DECLS
 
-#define BRG_DEVICE_ABI 1
+#define BRG_DEVICE_ABI 2
+
+/* ---- What the library lends ------------------------------------------------ */
+
+typedef struct brg_device_host {
+    uint32_t abi;
+    size_t struct_size;
+    /* The calling thread's error record; returns `code`. */
+    brg_status (*fail)(brg_status code, const char *file, int line,
+                       const char *format, ...) BRG_PRINTF(4, 5);
+    void (*log)(brg_log_level level, const char *area, const char *format, ...)
+        BRG_PRINTF(3, 4);
+    /* Zero-filled host memory, counted; NULL with a record set. */
+    void *(*alloc)(size_t nbytes, const char *what);
+    void (*free)(void *ptr);
+    /* Moves the communication that waits for this thread. */
+    void (*poll)(void);
+} brg_device_host;
+
+BRG_API const brg_device_host *brg_device_host_get(void);
+
+/* ---- One parameter of an optimizer's step ---------------------------------- */
+
+typedef enum brg_update_rule {
+    /* d = g + wd p; b = momentum b + keep d; p -= lr (b, or nesterov:
+     * d + momentum b; without b: d).  f = {lr, momentum, keep, wd} */
+    BRG_UPDATE_SGD,
+    BRG_UPDATE_SGD_NESTEROV,
+    /* m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g g;
+     * p = decay p - size m / (sqrt(v) root + eps).
+     * f = {decay, b1, b2, size, root, eps} */
+    BRG_UPDATE_ADAMW
+} brg_update_rule;
+
+/* Row-major arrays of `numel` elements on the device. */
+typedef struct brg_device_update {
+    brg_update_rule rule;
+    brg_dtype dtype; /* of param and grad; the rest is f64 for f64, else f32 */
+    size_t numel;
+    void *param;
+    const void *grad;
+    void *state[2]; /* NULL: the rule has none */
+    void *master;   /* of 16-bit parameters, else NULL */
+    bool follows;   /* where master does not round to param, it takes param */
+    double f[6];
+} brg_device_update;
+
+/* ---- The device ------------------------------------------------------------ */
 
 /* One device type. Registered once, never unregistered; any thread may call. */
 typedef struct brg_device_vtable {
@@ -19,25 +73,48 @@ typedef struct brg_device_vtable {
     /* Required. Memory of a tensor, at least 64-byte aligned; *out NULL on
      * failure. Size 0 never reaches it. */
     brg_status (*alloc)(brg_device device, void **out, size_t nbytes);
-    /* Required. Gets the size that alloc got; cannot fail. */
+    /* Required. Gets the size that alloc got; cannot fail. Queued work may
+     * still use the memory. */
     void (*free)(brg_device device, void *ptr, size_t nbytes);
 
-    /* Required. Ordered after the work already queued on the current stream;
-     * returns before it is done unless one side is host memory. */
+    /* Required. Ordered after the work already queued on the device; returns
+     * before it is done unless one side is host memory. */
     brg_status (*copy)(brg_device to, void *dst, brg_device from,
                        const void *src, size_t nbytes);
     brg_status (*fill_zero)(brg_device device, void *ptr, size_t nbytes);
 
     /* (optional) Absent: the device works in the calling thread, so streams
-     * and events have nothing to order. */
+     * and events have nothing to order. *event is made if it is NULL;
+     * event_wait makes what is queued next wait for it. */
     brg_status (*synchronize)(brg_device device);
     brg_status (*event_record)(brg_device device, void **event);
     brg_status (*event_wait)(brg_device device, void *event);
     void (*event_free)(brg_device device, void *event);
+
+    /* (optional) How many devices there are. Absent: one. */
+    int (*count)(void);
+    /* (optional) The kernel of one of the library's ops on this device, or
+     * NULL. Absent: only ops that bring their own (brg_op.run) work. Outputs
+     * are row-major, but for pointwise rows and full_like, which are also used
+     * to write into strided memory, in place of an input or not. */
+    brg_status (*(*kernel)(const brg_op *op))(brg_op_call *call);
+    /* (optional) Changes all parameters of a step at once. Absent: optimizers
+     * refuse parameters there. */
+    brg_status (*update)(brg_device device, const brg_device_update *updates,
+                         size_t n);
+    /* (optional) The device's own handle of the queue that kernels go to (a
+     * cudaStream_t), for code that shares it. */
+    brg_status (*stream)(brg_device device, void **out);
 } brg_device_vtable;
 
 BRG_API BRG_NODISCARD brg_status
 brg_device_register(brg_device_type type, const brg_device_vtable *vtable);
+
+/* The type of the function that a component exports as brg_device_<name>: its
+ * type and table; fails if there is no usable device. `host` stays valid. */
+typedef brg_status (*brg_device_fn)(const brg_device_host *host,
+                                    brg_device_type *type,
+                                    const brg_device_vtable **out);
 
 BRG_END_DECLS
 

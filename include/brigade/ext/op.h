@@ -33,6 +33,9 @@ typedef struct brg_out_info {
     int64_t offset;
     /* A sparse tensor: `run` makes it, as one borrowed from the scope. */
     bool is_sparse;
+    /* Not where the inputs are, but on `device`. */
+    bool is_elsewhere;
+    brg_device device;
 } brg_out_info;
 
 /* One call of an op on its way from arguments to results. */
@@ -140,6 +143,7 @@ struct brg_op {
     const char *expr;
     /* Private to the library; zero in user ops. */
     const void *pointwise;
+    struct brg__op_slot *slot;
 };
 
 /* Calls an op: runs it and, when gradients are recorded and an input requires

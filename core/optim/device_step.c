@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The step of parameters that are not on the CPU: the device changes all of
+ * them in few kernels. */
+#include <brigade/autograd.h>
+
+#include "core/base/error.h"
+#include "core/ops/op.h"
+#include "core/optim/optim.h"
+#include "core/tensor/device.h"
+
+static brg_status check_grad(const brg__slot *slot, const brg_tensor *grad)
+{
+    char text[BRG_TENSOR_TEXT_MAX];
+    if (grad->sparse || !grad->is_contiguous)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "brg_optim_step: the gradient of '%s' (%s) is %s, on "
+                        "%s only dense row-major ones are taken",
+                        slot->name, brg__tensor_text(grad, text),
+                        grad->sparse ? "sparse" : "strided",
+                        brg__device_text(grad->device, (char[24]){0}));
+    return BRG_OK;
+}
+
+static void fill_update(brg_optim *optim, size_t i, const brg_tensor *grad,
+                        brg_device_update *u)
+{
+    brg__slot *slot = &optim->slots[i];
+    int64_t *steps = brg__tensor_ptr(optim->steps);
+    brg__step_scalars scalars;
+    optim->rule->prepare(optim, slot, ++steps[i], &scalars);
+    *u = (brg_device_update){
+        .dtype = slot->dtype,
+        .numel = (size_t)grad->numel,
+        .param = brg__tensor_ptr(slot->param),
+        .grad = brg__tensor_ptr(grad),
+        .master = slot->master ? brg__tensor_ptr(slot->master) : NULL,
+        .follows = brg_tensor_version(slot->param) != slot->version};
+    optim->rule->describe(&scalars, u);
+    for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
+        if (slot->state[k])
+            u->state[k] = brg__tensor_ptr(slot->state[k]);
+    brg_tensor_touch(slot->param);
+    slot->version = brg_tensor_version(slot->param);
+}
+
+static brg_status flush(brg_optim *optim, brg_device device, size_t *n)
+{
+    const brg_device_vtable *vtable;
+    if (*n == 0)
+        return BRG_OK;
+    BRG_TRY(brg__device_find(device, &vtable));
+    BRG_TRY(vtable->update(device, optim->updates, *n));
+    *n = 0;
+    return BRG_OK;
+}
+
+brg_status brg__optim_step_devices(brg_optim *optim)
+{
+    size_t n = 0;
+    brg_device device = BRG_CPU;
+    for (size_t i = 0; i < optim->n_slots; i++) {
+        const brg__slot *slot = &optim->slots[i];
+        brg_tensor *grad = brg_tensor_grad(slot->param);
+        if (!grad || grad->numel == 0 ||
+            slot->param->device.type == BRG_DEVICE_CPU)
+            continue;
+        BRG_TRY(check_grad(slot, grad));
+        if (!brg__device_equal(device, slot->param->device))
+            BRG_TRY(flush(optim, device, &n));
+        device = slot->param->device;
+        fill_update(optim, i, grad, &optim->updates[n++]);
+    }
+    return flush(optim, device, &n);
+}

@@ -1,0 +1,332 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Tensors on another device than the CPU, with a device made for the test: its
+ * memory is the host's, and its kernels are the CPU's, counted. */
+#include <brigade/brigade.h>
+#include <brigade/ext/device.h>
+
+#include "core/ops/op.h"
+#include "core/tensor/device.h"
+#include "tests/support/brg_test.h"
+
+#define THERE ((brg_device){BRG_DEVICE_CUDA, 0})
+#define HOME ((brg_device){BRG_DEVICE_CPU, 0})
+
+static struct {
+    int64_t n_blocks; /* in use */
+    int64_t n_copies;
+    int64_t n_kernels;
+    size_t n_updates;
+    brg_device_update update;
+} seen;
+
+static brg_status fake_alloc(brg_device device, void **out, size_t nbytes)
+{
+    (void)device;
+    *out =
+        nbytes < (1u << 30) ? aligned_alloc(64, (nbytes + 63) / 64 * 64) : NULL;
+    seen.n_blocks += *out != NULL;
+    return *out ? BRG_OK
+                : brg_error_set(BRG_ERR_NOMEM, __FILE__, __LINE__,
+                                "out of memory on cuda:0: %zu bytes", nbytes);
+}
+
+static void fake_free(brg_device device, void *ptr, size_t nbytes)
+{
+    (void)device;
+    (void)nbytes;
+    seen.n_blocks--;
+    free(ptr);
+}
+
+static brg_status fake_copy(brg_device to, void *dst, brg_device from,
+                            const void *src, size_t nbytes)
+{
+    (void)to;
+    (void)from;
+    seen.n_copies++;
+    memcpy(dst, src, nbytes);
+    return BRG_OK;
+}
+
+static brg_status fake_zero(brg_device device, void *ptr, size_t nbytes)
+{
+    (void)device;
+    memset(ptr, 0, nbytes);
+    return BRG_OK;
+}
+
+/* Those of a device take any strides; the CPU's full_like does not. */
+static brg_status run_there(brg_op_call *call)
+{
+    seen.n_kernels++;
+    if (call->op == &brg__op_full_like) {
+        brg_tensor out = *call->out[0];
+        out.device = HOME;
+        return brg__fill_now(&out, call->attrs->f[0]);
+    }
+    return call->op->run[BRG_DEVICE_CPU](call);
+}
+
+static brg_status (*fake_kernel(const brg_op *op))(brg_op_call *call)
+{
+    return strcmp(op->name, "erf") == 0 ? NULL : run_there;
+}
+
+static brg_status fake_update(brg_device device,
+                              const brg_device_update *updates, size_t n)
+{
+    (void)device;
+    seen.n_updates = n;
+    seen.update = updates[n - 1];
+    return BRG_OK;
+}
+
+static const brg_device_vtable fake = {
+    .abi = BRG_DEVICE_ABI,
+    .struct_size = sizeof(brg_device_vtable),
+    .name = "cuda",
+    .alloc = fake_alloc,
+    .free = fake_free,
+    .copy = fake_copy,
+    .fill_zero = fake_zero,
+    .kernel = fake_kernel,
+    .update = fake_update,
+};
+
+static int set_up(void **state)
+{
+    *state = brg_scope_begin();
+    memset(&seen, 0, sizeof seen);
+    return brg_device_register(BRG_DEVICE_CUDA, &fake);
+}
+
+static int tear_down(void **state)
+{
+    int status = brg_device_set(HOME);
+    brg_scope_end(*state);
+    return status || seen.n_blocks != 0;
+}
+
+static void assert_values(brg_tensor *t, size_t n, const float *want)
+{
+    float got[16];
+    assert_true(n <= 16);
+    assert_brg_ok(brg_tensor_read(t, got, n * sizeof *got));
+    for (size_t i = 0; i < n; i++)
+        assert_float_equal(got[i], want[i], 0);
+}
+
+#define ASSERT_VALUES(t, ...)                                                  \
+    assert_values((t), sizeof((const float[]){__VA_ARGS__}) / sizeof(float),   \
+                  (const float[]){__VA_ARGS__})
+
+static brg_tensor *make(brg_device device)
+{
+    const float values[] = {1, 2, 3, 4, 5, 6};
+    assert_brg_ok(brg_device_set(device));
+    return assert_brg_some(
+        brg_from_data(BRG_DTYPE_F32, BRG_SHAPE(2, 3), values));
+}
+
+static void test_device__parse(void **state)
+{
+    (void)state;
+    brg_device d;
+    assert_brg_ok(brg_device_parse(&d, "cpu"));
+    assert_int_equal(d.type, BRG_DEVICE_CPU);
+    assert_brg_ok(brg_device_parse(&d, "cuda:3"));
+    assert_int_equal(d.type, BRG_DEVICE_CUDA);
+    assert_int_equal(d.index, 3);
+    const char *const bad[] = {"", "gpu", "cuda:", "cuda:x", "cuda:-1", NULL};
+    for (int i = 0; i < 6; i++)
+        assert_brg_fails(brg_device_parse(&d, bad[i]), BRG_ERR_ARG);
+}
+
+static void test_device__load_says_what_is_missing(void **state)
+{
+    (void)state;
+    assert_brg_fails_with(brg_device_load("nonesuch"), BRG_ERR_NOT_FOUND,
+                          "libbrigade_nonesuch.so");
+    assert_brg_fails(brg_device_load("../x"), BRG_ERR_ARG);
+}
+
+static void test_device__set_needs_one(void **state)
+{
+    (void)state;
+    assert_brg_fails_with(brg_device_set((brg_device){BRG_DEVICE_CUDA, 7}),
+                          BRG_ERR_DEVICE, "cuda:7");
+    assert_int_equal(brg_device_get().type, BRG_DEVICE_CPU);
+}
+
+static void test_device__new_tensors_are_there(void **state)
+{
+    (void)state;
+    assert_brg_ok(brg_device_set(THERE));
+    brg_tensor *all[] = {
+        brg_empty(BRG_DTYPE_F32, BRG_SHAPE(2)),
+        brg_zeros(BRG_DTYPE_F32, BRG_SHAPE(2)),
+        brg_full(BRG_DTYPE_F32, BRG_SHAPE(2), 3.0),
+        brg_rand(BRG_DTYPE_F32, BRG_SHAPE(2)),
+        brg_randint(0, 5, BRG_SHAPE(2)),
+        brg_randperm(2),
+        brg_arange(BRG_DTYPE_F32, 0, 2, 1),
+    };
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        assert_int_equal(brg_tensor_device(assert_brg_some(all[i])).type,
+                         BRG_DEVICE_CUDA);
+    ASSERT_VALUES(all[2], 3, 3);
+    ASSERT_VALUES(all[6], 0, 1);
+}
+
+static void test_device__random_numbers_are_the_same(void **state)
+{
+    (void)state;
+    float here[6], there[6];
+    brg_seed(7);
+    assert_brg_ok(brg_tensor_read(brg_randn(BRG_DTYPE_F32, BRG_SHAPE(6)), here,
+                                  sizeof here));
+    assert_brg_ok(brg_device_set(THERE));
+    brg_seed(7);
+    assert_brg_ok(brg_tensor_read(brg_randn(BRG_DTYPE_F32, BRG_SHAPE(6)), there,
+                                  sizeof there));
+    assert_memory_equal(here, there, sizeof here);
+}
+
+static void test_device__to_copies_any_layout(void **state)
+{
+    (void)state;
+    brg_tensor *x = make(HOME);
+    assert_ptr_equal(brg_to(x, HOME), x);
+    brg_tensor *t = assert_brg_some(brg_to(brg_transpose(x, 0, 1), THERE));
+    assert_int_equal(t->device.type, BRG_DEVICE_CUDA);
+    ASSERT_VALUES(t, 1, 4, 2, 5, 3, 6);
+    ASSERT_VALUES(brg_to(brg_transpose(t, 0, 1), HOME), 1, 2, 3, 4, 5, 6);
+}
+
+static void test_device__gradient_comes_back(void **state)
+{
+    (void)state;
+    brg_tensor *x = make(HOME);
+    assert_brg_ok(brg_set_requires_grad(x, true));
+    brg_tensor *loss = brg_sum_all(brg_square(brg_to(x, THERE)));
+    assert_int_equal(brg_tensor_device(assert_brg_some(loss)).type,
+                     BRG_DEVICE_CUDA);
+    assert_brg_ok(brg_backward(loss));
+    brg_tensor *grad = brg_tensor_grad(x);
+    assert_int_equal(brg_tensor_device(assert_brg_some(grad)).type,
+                     BRG_DEVICE_CPU);
+    ASSERT_VALUES(grad, 2, 4, 6, 8, 10, 12);
+}
+
+static void test_device__in_place(void **state)
+{
+    (void)state;
+    brg_tensor *x = make(THERE), *y = make(THERE);
+    assert_brg_ok(brg_add_(x, y, 2.0));
+    ASSERT_VALUES(x, 3, 6, 9, 12, 15, 18);
+    assert_brg_ok(brg_mul_scalar_(brg_select(x, 1, 0), 2.0));
+    ASSERT_VALUES(x, 6, 6, 9, 24, 15, 18);
+    assert_brg_ok(brg_fill_(brg_select(x, 1, 1), 7.0));
+    ASSERT_VALUES(x, 6, 7, 9, 24, 7, 18);
+    assert_brg_ok(brg_zero_(x));
+    ASSERT_VALUES(x, 0, 0, 0, 0, 0, 0);
+    assert_brg_ok(brg_copy_(x, brg_to(y, HOME)));
+    ASSERT_VALUES(x, 1, 2, 3, 4, 5, 6);
+    double item;
+    assert_brg_ok(brg_tensor_item(brg_sum_all(x), &item));
+    assert_float_equal(item, 21.0, 0);
+    assert_brg_fails(brg_add_(x, make(HOME), 1.0), BRG_ERR_DEVICE);
+}
+
+static void test_device__mixed_devices_are_named(void **state)
+{
+    (void)state;
+    brg_tensor *x = make(HOME), *y = make(THERE);
+    assert_brg_null_with(brg_add(x, y), BRG_ERR_DEVICE, "cuda:0");
+}
+
+static void test_device__missing_kernel_is_named(void **state)
+{
+    (void)state;
+    assert_brg_null_with(brg_erf(make(THERE)), BRG_ERR_UNSUPPORTED,
+                         "erf has no kernel for cuda:0");
+}
+
+static void test_device__out_of_memory_names_the_tensor(void **state)
+{
+    (void)state;
+    assert_brg_ok(brg_device_set(THERE));
+    assert_brg_null_with(brg_empty(BRG_DTYPE_F32, BRG_SHAPE(1 << 15, 1 << 15)),
+                         BRG_ERR_NOMEM, "f32[32768, 32768]: out of memory");
+    assert_brg_some(brg_empty(BRG_DTYPE_F32, BRG_SHAPE(2)));
+}
+
+static void test_device__optimizer_hands_all_parameters_over(void **state)
+{
+    (void)state;
+    brg_params *params;
+    brg_optim *optim;
+    assert_brg_ok(brg_params_create(&params));
+    brg_tensor *w[2];
+    for (int i = 0; i < 2; i++) {
+        w[i] = make(THERE);
+        assert_brg_ok(
+            brg_params_add(params, i ? "b" : "a", w[i], BRG_PARAM_TRAINED));
+        assert_brg_ok(brg_tensor_set_grad(w[i], make(THERE)));
+    }
+    brg_adamw_options options = BRG_ADAMW_OPTIONS_INIT;
+    options.lr = 0.5;
+    assert_brg_ok(brg_optim_create_adamw(&optim, params, &options));
+    assert_brg_ok(brg_optim_step(optim));
+    assert_int_equal(seen.n_updates, 2);
+    assert_int_equal(seen.update.rule, BRG_UPDATE_ADAMW);
+    assert_int_equal(seen.update.numel, 6);
+    assert_ptr_equal(seen.update.param, brg_tensor_data(w[1]));
+    assert_non_null(seen.update.state[1]);
+    assert_float_equal(seen.update.f[1], options.beta1, 0);
+    double norm;
+    assert_brg_ok(brg_clip_grad_norm(&norm, params, 1.0, true));
+    assert_float_equal(norm, 13.490737, 1e-5);
+    assert_brg_ok(brg_clip_grad_value(params, 0.1));
+    ASSERT_VALUES(brg_tensor_grad(w[0]), 1 / 13.490738f, 0.1f, 0.1f, 0.1f, 0.1f,
+                  0.1f);
+    assert_brg_ok(brg_optim_zero_grad(optim, true));
+    ASSERT_VALUES(brg_tensor_grad(w[0]), 0, 0, 0, 0, 0, 0);
+    brg_optim_destroy(optim);
+    brg_params_destroy(params);
+}
+
+static void test_device__offload_brings_back(void **state)
+{
+    (void)state;
+    brg_tensor *x = make(THERE);
+    assert_brg_ok(brg_set_requires_grad(x, true));
+    brg_offload_options options = BRG_OFFLOAD_OPTIONS_INIT;
+    options.min_bytes = 1;
+    assert_brg_ok(brg_offload_begin(&options));
+    brg_tensor *y = brg_square(brg_exp(brg_mul_scalar(x, 0.0)));
+    assert_brg_ok(brg_offload_end());
+    assert_brg_ok(brg_backward(brg_sum_all(brg_mul(y, x))));
+    ASSERT_VALUES(brg_tensor_grad(x), 1, 1, 1, 1, 1, 1);
+}
+
+int main(void)
+{
+#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+    const struct CMUnitTest tests[] = {
+        TEST(test_device__parse),
+        TEST(test_device__load_says_what_is_missing),
+        TEST(test_device__set_needs_one),
+        TEST(test_device__new_tensors_are_there),
+        TEST(test_device__random_numbers_are_the_same),
+        TEST(test_device__to_copies_any_layout),
+        TEST(test_device__gradient_comes_back),
+        TEST(test_device__in_place),
+        TEST(test_device__mixed_devices_are_named),
+        TEST(test_device__missing_kernel_is_named),
+        TEST(test_device__out_of_memory_names_the_tensor),
+        TEST(test_device__optimizer_hands_all_parameters_over),
+        TEST(test_device__offload_brings_back),
+    };
+    return cmocka_run_group_tests_name("device", tests, NULL, NULL);
+}
