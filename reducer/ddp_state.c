@@ -49,8 +49,7 @@ brg_status brg__ddp_verify(brg_pg *pg, const brg_ddp *ddp,
         mine.n_buffers = ddp->n_buffers;
         mine.caps[0] = options->first_bucket_bytes;
         mine.caps[1] = options->bucket_bytes;
-        mine.flags = (uint32_t)(options->sum | options->allow_unused << 1 |
-                                options->keep_order << 2);
+        mine.flags = brg__reducer_flags(ddp->reducer);
     }
     status = brg__verify_ranks(pg, &mine);
     brg__mem_free(list);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Making and destroying a reducer, and its front end for raw buffers. */
+ * Making and destroying a reducer; queries. */
 #include "reducer/reducer.h"
 
 #include <stdio.h>
@@ -7,7 +7,7 @@
 
 #include "comm/work.h"
 #include "core/base/alloc.h"
-#include "core/base/progress.h"
+#include "reducer/guard.h"
 #include "reducer/verify.h"
 
 #define FIRST_BUCKET_BYTES ((size_t)1 << 20)
@@ -120,8 +120,9 @@ static brg_status allocate(brg_reducer *r)
     r->buckets = brg__mem_alloc_array(n + 1, sizeof *r->buckets, "buckets");
     r->arrivals = brg__mem_alloc_array(n, sizeof *r->arrivals, "an order");
     r->notes = brg__mem_alloc(n_notes, "notes of ranks");
-    return r->members && r->buckets && r->arrivals && r->notes ? BRG_OK
-                                                               : BRG_ERR_NOMEM;
+    if (!r->members || !r->buckets || !r->arrivals || !r->notes)
+        return BRG_ERR_NOMEM;
+    return brg__inbox_init(&r->inbox, n);
 }
 
 brg_status brg__reducer_prepare(brg_reducer **out, brg_pg *pg,
@@ -148,6 +149,8 @@ brg_status brg__reducer_prepare(brg_reducer **out, brg_pg *pg,
         status = set_member(r, i, &params[i]);
         r->is_rebuilt |= !params[i].grad;
     }
+    if (status == BRG_OK)
+        status = brg__guard_distinct(r);
     if (status == BRG_OK)
         status = brg__reducer_plan(r, NULL, &r->plan);
     if (status == BRG_OK)
@@ -193,6 +196,13 @@ brg_status brg__reducer_attach(brg_reducer *r)
     return BRG_OK;
 }
 
+uint32_t brg__reducer_flags(const brg_reducer *r)
+{
+    return (r->options.sum ? BRG__FLAG_SUM : 0u) |
+           (r->options.allow_unused ? BRG__FLAG_ALLOW_UNUSED : 0u) |
+           (r->is_rebuilt ? BRG__FLAG_KEEP_ORDER : 0u);
+}
+
 static brg_status verify(brg_pg *pg, const brg_reducer *r, brg_status status)
 {
     brg__agreement mine = {.what = "brg_reducer_create", .status = status};
@@ -217,8 +227,7 @@ static brg_status verify(brg_pg *pg, const brg_reducer *r, brg_status status)
         mine.n_params = r->n_params;
         mine.caps[0] = r->options.first_bucket_bytes;
         mine.caps[1] = r->options.bucket_bytes;
-        mine.flags = (uint32_t)(r->options.sum | r->options.allow_unused << 1 |
-                                r->is_rebuilt << 2);
+        mine.flags = brg__reducer_flags(r);
     }
     status = brg__verify_ranks(pg, &mine);
     brg__mem_free(list);
@@ -236,6 +245,7 @@ brg_status brg_reducer_create(brg_reducer **out, brg_pg *pg,
     brg_status status = brg__reducer_prepare(&r, pg, params, n_params, options);
     BRG_TRY_GOTO(verify(pg, r, status), out);
     BRG_TRY_GOTO(brg__reducer_attach(r), out);
+    brg__raw_init(r);
     *out = r;
     return BRG_OK;
 out:
@@ -263,65 +273,10 @@ void brg_reducer_destroy(brg_reducer *r)
     brg__mem_free(r->buckets);
     brg__mem_free(r->arrivals);
     brg__mem_free(r->notes);
+    brg__inbox_deinit(&r->inbox);
     brg__plan_deinit(&r->plan);
     brg__mem_free(r);
     brg__error_restore(&kept);
-}
-
-/* ---- A step over raw buffers ------------------------------------------------------ */
-
-static brg_status check_raw(const brg_reducer *r, const char *what)
-{
-    BRG_CHECK_ARG(r, "%s: the reducer is NULL", what);
-    if (r->is_inner)
-        return BRG_FAIL(BRG_ERR_STATE,
-                        "%s: this reducer belongs to a brg_ddp, which drives "
-                        "it",
-                        what);
-    return BRG_OK;
-}
-
-brg_status brg_reducer_mark_ready(brg_reducer *r, size_t i)
-{
-    BRG_TRY(check_raw(r, "brg_reducer_mark_ready"));
-    BRG_CHECK_ARG(i < r->n_params,
-                  "rank %d: brg_reducer_mark_ready: there is no parameter "
-                  "%zu; the reducer has %zu",
-                  r->rank, i, r->n_params);
-    BRG_TRY(brg__reducer_expect(r, i));
-    brg__member *m = &r->members[i];
-    if (m->grad && m->grad != m->slot && m->nbytes > 0) {
-        memcpy(m->slot, m->grad, m->nbytes);
-        r->stats.n_packed_bytes += m->nbytes;
-    }
-    BRG_TRY(brg__reducer_arrive(r, i, true));
-    brg__progress_poll();
-    return BRG_OK;
-}
-
-static void copy_back(brg_reducer *r)
-{
-    for (size_t i = 0; i < r->n_params; i++) {
-        const brg__member *m = &r->members[i];
-        if (m->grad && m->grad != m->slot && m->n_used > 0 && m->nbytes > 0)
-            memcpy(m->grad, m->slot, m->nbytes);
-    }
-}
-
-brg_status brg_reducer_wait(brg_reducer *r)
-{
-    BRG_TRY(check_raw(r, "brg_reducer_wait"));
-    BRG_TRY(brg__reducer_settle(r));
-    if (!r->options.keep_in_slots)
-        copy_back(r);
-    return r->is_rebuilt ? BRG_OK : brg__reducer_rebuild(r);
-}
-
-brg_status brg_reducer_cancel(brg_reducer *r)
-{
-    BRG_TRY(check_raw(r, "brg_reducer_cancel"));
-    BRG_TRY(brg__reducer_give_up(r));
-    return r->has_failed || r->is_rebuilt ? BRG_OK : brg__reducer_rebuild(r);
 }
 
 /* ---- Queries ------------------------------------------------------------------------ */
@@ -344,6 +299,8 @@ brg_status brg_reducer_get_bucket(const brg_reducer *r, size_t bucket,
     const brg__bucket *b = &r->buckets[bucket];
     *filled = (brg_bucket_info){.dtype = b->dtype,
                                 .n_params = b->n_params,
+                                .params = r->plan.order +
+                                          r->plan.buckets[bucket].first,
                                 .nbytes = r->plan.buckets[bucket].nbytes,
                                 .data = b->data};
     if (b->launch_ns >= r->start_ns && b->done_ns >= b->launch_ns) {

@@ -13,7 +13,7 @@
  * same on every rank, so all may enter one more collective to find out who is
  * to blame.
  *
- * Both front ends stand on this: reducer.c for raw buffers, ddp.c. */
+ * Both front ends stand on this: raw.c for buffers of the user's, ddp.c. */
 #ifndef BRG_REDUCER_REDUCER_H
 #define BRG_REDUCER_REDUCER_H
 
@@ -22,6 +22,7 @@
 #include "core/base/error.h"
 #include "reducer/bucket.h"
 #include "reducer/bucket_plan.h"
+#include "reducer/inbox.h"
 
 /* One parameter. */
 typedef struct brg__member {
@@ -44,6 +45,8 @@ struct brg_reducer {
     int world_size;
     brg_reducer_options options; /* complete */
     bool is_inner;               /* a ddp drives it */
+    /* A bucket has been reduced; may be NULL. */
+    void (*on_reduced)(brg_reducer *r, size_t bucket);
 
     size_t n_params;
     brg__member *members;
@@ -51,6 +54,8 @@ struct brg_reducer {
     char *arena; /* the group's memory */
     brg__bucket *buckets;
     uint32_t *arrivals; /* of this step, in order */
+    brg__inbox inbox;   /* marks of other threads */
+    const void *owner;  /* the thread that drives it; see raw.c */
     uint8_t *notes;     /* of all ranks, then this one's (tail.c) */
     size_t n_works;     /* handles that the group keeps for it */
 
@@ -60,6 +65,9 @@ struct brg_reducer {
     bool is_rebuilt; /* or never to be */
     size_t n_ready;
     size_t n_launched;
+    size_t n_waited;           /* buckets, of those launched */
+    brg__error_record failure; /* the first of this step's waits */
+    brg__error_record refused; /* the first of its callbacks */
     uint64_t start_ns;
     brg_reducer_stats stats;
     brg__error_record broken; /* sticky: out of step with the other ranks */
@@ -79,6 +87,12 @@ brg_status brg__reducer_prepare(brg_reducer **out, brg_pg *pg,
                                 const brg_reducer_options *options);
 /* The arena, once all ranks are known to agree. Collective. */
 brg_status brg__reducer_attach(brg_reducer *r);
+
+/* The front end for raw buffers (raw.c). */
+void brg__raw_init(brg_reducer *r);
+
+/* The options that all ranks must share (verify.h). */
+uint32_t brg__reducer_flags(const brg_reducer *r);
 
 /* The plan for this order (NULL: the first guess). */
 brg_status brg__reducer_plan(const brg_reducer *r, const uint32_t *order,
@@ -102,6 +116,17 @@ brg_status brg__reducer_expect(brg_reducer *r, size_t i);
 /* Gradient i, which was expected, is in its slot. `is_used`: it counts as a
  * gradient. */
 brg_status brg__reducer_arrive(brg_reducer *r, size_t i, bool is_used);
+
+/* Gradient i was marked before in this step. */
+brg_status brg__reducer_fail_twice(const brg_reducer *r, size_t i);
+
+/* All gradients being there: waits for buckets [n_waited, n), each handed on
+ * by r->on_reduced. A failure is kept, and returned at the end of the step as
+ * well. */
+brg_status brg__reducer_wait_until(brg_reducer *r, size_t n);
+
+/* Takes in what other threads have marked. */
+brg_status brg__reducer_drain(brg_reducer *r);
 
 /* From now on gradients are late: no more part of the backward. */
 brg_status brg__reducer_close(brg_reducer *r);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * One step: gradients arrive, buckets start in order, all are waited for. */
+#include <sched.h>
 #include <string.h>
 
 #include "core/base/clock.h"
@@ -18,10 +19,11 @@ static void begin(brg_reducer *r)
         return;
     r->is_running = true;
     r->has_failed = r->is_closing = false;
-    r->n_ready = r->n_launched = 0;
+    r->n_ready = r->n_launched = r->n_waited = 0;
+    r->failure.code = BRG_OK;
     r->start_ns = brg__clock_ns();
     r->stats.n_packed_bytes = 0;
-    r->stats.first_launch_ns = r->stats.last_ready_ns = 0;
+    r->stats.first_launch_ns = r->stats.last_ready_ns = r->stats.wait_ns = 0;
     r->stats.n_early = 0;
 }
 
@@ -29,9 +31,20 @@ brg_status brg__reducer_expect(brg_reducer *r, size_t i)
 {
     BRG_TRY(brg__reducer_check(r));
     begin(r);
-    if (!r->members[i].is_ready)
-        return BRG_OK;
-    if (r->n_ready == r->n_params)
+    return r->members[i].is_ready ? brg__reducer_fail_twice(r, i) : BRG_OK;
+}
+
+static bool all_are_marked(const brg_reducer *r)
+{
+    bool all = true;
+    for (size_t i = 0; all && i < r->n_params; i++)
+        all = brg__inbox_is_claimed(&r->inbox, i);
+    return all;
+}
+
+brg_status brg__reducer_fail_twice(const brg_reducer *r, size_t i)
+{
+    if (r->is_inner ? r->n_ready == r->n_params : all_are_marked(r))
         return BRG_FAIL(BRG_ERR_STATE,
                         "rank %d: Expected to have finished reduction in the "
                         "prior iteration before starting a new one: %s is "
@@ -74,11 +87,24 @@ brg_status brg__reducer_arrive(brg_reducer *r, size_t i, bool is_used)
     member->is_used = is_used;
     r->arrivals[r->n_ready++] = (uint32_t)i;
     if (!r->is_closing) {
-        r->stats.last_ready_ns = brg__clock_ns() - r->start_ns;
+        if (r->n_ready == r->n_params) /* a look at the clock is not free */
+            r->stats.last_ready_ns = brg__clock_ns() - r->start_ns;
         r->stats.n_early = r->n_launched;
     }
     brg__bucket_arrive(&r->buckets[member->bucket]);
     return launch_ready(r);
+}
+
+brg_status brg__reducer_drain(brg_reducer *r)
+{
+    size_t i;
+    while (brg__inbox_take(&r->inbox, &i)) {
+        begin(r);
+        if (r->members[i].grad)
+            r->stats.n_packed_bytes += r->members[i].nbytes;
+        BRG_TRY(brg__reducer_arrive(r, i, true));
+    }
+    return BRG_OK;
 }
 
 /* ---- The end ------------------------------------------------------------------- */
@@ -87,26 +113,51 @@ brg_status brg__reducer_close(brg_reducer *r)
 {
     BRG_TRY(brg__reducer_check(r));
     begin(r);
+    if (r->n_ready < r->n_params)
+        r->stats.last_ready_ns = brg__clock_ns() - r->start_ns;
     r->is_closing = true;
     return BRG_OK;
+}
+
+/* The first failure of a step is the one that counts. */
+static void keep_failure(brg_reducer *r)
+{
+    if (r->failure.code == BRG_OK)
+        brg__error_save(&r->failure);
+}
+
+static void wait_one(brg_reducer *r, size_t k)
+{
+    uint64_t start = brg__clock_ns();
+    brg_status status = brg__bucket_wait(&r->buckets[k]);
+    r->stats.wait_ns += r->buckets[k].done_ns - start;
+    if (status != BRG_OK) {
+        (void)brg__error_prefix("bucket %zu: ", k);
+        keep_failure(r);
+    } else if (r->on_reduced && r->failure.code == BRG_OK) {
+        r->on_reduced(r, k);
+    }
+}
+
+brg_status brg__reducer_wait_until(brg_reducer *r, size_t n)
+{
+    BRG_TRY(launch_ready(r));
+    for (; r->n_waited < n; r->n_waited++)
+        wait_one(r, r->n_waited);
+    if (r->failure.code != BRG_OK)
+        brg__error_restore(&r->failure);
+    return r->failure.code;
 }
 
 /* Every bucket that has started, even after one has failed. */
 static brg_status wait_all(brg_reducer *r)
 {
-    brg__error_record first = {.code = BRG_OK};
-    uint64_t start = brg__clock_ns();
-    for (size_t k = 0; k < r->n_launched; k++) {
-        if (brg__bucket_wait(&r->buckets[k]) == BRG_OK || first.code != BRG_OK)
-            continue;
-        (void)brg__error_prefix("bucket %zu: ", k);
-        brg__error_save(&first);
-    }
-    r->stats.wait_ns = brg__clock_ns() - start;
+    for (; r->n_waited < r->n_launched; r->n_waited++)
+        wait_one(r, r->n_waited);
     r->stats.total_wait_ns += r->stats.wait_ns;
-    if (first.code != BRG_OK)
-        brg__error_restore(&first);
-    return first.code;
+    if (r->failure.code != BRG_OK)
+        brg__error_restore(&r->failure);
+    return r->failure.code;
 }
 
 static void arm(brg_reducer *r)
@@ -115,6 +166,7 @@ static void arm(brg_reducer *r)
         brg__bucket_arm(&r->buckets[k]);
     for (size_t i = 0; i < r->n_params; i++)
         r->members[i].is_ready = r->members[i].is_used = false;
+    brg__inbox_clear(&r->inbox);
     r->is_running = false;
 }
 
@@ -146,14 +198,29 @@ brg_status brg__reducer_complete(brg_reducer *r)
     return status;
 }
 
+/* Another thread is copying gradient i this moment. */
+static void await_mark(brg_reducer *r, size_t i)
+{
+    while (!r->members[i].is_ready) {
+        sched_yield();
+        (void)brg__reducer_drain(r);
+    }
+}
+
 brg_status brg__reducer_settle(brg_reducer *r)
 {
+    BRG_TRY(brg__reducer_check(r));
+    /* If a bucket does not start, completing tries again. */
+    (void)brg__reducer_drain(r);
     BRG_TRY(brg__reducer_close(r));
     for (size_t i = 0; i < r->n_params; i++) {
         if (r->members[i].is_ready)
             continue;
+        if (!brg__inbox_claim(&r->inbox, i)) {
+            await_mark(r, i);
+            continue;
+        }
         memset(r->members[i].slot, 0, r->members[i].nbytes);
-        /* If a bucket does not start, completing tries again. */
         (void)brg__reducer_arrive(r, i, false);
     }
     return brg__reducer_complete(r);

@@ -20,7 +20,7 @@ typedef struct header {
     uint64_t caps[2];
     uint64_t flags;
     uint64_t hash; /* of the descriptors */
-    uint64_t unused;
+    uint64_t hook;
 } header;
 
 #define N_ON_STACK 64
@@ -85,19 +85,40 @@ static brg_status fail_count(const brg__agreement *mine, const header *all,
                     (unsigned long long)all[rank].n_buffers);
 }
 
+/* The options of both front ends, by their bits. */
+static const char *const flag_names[] = {BRG__FLAG_NAMES};
+
+#define N_FLAGS (sizeof flag_names / sizeof flag_names[0])
+
+static void add_options(brg__text *text, int rank, const header *h,
+                        const header *other)
+{
+    brg__text_add(text, "rank %d has ", rank);
+    if (h->caps[0] != other->caps[0] || h->caps[1] != other->caps[1])
+        brg__text_add(text, "bucket sizes %llu, %llu ",
+                      (unsigned long long)h->caps[0],
+                      (unsigned long long)h->caps[1]);
+    for (size_t k = 0; k < N_FLAGS; k++)
+        if ((h->flags ^ other->flags) >> k & 1)
+            brg__text_add(text, "%s %s ", flag_names[k],
+                          h->flags >> k & 1 ? "on" : "off");
+    if (h->hook != other->hook)
+        brg__text_add(text, "communication hook %016llx ",
+                      (unsigned long long)h->hook);
+    if (text->length < text->size)
+        text->at[--text->length] = '\0'; /* the last blank */
+}
+
 static brg_status fail_options(const brg__agreement *mine, const header *all,
                                int rank)
 {
-    return BRG_FAIL(BRG_ERR_MISMATCH,
-                    "%s: ranks disagree on the options: rank 0 has bucket "
-                    "sizes %llu and %llu and flags %llx, rank %d has %llu, "
-                    "%llu and %llx",
-                    mine->what, (unsigned long long)all[0].caps[0],
-                    (unsigned long long)all[0].caps[1],
-                    (unsigned long long)all[0].flags, rank,
-                    (unsigned long long)all[rank].caps[0],
-                    (unsigned long long)all[rank].caps[1],
-                    (unsigned long long)all[rank].flags);
+    char words[320];
+    brg__text text = brg__text_begin(words, sizeof words);
+    add_options(&text, 0, &all[0], &all[rank]);
+    brg__text_add(&text, ", ");
+    add_options(&text, rank, &all[rank], &all[0]);
+    return BRG_FAIL(BRG_ERR_MISMATCH, "%s: ranks disagree on the options: %s",
+                    mine->what, words);
 }
 
 /* ---- Finding the difference ----------------------------------------------------- */
@@ -191,7 +212,8 @@ brg_status brg__verify_ranks(brg_pg *pg, const brg__agreement *mine)
                   .n_params = mine->n_params,
                   .n_buffers = mine->n_buffers,
                   .caps = {mine->caps[0], mine->caps[1]},
-                  .flags = mine->flags};
+                  .flags = mine->flags,
+                  .hook = mine->hook};
     size_t n_tensors = mine->n_params + mine->n_buffers;
     if (mine->status == BRG_OK)
         own.hash = XXH64(mine->tensors, n_tensors * sizeof *mine->tensors, 0);

@@ -23,13 +23,22 @@ typedef struct brg__descriptor {
 
 void brg__descriptor_set_name(brg__descriptor *d, const char *name);
 
+/* Options that are on or off. */
+enum {
+    BRG__FLAG_SUM = 1 << 0,
+    BRG__FLAG_ALLOW_UNUSED = 1 << 1,
+    BRG__FLAG_KEEP_ORDER = 1 << 2
+};
+#define BRG__FLAG_NAMES "sum", "allow_unused", "keep_order"
+
 typedef struct brg__agreement {
     const char *what;               /* "brg_ddp_create" */
     const brg__descriptor *tensors; /* parameters, then buffers */
     size_t n_params;
     size_t n_buffers;
     size_t caps[2];
-    uint32_t flags;
+    uint32_t flags; /* BRG__FLAG_... */
+    uint64_t hook;  /* which communication hook; 0: none */
     /* What this rank has come to already: if it failed, it says so to the
      * others instead of leaving them waiting. */
     brg_status status;

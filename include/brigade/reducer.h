@@ -16,7 +16,8 @@ BRG_BEGIN_DECLS
  *   brg_reducer  for any trainer: you say when a gradient is ready
  *
  * Both are created and destroyed on every rank alike, are used by one thread
- * at a time, and must go before their group does. Parameters that differ
+ * at a time (but for brg_reducer_mark_ready), and must go before their group
+ * does. Parameters that differ
  * between ranks (count, name, dtype, shape) or options that do fail on every
  * rank alike with BRG_ERR_MISMATCH. */
 
@@ -25,7 +26,9 @@ BRG_BEGIN_DECLS
 /* One gradient buffer. `name` (copied; may be NULL) is for messages. */
 typedef struct brg_reducer_param {
     const char *name;
-    void *grad; /* borrowed, count elements; NULL: it lives in its slot */
+    /* Borrowed, count elements that no other parameter shares; NULL: the
+     * gradient lives in its slot. */
+    void *grad;
     size_t count;
     brg_dtype dtype;
     brg_device device; /* the CPU for now */
@@ -45,6 +48,14 @@ typedef struct brg_reducer_options {
     bool keep_order;
     /* The results stay in the slots; the buffers are not written. */
     bool keep_in_slots;
+    /* May be NULL. brg_reducer_wait calls it for each bucket, in order, as
+     * soon as its gradients are final, while later buckets are still on their
+     * way: update their parameters there (brg_reducer_get_bucket lists them).
+     * With allow_unused it is called after the last bucket, since who used what
+     * is known then. A failure stops further calls and is what wait returns on
+     * this rank. See brg_reducer_wait_bucket for steps that fail. */
+    brg_status (*on_bucket)(brg_reducer *reducer, size_t bucket, void *user);
+    void *user; /* of on_bucket; borrowed */
 } brg_reducer_options;
 
 #define BRG_REDUCER_OPTIONS_INIT                                               \
@@ -61,15 +72,43 @@ BRG_API void brg_reducer_destroy(brg_reducer *reducer);
 
 /* Gradient i of this step is complete: copied into its slot (nothing is, if
  * it lives there), and every bucket that this completes is started. Fails
- * with BRG_ERR_STATE if it was marked before in this step. */
+ * with BRG_ERR_STATE if it was marked before in this step.
+ *
+ * Any thread may call it, also several at once for different gradients. The
+ * reducer belongs to the thread that last created, polled or waited for it;
+ * what another one marks is copied by that thread, and its bucket starts when
+ * the owner next marks, polls or waits. All marks of a step must have returned
+ * before the wait that ends it is called. */
 BRG_API BRG_NODISCARD brg_status brg_reducer_mark_ready(brg_reducer *reducer,
                                                         size_t i);
+
+/* Starts the buckets that other threads have completed and moves messages,
+ * without waiting: for the owner, while others compute. */
+BRG_API BRG_NODISCARD brg_status brg_reducer_poll(brg_reducer *reducer);
+
+/* Gradient i lies at `grad` from now on. Between steps; not for gradients that
+ * live in their slots. Builds with BRG_DEBUG > 0 check that a buffer is still
+ * there when it is marked or written, and fail with BRG_ERR_STATE if its
+ * memory was given back (under the address sanitizer: always if it was
+ * freed). */
+BRG_API BRG_NODISCARD brg_status brg_reducer_set_grad(brg_reducer *reducer,
+                                                      size_t i, void *grad);
 
 /* Ends the step: every gradient holds the average over ranks. Parameters not
  * marked count as zero on this rank; unless options.allow_unused is set, that
  * makes wait fail with BRG_ERR_STATE on every rank, naming parameters and
  * ranks. A parameter that no rank marked keeps its buffer as it is. */
 BRG_API BRG_NODISCARD brg_status brg_reducer_wait(brg_reducer *reducer);
+
+/* Waits until the gradients of buckets 0 to `bucket` hold the average; the
+ * step still has to be ended by brg_reducer_wait. Every gradient must have been
+ * marked: fails with BRG_ERR_STATE, naming those that were not, and changes
+ * nothing. Not with allow_unused. Whether all ranks marked everything is known
+ * at the end of a step: if its wait fails, gradients that were handed out
+ * before have no meaning, and parameters updated from them may differ between
+ * ranks. */
+BRG_API BRG_NODISCARD brg_status brg_reducer_wait_bucket(brg_reducer *reducer,
+                                                         size_t bucket);
 
 /* Ends the step instead of brg_reducer_wait when this rank cannot complete
  * it: the other ranks' wait fails with BRG_ERR_PEER naming this rank, and all
@@ -86,10 +125,11 @@ BRG_API void *brg_reducer_slot(const brg_reducer *reducer, size_t i);
 typedef struct brg_bucket_info {
     brg_dtype dtype;
     size_t n_params;
-    size_t nbytes;      /* reduced for it, padding included */
-    const void *data;   /* borrowed */
-    uint64_t launch_ns; /* last step: when it was started, ... */
-    uint64_t done_ns;   /* ... and known to be done, after the first gradient */
+    const uint32_t *params; /* borrowed until the first wait: which ones */
+    size_t nbytes;          /* reduced for it, padding included */
+    const void *data;       /* borrowed */
+    uint64_t launch_ns;     /* last step: when it was started, ... */
+    uint64_t done_ns; /* ... and known to be done, after the first gradient */
 } brg_bucket_info;
 
 BRG_API size_t brg_reducer_n_buckets(const brg_reducer *reducer);
@@ -112,7 +152,7 @@ typedef struct brg_reducer_stats {
     uint64_t n_rebuilds;      /* 0 or 1 */
     uint64_t n_packed_bytes;  /* copied into slots, last step */
     uint64_t first_launch_ns; /* the first bucket was started */
-    uint64_t last_ready_ns;   /* the last gradient was there */
+    uint64_t last_ready_ns;   /* the last gradient was there, or the end */
     size_t n_early;           /* buckets started before that */
     uint64_t wait_ns;         /* then waited: communication not hidden */
     uint64_t total_wait_ns;   /* of all steps */

@@ -196,6 +196,12 @@ static void differ_caps(trainer *t, brg_reducer_options *options)
     options->bucket_bytes = 12345;
 }
 
+static void differ_flags(trainer *t, brg_reducer_options *options)
+{
+    (void)t;
+    options->sum = options->allow_unused = true;
+}
+
 static void differ_argument(trainer *t, brg_reducer_options *options)
 {
     (void)options;
@@ -211,7 +217,11 @@ static const difference differences[] = {
      differ_dtype, BRG_ERR_MISMATCH},
     {"rank 0 has embed.weight f32[300], rank 1 has wte f32[300]", differ_name,
      BRG_ERR_MISMATCH},
-    {"rank 1 has 1048576, 12345", differ_caps, BRG_ERR_MISMATCH},
+    {"rank 0 has bucket sizes 1048576, 26214400, rank 1 has bucket sizes "
+     "1048576, 12345",
+     differ_caps, BRG_ERR_MISMATCH},
+    {"rank 0 has sum off allow_unused off, rank 1 has sum on allow_unused on",
+     differ_flags, BRG_ERR_MISMATCH},
     {"brg_reducer_create failed on rank 1", differ_argument, BRG_ERR_PEER},
 };
 

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What the reducer costs a parameter, from the mark or the hook to the start
+ * of its bucket, without any communication (a group of one). */
+#include <stdlib.h>
+
+#include <brigade/brigade.h>
+
+#include "bench/bench.h"
+
+#define N_PARAMS 1024
+#define COUNT 16
+#define N_ROUNDS 400
+#define TARGET_NS 100.0
+
+/* ---- Marks of a hand-written backward ------------------------------------------- */
+
+static brg_reducer *make_reducer(brg_pg *pg, float *memory)
+{
+    static brg_reducer_param params[N_PARAMS];
+    brg_reducer *reducer;
+    brg_reducer_options options = BRG_REDUCER_OPTIONS_INIT;
+    options.keep_order = true;
+    for (size_t i = 0; i < N_PARAMS; i++)
+        params[i] =
+            (brg_reducer_param){.grad = memory ? memory + i * COUNT : NULL,
+                                .count = COUNT,
+                                .dtype = BRG_DTYPE_F32};
+    options.first_bucket_bytes = options.bucket_bytes =
+        N_PARAMS * COUNT * sizeof(float) / 8;
+    bench_must(brg_reducer_create(&reducer, pg, params, N_PARAMS, &options));
+    return reducer;
+}
+
+static double time_marks(brg_reducer *reducer)
+{
+    static double seconds[N_ROUNDS];
+    for (size_t k = 0; k < N_ROUNDS; k++) {
+        double start = bench_seconds();
+        for (size_t i = N_PARAMS; i-- > 0;)
+            bench_must(brg_reducer_mark_ready(reducer, i));
+        seconds[k] = bench_seconds() - start;
+        bench_must(brg_reducer_wait(reducer));
+    }
+    return 1e9 * bench_median(seconds, N_ROUNDS) / N_PARAMS;
+}
+
+static void run_marks(brg_pg *pg, const char *name, float *memory)
+{
+    brg_reducer *reducer = make_reducer(pg, memory);
+    time_marks(reducer);
+    bench_at_most(name, time_marks(reducer), "ns", TARGET_NS);
+    brg_reducer_destroy(reducer);
+}
+
+/* ---- Hooks of a ddp ---------------------------------------------------------------- */
+
+#define N_LEAVES 512
+
+typedef struct leaves {
+    brg_scope *scope;
+    brg_tensor *at[N_LEAVES];
+    brg_ddp *ddp;
+} leaves;
+
+static void leaves_init(leaves *l, brg_pg *pg)
+{
+    l->scope = brg_scope_begin();
+    for (size_t i = 0; i < N_LEAVES; i++) {
+        l->at[i] = bench_some(brg_full(BRG_DTYPE_F32, BRG_SHAPE(COUNT), 1));
+        bench_must(brg_set_requires_grad(l->at[i], true));
+    }
+    l->ddp = NULL;
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    options.keep_order = true;
+    if (pg)
+        bench_must(
+            brg_ddp_create(&l->ddp, pg, l->at, N_LEAVES, NULL, 0, &options));
+}
+
+static double time_backward(leaves *l)
+{
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *sum = l->at[0];
+    for (size_t i = 1; i < N_LEAVES; i++)
+        sum = bench_some(brg_mul(sum, l->at[i]));
+    brg_tensor *loss = bench_some(brg_sum_all(sum));
+    double start = bench_seconds();
+    bench_must(brg_backward(loss));
+    double seconds = bench_seconds() - start;
+    for (size_t i = 0; i < N_LEAVES; i++)
+        bench_must(brg_tensor_set_grad(l->at[i], NULL));
+    brg_scope_end(scope);
+    return seconds;
+}
+
+/* In turn, so that both see the same machine: the median difference. */
+static void run_hooks(brg_pg *pg)
+{
+    static leaves with, without;
+    static double seconds[N_ROUNDS];
+    leaves_init(&with, pg);
+    leaves_init(&without, NULL);
+    for (size_t k = 0; k < N_ROUNDS; k++) {
+        double a = time_backward(&with);
+        seconds[k] = a - time_backward(&without);
+    }
+    bench_at_most("reducer.hook",
+                  1e9 * bench_median(seconds, N_ROUNDS) / N_LEAVES, "ns",
+                  TARGET_NS);
+    brg_ddp_destroy(with.ddp);
+    brg_scope_end(without.scope);
+    brg_scope_end(with.scope);
+}
+
+int main(void)
+{
+    brg_pg *pg;
+    float *memory = calloc(N_PARAMS * COUNT, sizeof *memory);
+    bench_must(brg_pg_create_self(&pg));
+    run_marks(pg, "reducer.mark_in_slot", NULL);
+    run_marks(pg, "reducer.mark_and_copy", memory);
+    run_hooks(pg);
+    brg_pg_destroy(pg);
+    free(memory);
+    return 0;
+}

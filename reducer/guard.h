@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Buffers of the user's: that no two share memory, and (in builds with
+ * BRG_DEBUG > 0) that they are still there. */
+#ifndef BRG_REDUCER_GUARD_H
+#define BRG_REDUCER_GUARD_H
+
+#include "reducer/reducer.h"
+
+/* Fails with BRG_ERR_ARG naming two parameters whose buffers overlap. */
+brg_status brg__guard_distinct(const brg_reducer *r);
+
+/* Fails with BRG_ERR_STATE if the buffer of gradient i is no memory any more;
+ * BRG_OK where that cannot be told. */
+brg_status brg__guard_buffer(const brg_reducer *r, size_t i);
+
+#endif

@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The reducer's front end for buffers of the user's.
+ *
+ * One thread owns the reducer: it starts buckets, polls and waits. What other
+ * threads mark goes through the inbox. With results that are handed out bucket
+ * by bucket, a bucket's gradients are copied back, and the user is told, while
+ * later buckets are still on their way. */
+#include <string.h>
+
+#include "core/base/progress.h"
+#include "reducer/guard.h"
+#include "reducer/text.h"
+
+/* Differs between threads that run. */
+static const void *this_thread(void)
+{
+    static _Thread_local char mark;
+    return &mark;
+}
+
+void brg__raw_init(brg_reducer *r)
+{
+    r->owner = this_thread();
+}
+
+static brg_status check_raw(const brg_reducer *r, const char *what)
+{
+    BRG_CHECK_ARG(r, "%s: the reducer is NULL", what);
+    if (r->is_inner)
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "%s: this reducer belongs to a brg_ddp, which drives "
+                        "it",
+                        what);
+    return BRG_OK;
+}
+
+static brg_status check_index(const brg_reducer *r, size_t i, const char *what)
+{
+    BRG_TRY(check_raw(r, what));
+    BRG_CHECK_ARG(i < r->n_params,
+                  "rank %d: %s: there is no parameter %zu; the reducer has "
+                  "%zu",
+                  r->rank, what, i, r->n_params);
+    return BRG_OK;
+}
+
+/* The same for what only the owner may do: this thread is it from now on. */
+static brg_status own(brg_reducer *r, const char *what)
+{
+    BRG_TRY(check_raw(r, what));
+    r->owner = this_thread();
+    return brg__reducer_check(r);
+}
+
+/* ---- Marks ------------------------------------------------------------------ */
+
+/* This thread marks i, and nobody else does. */
+static brg_status claim(brg_reducer *r, size_t i)
+{
+    BRG_TRY(brg__guard_buffer(r, i));
+    return brg__inbox_claim(&r->inbox, i) ? BRG_OK
+                                          : brg__reducer_fail_twice(r, i);
+}
+
+static void pack(const brg_reducer *r, size_t i)
+{
+    const brg__member *m = &r->members[i];
+    if (m->grad && m->nbytes > 0)
+        memcpy(m->slot, m->grad, m->nbytes);
+}
+
+static brg_status mark_from_afar(brg_reducer *r, size_t i)
+{
+    BRG_TRY(claim(r, i));
+    pack(r, i);
+    brg__inbox_put(&r->inbox, i);
+    return BRG_OK;
+}
+
+brg_status brg_reducer_mark_ready(brg_reducer *r, size_t i)
+{
+    BRG_TRY(check_index(r, i, "brg_reducer_mark_ready"));
+    if (r->owner != this_thread())
+        return mark_from_afar(r, i);
+    BRG_TRY(brg__reducer_check(r));
+    BRG_TRY(claim(r, i));
+    pack(r, i);
+    BRG_TRY(brg__reducer_expect(r, i));
+    if (r->members[i].grad)
+        r->stats.n_packed_bytes += r->members[i].nbytes;
+    BRG_TRY(brg__reducer_arrive(r, i, true));
+    BRG_TRY(brg__reducer_drain(r));
+    brg__progress_poll();
+    return BRG_OK;
+}
+
+brg_status brg_reducer_poll(brg_reducer *r)
+{
+    BRG_TRY(own(r, "brg_reducer_poll"));
+    BRG_TRY(brg__reducer_drain(r));
+    brg_pg_progress(r->pg);
+    return BRG_OK;
+}
+
+brg_status brg_reducer_set_grad(brg_reducer *r, size_t i, void *grad)
+{
+    BRG_TRY(check_index(r, i, "brg_reducer_set_grad"));
+    brg__member *m = &r->members[i];
+    BRG_CHECK_ARG(grad && m->grad, "rank %d: brg_reducer_set_grad: %s %s",
+                  r->rank, brg__member_name(r, i),
+                  grad ? "lives in its slot" : "cannot move to NULL");
+    if (r->is_running || brg__inbox_is_claimed(&r->inbox, i))
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "rank %d: brg_reducer_set_grad: %s cannot move while "
+                        "a step is under way",
+                        r->rank, brg__member_name(r, i));
+    void *before = m->grad;
+    m->grad = grad;
+    brg_status status = brg__guard_distinct(r);
+    if (status != BRG_OK)
+        m->grad = before;
+    return status;
+}
+
+/* ---- Results ---------------------------------------------------------------- */
+
+static void refuse(brg_reducer *r)
+{
+    if (r->refused.code == BRG_OK)
+        brg__error_save(&r->refused);
+}
+
+static void copy_back(brg_reducer *r, size_t i)
+{
+    const brg__member *m = &r->members[i];
+    if (r->options.keep_in_slots || !m->grad || m->nbytes == 0)
+        return;
+    if (brg__guard_buffer(r, i) != BRG_OK)
+        refuse(r);
+    else
+        memcpy(m->grad, m->slot, m->nbytes);
+}
+
+static void tell(brg_reducer *r, size_t bucket)
+{
+    if (!r->options.on_bucket || r->refused.code != BRG_OK)
+        return;
+    if (r->options.on_bucket(r, bucket, r->options.user) != BRG_OK)
+        refuse(r);
+}
+
+static void hand_out(brg_reducer *r, size_t bucket)
+{
+    const brg__plan_bucket *b = &r->plan.buckets[bucket];
+    for (size_t k = 0; k < b->n_params; k++)
+        copy_back(r, r->plan.order[b->first + k]);
+    tell(r, bucket);
+}
+
+/* At the end, when it is known who used what: a gradient that no rank marked
+ * stays. */
+static void hand_out_used(brg_reducer *r)
+{
+    for (size_t i = 0; i < r->n_params; i++)
+        if (r->members[i].n_used > 0)
+            copy_back(r, i);
+    for (size_t k = 0; k < r->plan.n_buckets; k++)
+        tell(r, k);
+}
+
+static size_t n_unmarked(const brg_reducer *r)
+{
+    return r->is_running ? r->n_params - r->n_ready : r->n_params;
+}
+
+static brg_status fail_unmarked(const brg_reducer *r)
+{
+    char names[300];
+    size_t n_named = 0, n = n_unmarked(r);
+    brg__text text = brg__text_begin(names, sizeof names);
+    for (size_t i = 0; i < r->n_params && n_named < 4; i++)
+        if (!r->is_running || !r->members[i].is_ready)
+            brg__text_add(&text, "%s%s", n_named++ ? ", " : "",
+                          brg__member_name(r, i));
+    if (n > n_named)
+        brg__text_add(&text, " and %zu more", n - n_named);
+    return BRG_FAIL(BRG_ERR_STATE,
+                    "rank %d: brg_reducer_wait_bucket: not marked in this "
+                    "step: %s",
+                    r->rank, names);
+}
+
+brg_status brg_reducer_wait_bucket(brg_reducer *r, size_t bucket)
+{
+    BRG_TRY(own(r, "brg_reducer_wait_bucket"));
+    BRG_CHECK_ARG(bucket < r->plan.n_buckets,
+                  "rank %d: brg_reducer_wait_bucket: there is no bucket %zu "
+                  "of %zu",
+                  r->rank, bucket, r->plan.n_buckets);
+    if (r->options.allow_unused)
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "rank %d: brg_reducer_wait_bucket: with allow_unused, "
+                        "gradients are known at the end of the step",
+                        r->rank);
+    BRG_TRY(brg__reducer_drain(r));
+    if (n_unmarked(r) > 0)
+        return fail_unmarked(r);
+    r->refused.code = BRG_OK;
+    r->on_reduced = hand_out;
+    BRG_TRY(brg__reducer_wait_until(r, bucket + 1));
+    if (r->refused.code != BRG_OK)
+        brg__error_restore(&r->refused);
+    return r->refused.code;
+}
+
+/* ---- The end of a step ------------------------------------------------------- */
+
+static brg_status rebuild_once(brg_reducer *r)
+{
+    brg_status status = r->is_rebuilt ? BRG_OK : brg__reducer_rebuild(r);
+    if (status != BRG_OK || r->refused.code == BRG_OK)
+        return status;
+    brg__error_restore(&r->refused); /* this rank's own; the step was good */
+    return r->refused.code;
+}
+
+brg_status brg_reducer_wait(brg_reducer *r)
+{
+    BRG_TRY(own(r, "brg_reducer_wait"));
+    (void)brg__reducer_drain(r);
+    bool is_early = !r->options.allow_unused && n_unmarked(r) == 0;
+    r->on_reduced = is_early ? hand_out : NULL;
+    r->refused.code = BRG_OK;
+    BRG_TRY(brg__reducer_settle(r));
+    if (!is_early)
+        hand_out_used(r);
+    return rebuild_once(r);
+}
+
+brg_status brg_reducer_cancel(brg_reducer *r)
+{
+    BRG_TRY(own(r, "brg_reducer_cancel"));
+    r->on_reduced = NULL;
+    r->refused.code = BRG_OK;
+    BRG_TRY(brg__reducer_give_up(r));
+    return r->has_failed ? BRG_OK : rebuild_once(r);
+}
