@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * How a gradient becomes .grad: stolen, copied, added; and its layout. */
+#include <brigade/ext/op.h>
+
+#include "core/autograd/node.h"
 #include "tests/autograd/graph.h"
 
 typedef struct seen {
@@ -149,6 +152,79 @@ static void test_accumulate__set_grad_must_fit(void **state)
         BRG_ERR_DTYPE, "only floats");
 }
 
+/* ---- In a bucket ------------------------------------------------------------------ */
+
+static brg_status sum_infer(brg_op_call *call)
+{
+    const brg_tensor *x = call->in[0];
+    call->info[0].dtype = brg_tensor_dtype(x);
+    call->info[0].ndim = brg_tensor_ndim(x);
+    memcpy(call->info[0].shape, brg_tensor_shape(x),
+           (size_t)brg_tensor_ndim(x) * sizeof(int64_t));
+    return BRG_OK;
+}
+
+static brg_status sum_run(brg_op_call *call)
+{
+    const float *a = brg_tensor_data(call->in[0]);
+    const float *b = brg_tensor_data(call->in[1]);
+    float *out = brg_tensor_data(call->out[0]);
+    for (int64_t i = 0; i < brg_tensor_numel(call->out[0]); i++)
+        out[i] = 3 * (a[i] + b[i]);
+    return BRG_OK;
+}
+
+/* Both gradients are one tensor, made for the first. */
+static brg_status sum_vjp(brg_vjp *v)
+{
+    BRG_VJP_SET(v, 0, brg_mul_scalar(v->grad_out[0], 3));
+    v->grad_in[1] = v->grad_in[0];
+    return BRG_OK;
+}
+
+static const brg_op sum_op = {
+    .abi = BRG_OP_ABI,
+    .struct_size = sizeof(brg_op),
+    .name = "test.sum",
+    .n_in = 2,
+    .n_out = 1,
+    .n_diff_out = 1,
+    .infer = sum_infer,
+    .run[BRG_DEVICE_CPU] = sum_run,
+    .vjp = sum_vjp,
+};
+
+static brg_status reduce_in_place(brg_tensor *leaf, void *user)
+{
+    ++*(int *)user;
+    return brg_fill_(brg_tensor_grad(leaf), 1000);
+}
+
+/* As soon as the first leaf has its gradient, its bucket is reduced; what flows
+ * on to the second must not change with it. */
+static void
+test_accumulate__what_lies_in_a_bucket_is_apart_from_the_rest(void **state)
+{
+    (void)state;
+    int n_reduced = 0;
+    brg_tensor *bucket = brg_zeros(BRG_DTYPE_F32, BRG_SHAPE(3));
+    brg_tensor *p = leaf_from(1, BRG_SHAPE(3)), *w = leaf_from(2, BRG_SHAPE(3));
+    brg_tensor *in[2] = {p, brg_mul_scalar(w, 5)}, *y;
+    assert_brg_ok(brg_tensor_add_post_accumulate_hook(NULL, p, reduce_in_place,
+                                                      &n_reduced, NULL));
+    brg__autograd_of(p)->home = bucket;
+    assert_brg_ok(brg_op_apply(&sum_op, 2, in, NULL, &y));
+    assert_brg_ok(brg_backward(brg_sum_all(y)));
+    assert_int_equal(n_reduced, 1);
+    if (!is_compiled_run()) /* a plan places no value that has other users */
+        assert_ptr_equal(brg_tensor_grad(p), bucket);
+    for (int i = 0; i < 3; i++) {
+        assert_float_equal(element(brg_tensor_grad(p), i), 1000, 0);
+        assert_float_equal(element(brg_tensor_grad(w), i), 15, 0);
+    }
+    brg__autograd_of(p)->home = NULL;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -161,6 +237,8 @@ int main(void)
         scoped_test(test_accumulate__leaf_with_gaps_gets_a_row_major_gradient),
         scoped_test(test_accumulate__a_leaf_of_no_gradient_stays_null),
         scoped_test(test_accumulate__set_grad_must_fit),
+        scoped_test(
+            test_accumulate__what_lies_in_a_bucket_is_apart_from_the_rest),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
