@@ -7,6 +7,7 @@
 #include "comm/registry.h"
 #include "comm/work.h"
 #include "core/base/env.h"
+#include "core/base/options.h"
 #include "core/base/progress.h"
 
 static void poll_from_engine(void *user)
@@ -19,15 +20,8 @@ static brg_status complete_options(const brg_pg_options *options,
                                    brg_pg_options *filled)
 {
     *filled = (brg_pg_options)BRG_PG_OPTIONS_INIT;
-    if (options) {
-        BRG_CHECK_ARG(options->struct_size != 0,
-                      "brg_pg_create: options.struct_size is 0; start from "
-                      "BRG_PG_OPTIONS_INIT");
-        size_t n = options->struct_size < sizeof *filled ? options->struct_size
-                                                         : sizeof *filled;
-        memcpy(filled, options, n);
-        filled->struct_size = sizeof *filled;
-    }
+    BRG_TRY(BRG_TAKE_OPTIONS(filled, options, "brg_pg_create",
+                             BRG_PG_OPTIONS_INIT));
     BRG_CHECK_ARG(filled->timeout_s >= 0,
                   "brg_pg_create: timeout_s is %g, expected 0 or more",
                   filled->timeout_s);

@@ -4,6 +4,7 @@
 
 #include "compile/compiler.h"
 #include "core/base/error.h"
+#include "core/base/options.h"
 
 static _Thread_local brg__compiler mine;
 static pthread_key_t exit_key;
@@ -61,14 +62,13 @@ static brg_status push_scope(int *scope)
 
 brg_status brg_compile_begin(int *scope, const brg_compile_options *options)
 {
-    static const brg_compile_options defaults = BRG_COMPILE_OPTIONS_INIT;
+    brg_compile_options o = BRG_COMPILE_OPTIONS_INIT;
     BRG_CHECK_ARG(scope, "brg_compile_begin: scope is NULL");
-    BRG_CHECK_ARG(!options || options->struct_size >= sizeof *options,
-                  "brg_compile_begin: struct_size is wrong: use "
-                  "BRG_COMPILE_OPTIONS_INIT");
+    BRG_TRY(BRG_TAKE_OPTIONS(&o, options, "brg_compile_begin",
+                             BRG_COMPILE_OPTIONS_INIT));
     BRG_TRY(push_scope(scope));
     mine.now.is_on = true;
-    mine.now.options = options ? *options : defaults;
+    mine.now.options = o;
     apply_state();
     return BRG_OK;
 }

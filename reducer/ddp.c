@@ -7,6 +7,7 @@
 #include "core/autograd/node.h"
 #include "core/base/alloc.h"
 #include "core/base/map.h"
+#include "core/base/options.h"
 
 /* ---- Making: what needs no other rank -------------------------------------------- */
 
@@ -170,15 +171,8 @@ static brg_status complete_options(brg_ddp_options *filled,
                                    const brg_ddp_options *options)
 {
     *filled = (brg_ddp_options)BRG_DDP_OPTIONS_INIT;
-    if (!options)
-        return BRG_OK;
-    BRG_CHECK_ARG(options->struct_size != 0,
-                  "brg_ddp_create: options.struct_size is 0; start from "
-                  "BRG_DDP_OPTIONS_INIT");
-    size_t n = options->struct_size < sizeof *filled ? options->struct_size
-                                                     : sizeof *filled;
-    memcpy(filled, options, n);
-    filled->struct_size = sizeof *filled;
+    BRG_TRY(BRG_TAKE_OPTIONS(filled, options, "brg_ddp_create",
+                             BRG_DDP_OPTIONS_INIT));
     BRG_CHECK_ARG((unsigned)filled->mode <= BRG_DDP_CAPTURED,
                   "brg_ddp_create: mode %d is none of BRG_DDP_AUTO, "
                   "BRG_DDP_EAGER and BRG_DDP_CAPTURED",

@@ -7,6 +7,7 @@
 
 #include "comm/work.h"
 #include "core/base/alloc.h"
+#include "core/base/options.h"
 #include "reducer/guard.h"
 #include "reducer/verify.h"
 
@@ -35,15 +36,8 @@ static brg_status complete_options(brg_reducer_options *filled,
                                    const brg_reducer_options *options)
 {
     *filled = (brg_reducer_options)BRG_REDUCER_OPTIONS_INIT;
-    if (options) {
-        BRG_CHECK_ARG(options->struct_size != 0,
-                      "brg_reducer_create: options.struct_size is 0; start "
-                      "from BRG_REDUCER_OPTIONS_INIT");
-        size_t n = options->struct_size < sizeof *filled ? options->struct_size
-                                                         : sizeof *filled;
-        memcpy(filled, options, n);
-        filled->struct_size = sizeof *filled;
-    }
+    BRG_TRY(BRG_TAKE_OPTIONS(filled, options, "brg_reducer_create",
+                             BRG_REDUCER_OPTIONS_INIT));
     if (filled->first_bucket_bytes == 0)
         filled->first_bucket_bytes = FIRST_BUCKET_BYTES;
     if (filled->bucket_bytes == 0)

@@ -4,6 +4,7 @@
 
 #include "comm/local.h"
 #include "comm/sim/world.h"
+#include "core/base/options.h"
 
 static brg_status sim_start(void *group, brg_call *call)
 {
@@ -185,14 +186,8 @@ brg_status brg_sim_run(int world_size, const brg_sim_options *options,
                        brg_sim_rank_fn fn, void *user)
 {
     brg_sim_options complete = BRG_SIM_OPTIONS_INIT;
-    if (options) {
-        BRG_CHECK_ARG(options->struct_size != 0,
-                      "brg_sim_run: options.struct_size is 0; start from "
-                      "BRG_SIM_OPTIONS_INIT");
-        size_t n = options->struct_size < sizeof complete ? options->struct_size
-                                                          : sizeof complete;
-        memcpy(&complete, options, n);
-    }
+    BRG_TRY(BRG_TAKE_OPTIONS(&complete, options, "brg_sim_run",
+                             BRG_SIM_OPTIONS_INIT));
     BRG_CHECK_ARG(world_size >= 1 && world_size <= BRG__LOCAL_MAX_RANKS,
                   "brg_sim_run: world size is %d, expected 1 to %d", world_size,
                   BRG__LOCAL_MAX_RANKS);

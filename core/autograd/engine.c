@@ -6,6 +6,7 @@
 
 #include "core/autograd/autocast.h"
 #include "core/base/error.h"
+#include "core/base/options.h"
 #include "core/base/progress.h"
 #include "core/tensor/shape.h"
 
@@ -396,30 +397,19 @@ static brg_status backward(brg__task *task, brg_tensor *const *outputs,
 
 /* ---- Public -------------------------------------------------------------------------------------- */
 
-static const brg_backward_options default_options = BRG_BACKWARD_OPTIONS_INIT;
-
-static brg_status check_options(const brg_backward_options **options)
-{
-    if (!*options)
-        *options = &default_options;
-    BRG_CHECK_ARG((*options)->struct_size >= sizeof(brg_backward_options),
-                  "backward: options.struct_size is %zu, expected %zu: use "
-                  "BRG_BACKWARD_OPTIONS_INIT",
-                  (*options)->struct_size, sizeof(brg_backward_options));
-    return BRG_OK;
-}
-
 brg_status brg_backward_with(brg_tensor *const *outputs, size_t n_outputs,
                              const brg_backward_options *options)
 {
-    BRG_TRY(check_options(&options));
+    brg_backward_options o = BRG_BACKWARD_OPTIONS_INIT;
+    BRG_TRY(
+        BRG_TAKE_OPTIONS(&o, options, "backward", BRG_BACKWARD_OPTIONS_INIT));
     BRG_CHECK_ARG(outputs && n_outputs > 0, "backward: no outputs");
-    BRG_CHECK_ARG(!options->inputs || options->n_inputs > 0,
+    BRG_CHECK_ARG(!o.inputs || o.n_inputs > 0,
                   "backward: inputs is given but empty");
     brg__task *task;
     BRG_TRY(task_begin(&task));
-    brg_status status = backward(task, outputs, n_outputs, options,
-                                 options->inputs, options->n_inputs);
+    brg_status status =
+        backward(task, outputs, n_outputs, &o, o.inputs, o.n_inputs);
     task_end(task);
     return status;
 }
@@ -433,7 +423,9 @@ brg_status brg_grad(brg_tensor **grads, brg_tensor *const *outputs,
                     size_t n_outputs, brg_tensor *const *inputs,
                     size_t n_inputs, const brg_backward_options *options)
 {
-    BRG_TRY(check_options(&options));
+    brg_backward_options o = BRG_BACKWARD_OPTIONS_INIT;
+    BRG_TRY(
+        BRG_TAKE_OPTIONS(&o, options, "brg_grad", BRG_BACKWARD_OPTIONS_INIT));
     BRG_CHECK_ARG(outputs && n_outputs > 0, "brg_grad: no outputs");
     BRG_CHECK_ARG(inputs && n_inputs > 0,
                   "brg_grad: grad requires non-empty inputs");
@@ -442,7 +434,7 @@ brg_status brg_grad(brg_tensor **grads, brg_tensor *const *outputs,
     BRG_TRY(task_begin(&task));
     task->is_capturing = true;
     brg_status status =
-        backward(task, outputs, n_outputs, options, inputs, n_inputs);
+        backward(task, outputs, n_outputs, &o, inputs, n_inputs);
     for (size_t i = 0; status == BRG_OK && i < n_inputs; i++)
         if (task->captures.at[i].grad) {
             grads[i] = brg__scope_adopt(brg_retain(task->captures.at[i].grad));

@@ -13,6 +13,7 @@
 #include "core/autograd/context.h"
 #include "core/autograd/engine.h"
 #include "core/base/error.h"
+#include "core/base/options.h"
 #include "core/tensor/shape.h"
 
 #include <brigade/ops.h>
@@ -21,11 +22,12 @@
 
 static _Atomic uint64_t next_id = 1;
 
-static brg_status check_def(const brg_function_def *def)
+static brg_status take_def(brg_function_def *def, const brg_function_def *given)
 {
-    BRG_CHECK_ARG(def && def->struct_size >= sizeof(brg_function_def),
-                  "brg_function_create: struct_size is wrong: use "
-                  "BRG_FUNCTION_DEF_INIT");
+    *def = (brg_function_def)BRG_FUNCTION_DEF_INIT;
+    BRG_CHECK_ARG(given, "brg_function_create: def is NULL");
+    BRG_TRY(BRG_TAKE_OPTIONS(def, given, "brg_function_create",
+                             BRG_FUNCTION_DEF_INIT));
     BRG_CHECK_ARG(def->name && def->forward,
                   "brg_function_create: name and forward must be set");
     BRG_CHECK_ARG(def->n_outputs >= 1 &&
@@ -39,16 +41,17 @@ static brg_status check_def(const brg_function_def *def)
 brg_status brg_function_create(brg_function **out, const brg_function_def *def)
 {
     *out = NULL;
-    BRG_TRY(check_def(def));
+    brg_function_def taken;
+    BRG_TRY(take_def(&taken, def));
     brg_function *function = BRG__NEW(brg_function);
-    char *name = function ? brg__mem_strdup(def->name) : NULL;
+    char *name = function ? brg__mem_strdup(taken.name) : NULL;
     if (!name) {
         brg__mem_free(function);
         return BRG_ERR_NOMEM;
     }
     brg__ref_init(&function->refs);
     function->id = atomic_fetch_add(&next_id, 1);
-    function->def = *def;
+    function->def = taken;
     function->name = name;
     *out = function;
     return BRG_OK;

@@ -14,6 +14,7 @@
 
 #include "core/base/alloc.h"
 #include "core/base/error.h"
+#include "core/base/options.h"
 #include "core/tensor/device.h"
 #include "core/tensor/tensor.h"
 
@@ -200,10 +201,10 @@ brg_status brg_gradcheck(brg_gradcheck_fn fn, void *user,
                          brg_tensor *const *inputs, size_t n_inputs,
                          const brg_gradcheck_options *options)
 {
-    static const brg_gradcheck_options defaults = BRG_GRADCHECK_OPTIONS_INIT;
-    if (!options)
-        options = &defaults;
-    size_t n_outputs = options->n_outputs ? options->n_outputs : 1;
+    brg_gradcheck_options o = BRG_GRADCHECK_OPTIONS_INIT;
+    BRG_TRY(BRG_TAKE_OPTIONS(&o, options, "brg_gradcheck",
+                             BRG_GRADCHECK_OPTIONS_INIT));
+    size_t n_outputs = o.n_outputs ? o.n_outputs : 1;
     BRG_CHECK_ARG(fn && inputs, "brg_gradcheck: fn or inputs is NULL");
     BRG_CHECK_ARG(n_inputs <= MAX_INPUTS && n_outputs <= MAX_OUTPUTS,
                   "brg_gradcheck: at most %d inputs and %d outputs", MAX_INPUTS,
@@ -212,10 +213,10 @@ brg_status brg_gradcheck(brg_gradcheck_fn fn, void *user,
                .user = user,
                .n_inputs = n_inputs,
                .n_outputs = n_outputs,
-               .seed = options->seed,
-               .eps = options->eps > 0 ? options->eps : 1e-6,
-               .atol = options->atol > 0 ? options->atol : 1e-5,
-               .rtol = options->rtol > 0 ? options->rtol : 1e-3};
+               .seed = o.seed,
+               .eps = o.eps > 0 ? o.eps : 1e-6,
+               .atol = o.atol > 0 ? o.atol : 1e-5,
+               .rtol = o.rtol > 0 ? o.rtol : 1e-3};
     brg_scope *scope = brg_scope_begin();
     if (!scope)
         return BRG_ERR_NOMEM;

@@ -19,6 +19,7 @@
 #include "core/autograd/node.h"
 #include "core/base/alloc.h"
 #include "core/base/error.h"
+#include "core/base/options.h"
 #include "core/ops/convert.h"
 #include "core/ops/op.h"
 #include "core/tensor/shape.h"
@@ -289,19 +290,16 @@ static brg_status piece_unpack(void *packed, brg_tensor **out, void *user)
 
 brg_status brg_offload_begin(const brg_offload_options *options)
 {
-    static const brg_offload_options defaults = BRG_OFFLOAD_OPTIONS_INIT;
-    if (!options)
-        options = &defaults;
-    BRG_CHECK_ARG(options->struct_size >= sizeof *options,
-                  "brg_offload_begin: struct_size is wrong: use "
-                  "BRG_OFFLOAD_OPTIONS_INIT");
-    BRG_CHECK_ARG(options->kind == BRG_OFFLOAD_HOST_MEMORY ||
-                      options->kind == BRG_OFFLOAD_DISK,
+    brg_offload_options o = BRG_OFFLOAD_OPTIONS_INIT;
+    BRG_TRY(BRG_TAKE_OPTIONS(&o, options, "brg_offload_begin",
+                             BRG_OFFLOAD_OPTIONS_INIT));
+    BRG_CHECK_ARG(o.kind == BRG_OFFLOAD_HOST_MEMORY ||
+                      o.kind == BRG_OFFLOAD_DISK,
                   "brg_offload_begin: kind is %d, expected "
                   "BRG_OFFLOAD_HOST_MEMORY or BRG_OFFLOAD_DISK",
-                  (int)options->kind);
+                  (int)o.kind);
     store *s;
-    BRG_TRY(store_new(&s, options));
+    BRG_TRY(store_new(&s, &o));
     brg_pack_hooks hooks = BRG_PACK_HOOKS_INIT;
     hooks.pack = piece_pack;
     hooks.unpack = piece_unpack;

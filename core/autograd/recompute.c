@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/base/error.h"
+#include "core/base/options.h"
 #include "core/tensor/shape.h"
 
 /* ---- Frames ---------------------------------------------------------------------- */
@@ -227,9 +228,6 @@ static brg_status check_call(brg_stretch_fn fn, brg_tensor *const *inputs,
                              size_t n_inputs,
                              const brg_recompute_options *options)
 {
-    BRG_CHECK_ARG(options->struct_size >= sizeof *options,
-                  "brg_recompute: struct_size is wrong: use "
-                  "BRG_RECOMPUTE_OPTIONS_INIT");
     BRG_CHECK_ARG(fn && (inputs || n_inputs == 0),
                   "brg_recompute: a pointer is NULL");
     BRG_CHECK_ARG(
@@ -244,8 +242,9 @@ brg_status brg_recompute(brg_tensor **outputs, brg_stretch_fn fn, void *user,
                          brg_tensor *const *inputs, size_t n_inputs,
                          const brg_recompute_options *options)
 {
-    static const brg_recompute_options defaults = BRG_RECOMPUTE_OPTIONS_INIT;
-    brg_recompute_options chosen = options ? *options : defaults;
+    brg_recompute_options chosen = BRG_RECOMPUTE_OPTIONS_INIT;
+    BRG_TRY(BRG_TAKE_OPTIONS(&chosen, options, "brg_recompute",
+                             BRG_RECOMPUTE_OPTIONS_INIT));
     if (chosen.n_outputs == 0)
         chosen.n_outputs = 1;
     BRG_TRY(check_call(fn, inputs, n_inputs, &chosen));

@@ -5,6 +5,7 @@
 #include "core/autograd/node.h"
 #include "core/base/alloc.h"
 #include "core/base/error.h"
+#include "core/base/options.h"
 
 /* ---- The stack of pack hooks -------------------------------------------------- */
 
@@ -32,16 +33,16 @@ static void pack_hooks_release(brg__pack_hooks *pack)
 
 brg_status brg_pack_hooks_push(const brg_pack_hooks *hooks)
 {
-    BRG_CHECK_ARG(hooks && hooks->struct_size >= sizeof(brg_pack_hooks),
-                  "brg_pack_hooks_push: struct_size is wrong: use "
-                  "BRG_PACK_HOOKS_INIT");
-    BRG_CHECK_ARG(hooks->pack && hooks->unpack,
+    brg_pack_hooks taken = BRG_PACK_HOOKS_INIT;
+    BRG_TRY(BRG_TAKE_OPTIONS(&taken, hooks, "brg_pack_hooks_push",
+                             BRG_PACK_HOOKS_INIT));
+    BRG_CHECK_ARG(taken.pack && taken.unpack,
                   "brg_pack_hooks_push: pack and unpack must both be set");
     brg__pack_hooks *pack = BRG__NEW(brg__pack_hooks);
     if (!pack)
         return BRG_ERR_NOMEM;
     brg__ref_init(&pack->refs);
-    pack->hooks = *hooks;
+    pack->hooks = taken;
     pack->outer = innermost;
     innermost = pack;
     return BRG_OK;

@@ -18,6 +18,7 @@
 
 #include <brigade/random.h>
 
+#include "core/base/options.h"
 #include "core/io/safetensors.h"
 #include "core/io/safetensors_save.h"
 
@@ -27,12 +28,13 @@
 #define MAX_KEY 128
 #define MAX_NUMBER 40
 
-static brg_status check_struct(const char *op, const brg_checkpoint *c)
+static brg_status take_struct(const char *op, brg_checkpoint *c,
+                              const brg_checkpoint *given)
 {
-    BRG_CHECK_ARG(c && c->struct_size >= sizeof *c && c->params,
-                  "%s: the checkpoint is NULL, not initialised by "
-                  "BRG_CHECKPOINT_INIT, or without params",
-                  op);
+    *c = (brg_checkpoint)BRG_CHECKPOINT_INIT;
+    BRG_TRY(BRG_TAKE_OPTIONS(c, given, op, BRG_CHECKPOINT_INIT));
+    BRG_CHECK_ARG(given && c->params,
+                  "%s: the checkpoint is NULL or without params", op);
     BRG_CHECK_ARG(c->items || c->n_items == 0, "%s: items is NULL", op);
     for (size_t i = 0; i < c->n_items; i++) {
         const brg_checkpoint_item *item = &c->items[i];
@@ -154,16 +156,16 @@ out:
 brg_status brg_checkpoint_save(const char *path,
                                const brg_checkpoint *checkpoint)
 {
-    BRG_TRY(check_struct("brg_checkpoint_save", checkpoint));
-    for (size_t i = 0; i < checkpoint->n_items; i++)
-        BRG_CHECK_ARG(memchr(checkpoint->items[i].value, '\0',
-                             sizeof checkpoint->items[i].value),
+    brg_checkpoint c;
+    BRG_TRY(take_struct("brg_checkpoint_save", &c, checkpoint));
+    for (size_t i = 0; i < c.n_items; i++)
+        BRG_CHECK_ARG(memchr(c.items[i].value, '\0', sizeof c.items[i].value),
                       "brg_checkpoint_save: the value of '%s' does not end",
-                      checkpoint->items[i].key);
+                      c.items[i].key);
     tensor_list list = {0};
-    brg_status status = list_init(&list, checkpoint);
+    brg_status status = list_init(&list, &c);
     if (status == BRG_OK)
-        status = write_all(path, checkpoint, &list);
+        status = write_all(path, &c, &list);
     list_deinit(&list);
     return status;
 }
@@ -308,15 +310,18 @@ static brg_status put_to_use(const brg_safetensors *file, brg_checkpoint *c,
 
 brg_status brg_checkpoint_load(brg_checkpoint *checkpoint, const char *path)
 {
-    BRG_TRY(check_struct("brg_checkpoint_load", checkpoint));
+    brg_checkpoint c;
+    BRG_TRY(take_struct("brg_checkpoint_load", &c, checkpoint));
     tensor_list list = {0};
     brg_safetensors *file = NULL;
     loaded found = {0};
     brg_status status;
-    BRG_TRY_GOTO(list_init(&list, checkpoint), out);
+    BRG_TRY_GOTO(list_init(&list, &c), out);
     BRG_TRY_GOTO(brg_safetensors_open(&file, path), out);
-    BRG_TRY_GOTO(check_all(file, checkpoint, &list, &found), out);
-    status = put_to_use(file, checkpoint, &list, &found);
+    BRG_TRY_GOTO(check_all(file, &c, &list, &found), out);
+    status = put_to_use(file, &c, &list, &found);
+    checkpoint->step = c.step;
+    checkpoint->position = c.position;
 out:
     brg_safetensors_close(file);
     list_deinit(&list);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * A model's named tensors to and from a safetensors file. */
+#include "core/base/options.h"
 #include "core/io/safetensors.h"
 #include "core/io/safetensors_save.h"
 
@@ -31,13 +32,13 @@ brg_status brg_params_load(brg_params *params, const char *path,
                            const brg_params_load_options *options)
 {
     BRG_CHECK_ARG(params, "brg_params_load: params is NULL");
-    BRG_CHECK_ARG(!options || options->struct_size >= sizeof *options,
-                  "brg_params_load: options are not initialised by "
-                  "BRG_PARAMS_LOAD_OPTIONS_INIT");
+    brg_params_load_options o = BRG_PARAMS_LOAD_OPTIONS_INIT;
+    BRG_TRY(BRG_TAKE_OPTIONS(&o, options, "brg_params_load",
+                             BRG_PARAMS_LOAD_OPTIONS_INIT));
     brg__safetensors_match match = {
         .op = "brg_params_load",
-        .allow_missing = options && options->allow_missing,
-        .allow_unexpected = options && options->allow_unexpected,
+        .allow_missing = o.allow_missing,
+        .allow_unexpected = o.allow_unexpected,
         .skip = BRG__CHECKPOINT_OPTIM,
     };
     size_t n = brg_params_count(params);

@@ -10,6 +10,7 @@
 
 #include "core/base/alloc.h"
 #include "core/base/error.h"
+#include "core/base/options.h"
 
 struct brg_sampler {
     brg_sampler_options options;
@@ -44,11 +45,13 @@ static void make_order(brg_sampler *s)
     s->order_epoch = s->position.epoch;
 }
 
-static brg_status check_options(const brg_sampler_options *o)
+static brg_status take_options(brg_sampler_options *o,
+                               const brg_sampler_options *options)
 {
-    BRG_CHECK_ARG(o && o->struct_size >= sizeof *o,
-                  "brg_sampler_create: options are NULL or not initialised by "
-                  "BRG_SAMPLER_OPTIONS_INIT");
+    *o = (brg_sampler_options)BRG_SAMPLER_OPTIONS_INIT;
+    BRG_CHECK_ARG(options, "brg_sampler_create: options is NULL");
+    BRG_TRY(BRG_TAKE_OPTIONS(o, options, "brg_sampler_create",
+                             BRG_SAMPLER_OPTIONS_INIT));
     BRG_CHECK_ARG(o->n_samples > 0 && o->global_batch > 0,
                   "brg_sampler_create: n_samples is %lld and global_batch "
                   "%lld, both must be positive",
@@ -69,16 +72,17 @@ brg_status brg_sampler_create(brg_sampler **out,
 {
     BRG_CHECK_ARG(out, "brg_sampler_create: out is NULL");
     *out = NULL;
-    BRG_TRY(check_options(options));
+    brg_sampler_options o;
+    BRG_TRY(take_options(&o, options));
     brg_sampler *s = BRG__NEW(brg_sampler);
     if (!s)
         return BRG_ERR_NOMEM;
-    s->options = *options;
+    s->options = o;
     if (s->options.world_size == 0)
         s->options.world_size = 1;
     s->order_epoch = -1;
-    s->order = brg__mem_alloc_array((size_t)options->n_samples,
-                                    sizeof *s->order, "the order of samples");
+    s->order = brg__mem_alloc_array((size_t)o.n_samples, sizeof *s->order,
+                                    "the order of samples");
     if (!s->order) {
         brg__mem_free(s);
         return BRG_ERR_NOMEM;

@@ -8,15 +8,15 @@
 #include <brigade/ops_pointwise.h>
 
 #include "core/base/error.h"
+#include "core/base/options.h"
 
 #define MAX_PREFIX 192
 
 static brg_status check_options(const brg_nn_options *nn, const char *name,
                                 const brg_nn_block_options *o)
 {
-    BRG_CHECK_ARG(nn && nn->struct_size >= sizeof *nn && name && name[0],
-                  "block: the options are NULL or not initialised by "
-                  "BRG_NN_OPTIONS_INIT, or the name is empty");
+    BRG_CHECK_ARG(nn && name && name[0],
+                  "block: the options are NULL or the name is empty");
     BRG_CHECK_ARG(o && o->dim > 0 && o->n_heads > 0 && o->n_blocks > 0 &&
                       o->dim % o->n_heads == 0,
                   "block '%s': dim %lld, n_heads %lld and n_blocks %lld must "
@@ -33,15 +33,17 @@ brg_status brg_nn_block_init(brg_nn_block *filled, const brg_nn_options *nn,
 {
     BRG_CHECK_ARG(filled, "brg_nn_block_init: block is NULL");
     BRG_TRY(check_options(nn, name, options));
+    brg_nn_options inner = BRG_NN_OPTIONS_INIT;
+    BRG_TRY(BRG_TAKE_OPTIONS(&inner, nn, name, BRG_NN_OPTIONS_INIT));
     char prefix[MAX_PREFIX];
     int n = snprintf(prefix, sizeof prefix, "%s%s.",
-                     nn->prefix ? nn->prefix : "", name);
+                     inner.prefix ? inner.prefix : "", name);
     BRG_CHECK_ARG(n < MAX_PREFIX, "block '%s': the name is too long", name);
     int64_t dim = options->dim;
-    brg_nn_options inner = *nn, into = *nn; /* into the residual stream */
-    inner.prefix = into.prefix = prefix;
-    inner.init = into.init = BRG_NN_INIT_NORMAL;
-    inner.std = nn->std > 0.0 ? nn->std : 0.02;
+    inner.prefix = prefix;
+    inner.init = BRG_NN_INIT_NORMAL;
+    inner.std = inner.std > 0.0 ? inner.std : 0.02;
+    brg_nn_options into = inner; /* into the residual stream */
     into.std = inner.std / sqrt(2.0 * (double)options->n_blocks);
     brg_nn_block *b = filled;
     *b = (brg_nn_block){.n_heads = options->n_heads};

@@ -11,17 +11,21 @@
 
 #include "core/base/alloc.h"
 #include "core/base/error.h"
+#include "core/base/options.h"
 #include "core/tensor/tensor.h"
 
 #define MAX_NAME 256
 
-static brg_status check_options(const brg_nn_options *nn, const char *name)
+/* *nn: to be read from `taken` from now on. */
+static brg_status take_options(brg_nn_options *taken, const brg_nn_options **nn,
+                               const char *name)
 {
-    BRG_CHECK_ARG(nn && nn->struct_size >= sizeof *nn && nn->params,
-                  "layer '%s': the options are NULL, not initialised by "
-                  "BRG_NN_OPTIONS_INIT, or without params",
-                  name ? name : "(NULL)");
+    *taken = (brg_nn_options)BRG_NN_OPTIONS_INIT;
     BRG_CHECK_ARG(name && name[0], "layer: the name is empty");
+    BRG_TRY(BRG_TAKE_OPTIONS(taken, *nn, name, BRG_NN_OPTIONS_INIT));
+    BRG_CHECK_ARG(*nn && taken->params,
+                  "layer '%s': the options are NULL or without params", name);
+    *nn = taken;
     return BRG_OK;
 }
 
@@ -105,7 +109,8 @@ static brg_status add_constant(brg_tensor **out, const brg_nn_options *nn,
 brg_status brg_nn_linear_init(brg_nn_linear *filled, const brg_nn_options *nn,
                               const char *name, int64_t n_in, int64_t n_out)
 {
-    BRG_TRY(check_options(nn, name));
+    brg_nn_options taken;
+    BRG_TRY(take_options(&taken, &nn, name));
     BRG_CHECK_ARG(filled && n_in > 0 && n_out > 0,
                   "linear '%s': n_in %lld and n_out %lld must be positive",
                   name, (long long)n_in, (long long)n_out);
@@ -146,7 +151,8 @@ brg_status brg_nn_conv2d_init(brg_nn_conv2d *filled, const brg_nn_options *nn,
 {
     const brg_nn_conv2d_options *o = options;
     int64_t groups = o && o->groups ? o->groups : 1;
-    BRG_TRY(check_options(nn, name));
+    brg_nn_options taken;
+    BRG_TRY(take_options(&taken, &nn, name));
     BRG_CHECK_ARG(filled, "conv2d '%s': layer is NULL", name);
     BRG_TRY(check_conv2d(name, o, groups));
     int64_t area = o->kernel[0] * o->kernel[1];
@@ -177,7 +183,8 @@ brg_status brg_nn_embedding_init(brg_nn_embedding *filled,
                                  const brg_nn_options *nn, const char *name,
                                  int64_t n, int64_t dim)
 {
-    BRG_TRY(check_options(nn, name));
+    brg_nn_options taken;
+    BRG_TRY(take_options(&taken, &nn, name));
     BRG_CHECK_ARG(filled && n > 0 && dim > 0,
                   "embedding '%s': n %lld and dim %lld must be positive", name,
                   (long long)n, (long long)dim);
@@ -202,7 +209,8 @@ static brg_status add_norm(brg_tensor **weight, brg_tensor **bias,
                            const brg_nn_options *nn, const char *name,
                            int64_t n)
 {
-    BRG_TRY(check_options(nn, name));
+    brg_nn_options taken;
+    BRG_TRY(take_options(&taken, &nn, name));
     BRG_CHECK_ARG(n > 0, "norm '%s': its size %lld must be positive", name,
                   (long long)n);
     part ones = {.name = "weight", .shape = {n}, .value = 1.0};

@@ -6,6 +6,7 @@
  * the gradient is composed of other ops (attention_vjp.c).
  * Attributes: i[0] causal, i[1] heads (attention_qkv), f[0] scale (0: one over
  * the root of the key's size). */
+#include "core/base/options.h"
 #include "core/ops/attention.h"
 
 #include <math.h>
@@ -186,24 +187,23 @@ double brg__attention_grad_flops(const brg_op_call *call)
     return 2.5 * square_flops(call->in[0], call->in[1], call->attrs);
 }
 
-static brg_attrs pack(const brg_attention_options *options, int64_t n_heads)
+static brg_status pack(const brg_attention_options *options, int64_t n_heads,
+                       brg_attrs *attrs)
 {
     brg_attention_options o = BRG_ATTENTION_OPTIONS_INIT;
-    if (options)
-        memcpy(&o, options,
-               options->struct_size < sizeof o ? options->struct_size
-                                               : sizeof o);
-    const brg_attrs attrs = {.i = {o.is_causal, n_heads}, .f = {o.scale}};
-    return attrs;
+    BRG_TRY(
+        BRG_TAKE_OPTIONS(&o, options, "attention", BRG_ATTENTION_OPTIONS_INIT));
+    *attrs = (brg_attrs){.i = {o.is_causal, n_heads}, .f = {o.scale}};
+    return BRG_OK;
 }
 
 brg_tensor *
 brg_scaled_dot_product_attention(brg_tensor *q, brg_tensor *k, brg_tensor *v,
                                  const brg_attention_options *options)
 {
-    if (!q || !k || !v)
+    brg_attrs attrs;
+    if (!q || !k || !v || pack(options, 0, &attrs) != BRG_OK)
         return NULL;
-    const brg_attrs attrs = pack(options, 0);
     return brg__call3(&brg__op_attention, q, k, v, &attrs);
 }
 
@@ -325,6 +325,8 @@ brg_tensor *brg_attention_qkv(brg_tensor *qkv, int64_t n_heads,
         return NULL;
     BRG_CHECK_ARG_NULL(n_heads >= 1, "attention_qkv: %lld heads",
                        (long long)n_heads);
-    const brg_attrs attrs = pack(options, n_heads);
+    brg_attrs attrs;
+    if (pack(options, n_heads, &attrs) != BRG_OK)
+        return NULL;
     return brg__call1(&brg__op_attention_qkv, qkv, &attrs);
 }

@@ -12,6 +12,7 @@
 
 #include <brigade/ops.h>
 
+#include "core/base/options.h"
 #include "core/ops/rows.h"
 
 /* ---- Checks ---------------------------------------------------------- */
@@ -246,8 +247,9 @@ brg_tensor *brg_batch_norm(brg_tensor *x, brg_tensor *weight, brg_tensor *bias,
                            const brg_batch_norm_options *options)
 {
     brg_batch_norm_options o = BRG_BATCH_NORM_OPTIONS_INIT;
-    if (options)
-        o = *options;
+    if (BRG_TAKE_OPTIONS(&o, options, "batch_norm",
+                         BRG_BATCH_NORM_OPTIONS_INIT) != BRG_OK)
+        return NULL;
     brg_attrs attrs = {
         .i = {o.training},
         .f = {o.momentum == 0 ? 0.1 : o.momentum, o.eps == 0 ? 1e-5 : o.eps}};

@@ -12,6 +12,7 @@
 #include <brigade/ops_nn.h>
 #include <brigade/ops_shape.h>
 
+#include "core/base/options.h"
 #include "core/ops/flops.h"
 #include "core/ops/gemm.h"
 #include "core/ops/rows.h"
@@ -178,10 +179,9 @@ brg_tensor *brg_conv2d(brg_tensor *x, brg_tensor *weight, brg_tensor *bias,
     if (!x || !weight)
         return NULL;
     brg_conv2d_options o = BRG_CONV2D_OPTIONS_INIT;
-    if (options)
-        memcpy(&o, options,
-               options->struct_size < sizeof o ? options->struct_size
-                                               : sizeof o);
+    if (BRG_TAKE_OPTIONS(&o, options, "conv2d", BRG_CONV2D_OPTIONS_INIT) !=
+        BRG_OK)
+        return NULL;
     brg_attrs attrs = {.i = {o.stride[0], o.stride[1], o.padding[0],
                              o.padding[1], o.dilation[0], o.dilation[1],
                              o.groups}};

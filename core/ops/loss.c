@@ -8,6 +8,7 @@
 
 #include <brigade/ops.h>
 
+#include "core/base/options.h"
 #include "core/ops/reduce.h"
 #include "core/ops/rows.h"
 
@@ -240,8 +241,9 @@ brg_tensor *brg_cross_entropy_with(brg_tensor *logits, brg_tensor *targets,
                                    const brg_cross_entropy_options *options)
 {
     brg_cross_entropy_options o = BRG_CROSS_ENTROPY_OPTIONS_INIT;
-    if (options)
-        o = *options;
+    if (BRG_TAKE_OPTIONS(&o, options, "cross_entropy",
+                         BRG_CROSS_ENTROPY_OPTIONS_INIT) != BRG_OK)
+        return NULL;
     BRG_CHECK_ARG_NULL(o.label_smoothing >= 0 && o.label_smoothing <= 1,
                        "cross_entropy: label_smoothing is %g, expected 0 to 1",
                        o.label_smoothing);

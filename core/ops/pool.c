@@ -13,6 +13,7 @@
 
 #include <brigade/ops_nn.h>
 
+#include "core/base/options.h"
 #include "core/ops/gemm.h"
 
 static brg__pool geometry(const brg_attrs *attrs, const brg_tensor *x)
@@ -275,10 +276,8 @@ static bool pack(const char *op, const brg_pool2d_options *options,
                  brg_attrs *attrs)
 {
     brg_pool2d_options o = BRG_POOL2D_OPTIONS_INIT;
-    if (options)
-        memcpy(&o, options,
-               options->struct_size < sizeof o ? options->struct_size
-                                               : sizeof o);
+    if (BRG_TAKE_OPTIONS(&o, options, op, BRG_POOL2D_OPTIONS_INIT) != BRG_OK)
+        return false;
     for (int axis = 0; axis < 2; axis++) {
         if (o.stride[axis] == 0)
             o.stride[axis] = o.kernel[axis];

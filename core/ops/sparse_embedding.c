@@ -7,6 +7,7 @@
 
 #include <brigade/ops.h>
 
+#include "core/base/options.h"
 #include "core/ops/rows.h"
 #include "core/ops/sparse.h"
 
@@ -41,21 +42,17 @@ brg_status brg__embedding_with_vjp(brg_vjp *v)
 brg_tensor *brg_embedding_with(brg_tensor *weight, brg_tensor *ids,
                                const brg_embedding_options *options)
 {
-    static const brg_embedding_options defaults = BRG_EMBEDDING_OPTIONS_INIT;
-    if (!options)
-        options = &defaults;
-    BRG_CHECK_ARG_NULL(options->struct_size >= sizeof *options,
-                       "embedding_with: options.struct_size is %zu, expected "
-                       "%zu: use BRG_EMBEDDING_OPTIONS_INIT",
-                       options->struct_size, sizeof *options);
-    BRG_CHECK_ARG_NULL(options->padding_idx >= -1,
+    brg_embedding_options o = BRG_EMBEDDING_OPTIONS_INIT;
+    if (BRG_TAKE_OPTIONS(&o, options, "embedding_with",
+                         BRG_EMBEDDING_OPTIONS_INIT) != BRG_OK)
+        return NULL;
+    BRG_CHECK_ARG_NULL(o.padding_idx >= -1,
                        "embedding_with: padding_idx %" PRId64
                        " must be an id or -1",
-                       options->padding_idx);
-    if (!options->sparse_grad && options->padding_idx < 0)
+                       o.padding_idx);
+    if (!o.sparse_grad && o.padding_idx < 0)
         return brg_embedding(weight, ids);
-    brg_attrs attrs = {
-        .i = {0, options->sparse_grad, options->padding_idx + 1}};
+    brg_attrs attrs = {.i = {0, o.sparse_grad, o.padding_idx + 1}};
     return brg__call2(&brg__op_embedding_with, weight, ids, &attrs);
 }
 

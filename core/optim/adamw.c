@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/base/options.h"
 #include "core/optim/create.h"
 
 static int n_state(const brg_optim *optim)
@@ -58,11 +59,12 @@ static bool is_beta(double beta)
     return beta >= 0.0 && beta < 1.0;
 }
 
-static brg_status check_options(const brg_adamw_options *o)
+static brg_status take_options(brg_adamw_options *o,
+                               const brg_adamw_options *options)
 {
-    BRG_CHECK_ARG(o && o->struct_size >= sizeof *o,
-                  "brg_optim_create_adamw: options are NULL or not initialised "
-                  "by BRG_ADAMW_OPTIONS_INIT");
+    BRG_CHECK_ARG(options, "brg_optim_create_adamw: options is NULL");
+    BRG_TRY(BRG_TAKE_OPTIONS(o, options, "brg_optim_create_adamw",
+                             BRG_ADAMW_OPTIONS_INIT));
     BRG_CHECK_ARG(is_beta(o->beta1) && is_beta(o->beta2),
                   "brg_optim_create_adamw: beta1 %g and beta2 %g must lie in "
                   "[0, 1)",
@@ -79,8 +81,9 @@ brg_status brg_optim_create_adamw(brg_optim **out, const brg_params *params,
 {
     BRG_CHECK_ARG(out, "brg_optim_create_adamw: out is NULL");
     *out = NULL;
-    BRG_TRY(check_options(options));
-    brg_optim blank = {.rule = &brg__optim_adamw, .options.adamw = *options};
-    return brg__optim_create(out, &blank, params, options->lr,
-                             options->weight_decay, options->decay_min_ndim);
+    brg_adamw_options o = BRG_ADAMW_OPTIONS_INIT;
+    BRG_TRY(take_options(&o, options));
+    brg_optim blank = {.rule = &brg__optim_adamw, .options.adamw = o};
+    return brg__optim_create(out, &blank, params, o.lr, o.weight_decay,
+                             o.decay_min_ndim);
 }

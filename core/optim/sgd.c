@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/base/options.h"
 #include "core/optim/create.h"
 
 static int n_state(const brg_optim *optim)
@@ -47,11 +48,12 @@ const brg__optim_rule brg__optim_sgd = {
     .describe = describe,
 };
 
-static brg_status check_options(const brg_sgd_options *o)
+static brg_status take_options(brg_sgd_options *o,
+                               const brg_sgd_options *options)
 {
-    BRG_CHECK_ARG(o && o->struct_size >= sizeof *o,
-                  "brg_optim_create_sgd: options are NULL or not initialised "
-                  "by BRG_SGD_OPTIONS_INIT");
+    BRG_CHECK_ARG(options, "brg_optim_create_sgd: options is NULL");
+    BRG_TRY(BRG_TAKE_OPTIONS(o, options, "brg_optim_create_sgd",
+                             BRG_SGD_OPTIONS_INIT));
     BRG_CHECK_ARG(o->momentum >= 0.0 && o->momentum < INFINITY &&
                       isfinite(o->dampening) && o->weight_decay >= 0.0,
                   "brg_optim_create_sgd: momentum %g, dampening %g, "
@@ -69,8 +71,9 @@ brg_status brg_optim_create_sgd(brg_optim **out, const brg_params *params,
 {
     BRG_CHECK_ARG(out, "brg_optim_create_sgd: out is NULL");
     *out = NULL;
-    BRG_TRY(check_options(options));
-    brg_optim blank = {.rule = &brg__optim_sgd, .options.sgd = *options};
-    return brg__optim_create(out, &blank, params, options->lr,
-                             options->weight_decay, options->decay_min_ndim);
+    brg_sgd_options o = BRG_SGD_OPTIONS_INIT;
+    BRG_TRY(take_options(&o, options));
+    brg_optim blank = {.rule = &brg__optim_sgd, .options.sgd = o};
+    return brg__optim_create(out, &blank, params, o.lr, o.weight_decay,
+                             o.decay_min_ndim);
 }

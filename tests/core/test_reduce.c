@@ -185,8 +185,10 @@ static void one_step(brg_tensor *x, brg_tensor *w, brg_tensor *ids)
     brg_tensor *h = brg_layer_norm(x, w, w, 1, 1e-5);
     h = brg_add(h, brg_embedding(x, ids));
     h = brg_softmax(brg_transpose(h, 0, 1), 1);
-    h = brg_batch_norm(h, NULL, NULL, NULL, NULL,
-                       &(brg_batch_norm_options){.training = true});
+    h = brg_batch_norm(
+        h, NULL, NULL, NULL, NULL,
+        &(brg_batch_norm_options){.struct_size = sizeof(brg_batch_norm_options),
+                                  .training = true});
     brg_tensor *loss = brg_cross_entropy(brg_transpose(h, 0, 1), ids);
     loss = brg_add(loss, brg_mean_all(brg_var(h, BRG_DIMS(0), 1, true)));
     assert_brg_ok(brg_backward(loss));
