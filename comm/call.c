@@ -23,6 +23,7 @@ void brg__call_sign(const brg_call *call, int rank, brg_signature *filled)
         .coll = (int16_t)call->coll,
         .dtype = (int16_t)call->dtype,
         .op = reduces ? (int16_t)call->op : -1,
+        .n_leaves = (uint16_t)call->n_leaves,
         .peer = call->peer,
         .rank = rank,
     };
@@ -37,10 +38,10 @@ bool brg__signatures_match(const brg_signature *a, const brg_signature *b)
     if (brg__coll_is_p2p((brg_coll)a->coll))
         return brg__coll_is_p2p((brg_coll)b->coll) && a->coll != b->coll;
     return a->seq == b->seq && a->coll == b->coll && a->peer == b->peer &&
-           a->op == b->op;
+           a->op == b->op && a->n_leaves == b->n_leaves;
 }
 
-static void describe_peer(const brg_signature *s, char *text, size_t size)
+static void describe_detail(const brg_signature *s, char *text, size_t size)
 {
     text[0] = '\0';
     switch (s->coll) {
@@ -52,6 +53,9 @@ static void describe_peer(const brg_signature *s, char *text, size_t size)
         break;
     case BRG_COLL_RECV:
         snprintf(text, size, ", from rank %d", (int)s->peer);
+        break;
+    case BRG_COLL_SUM_LEAVES:
+        snprintf(text, size, ", %d leaves", (int)s->n_leaves);
         break;
     default:
         break;
@@ -66,7 +70,7 @@ void brg__signature_describe(const brg_signature *s, char *text, size_t size)
     }
     const brg__coll_row *row = &brg__coll_rows[s->coll];
     char peer[32];
-    describe_peer(s, peer, sizeof peer);
+    describe_detail(s, peer, sizeof peer);
     unsigned long long seq = (unsigned long long)s->seq;
     if (s->coll == BRG_COLL_BARRIER)
         snprintf(text, size, "%s #%llu", row->name, seq);

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "comm/patterns/tree.h"
 #include "comm/reduce_kernels.h"
 
 static void copy(void *dst, const void *src, size_t nbytes)
@@ -41,6 +42,33 @@ static void all_reduce(brg_call *const *calls, int n, int node_size)
     for (int r = 0; r < n; r++)
         dst[r] = calls[r]->recv;
     reduce(calls, n, node_size, 0, dst, (size_t)n);
+}
+
+/* The parts of all ranks side by side, in the order of the leaves. */
+static void sum_leaves(brg_call *const *calls, int n)
+{
+    const brg_call *first = calls[0];
+    const void *src[BRG__TREE_MAX_LEAVES];
+    void *dst[BRG__LOCAL_MAX_RANKS];
+    uint8_t n_parts[BRG__LOCAL_MAX_RANKS], merges[BRG__TREE_MAX_LEAVES];
+    size_t n_src = 0;
+    (void)brg__tree_plan(first->n_leaves, n, n_parts, merges);
+    for (int r = 0; r < n; r++) {
+        dst[r] = calls[r]->recv;
+        for (size_t k = 0; k < n_parts[r]; k++)
+            src[n_src++] =
+                (const char *)calls[r]->send + k * calls[r]->part_stride;
+    }
+    brg__reduce(&(brg_reduction){.src = src,
+                                 .dst = dst,
+                                 .n_src = n_src,
+                                 .n_dst = (size_t)n,
+                                 .count = first->count,
+                                 .dtype = first->dtype,
+                                 .op = first->op,
+                                 .divisor = (int)first->n_leaves,
+                                 .src_partial = true,
+                                 .merges = merges});
 }
 
 /* Rank r's result may lie in place, in part r of its own sources, which no
@@ -84,6 +112,9 @@ void brg__local_run(brg_call *const *calls, int n, int node_size)
         break;
     case BRG_COLL_BROADCAST:
         broadcast(calls, n);
+        break;
+    case BRG_COLL_SUM_LEAVES:
+        sum_leaves(calls, n);
         break;
     case BRG_COLL_BARRIER:
     case BRG_COLL_SEND:

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <string.h>
 
+#include "comm/patterns/tree.h"
 #include "core/base/assert.h"
 #include "core/base/env.h"
 
@@ -126,6 +127,29 @@ static void fold_sources(block *b)
     }
 }
 
+/* The same in a tree: a source is pushed, then merges[k] times the newer of
+ * the two last results is folded into the older. Results lie in lanes by their
+ * place in the stack; a source is read where it lies until it is folded. */
+static void fold_tree(block *b)
+{
+    _Alignas(64) unsigned char lanes[BRG__TREE_MAX_DEPTH][BLOCK * 8];
+    const brg_reduction *r = b->whole;
+    const void *stack[BRG__TREE_MAX_DEPTH] = {NULL};
+    size_t n = 0;
+    for (size_t k = 0; k < r->n_src; k++) {
+        stack[n] = read_source(b, k, n ? lanes[n] : b->lane);
+        n++;
+        for (uint8_t m = 0; m < r->merges[k]; m++, n--) {
+            void *out = n > 2 ? lanes[n - 2] : b->lane;
+            b->row->fold[b->fold](out, stack[n - 2], stack[n - 1], b->n);
+            stack[n - 2] = out;
+        }
+    }
+    brg_assert(n == 1);
+    if (stack[0] != (const void *)b->lane)
+        memcpy(b->lane, stack[0], b->n * brg__partial_size(r->dtype));
+}
+
 /* AVG of integers: the wrapped sum, divided towards zero. */
 static void divide(void *data, size_t count, brg_dtype dtype, int divisor)
 {
@@ -181,7 +205,10 @@ void brg__reduce_with(const brg__reduce_table *table, const brg_reduction *r)
         r->op == BRG_REDUCE_AVG && !r->dst_partial && r->divisor > 1;
     for (b.at = 0; b.at < r->count; b.at += b.n) {
         b.n = r->count - b.at < BLOCK ? r->count - b.at : BLOCK;
-        fold_sources(&b);
+        if (r->merges)
+            fold_tree(&b);
+        else
+            fold_sources(&b);
         if (is_average)
             average(&b);
         write_destinations(&b);

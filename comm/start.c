@@ -7,6 +7,9 @@
 #include <string.h>
 
 #include "comm/call.h"
+#include "comm/leaves.h"
+#include "comm/patterns/tree.h"
+#include "comm/reduce_kernels.h"
 #include "comm/work.h"
 
 #define MAX_NBYTES ((size_t)PTRDIFF_MAX)
@@ -184,6 +187,55 @@ brg_status brg_recv(brg_pg *pg, brg_work **out, void *data, size_t count,
                             .count = count,
                             .dtype = dtype,
                             .peer = peer});
+}
+
+/* ---- The reproducible sum --------------------------------------------------- */
+
+static brg_status check_parts(const brg_pg *pg, const brg_leaf_parts *parts,
+                              size_t count, brg_dtype dtype)
+{
+    int rank = pg->end.rank;
+    size_t nbytes;
+    BRG_CHECK_ARG(parts, "rank %d: sum_leaves: parts is NULL", rank);
+    BRG_TRY(brg__leaves_check(parts->n_leaves, rank, pg->end.world_size));
+    if (!pg->end.sums_leaves)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "rank %d: sum_leaves: backend %s has no reproducible "
+                        "sum",
+                        rank, pg->backend->name);
+    size_t each = (unsigned)dtype < BRG_N_DTYPES ? brg__partial_size(dtype) : 1;
+    BRG_CHECK_ARG(brg__mul_size(count, each, &nbytes) &&
+                      parts->stride % each == 0 &&
+                      (parts->stride >= nbytes || nbytes == 0) &&
+                      parts->stride <= MAX_NBYTES / BRG__TREE_MAX_PARTS,
+                  "rank %d: sum_leaves: parts every %zu bytes, expected room "
+                  "for %zu elements of %zu",
+                  rank, parts->stride, count, each);
+    return BRG_OK;
+}
+
+brg_status brg_sum_leaves(brg_pg *pg, brg_work **out, void *recv,
+                          const brg_leaf_parts *parts, size_t count,
+                          brg_dtype dtype, brg_reduce_op op)
+{
+    BRG_CHECK_ARG(out, "sum_leaves: out is NULL");
+    *out = NULL;
+    BRG_CHECK_ARG(pg, "sum_leaves: the group is NULL");
+    BRG_TRY(brg__pg_check(pg));
+    BRG_TRY(check_parts(pg, parts, count, dtype));
+    BRG_CHECK_ARG(op == BRG_REDUCE_SUM || op == BRG_REDUCE_AVG,
+                  "rank %d: sum_leaves: reduction %s, expected sum or avg",
+                  pg->end.rank, brg_reduce_op_name(op));
+    return start(pg, out,
+                 (brg_call){.coll = BRG_COLL_SUM_LEAVES,
+                            .send = parts->data,
+                            .recv = recv,
+                            .count = count,
+                            .dtype = dtype,
+                            .op = op,
+                            .peer = -1,
+                            .n_leaves = parts->n_leaves,
+                            .part_stride = parts->stride});
 }
 
 static brg_status coalesce(brg_pg *pg, bool is_begin)

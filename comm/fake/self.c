@@ -36,7 +36,8 @@ static brg_status self_create(const brg_host *host,
 {
     (void)host;
     (void)options;
-    *filled = (brg_group){.ops = &self_ops, .rank = 0, .world_size = 1};
+    *filled = (brg_group){
+        .ops = &self_ops, .rank = 0, .world_size = 1, .sums_leaves = true};
     return BRG_OK;
 }
 

@@ -139,11 +139,14 @@ static brg_reduction reduction_at(const mpi_group *g, size_t begin, size_t n)
 {
     brg_reduction r = g->cursor.range.reduction;
     size_t skip = begin * (g->queue->nbytes / g->queue->count);
+    bool is_sum = g->queue->coll == BRG_COLL_SUM_LEAVES;
+    const void **src_at = is_sum ? g->leaves.src_at : g->src_at;
+    size_t src_skip = is_sum ? begin * g->host->partial_size(r.dtype) : skip;
     for (size_t i = 0; i < r.n_src; i++)
-        g->src_at[i] = (const char *)g->src[i] + skip;
+        src_at[i] = (const char *)r.src[i] + src_skip;
     for (size_t i = 0; i < r.n_dst; i++)
         g->dst_at[i] = (char *)g->dst[i] + skip;
-    r.src = g->src_at;
+    r.src = src_at;
     r.dst = g->dst_at;
     r.count = n;
     return r;
@@ -372,6 +375,8 @@ static void finish_flat(mpi_group *g, brg_call *call, size_t n)
 
 brg_status brg__mpi_run_flat(mpi_group *g, brg_call *call, bool *is_over)
 {
+    if (call->coll == BRG_COLL_SUM_LEAVES)
+        return brg__mpi_leaves_run_flat(g, call, is_over);
     cursor *c = &g->cursor;
     size_t total = call->coll == BRG_COLL_BARRIER ? 0 : call->nbytes;
     bool is_reduced = call->coll == BRG_COLL_REDUCE_SCATTER;

@@ -71,6 +71,9 @@ brg_status brg__mpi_run_small(mpi_group *g, brg_call *call)
             memcpy(call->recv, g->shared[local_root(g, call)]->small[slot],
                    nbytes);
         break;
+    case BRG_COLL_SUM_LEAVES:
+        brg__mpi_leaves_run_small(g, call);
+        break;
     default:
         break;
     }
@@ -136,11 +139,14 @@ static brg_status copy_step(mpi_group *g, brg_call *call, bool *is_over)
 brg_status brg__mpi_run_direct(mpi_group *g, brg_call *call, bool *is_over)
 {
     cursor *c = &g->cursor;
-    bool reduces = call->coll == BRG_COLL_ALL_REDUCE ||
+    bool is_sum = call->coll == BRG_COLL_SUM_LEAVES;
+    bool reduces = is_sum || call->coll == BRG_COLL_ALL_REDUCE ||
                    call->coll == BRG_COLL_REDUCE_SCATTER;
     if (!reduces)
         return copy_step(g, call, is_over);
-    if (!c->is_begun)
+    if (!c->is_begun && is_sum)
+        brg__mpi_leaves_begin_direct(g, call);
+    else if (!c->is_begun)
         begin_direct_reduce(g, call);
     c->is_begun = true;
     return brg__mpi_range_step(g, is_over);
@@ -149,16 +155,24 @@ brg_status brg__mpi_run_direct(mpi_group *g, brg_call *call, bool *is_over)
 /* ---- Staged: through the bounce buffers -----------------------------------------------
  * Piece k lies in slot k % 2 of each rank's bounce buffer.
  *
- *   all_reduce   phase 2k      take out piece k - 1, put in piece k
- *                phase 2k + 1  reduce my slice of piece k, in my buffer
+ *   all_reduce,  phase 2k      take out piece k - 1, put in piece k
+ *   sum_leaves   phase 2k + 1  reduce my slice of piece k, in my buffer
  *   others       phase k       use piece k - 1 of the others, put in piece k
  *
  * A slot is filled again two pieces later, when all have passed the phase in
  * which they read it. */
 
-static size_t piece_limit(const mpi_group *g, const brg_call *call)
+static bool is_two_phased(const brg_call *call)
+{
+    return call->coll == BRG_COLL_ALL_REDUCE ||
+           call->coll == BRG_COLL_SUM_LEAVES;
+}
+
+static size_t piece_limit(mpi_group *g, const brg_call *call)
 {
     size_t room = BOUNCE;
+    if (call->coll == BRG_COLL_SUM_LEAVES)
+        return brg__mpi_leaves_piece(g, call);
     if (call->coll == BRG_COLL_REDUCE_SCATTER)
         room = BOUNCE / (size_t)g->n_local & ~(BRG__SLICE_LINE - 1);
     return room / element_size(call);
@@ -170,13 +184,17 @@ static unsigned char *slot_of(const mpi_group *g, int r, size_t k)
 }
 
 /* Of reduce_scatter: where the part for rank r of a piece lies in a slot. */
-static size_t part_offset(const mpi_group *g, const brg_call *call, int r)
+static size_t part_offset(mpi_group *g, const brg_call *call, int r)
 {
     return (size_t)r * piece_limit(g, call) * element_size(call);
 }
 
 static void put_piece(mpi_group *g, const brg_call *call, size_t k)
 {
+    if (call->coll == BRG_COLL_SUM_LEAVES) {
+        brg__mpi_leaves_put_piece(g, call, k);
+        return;
+    }
     size_t nbytes = element_size(call);
     brg__slice piece = brg__piece_of(call->count, piece_limit(g, call), k);
     size_t n = (piece.end - piece.begin) * nbytes;
@@ -196,6 +214,10 @@ static void put_piece(mpi_group *g, const brg_call *call, size_t k)
 /* The slices of piece k from their owners. */
 static void take_reduced(mpi_group *g, brg_call *call, size_t k)
 {
+    if (call->coll == BRG_COLL_SUM_LEAVES) {
+        brg__mpi_leaves_take(g, call, k);
+        return;
+    }
     size_t nbytes = element_size(call);
     brg__slice piece = brg__piece_of(call->count, piece_limit(g, call), k);
     char *to = (char *)call->recv + piece.begin * nbytes;
@@ -233,6 +255,10 @@ static void take_piece(mpi_group *g, brg_call *call, size_t k)
 /* My slice of piece k, of all ranks into my own buffer. */
 static void begin_staged_reduce(mpi_group *g, const brg_call *call, size_t k)
 {
+    if (call->coll == BRG_COLL_SUM_LEAVES) {
+        brg__mpi_leaves_begin_staged(g, call, k);
+        return;
+    }
     sum_range *range = &g->cursor.range;
     size_t nbytes = element_size(call);
     brg__slice piece = brg__piece_of(call->count, piece_limit(g, call), k);
@@ -246,25 +272,24 @@ static void begin_staged_reduce(mpi_group *g, const brg_call *call, size_t k)
     g->dst[0] = slot_of(g, g->local, k) + slice.begin * nbytes;
 }
 
-size_t brg__mpi_staged_phases(const mpi_group *g, const brg_call *call)
+size_t brg__mpi_staged_phases(mpi_group *g, const brg_call *call)
 {
     size_t n = brg__n_pieces(call->count, piece_limit(g, call));
-    return call->coll == BRG_COLL_ALL_REDUCE ? 2 * n + 1 : n + 1;
+    return is_two_phased(call) ? 2 * n + 1 : n + 1;
 }
 
 static brg_status staged_phase(mpi_group *g, brg_call *call, bool *is_over)
 {
     cursor *c = &g->cursor;
-    bool is_all_reduce = call->coll == BRG_COLL_ALL_REDUCE;
-    size_t k = is_all_reduce ? c->phase / 2 : c->phase;
+    size_t k = is_two_phased(call) ? c->phase / 2 : c->phase;
     *is_over = true;
-    if (is_all_reduce && c->phase % 2 == 1) {
+    if (is_two_phased(call) && c->phase % 2 == 1) {
         if (!c->is_begun)
             begin_staged_reduce(g, call, k);
         c->is_begun = true;
         return brg__mpi_range_step(g, is_over);
     }
-    if (k > 0 && is_all_reduce)
+    if (k > 0 && is_two_phased(call))
         take_reduced(g, call, k - 1);
     else if (k > 0)
         take_piece(g, call, k - 1);

@@ -25,6 +25,7 @@
 #include <brigade/ext/backend.h>
 
 #include "comm/patterns/slices.h"
+#include "comm/patterns/tree.h"
 
 #define RING 32            /* collectives announced and not finished */
 #define SMALL_MAX 2048     /* bytes beside a line */
@@ -38,8 +39,10 @@
 typedef struct shared_line {
     _Alignas(64) _Atomic uint64_t stamp; /* seq + 1, last to be written */
     brg_signature signature;
-    uint64_t offset; /* of the data to send, in its region */
-    uint32_t region; /* 0: not in one */
+    uint64_t offset;      /* of the data to send, in its region */
+    uint64_t recv_offset; /* of sum_leaves: the same of its result */
+    uint32_t region;      /* 0: not in one */
+    uint32_t recv_region;
 } shared_line;
 
 typedef struct shared_rank {
@@ -121,6 +124,24 @@ typedef struct cursor {
     sum_range range;
 } cursor;
 
+/* The tree of the reproducible sum (leaves.c). */
+#define LEAF_ROOM_ALL ((size_t)8 << 20)
+#define LEAF_ROOM_MAX ((size_t)1 << 20)
+#define LEAF_ROOM_MIN ((size_t)64 << 10)
+
+typedef struct leaf_plan {
+    uint32_t n_leaves; /* 0: none yet */
+    uint32_t max_parts;
+    size_t n_src;
+    uint8_t *n_parts; /* of each rank */
+    uint8_t *merges;  /* after each part of all ranks */
+    const void **src; /* scratch: the parts, and further on */
+    const void **src_at;
+    size_t room; /* bytes for the parts of one rank, between nodes */
+    unsigned char *in;
+    MPI_Request *requests;
+} leaf_plan;
+
 typedef struct p2p_op {
     struct p2p_op *next;
     brg_call *call;
@@ -163,6 +184,7 @@ typedef struct mpi_group {
     cursor cursor;
     p2p_op *p2p;
     p2p_op **p2p_end;
+    leaf_plan leaves;
 
     /* Scratch, sized for the group. */
     const void **src; /* of the cursor's reduction */
@@ -232,7 +254,27 @@ bool brg__mpi_all_reached(mpi_group *g, uint64_t mark);
 brg_status brg__mpi_run_small(mpi_group *g, brg_call *call);
 brg_status brg__mpi_run_direct(mpi_group *g, brg_call *call, bool *is_over);
 brg_status brg__mpi_run_staged(mpi_group *g, brg_call *call, bool *is_over);
-size_t brg__mpi_staged_phases(const mpi_group *g, const brg_call *call);
+size_t brg__mpi_staged_phases(mpi_group *g, const brg_call *call);
+
+/* ---- leaves.c: the reproducible sum, in each mode ---------------------------------- */
+
+brg_status brg__mpi_leaves_init(mpi_group *g);
+void brg__mpi_leaves_deinit(mpi_group *g);
+/* Bytes: the most that any rank has to give; from the first to the end of the
+ * last part of this one. */
+size_t brg__mpi_leaves_payload(const mpi_group *g, const brg_call *call);
+size_t brg__mpi_leaves_extent(const mpi_group *g, const brg_call *call);
+void brg__mpi_leaves_alone(mpi_group *g, brg_call *call);
+void brg__mpi_leaves_put_small(mpi_group *g, const brg_call *call);
+void brg__mpi_leaves_run_small(mpi_group *g, brg_call *call);
+void brg__mpi_leaves_begin_direct(mpi_group *g, const brg_call *call);
+/* Staged: elements of a piece; putting one in, its sum, taking that out. */
+size_t brg__mpi_leaves_piece(mpi_group *g, const brg_call *call);
+void brg__mpi_leaves_put_piece(mpi_group *g, const brg_call *call, size_t k);
+void brg__mpi_leaves_begin_staged(mpi_group *g, const brg_call *call, size_t k);
+void brg__mpi_leaves_take(mpi_group *g, brg_call *call, size_t k);
+brg_status brg__mpi_leaves_run_flat(mpi_group *g, brg_call *call,
+                                    bool *is_over);
 
 /* ---- across.c: between nodes ---------------------------------------------------- */
 

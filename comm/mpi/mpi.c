@@ -116,9 +116,11 @@ static void mpi_explain(void *group, const brg_call *call, char *text,
 /* ---- Slots ------------------------------------------------------------------------------- */
 
 /* A group of one computes at once. */
-static void run_alone(brg_call *call)
+static void run_alone(mpi_group *g, brg_call *call)
 {
-    if (call->nbytes && call->recv != call->send)
+    if (call->coll == BRG_COLL_SUM_LEAVES)
+        brg__mpi_leaves_alone(g, call);
+    else if (call->nbytes && call->recv != call->send)
         memmove(call->recv, call->send, call->nbytes);
     call->is_done = true;
 }
@@ -129,7 +131,7 @@ static brg_status mpi_start(void *group, brg_call *call)
     if (call->coll == BRG_COLL_SEND || call->coll == BRG_COLL_RECV)
         return brg__mpi_p2p_start(g, call);
     if (g->n_ranks == 1)
-        run_alone(call);
+        run_alone(g, call);
     else
         brg__mpi_announce(g, call);
     return BRG_OK;
@@ -157,6 +159,7 @@ static void free_group(mpi_group *g)
 {
     brg__mpi_world_deinit(g);
     brg__mpi_across_deinit(g);
+    brg__mpi_leaves_deinit(g);
     g->host->free(g);
 }
 
@@ -200,6 +203,8 @@ static brg_status mpi_create(const brg_host *host,
     brg_status status = brg__mpi_world_init(g, mine ? mine->comm : NULL);
     if (status == BRG_OK)
         status = brg__mpi_across_init(g);
+    if (status == BRG_OK)
+        status = brg__mpi_leaves_init(g);
     if (status != BRG_OK) {
         free_group(g);
         return status;
@@ -208,7 +213,8 @@ static brg_status mpi_create(const brg_host *host,
                           .group = g,
                           .rank = g->rank,
                           .world_size = g->n_ranks,
-                          .wants_polls = true};
+                          .wants_polls = true,
+                          .sums_leaves = true};
     return BRG_OK;
 }
 

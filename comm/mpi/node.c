@@ -13,6 +13,8 @@ static size_t payload_of(const mpi_group *g, const brg_call *call)
         return call->nbytes * (size_t)g->n_ranks;
     case BRG_COLL_BARRIER:
         return 0;
+    case BRG_COLL_SUM_LEAVES:
+        return brg__mpi_leaves_payload(g, call);
     default:
         return call->nbytes;
     }
@@ -45,18 +47,36 @@ static bool has_line(mpi_group *g, uint64_t seq)
     return seq < RING || brg__mpi_all_reached(g, phase_mark(seq - RING + 1, 0));
 }
 
+/* Where the data lies: beside the line, or in regions. */
+static void write_data(mpi_group *g, const brg_call *call, shared_line *line)
+{
+    size_t nbytes = payload_of(g, call);
+    bool is_sum = call->coll == BRG_COLL_SUM_LEAVES;
+    if (is_sum && is_small(g, call)) {
+        brg__mpi_leaves_put_small(g, call);
+    } else if (is_small(g, call)) {
+        memcpy(g->shared[g->local]->small[call->seq % RING], call->send,
+               nbytes);
+    } else if (is_sum) {
+        shared_line recv = {.region = 0};
+        brg__mpi_region_find(g, call->send, brg__mpi_leaves_extent(g, call),
+                             line);
+        brg__mpi_region_find(g, call->recv, call->nbytes, &recv);
+        line->recv_offset = recv.offset;
+        line->recv_region = recv.region;
+    } else {
+        brg__mpi_region_find(g, call->send, nbytes, line);
+    }
+}
+
 static void write_line(mpi_group *g, const brg_call *call)
 {
-    shared_rank *mine = g->shared[g->local];
     shared_line *line = line_of(g, g->local, call->seq);
-    size_t nbytes = payload_of(g, call);
     g->host->sign(call, g->rank, &line->signature);
     line->region = 0;
     bool has_data = call->coll != BRG_COLL_BROADCAST || call->peer == g->rank;
-    if (nbytes && has_data && is_small(g, call))
-        memcpy(mine->small[call->seq % RING], call->send, nbytes);
-    else if (nbytes)
-        brg__mpi_region_find(g, call->send, nbytes, line);
+    if (payload_of(g, call) && (has_data || !is_small(g, call)))
+        write_data(g, call, line);
     atomic_store_explicit(&line->stamp, call->seq + 1, memory_order_release);
 }
 
@@ -111,7 +131,10 @@ static bool all_in_regions(const mpi_group *g, const brg_call *call)
     for (int r = 0; r < g->n_local; r++) {
         bool is_read = call->coll != BRG_COLL_BROADCAST ||
                        g->rank_at[g->my_node * g->n_local + r] == call->peer;
-        if (is_read && line_of(g, r, call->seq)->region == 0)
+        const shared_line *line = line_of(g, r, call->seq);
+        if (is_read && line->region == 0)
+            return false;
+        if (call->coll == BRG_COLL_SUM_LEAVES && line->recv_region == 0)
             return false;
     }
     return true;

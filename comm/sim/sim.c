@@ -58,7 +58,8 @@ static brg_status sim_create(const brg_host *host,
     *filled = (brg_group){.ops = &sim_ops,
                           .group = rank,
                           .rank = rank->rank,
-                          .world_size = rank->world->n_ranks};
+                          .world_size = rank->world->n_ranks,
+                          .sums_leaves = true};
     return BRG_OK;
 }
 

@@ -97,6 +97,55 @@ BRG_API BRG_NODISCARD brg_status brg_recv(brg_pg *pg, brg_work **out,
                                           void *data, size_t count,
                                           brg_dtype dtype, int peer);
 
+/* ---- The reproducible sum ---------------------------------------------------
+ * The sum of n_leaves arrays in one fixed binary tree: the bits do not depend
+ * on how many ranks share the leaves, on how the elements are cut into calls,
+ * or on the backend. */
+
+/* A rank's part of it: leaves [first, first + n). A rank adds them up as far
+ * as the tree has nodes inside its run, in slots: arrays of count elements of
+ * the dtype, or of f32 for 16-bit floats. */
+typedef struct brg_leaf_run {
+    uint32_t n_leaves; /* of all ranks together */
+    uint32_t first;
+    uint32_t n;
+    uint32_t n_parts; /* sums that remain, in the first slots; 1 where the run
+                         is a node of the tree */
+    uint32_t n_slots; /* enough for any rank */
+} brg_leaf_run;
+
+/* Runs differ by one leaf at most. Fails with BRG_ERR_ARG unless n_leaves is
+ * from world_size to 4096. */
+BRG_API BRG_NODISCARD brg_status brg_leaf_run_of(brg_leaf_run *filled,
+                                                 uint32_t n_leaves, int rank,
+                                                 int world_size);
+
+/* The slot into which the i-th leaf of the run is to be written. Pure. */
+BRG_API uint32_t brg_leaf_slot(const brg_leaf_run *run, uint32_t i);
+
+/* The i-th leaf of the run is in its slot (slot k at slots + k * stride
+ * bytes): adds what can be added. After the last one the first n_parts slots
+ * hold the parts. */
+BRG_API void brg_leaf_add(const brg_leaf_run *run, uint32_t i, void *slots,
+                          size_t stride, size_t count, brg_dtype dtype);
+
+/* The parts of a rank: of the dtype, or of f32 for 16-bit floats. */
+typedef struct brg_leaf_parts {
+    const void *data; /* borrowed: part k at data + k * stride bytes */
+    size_t stride;
+    uint32_t n_leaves; /* of all ranks together */
+} brg_leaf_parts;
+
+/* recv (count elements of dtype) = the sum of all leaves; AVG: times 1 /
+ * n_leaves. Other ops are errors. recv may be the first part, in place, if
+ * parts have the dtype; else it does not overlap them. Fastest where both are
+ * in memory of brg_pg_alloc. Parts other than recv keep their contents. */
+BRG_API BRG_NODISCARD brg_status brg_sum_leaves(brg_pg *pg, brg_work **out,
+                                                void *recv,
+                                                const brg_leaf_parts *parts,
+                                                size_t count, brg_dtype dtype,
+                                                brg_reduce_op op);
+
 /* Several collectives as one submission: those started between begin and end
  * may be merged on the wire. They are started in order, at the latest by
  * end. */

@@ -39,6 +39,19 @@ static void test_sim__sums_within_nodes_first(void **state)
     }
 }
 
+static brg_status run_leaves(brg_pg *pg, void *user)
+{
+    (void)user;
+    return brg_suite_leaves(pg);
+}
+
+static void test_sim__sums_leaves_in_one_tree(void **state)
+{
+    (void)state;
+    for (int i = 0; i < N_WORLDS; i++)
+        assert_brg_ok(brg_sim_run(world_sizes[i], NULL, run_leaves, NULL));
+}
+
 static brg_status run_steady(brg_pg *pg, void *user)
 {
     (void)user;
@@ -237,6 +250,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sim__keeps_the_contract),
         cmocka_unit_test(test_sim__sums_within_nodes_first),
+        cmocka_unit_test(test_sim__sums_leaves_in_one_tree),
         cmocka_unit_test(test_sim__steady_state_allocates_nothing),
         cmocka_unit_test(test_sim__mismatch_fails_on_every_rank),
         cmocka_unit_test(test_sim__same_seed_same_order),

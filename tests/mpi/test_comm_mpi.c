@@ -50,6 +50,16 @@ static void test_mpi__keeps_the_contract_on_nodes_of_two(void **state)
     check_contract(2); /* unequal nodes at 3 ranks */
 }
 
+static void test_mpi__sums_leaves_in_one_tree(void **state)
+{
+    (void)state;
+    for (int node_size = 0; node_size < 3; node_size++) {
+        brg_pg *pg = make_group(node_size, 60);
+        assert_brg_ok(brg_suite_leaves(pg));
+        brg_pg_destroy(pg);
+    }
+}
+
 static void test_mpi__steady_state_allocates_nothing(void **state)
 {
     (void)state;
@@ -200,6 +210,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_mpi__keeps_the_contract_on_one_node),
         cmocka_unit_test(test_mpi__keeps_the_contract_on_nodes_of_one),
         cmocka_unit_test(test_mpi__keeps_the_contract_on_nodes_of_two),
+        cmocka_unit_test(test_mpi__sums_leaves_in_one_tree),
         cmocka_unit_test(test_mpi__steady_state_allocates_nothing),
         cmocka_unit_test(test_mpi__mismatch_fails_on_every_rank),
         cmocka_unit_test(test_mpi__waiting_for_a_rank_that_left_fails),

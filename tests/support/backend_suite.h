@@ -14,6 +14,10 @@
  * all ranks are on one node. */
 brg_status brg_suite_run(brg_pg *pg, int node_size);
 
+/* The reproducible sum: every element as the definition of the tree has it,
+ * and so alike for every world size (leaves_suite.c). */
+brg_status brg_suite_leaves(brg_pg *pg);
+
 /* A steady start and wait asks for no memory. */
 brg_status brg_suite_steady_state(brg_pg *pg);
 

@@ -13,7 +13,7 @@ BRG_BEGIN_DECLS
  * one function, brg_comm_<name>, and calls back through brg_host. See
  * docs/adding-a-backend.md. */
 
-#define BRG_BACKEND_ABI 1
+#define BRG_BACKEND_ABI 2
 
 /* ---- Calls ----------------------------------------------------------------
  * X(NAME, value, text, send, recv, reduces, peer): how many times `count`
@@ -26,10 +26,11 @@ BRG_BEGIN_DECLS
     X(BROADCAST, 3, "broadcast", 1, 1, false, "root")                          \
     X(BARRIER, 4, "barrier", 0, 0, false, NULL)                                \
     X(SEND, 5, "send", 1, 0, false, "peer")                                    \
-    X(RECV, 6, "recv", 0, 1, false, "peer")
+    X(RECV, 6, "recv", 0, 1, false, "peer")                                    \
+    X(SUM_LEAVES, 7, "sum_leaves", 1, 1, true, NULL)
 
 #define BRG_COLL_W (-1)
-#define BRG_N_COLLS 7
+#define BRG_N_COLLS 8
 
 typedef enum brg_coll {
 #define BRG_COLL_ENUM(name, value, text, send, recv, reduces, peer)            \
@@ -51,7 +52,11 @@ typedef struct brg_call {
     void *recv;
     size_t count;
     size_t nbytes; /* count x size of the dtype */
-    bool is_done;  /* set by the backend, last */
+    /* Of sum_leaves: `send` holds the parts of this rank, partials, one every
+     * part_stride bytes. A divisor of AVG is n_leaves. */
+    uint32_t n_leaves;
+    size_t part_stride;
+    bool is_done; /* set by the backend, last */
 
     /* The backend's own; zero at the start. */
     struct brg_call *next;
@@ -67,7 +72,7 @@ typedef struct brg_signature {
     int16_t coll;
     int16_t dtype;
     int16_t op;
-    int16_t unused;
+    uint16_t n_leaves;
     int32_t peer;
     int32_t rank;
 } brg_signature;
@@ -87,6 +92,10 @@ typedef struct brg_reduction {
     int divisor;      /* of AVG; used when the result is no partial */
     bool src_partial; /* src holds partials (see partial_size) */
     bool dst_partial;
+    /* Not NULL: a tree instead of that order. Results are kept in a stack:
+     * src[k] is pushed, then merges[k] times the two newest become one, older
+     * op newer. One is left at the end. */
+    const uint8_t *merges;
 } brg_reduction;
 
 /* ---- What the library lends ------------------------------------------------ */
@@ -177,6 +186,7 @@ typedef struct brg_group {
     int rank;
     int world_size;
     bool wants_polls; /* progress is worth calling while the thread computes */
+    bool sums_leaves; /* start takes sum_leaves */
 } brg_group;
 
 struct brg_backend {

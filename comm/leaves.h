@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The leaves of the reproducible sum, on the side of one rank. */
+#ifndef BRG_COMM_LEAVES_H
+#define BRG_COMM_LEAVES_H
+
+#include <brigade/comm.h>
+
+/* BRG_ERR_ARG unless so many leaves can be shared by so many ranks. */
+brg_status brg__leaves_check(uint32_t n_leaves, int rank, int world_size);
+
+#endif
