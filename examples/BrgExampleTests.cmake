@@ -6,10 +6,15 @@ if(NOT Python3_FOUND)
 endif()
 enable_testing()
 include(BrgTests)
+get_property(_programs GLOBAL PROPERTY BYO_PROGRAMS)
+list(TRANSFORM _programs REPLACE "(.+)" "$<TARGET_FILE:\\1>")
+list(JOIN _programs " " _byo)
 set(_env
   BRG_FASHION_MNIST=$<TARGET_FILE:fashion_mnist>
   BRG_GPT=$<TARGET_FILE:gpt>
   BRG_EXAMPLES=$<TARGET_FILE_DIR:01_tensor>
+  BRG_BYO_ALONE=$<TARGET_FILE:byo_alone>
+  "BRG_BYO_PROGRAMS=${_byo}"
   PYTHONDONTWRITEBYTECODE=1)
 if(BRG_HAVE_MPI)
   list(JOIN BRG_MPIRUN " " _mpirun)
@@ -36,6 +41,7 @@ add_test(NAME examples/plugin_op
   COMMAND plugin_op $<TARGET_FILE:plugin_hypot>)
 brg_set_test(examples/plugin_op unit 120)
 brg_example_test(small)
+brg_example_test(bring_your_own)
 foreach(_class Training Resuming Failing Real)
   brg_example_test(fashion_mnist ${_class})
 endforeach()
