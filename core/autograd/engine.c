@@ -8,8 +8,10 @@
 #include "core/base/error.h"
 #include "core/base/options.h"
 #include "core/base/progress.h"
+#include "core/tensor/device.h"
 #include "core/tensor/shape.h"
 
+#include <brigade/device.h>
 #include <brigade/ops.h>
 
 #define MAX_DEPTH 60 /* backward inside backward inside ... */
@@ -204,22 +206,38 @@ static brg_status add_root(brg__task *task, brg_tensor *output)
     return status;
 }
 
-static brg_status first_gradient(brg_tensor *output, brg_tensor *given,
-                                 size_t i, brg_tensor **grad)
+/* One number may come from anywhere. */
+static brg_status check_given(const brg_tensor *output, size_t i,
+                              brg_tensor **grad)
 {
     char a[BRG_TENSOR_TEXT_MAX], b[BRG_TENSOR_TEXT_MAX];
-    *grad = given;
-    if (given) {
-        if (brg__shape_equal(given->ndim, given->shape, output->ndim,
-                             output->shape) &&
-            given->dtype == output->dtype)
-            return BRG_OK;
+    brg_tensor *given = *grad;
+    if (!brg__shape_equal(given->ndim, given->shape, output->ndim,
+                          output->shape) ||
+        given->dtype != output->dtype)
         return BRG_FAIL(BRG_ERR_SHAPE,
                         "backward: grad_outputs[%zu] is %s, its output is %s: "
                         "shape and dtype must be equal",
                         i, brg__tensor_text(given, a),
                         brg__tensor_text(output, b));
-    }
+    if (given->ndim == 0)
+        *grad = brg_to(given, output->device);
+    else if (!brg__device_equal(given->device, output->device))
+        return BRG_FAIL(BRG_ERR_DEVICE,
+                        "backward: grad_outputs[%zu] is on %s, its output on "
+                        "%s: move it with brg_to",
+                        i, brg__device_text(given->device, a),
+                        brg__device_text(output->device, b));
+    return *grad ? BRG_OK : brg_error_code();
+}
+
+static brg_status first_gradient(brg_tensor *output, brg_tensor *given,
+                                 size_t i, brg_tensor **grad)
+{
+    char a[BRG_TENSOR_TEXT_MAX];
+    *grad = given;
+    if (given)
+        return check_given(output, i, grad);
     if (output->numel != 1)
         return BRG_FAIL(BRG_ERR_SHAPE,
                         "backward: grad can be implicitly created only for "

@@ -13,6 +13,7 @@
 #include "core/tensor/device.h"
 #include "core/tensor/shape.h"
 
+#include <brigade/device.h>
 #include <brigade/ops.h>
 #include <brigade/sparse.h>
 
@@ -64,8 +65,9 @@ brg_status brg__validate_gradient(const brg_node *from, size_t i,
                       : brg_cast(g, (brg_dtype)slot->dtype);
     if (!g)
         return brg_error_code();
-    if (g->device.type != slot->device.type ||
-        g->device.index != slot->device.index) {
+    if (g->ndim == 0 && !(g = brg_to(g, slot->device)))
+        return brg_error_code();
+    if (!brg__device_equal(g->device, slot->device)) {
         char a[24], b[24];
         return BRG_FAIL(BRG_ERR_DEVICE,
                         "%s returned a gradient on %s at index %zu, expected "
@@ -122,8 +124,7 @@ static brg_status check_replacement(const brg_tensor *before,
         what = "size";
     else if (before->dtype != after->dtype)
         what = "type";
-    else if (before->device.type != after->device.type ||
-             before->device.index != after->device.index)
+    else if (!brg__device_equal(before->device, after->device))
         what = "device";
     if (!what)
         return BRG_OK;

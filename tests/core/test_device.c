@@ -310,6 +310,112 @@ static void test_device__offload_brings_back(void **state)
     ASSERT_VALUES(brg_tensor_grad(x), 1, 1, 1, 1, 1, 1);
 }
 
+/* ---- Gradients in the wrong place ------------------------------------------- */
+
+static brg_status call_on(brg_context *ctx, const brg_value *args,
+                          size_t n_args, brg_value *out)
+{
+    (void)ctx;
+    (void)n_args;
+    out[0] = brg_value_tensor(brg_mul_scalar(args[0].as.tensor, 2));
+    return out[0].as.tensor ? BRG_OK : brg_error_code();
+}
+
+/* The gradient, moved to the CPU. */
+static brg_status stray_backward(brg_context *ctx, brg_tensor *const *grad_out,
+                                 brg_tensor **grad_in, size_t *n_grad_in)
+{
+    (void)ctx;
+    (void)n_grad_in;
+    grad_in[0] = brg_to(brg_mul_scalar(grad_out[0], 2), HOME);
+    return grad_in[0] ? BRG_OK : brg_error_code();
+}
+
+static brg_tensor *through_stray(brg_tensor *x)
+{
+    brg_function_def def = BRG_FUNCTION_DEF_INIT;
+    def.name = "Stray";
+    def.n_outputs = 1;
+    def.forward = call_on;
+    def.backward = stray_backward;
+    brg_function *f;
+    assert_brg_ok(brg_function_create(&f, &def));
+    const brg_value arg = brg_value_tensor(x);
+    brg_tensor *y = brg_function_call(f, &arg, 1);
+    brg_function_release(f);
+    return y;
+}
+
+static brg_status stray_hook(brg_tensor *grad, brg_tensor **replacement,
+                             void *user)
+{
+    (void)user;
+    *replacement = brg_to(grad, HOME);
+    return BRG_OK;
+}
+
+static brg_status stray_pre_hook(brg_tensor **grads, size_t n, void *user)
+{
+    (void)n;
+    (void)user;
+    grads[0] = brg_to(grads[0], HOME);
+    return BRG_OK;
+}
+
+static void test_device__gradients_in_the_wrong_place_are_named(void **state)
+{
+    (void)state;
+    brg_tensor *here = make(HOME), *x = make(THERE);
+    assert_brg_ok(brg_set_requires_grad(x, true));
+    brg_tensor *y = brg_square(x);
+    brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
+    options.grad_outputs = &here;
+    options.retain_graph = true;
+    assert_brg_fails_with(brg_backward_with(&y, 1, &options), BRG_ERR_DEVICE,
+                          "grad_outputs[0] is on cpu:0, its output on cuda:0");
+    assert_brg_fails_with(brg_tensor_set_grad(x, here), BRG_ERR_SHAPE,
+                          "device must be equal");
+    assert_brg_fails_with(brg_backward(brg_sum_all(through_stray(x))),
+                          BRG_ERR_DEVICE,
+                          "Stray returned a gradient on cpu:0 at index 0, "
+                          "expected cuda:0");
+    brg_hook *hook;
+    assert_brg_ok(brg_tensor_add_hook(&hook, y, stray_hook, NULL, NULL));
+    assert_brg_fails_with(brg_backward(brg_sum_all(y)), BRG_ERR_CALLBACK,
+                          "changed the device of value");
+    brg_hook_remove(hook);
+    brg_node *node;
+    assert_brg_ok(brg_tensor_node(&node, x));
+    assert_brg_ok(
+        brg_node_add_pre_hook(&hook, node, stray_pre_hook, NULL, NULL));
+    assert_brg_fails_with(brg_backward(brg_sum_all(brg_square(x))),
+                          BRG_ERR_CALLBACK, "changed the device of value");
+    brg_hook_remove(hook);
+    brg_node_release(node);
+    assert_null(brg_tensor_grad(x));
+    brg_tensor *there = make(THERE); /* and the engine still works */
+    options.grad_outputs = &there;
+    assert_brg_ok(brg_backward_with(&y, 1, &options));
+    ASSERT_VALUES(brg_tensor_grad(x), 2, 8, 18, 32, 50, 72);
+}
+
+static void test_device__a_gradient_of_one_number_is_moved(void **state)
+{
+    (void)state;
+    assert_brg_ok(brg_device_set(THERE));
+    brg_tensor *x = assert_brg_some(brg_full(BRG_DTYPE_F32, BRG_SCALAR, 3));
+    assert_brg_ok(brg_set_requires_grad(x, true));
+    assert_brg_ok(brg_device_set(HOME));
+    brg_tensor *seed = brg_full(BRG_DTYPE_F32, BRG_SCALAR, 5);
+    brg_tensor *y = brg_square(through_stray(x));
+    brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
+    options.grad_outputs = &seed;
+    assert_brg_ok(brg_backward_with(&y, 1, &options));
+    assert_int_equal(brg_tensor_device(brg_tensor_grad(x)).type,
+                     BRG_DEVICE_CUDA);
+    ASSERT_VALUES(brg_tensor_grad(x), 5 * 2 * 6 * 2);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -327,6 +433,8 @@ int main(void)
         TEST(test_device__out_of_memory_names_the_tensor),
         TEST(test_device__optimizer_hands_all_parameters_over),
         TEST(test_device__offload_brings_back),
+        TEST(test_device__gradients_in_the_wrong_place_are_named),
+        TEST(test_device__a_gradient_of_one_number_is_moved),
     };
     return cmocka_run_group_tests_name("device", tests, NULL, NULL);
 }
