@@ -30,6 +30,27 @@ static void put(brg__bytes *b, const void *data, size_t n)
         put((b), &put_value_, sizeof put_value_);                              \
     } while (0)
 
+/* ---- Sizes ------------------------------------------------------------------------ */
+
+/* Room for the sizes (and strides) of so many tensors. */
+static brg_status reserve_sizes(brg__collected *c, size_t n)
+{
+    BRG_TRY(reserve(&c->ones, n));
+    BRG_TRY(brg__array_reserve(&c->strides, n * BRG_MAX_DIMS));
+    return brg__array_reserve(&c->sizes, n * BRG_MAX_DIMS);
+}
+
+/* Dims of size 1 broadcast, so they are part of what a plan is. */
+static void put_sizes(brg__collected *c, int ndim, const int64_t *shape)
+{
+    unsigned ones = 0;
+    for (int d = 0; d < ndim; d++) {
+        ones |= (unsigned)(shape[d] == 1) << d;
+        c->sizes.at[c->sizes.n++] = shape[d];
+    }
+    c->ones.at[c->ones.n++] = (unsigned char)ones;
+}
+
 /* ---- Tensors ---------------------------------------------------------------------- */
 
 /* The input that t is; its sizes are written down the first time. */
@@ -47,26 +68,18 @@ static brg_status add_input(brg__collected *c, brg_tensor *t, int *input)
         c->unsupported = "a tensor that is not on the CPU";
     BRG_TRY(brg__array_push(&c->inputs, t));
     brg_retain(t);
-    BRG_TRY(reserve(&c->sizes, sizeof t->shape + sizeof t->stride));
-    put(&c->sizes, t->shape, t->ndim * sizeof *t->shape);
-    put(&c->sizes, t->stride, t->ndim * sizeof *t->stride);
+    BRG_TRY(reserve_sizes(c, 1));
+    put_sizes(c, t->ndim, t->shape);
+    for (int d = 0; d < t->ndim; d++)
+        c->strides.at[c->strides.n++] = t->stride[d];
     return BRG_OK;
-}
-
-/* Dims of size 1 broadcast, so they are part of what a plan is. */
-static uint8_t ones_of(int ndim, const int64_t *shape)
-{
-    unsigned mask = 0;
-    for (int d = 0; d < ndim; d++)
-        mask |= (unsigned)(shape[d] == 1) << d;
-    return (uint8_t)mask;
 }
 
 /* What the key says of a tensor: which one it is, and of what kind. */
 static void put_tensor(brg__bytes *key, int input, const brg_tensor *t)
 {
     uint8_t kind[5] = {t->dtype, t->ndim, (uint8_t)t->device.type,
-                       t->storage == NULL, ones_of(t->ndim, t->shape)};
+                       t->storage == NULL, brg__requires_grad(t)};
     PUT(key, input);
     put(key, kind, sizeof kind);
 }
@@ -75,7 +88,7 @@ static void put_tensor(brg__bytes *key, int input, const brg_tensor *t)
 static void put_packed(brg__collected *c, const brg_tensor *like)
 {
     put_tensor(&c->key, PACKED, like);
-    put(&c->sizes, like->shape, like->ndim * sizeof *like->shape);
+    put_sizes(c, like->ndim, like->shape);
 }
 
 static brg_status collect_saved(brg__collected *c, brg_node *node,
@@ -140,11 +153,10 @@ static void put_slots(brg__collected *c, const brg_node *node)
 {
     for (uint16_t j = 0; j < node->n_slots; j++) {
         const brg__slot *slot = &node->slots[j];
-        uint8_t kind[5] = {slot->dtype, slot->ndim, slot->is_differentiable,
-                           (uint8_t)slot->device.type,
-                           ones_of(slot->ndim, slot->shape)};
+        uint8_t kind[4] = {slot->dtype, slot->ndim, slot->is_differentiable,
+                           (uint8_t)slot->device.type};
         put(&c->key, kind, sizeof kind);
-        put(&c->sizes, slot->shape, slot->ndim * sizeof *slot->shape);
+        put_sizes(c, slot->ndim, slot->shape);
     }
 }
 
@@ -233,7 +245,7 @@ static brg_status collect_visit(brg__collected *c, const brg__task *task,
     size_t most =
         512 + node->n_edges * 8u + node->n_slots * 80u + node->n_saved * 80u;
     BRG_TRY(reserve(&c->key, most));
-    BRG_TRY(reserve(&c->sizes, most));
+    BRG_TRY(reserve_sizes(c, node->n_slots + (size_t)node->n_saved));
     BRG_TRY(brg__array_push(&c->first_saved, (int)c->saved_input.n));
     put_class(&c->key, node);
     uint16_t counts[6] = {node->n_edges,    node->n_slots,
@@ -253,20 +265,22 @@ static brg_status collect_visit(brg__collected *c, const brg__task *task,
 
 /* ---- The whole ----------------------------------------------------------------------- */
 
-brg_status brg__collect(brg__collected *c, const brg__task *task)
+static brg_status end_record(brg__collected *c)
 {
-    brg__collected_clear(c);
-    BRG_TRY(reserve(&c->key, 64));
-    PUT(&c->key, (uint32_t)task->visits.n);
-    PUT(&c->key, task->is_capturing);
-    if (!brg__grad_mode_is_off)
-        c->unsupported = "create_graph";
-    for (size_t i = 0; i < task->visits.n; i++)
-        BRG_TRY(collect_visit(c, task, &task->visits.at[i]));
+    return brg__array_push(&c->ends, (uint32_t)c->key.n);
+}
+
+/* The first record: how it is to be run, what flows in, what is asked for. */
+static brg_status collect_root(brg__collected *c, const brg__task *task)
+{
+    uint8_t kind[4] = {task->is_capturing, brg__grad_mode_is_off,
+                       c->mode.dynamic, c->mode.backend};
+    BRG_TRY(reserve(&c->key, sizeof kind + task->buffers.n * 16 +
+                                 task->captures.n * 8 + 4));
+    put(&c->key, kind, sizeof kind);
     for (size_t i = 0; i < task->buffers.n; i++) {
         int input = BRG__IR_NONE;
         brg_tensor *t = task->buffers.at[i];
-        BRG_TRY(reserve(&c->key, 16));
         if (t) {
             BRG_TRY(add_input(c, t, &input));
             PUT(&c->key, (uint32_t)i);
@@ -274,11 +288,29 @@ brg_status brg__collect(brg__collected *c, const brg__task *task)
         }
         BRG_TRY(brg__array_push(&c->root_input, input));
     }
+    PUT(&c->key, UINT32_MAX);
     for (size_t i = 0; i < task->captures.n; i++) {
-        BRG_TRY(reserve(&c->key, 16));
         PUT(&c->key, task->captures.at[i].visit);
         PUT(&c->key, task->captures.at[i].slot);
     }
+    return end_record(c);
+}
+
+brg_status brg__collect(brg__collected *c, const brg__task *task,
+                        brg__collect_mode mode)
+{
+    brg__collected_clear(c);
+    c->mode = mode;
+    if (!brg__grad_mode_is_off)
+        c->unsupported = "create_graph";
+    BRG_TRY(collect_root(c, task));
+    for (size_t i = 0; i < task->visits.n; i++) {
+        BRG_TRY(collect_visit(c, task, &task->visits.at[i]));
+        BRG_TRY(end_record(c));
+    }
+    c->n_structure = c->key.n;
+    BRG_TRY(reserve(&c->key, c->ones.n));
+    put(&c->key, c->ones.at, c->ones.n);
     return BRG_OK;
 }
 
@@ -286,7 +318,8 @@ void brg__collected_clear(brg__collected *c)
 {
     for (size_t i = 0; i < c->inputs.n; i++)
         brg_release(c->inputs.at[i]);
-    c->key.n = c->sizes.n = c->inputs.n = 0;
+    c->key.n = c->ones.n = c->ends.n = c->n_structure = 0;
+    c->sizes.n = c->strides.n = c->inputs.n = 0;
     c->saved_input.n = c->first_saved.n = c->root_input.n = 0;
     c->unsupported = NULL;
     brg__map_clear(&c->index);
@@ -296,7 +329,10 @@ void brg__collected_deinit(brg__collected *c)
 {
     brg__collected_clear(c);
     brg__array_deinit(&c->key);
+    brg__array_deinit(&c->ends);
+    brg__array_deinit(&c->ones);
     brg__array_deinit(&c->sizes);
+    brg__array_deinit(&c->strides);
     brg__array_deinit(&c->inputs);
     brg__array_deinit(&c->saved_input);
     brg__array_deinit(&c->first_saved);

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Collect: what a backward is, as bytes, and what it brings.
  *
- *   key     everything that decides which plan it needs: the graph's nodes,
- *           their ops and attributes, dtypes and dims, which gradients are
- *           there, which hooks; no sizes, no addresses
- *   sizes   sizes and strides of what it brings, which decide the executable
- *   inputs  the tensors themselves, each once: what nodes saved, and the
- *           gradients of the roots
+ *   key      everything that decides which plan it needs: the root, then one
+ *            record for each node of the graph (its op and attributes, dtypes
+ *            and dims, which gradients are there, which hooks), then which dims
+ *            are 1, which broadcast; no sizes, no addresses
+ *   sizes    of what it brings and of the graph's slots
+ *   strides  of what it brings; with the sizes they decide the executable
+ *   inputs   the tensors themselves, each once: what nodes saved, and the
+ *            gradients of the roots
  *
  * Done on every backward, so nothing here allocates in a steady step. */
 #ifndef BRG_COMPILE_COLLECT_H
@@ -20,9 +22,22 @@ typedef struct brg__bytes {
     size_t capacity;
 } brg__bytes;
 
+/* How the plan is to be made: beside the graph, part of the key. */
+typedef struct brg__collect_mode {
+    uint8_t dynamic; /* brg_compile_dynamic */
+    uint8_t backend; /* brg_compile_backend */
+} brg__collect_mode;
+
+typedef BRG__ARRAY(int64_t) brg__ints;
+
 typedef struct brg__collected {
+    brg__collect_mode mode;
     brg__bytes key;
-    brg__bytes sizes;
+    size_t n_structure;        /* bytes of the key before the ones */
+    BRG__ARRAY(uint32_t) ends; /* of each record in the key */
+    brg__bytes ones;
+    brg__ints sizes;
+    brg__ints strides;
     BRG__ARRAY(brg_tensor *) inputs; /* retained */
     brg__map index;                  /* tensor -> input */
     BRG__ARRAY(int)
@@ -33,7 +48,8 @@ typedef struct brg__collected {
     const char *unsupported;     /* why no plan can serve; NULL: it can */
 } brg__collected;
 
-brg_status brg__collect(brg__collected *c, const brg__task *task);
+brg_status brg__collect(brg__collected *c, const brg__task *task,
+                        brg__collect_mode mode);
 /* Lets go of the inputs; keeps the memory. */
 void brg__collected_clear(brg__collected *c);
 void brg__collected_deinit(brg__collected *c);

@@ -6,16 +6,19 @@
 #define BRG_COMPILE_COMPILER_H
 
 #include <brigade/compile.h>
+#include <brigade/runtime.h>
 
 #include "compile/plan_cache.h"
 #include "core/autograd/engine.h"
 
 #define BRG__MAX_COMPILE_SCOPES 32
+#define BRG__MAX_RECORDS 64
 
 typedef struct brg__compile_state {
     bool is_on;
     bool is_disabled;
-    brg_compile_options options;
+    brg_compile_options options; /* no DEFAULT among them */
+    brg_log_level log_level;     /* where the scope began */
 } brg__compile_state;
 
 typedef struct brg__compiler {
@@ -28,7 +31,8 @@ typedef struct brg__compiler {
     brg_compile_stats stats;
     bool is_running;
     bool is_registered; /* to be emptied when the thread exits */
-    char reason[256];
+    brg_compile_record records[BRG__MAX_RECORDS]; /* a ring */
+    uint64_t n_records;
 } brg__compiler;
 
 /* Of the calling thread. */
@@ -37,10 +41,26 @@ brg__compiler *brg__compiler_mine(void);
 /* The engine's runner while compiled backward is on (runner.c). */
 brg_status brg__compiler_run(brg__runner *self, brg__task *task);
 
-/* ---- reasons.c ------------------------------------------------------------------- */
+/* ---- scopes.c --------------------------------------------------------------------- */
 
-/* Why `plan` had to be captured; logged, and the plan with it. */
-void brg__reason_of_capture(brg__compiler *c, const brg__plan *plan);
+/* Copies `given` (or the defaults) with `dynamic` in the place of DEFAULT. */
+brg_status brg__compile_options_init(brg_compile_options *options,
+                                     const brg_compile_options *given,
+                                     brg_compile_dynamic dynamic);
+/* Ends all scopes begun inside `scope`, and it. True if there were none. */
+bool brg__compile_unwind(int scope);
+
+/* Set by brg_compile_force_eager. */
+bool brg__compile_is_forced_eager(void);
+
+/* ---- reasons.c -------------------------------------------------------------------- */
+
+/* Why there will be one plan more: no plan has the node, or `sibling` (or NULL)
+ * has it all but for sizes. Before the capture; logged by the next. */
+void brg__reason_of_miss(brg__compiler *c, const brg__task *task,
+                         const brg__plan *sibling);
+/* The plan captured for the last miss. */
+void brg__reason_log_plan(const brg__compiler *c, const brg__plan *plan);
 void brg__reason_of_fallback(brg__compiler *c, const char *why);
 
 #endif

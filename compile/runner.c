@@ -17,25 +17,48 @@ static brg_status run_eagerly(brg__compiler *c, brg__task *task,
     return brg__task_run(task);
 }
 
+static brg_status capture(brg__compiler *c, brg__task *task, uint64_t hash,
+                          brg__plan *stale, brg__plan **out)
+{
+    brg__plan *sibling =
+        stale ? stale : brg__plan_find_sibling(&c->cache, &c->collected);
+    brg__plan_wish wish = {.hash = hash,
+                           .is_static = c->now.options.dynamic ==
+                                        BRG_COMPILE_DYNAMIC_CHANGED,
+                           .sibling = sibling,
+                           .stale = stale};
+    brg__reason_of_miss(c, task, sibling);
+    BRG_TRY(brg__plan_capture(&c->cache, task, &c->collected, &wish, out));
+    if ((*out)->unsupported)
+        return BRG_OK;
+    (*out)->number = c->stats.captures++;
+    brg__reason_log_plan(c, *out);
+    return BRG_OK;
+}
+
 static brg_status find_plan(brg__compiler *c, brg__task *task, brg__plan **out)
 {
     uint64_t hash = brg__bytes_hash(&c->collected.key);
-    *out = brg__plan_find(&c->cache, &c->collected.key, hash);
-    if (*out) {
-        c->stats.hits += !(*out)->unsupported;
+    brg__plan *found = brg__plan_find(&c->cache, &c->collected, hash);
+    if (found && brg__plan_count_changed(found, &c->collected) == 0) {
+        c->stats.hits += !found->unsupported;
+        *out = found;
         return BRG_OK;
     }
-    BRG_TRY(brg__plan_capture(&c->cache, task, &c->collected, hash, out));
-    c->stats.captures += !(*out)->unsupported;
-    brg__reason_of_capture(c, *out);
-    return BRG_OK;
+    if (!found) {
+        c->cache.limit = c->now.options.max_plans;
+        c->stats.evictions += brg__plan_cache_trim(&c->cache);
+    }
+    return capture(c, task, hash, found, out);
 }
 
 static brg_status run_compiled(brg__compiler *c, brg__task *task)
 {
     brg__plan *plan;
     brg__exec *exec;
-    BRG_TRY(brg__collect(&c->collected, task));
+    brg__collect_mode mode = {(uint8_t)c->now.options.dynamic,
+                              (uint8_t)c->now.options.backend};
+    BRG_TRY(brg__collect(&c->collected, task, mode));
     BRG_TRY(find_plan(c, task, &plan));
     if (plan->unsupported)
         return run_eagerly(c, task, plan->unsupported);
@@ -51,6 +74,8 @@ static brg_status run_compiled(brg__compiler *c, brg__task *task)
 brg_status brg__compiler_run(brg__runner *self, brg__task *task)
 {
     brg__compiler *c = (brg__compiler *)self;
+    if (brg__compile_is_forced_eager())
+        return brg__task_run(task);
     brg_status status = run_compiled(c, task);
     brg__collected_clear(&c->collected);
     return status;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Scopes: where compiled backward is on, for the calling thread. */
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "compile/compiler.h"
 #include "core/base/error.h"
@@ -41,12 +42,28 @@ static void register_thread(void)
 
 /* ---- Scopes ------------------------------------------------------------------------ */
 
+static _Atomic bool is_forced_eager;
+
+static bool is_on(void)
+{
+    return mine.now.is_on && !mine.now.is_disabled;
+}
+
 static void apply_state(void)
 {
-    bool is_on = mine.now.is_on && !mine.now.is_disabled;
     mine.base.run = brg__compiler_run;
     if (!mine.is_running)
-        brg__runner_set(is_on ? &mine.base : NULL);
+        brg__runner_set(is_on() ? &mine.base : NULL);
+}
+
+bool brg__compile_is_forced_eager(void)
+{
+    return is_forced_eager;
+}
+
+bool brg_compile_force_eager(bool forced)
+{
+    return atomic_exchange(&is_forced_eager, forced);
 }
 
 static brg_status push_scope(int *scope)
@@ -60,15 +77,34 @@ static brg_status push_scope(int *scope)
     return BRG_OK;
 }
 
+brg_status brg__compile_options_init(brg_compile_options *options,
+                                     const brg_compile_options *given,
+                                     brg_compile_dynamic dynamic)
+{
+    *options = (brg_compile_options)BRG_COMPILE_OPTIONS_INIT;
+    BRG_TRY(BRG_TAKE_OPTIONS(options, given, "compile options",
+                             BRG_COMPILE_OPTIONS_INIT));
+    BRG_CHECK_ARG(options->dynamic <= BRG_COMPILE_DYNAMIC_CHANGED,
+                  "compile options: dynamic is %d", (int)options->dynamic);
+    BRG_CHECK_ARG(options->backend <= BRG_COMPILE_BACKEND_FUSED,
+                  "compile options: backend is %d", (int)options->backend);
+    if (options->dynamic == BRG_COMPILE_DYNAMIC_DEFAULT)
+        options->dynamic = dynamic;
+    if (options->backend == BRG_COMPILE_BACKEND_DEFAULT)
+        options->backend = BRG_COMPILE_BACKEND_FUSED;
+    return BRG_OK;
+}
+
 brg_status brg_compile_begin(int *scope, const brg_compile_options *options)
 {
-    brg_compile_options o = BRG_COMPILE_OPTIONS_INIT;
+    brg_compile_options checked;
     BRG_CHECK_ARG(scope, "brg_compile_begin: scope is NULL");
-    BRG_TRY(BRG_TAKE_OPTIONS(&o, options, "brg_compile_begin",
-                             BRG_COMPILE_OPTIONS_INIT));
+    BRG_TRY(
+        brg__compile_options_init(&checked, options, BRG_COMPILE_DYNAMIC_ALL));
     BRG_TRY(push_scope(scope));
     mine.now.is_on = true;
-    mine.now.options = o;
+    mine.now.options = checked;
+    mine.now.log_level = brg_get_log_level();
     apply_state();
     return BRG_OK;
 }
@@ -94,9 +130,20 @@ brg_status brg_compile_end(int scope)
     return BRG_OK;
 }
 
+bool brg__compile_unwind(int scope)
+{
+    bool is_innermost = mine.n_scopes == scope;
+    if (mine.n_scopes < scope)
+        return false;
+    mine.n_scopes = scope - 1;
+    mine.now = mine.saved[mine.n_scopes];
+    apply_state();
+    return is_innermost;
+}
+
 bool brg_compile_is_on(void)
 {
-    return mine.now.is_on && !mine.now.is_disabled && !mine.is_running;
+    return is_on() && !mine.is_running && !is_forced_eager;
 }
 
 brg_status brg_compile_reset(void)
@@ -107,7 +154,7 @@ brg_status brg_compile_reset(void)
     mine.now = (brg__compile_state){0};
     mine.n_scopes = 0;
     mine.stats = (brg_compile_stats){0};
-    mine.reason[0] = '\0';
+    mine.n_records = 0;
     apply_state();
     return BRG_OK;
 }
@@ -121,9 +168,10 @@ void brg_compile_get_stats(brg_compile_stats *filled)
 
 size_t brg_compile_print(size_t i, char *filled, size_t size)
 {
-    size_t seen = 0;
-    for (size_t k = 0; k < mine.cache.plans.n; k++)
-        if (!mine.cache.plans.at[k]->unsupported && seen++ == i)
-            return brg__ir_print(&mine.cache.plans.at[k]->ir, filled, size);
+    for (size_t k = 0; k < mine.cache.plans.n; k++) {
+        const brg__plan *p = mine.cache.plans.at[k];
+        if (!p->unsupported && p->number == i)
+            return brg__ir_print(&p->ir, filled, size);
+    }
     return 0;
 }

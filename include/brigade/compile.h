@@ -5,8 +5,8 @@
  * graph, its ops, dtypes and hooks, no sizes, no addresses). The first time, the
  * plan is captured; from then on it runs, for all batch sizes. Hooks, custom
  * functions and reducers run at their places in it. Gradients are the eager
- * ones, bit for bit. A backward that no plan can serve (create_graph,
- * sparse gradients) runs eagerly and is counted. */
+ * ones, bit for bit. A backward that no plan can serve runs eagerly and is
+ * counted. */
 #ifndef BRG_COMPILE_H
 #define BRG_COMPILE_H
 
@@ -15,16 +15,39 @@
 
 BRG_BEGIN_DECLS
 
+/* ---- Options ------------------------------------------------------------------ */
+
+/* Which sizes a plan is captured for. */
+typedef enum brg_compile_dynamic {
+    BRG_COMPILE_DYNAMIC_DEFAULT, /* scopes: ALL; brg_compiled: CHANGED */
+    BRG_COMPILE_DYNAMIC_ALL,     /* all, at once */
+    /* Those at hand; one that comes with another value is dynamic from then
+     * on, which costs one more capture. */
+    BRG_COMPILE_DYNAMIC_CHANGED
+} brg_compile_dynamic;
+
+typedef enum brg_compile_backend {
+    BRG_COMPILE_BACKEND_DEFAULT, /* FUSED */
+    BRG_COMPILE_BACKEND_EAGER,   /* the plan as captured, op by op */
+    BRG_COMPILE_BACKEND_PASSES,  /* after its passes, op by op */
+    BRG_COMPILE_BACKEND_FUSED    /* and with kernels of its own */
+} brg_compile_backend;
+
 typedef struct brg_compile_options {
     size_t struct_size;
-    /* A backward that cannot be compiled fails instead of running eagerly. */
+    /* A backward that cannot be compiled, or not in one piece, fails. */
     bool fullgraph;
+    brg_compile_dynamic dynamic;
+    brg_compile_backend backend;
+    size_t max_plans; /* the least recently used go; 0: 64 */
 } brg_compile_options;
 
 #define BRG_COMPILE_OPTIONS_INIT                                               \
     {                                                                          \
         .struct_size = sizeof(brg_compile_options)                             \
     }
+
+/* ---- Scopes -------------------------------------------------------------------- */
 
 /* Scopes nest; each end gives back what its begin gave, innermost first, and
  * restores what was in force. *scope: the token to end it with. */
@@ -39,8 +62,37 @@ BRG_API BRG_NODISCARD brg_status brg_compile_end(int scope);
 /* True if a backward started now would be compiled. */
 BRG_API bool brg_compile_is_on(void);
 
-/* Drops the thread's plans, counters and scopes. Fails while a plan runs. */
+/* While on, scopes of all threads do nothing: backwards run eagerly. Returns
+ * what was set before. */
+BRG_API bool brg_compile_force_eager(bool is_on);
+
+/* Drops the thread's plans, counters, records and scopes. Fails while a plan
+ * is captured or runs. */
 BRG_API BRG_NODISCARD brg_status brg_compile_reset(void);
+
+/* ---- Compiled functions ----------------------------------------------------------
+ * A function of your own with options bound to it: backwards that start inside
+ * a call of it, in whatever it calls, are compiled; those outside are not. */
+
+typedef brg_status (*brg_compiled_fn)(brg_tensor *const *inputs,
+                                      size_t n_inputs, brg_tensor **outputs,
+                                      size_t n_outputs, void *user);
+typedef struct brg_compiled brg_compiled;
+
+/* *out: owned. The options (NULL: defaults) are read now and copied. */
+BRG_API BRG_NODISCARD brg_status
+brg_compiled_create(brg_compiled **out, brg_compiled_fn fn, void *user,
+                    const brg_compile_options *options);
+/* Calls it; outputs[0..n_outputs), all NULL at first, are borrowed from the
+ * scope of the caller. Any thread; its plans are the calling thread's. */
+BRG_API BRG_NODISCARD brg_status brg_compiled_call(brg_compiled *compiled,
+                                                   brg_tensor *const *inputs,
+                                                   size_t n_inputs,
+                                                   brg_tensor **outputs,
+                                                   size_t n_outputs);
+BRG_API void brg_compiled_destroy(brg_compiled *compiled);
+
+/* ---- What happened --------------------------------------------------------------- */
 
 /* Of the calling thread, since its start or reset. */
 typedef struct brg_compile_stats {
@@ -48,17 +100,44 @@ typedef struct brg_compile_stats {
     uint64_t hits;            /* backwards that found their plan */
     uint64_t specialisations; /* times a plan was made concrete for sizes */
     uint64_t fallbacks;       /* backwards that ran eagerly instead */
+    uint64_t compiles;        /* pieces of the plans captured */
+    uint64_t splits;          /* places at which plans were cut */
+    uint64_t evictions;       /* plans dropped for want of room */
 } brg_compile_stats;
 
 BRG_API void brg_compile_get_stats(brg_compile_stats *filled);
 
-/* Why the last capture happened, or why the last backward fell back: one line;
- * borrowed until the thread's next backward. Never NULL. */
+typedef enum brg_compile_cause {
+    BRG_COMPILE_NEW_NODE,      /* a capture: no plan has this node there */
+    BRG_COMPILE_CHANGED_SIZES, /* a capture: for other sizes only */
+    BRG_COMPILE_FALLBACK       /* a backward that ran eagerly */
+} brg_compile_cause;
+
+/* Why one plan more was captured, or a backward ran eagerly. */
+typedef struct brg_compile_record {
+    brg_compile_cause cause;
+    uint64_t plan;     /* number of the plan, in order of capture */
+    char node[32];     /* NEW_NODE: its name, and which of the plan it is */
+    uint32_t call;     /* (NodeCall), the root being 0 */
+    size_t key_size;   /* NEW_NODE: of this node, in bytes */
+    size_t n_siblings; /* NEW_NODE: other keys of such a node seen there */
+    size_t n_changed;  /* CHANGED_SIZES: sizes that changed, of n_sizes */
+    size_t n_sizes;
+    char text[256]; /* all of it in one line */
+} brg_compile_record;
+
+/* The i-th record of the thread, the latest being 0; false if there is none.
+ * The last 64 are kept. */
+BRG_API bool brg_compile_get_record(size_t i, brg_compile_record *filled);
+
+/* The text of the latest record, "" if there is none; borrowed until the
+ * thread's next backward. */
 BRG_API const char *brg_compile_reason(void);
 
 /* The text of plan number i (from 0, in order of capture), one node a line;
- * returns the length that all of it needs, 0 if there is no such plan. A new
- * plan is logged as well: its lines as information, the reason for debugging. */
+ * returns the length that all of it needs, 0 if there is no such plan (any
+ * more). A new plan is logged as well: its lines as information, the reason
+ * for debugging; the level is read where the scope begins. */
 BRG_API size_t brg_compile_print(size_t i, char *filled, size_t size);
 
 BRG_END_DECLS

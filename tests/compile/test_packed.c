@@ -65,7 +65,8 @@ static void test_packed__packed_tensors_of_a_retained_graph(void **state)
 static void test_packed__unpacked_is_something_else(void **state)
 {
     (void)state;
-    packing p = {.is_wrong = true};
+    static packing p; /* the graph outlives this frame */
+    p = (packing){.is_wrong = true};
     brg_tensor *x = leaf_from(1, BRG_SHAPE(4));
     int scope;
     assert_brg_ok(brg_compile_begin(&scope, NULL));

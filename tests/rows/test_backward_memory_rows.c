@@ -23,7 +23,7 @@ static brg_status run_boxed(brg__runner *self, brg__task *task)
     boxed *b = (boxed *)self;
     brg__ir ir = {0};
     brg__exec *exec = NULL;
-    brg_status status = brg__collect(&b->c, task);
+    brg_status status = brg__collect(&b->c, task, (brg__collect_mode){0});
     if (status == BRG_OK)
         status = brg__capture_task(&ir, task, &b->c);
     if (status == BRG_OK)

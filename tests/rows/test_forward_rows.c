@@ -494,7 +494,7 @@ static brg_status trailing_run(brg__runner *self, brg__task *task)
     trailing *t = (trailing *)self;
     brg__ir ir = {0};
     brg__exec *exec = NULL;
-    brg_status status = brg__collect(&t->c, task);
+    brg_status status = brg__collect(&t->c, task, (brg__collect_mode){0});
     if (status == BRG_OK)
         status = brg__capture_task(&ir, task, &t->c);
     if (status == BRG_OK)

@@ -103,6 +103,69 @@ static void test_dynamic_shapes_eager_node(void **state)
     assert_int_equal(both_stats().hits, 2);
 }
 
+/* ---- Compiled functions -------------------------------------------------------------- */
+
+typedef struct training {
+    yields *y;
+    mlp m;
+    int64_t batch;
+} training;
+
+static brg_status train_fn(brg_tensor *const *in, size_t n_in, brg_tensor **out,
+                           size_t n_out, void *user)
+{
+    (void)in, (void)n_in, (void)out, (void)n_out;
+    const training *t = user;
+    train(t->y, &t->m, t->batch);
+    return BRG_OK;
+}
+
+/* Trains with batches of 1, 2, 3: as a compiled function, or in a scope that
+ * has the sizes of one. */
+static void train_compiled(yields *y, brg_compile_options options,
+                           bool is_scope)
+{
+    training t = {.y = y};
+    brg_compiled *compiled;
+    int scope = 0;
+    brg_seed(7);
+    t.m = make_mlp();
+    options.dynamic = is_scope ? BRG_COMPILE_DYNAMIC_CHANGED : options.dynamic;
+    assert_brg_ok(brg_compiled_create(&compiled, train_fn, &t, &options));
+    if (is_scope)
+        assert_brg_ok(brg_compile_begin(&scope, &options));
+    for (t.batch = 1; t.batch <= 3; t.batch++)
+        assert_brg_ok(is_scope ? train_fn(NULL, 0, NULL, 0, &t)
+                               : brg_compiled_call(compiled, NULL, 0, NULL, 0));
+    if (is_scope)
+        assert_brg_ok(brg_compile_end(scope));
+    brg_compiled_destroy(compiled);
+}
+
+/* Two ways to ask for it, three backends. */
+static void test_compile_api(void **state)
+{
+    (void)state;
+    yields eager = {0};
+    brg_seed(7);
+    mlp m = make_mlp();
+    for (int64_t batch = 1; batch <= 3; batch++)
+        train(&eager, &m, batch);
+    for (int variant = 0; variant < 6; variant++) {
+        brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+        options.backend = BRG_COMPILE_BACKEND_EAGER + variant % 3;
+        yields compiled = {.is_compiled = true};
+        assert_brg_ok(brg_compile_reset());
+        train_compiled(&compiled, options, variant / 3 > 0);
+        assert_int_equal(compiled.n, eager.n);
+        assert_memory_equal(compiled.at, eager.at, eager.n);
+        assert_int_equal(both_stats().captures, 2); /* static, then dynamic */
+        assert_int_equal(both_stats().fallbacks, 0);
+        free(compiled.at);
+    }
+    free(eager.at);
+}
+
 /* ---- Disabled -------------------------------------------------------------------------- */
 
 /* Six ways to ask for compiled backwards: with two kinds of options, around
@@ -233,6 +296,7 @@ int main(void)
         scoped_test(test_backward_hook_relative_ordering_partial),
         scoped_test(test_basic),
         scoped_test(test_cache_hit),
+        scoped_test(test_compile_api),
         scoped_test(test_compile_api_disable),
         scoped_test(test_dynamic_shapes),
         scoped_test(test_dynamic_shapes_eager_node),
