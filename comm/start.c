@@ -11,6 +11,7 @@
 #include "comm/patterns/tree.h"
 #include "comm/reduce_kernels.h"
 #include "comm/work.h"
+#include "core/base/tracer.h"
 
 #define MAX_NBYTES ((size_t)PTRDIFF_MAX)
 
@@ -91,6 +92,8 @@ static brg_status start(brg_pg *pg, brg_work **out, brg_call call)
     BRG_CHECK_ARG(out, "%s: out is NULL", name);
     *out = NULL;
     BRG_CHECK_ARG(pg, "%s: the group is NULL", name);
+    if (brg__is_traced())
+        return brg__tracer_refuse(name, "call it outside of the function");
     BRG_TRY(brg__pg_check(pg));
     size_t payload = 0;
     BRG_TRY(check_call(pg, &call, &payload));

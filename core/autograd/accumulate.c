@@ -15,6 +15,7 @@
 
 #include "core/autograd/node.h"
 #include "core/base/error.h"
+#include "core/base/tracer.h"
 #include "core/ops/sparse.h"
 #include "core/tensor/shape.h"
 
@@ -173,6 +174,9 @@ static brg_status accumulate_apply(brg_node *node, brg_tensor *const *grad_out,
                                    brg_tensor **grad_in)
 {
     (void)grad_in;
+    if (brg__is_traced())
+        return brg__tracer_refuse("a backward inside a backward",
+                                  "take it out of the function");
     pthread_mutex_lock(&node->lock);
     brg_status status = accumulate(node, grad_out[0]);
     pthread_mutex_unlock(&node->lock);

@@ -137,6 +137,11 @@ brg_autocast brg__autocast_swap(brg_autocast policy)
     return before;
 }
 
+void brg__autocast_forget(void)
+{
+    drop_kept();
+}
+
 brg_autocast brg_autocast_get(void)
 {
     return brg__autocast;

@@ -16,4 +16,8 @@ brg_status brg__autocast_inputs(const brg_op *op, int n_in, brg_tensor **cast);
  * cannot fail. */
 brg_autocast brg__autocast_swap(brg_autocast policy);
 
+/* Lets go of the casts of leaves that are kept: around a capture, whose casts
+ * are symbols, and in it where leaves change. */
+void brg__autocast_forget(void);
+
 #endif

@@ -65,6 +65,7 @@ brg_status brg_op_apply(const brg_op *op, int n_in, brg_tensor *const *in,
     if (status == BRG_OK) {
         brg__emitter *emitter = brg__emitter_get();
         status = emitter->emit(emitter, &call);
+        in = call.in; /* a capture puts symbols in the place of tensors */
     }
     if (status == BRG_OK && wants_gradient(op, n_in, in))
         status = brg__op_node_record(&call);

@@ -374,6 +374,30 @@ static void run_failure_callbacks(const brg__task *task)
     brg__error_restore(&kept);
 }
 
+brg_status brg__task_enter(brg__task *task)
+{
+    if (depth == MAX_DEPTH)
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "backward called from inside backward %d levels deep",
+                        MAX_DEPTH);
+    task->outer = innermost;
+    innermost = task;
+    depth++;
+    return BRG_OK;
+}
+
+brg_status brg__task_leave(brg__task *task, brg_status status)
+{
+    if (status == BRG_OK)
+        status = run_final_callbacks(task);
+    if (status != BRG_OK)
+        run_failure_callbacks(task);
+    task->callbacks.n = 0;
+    innermost = task->outer;
+    depth--;
+    return status;
+}
+
 static brg_status execute(brg__task *task, brg_tensor *const *outputs,
                           size_t n_outputs, const brg_backward_options *options,
                           brg_tensor *const *inputs, size_t n_inputs)

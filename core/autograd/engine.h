@@ -59,6 +59,9 @@ typedef struct brg__task {
     struct brg__task *outer;
 } brg__task;
 
+/* The most edges and the most slots that a node may have. */
+#define BRG__MAX_SLOTS 512
+
 /* The innermost backward of the thread, or NULL. */
 brg__task *brg__task_current(void);
 
@@ -67,6 +70,13 @@ brg__task *brg__task_current(void);
  * instead or as well, its errors being lost. */
 brg_status brg__queue_at_end(brg_final_callback_fn fn,
                              void (*on_failure)(void *user), void *user);
+
+/* A backward whose steps are somebody else's, a plan's: between the two, the
+ * task is the thread's innermost. The end runs the final callbacks or, when
+ * status is a failure, those for failures; it returns status or what a
+ * callback failed with. */
+brg_status brg__task_enter(brg__task *task);
+brg_status brg__task_leave(brg__task *task, brg_status status);
 
 /* False for a node that a selective backward leaves out. */
 bool brg__task_runs(const brg__task *task, const brg_node *node);

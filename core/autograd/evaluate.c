@@ -9,6 +9,7 @@
 #include "core/autograd/debug.h"
 #include "core/autograd/engine.h"
 #include "core/base/error.h"
+#include "core/base/tracer.h"
 #include "core/ops/op.h"
 #include "core/tensor/device.h"
 #include "core/tensor/shape.h"
@@ -17,7 +18,7 @@
 #include <brigade/ops.h>
 #include <brigade/sparse.h>
 
-#define MAX_SLOTS 64
+#define MAX_SLOTS BRG__MAX_SLOTS
 
 /* ---- Validation -------------------------------------------------------------------- */
 
@@ -30,6 +31,8 @@ static brg_status slot_like(const brg__slot *slot, brg_tensor **out)
     brg__shape_strides(layout.ndim, layout.shape, layout.stride);
     brg_tensor *meta;
     BRG_TRY(brg__tensor_new_view(&meta, &layout, NULL));
+    if (slot->symbol && brg__is_traced())
+        meta->symbol = brg__symbol_of_shape(slot->symbol);
     *out = brg__scope_adopt(meta);
     return *out ? BRG_OK : brg_error_code();
 }
@@ -394,7 +397,8 @@ static brg_status route(brg__task *task, const brg_node *node,
 brg_status brg__task_evaluate(brg__task *task, uint32_t visit)
 {
     brg_node *node = task->visits.at[visit].node;
-    brg_tensor *grads[MAX_SLOTS], *grad_in[MAX_SLOTS] = {0};
+    brg_tensor *grads[MAX_SLOTS], *grad_in[MAX_SLOTS];
+    memset(grad_in, 0, node->n_edges * sizeof *grad_in);
     brg_tensor **buffers =
         &task->buffers.at[task->visits.at[visit].first_buffer];
     memcpy(grads, buffers, node->n_slots * sizeof *grads);

@@ -5,6 +5,7 @@
 #include "core/autograd/node.h"
 #include "core/base/alloc.h"
 #include "core/base/error.h"
+#include "core/base/tracer.h"
 #include "core/tensor/device.h"
 #include "core/tensor/shape.h"
 
@@ -70,6 +71,11 @@ bool brg_is_leaf(const brg_tensor *t)
 
 brg_tensor *brg_tensor_grad(const brg_tensor *t)
 {
+    if (brg__is_traced() && brg_requires_grad(t) && brg_is_leaf(t)) {
+        (void)brg__tracer_refuse("brg_tensor_grad", "gradients arrive when the "
+                                                    "plan runs");
+        return NULL;
+    }
     return t && t->grad_info ? brg__autograd_of(t)->grad : NULL;
 }
 
@@ -86,10 +92,23 @@ static brg_status check_grad_fits(const brg_tensor *t, const brg_tensor *grad)
                     brg__tensor_text(grad, a), brg__tensor_text(t, b));
 }
 
+static brg_status drop_grad(const brg__effect *effect, brg_tensor *in)
+{
+    return brg_tensor_set_grad(effect->target ? effect->target : in, NULL);
+}
+
 brg_status brg_tensor_set_grad(brg_tensor *t, brg_tensor *grad)
 {
     if (!t)
         return brg__error_pending("brg_tensor_set_grad: tensor");
+    if (brg__is_traced() && brg_is_leaf(t)) {
+        brg__effect effect = {.name = "drop_grad", .run = drop_grad};
+        if (grad)
+            return brg__tracer_refuse("brg_tensor_set_grad", "only NULL can be "
+                                                             "set");
+        *(t->symbol ? &effect.in : &effect.target) = t;
+        return brg__tracer_defer(&effect);
+    }
     if (!grad && !t->grad_info)
         return BRG_OK;
     if (grad)

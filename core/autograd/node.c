@@ -143,4 +143,5 @@ void brg__slot_set(brg__slot *slot, const brg_tensor *t)
     slot->ndim = t->ndim;
     slot->device = t->device;
     memcpy(slot->shape, t->shape, sizeof slot->shape);
+    slot->symbol = t->symbol;
 }

@@ -26,6 +26,7 @@ typedef struct brg__slot {
     bool is_differentiable;
     brg_device device;
     int64_t shape[BRG_MAX_DIMS];
+    void *symbol; /* of the output, while a capture runs */
 } brg__slot;
 
 typedef struct brg__node_hooks {

@@ -17,6 +17,13 @@ const brg_pack_hooks *brg__pack_hooks_innermost(void)
     return innermost ? &innermost->hooks : NULL;
 }
 
+brg__pack_hooks *brg__pack_hooks_swap(brg__pack_hooks *pack)
+{
+    brg__pack_hooks *before = innermost;
+    innermost = pack;
+    return before;
+}
+
 bool brg__pack_source_is_leaf(void)
 {
     return is_packing_leaf;

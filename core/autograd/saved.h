@@ -58,6 +58,9 @@ void brg__saved_deinit(brg__saved *saved);
 brg_status brg__saved_get(brg_node *owner, const brg__saved *saved,
                           brg_tensor **out);
 
+/* Puts other pack hooks in force (NULL: none); returns those before. */
+brg__pack_hooks *brg__pack_hooks_swap(brg__pack_hooks *pack);
+
 /* The thread's pack hooks in force, or NULL. */
 const brg_pack_hooks *brg__pack_hooks_innermost(void);
 

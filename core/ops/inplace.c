@@ -6,6 +6,7 @@
 
 #include <string.h>
 
+#include "core/base/tracer.h"
 #include "core/ops/convert.h"
 #include "core/ops/op.h"
 #include "core/ops/pointwise.h"
@@ -18,6 +19,8 @@ static brg_status check_memory(const char *name, const brg_tensor *t)
 {
     if (!t)
         return brg__error_pending(name);
+    if (t->symbol)
+        return brg__tracer_refuse(name, "the values are not there yet");
     if (brg__tensor_is_meta(t))
         return BRG_FAIL(BRG_ERR_STATE, "%s: the tensor has no memory", name);
     char text[BRG_TENSOR_TEXT_MAX];
@@ -181,10 +184,56 @@ static brg_status record_assign(brg_tensor *dst, brg_tensor *src)
                                NULL);
 }
 
+/* ---- In place, in a function that is being captured ------------------------ */
+
+static brg_status copy_later(const brg__effect *effect, brg_tensor *in)
+{
+    return brg_copy_(effect->target, in);
+}
+
+static brg_status add_later(const brg__effect *effect, brg_tensor *in)
+{
+    return brg_add_(effect->target, in, effect->f);
+}
+
+static brg_status fill_later(const brg__effect *effect, brg_tensor *in)
+{
+    (void)in;
+    return brg_fill_(effect->target, effect->f);
+}
+
+static brg_status scale_later(const brg__effect *effect, brg_tensor *in)
+{
+    (void)in;
+    return brg_mul_scalar_(effect->target, effect->f);
+}
+
+/* The plan will change dst, a tensor from outside. */
+static brg_status defer(const char *name, const brg__effect *effect)
+{
+    brg_tensor *dst = effect->target;
+    if (!dst)
+        return brg__error_pending(name);
+    if (dst->symbol)
+        return brg__tracer_refuse(name, "it changes a tensor of the function "
+                                        "itself; compute a new one");
+    bool is_recorded = brg_grad_mode() && (brg_requires_grad(dst) ||
+                                           brg_requires_grad(effect->in));
+    if (is_recorded)
+        return brg__tracer_refuse(name, "the change would be recorded; turn "
+                                        "recording off around it");
+    return brg__tracer_defer(effect);
+}
+
 brg_status brg_copy_(brg_tensor *dst, brg_tensor *src)
 {
     if (!src)
         return brg__error_pending("brg_copy_: src");
+    if (brg__is_traced())
+        return defer("brg_copy_", &(brg__effect){.name = "copy_",
+                                                 .run = copy_later,
+                                                 .target = dst,
+                                                 .in = src});
     if (src->sparse)
         return copy_sparse(dst, src);
     bool is_recorded;
@@ -208,6 +257,11 @@ static brg_status record_fill(brg_tensor *dst)
 brg_status brg_fill_(brg_tensor *dst, double value)
 {
     bool is_recorded;
+    if (brg__is_traced())
+        return defer("brg_fill_", &(brg__effect){.name = "fill_",
+                                                 .run = fill_later,
+                                                 .target = dst,
+                                                 .f = value});
     BRG_TRY(check_change("brg_fill_", dst, NULL, &is_recorded));
     BRG_TRY(brg__fill_now(dst, value));
     brg_tensor_touch(dst);
@@ -217,6 +271,8 @@ brg_status brg_fill_(brg_tensor *dst, double value)
 brg_status brg_zero_(brg_tensor *dst)
 {
     bool is_recorded;
+    if (brg__is_traced())
+        return brg_fill_(dst, 0.0);
     BRG_TRY(check_change("brg_zero_", dst, NULL, &is_recorded));
     BRG_TRY(brg__fill_now(dst, 0.0));
     brg_tensor_touch(dst);
@@ -227,6 +283,12 @@ brg_status brg_add_(brg_tensor *dst, brg_tensor *src, double alpha)
 {
     if (!src)
         return brg__error_pending("brg_add_: src");
+    if (brg__is_traced())
+        return defer("brg_add_", &(brg__effect){.name = "add_",
+                                                .run = add_later,
+                                                .target = dst,
+                                                .in = src,
+                                                .f = alpha});
     if (src->sparse)
         return add_sparse(dst, src, alpha);
     bool is_recorded;
@@ -256,6 +318,11 @@ brg_status brg_add_(brg_tensor *dst, brg_tensor *src, double alpha)
 brg_status brg_mul_scalar_(brg_tensor *dst, double s)
 {
     bool is_recorded;
+    if (brg__is_traced())
+        return defer("brg_mul_scalar_", &(brg__effect){.name = "mul_scalar_",
+                                                       .run = scale_later,
+                                                       .target = dst,
+                                                       .f = s});
     BRG_TRY(check_change("brg_mul_scalar_", dst, NULL, &is_recorded));
     BRG_TRY(brg__pointwise_now(&brg__op_mul_scalar, (const brg_tensor *[]){dst},
                                dst, (const double[2]){s, 0}));
@@ -312,6 +379,9 @@ static brg_status check_nbytes(const char *name, const brg_tensor *t,
 
 brg_status brg_tensor_item(const brg_tensor *t, double *filled)
 {
+    if (brg__is_traced())
+        return brg__tracer_refuse("brg_tensor_item",
+                                  "the values are not there yet");
     BRG_TRY(check_memory("brg_tensor_item", t));
     if (t->numel != 1) {
         char text[BRG_TENSOR_TEXT_MAX];
@@ -328,6 +398,9 @@ brg_status brg_tensor_item(const brg_tensor *t, double *filled)
 
 brg_status brg_tensor_read(const brg_tensor *t, void *filled, size_t nbytes)
 {
+    if (brg__is_traced())
+        return brg__tracer_refuse("brg_tensor_read",
+                                  "the values are not there yet");
     BRG_TRY(check_nbytes("brg_tensor_read", t, filled, nbytes));
     brg__storage storage;
     brg_tensor plain = around(&storage, filled, t);
@@ -336,6 +409,9 @@ brg_status brg_tensor_read(const brg_tensor *t, void *filled, size_t nbytes)
 
 brg_status brg_tensor_write(brg_tensor *t, const void *data, size_t nbytes)
 {
+    if (brg__is_traced())
+        return brg__tracer_refuse("brg_tensor_write",
+                                  "write the tensor outside of the function");
     BRG_TRY(check_nbytes("brg_tensor_write", t, data, nbytes));
     bool is_recorded;
     BRG_TRY(check_change("brg_tensor_write", t, NULL, &is_recorded));

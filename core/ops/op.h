@@ -57,6 +57,10 @@ extern brg__emitter brg__eager_emitter;
 brg__emitter *brg__emitter_set(brg__emitter *emitter);
 brg__emitter *brg__emitter_get(void);
 
+/* Gives a call of dropout on n elements, captured once and run again, random
+ * numbers of its own (random.c). */
+void brg__dropout_redraw(brg_attrs *attrs, int64_t n);
+
 /* ---- Kernels of other devices ----------------------------------------------------
  * What a device answered when it was first asked for the kernel of a row
  * (brg_op.slot). */

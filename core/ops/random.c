@@ -11,6 +11,7 @@
 #include <brigade/autograd.h>
 
 #include "core/base/progress.h"
+#include "core/base/tracer.h"
 #include "core/ops/isa.h"
 #include "core/ops/op.h"
 #include "core/ops/random.h"
@@ -24,6 +25,8 @@ static _Thread_local brg_random_state state;
 
 void brg_seed(uint64_t seed)
 {
+    if (brg__is_traced())
+        (void)brg__tracer_refuse("brg_seed", "seed outside of the function");
     state = (brg_random_state){.seed = seed};
 }
 
@@ -170,9 +173,16 @@ static int bits_of(brg_dtype dtype)
     return n_bits[dtype];
 }
 
+/* Numbers drawn while a function is captured would never change. */
+#define INSTEAD "draw outside of the function, or use dropout"
+
 static brg_tensor *new_float(const char *name, brg_dtype dtype, int ndim,
                              const int64_t *shape)
 {
+    if (brg__is_traced()) {
+        (void)brg__tracer_refuse(name, INSTEAD);
+        return NULL;
+    }
     brg_tensor *t = brg_empty(dtype, ndim, shape);
     if (!t || brg__tensor_is_float(t))
         return t;
@@ -200,6 +210,8 @@ static brg_status change(const char *name, brg_tensor *t, const recipe *r)
     char text[BRG_TENSOR_TEXT_MAX];
     if (!t)
         return brg__error_pending(name);
+    if (brg__is_traced())
+        return brg__tracer_refuse(name, INSTEAD);
     if (!brg__tensor_is_float(t))
         return BRG_FAIL(BRG_ERR_DTYPE, "%s: %s is not of a float dtype", name,
                         brg__tensor_text(t, text));
@@ -238,6 +250,10 @@ brg_tensor *brg_randint(int64_t low, int64_t high, int ndim,
     BRG_CHECK_ARG_NULL(low < high && range <= (uint64_t)1 << 32,
                        "brg_randint: [%lld, %lld) is empty or wider than 2^32",
                        (long long)low, (long long)high);
+    if (brg__is_traced()) {
+        (void)brg__tracer_refuse("brg_randint", INSTEAD);
+        return NULL;
+    }
     brg_tensor *t = brg__empty_host(BRG_DTYPE_I64, ndim, shape);
     if (!t || t->numel == 0)
         return brg__to_current(t);
@@ -259,6 +275,10 @@ brg_tensor *brg_randperm(int64_t n)
     BRG_CHECK_ARG_NULL(n >= 0 && n <= (int64_t)UINT32_MAX,
                        "brg_randperm: n is %lld, expected 0 to 2^32 - 1",
                        (long long)n);
+    if (brg__is_traced()) {
+        (void)brg__tracer_refuse("brg_randperm", INSTEAD);
+        return NULL;
+    }
     brg_tensor *t = brg__empty_host(BRG_DTYPE_I64, BRG_SHAPE(n));
     if (!t || n == 0)
         return brg__to_current(t);
@@ -358,6 +378,13 @@ brg_status brg__dropout_grad_run(brg_op_call *call)
 brg_status brg__dropout_grad_vjp(brg_vjp *v)
 {
     return brg__dropout_vjp(v);
+}
+
+void brg__dropout_redraw(brg_attrs *attrs, int64_t n)
+{
+    brg_random_state taken = take(n);
+    attrs->i[0] = (int64_t)taken.seed;
+    attrs->i[1] = (int64_t)taken.offset;
 }
 
 brg_tensor *brg_dropout(brg_tensor *x, double p, bool training)

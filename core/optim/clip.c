@@ -9,6 +9,7 @@
 #include <math.h>
 
 #include "core/base/error.h"
+#include "core/base/tracer.h"
 #include "core/ops/op.h"
 #include "core/ops/sparse.h"
 #include "core/optim/wide.h"
@@ -190,12 +191,34 @@ static brg_status measure(const brg_params *params, double *norm,
     return BRG_OK;
 }
 
+static brg_status clip_norm_later(const brg__effect *effect, brg_tensor *in)
+{
+    (void)in;
+    return brg_clip_grad_norm(NULL, effect->object, effect->f, effect->i != 0);
+}
+
+static brg_status clip_value_later(const brg__effect *effect, brg_tensor *in)
+{
+    (void)in;
+    return brg_clip_grad_value(effect->object, effect->f);
+}
+
 brg_status brg_clip_grad_norm(double *total_norm, const brg_params *params,
                               double max_norm, bool error_if_nonfinite)
 {
     BRG_CHECK_ARG(params, "brg_clip_grad_norm: params is NULL");
     BRG_CHECK_ARG(max_norm > 0.0,
                   "brg_clip_grad_norm: max_norm %g must be positive", max_norm);
+    if (brg__is_traced() && total_norm)
+        return brg__tracer_refuse("brg_clip_grad_norm", "total_norm must be "
+                                                        "NULL");
+    if (brg__is_traced())
+        return brg__tracer_defer(
+            &(brg__effect){.name = "clip_grad_norm",
+                           .run = clip_norm_later,
+                           .object = (void *)(uintptr_t)params,
+                           .f = max_norm,
+                           .i = error_if_nonfinite});
     double norm;
     const char *culprit;
     BRG_TRY(measure(params, &norm, &culprit));
@@ -217,5 +240,11 @@ brg_status brg_clip_grad_value(const brg_params *params, double limit)
     BRG_CHECK_ARG(params, "brg_clip_grad_value: params is NULL");
     BRG_CHECK_ARG(limit >= 0.0,
                   "brg_clip_grad_value: limit %g must not be negative", limit);
+    if (brg__is_traced())
+        return brg__tracer_defer(
+            &(brg__effect){.name = "clip_grad_value",
+                           .run = clip_value_later,
+                           .object = (void *)(uintptr_t)params,
+                           .f = limit});
     return change_all(params, LIMIT, limit);
 }

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/base/tracer.h"
 #include "core/tensor/device.h"
 #include "core/tensor/shape.h"
 
@@ -166,6 +167,9 @@ double brg_optim_lr(const brg_optim *optim)
 brg_status brg_optim_set_lr(brg_optim *optim, double lr)
 {
     BRG_CHECK_ARG(optim, "brg_optim_set_lr: optim is NULL");
+    if (brg__is_traced())
+        return brg__tracer_refuse("brg_optim_set_lr",
+                                  "set the rate before the call");
     BRG_CHECK_ARG(lr >= 0.0 && isfinite(lr),
                   "optimizer: lr %g must be finite and not negative", lr);
     optim->lr = lr;

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/error.h"
+#include "core/base/tracer.h"
 #include "core/ops/op.h"
 #include "core/ops/sparse.h"
 #include "core/optim/optim.h"
@@ -203,8 +204,23 @@ static brg_status update_slot(brg_optim *optim, size_t i)
     return BRG_OK;
 }
 
+static brg_status step_later(const brg__effect *effect, brg_tensor *in)
+{
+    (void)in;
+    return brg_optim_step(effect->object);
+}
+
+static brg_status zero_later(const brg__effect *effect, brg_tensor *in)
+{
+    (void)in;
+    return brg_optim_zero_grad(effect->object, effect->i != 0);
+}
+
 brg_status brg_optim_step(brg_optim *optim)
 {
+    if (brg__is_traced() && optim)
+        return brg__tracer_defer(&(brg__effect){
+            .name = "optim_step", .run = step_later, .object = optim});
     BRG_TRY(check_slots(optim));
     for (size_t i = 0; i < optim->n_slots; i++)
         BRG_TRY(update_slot(optim, i));
@@ -214,6 +230,11 @@ brg_status brg_optim_step(brg_optim *optim)
 brg_status brg_optim_zero_grad(brg_optim *optim, bool keep_memory)
 {
     BRG_CHECK_ARG(optim, "brg_optim_zero_grad: optim is NULL");
+    if (brg__is_traced())
+        return brg__tracer_defer(&(brg__effect){.name = "zero_grad",
+                                                .run = zero_later,
+                                                .object = optim,
+                                                .i = keep_memory});
     for (size_t i = 0; i < optim->n_slots; i++) {
         brg_tensor *param = optim->slots[i].param;
         brg_tensor *grad = brg_tensor_grad(param);

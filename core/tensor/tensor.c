@@ -10,9 +10,13 @@
 
 #include "core/base/alloc.h"
 #include "core/base/error.h"
+#include "core/base/tracer.h"
 #include "core/tensor/device.h"
 #include "core/tensor/shape.h"
 #include "core/tensor/sparse.h"
+
+/* What a captured function should do about data of its caller. */
+#define INSTEAD "make the tensor outside of the function"
 
 /* ---- Layouts ---------------------------------------------------------------- */
 
@@ -101,7 +105,10 @@ brg_status brg__tensor_new(brg_tensor **out, const brg__layout *layout)
 brg_status brg__tensor_new_meta(brg_tensor **out, const brg_tensor *t)
 {
     brg__layout layout = brg__layout_of(t);
-    return brg__tensor_new_view(out, &layout, NULL);
+    BRG_TRY(brg__tensor_new_view(out, &layout, NULL));
+    if (t->symbol)
+        (*out)->symbol = brg__symbol_of_shape(t->symbol);
+    return BRG_OK;
 }
 
 brg_status brg__tensor_new_alias(brg_tensor **out, const brg_tensor *t)
@@ -109,7 +116,9 @@ brg_status brg__tensor_new_alias(brg_tensor **out, const brg_tensor *t)
     if (t->sparse)
         return brg__sparse_new_alias(out, t);
     brg__layout layout = brg__layout_of(t);
-    return brg__tensor_new_view(out, &layout, t->storage);
+    BRG_TRY(brg__tensor_new_view(out, &layout, t->storage));
+    (*out)->symbol = t->symbol;
+    return BRG_OK;
 }
 
 brg_tensor *brg_retain(brg_tensor *t)
@@ -169,6 +178,10 @@ brg_tensor *brg_from_data(brg_dtype dtype, int ndim, const int64_t *shape,
                           const void *data)
 {
     BRG_CHECK_ARG_NULL(data, "brg_from_data: data is NULL");
+    if (brg__is_traced()) {
+        (void)brg__tracer_refuse("brg_from_data", INSTEAD);
+        return NULL;
+    }
     brg_tensor *t = brg_empty(dtype, ndim, shape);
     if (t && brg__device_copy(t->device, t->storage->data, BRG_CPU, data,
                               t->storage->nbytes) != BRG_OK)
@@ -183,6 +196,10 @@ brg_tensor *brg_wrap(brg_dtype dtype, int ndim, const int64_t *shape,
     if (brg__layout_init(&layout, "brg_wrap", dtype, ndim, shape) != BRG_OK)
         return NULL;
     BRG_CHECK_ARG_NULL(data, "brg_wrap: data is NULL");
+    if (brg__is_traced()) {
+        (void)brg__tracer_refuse("brg_wrap", INSTEAD);
+        return NULL;
+    }
     brg__storage *storage;
     if (brg__storage_new(&storage, BRG_CPU, 0) != BRG_OK)
         return NULL;
@@ -240,6 +257,10 @@ brg_tensor *brg_as_strided(brg_tensor *t, int ndim, const int64_t *shape,
                          shape) != BRG_OK)
         return NULL;
     BRG_CHECK_ARG_NULL(ndim == 0 || strides, "brg_as_strided: strides is NULL");
+    if (t->symbol && brg__is_traced()) {
+        (void)brg__tracer_refuse("brg_as_strided", "use a view op");
+        return NULL;
+    }
     BRG_CHECK_ARG_NULL(t->storage, "brg_as_strided: the tensor has no memory");
     layout.device = t->device;
     layout.offset = offset;
@@ -310,6 +331,11 @@ bool brg_tensor_is_contiguous(const brg_tensor *t)
 
 void *brg_tensor_data(const brg_tensor *t)
 {
+    if (brg__is_traced()) {
+        (void)brg__tracer_refuse("brg_tensor_data",
+                                 "the values are not there yet");
+        return NULL;
+    }
     return t && t->storage && t->storage->data ? brg__tensor_ptr(t) : NULL;
 }
 

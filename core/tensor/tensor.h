@@ -51,6 +51,15 @@ struct brg_tensor {
     void *symbol; /* set while a capture runs: the value it stands for */
 };
 
+/* The symbol of a tensor that shows another's shape but has no values. The
+ * value's number is in the low 32 bits of both. */
+#define BRG__SYMBOL_SHAPE ((uintptr_t)1 << (8 * sizeof(uintptr_t) - 2))
+
+static inline void *brg__symbol_of_shape(void *symbol)
+{
+    return (void *)((uintptr_t)symbol | BRG__SYMBOL_SHAPE);
+}
+
 #define BRG_CPU ((brg_device){BRG_DEVICE_CPU, 0})
 
 /* Sizes, strides and dtype of a tensor to be made. */
