@@ -8,6 +8,7 @@
 
 #include <string.h>
 
+#include "compile/segment.h"
 #include "core/base/error.h"
 #include "core/ops/op.h"
 
@@ -22,6 +23,7 @@ typedef struct capture {
     BRG__ARRAY(int) buffers;          /* value in each slot of the task */
     BRG__ARRAY(int) input_value;      /* value of each input, or NONE */
     uint32_t visit;                   /* whose rule is being called */
+    int n_segments;                   /* met so far */
 } capture;
 
 /* ---- Values and their symbols ------------------------------------------------------ */
@@ -353,6 +355,101 @@ static brg_status trace_call(capture *c, const brg_node *node, const int *grads,
     return BRG_OK;
 }
 
+/* ---- A segment: its own backward, written down here ------------------------------------- */
+
+typedef struct splice {
+    const brg__segment *segment;
+    const brg_node *node;
+    brg_tensor **symbols; /* of each value of its backward */
+} splice;
+
+/* Gradients that did not arrive are zeros: it was captured with all. */
+static brg_status tangent(capture *c, const brg_node *node, uint16_t slot,
+                          int grad, brg_tensor **symbol)
+{
+    if (grad != BRG__IR_NONE) {
+        *symbol = c->symbols.at[grad];
+        return BRG_OK;
+    }
+    int like;
+    BRG_TRY(slot_value(c, c->visit, slot, &like));
+    *symbol = brg_zeros_like(c->symbols.at[like]);
+    (void)node;
+    return *symbol ? BRG_OK : brg_error_code();
+}
+
+static brg_status saved_symbol(capture *c, const brg_node *node, uint16_t k,
+                               brg_tensor **symbol)
+{
+    int input = c->c->saved_input.at[c->c->first_saved.at[c->visit] + k], id;
+    if (node->saved[k].pack)
+        return trace_unpack(c, node, k, symbol);
+    BRG_TRY(input_value(c, input, &id));
+    *symbol = c->symbols.at[id];
+    return BRG_OK;
+}
+
+static brg_status splice_given(capture *c, const splice *s, const int *grads)
+{
+    const brg__ir *ir = &s->segment->captured.backward;
+    for (size_t id = 0; id < ir->values.n; id++) {
+        const brg__ir_value *v = &ir->values.at[id];
+        brg_tensor **symbol = &s->symbols[id];
+        int k = v->index - s->node->n_slots;
+        if (v->source == BRG__IR_FROM_CONST)
+            *symbol = v->constant;
+        else if (v->source == BRG__IR_FROM_INPUT && k < 0)
+            BRG_TRY(tangent(c, s->node, (uint16_t)v->index, grads[v->index],
+                            symbol));
+        else if (v->source == BRG__IR_FROM_INPUT)
+            BRG_TRY(saved_symbol(c, s->node, (uint16_t)k, symbol));
+    }
+    return BRG_OK;
+}
+
+static brg_status splice_node(capture *c, const splice *s, int instance,
+                              const brg__ir_node *node, int *grad_in)
+{
+    const brg__ir *ir = &s->segment->captured.backward;
+    brg_tensor *in[BRG_MAX_OP_INPUTS], *out[BRG_MAX_OP_OUTPUTS];
+    for (int i = 0; i < node->n_in; i++) {
+        int id = brg__ir_in(ir, node)[i];
+        in[i] = id == BRG__IR_NONE ? NULL : s->symbols[id];
+    }
+    if (node->kind == BRG__IR_OUTPUT)
+        return operand(c, in[0], &grad_in[node->slot]);
+    BRG_TRY(brg_op_apply(node->op, node->n_in, in, &node->attrs, out));
+    brg__ir_node *written = &c->ir->nodes.at[c->ir->nodes.n - 1];
+    written->segment = s->segment->id + 1;
+    written->instance = instance;
+    if (node->draw) {
+        written->lifted = (int)c->visit;
+        written->draw = node->draw;
+    }
+    for (int j = 0; j < node->n_out; j++)
+        s->symbols[node->first_out + j] = out[j];
+    return BRG_OK;
+}
+
+static brg_status trace_segment(capture *c, const brg_node *node,
+                                const int *grads, int *grad_in)
+{
+    splice s = {brg__segment_of(node), node, NULL};
+    const brg__ir *ir = &s.segment->captured.backward;
+    if (!brg__grad_mode_is_off)
+        return brg__segment_refuse_higher_order();
+    s.symbols = brg__mem_alloc_array(ir->values.n + 1, sizeof *s.symbols,
+                                     "a segment's symbols");
+    if (!s.symbols)
+        return BRG_ERR_NOMEM;
+    int instance = c->n_segments++;
+    brg_status status = splice_given(c, &s, grads);
+    for (size_t i = 0; status == BRG_OK && i < ir->nodes.n; i++)
+        status = splice_node(c, &s, instance, &ir->nodes.at[i], grad_in);
+    brg__mem_free(s.symbols);
+    return status;
+}
+
 static bool is_all_undefined(const brg_node *node, const int *grads)
 {
     for (uint16_t j = 0; j < node->n_slots; j++)
@@ -370,12 +467,14 @@ static brg_status trace_apply(capture *c, brg_node *node, const int *grads,
         return BRG_OK;
     if (brg__node_is_accumulate(node))
         return add_special(c, accumulate, grads, 1, NULL, NULL);
-    if (!node->op)
+    bool is_segment = brg__segment_of(node) != NULL;
+    if (!node->op && !is_segment)
         return trace_call(c, node, grads, grad_in);
     brg_scope *scope = brg_scope_begin();
     if (!scope)
         return BRG_ERR_NOMEM;
-    brg_status status = trace_rule(c, node, grads, grad_in);
+    brg_status status = is_segment ? trace_segment(c, node, grads, grad_in)
+                                   : trace_rule(c, node, grads, grad_in);
     brg_scope_end(scope);
     return status;
 }
@@ -429,19 +528,26 @@ static brg_status trace_visit(capture *c, uint32_t visit)
 {
     const brg__visit *v = &c->task->visits.at[visit];
     brg_node *node = v->node;
-    if (node->n_edges > BRG__IR_MAX_OUT || node->n_slots > BRG__IR_MAX_OUT)
+    bool is_wide =
+        node->n_edges > BRG__IR_MAX_OUT || node->n_slots > BRG__IR_MAX_OUT;
+    if (is_wide && !brg__segment_of(node))
         return BRG_FAIL(BRG_ERR_UNSUPPORTED, "capture: %s is too wide",
                         brg_node_name(node));
-    int grads[BRG__IR_MAX_OUT], grad_in[BRG__IR_MAX_OUT];
+    int grads[BRG__MAX_SLOTS], grad_in[BRG__MAX_SLOTS];
     c->visit = visit;
     memcpy(grads, c->buffers.at + v->first_buffer,
            node->n_slots * sizeof *grads);
-    for (int i = 0; i < BRG__IR_MAX_OUT; i++)
+    for (int i = 0; i < BRG__MAX_SLOTS; i++)
         grad_in[i] = BRG__IR_NONE;
     for (uint32_t slot = 0; slot < node->n_slots; slot++)
         BRG_TRY(trace_slot(c, node, slot, &grads[slot]));
     if (!v->is_needed)
         return BRG_OK;
+    if (is_wide && node->hooks &&
+        (node->hooks->pre.first || node->hooks->post.first))
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "capture: %s has too many gradients for its hooks",
+                        brg_node_name(node));
     if (node->hooks && node->hooks->pre.first)
         BRG_TRY(add_changing(c, BRG__IR_PRE_HOOKS, 0, grads, node->n_slots,
                              grads, node->n_slots));

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "compile/ir.h"
+#include "compile/segment.h"
 #include "core/autograd/context.h"
 #include "core/base/error.h"
 #include "core/ops/op.h"
@@ -228,6 +229,9 @@ static void put_class(brg__bytes *key, const brg_node *node)
     if (node->op && !(node->op->flags & BRG_OP_IMPURE) &&
         !has_sizes_for_attrs(node->op))
         put(key, &node->attrs, sizeof node->attrs);
+    const brg__segment *segment = brg__segment_of(node);
+    if (segment)
+        PUT(key, segment->id);
     if (brg__node_is_function(node)) {
         const brg_context *ctx = node->payload;
         PUT(key, ctx->function->id);

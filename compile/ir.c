@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/base/error.h"
+#include "core/base/tracer.h"
 #include "core/base/log.h"
 
 void brg__ir_deinit(brg__ir *ir)
@@ -89,7 +90,14 @@ static void put_node(text *t, const brg__ir *ir, const brg__ir_node *n)
     }
     if (n->n_out > 0)
         put(t, " = ");
-    put(t, "%s", n->kind == BRG__IR_OP ? n->op->name : kind_names[n->kind]);
+    if (n->segment)
+        put(t, "s%llu_%d/", (unsigned long long)n->segment - 1, n->instance);
+    put(t, "%s",
+        n->kind == BRG__IR_OP       ? n->op->name
+        : n->kind == BRG__IR_EFFECT ? n->effect->name
+                                    : kind_names[n->kind]);
+    if (n->kind == BRG__IR_OUTPUT)
+        put(t, "%d", n->slot);
     if (n->visit != BRG__IR_NONE)
         put(t, "@%d", n->visit);
     put(t, "(");

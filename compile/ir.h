@@ -26,7 +26,10 @@
     X(PRE_HOOKS, "pre_hooks", false)                                           \
     X(POST_HOOKS, "post_hooks", false)                                         \
     X(CALL, "call", false) /* a custom function's backward */                  \
-    X(ACCUMULATE, "accumulate", false)
+    X(ACCUMULATE, "accumulate", false)                                         \
+    X(LEAF, "leaf", false)     /* accumulate, with all the leaf's hooks */     \
+    X(EFFECT, "effect", false) /* a call that is no op */                      \
+    X(OUTPUT, "output", false) /* a result of the plan */
 
 typedef enum brg__ir_kind {
 #define BRG__IR_ENUM(name, text, is_pure) BRG__IR_##name,
@@ -43,9 +46,16 @@ typedef struct brg__ir_node {
     const brg_op *op; /* of OP */
     brg_attrs attrs;  /* of OP */
     int lifted;       /* OP: attrs come from this visit's node, or NONE */
+    int draw;         /* OP: the attrs are those of this draw of random numbers,
+                         counted from 1; 0: of none */
+    bool is_drawing;  /* it draws them */
     int visit;        /* of the others: the node they speak of, or NONE */
     int slot;         /* TENSOR_HOOKS, RETAIN; DELIVER: which output;
-                         UNPACK: which saved tensor of the node */
+                         UNPACK: which saved tensor of the node;
+                         OUTPUT: which */
+    const struct brg__effect *effect; /* of EFFECT; borrowed */
+    uint64_t segment; /* its backward that this comes from: id + 1; or 0 */
+    int instance;     /* which use of it */
     int n_in, n_out;
     int first_in;  /* in `operands`: value ids, NONE where there is none */
     int first_out; /* value ids are consecutive: first_out .. + n_out */

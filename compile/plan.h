@@ -30,11 +30,12 @@ typedef struct brg__root {
     brg__storage storage; /* what values point to; its data set for each run */
     brg__layout layout;   /* of the whole */
     size_t nbytes;
-    size_t offset;     /* in the arena */
-    int first, last;   /* steps that make and last use it */
-    int input;         /* INPUT */
-    brg_tensor *real;  /* this run's tensor; owned */
-    bool is_undefined; /* this run */
+    size_t offset;        /* in the arena */
+    int first, last;      /* steps that make and last use it */
+    int input;            /* INPUT */
+    brg_tensor *constant; /* CONST; borrowed from the IR */
+    brg_tensor *real;     /* this run's tensor; owned */
+    bool is_undefined;    /* this run */
 } brg__root;
 
 typedef struct brg__value {
@@ -50,9 +51,16 @@ typedef struct brg__step {
     bool is_view; /* nothing to run */
 } brg__step;
 
+/* What a run has besides a task and inputs. */
+typedef struct brg__run_io {
+    brg_tensor **outputs; /* filled; owned by the caller */
+    brg_attrs *draws;     /* of random numbers: filled where they are drawn */
+} brg__run_io;
+
 typedef struct brg__exec {
     const brg__ir *ir;
-    brg__value *values; /* as many as the IR has */
+    const brg__run_io *io; /* of the next run; NULL: it needs none */
+    brg__value *values;    /* as many as the IR has */
     brg__root *roots;
     size_t n_roots;
     brg__step *steps;

@@ -4,9 +4,11 @@
 #include <string.h>
 
 #include "compile/plan.h"
+#include "compile/segment.h"
 #include "core/autograd/context.h"
 #include "core/base/error.h"
 #include "core/base/progress.h"
+#include "core/base/tracer.h"
 #include "core/ops/op.h"
 #include "core/tensor/shape.h"
 
@@ -46,6 +48,8 @@ static brg_status begin(run *r)
         brg__root *root = &exec->roots[k];
         root->is_undefined = false;
         root->real = NULL;
+        if (root->kind == BRG__ROOT_CONST && root->constant->storage)
+            set_real(root, brg_retain(root->constant));
         if (root->kind != BRG__ROOT_INPUT)
             continue;
         set_real(root, r->c->inputs.at[root->input]);
@@ -87,13 +91,14 @@ static void end(run *r)
 static brg_tensor *home_of(const run *r, const brg__root *root)
 {
     const brg__ir_node *user = r->exec->steps[root->last].node;
-    if (user->kind != BRG__IR_ACCUMULATE)
+    if (user->kind != BRG__IR_ACCUMULATE && user->kind != BRG__IR_LEAF)
         return NULL;
     const brg_node *node = r->task->visits.at[user->visit].node;
     const brg__autograd *a = brg__autograd_of(node->leaf);
     const brg_tensor *t = &r->exec->values[brg__ir_in(r->exec->ir, user)[0]].t;
     brg_tensor *home = a->home;
-    if (!home || a->grad || node->hooks || !home->is_contiguous ||
+    bool is_seen = user->kind == BRG__IR_LEAF && a->hooks.first;
+    if (!home || a->grad || node->hooks || is_seen || !home->is_contiguous ||
         t->offset != 0 || !t->is_contiguous || t->dtype != home->dtype ||
         t->numel != home->numel ||
         (size_t)t->numel * brg__tensor_item_size(t) != root->nbytes)
@@ -129,10 +134,6 @@ static brg_status take(run *r, int id, bool is_last, brg_tensor **out)
         return BRG_OK;
     const brg_tensor *t = &r->exec->values[id].t;
     brg__root *root = root_of(r, id);
-    if (root->kind == BRG__ROOT_CONST) {
-        *out = brg_retain(r->exec->ir->values.at[id].constant);
-        return BRG_OK;
-    }
     brg_tensor *real = root->real;
     bool is_whole =
         real->sparse ||
@@ -212,6 +213,33 @@ static brg_status check_dense(const run *r, const brg__ir_node *node)
     return BRG_OK;
 }
 
+/* Random numbers: drawn now, or those that were drawn. */
+static void set_attrs(run *r, brg__step *step)
+{
+    const brg__ir_node *node = step->node;
+    if (node->lifted != BRG__IR_NONE) {
+        const brg_node *from = r->task->visits.at[node->lifted].node;
+        step->attrs = *brg__segment_attrs(from, node->draw);
+    } else if (node->draw) {
+        brg_attrs *drawn = &r->exec->io->draws[node->draw - 1];
+        if (node->is_drawing) {
+            *drawn = node->attrs;
+            brg__dropout_redraw(drawn, step->call.out[0]->numel);
+        }
+        step->attrs = *drawn;
+    }
+}
+
+static void touch_given(const run *r, const brg__ir_node *node)
+{
+    for (int i = 0; i < node->n_in; i++) {
+        const brg__root *root = root_of(r, brg__ir_in(r->exec->ir, node)[i]);
+        if (root &&
+            (root->kind == BRG__ROOT_CONST || root->kind == BRG__ROOT_INPUT))
+            brg_tensor_touch(root->real);
+    }
+}
+
 static brg_status run_op(run *r, brg__step *step)
 {
     const brg__ir_node *node = step->node;
@@ -231,9 +259,11 @@ static brg_status run_op(run *r, brg__step *step)
     if (step->is_view)
         return BRG_OK;
     BRG_TRY(make_outputs(r, node));
-    if (node->lifted != BRG__IR_NONE)
-        step->attrs = r->task->visits.at[node->lifted].node->attrs;
-    return step->call.op->run[BRG_DEVICE_CPU](&step->call);
+    set_attrs(r, step);
+    BRG_TRY(step->call.op->run[BRG_DEVICE_CPU](&step->call));
+    if (node->op->flags & BRG_OP_IMPURE) /* it may have changed tensors */
+        touch_given(r, node);
+    return BRG_OK;
 }
 
 /* Fan-in: the sum, or the one that is there. */
@@ -305,6 +335,15 @@ static brg_status unpack(run *r, const brg__ir_node *node, brg_tensor **out)
     return BRG_OK;
 }
 
+/* What the engine does when a gradient arrives at a leaf. */
+static brg_status run_leaf(brg_node *leaf, brg_tensor **grad)
+{
+    BRG_TRY(brg__run_tensor_hooks(leaf, 0, grad));
+    BRG_TRY(brg__run_pre_hooks(leaf, grad));
+    BRG_TRY(leaf->cls->apply(leaf, grad, NULL));
+    return brg__run_post_hooks(leaf, NULL, grad);
+}
+
 /* Everything that is no op: with tensors of their own in `t`. */
 static brg_status run_special(run *r, const brg__ir_node *node, brg_tensor **t)
 {
@@ -345,6 +384,15 @@ static brg_status run_special(run *r, const brg__ir_node *node, brg_tensor **t)
         status = owner->cls->apply(owner, t, made);
         if (status == BRG_OK && owner->hooks)
             status = brg__run_post_hooks(owner, made, t);
+        break;
+    case BRG__IR_LEAF:
+        status = run_leaf(owner, &t[0]);
+        break;
+    case BRG__IR_EFFECT:
+        status = node->effect->run(node->effect, t[0]);
+        break;
+    case BRG__IR_OUTPUT:
+        r->exec->io->outputs[node->slot] = brg_retain(t[0]);
         break;
     case BRG__IR_OP:
     case BRG__IR_ADD:
@@ -408,7 +456,7 @@ static void free_graph(brg__task *task, bool is_run)
     }
     for (size_t i = 0; i < task->visits.n && !task->is_retained; i++) {
         const brg__visit *visit = &task->visits.at[i];
-        if (visit->is_needed && visit->node->op &&
+        if (visit->is_needed && brg__segment_frees(visit->node) &&
             (is_run || !is_packed(visit->node)))
             brg__node_free_saved(visit->node);
     }

@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Functions and their segments: see function.h. */
+#include "compile/function.h"
+
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/autograd/autocast.h"
+#include "core/base/error.h"
+
+brg_status brg__function_init(brg__function *f)
+{
+    *f = (brg__function){.has_passes = true};
+    pthread_mutex_init(&f->lock, NULL);
+    return BRG_OK;
+}
+
+static void variant_clear(brg__variant *v)
+{
+    brg__segment_release(v->segment);
+    brg__mem_free(v->reason);
+    brg__mem_free(v->key.at);
+    brg__mem_free(v->shapes.at);
+    *v = (brg__variant){0};
+}
+
+void brg__function_deinit(brg__function *f)
+{
+    for (size_t i = 0; i < f->n_variants; i++)
+        variant_clear(&f->variants[i]);
+    brg__mem_free(f->key.at);
+    brg__mem_free(f->shapes.at);
+    pthread_mutex_destroy(&f->lock);
+}
+
+/* ---- Keys -------------------------------------------------------------------------- */
+
+static brg_status append(brg__bytes *b, const void *data, size_t n)
+{
+    BRG_TRY(brg__array_grow((void **)&b->at, &b->capacity, b->n + n + 1, 1));
+    memcpy(b->at + b->n, data, n);
+    b->n += n;
+    return BRG_OK;
+}
+
+static _Atomic uint64_t next_thread = 1;
+static _Thread_local uint64_t thread_id;
+
+/* Segments are the thread's: one that runs is not entered by another. */
+static uint64_t this_thread(void)
+{
+    if (thread_id == 0)
+        thread_id = atomic_fetch_add(&next_thread, 1);
+    return thread_id;
+}
+
+static brg_status put_input(brg__function *f, const brg__traced_call *call,
+                            size_t i)
+{
+    const brg_tensor *t = call->inputs[i];
+    uint32_t same = 0;
+    uint8_t none = 255;
+    if (!t)
+        return append(&f->key, &none, 1);
+    while (call->inputs[same] != t)
+        same++;
+    uint8_t kind[6] = {t->dtype,
+                       t->ndim,
+                       (uint8_t)t->device.type,
+                       (uint8_t)t->device.index,
+                       brg__requires_grad(t),
+                       (uint8_t)same};
+    BRG_TRY(append(&f->key, kind, sizeof kind));
+    BRG_TRY(append(&f->key, t->shape, t->ndim * sizeof *t->shape));
+    BRG_TRY(append(&f->key, t->stride, t->ndim * sizeof *t->stride));
+    BRG_TRY(append(&f->shapes, &t->ndim, 1));
+    return append(&f->shapes, t->shape, t->ndim * sizeof *t->shape);
+}
+
+static brg_status make_key(brg__function *f, const brg__traced_call *call)
+{
+    struct {
+        uint64_t thread;
+        uint64_t n_inputs, n_outputs;
+        bool mode;
+        uint8_t autocast[sizeof(brg_autocast)];
+    } head;
+    memset(&head, 0, sizeof head);
+    head.thread = this_thread();
+    head.n_inputs = call->n_inputs;
+    head.n_outputs = call->n_outputs;
+    head.mode = brg_grad_mode();
+    memcpy(head.autocast, &brg__autocast, sizeof brg__autocast);
+    f->key.n = f->shapes.n = 0;
+    BRG_TRY(append(&f->key, &head, sizeof head));
+    for (size_t i = 0; i < call->n_inputs; i++)
+        BRG_TRY(put_input(f, call, i));
+    return BRG_OK;
+}
+
+/* ---- Which sizes are dynamic --------------------------------------------------------- */
+
+/* The two differ in sizes only, and only in those that may. */
+static bool may_share(const brg__function *f, const brg__variant *v,
+                      const brg__traced_call *call)
+{
+    size_t at = 0;
+    if (v->shapes.n != f->shapes.n)
+        return false;
+    for (size_t i = 0; i < call->n_inputs; i++) {
+        if (!call->inputs[i])
+            continue;
+        uint8_t ndim = v->shapes.at[at];
+        if (ndim != f->shapes.at[at++])
+            return false;
+        for (uint8_t d = 0; d < ndim; d++, at += sizeof(int64_t)) {
+            bool is_marked = i < BRG__MAX_MARKED && ((f->marked[i] >> d) & 1u);
+            if (!v->is_dynamic && !is_marked &&
+                memcmp(v->shapes.at + at, f->shapes.at + at, sizeof(int64_t)) !=
+                    0)
+                return false;
+        }
+    }
+    return true;
+}
+
+static _Atomic uint64_t next_segment;
+
+/* The id of a new segment, and whether others may differ from it in size. */
+static void name_segment(brg__function *f, const brg__traced_call *call,
+                         brg__variant *fresh)
+{
+    bool has_sibling = false;
+    for (size_t i = 0; i < f->n_variants; i++) {
+        brg__variant *v = &f->variants[i];
+        if (v == fresh || !v->segment ||
+            !brg__segment_is_like(v->segment, fresh->segment))
+            continue;
+        has_sibling = true;
+        if (!may_share(f, v, call))
+            continue;
+        fresh->segment->id = v->segment->id;
+        fresh->is_dynamic = v->is_dynamic;
+        return;
+    }
+    fresh->segment->id = atomic_fetch_add(&next_segment, 1);
+    fresh->is_dynamic = f->is_all_dynamic || has_sibling;
+    f->stats.segments++;
+}
+
+/* ---- Calls ------------------------------------------------------------------------------ */
+
+static brg__variant *find(brg__function *f)
+{
+    for (size_t i = 0; i < f->n_variants; i++) {
+        brg__variant *v = &f->variants[i];
+        if (v->key.n != f->key.n || memcmp(v->key.at, f->key.at, f->key.n) != 0)
+            continue;
+        if (!v->segment || v->segment->is_running ||
+            brg__segment_is_valid(v->segment))
+            return v;
+        variant_clear(v); /* parameters have changed */
+        *v = f->variants[--f->n_variants];
+        f->variants[f->n_variants] = (brg__variant){0};
+        return NULL;
+    }
+    return NULL;
+}
+
+static brg__variant *new_variant(brg__function *f)
+{
+    if (f->n_variants < BRG__MAX_SEGMENTS)
+        return &f->variants[f->n_variants++];
+    brg__variant *oldest = &f->variants[0];
+    for (size_t i = 1; i < f->n_variants; i++)
+        if (f->variants[i].last_use < oldest->last_use)
+            oldest = &f->variants[i];
+    variant_clear(oldest);
+    return oldest;
+}
+
+static brg_status capture(brg__function *f, const brg__traced_call *call,
+                          brg__variant **out)
+{
+    brg__segment *segment;
+    char *reason = NULL;
+    brg_status status = brg__segment_create(&segment, call, f->has_passes);
+    if (status == BRG_ERR_UNSUPPORTED) {
+        reason = brg__mem_strdup(brg_error_message());
+        status = reason ? BRG_OK : BRG_ERR_NOMEM;
+    }
+    if (status != BRG_OK)
+        return status;
+    brg__variant *v = new_variant(f);
+    *out = v;
+    v->segment = segment;
+    v->reason = reason;
+    BRG_TRY(append(&v->key, f->key.at, f->key.n));
+    BRG_TRY(append(&v->shapes, f->shapes.at, f->shapes.n));
+    if (!segment)
+        return BRG_OK;
+    name_segment(f, call, v);
+    f->stats.captures++;
+    return BRG_OK;
+}
+
+static _Thread_local char why_text[BRG_ERROR_TEXT_MAX];
+
+/* The segment to run, retained; NULL: *why says why not. */
+static brg_status choose(brg__function *f, const brg__traced_call *call,
+                         brg__segment **out, const char **why)
+{
+    *out = NULL;
+    BRG_TRY(make_key(f, call));
+    brg__variant *v = find(f);
+    f->stats.hits += v && v->segment;
+    if (!v)
+        BRG_TRY(capture(f, call, &v));
+    v->last_use = ++f->clock;
+    if (v->segment && v->segment->is_running)
+        *why = "the function calls itself";
+    if (v->reason) { /* another thread may drop it */
+        snprintf(why_text, sizeof why_text, "%s", v->reason);
+        *why = why_text;
+    }
+    if (*why)
+        return BRG_OK;
+    *out = v->segment;
+    brg__segment_retain(*out);
+    return BRG_OK;
+}
+
+static const char *unfit_input(const brg__traced_call *call)
+{
+    for (size_t i = 0; i < call->n_inputs; i++) {
+        const brg_tensor *t = call->inputs[i];
+        if (t && t->sparse)
+            return "an input is sparse";
+        if (t && t->symbol)
+            return "it is being captured itself";
+        if (t && !t->storage)
+            return "an input has no memory";
+    }
+    return NULL;
+}
+
+brg_status brg__function_call(brg__function *f, const brg__traced_call *call,
+                              brg_tensor **outputs, const char **why)
+{
+    brg__segment *segment = NULL;
+    *why = brg__is_traced() ? "it is being captured itself" : unfit_input(call);
+    if (*why)
+        return BRG_OK;
+    pthread_mutex_lock(&f->lock);
+    brg_status status = choose(f, call, &segment, why);
+    f->stats.fallbacks += *why != NULL;
+    pthread_mutex_unlock(&f->lock);
+    if (!segment)
+        return status;
+    status = brg__segment_run(segment, call->inputs, call->n_inputs, outputs,
+                              call->n_outputs);
+    brg__segment_release(segment);
+    return status;
+}

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * A function with the segments that it was captured into: one for each kind of
+ * inputs (dtypes, sizes, strides, which require gradients), thread and mode.
+ *
+ * Its host code may depend on sizes in any way, so new sizes are captured anew
+ * always; that costs a call with symbols. Where only sizes differ and the
+ * backward comes out the same, the new segment takes the id of the old one if
+ * the sizes that differ are dynamic: a compiled backward that knows the one has
+ * a plan for the other. */
+#ifndef BRG_COMPILE_FUNCTION_H
+#define BRG_COMPILE_FUNCTION_H
+
+#include "compile/segment.h"
+
+#define BRG__MAX_SEGMENTS 16 /* of a function; the least recently used goes */
+#define BRG__MAX_MARKED 16   /* inputs with dims marked dynamic */
+
+typedef struct brg__variant {
+    brg__bytes key;
+    brg__segment *segment; /* NULL: it cannot be captured */
+    char *reason;          /* then: why; owned */
+    bool is_dynamic;   /* of segments with this id others may differ in size */
+    brg__bytes shapes; /* of the inputs: ndim and sizes, one after another */
+    uint64_t last_use;
+} brg__variant;
+
+typedef struct brg__function_stats {
+    uint64_t captures; /* calls with symbols that gave a segment */
+    uint64_t segments; /* ids given: backwards that differ in more than sizes */
+    uint64_t hits;     /* calls that found their segment */
+    uint64_t fallbacks; /* calls that ran eagerly */
+} brg__function_stats;
+
+typedef struct brg__function {
+    brg__variant variants[BRG__MAX_SEGMENTS];
+    size_t n_variants;
+    brg__bytes key; /* of the call at hand */
+    brg__bytes shapes;
+    uint64_t clock;
+    uint8_t marked[BRG__MAX_MARKED]; /* bit d: dim d of the input is dynamic */
+    bool is_all_dynamic;             /* all sizes, from the start */
+    bool has_passes;
+    pthread_mutex_t lock;
+    brg__function_stats stats;
+} brg__function;
+
+brg_status brg__function_init(brg__function *f);
+void brg__function_deinit(brg__function *f);
+
+/* Calls it through its segment, captured if there is none; fills outputs[],
+ * borrowed from the scope. *why: NULL, or why it has not been called: it is to
+ * be run eagerly. */
+brg_status brg__function_call(brg__function *f, const brg__traced_call *call,
+                              brg_tensor **outputs, const char **why);
+
+#endif

@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Segments: making and running them. See segment.h. */
+#include "compile/segment.h"
+
+#include <string.h>
+
+#include "compile/passes/passes.h"
+#include "core/autograd/autocast.h"
+#include "core/base/error.h"
+
+#include <brigade/ops.h>
+
+/* ---- Making ---------------------------------------------------------------------- */
+
+static brg_status begin_backward(const brg__effect *effect, brg_tensor *in)
+{
+    (void)in;
+    brg__segment *s = effect->object;
+    BRG_TRY(brg__task_enter(&s->task));
+    s->is_in_backward = true;
+    return BRG_OK;
+}
+
+static brg_status end_backward(const brg__effect *effect, brg_tensor *in)
+{
+    (void)in;
+    brg__segment *s = effect->object;
+    s->is_in_backward = false;
+    return brg__task_leave(&s->task, BRG_OK);
+}
+
+static brg_status note_constants(brg__segment *s)
+{
+    const brg__ir *ir = &s->captured.forward;
+    s->requires_grad =
+        brg__mem_alloc_array(ir->values.n + 1, 1, "a segment's constants");
+    if (!s->requires_grad)
+        return BRG_ERR_NOMEM;
+    for (size_t id = 0; id < ir->values.n; id++)
+        s->requires_grad[id] = brg_requires_grad(ir->values.at[id].constant);
+    return BRG_OK;
+}
+
+static brg_status give_inputs(brg__segment *s, brg_tensor *const *inputs,
+                              size_t n)
+{
+    brg__collected_clear(&s->given);
+    BRG_TRY(brg__array_reserve(&s->given.inputs, n));
+    for (size_t i = 0; i < n; i++)
+        s->given.inputs.at[s->given.inputs.n++] = brg_retain(inputs[i]);
+    return BRG_OK;
+}
+
+static brg_status make_ready(brg__segment *s, const brg__traced_call *call,
+                             bool has_passes)
+{
+    brg__captured *c = &s->captured;
+    if (has_passes)
+        BRG_TRY(brg__passes_run(&c->forward));
+    BRG_TRY(note_constants(s));
+    s->outputs = brg__mem_alloc_array(
+        (size_t)c->n_outputs + 1, sizeof *s->outputs, "a segment's results");
+    s->draws = brg__mem_alloc_array((size_t)c->n_draws + 1, sizeof *s->draws,
+                                    "a segment's random numbers");
+    if (!s->outputs || !s->draws)
+        return BRG_ERR_NOMEM;
+    s->io = (brg__run_io){s->outputs, s->draws};
+    BRG_TRY(give_inputs(s, call->inputs, call->n_inputs));
+    BRG_TRY(brg__exec_create(&s->forward, &c->forward, &s->task, &s->given));
+    s->forward->io = &s->io;
+    brg__collected_clear(&s->given);
+    return BRG_OK;
+}
+
+brg_status brg__segment_create(brg__segment **out, const brg__traced_call *call,
+                               bool has_passes)
+{
+    *out = NULL;
+    brg__segment *s = BRG__NEW(brg__segment);
+    if (!s)
+        return BRG_ERR_NOMEM;
+    brg__ref_init(&s->refs);
+    pthread_mutex_init(&s->lock, NULL);
+    brg__traced_call traced = *call;
+    traced.backward_begin = (brg__effect){
+        .name = "backward_begin", .run = begin_backward, .object = s};
+    traced.backward_end =
+        (brg__effect){.name = "backward_end", .run = end_backward, .object = s};
+    brg_status status = brg__trace(&s->captured, &traced);
+    if (status == BRG_OK)
+        status = make_ready(s, call, has_passes);
+    if (status != BRG_OK) {
+        brg__segment_release(s);
+        return status;
+    }
+    *out = s;
+    return BRG_OK;
+}
+
+void brg__segment_retain(brg__segment *s)
+{
+    brg__ref_retain(&s->refs);
+}
+
+void brg__segment_release(brg__segment *s)
+{
+    if (!s || !brg__ref_release(&s->refs))
+        return;
+    brg__exec_destroy(s->forward);
+    brg__exec_destroy(s->backward);
+    brg__captured_deinit(&s->captured);
+    brg__collected_deinit(&s->given);
+    brg__collected_deinit(&s->given_back);
+    brg__array_deinit(&s->task.visits);
+    brg__array_deinit(&s->task.callbacks);
+    brg__map_deinit(&s->task.index);
+    brg__mem_free(s->outputs);
+    brg__mem_free(s->draws);
+    brg__mem_free(s->requires_grad);
+    pthread_mutex_destroy(&s->lock);
+    brg__mem_free(s);
+}
+
+/* ---- Questions ---------------------------------------------------------------------- */
+
+static bool is_same_constant(const brg__segment *s, size_t id)
+{
+    const brg_tensor *now = s->captured.forward.values.at[id].constant;
+    const brg_tensor *then = &s->forward->values[id].t;
+    if (!now || !now->storage)
+        return true;
+    return brg_requires_grad(now) == s->requires_grad[id] && brg_is_leaf(now) &&
+           now->dtype == then->dtype && now->ndim == then->ndim &&
+           memcmp(now->shape, then->shape, now->ndim * sizeof *now->shape) ==
+               0 &&
+           memcmp(now->stride, then->stride, now->ndim * sizeof *now->stride) ==
+               0;
+}
+
+bool brg__segment_is_valid(const brg__segment *s)
+{
+    for (size_t id = 0; id < s->captured.forward.values.n; id++)
+        if (!is_same_constant(s, id))
+            return false;
+    return true;
+}
+
+static bool is_same_node(const brg__ir_node *a, const brg__ir_node *b)
+{
+    return a->kind == b->kind && a->op == b->op && a->draw == b->draw &&
+           a->slot == b->slot && a->n_in == b->n_in && a->n_out == b->n_out &&
+           a->first_in == b->first_in && a->first_out == b->first_out &&
+           (a->draw || memcmp(&a->attrs, &b->attrs, sizeof a->attrs) == 0);
+}
+
+static bool is_same_plan(const brg__ir *a, const brg__ir *b)
+{
+    if (a->nodes.n != b->nodes.n || a->values.n != b->values.n ||
+        a->operands.n != b->operands.n)
+        return false;
+    for (size_t i = 0; i < a->nodes.n; i++)
+        if (!is_same_node(&a->nodes.at[i], &b->nodes.at[i]))
+            return false;
+    for (size_t i = 0; i < a->values.n; i++) {
+        const brg__ir_value *v = &a->values.at[i], *w = &b->values.at[i];
+        if (v->source != w->source || v->index != w->index ||
+            v->dtype != w->dtype || v->ndim != w->ndim ||
+            v->constant != w->constant)
+            return false;
+    }
+    return a->operands.n == 0 || memcmp(a->operands.at, b->operands.at,
+                                        a->operands.n * sizeof(int)) == 0;
+}
+
+bool brg__segment_is_like(const brg__segment *a, const brg__segment *b)
+{
+    const brg__captured *c = &a->captured, *d = &b->captured;
+    bool is_like = c->is_step == d->is_step && c->n_slots == d->n_slots &&
+                   c->kept.n == d->kept.n && c->edges.n == d->edges.n &&
+                   c->n_draws == d->n_draws &&
+                   is_same_plan(&c->backward, &d->backward);
+    for (size_t k = 0; is_like && k < c->kept.n; k++)
+        is_like = c->kept.at[k].is_shape == d->kept.at[k].is_shape;
+    for (size_t i = 0; is_like && i < c->edges.n; i++)
+        is_like = c->edges.at[i].input == d->edges.at[i].input &&
+                  c->edges.at[i].tensor == d->edges.at[i].tensor;
+    return is_like;
+}
+
+/* ---- Running -------------------------------------------------------------------------- */
+
+static brg_status ask_hooks(const brg__hook_list *list)
+{
+    for (const brg_hook *h = list ? list->first : NULL; h; h = h->next)
+        if (!h->is_removed && h->on_collect)
+            BRG_TRY(h->on_collect(h->user));
+    return BRG_OK;
+}
+
+/* Hooks may refuse a compiled backward: asked before anything runs. */
+static brg_status ask_leaf(brg_node *leaf)
+{
+    const brg__autograd *a = brg__autograd_of(leaf->leaf);
+    BRG_TRY(ask_hooks(&a->hooks));
+    BRG_TRY(ask_hooks(&a->post_accumulate));
+    if (!leaf->hooks)
+        return BRG_OK;
+    BRG_TRY(ask_hooks(&leaf->hooks->pre));
+    return ask_hooks(&leaf->hooks->post);
+}
+
+static brg_status find_leaves(brg__segment *s, brg_tensor *const *inputs)
+{
+    const brg__captured *c = &s->captured;
+    s->task.visits.n = 0;
+    for (size_t i = 0; c->is_step && i < c->edges.n; i++) {
+        const brg__leaf *leaf = &c->edges.at[i];
+        brg_tensor *t = leaf->tensor ? leaf->tensor : inputs[leaf->input];
+        brg__visit visit = {.n_waiting = 1, .is_needed = true};
+        BRG_TRY(brg__accumulate_node(&visit.node, t));
+        brg_status status = brg__array_push(&s->task.visits, visit);
+        if (status != BRG_OK) {
+            brg_node_release(visit.node);
+            return status;
+        }
+        BRG_TRY(ask_leaf(visit.node));
+    }
+    return BRG_OK;
+}
+
+static void forget_leaves(brg__segment *s)
+{
+    for (size_t i = 0; i < s->task.visits.n; i++)
+        brg_node_release(s->task.visits.at[i].node);
+    s->task.visits.n = 0;
+}
+
+/* The forward plan, with everything off that would meddle with its steps. */
+static brg_status run_forward(brg__segment *s, brg_tensor *const *inputs,
+                              size_t n_inputs)
+{
+    memset(s->outputs, 0, (size_t)s->captured.n_outputs * sizeof *s->outputs);
+    brg_status status = find_leaves(s, inputs);
+    if (status == BRG_OK)
+        status = give_inputs(s, inputs, n_inputs);
+    if (status == BRG_OK) {
+        bool mode = brg_grad_mode_set(false);
+        brg__runner *runner = brg__runner_set(NULL);
+        brg_autocast policy = brg__autocast_swap((brg_autocast){0});
+        s->is_running = true;
+        status = brg__exec_run(s->forward, &s->task, &s->given);
+        if (s->is_in_backward)
+            status = brg__task_leave(&s->task, status);
+        s->is_in_backward = s->is_running = false;
+        brg__autocast_swap(policy);
+        brg__runner_set(runner);
+        (void)brg_grad_mode_set(mode);
+    }
+    brg__collected_clear(&s->given);
+    forget_leaves(s);
+    return status;
+}
+
+static brg_tensor *make_result(const brg__segment *s, const brg__result *r,
+                               brg_tensor *const *inputs)
+{
+    brg_tensor *t = r->from == BRG__RESULT_INPUT   ? inputs[r->index]
+                    : r->from == BRG__RESULT_CONST ? r->tensor
+                                                   : s->outputs[r->index];
+    for (size_t k = 0; t && k < r->views.n; k++) {
+        brg_tensor *view[BRG_MAX_OP_OUTPUTS] = {0};
+        if (brg_op_apply(r->views.at[k].op, 1, &t, &r->views.at[k].attrs,
+                         view) != BRG_OK)
+            return NULL;
+        t = view[0];
+    }
+    return t && !r->requires_grad && brg_requires_grad(t) ? brg_detach(t) : t;
+}
+
+static brg_status give_results(brg__segment *s, brg_tensor *const *inputs,
+                               brg_tensor **outputs, size_t n_outputs)
+{
+    const brg__captured *c = &s->captured;
+    for (int i = 0; i < c->n_outputs; i++)
+        if (s->outputs[i] && !(s->outputs[i] = brg__scope_adopt(s->outputs[i])))
+            return brg_error_code();
+    if (c->n_slots > 0)
+        BRG_TRY(brg__segment_record(s, inputs, s->outputs));
+    for (size_t j = 0; j < n_outputs; j++) {
+        const brg__result *r = &c->results.at[j];
+        outputs[j] = NULL;
+        if (r->from == BRG__RESULT_NONE)
+            continue;
+        outputs[j] = make_result(s, r, inputs);
+        if (!outputs[j])
+            return brg_error_code();
+    }
+    return BRG_OK;
+}
+
+brg_status brg__segment_run(brg__segment *s, brg_tensor *const *inputs,
+                            size_t n_inputs, brg_tensor **outputs,
+                            size_t n_outputs)
+{
+    brg_status status = run_forward(s, inputs, n_inputs);
+    if (status != BRG_OK) {
+        for (int i = 0; i < s->captured.n_outputs; i++)
+            brg_release(s->outputs[i]);
+        return status;
+    }
+    return give_results(s, inputs, outputs, n_outputs);
+}

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * A backward inside a function that is being captured: the engine walks over
+ * symbols, so its rules write themselves down; what happens at a leaf is a step
+ * of the plan, with the hooks that the leaf has when the plan runs. */
+#include <stddef.h>
+
+#include "compile/trace_inside.h"
+
+static brg_status leaf_visit(brg__tracing *t, const brg__symbol *symbol,
+                             int *visit)
+{
+    brg__captured *c = t->captured;
+    brg__leaf leaf = {symbol->input - 1, symbol->real};
+    for (size_t i = 0; i < c->edges.n; i++)
+        if (c->edges.at[i].input == leaf.input &&
+            c->edges.at[i].tensor == leaf.tensor) {
+            *visit = (int)i;
+            return BRG_OK;
+        }
+    *visit = (int)c->edges.n;
+    return brg__array_push(&c->edges, leaf);
+}
+
+static brg_status trace_leaf(brg__tracing *t, brg_node *node, brg_tensor **grad)
+{
+    if (!node->leaf->symbol)
+        return brg__tracer_refuse("backward of a graph from outside",
+                                  "make its result an input");
+    const brg__symbol *symbol = brg__trace_symbol(t, node->leaf);
+    if (!symbol->input && !symbol->real)
+        return brg__tracer_refuse("a leaf made by the function",
+                                  "use brg_grad for its gradient");
+    if (brg__autograd_of(node->leaf)->post_accumulate.first || node->hooks)
+        return brg__tracer_refuse("a hook on accumulation",
+                                  "add it outside of the function");
+    BRG_TRY(brg__run_tensor_hooks(node, 0, grad));
+    int visit, id;
+    brg_tensor *operand = *grad;
+    BRG_TRY(leaf_visit(t, symbol, &visit));
+    BRG_TRY(brg__trace_operand(t, &operand, &id));
+    brg__ir_node leaf = {
+        .kind = BRG__IR_LEAF, .lifted = BRG__IR_NONE, .visit = visit};
+    return brg__ir_add_node(t->ir, &leaf, &id, 1);
+}
+
+static brg_status evaluate(brg__tracing *t, brg__task *task, uint32_t at)
+{
+    const brg__visit *visit = &task->visits.at[at];
+    if (!brg__node_is_accumulate(visit->node) || !visit->is_needed ||
+        task->is_capturing)
+        return brg__task_evaluate(task, at);
+    brg_tensor **buffer = &task->buffers.at[visit->first_buffer];
+    brg_tensor *grad = *buffer;
+    *buffer = NULL;
+    brg_scope *scope = brg_scope_begin();
+    brg_status status =
+        scope ? trace_leaf(t, visit->node, &grad) : BRG_ERR_NOMEM;
+    brg_release(grad);
+    brg_scope_end(scope);
+    return status;
+}
+
+static brg_status walk(brg__tracing *t, brg__task *task)
+{
+    uint32_t at;
+    while (brg__ready_pop(task, &at))
+        BRG_TRY(evaluate(t, task, at));
+    return BRG_OK;
+}
+
+brg_status brg__trace_backward(brg__runner *self, brg__task *task)
+{
+    brg__tracing *t =
+        (brg__tracing *)((char *)self - offsetof(brg__tracing, runner));
+    if (task->is_capturing)
+        return walk(t, task);
+    if (!brg__grad_mode_is_off)
+        return brg__tracer_refuse("backward with create_graph", "use brg_grad");
+    t->captured->is_step = true;
+    BRG_TRY(brg__trace_effect(t, &t->call->backward_begin));
+    BRG_TRY(walk(t, task));
+    return brg__trace_effect(t, &t->call->backward_end);
+}

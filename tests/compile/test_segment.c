@@ -1,0 +1,346 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Captured functions: segments and their backwards, eager and spliced into
+ * compiled ones, against the function called directly. */
+#include <brigade/compile.h>
+#include <brigade/function.h>
+#include <brigade/optim.h>
+#include <brigade/random.h>
+
+#include "compile/function.h"
+#include "tests/autograd/graph.h"
+#include "tests/support/values.h"
+
+typedef struct net {
+    brg_tensor *w1, *b1, *w2, *b2;
+    int n_calls;
+} net;
+
+static net make_net(uint64_t seed)
+{
+    net n = {0};
+    brg_seed(seed);
+    n.w1 = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(16, 8));
+    n.b1 = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(16));
+    n.w2 = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(4, 16));
+    n.b2 = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(4));
+    brg_tensor *all[] = {n.w1, n.b1, n.w2, n.b2};
+    for (int i = 0; i < 4; i++)
+        assert_brg_ok(brg_set_requires_grad(all[i], true));
+    return n;
+}
+
+static brg_status net_loss(brg_tensor *const *in, size_t n_in, brg_tensor **out,
+                           size_t n_out, void *user)
+{
+    net *n = user;
+    (void)n_in;
+    (void)n_out;
+    n->n_calls++;
+    brg_tensor *h = brg_tanh(brg_linear(in[0], n->w1, n->b1));
+    h = brg_add(brg_relu(h), brg_mul(h, h));
+    out[0] = brg_cross_entropy(brg_linear(h, n->w2, n->b2), in[1]);
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+static void expect_same_bits(const brg_tensor *a, const brg_tensor *b)
+{
+    assert_non_null(a);
+    assert_non_null(b);
+    assert_int_equal(brg_tensor_nbytes(a), brg_tensor_nbytes(b));
+    size_t nbytes = brg_tensor_nbytes(a);
+    char *x = malloc(nbytes), *y = malloc(nbytes);
+    assert_brg_ok(brg_tensor_read(a, x, nbytes));
+    assert_brg_ok(brg_tensor_read(b, y, nbytes));
+    assert_memory_equal(x, y, nbytes);
+    free(x);
+    free(y);
+}
+
+static void expect_same_grads(const net *a, const net *b)
+{
+    expect_same_bits(brg_tensor_grad(a->w1), brg_tensor_grad(b->w1));
+    expect_same_bits(brg_tensor_grad(a->b1), brg_tensor_grad(b->b1));
+    expect_same_bits(brg_tensor_grad(a->w2), brg_tensor_grad(b->w2));
+    expect_same_bits(brg_tensor_grad(a->b2), brg_tensor_grad(b->b2));
+}
+
+static void batch_of(int64_t batch, brg_tensor **in)
+{
+    brg_seed((uint64_t)batch);
+    in[0] = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(batch, 8));
+    in[1] = brg_randint(0, 4, BRG_SHAPE(batch));
+}
+
+static brg__function f;
+
+static brg_tensor *call(brg__traced_fn fn, void *user, brg_tensor *const *in,
+                        size_t n_in)
+{
+    brg_tensor *out[1] = {NULL};
+    const char *why = NULL;
+    brg__traced_call c = {
+        .fn = fn, .user = user, .inputs = in, .n_inputs = n_in, .n_outputs = 1};
+    assert_brg_ok(brg__function_call(&f, &c, out, &why));
+    if (why)
+        print_error("%s\n", why);
+    assert_null(why);
+    return out[0];
+}
+
+static int setup(void **state)
+{
+    return brg__function_init(&f) == BRG_OK ? scope_setup(state) : -1;
+}
+
+static int teardown(void **state)
+{
+    brg__function_deinit(&f);
+    return scope_teardown(state);
+}
+
+#define segment_test(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
+
+static void test_segment__same_bits_as_eager(void **state)
+{
+    (void)state;
+    net a = make_net(1), b = make_net(1);
+    for (int64_t batch = 3; batch < 7; batch++)
+        for (int twice = 0; twice < 2; twice++) {
+            brg_tensor *in[2], *loss;
+            batch_of(batch, in);
+            assert_brg_ok(net_loss(in, 2, &loss, 1, &a));
+            brg_tensor *got = call(net_loss, &b, in, 2);
+            expect_same_bits(loss, got);
+            assert_string_equal(brg_grad_fn_name(got), "segment");
+            assert_brg_ok(brg_backward(loss));
+            assert_brg_ok(brg_backward(got));
+            expect_same_grads(&a, &b);
+        }
+    assert_int_equal(f.stats.captures, 4);
+    assert_int_equal(f.stats.segments, 2); /* static, then dynamic */
+    assert_int_equal(f.stats.hits, 4);
+    assert_int_equal(b.n_calls, 4);
+}
+
+static brg_compile_stats stats(void)
+{
+    brg_compile_stats s;
+    brg_compile_get_stats(&s);
+    return s;
+}
+
+static void test_segment__spliced_into_a_compiled_backward(void **state)
+{
+    (void)state;
+    net a = make_net(2), b = make_net(2);
+    static const uint64_t captures[] = {1, 2, 2, 2, 2};
+    for (int64_t i = 0; i < 5; i++) {
+        brg_tensor *in[2], *loss;
+        batch_of(3 + i, in);
+        assert_brg_ok(net_loss(in, 2, &loss, 1, &a));
+        brg_tensor *got = call(net_loss, &b, in, 2);
+        int scope;
+        assert_brg_ok(brg_compile_begin(&scope, NULL));
+        assert_brg_ok(brg_backward(brg_mul_scalar(got, 2.0)));
+        assert_brg_ok(brg_compile_end(scope));
+        assert_brg_ok(brg_backward(brg_mul_scalar(loss, 2.0)));
+        expect_same_grads(&a, &b);
+        /* a static segment, no gradients yet; then a dynamic one, with them */
+        assert_int_equal(stats().captures, captures[i]);
+    }
+    assert_int_equal(stats().fallbacks, 0);
+    char text[16384];
+    assert_true(brg_compile_print(0, text, sizeof text) < sizeof text);
+    assert_non_null(strstr(text, "_0/"));
+}
+
+/* Three uses of one segment in one graph. */
+static brg_status wave(brg_tensor *const *in, size_t n_in, brg_tensor **out,
+                       size_t n_out, void *user)
+{
+    (void)n_in;
+    (void)n_out;
+    (void)user;
+    out[0] = brg_mul(brg_sin(in[0]), brg_cos(in[0]));
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+static void test_segment__thrice_in_one_graph(void **state)
+{
+    (void)state;
+    for (int is_compiled = 0; is_compiled < 2; is_compiled++) {
+        brg_tensor *x = leaf_from(0.5, BRG_SHAPE(5)), *y, *direct = x;
+        for (int i = 0; i < 3; i++)
+            assert_brg_ok(wave(&direct, 1, &direct, 1, NULL));
+        assert_brg_ok(brg_backward(brg_sum_all(direct)));
+        y = leaf_from(0.5, BRG_SHAPE(5));
+        brg_tensor *h = y;
+        for (int i = 0; i < 3; i++)
+            h = call(wave, NULL, &h, 1);
+        expect_same_bits(direct, h);
+        int scope;
+        if (is_compiled)
+            assert_brg_ok(brg_compile_begin(&scope, NULL));
+        assert_brg_ok(brg_backward(brg_sum_all(h)));
+        if (is_compiled)
+            assert_brg_ok(brg_compile_end(scope));
+        expect_same_bits(brg_tensor_grad(x), brg_tensor_grad(y));
+    }
+    char text[16384];
+    assert_true(brg_compile_print(0, text, sizeof text) < sizeof text);
+    assert_non_null(strstr(text, "_0/"));
+    assert_non_null(strstr(text, "_1/"));
+    assert_non_null(strstr(text, "_2/"));
+}
+
+static void test_segment__create_graph_is_refused(void **state)
+{
+    (void)state;
+    brg_tensor *x = leaf_from(0.5, BRG_SHAPE(5));
+    brg_tensor *y = brg_sum_all(call(wave, NULL, &x, 1)), *grad;
+    brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
+    options.create_graph = true;
+    assert_brg_fails_with(brg_grad(&grad, &y, 1, &x, 1, &options),
+                          BRG_ERR_STATE,
+                          "does not currently support higher order gradients");
+    assert_null(grad);
+}
+
+/* ---- Results that are views, inputs, parameters ------------------------------------ */
+
+static brg_status many(brg_tensor *const *in, size_t n_in, brg_tensor **out,
+                       size_t n_out, void *user)
+{
+    (void)n_in;
+    (void)n_out;
+    brg_tensor *w = user, *h = brg_mul(in[0], w);
+    out[0] = brg_transpose(h, 0, 1);
+    out[1] = h;
+    out[2] = in[0];
+    out[3] = brg_narrow(in[0], 0, 1, 1);
+    out[4] = brg_flatten(w, 0, -1);
+    out[5] = brg_detach(h);
+    out[6] = NULL;
+    return out[5] ? BRG_OK : brg_error_code();
+}
+
+static brg_tensor *sum_of_many(brg_tensor **out)
+{
+    brg_tensor *sum = brg_sum_all(brg_mul(out[0], out[0]));
+    for (int i = 1; i < 6; i++)
+        sum = brg_add(sum, brg_sum_all(brg_exp(brg_mul_scalar(out[i], 0.1))));
+    return sum;
+}
+
+static void call_many(brg_tensor *x, brg_tensor *w, brg_tensor **out)
+{
+    const char *why;
+    brg__traced_call c = {
+        .fn = many, .user = w, .inputs = &x, .n_inputs = 1, .n_outputs = 7};
+    assert_brg_ok(brg__function_call(&f, &c, out, &why));
+    assert_null(why);
+}
+
+static void test_segment__results_are_what_they_would_be(void **state)
+{
+    (void)state;
+    brg_tensor *x = leaf_from(1, BRG_SHAPE(3, 4)), *want[7], *got[7];
+    brg_tensor *w = leaf_from(2, BRG_SHAPE(3, 4));
+    assert_brg_ok(many(&x, 1, want, 7, w));
+    call_many(x, w, got);
+    for (int i = 0; i < 6; i++) {
+        expect_same_bits(want[i], got[i]);
+        assert_int_equal(brg_requires_grad(want[i]), brg_requires_grad(got[i]));
+    }
+    assert_ptr_equal(got[2], x);
+    assert_null(got[6]);
+    assert_true(brg_tensor_shares_storage(got[0], got[1]));
+    assert_true(brg_tensor_shares_storage(got[3], x));
+    assert_true(brg_tensor_shares_storage(got[4], w));
+    assert_brg_ok(brg_backward(sum_of_many(want)));
+    brg_tensor *gx = brg_copy(brg_tensor_grad(x));
+    brg_tensor *gw = brg_copy(brg_tensor_grad(w));
+    assert_brg_ok(brg_tensor_set_grad(x, NULL));
+    assert_brg_ok(brg_tensor_set_grad(w, NULL));
+    assert_brg_ok(brg_backward(sum_of_many(got)));
+    for (int i = 0; i < 12; i++) {
+        assert_float_equal(value_at(gx, i), value_at(brg_tensor_grad(x), i),
+                           1e-5);
+        assert_float_equal(value_at(gw, i), value_at(brg_tensor_grad(w), i),
+                           1e-5);
+    }
+}
+
+/* A result changed in place: its views know, and what is saved is checked. */
+static void test_segment__results_changed_in_place(void **state)
+{
+    (void)state;
+    brg_tensor *x = leaf_from(1, BRG_SHAPE(3, 4)), *out[7];
+    brg_tensor *w = leaf_from(2, BRG_SHAPE(3, 4));
+    call_many(x, w, out);
+    assert_brg_ok(brg_mul_scalar_(out[1], 3.0));
+    assert_brg_ok(brg_backward(brg_sum_all(out[0])));
+    assert_float_equal(value_at(brg_tensor_grad(x), 0), 3 * 2, 0);
+    brg_tensor *y = leaf_from(1, BRG_SHAPE(5));
+    brg_tensor *z =
+        call(wave, NULL, (brg_tensor *[]){brg_mul_scalar(y, 1.0)}, 1);
+    assert_brg_ok(brg_backward(brg_sum_all(z)));
+}
+
+/* ---- Dropout ------------------------------------------------------------------------- */
+
+static brg_status drop(brg_tensor *const *in, size_t n_in, brg_tensor **out,
+                       size_t n_out, void *user)
+{
+    (void)n_in;
+    (void)n_out;
+    (void)user;
+    out[0] =
+        brg_mul(brg_dropout(in[0], 0.5, true), brg_dropout(in[0], 0.25, true));
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+static void test_segment__dropout_draws_as_eager(void **state)
+{
+    (void)state;
+    for (int is_compiled = 0; is_compiled < 2; is_compiled++) {
+        brg_tensor *x = leaf_from(1, BRG_SHAPE(37)), *want[3];
+        brg_tensor *y = leaf_from(1, BRG_SHAPE(37)), *got[3];
+        brg_seed(5);
+        for (int i = 0; i < 3; i++)
+            assert_brg_ok(drop(&x, 1, &want[i], 1, NULL));
+        brg_seed(5);
+        for (int i = 0; i < 3; i++)
+            got[i] = call(drop, NULL, &y, 1);
+        int scope;
+        if (is_compiled)
+            assert_brg_ok(brg_compile_begin(&scope, NULL));
+        for (int i = 0; i < 3; i++) { /* not in the order of the calls */
+            int k = (i + 1) % 3;
+            expect_same_bits(want[k], got[k]);
+            assert_brg_ok(brg_backward(brg_sum_all(got[k])));
+            if (!is_compiled)
+                assert_brg_ok(brg_backward(brg_sum_all(want[k])));
+        }
+        if (is_compiled) {
+            assert_brg_ok(brg_compile_end(scope));
+            for (int i = 0; i < 3; i++)
+                assert_brg_ok(brg_backward(brg_sum_all(want[(i + 1) % 3])));
+        }
+        expect_same_bits(brg_tensor_grad(x), brg_tensor_grad(y));
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        segment_test(test_segment__same_bits_as_eager),
+        segment_test(test_segment__spliced_into_a_compiled_backward),
+        segment_test(test_segment__thrice_in_one_graph),
+        segment_test(test_segment__create_graph_is_refused),
+        segment_test(test_segment__results_are_what_they_would_be),
+        segment_test(test_segment__results_changed_in_place),
+        segment_test(test_segment__dropout_draws_as_eager),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
