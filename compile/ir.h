@@ -12,6 +12,7 @@
 #include <brigade/ext/op.h>
 #include <brigade/runtime.h>
 
+#include "compile/fuse/group.h"
 #include "core/base/array.h"
 #include "core/tensor/tensor.h"
 
@@ -19,6 +20,7 @@
 #define BRG__IR_KINDS(X)                                                       \
     X(OP, "op", true)                                                          \
     X(ADD, "add", true)        /* fan-in: undefined operands are skipped */    \
+    X(FUSED, "fused", true)    /* a group of pointwise ops (fuse/group.h) */   \
     X(UNPACK, "unpack", false) /* a saved tensor packed by hooks */            \
     X(TENSOR_HOOKS, "tensor_hooks", false)                                     \
     X(RETAIN, "retain_grad", false)                                            \
@@ -56,6 +58,7 @@ typedef struct brg__ir_node {
     const struct brg__effect *effect; /* of EFFECT; borrowed */
     uint64_t segment; /* its backward that this comes from: id + 1; or 0 */
     int instance;     /* which use of it */
+    int group;        /* FUSED: which of the groups */
     int n_in, n_out;
     int first_in;  /* in `operands`: value ids, NONE where there is none */
     int first_out; /* value ids are consecutive: first_out .. + n_out */
@@ -75,6 +78,7 @@ typedef struct brg__ir_value {
     int visit;
     brg_dtype dtype;
     int ndim;
+    uint8_t ones;         /* bit d: dim d was 1 when captured */
     brg_tensor *constant; /* owned */
 } brg__ir_value;
 
@@ -82,6 +86,7 @@ typedef struct brg__ir {
     BRG__ARRAY(brg__ir_node) nodes;
     BRG__ARRAY(brg__ir_value) values;
     BRG__ARRAY(int) operands;
+    BRG__ARRAY(brg__group *) groups; /* owned */
     int n_inputs; /* tensors that a run brings */
 } brg__ir;
 
