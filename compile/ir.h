@@ -87,7 +87,8 @@ typedef struct brg__ir {
     BRG__ARRAY(brg__ir_value) values;
     BRG__ARRAY(int) operands;
     BRG__ARRAY(brg__group *) groups; /* owned */
-    int n_inputs; /* tensors that a run brings */
+    int n_inputs;                    /* tensors that a run brings */
+    bool wants_kernels;              /* groups run compiled C, where they can */
 } brg__ir;
 
 void brg__ir_deinit(brg__ir *ir);

@@ -14,7 +14,7 @@
 #define BRG_COMPILE_PLAN_H
 
 #include "compile/collect.h"
-#include "compile/fuse/fused.h"
+#include "compile/fuse/kernels.h"
 #include "compile/ir.h"
 
 typedef enum brg__root_kind {
@@ -51,7 +51,7 @@ typedef struct brg__step {
     brg_attrs attrs;
     brg_tensor *out[BRG__GROUP_MAX_OUT]; /* FUSED */
     brg__fused *fused; /* FUSED; NULL: its ops run one by one */
-    bool is_view; /* nothing to run */
+    bool is_view;      /* nothing to run */
 } brg__step;
 
 /* What a run has besides a task and inputs. */
@@ -74,6 +74,7 @@ typedef struct brg__exec {
     size_t arena_bytes;
     void *workspace; /* of the group that runs */
     size_t workspace_bytes;
+    brg__kernels *kernels; /* that groups run; NULL: interpreted */
 } brg__exec;
 
 /* For the sizes of what was collected. Owned. */

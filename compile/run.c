@@ -326,9 +326,8 @@ static brg_status run_unfused(run *r, const brg__step *step)
     const brg__group *g = r->exec->ir->groups.at[node->group];
     brg_tensor *value[BRG__GROUP_MAX_IN + BRG__GROUP_MAX_OPS];
     for (int i = 0; i < g->n_in; i++)
-        value[i] = is_defined(r, brg__ir_in(r->exec->ir, node)[i])
-                       ? step->in[i]
-                       : NULL;
+        value[i] = is_defined(r, brg__ir_in(r->exec->ir, node)[i]) ? step->in[i]
+                                                                   : NULL;
     for (int k = 0; k < g->n_ops; k++) {
         brg_tensor *in[BRG__GROUP_OP_MAX_IN];
         for (int i = 0; i < g->ops[k].n_in; i++)

@@ -145,8 +145,8 @@ static brg_status infer_fused(brg__exec *exec, size_t at,
     }
     if (!is_uniform)
         return BRG_OK;
-    BRG_TRY(brg__fused_create(&step->fused, group, step->in, step->out,
-                              results));
+    BRG_TRY(
+        brg__fused_create(&step->fused, group, step->in, step->out, results));
     if (step->fused->nbytes > exec->workspace_bytes)
         exec->workspace_bytes = step->fused->nbytes;
     return BRG_OK;
@@ -286,6 +286,23 @@ static void list_dying(brg__exec *exec)
     exec->first_dying[exec->n_steps] = n;
 }
 
+/* ---- Kernels ------------------------------------------------------------------------ */
+
+static brg_status load_kernels(brg__exec *exec)
+{
+    size_t n = 0;
+    brg__fused **groups =
+        brg__mem_alloc_array(exec->n_steps + 1, sizeof *groups, "groups");
+    if (!groups)
+        return BRG_ERR_NOMEM;
+    for (size_t at = 0; at < exec->n_steps; at++)
+        if (exec->steps[at].fused)
+            groups[n++] = exec->steps[at].fused;
+    brg_status status = brg__kernels_load(&exec->kernels, groups, n);
+    brg__mem_free(groups);
+    return status;
+}
+
 /* ---- Life ----------------------------------------------------------------------------- */
 
 static brg_status reserve(brg__exec *exec)
@@ -324,6 +341,8 @@ brg_status brg__exec_create(brg__exec **out, const brg__ir *ir,
         status = make_steps(exec, task);
     if (status == BRG_OK)
         status = place(exec);
+    if (status == BRG_OK && ir->wants_kernels)
+        status = load_kernels(exec);
     if (status != BRG_OK) {
         brg__exec_destroy(exec);
         return status;
@@ -343,6 +362,7 @@ void brg__exec_destroy(brg__exec *exec)
         brg__block_free(exec->workspace, exec->workspace_bytes + 1, ALIGNMENT);
     for (size_t s = 0; exec->steps && s < exec->n_steps; s++)
         brg__fused_destroy(exec->steps[s].fused);
+    brg__kernels_release(exec->kernels);
     brg__mem_free(exec->values);
     brg__mem_free(exec->roots);
     brg__mem_free(exec->steps);

@@ -176,10 +176,8 @@ static void set_sum(brg__fused *f, int k, brg_tensor *const *in,
     brg_tensor *operands[2] = {tensor_of(f->group, in, results, op->in[0])};
     if (op->n_in > 1)
         operands[1] = tensor_of(f->group, in, results, op->in[1]);
-    brg_op_call call = {.op = op->op,
-                        .n_in = op->n_in,
-                        .in = operands,
-                        .attrs = &op->attrs};
+    brg_op_call call = {
+        .op = op->op, .n_in = op->n_in, .in = operands, .attrs = &op->attrs};
     const brg_tensor *x = operands[0];
     uint32_t dims;
     uint8_t ones = 0;

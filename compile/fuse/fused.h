@@ -19,8 +19,8 @@
 /* n elements of each: out[] are the values that leave the group or are summed,
  * in the order of their ops; in[] the operands that are read; p[] two scalars
  * of each op. All of the compute type, none overlaps another. */
-typedef void (*brg__fused_fn)(size_t n, void *const *out,
-                              const void *const *in, const double *p);
+typedef void (*brg__fused_fn)(size_t n, void *const *out, const void *const *in,
+                              const double *p);
 
 typedef struct brg__fused_op {
     brg__pw_fn kernel;
@@ -37,8 +37,8 @@ typedef struct brg__fused_sum {
     brg__sum_kind kind;
     int64_t rows, cols, block_rows;
     double scale;
-    int from; /* register */
-    int out;  /* of the node */
+    int from;                       /* register */
+    int out;                        /* of the node */
     size_t staging, partial, total; /* offsets in the workspace */
     bool is_staged;                 /* its values lie in no tensor */
     /* while it runs */
@@ -63,7 +63,7 @@ typedef struct brg__fused {
     const brg__row_kernels *rows;
     int n_buffers;
     size_t buffer_bytes;
-    size_t nbytes;         /* of the workspace */
+    size_t nbytes;          /* of the workspace */
     brg__fused_fn compiled; /* NULL: interpreted */
 } brg__fused;
 

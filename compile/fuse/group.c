@@ -118,8 +118,8 @@ brg_status brg__group_verify(const brg__group *group)
         if (out == BRG__GROUP_NONE)
             continue;
         if (out < 0 || out >= group->n_out || (made >> out & 1u))
-            return BRG_FAIL(BRG_ERR_INTERNAL, "group: op %d gives output %d",
-                            k, out);
+            return BRG_FAIL(BRG_ERR_INTERNAL, "group: op %d gives output %d", k,
+                            out);
         made |= 1u << out;
     }
     if (made != (1u << group->n_out) - 1u)

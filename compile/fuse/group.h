@@ -40,8 +40,8 @@ typedef struct brg__group {
 /* What a sum takes together: the trailing dims of each row, or the rows of
  * each column, where the space is cut before dim `cut`. */
 typedef enum brg__sum_kind {
-    BRG__SUM_NOT,   /* other dims than these */
-    BRG__SUM_ROWS,  /* [0, cut) stay, the rest is summed */
+    BRG__SUM_NOT,    /* other dims than these */
+    BRG__SUM_ROWS,   /* [0, cut) stay, the rest is summed */
     BRG__SUM_COLUMNS /* [0, cut) are summed, the rest stays */
 } brg__sum_kind;
 

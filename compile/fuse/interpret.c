@@ -76,8 +76,7 @@ static void run_compiled(walk *w)
     n = 0;
     for (int k = 0; k < f->n_ops; k++)
         if (f->ops[k].is_export && f->ops[k].tile != NONE)
-            brg__tiles_write(&f->tiles, f->ops[k].tile,
-                             w->value[f->ops[k].to]);
+            brg__tiles_write(&f->tiles, f->ops[k].tile, w->value[f->ops[k].to]);
 }
 
 /* ---- Sums ------------------------------------------------------------------------ */
@@ -182,8 +181,8 @@ static void begin(walk *w, brg_tensor *const *in)
     brg__tiles_start(&f->tiles);
     for (int i = 0; i < f->n_sums; i++) {
         brg__fused_sum *s = &f->sums[i];
-        int tile = s->from < f->n_loads ? s->from
-                                        : f->ops[s->from - f->n_loads].tile;
+        int tile =
+            s->from < f->n_loads ? s->from : f->ops[s->from - f->n_loads].tile;
         begin_sum(w, s,
                   s->is_staged ? NULL : (void *)f->tiles.operand[tile].at);
     }

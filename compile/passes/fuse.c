@@ -324,8 +324,8 @@ static bool keeps_sides(const fuser *f, const trial *t)
         for (int k = 0; k < node_at(f, at)->n_in; k++) {
             int id = in_of(f, at)[k];
             int maker = brg__ir_maker(f->ir, id);
-            bool is_input = value_at(f, f->root[id])->source ==
-                            BRG__IR_FROM_INPUT;
+            bool is_input =
+                value_at(f, f->root[id])->source == BRG__IR_FROM_INPUT;
             if (maker != NONE && holds(t, maker))
                 continue;
             if (f->is_handed[f->root[id]] || (is_input && to > at))
@@ -411,8 +411,7 @@ static int find_candidates(const fuser *f, int at, int *found, int most)
     for (int i = 0; i < node_at(f, at)->n_in; i++) {
         int maker = brg__ir_maker(f->ir, in[i]);
         if (maker != NONE && f->cluster_of[maker] != NONE &&
-            !is_sum(node_at(f, maker)) &&
-            has_space(f, in[i], space_of(f, at)))
+            !is_sum(node_at(f, maker)) && has_space(f, in[i], space_of(f, at)))
             add_candidate(found, &n, most, f->cluster_of[maker]);
     }
     for (int i = 0; i < node_at(f, at)->n_in; i++) {
@@ -548,8 +547,7 @@ static brg_status arrange(fuser *f, placed *order, int *list, int *to)
     for (size_t k = 0; k < f->clusters.n; k++) {
         if (!is_group(&f->clusters.at[k]))
             continue;
-        order[n++] =
-            (placed){f->clusters.at[k].place, (int)f->ir->nodes.n};
+        order[n++] = (placed){f->clusters.at[k].place, (int)f->ir->nodes.n};
         BRG_TRY(add_group(f, &f->clusters.at[k], to));
     }
     qsort(order, n, sizeof *order, by_place);
