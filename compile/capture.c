@@ -40,8 +40,7 @@ static brg_status new_value(capture *c, brg__ir_value value,
     brg_tensor *symbol;
     value.dtype = layout->dtype;
     value.ndim = layout->ndim;
-    for (int d = 0; d < layout->ndim; d++)
-        value.ones |= (uint8_t)((layout->shape[d] == 1) << d);
+    value.ones = brg__ir_ones(layout);
     BRG_TRY(brg__tensor_new_view(&symbol, layout, NULL));
     brg_status status = brg__array_push(&c->symbols, symbol);
     if (status != BRG_OK) {

@@ -96,6 +96,14 @@ void brg__ir_deinit(brg__ir *ir);
 /* The id of the new value, or a failure. */
 brg_status brg__ir_add_value(brg__ir *ir, const brg__ir_value *value, int *id);
 
+static inline uint8_t brg__ir_ones(const brg__layout *layout)
+{
+    unsigned ones = 0;
+    for (int d = 0; d < layout->ndim; d++)
+        ones |= (unsigned)(layout->shape[d] == 1) << d;
+    return (uint8_t)ones;
+}
+
 /* Appends a node with its operands; its outputs are values still to be added
  * by the caller, in order. */
 brg_status brg__ir_add_node(brg__ir *ir, const brg__ir_node *node,

@@ -125,7 +125,7 @@ static bool is_fusible(const fuser *f, int at)
 {
     const brg__ir_node *node = node_at(f, at);
     if (node->kind != BRG__IR_ADD &&
-        (node->kind != BRG__IR_OP || node->lifted != NONE))
+        (node->kind != BRG__IR_OP || node->lifted != NONE || node->draw != 0))
         return false;
     if (!is_sum(node) && !brg__group_takes(op_of(node)))
         return false;

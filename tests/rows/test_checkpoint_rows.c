@@ -66,7 +66,9 @@ static void test_checkpointing_simple(void **state)
     (void)state;
     char text[4096];
     run_both(reentrant_body, 1);
+    both_backend = BRG_COMPILE_BACKEND_EAGER;
     run_both(not_reentrant_body, 1);
+    both_backend = BRG_COMPILE_BACKEND_DEFAULT;
     assert_true(brg_compile_print(0, text, sizeof text) < sizeof text);
     assert_string_equal(text, simple_plan);
 }
