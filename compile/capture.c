@@ -8,39 +8,22 @@
 
 #include <string.h>
 
+#include "compile/capture_inside.h"
 #include "compile/segment.h"
 #include "core/base/error.h"
 #include "core/ops/op.h"
 
 #include <brigade/ops.h>
 
-typedef struct capture {
-    brg__emitter base;
-    brg__ir *ir;
-    brg__task *task;
-    const brg__collected *c;
-    BRG__ARRAY(brg_tensor *) symbols; /* of each value; owned, may be NULL */
-    BRG__ARRAY(int) buffers;          /* value in each slot of the task */
-    BRG__ARRAY(int) input_value;      /* value of each input, or NONE */
-    uint32_t visit;                   /* whose rule is being called */
-    int n_segments;                   /* met so far */
-} capture;
-
 /* ---- Values and their symbols ------------------------------------------------------ */
 
-static int value_of_symbol(const brg_tensor *t)
-{
-    return (int)(intptr_t)t->symbol - 1;
-}
-
 /* A value with these sizes as its example. */
-static brg_status new_value(capture *c, brg__ir_value value,
-                            const brg__layout *layout, int *id)
+brg_status brg__capture_value(brg__capturing *c, brg__ir_value value,
+                              const brg__layout *layout, int *id)
 {
     brg_tensor *symbol;
     value.dtype = layout->dtype;
     value.ndim = layout->ndim;
-    value.ones = brg__ir_ones(layout);
     BRG_TRY(brg__tensor_new_view(&symbol, layout, NULL));
     brg_status status = brg__array_push(&c->symbols, symbol);
     if (status != BRG_OK) {
@@ -52,7 +35,7 @@ static brg_status new_value(capture *c, brg__ir_value value,
     return BRG_OK;
 }
 
-static brg_status input_value(capture *c, int input, int *id)
+static brg_status input_value(brg__capturing *c, int input, int *id)
 {
     *id = c->input_value.at[input];
     if (*id != BRG__IR_NONE)
@@ -60,12 +43,12 @@ static brg_status input_value(capture *c, int input, int *id)
     brg__layout layout = brg__layout_of(c->c->inputs.at[input]);
     layout.offset = 0;
     brg__ir_value value = {.source = BRG__IR_FROM_INPUT, .index = input};
-    BRG_TRY(new_value(c, value, &layout, id));
+    BRG_TRY(brg__capture_value(c, value, &layout, id));
     c->input_value.at[input] = *id;
     return BRG_OK;
 }
 
-static brg__layout slot_layout(const brg__slot *slot)
+brg__layout brg__capture_slot_layout(const brg__slot *slot)
 {
     brg__layout layout = {.dtype = (brg_dtype)slot->dtype,
                           .device = slot->device,
@@ -75,23 +58,24 @@ static brg__layout slot_layout(const brg__slot *slot)
     return layout;
 }
 
-static brg_status slot_value(capture *c, uint32_t visit, uint32_t slot, int *id)
+static brg_status slot_value(brg__capturing *c, uint32_t visit, uint32_t slot,
+                             int *id)
 {
     brg__layout layout =
-        slot_layout(&c->task->visits.at[visit].node->slots[slot]);
+        brg__capture_slot_layout(&c->task->visits.at[visit].node->slots[slot]);
     brg__ir_value value = {
         .source = BRG__IR_FROM_SLOT, .visit = (int)visit, .index = (int)slot};
-    return new_value(c, value, &layout, id);
+    return brg__capture_value(c, value, &layout, id);
 }
 
 /* The value of an op's operand: a symbol's, or a constant. */
-static brg_status operand(capture *c, brg_tensor *t, int *id)
+brg_status brg__capture_operand(brg__capturing *c, brg_tensor *t, int *id)
 {
     *id = BRG__IR_NONE;
     if (!t)
         return BRG_OK;
     if (t->symbol) {
-        *id = value_of_symbol(t);
+        *id = brg__capture_value_of(t);
         return BRG_OK;
     }
     char text[BRG_TENSOR_TEXT_MAX];
@@ -101,7 +85,7 @@ static brg_status operand(capture *c, brg_tensor *t, int *id)
                         brg__tensor_text(t, text));
     brg__layout layout = brg__layout_of(t);
     brg__ir_value value = {.source = BRG__IR_FROM_CONST, .constant = t};
-    BRG_TRY(new_value(c, value, &layout, id));
+    BRG_TRY(brg__capture_value(c, value, &layout, id));
     brg_retain(t);
     return BRG_OK;
 }
@@ -122,7 +106,7 @@ static brg__layout out_layout(const brg_out_info *info)
 }
 
 /* An op that repeats the attributes of a random op reads them at run time. */
-static int lifted_from(const capture *c, const brg_op_call *call)
+static int lifted_from(const brg__capturing *c, const brg_op_call *call)
 {
     const brg_node *node = c->task->visits.at[c->visit].node;
     if (!node->op || !(node->op->flags & BRG_OP_IMPURE) ||
@@ -131,9 +115,24 @@ static int lifted_from(const capture *c, const brg_op_call *call)
     return (int)c->visit;
 }
 
+/* Random numbers of its own would be the same in every run. */
+static brg_status check_expressible(const brg__capturing *c,
+                                    const brg_op_call *call, int lifted)
+{
+    const char *why = NULL;
+    if (call->op->flags & BRG_OP_INPLACE)
+        why = "changes a tensor in place";
+    else if ((call->op->flags & BRG_OP_IMPURE) && lifted == BRG__IR_NONE &&
+             !c->is_splicing)
+        why = "draws random numbers or has other effects";
+    if (!why)
+        return BRG_OK;
+    return BRG_FAIL(BRG_ERR_UNSUPPORTED, "capture: %s %s", call->op->name, why);
+}
+
 static brg_status emit_captured(brg__emitter *self, brg_op_call *call)
 {
-    capture *c = (capture *)self;
+    brg__capturing *c = (brg__capturing *)self;
     int in[BRG_MAX_OP_INPUTS];
     memset(call->info, 0, (size_t)call->n_out * sizeof *call->info);
     BRG_TRY(call->op->infer(call));
@@ -142,11 +141,13 @@ static brg_status emit_captured(brg__emitter *self, brg_op_call *call)
             return BRG_FAIL(BRG_ERR_UNSUPPORTED, "a gradient is sparse: %s",
                             call->op->name);
     for (int i = 0; i < call->n_in; i++)
-        BRG_TRY(operand(c, call->in[i], &in[i]));
+        BRG_TRY(brg__capture_operand(c, call->in[i], &in[i]));
+    int lifted = lifted_from(c, call);
+    BRG_TRY(check_expressible(c, call, lifted));
     brg__ir_node node = {.kind = BRG__IR_OP,
                          .op = call->op,
                          .attrs = *call->attrs,
-                         .lifted = lifted_from(c, call),
+                         .lifted = lifted,
                          .visit = BRG__IR_NONE,
                          .n_out = call->n_out};
     BRG_TRY(brg__ir_add_node(c->ir, &node, in, call->n_in));
@@ -155,7 +156,7 @@ static brg_status emit_captured(brg__emitter *self, brg_op_call *call)
         brg__layout layout = out_layout(&call->info[j]);
         brg__ir_value value = {.source = BRG__IR_FROM_NODE, .node = at};
         int id;
-        BRG_TRY(new_value(c, value, &layout, &id));
+        BRG_TRY(brg__capture_value(c, value, &layout, &id));
         call->out[j] = brg__scope_adopt(brg_retain(c->symbols.at[id]));
         if (!call->out[j])
             return brg_error_code();
@@ -167,21 +168,31 @@ static brg_status emit_captured(brg__emitter *self, brg_op_call *call)
 
 /* Appends one; outs[j] are new values like the symbols of like[j] (NONE: a
  * value that is never used). */
-static brg_status add_special(capture *c, brg__ir_node node, const int *in,
-                              int n_in, const brg__layout *out_layouts,
-                              int *outs)
+brg_status brg__capture_node(brg__capturing *c, brg__ir_node node,
+                             const int *in, int n_in,
+                             const brg__layout *out_layouts, int *outs)
 {
     node.lifted = BRG__IR_NONE;
     BRG_TRY(brg__ir_add_node(c->ir, &node, in, n_in));
     int at = (int)c->ir->nodes.n - 1;
     for (int j = 0; j < node.n_out; j++) {
         brg__ir_value value = {.source = BRG__IR_FROM_NODE, .node = at};
-        BRG_TRY(new_value(c, value, &out_layouts[j], &outs[j]));
+        BRG_TRY(brg__capture_value(c, value, &out_layouts[j], &outs[j]));
     }
     return BRG_OK;
 }
 
-static brg__layout row_major(const capture *c, int id)
+brg_status brg__capture_token(brg__capturing *c, brg__ir_node node,
+                              const int *in, int n_in, int *token)
+{
+    static const brg__layout nothing;
+    node.n_out = 1;
+    BRG_TRY(brg__capture_node(c, node, in, n_in, &nothing, token));
+    c->ir->values.at[*token].is_token = true;
+    return BRG_OK;
+}
+
+brg__layout brg__capture_row_major(const brg__capturing *c, int id)
 {
     static const brg__layout nothing;
     if (id == BRG__IR_NONE)
@@ -192,75 +203,23 @@ static brg__layout row_major(const capture *c, int id)
     return layout;
 }
 
-/* A node that gives back its first n operands, changed: hooks. */
-static brg_status add_changing(capture *c, brg__ir_kind kind, int slot,
-                               const int *in, int n_in, int *values, int n)
-{
-    brg__layout layouts[BRG__IR_MAX_OUT] = {{0}};
-    int outs[BRG__IR_MAX_OUT] = {0};
-    for (int j = 0; j < n; j++)
-        layouts[j] = row_major(c, values[j]);
-    brg__ir_node node = {
-        .kind = kind, .visit = (int)c->visit, .slot = slot, .n_out = n};
-    BRG_TRY(add_special(c, node, in, n_in, layouts, outs));
-    for (int j = 0; j < n; j++)
-        if (values[j] != BRG__IR_NONE)
-            values[j] = outs[j];
-    return BRG_OK;
-}
-
-static bool has_hook_in_slot(const brg__hook_list *list, uint32_t slot)
-{
-    for (const brg_hook *h = list ? list->first : NULL; h; h = h->next)
-        if (!h->is_removed && h->slot == slot)
-            return true;
-    return false;
-}
-
-static brg_status trace_slot(capture *c, const brg_node *node, uint32_t slot,
-                             int *value)
-{
-    if (*value == BRG__IR_NONE)
-        return BRG_OK;
-    bool is_leaf = brg__node_is_accumulate(node);
-    const brg__hook_list *list =
-        is_leaf ? &brg__autograd_of(node->leaf)->hooks
-                : (node->hooks ? &node->hooks->tensor : NULL);
-    if (has_hook_in_slot(list, slot))
-        BRG_TRY(add_changing(c, BRG__IR_TENSOR_HOOKS, (int)slot, value, 1,
-                             value, 1));
-    if (node->hooks && has_hook_in_slot(&node->hooks->retain, slot)) {
-        brg__ir_node retain = {
-            .kind = BRG__IR_RETAIN, .visit = (int)c->visit, .slot = (int)slot};
-        BRG_TRY(add_special(c, retain, value, 1, NULL, NULL));
-    }
-    for (size_t i = 0; i < c->task->captures.n; i++) {
-        const brg__capture *wanted = &c->task->captures.at[i];
-        brg__ir_node deliver = {
-            .kind = BRG__IR_DELIVER, .visit = BRG__IR_NONE, .slot = (int)i};
-        if (wanted->visit == c->visit && wanted->slot == slot)
-            BRG_TRY(add_special(c, deliver, value, 1, NULL, NULL));
-    }
-    return BRG_OK;
-}
-
 /* ---- The rule of an op --------------------------------------------------------------------- */
 
 /* A tensor packed by hooks: unpacked here, when the plan runs. */
-static brg_status trace_unpack(capture *c, const brg_node *node, uint16_t k,
-                               brg_tensor **symbol)
+static brg_status trace_unpack(brg__capturing *c, const brg_node *node,
+                               uint16_t k, brg_tensor **symbol)
 {
     brg__layout layout = brg__layout_of(node->saved[k].tensor);
     brg__shape_strides(layout.ndim, layout.shape, layout.stride);
     brg__ir_node unpack = {
         .kind = BRG__IR_UNPACK, .visit = (int)c->visit, .slot = k, .n_out = 1};
     int id;
-    BRG_TRY(add_special(c, unpack, NULL, 0, &layout, &id));
+    BRG_TRY(brg__capture_node(c, unpack, NULL, 0, &layout, &id));
     *symbol = c->symbols.at[id];
     return BRG_OK;
 }
 
-static brg_status symbols_of_saved(capture *c, const brg_node *node,
+static brg_status symbols_of_saved(brg__capturing *c, const brg_node *node,
                                    brg_tensor **in, brg_tensor **out)
 {
     const int *inputs = c->c->saved_input.at + c->c->first_saved.at[c->visit];
@@ -282,7 +241,7 @@ static brg_status symbols_of_saved(capture *c, const brg_node *node,
 }
 
 /* Makes a gradient fit its slot, by reference to the slot's sizes. */
-static brg_status fit(capture *c, const brg_node *node, uint16_t i,
+static brg_status fit(brg__capturing *c, const brg_node *node, uint16_t i,
                       brg_tensor **grad)
 {
     const brg__edge *edge = &node->edges[i];
@@ -306,8 +265,8 @@ static brg_status fit(capture *c, const brg_node *node, uint16_t i,
     return brg__validate_gradient(node, i, slot, grad); /* dtype; errors */
 }
 
-static brg_status trace_rule(capture *c, brg_node *node, const int *grads,
-                             int *grad_in)
+static brg_status trace_rule(brg__capturing *c, brg_node *node,
+                             const int *grads, int *grad_in)
 {
     brg_tensor *in[BRG_MAX_OP_INPUTS] = {0}, *out[BRG_MAX_OP_OUTPUTS] = {0};
     brg_tensor *grad_out[BRG_MAX_OP_OUTPUTS] = {0};
@@ -331,25 +290,25 @@ static brg_status trace_rule(capture *c, brg_node *node, const int *grads,
         if (!v.grad_in[i] || !edge->node)
             continue;
         BRG_TRY(fit(c, node, i, &v.grad_in[i]));
-        BRG_TRY(operand(c, v.grad_in[i], &grad_in[i]));
+        BRG_TRY(brg__capture_operand(c, v.grad_in[i], &grad_in[i]));
     }
     return BRG_OK;
 }
 
 /* A node with code of its own: called when the plan runs. */
-static brg_status trace_call(capture *c, const brg_node *node, const int *grads,
-                             int *grad_in)
+static brg_status trace_call(brg__capturing *c, const brg_node *node,
+                             const int *grads, int *grad_in)
 {
     brg__layout layouts[BRG__IR_MAX_OUT];
     int outs[BRG__IR_MAX_OUT];
     memset(layouts, 0, sizeof layouts);
     for (uint16_t i = 0; i < node->n_edges; i++)
         if (node->edges[i].node)
-            layouts[i] =
-                slot_layout(&node->edges[i].node->slots[node->edges[i].slot]);
+            layouts[i] = brg__capture_slot_layout(
+                &node->edges[i].node->slots[node->edges[i].slot]);
     brg__ir_node call = {
         .kind = BRG__IR_CALL, .visit = (int)c->visit, .n_out = node->n_edges};
-    BRG_TRY(add_special(c, call, grads, node->n_slots, layouts, outs));
+    BRG_TRY(brg__capture_node(c, call, grads, node->n_slots, layouts, outs));
     for (uint16_t i = 0; i < node->n_edges; i++)
         if (node->edges[i].node && brg__task_runs(c->task, node->edges[i].node))
             grad_in[i] = outs[i];
@@ -365,8 +324,8 @@ typedef struct splice {
 } splice;
 
 /* Gradients that did not arrive are zeros: it was captured with all. */
-static brg_status tangent(capture *c, const brg_node *node, uint16_t slot,
-                          int grad, brg_tensor **symbol)
+static brg_status tangent(brg__capturing *c, const brg_node *node,
+                          uint16_t slot, int grad, brg_tensor **symbol)
 {
     if (grad != BRG__IR_NONE) {
         *symbol = c->symbols.at[grad];
@@ -379,8 +338,8 @@ static brg_status tangent(capture *c, const brg_node *node, uint16_t slot,
     return *symbol ? BRG_OK : brg_error_code();
 }
 
-static brg_status saved_symbol(capture *c, const brg_node *node, uint16_t k,
-                               brg_tensor **symbol)
+static brg_status saved_symbol(brg__capturing *c, const brg_node *node,
+                               uint16_t k, brg_tensor **symbol)
 {
     int input = c->c->saved_input.at[c->c->first_saved.at[c->visit] + k], id;
     if (node->saved[k].pack)
@@ -390,7 +349,8 @@ static brg_status saved_symbol(capture *c, const brg_node *node, uint16_t k,
     return BRG_OK;
 }
 
-static brg_status splice_given(capture *c, const splice *s, const int *grads)
+static brg_status splice_given(brg__capturing *c, const splice *s,
+                               const int *grads)
 {
     const brg__ir *ir = &s->segment->captured.backward;
     for (size_t id = 0; id < ir->values.n; id++) {
@@ -408,7 +368,7 @@ static brg_status splice_given(capture *c, const splice *s, const int *grads)
     return BRG_OK;
 }
 
-static brg_status splice_node(capture *c, const splice *s, int instance,
+static brg_status splice_node(brg__capturing *c, const splice *s, int instance,
                               const brg__ir_node *node, int *grad_in)
 {
     const brg__ir *ir = &s->segment->captured.backward;
@@ -418,8 +378,12 @@ static brg_status splice_node(capture *c, const splice *s, int instance,
         in[i] = id == BRG__IR_NONE ? NULL : s->symbols[id];
     }
     if (node->kind == BRG__IR_OUTPUT)
-        return operand(c, in[0], &grad_in[node->slot]);
-    BRG_TRY(brg_op_apply(node->op, node->n_in, in, &node->attrs, out));
+        return brg__capture_operand(c, in[0], &grad_in[node->slot]);
+    c->is_splicing = true; /* its draws are lifted below */
+    brg_status status =
+        brg_op_apply(node->op, node->n_in, in, &node->attrs, out);
+    c->is_splicing = false;
+    BRG_TRY(status);
     brg__ir_node *written = &c->ir->nodes.at[c->ir->nodes.n - 1];
     written->segment = s->segment->id + 1;
     written->instance = instance;
@@ -432,7 +396,7 @@ static brg_status splice_node(capture *c, const splice *s, int instance,
     return BRG_OK;
 }
 
-static brg_status trace_segment(capture *c, const brg_node *node,
+static brg_status trace_segment(brg__capturing *c, const brg_node *node,
                                 const int *grads, int *grad_in)
 {
     splice s = {brg__segment_of(node), node, NULL};
@@ -459,15 +423,13 @@ static bool is_all_undefined(const brg_node *node, const int *grads)
     return !node->cls->wants_undefined;
 }
 
-static brg_status trace_apply(capture *c, brg_node *node, const int *grads,
-                              int *grad_in)
+static brg_status trace_apply(brg__capturing *c, brg_node *node,
+                              const int *grads, int *grad_in)
 {
-    brg__ir_node accumulate = {.kind = BRG__IR_ACCUMULATE,
-                               .visit = (int)c->visit};
     if (is_all_undefined(node, grads))
         return BRG_OK;
     if (brg__node_is_accumulate(node))
-        return add_special(c, accumulate, grads, 1, NULL, NULL);
+        return brg__capture_accumulate(c, node, grads);
     bool is_segment = brg__segment_of(node) != NULL;
     if (!node->op && !is_segment)
         return trace_call(c, node, grads, grad_in);
@@ -482,25 +444,8 @@ static brg_status trace_apply(capture *c, brg_node *node, const int *grads,
 
 /* ---- The walk ------------------------------------------------------------------------------- */
 
-static brg_status trace_post_hooks(capture *c, const brg_node *node,
-                                   const int *grads, int *grad_in)
-{
-    /* An accumulate step runs its own: with the reference that they count. */
-    if (!node->hooks || !node->hooks->post.first ||
-        brg__node_is_accumulate(node))
-        return BRG_OK;
-    int in[BRG__IR_MAX_IN];
-    if (node->n_edges + node->n_slots > BRG__IR_MAX_IN)
-        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
-                        "capture: %s has too many gradients for its hooks",
-                        brg_node_name(node));
-    memcpy(in, grad_in, node->n_edges * sizeof *in);
-    memcpy(in + node->n_edges, grads, node->n_slots * sizeof *in);
-    return add_changing(c, BRG__IR_POST_HOOKS, 0, in,
-                        node->n_edges + node->n_slots, grad_in, node->n_edges);
-}
-
-static brg_status route(capture *c, const brg_node *node, const int *grad_in)
+static brg_status route(brg__capturing *c, const brg_node *node,
+                        const int *grad_in)
 {
     for (uint16_t i = 0; i < node->n_edges; i++) {
         const brg__edge *edge = &node->edges[i];
@@ -514,10 +459,10 @@ static brg_status route(capture *c, const brg_node *node, const int *grad_in)
             *buffer = grad_in[i];
         } else if (grad_in[i] != BRG__IR_NONE) {
             int in[2] = {*buffer, grad_in[i]};
-            brg__layout layout = row_major(c, *buffer);
+            brg__layout layout = brg__capture_row_major(c, *buffer);
             brg__ir_node add = {
                 .kind = BRG__IR_ADD, .visit = BRG__IR_NONE, .n_out = 1};
-            BRG_TRY(add_special(c, add, in, 2, &layout, buffer));
+            BRG_TRY(brg__capture_node(c, add, in, 2, &layout, buffer));
         }
         if (--next->n_waiting == 0)
             BRG_TRY(brg__ready_push(c->task, to));
@@ -525,7 +470,7 @@ static brg_status route(capture *c, const brg_node *node, const int *grad_in)
     return BRG_OK;
 }
 
-static brg_status trace_visit(capture *c, uint32_t visit)
+static brg_status trace_visit(brg__capturing *c, uint32_t visit)
 {
     const brg__visit *v = &c->task->visits.at[visit];
     brg_node *node = v->node;
@@ -541,7 +486,7 @@ static brg_status trace_visit(capture *c, uint32_t visit)
     for (int i = 0; i < BRG__MAX_SLOTS; i++)
         grad_in[i] = BRG__IR_NONE;
     for (uint32_t slot = 0; slot < node->n_slots; slot++)
-        BRG_TRY(trace_slot(c, node, slot, &grads[slot]));
+        BRG_TRY(brg__capture_slot(c, node, slot, &grads[slot]));
     if (!v->is_needed)
         return BRG_OK;
     if (is_wide && node->hooks &&
@@ -549,15 +494,13 @@ static brg_status trace_visit(capture *c, uint32_t visit)
         return BRG_FAIL(BRG_ERR_UNSUPPORTED,
                         "capture: %s has too many gradients for its hooks",
                         brg_node_name(node));
-    if (node->hooks && node->hooks->pre.first)
-        BRG_TRY(add_changing(c, BRG__IR_PRE_HOOKS, 0, grads, node->n_slots,
-                             grads, node->n_slots));
+    BRG_TRY(brg__capture_pre_hooks(c, node, grads));
     BRG_TRY(trace_apply(c, node, grads, grad_in));
-    BRG_TRY(trace_post_hooks(c, node, grads, grad_in));
+    BRG_TRY(brg__capture_post_hooks(c, node, grads, grad_in));
     return route(c, node, grad_in);
 }
 
-static brg_status start(capture *c)
+static brg_status start(brg__capturing *c)
 {
     size_t n_inputs = c->c->inputs.n, n_buffers = c->c->root_input.n;
     BRG_TRY(brg__array_reserve(&c->input_value, n_inputs));
@@ -574,7 +517,7 @@ static brg_status start(capture *c)
     return BRG_OK;
 }
 
-static brg_status walk(capture *c)
+static brg_status walk(brg__capturing *c)
 {
     BRG_TRY(start(c));
     uint32_t visit;
@@ -617,7 +560,7 @@ static void restore_task(task_state *s, brg__task *task)
 brg_status brg__capture_task(brg__ir *ir, brg__task *task,
                              const brg__collected *collected)
 {
-    capture c = {
+    brg__capturing c = {
         .base.emit = emit_captured, .ir = ir, .task = task, .c = collected};
     task_state state = {0};
     brg_status status = keep_task(&state, task);

@@ -116,12 +116,65 @@ static int count_hooks(const brg__hook_list *list)
 {
     int n = 0;
     for (const brg_hook *h = list->first; h; h = h->next)
-        n += !h->is_removed;
+        n++;
     return n;
 }
 
-/* Which hooks there are, by kind and slot; not what they do. */
-static brg_status put_hooks(brg__collected *c, const brg_node *node)
+int brg__collected_reduction(const brg__collected *c, const void *self)
+{
+    for (size_t i = 0; i < c->reductions.n; i++)
+        if (c->reductions.at[i].self == self)
+            return (int)i;
+    return BRG__IR_NONE;
+}
+
+/* What a plan writes down of a reduction. */
+static brg_status put_part(brg__collected *c, const brg__reduction_part *part,
+                           bool is_needed)
+{
+    int id = brg__collected_reduction(c, part->self);
+    if (id == BRG__IR_NONE) {
+        id = (int)c->reductions.n;
+        BRG_TRY(brg__array_push(
+            &c->reductions,
+            ((brg__reduction){.ops = part->ops, .self = part->self})));
+    }
+    c->reductions.at[id].is_needed |= is_needed;
+    PUT(&c->key, id);
+    PUT(&c->key, part->version);
+    PUT(&c->key, part->member);
+    PUT(&c->key, part->bucket);
+    PUT(&c->key, part->n_in_bucket);
+    PUT(&c->key, part->divisor);
+    return BRG_OK;
+}
+
+/* Which one a hook is, if the plan does not call it: what its callback would
+ * write, or which part of a reduction. Else only that it is there. */
+static brg_status put_hook(brg__collected *c, const brg_hook *h, bool is_needed)
+{
+    brg__reduction_part part = {.ops = NULL};
+    PUT(&c->key, h->slot);
+    PUT(&c->key, h->is_removed);
+    if (h->is_removed)
+        return BRG_OK;
+    if (h->on_collect)
+        BRG_TRY(h->on_collect(h->user, &part));
+    PUT(&c->key, part.ops != NULL);
+    if (part.ops)
+        return put_part(c, &part, is_needed);
+    PUT(&c->key, h->capture);
+    if (h->capture) {
+        PUT(&c->key, h->user);
+        PUT(&c->key, h->version);
+    }
+    return BRG_OK;
+}
+
+/* Which hooks there are, by kind and slot; not what those do that are called.
+ * */
+static brg_status put_hooks(brg__collected *c, const brg_node *node,
+                            bool is_needed)
 {
     const brg__hook_list *lists[4] = {0};
     if (brg__node_is_accumulate(node)) {
@@ -137,15 +190,10 @@ static brg_status put_hooks(brg__collected *c, const brg_node *node)
     }
     for (int k = 0; k < 4; k++) {
         int n = lists[k] ? count_hooks(lists[k]) : 0;
-        BRG_TRY(reserve(&c->key, sizeof n + (size_t)n * sizeof(uint32_t)));
+        BRG_TRY(reserve(&c->key, sizeof n + (size_t)n * 48));
         PUT(&c->key, n);
-        for (const brg_hook *h = n ? lists[k]->first : NULL; h; h = h->next) {
-            if (h->is_removed)
-                continue;
-            PUT(&c->key, h->slot);
-            if (h->on_collect)
-                BRG_TRY(h->on_collect(h->user));
-        }
+        for (const brg_hook *h = n ? lists[k]->first : NULL; h; h = h->next)
+            BRG_TRY(put_hook(c, h, is_needed));
     }
     return BRG_OK;
 }
@@ -258,7 +306,7 @@ static brg_status collect_visit(brg__collected *c, const brg__task *task,
     put(&c->key, counts, sizeof counts);
     put_slots(c, node);
     BRG_TRY(put_edges(c, task, node));
-    BRG_TRY(put_hooks(c, node));
+    BRG_TRY(put_hooks(c, node, visit->is_needed && !task->is_capturing));
     if (brg__node_is_function(node)) /* it unpacks for itself */
         return put_attributes(&c->key, node->payload);
     BRG_TRY(brg__node_check_alive(node));
@@ -325,6 +373,7 @@ void brg__collected_clear(brg__collected *c)
     c->key.n = c->ones.n = c->ends.n = c->n_structure = 0;
     c->sizes.n = c->strides.n = c->inputs.n = 0;
     c->saved_input.n = c->first_saved.n = c->root_input.n = 0;
+    c->reductions.n = 0;
     c->unsupported = NULL;
     brg__map_clear(&c->index);
 }
@@ -341,5 +390,6 @@ void brg__collected_deinit(brg__collected *c)
     brg__array_deinit(&c->saved_input);
     brg__array_deinit(&c->first_saved);
     brg__array_deinit(&c->root_input);
+    brg__array_deinit(&c->reductions);
     brg__map_deinit(&c->index);
 }

@@ -30,6 +30,13 @@ typedef struct brg__collect_mode {
 
 typedef BRG__ARRAY(int64_t) brg__ints;
 
+/* A reducer whose hooks were met. */
+typedef struct brg__reduction {
+    const brg__reduction_ops *ops;
+    void *self;
+    bool is_needed; /* this backward accumulates into one of its leaves */
+} brg__reduction;
+
 typedef struct brg__collected {
     brg__collect_mode mode;
     brg__bytes key;
@@ -45,11 +52,14 @@ typedef struct brg__collected {
                                         order: its input, or NONE */
     BRG__ARRAY(int) first_saved; /* of each visit */
     BRG__ARRAY(int) root_input;  /* of each buffer of the task, or NONE */
-    const char *unsupported;     /* why no plan can serve; NULL: it can */
+    BRG__ARRAY(brg__reduction) reductions;
+    const char *unsupported; /* why no plan can serve; NULL: it can */
 } brg__collected;
 
 brg_status brg__collect(brg__collected *c, const brg__task *task,
                         brg__collect_mode mode);
+/* Which of the reductions is `self`, or NONE. */
+int brg__collected_reduction(const brg__collected *c, const void *self);
 /* Lets go of the inputs; keeps the memory. */
 void brg__collected_clear(brg__collected *c);
 void brg__collected_deinit(brg__collected *c);

@@ -14,9 +14,6 @@ void brg__ir_deinit(brg__ir *ir)
 {
     for (size_t i = 0; i < ir->values.n; i++)
         brg_release(ir->values.at[i].constant);
-    for (size_t i = 0; i < ir->groups.n; i++)
-        brg__mem_free(ir->groups.at[i]);
-    brg__array_deinit(&ir->groups);
     brg__array_deinit(&ir->nodes);
     brg__array_deinit(&ir->values);
     brg__array_deinit(&ir->operands);
@@ -84,12 +81,31 @@ static void put_value(text *t, const brg__ir *ir, int id)
         put(t, "v%d", id);
 }
 
+/* "[1..2]": hooks by position; "[r0.p3]": a gradient of a reduction;
+ * "[r0.b1, scale 1/2]": a bucket. */
+static void put_part(text *t, const brg__ir_node *n)
+{
+    if (n->hooks.n > 0 && n->hooks.n != UINT32_MAX)
+        put(t, "[%u..%u]", n->hooks.first, n->hooks.first + n->hooks.n - 1);
+    if (n->kind == BRG__IR_PACK || n->kind == BRG__IR_WRITE_BACK)
+        put(t, "[r%d.p%d]", n->bucket.reduction, n->slot);
+    if (n->kind == BRG__IR_START || n->kind == BRG__IR_WAIT)
+        put(t, "[r%d.b%d", n->bucket.reduction, n->bucket.number);
+    if (n->kind == BRG__IR_START && n->bucket.divisor > 1)
+        put(t, ", scale 1/%d", n->bucket.divisor);
+    if (n->kind == BRG__IR_START || n->kind == BRG__IR_WAIT)
+        put(t, "]");
+}
+
 static void put_node(text *t, const brg__ir *ir, const brg__ir_node *n)
 {
     for (int j = 0; j < n->n_out; j++) {
         const brg__ir_value *v = &ir->values.at[n->first_out + j];
-        put(t, "%sv%d %s/%d", j ? ", " : "", n->first_out + j,
-            brg_dtype_name(v->dtype), v->ndim);
+        put(t, "%sv%d ", j ? ", " : "", n->first_out + j);
+        if (v->is_token)
+            put(t, "token");
+        else
+            put(t, "%s/%d", brg_dtype_name(v->dtype), v->ndim);
     }
     if (n->n_out > 0)
         put(t, " = ");
@@ -103,20 +119,13 @@ static void put_node(text *t, const brg__ir *ir, const brg__ir_node *n)
         put(t, "%d", n->slot);
     if (n->visit != BRG__IR_NONE)
         put(t, "@%d", n->visit);
+    put_part(t, n);
     put(t, "(");
     for (int i = 0; i < n->n_in; i++) {
         put(t, "%s", i ? ", " : "");
         put_value(t, ir, brg__ir_in(ir, n)[i]);
     }
-    put(t, ")");
-    if (n->kind == BRG__IR_FUSED) {
-        size_t left = t->n < t->size ? t->size - t->n : 0;
-        put(t, " ");
-        left -= left > 0;
-        t->n += brg__group_print(ir->groups.at[n->group],
-                                 left ? t->at + t->n : NULL, left);
-    }
-    put(t, "\n");
+    put(t, ")\n");
 }
 
 size_t brg__ir_print(const brg__ir *ir, char *filled, size_t size)
@@ -170,21 +179,6 @@ static brg_status verify_operands(const brg__ir *ir, size_t at)
     return BRG_OK;
 }
 
-static brg_status verify_group(const brg__ir *ir, size_t at)
-{
-    const brg__ir_node *n = &ir->nodes.at[at];
-    if (n->group < 0 || (size_t)n->group >= ir->groups.n)
-        return BRG_FAIL(BRG_ERR_INTERNAL, "plan: node %zu runs group %d of %zu",
-                        at, n->group, ir->groups.n);
-    const brg__group *group = ir->groups.at[n->group];
-    if (n->n_in != group->n_in || n->n_out != group->n_out)
-        return BRG_FAIL(BRG_ERR_INTERNAL,
-                        "plan: node %zu has %d operands and %d results, its "
-                        "group %d and %d",
-                        at, n->n_in, n->n_out, group->n_in, group->n_out);
-    return brg__group_verify(group);
-}
-
 brg_status brg__ir_verify(const brg__ir *ir)
 {
     for (size_t at = 0; at < ir->nodes.n; at++) {
@@ -197,8 +191,6 @@ brg_status brg__ir_verify(const brg__ir *ir)
                             "results, its row says %d and %d",
                             at, n->op->name, n->n_in, n->n_out, n->op->n_in,
                             n->op->n_out);
-        if (n->kind == BRG__IR_FUSED)
-            BRG_TRY(verify_group(ir, at));
         if ((size_t)(n->first_out + n->n_out) > ir->values.n)
             return BRG_FAIL(BRG_ERR_INTERNAL,
                             "plan: node %zu makes values that are not there",

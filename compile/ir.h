@@ -12,7 +12,7 @@
 #include <brigade/ext/op.h>
 #include <brigade/runtime.h>
 
-#include "compile/fuse/group.h"
+#include "core/autograd/hooks.h"
 #include "core/base/array.h"
 #include "core/tensor/tensor.h"
 
@@ -20,7 +20,6 @@
 #define BRG__IR_KINDS(X)                                                       \
     X(OP, "op", true)                                                          \
     X(ADD, "add", true)        /* fan-in: undefined operands are skipped */    \
-    X(FUSED, "fused", true)    /* a group of pointwise ops (fuse/group.h) */   \
     X(UNPACK, "unpack", false) /* a saved tensor packed by hooks */            \
     X(TENSOR_HOOKS, "tensor_hooks", false)                                     \
     X(RETAIN, "retain_grad", false)                                            \
@@ -29,6 +28,13 @@
     X(POST_HOOKS, "post_hooks", false)                                         \
     X(CALL, "call", false) /* a custom function's backward */                  \
     X(ACCUMULATE, "accumulate", false)                                         \
+    X(POST_ACCUMULATE, "post_accumulate", false)                               \
+    X(GRAD, "grad", false)         /* reads .grad */                           \
+    X(SET_GRAD, "set_grad", false) /* replaces it */                           \
+    X(PACK, "pack", false)         /* a gradient into its bucket */            \
+    X(START, "all_reduce_start", false)                                        \
+    X(WAIT, "wait", false)                                                     \
+    X(WRITE_BACK, "write_back", false)                                         \
     X(LEAF, "leaf", false)     /* accumulate, with all the leaf's hooks */     \
     X(EFFECT, "effect", false) /* a call that is no op */                      \
     X(OUTPUT, "output", false) /* a result of the plan */
@@ -43,6 +49,14 @@ typedef enum brg__ir_kind {
 #define BRG__IR_MAX_IN 32
 #define BRG__IR_MAX_OUT 32
 
+/* What a node of a reduction speaks of: core/autograd/reduction.h. */
+typedef struct brg__ir_bucket {
+    int reduction; /* which of those of the run */
+    int number;
+    int n_members; /* gradients that belong to it */
+    int divisor;
+} brg__ir_bucket;
+
 typedef struct brg__ir_node {
     brg__ir_kind kind;
     const brg_op *op; /* of OP */
@@ -54,11 +68,13 @@ typedef struct brg__ir_node {
     int visit;        /* of the others: the node they speak of, or NONE */
     int slot;         /* TENSOR_HOOKS, RETAIN; DELIVER: which output;
                          UNPACK: which saved tensor of the node;
-                         OUTPUT: which */
+                         PACK, WRITE_BACK: which gradient of the
+                         reduction; OUTPUT: which */
     const struct brg__effect *effect; /* of EFFECT; borrowed */
-    uint64_t segment; /* its backward that this comes from: id + 1; or 0 */
-    int instance;     /* which use of it */
-    int group;        /* FUSED: which of the groups */
+    uint64_t segment;      /* its backward that this comes from: id + 1; or 0 */
+    int instance;          /* which use of it */
+    brg__hook_range hooks; /* which of the list: hook nodes */
+    brg__ir_bucket bucket; /* PACK, START, WAIT, WRITE_BACK */
     int n_in, n_out;
     int first_in;  /* in `operands`: value ids, NONE where there is none */
     int first_out; /* value ids are consecutive: first_out .. + n_out */
@@ -78,7 +94,7 @@ typedef struct brg__ir_value {
     int visit;
     brg_dtype dtype;
     int ndim;
-    uint8_t ones;         /* bit d: dim d was 1 when captured */
+    bool is_token;        /* no tensor: says that something has happened */
     brg_tensor *constant; /* owned */
 } brg__ir_value;
 
@@ -86,9 +102,8 @@ typedef struct brg__ir {
     BRG__ARRAY(brg__ir_node) nodes;
     BRG__ARRAY(brg__ir_value) values;
     BRG__ARRAY(int) operands;
-    BRG__ARRAY(brg__group *) groups; /* owned */
-    int n_inputs;                    /* tensors that a run brings */
-    bool wants_kernels;              /* groups run compiled C, where they can */
+    int n_inputs;    /* tensors that a run brings */
+    bool has_ranges; /* some hooks of a list are nodes, and some are not */
 } brg__ir;
 
 void brg__ir_deinit(brg__ir *ir);
@@ -96,18 +111,15 @@ void brg__ir_deinit(brg__ir *ir);
 /* The id of the new value, or a failure. */
 brg_status brg__ir_add_value(brg__ir *ir, const brg__ir_value *value, int *id);
 
-static inline uint8_t brg__ir_ones(const brg__layout *layout)
-{
-    unsigned ones = 0;
-    for (int d = 0; d < layout->ndim; d++)
-        ones |= (unsigned)(layout->shape[d] == 1) << d;
-    return (uint8_t)ones;
-}
-
 /* Appends a node with its operands; its outputs are values still to be added
  * by the caller, in order. */
 brg_status brg__ir_add_node(brg__ir *ir, const brg__ir_node *node,
                             const int *in, int n_in);
+
+static inline bool brg__ir_is_reduction(const brg__ir_node *n)
+{
+    return n->kind >= BRG__IR_PACK && n->kind <= BRG__IR_WRITE_BACK;
+}
 
 static inline const int *brg__ir_in(const brg__ir *ir, const brg__ir_node *n)
 {
@@ -130,6 +142,9 @@ bool brg__ir_is_pure(const brg__ir_node *node);
 
 /* The node that makes a value, or NONE. */
 int brg__ir_maker(const brg__ir *ir, int id);
+
+/* No node speaks of a visit as high as this. */
+size_t brg__ir_count_visits(const brg__ir *ir);
 
 /* For each value: how often it is an operand; which node uses it first (NONE:
  * none does). The arrays have room for all values. */

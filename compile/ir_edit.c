@@ -20,6 +20,14 @@ bool brg__ir_is_pure(const brg__ir_node *node)
              (node->op->flags & (BRG_OP_IMPURE | BRG_OP_INPLACE)));
 }
 
+size_t brg__ir_count_visits(const brg__ir *ir)
+{
+    int most = BRG__IR_NONE;
+    for (size_t at = 0; at < ir->nodes.n; at++)
+        most = ir->nodes.at[at].visit > most ? ir->nodes.at[at].visit : most;
+    return (size_t)(most + 1);
+}
+
 void brg__ir_count_uses(const brg__ir *ir, int *n_uses)
 {
     memset(n_uses, 0, ir->values.n * sizeof *n_uses);

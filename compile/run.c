@@ -9,7 +9,6 @@
 #include "core/base/error.h"
 #include "core/base/progress.h"
 #include "core/base/tracer.h"
-#include "core/ops/convert.h"
 #include "core/ops/op.h"
 #include "core/tensor/shape.h"
 
@@ -290,74 +289,6 @@ static brg_status run_add(run *r, const brg__ir_node *node)
     return op->run[BRG_DEVICE_CPU](&call);
 }
 
-/* ---- Groups that do not run as one: undefined operands, other sizes --------------------------- */
-
-static brg_status run_one(const brg__group_op *op, brg_tensor **in,
-                          brg_tensor **out)
-{
-    int n = 0;
-    for (int i = 0; i < op->n_in; i++)
-        n += in[i] != NULL;
-    *out = NULL;
-    if (op->is_fan_in && n == 1)
-        *out = in[0] ? in[0] : in[1];
-    if (n < op->n_in)
-        return BRG_OK;
-    brg_op_call call = {.op = op->op,
-                        .n_in = op->n_in,
-                        .n_out = 1,
-                        .in = in,
-                        .attrs = &op->attrs};
-    BRG_TRY(op->op->infer(&call));
-    brg__layout layout = {.dtype = call.info[0].dtype,
-                          .ndim = call.info[0].ndim};
-    memcpy(layout.shape, call.info[0].shape, sizeof layout.shape);
-    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
-    BRG_TRY(brg__tensor_new(&call.out[0], &layout));
-    if (!brg__scope_adopt(call.out[0]))
-        return brg_error_code();
-    *out = call.out[0];
-    return op->op->run[BRG_DEVICE_CPU](&call);
-}
-
-static brg_status run_unfused(run *r, const brg__step *step)
-{
-    const brg__ir_node *node = step->node;
-    const brg__group *g = r->exec->ir->groups.at[node->group];
-    brg_tensor *value[BRG__GROUP_MAX_IN + BRG__GROUP_MAX_OPS];
-    for (int i = 0; i < g->n_in; i++)
-        value[i] = is_defined(r, brg__ir_in(r->exec->ir, node)[i]) ? step->in[i]
-                                                                   : NULL;
-    for (int k = 0; k < g->n_ops; k++) {
-        brg_tensor *in[BRG__GROUP_OP_MAX_IN];
-        for (int i = 0; i < g->ops[k].n_in; i++)
-            in[i] = value[g->ops[k].in[i]];
-        BRG_TRY(run_one(&g->ops[k], in, &value[g->n_in + k]));
-        if (g->ops[k].out == BRG__GROUP_NONE)
-            continue;
-        brg_tensor *made = value[g->n_in + k];
-        int id = node->first_out + g->ops[k].out;
-        root_of(r, id)->is_undefined = !made;
-        if (made && made->numel > 0)
-            brg__copy_strided(&r->exec->values[id].t, made);
-    }
-    return BRG_OK;
-}
-
-static brg_status run_fused(run *r, brg__step *step)
-{
-    const brg__ir_node *node = step->node;
-    bool is_missing = false;
-    for (int i = 0; i < node->n_in; i++)
-        is_missing |= !is_defined(r, brg__ir_in(r->exec->ir, node)[i]);
-    BRG_TRY(check_dense(r, node));
-    BRG_TRY(make_outputs(r, node));
-    if (is_missing || !step->fused)
-        return run_unfused(r, step);
-    brg__fused_run(step->fused, step->in, step->out, r->exec->workspace);
-    return BRG_OK;
-}
-
 static brg_status call_node(run *r, brg_node *node, brg_tensor **grads,
                             brg_tensor **grad_in)
 {
@@ -380,14 +311,6 @@ static brg_status call_node(run *r, brg_node *node, brg_tensor **grads,
     return BRG_OK;
 }
 
-static bool is_last_packed(const brg_node *node, int slot)
-{
-    for (int k = slot + 1; k < node->n_saved; k++)
-        if (node->saved[k].pack)
-            return false;
-    return true;
-}
-
 /* What the unpack hook gives back, borrowed from the scope. */
 static brg_status unpack(run *r, const brg__ir_node *node, brg_tensor **out)
 {
@@ -407,15 +330,70 @@ static brg_status unpack(run *r, const brg__ir_node *node, brg_tensor **out)
 /* What the engine does when a gradient arrives at a leaf. */
 static brg_status run_leaf(brg_node *leaf, brg_tensor **grad)
 {
-    BRG_TRY(brg__run_tensor_hooks(leaf, 0, grad));
-    BRG_TRY(brg__run_pre_hooks(leaf, grad));
+    BRG_TRY(brg__run_tensor_hooks(leaf, 0, BRG__ALL_HOOKS, grad));
+    BRG_TRY(brg__run_pre_hooks(leaf, BRG__ALL_HOOKS, grad));
     BRG_TRY(leaf->cls->apply(leaf, grad, NULL));
-    return brg__run_post_hooks(leaf, NULL, grad);
+    return brg__run_post_hooks(leaf, BRG__ALL_HOOKS, NULL, grad);
+}
+
+/* The gradient that this step accumulates is kept only for the leaf's own
+ * post-hooks, which see it as it is. */
+static bool is_for_hooks(const run *r, size_t at)
+{
+    const brg__ir_node *node = r->exec->steps[at].node;
+    const brg__root *root = root_of(r, brg__ir_in(r->exec->ir, node)[0]);
+    if (!root || root->last == (int)at)
+        return false;
+    for (size_t k = at + 1; k <= (size_t)root->last; k++) {
+        const brg__ir_node *user = r->exec->steps[k].node;
+        if (user->kind == BRG__IR_POST_HOOKS && user->visit == node->visit)
+            continue;
+        for (int i = 0; i < user->n_in; i++)
+            if (root_of(r, brg__ir_in(r->exec->ir, user)[i]) == root)
+                return false;
+    }
+    return true;
+}
+
+/* A step of a reduction that another room carries out. */
+static brg_status run_reduction(const run *r, const brg__ir_node *node)
+{
+    const brg__reduction *to = &r->c->reductions.at[node->bucket.reduction];
+    size_t member = (size_t)node->slot, bucket = (size_t)node->bucket.number;
+    if (node->kind == BRG__IR_PACK)
+        return to->ops->pack(to->self, member);
+    if (node->kind == BRG__IR_START)
+        return to->ops->start(to->self, bucket);
+    if (node->kind == BRG__IR_WAIT)
+        return to->ops->wait(to->self, bucket);
+    return to->ops->write_back(to->self, member);
+}
+
+/* A step of a leaf, which is no hook of its gradient. */
+static brg_status run_on_leaf(const run *r, size_t at, brg_tensor **t,
+                              brg_tensor **made)
+{
+    const brg__ir_node *node = r->exec->steps[at].node;
+    brg_node *owner = r->task->visits.at[node->visit].node;
+    switch ((int)node->kind) {
+    case BRG__IR_ACCUMULATE:
+        return brg__accumulate(owner, t[0], 1 + is_for_hooks(r, at));
+    case BRG__IR_POST_ACCUMULATE:
+        return brg__run_post_accumulate(owner->leaf, node->hooks);
+    case BRG__IR_GRAD:
+        made[0] = brg_tensor_grad(owner->leaf);
+        return BRG_OK;
+    case BRG__IR_SET_GRAD:
+        return t[0] ? brg_tensor_set_grad(owner->leaf, t[0]) : BRG_OK;
+    default: /* LEAF */
+        return run_leaf(owner, &t[0]);
+    }
 }
 
 /* Everything that is no op: with tensors of their own in `t`. */
-static brg_status run_special(run *r, const brg__ir_node *node, brg_tensor **t)
+static brg_status run_special(run *r, size_t at, brg_tensor **t)
 {
+    const brg__ir_node *node = r->exec->steps[at].node;
     brg_node *owner = node->visit == BRG__IR_NONE
                           ? NULL
                           : r->task->visits.at[node->visit].node;
@@ -428,7 +406,8 @@ static brg_status run_special(run *r, const brg__ir_node *node, brg_tensor **t)
         results = made;
         break;
     case BRG__IR_TENSOR_HOOKS:
-        status = brg__run_tensor_hooks(owner, (uint32_t)node->slot, &t[0]);
+        status = brg__run_tensor_hooks(owner, (uint32_t)node->slot, node->hooks,
+                                       &t[0]);
         break;
     case BRG__IR_RETAIN:
         status = brg__run_retain_writes(owner, (uint32_t)node->slot, t[0]);
@@ -438,11 +417,12 @@ static brg_status run_special(run *r, const brg__ir_node *node, brg_tensor **t)
         r->task->captures.at[node->slot].grad = brg_retain(t[0]);
         break;
     case BRG__IR_PRE_HOOKS:
-        status = brg__run_pre_hooks(owner, t);
+        status = brg__run_pre_hooks(owner, node->hooks, t);
         break;
     case BRG__IR_POST_HOOKS:
         memcpy(made, t, owner->n_edges * sizeof *made);
-        status = brg__run_post_hooks(owner, made, t + owner->n_edges);
+        status =
+            brg__run_post_hooks(owner, node->hooks, made, t + owner->n_edges);
         results = made;
         break;
     case BRG__IR_CALL:
@@ -450,12 +430,12 @@ static brg_status run_special(run *r, const brg__ir_node *node, brg_tensor **t)
         results = made;
         break;
     case BRG__IR_ACCUMULATE:
-        status = owner->cls->apply(owner, t, made);
-        if (status == BRG_OK && owner->hooks)
-            status = brg__run_post_hooks(owner, made, t);
-        break;
+    case BRG__IR_POST_ACCUMULATE:
+    case BRG__IR_GRAD:
+    case BRG__IR_SET_GRAD:
     case BRG__IR_LEAF:
-        status = run_leaf(owner, &t[0]);
+        status = run_on_leaf(r, at, t, made);
+        results = made;
         break;
     case BRG__IR_EFFECT:
         status = node->effect->run(node->effect, t[0]);
@@ -465,13 +445,16 @@ static brg_status run_special(run *r, const brg__ir_node *node, brg_tensor **t)
         break;
     case BRG__IR_OP:
     case BRG__IR_ADD:
-    case BRG__IR_FUSED:
-        break;
+    case BRG__IR_PACK:
+    case BRG__IR_START:
+    case BRG__IR_WAIT:
+    case BRG__IR_WRITE_BACK:
+        break; /* elsewhere */
     }
     for (int j = 0; status == BRG_OK && j < node->n_out; j++)
         status = give(r, node->first_out + j, results[j]);
-    if (status == BRG_OK && node->kind == BRG__IR_UNPACK &&
-        !r->task->is_retained && is_last_packed(owner, node->slot))
+    if (status == BRG_OK && r->exec->steps[at].frees_saved &&
+        !r->task->is_retained)
         brg__node_free_saved(owner);
     return status;
 }
@@ -484,12 +467,12 @@ static brg_status run_step(run *r, size_t at)
         return run_op(r, step);
     if (node->kind == BRG__IR_ADD)
         return run_add(r, node);
-    if (node->kind == BRG__IR_FUSED)
-        return run_fused(r, step);
+    if (brg__ir_is_reduction(node))
+        return run_reduction(r, node);
     brg_tensor *taken[BRG__IR_MAX_IN];
     brg_status status = take_all(r, node, at, taken);
     if (status == BRG_OK)
-        status = run_special(r, node, taken);
+        status = run_special(r, at, taken);
     release_all(taken, node->n_in);
     return status;
 }
@@ -534,13 +517,35 @@ static void free_graph(brg__task *task, bool is_run)
     }
 }
 
+/* While only some of a list's hooks are steps, their positions must stay. */
+static void hold_lists(const run *r, void (*change)(brg__hook_list *list))
+{
+    if (!r->exec->ir->has_ranges)
+        return;
+    for (size_t at = 0; at < r->exec->n_steps; at++) {
+        const brg__ir_node *node = r->exec->steps[at].node;
+        if (node->hooks.n == 0 || node->hooks.n == UINT32_MAX)
+            continue;
+        brg_node *owner = r->task->visits.at[node->visit].node;
+        if (node->kind == BRG__IR_POST_ACCUMULATE)
+            change(&brg__autograd_of(owner->leaf)->post_accumulate);
+        else if (node->kind == BRG__IR_TENSOR_HOOKS)
+            change(brg__tensor_hooks_of(owner));
+        else
+            change(node->kind == BRG__IR_PRE_HOOKS ? &owner->hooks->pre
+                                                   : &owner->hooks->post);
+    }
+}
+
 brg_status brg__exec_run(brg__exec *exec, brg__task *task, brg__collected *c)
 {
     run r = {exec, task, c};
     brg_status status = begin(&r);
     free_graph(task, false);
+    hold_lists(&r, brg__hook_list_hold);
     if (status == BRG_OK)
         status = run_steps(&r);
+    hold_lists(&r, brg__hook_list_let_go);
     if (status == BRG_OK)
         free_graph(task, true);
     end(&r);

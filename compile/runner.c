@@ -52,6 +52,18 @@ static brg_status find_plan(brg__compiler *c, brg__task *task, brg__plan **out)
     return capture(c, task, hash, found, out);
 }
 
+/* From here on the reducers of this backward end it, however it goes: no other
+ * rank waits for one that could not make its plan. */
+static brg_status begin_reductions(const brg__collected *c)
+{
+    for (size_t i = 0; i < c->reductions.n; i++) {
+        const brg__reduction *r = &c->reductions.at[i];
+        if (r->is_needed)
+            BRG_TRY(r->ops->begin(r->self));
+    }
+    return BRG_OK;
+}
+
 static brg_status run_compiled(brg__compiler *c, brg__task *task)
 {
     brg__plan *plan;
@@ -59,6 +71,7 @@ static brg_status run_compiled(brg__compiler *c, brg__task *task)
     brg__collect_mode mode = {(uint8_t)c->now.options.dynamic,
                               (uint8_t)c->now.options.backend};
     BRG_TRY(brg__collect(&c->collected, task, mode));
+    BRG_TRY(begin_reductions(&c->collected));
     BRG_TRY(find_plan(c, task, &plan));
     if (plan->unsupported)
         return run_eagerly(c, task, plan->unsupported);

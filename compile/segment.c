@@ -193,7 +193,7 @@ static brg_status ask_hooks(const brg__hook_list *list)
 {
     for (const brg_hook *h = list ? list->first : NULL; h; h = h->next)
         if (!h->is_removed && h->on_collect)
-            BRG_TRY(h->on_collect(h->user));
+            BRG_TRY(h->on_collect(h->user, &(brg__reduction_part){0}));
     return BRG_OK;
 }
 

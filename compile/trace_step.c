@@ -33,7 +33,7 @@ static brg_status trace_leaf(brg__tracing *t, brg_node *node, brg_tensor **grad)
     if (brg__autograd_of(node->leaf)->post_accumulate.first || node->hooks)
         return brg__tracer_refuse("a hook on accumulation",
                                   "add it outside of the function");
-    BRG_TRY(brg__run_tensor_hooks(node, 0, grad));
+    BRG_TRY(brg__run_tensor_hooks(node, 0, BRG__ALL_HOOKS, grad));
     int visit, id;
     brg_tensor *operand = *grad;
     BRG_TRY(leaf_visit(t, symbol, &visit));

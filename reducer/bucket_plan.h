@@ -38,8 +38,7 @@ typedef struct brg__plan_request {
     const uint32_t *order;
     const size_t *limits; /* bytes; at least one */
     size_t n_limits;
-    size_t n_tail;      /* f32 elements; 0: no tail */
-    bool is_tail_alone; /* in a bucket of its own, whatever the last one is */
+    size_t n_tail; /* f32 elements; 0: no tail */
 } brg__plan_request;
 
 typedef struct brg__plan_slot {

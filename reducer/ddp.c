@@ -68,13 +68,6 @@ static brg_status take_buffers(brg_ddp *ddp, brg_tensor *const *buffers,
     return BRG_OK;
 }
 
-/* As a matrix, for hooks: (dim 0) x (all others), if its view is row-major. */
-static size_t rows_of(const brg_tensor *t)
-{
-    bool is_matrix = t->ndim >= 2 && t->is_contiguous && t->shape[0] > 0;
-    return is_matrix ? (size_t)t->shape[0] : 0;
-}
-
 static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
 {
     brg_reducer_options inner = BRG_REDUCER_OPTIONS_INIT;
@@ -83,7 +76,6 @@ static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
     inner.sum = options->sum;
     inner.allow_unused = options->allow_unused;
     inner.keep_order = options->keep_order;
-    inner.hook = options->hook;
     brg_reducer_param *list = brg__mem_alloc_array(ddp->n_params, sizeof *list,
                                                    "a list of parameters");
     if (!list)
@@ -93,8 +85,7 @@ static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
         list[i] = (brg_reducer_param){.name = brg_tensor_name(t),
                                       .count = (size_t)t->numel,
                                       .dtype = (brg_dtype)t->dtype,
-                                      .device = t->device,
-                                      .n_rows = rows_of(t)};
+                                      .device = t->device};
     }
     brg_status status = brg__reducer_prepare(&ddp->reducer, ddp->pg, list,
                                              ddp->n_params, &inner);
@@ -140,9 +131,8 @@ static brg_status prepare(brg_ddp *ddp, brg_tensor *const *params,
 /* ---- Making: with the others --------------------------------------------------------- */
 
 /* A compiled backward found this parameter of an eager-mode ddp. */
-static brg_status refuse_compiled(void *user)
+static brg_status refuse_compiled(const brg__ddp_param *p)
 {
-    const brg__ddp_param *p = user;
     const char *name = brg_tensor_name(p->leaf);
     return BRG_FAIL(BRG_ERR_STATE,
                     "rank %d: Compiled autograd is not compatible with an "
@@ -154,14 +144,23 @@ static brg_status refuse_compiled(void *user)
                     p->index, p->ddp->n_params);
 }
 
+/* Asked on every compiled backward. */
+static brg_status on_collect(void *user, brg__reduction_part *part)
+{
+    const brg__ddp_param *p = user;
+    if (p->ddp->mode == BRG_DDP_EAGER)
+        return refuse_compiled(p);
+    brg__ddp_describe(p, part);
+    return BRG_OK;
+}
+
 static brg_status add_hooks(brg_ddp *ddp)
 {
     for (size_t i = 0; i < ddp->n_params; i++) {
         brg__ddp_param *p = &ddp->params[i];
         BRG_TRY(brg_tensor_add_post_accumulate_hook(
             &p->hook, p->leaf, brg__ddp_on_gradient, p, NULL));
-        if (ddp->mode == BRG_DDP_EAGER)
-            p->hook->on_collect = refuse_compiled;
+        p->hook->on_collect = on_collect;
         brg__autograd_of(p->leaf)->home = p->view;
     }
     return BRG_OK;

@@ -4,6 +4,7 @@
  *     hook(leaf)     the first one of a backward joins it: a final callback
  *                    is queued, and one for the case that backward fails
  *                    gradient -> slot, .grad = view of the slot, arrive
+ *     (a compiled backward does without the hook: brg__ddp_describe)
  *     finish         settles what got no gradient, completes the step
  *     give_up        the backward failed: ends the step for all ranks
  *
@@ -15,6 +16,7 @@
 
 #include <brigade/autograd.h>
 
+#include "core/autograd/reduction.h"
 #include "core/tensor/tensor.h"
 #include "reducer/reducer.h"
 
@@ -25,7 +27,8 @@ typedef struct brg__ddp_param {
     brg_tensor *view; /* owned: its gradient in the bucket */
     brg_tensor *kept; /* owned: what was in the slot of an unused one */
     brg_hook *hook;
-    bool is_used; /* got a gradient since the last reduction */
+    bool is_used;    /* got a gradient since the last reduction */
+    bool is_written; /* a plan has said that the result is there */
 } brg__ddp_param;
 
 struct brg_ddp {
@@ -70,5 +73,9 @@ brg_status brg__ddp_copy(brg_tensor *dst, brg_tensor *src);
 /* ---- ddp_step.c: one backward ------------------------------------------------------ */
 
 brg_status brg__ddp_on_gradient(brg_tensor *leaf, void *param);
+
+/* Which part of the reduction a plan may carry out for this parameter; none
+ * while reductions are off. */
+void brg__ddp_describe(const brg__ddp_param *p, brg__reduction_part *part);
 
 #endif

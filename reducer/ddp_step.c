@@ -75,8 +75,10 @@ static brg_status hand_over_all(brg_ddp *ddp)
     for (size_t k = 0; k < ddp->n_late; k++)
         BRG_TRY(hand_over(&ddp->params[ddp->late[k]]));
     for (size_t i = 0; i < ddp->n_params; i++) {
-        brg_tensor_touch(ddp->params[i].view);
-        ddp->params[i].is_used = false;
+        brg__ddp_param *p = &ddp->params[i];
+        if (!p->is_written)
+            brg_tensor_touch(p->view);
+        p->is_used = p->is_written = false;
     }
     if (ddp->reducer->is_rebuilt)
         return BRG_OK;
@@ -118,7 +120,7 @@ static void on_failure(void *user)
     if (status == BRG_OK && !ddp->reducer->has_failed)
         (void)hand_over_all(ddp); /* as the other ranks do */
     for (size_t i = 0; i < ddp->n_params; i++)
-        ddp->params[i].is_used = false;
+        ddp->params[i].is_used = ddp->params[i].is_written = false;
     drop_kept(ddp);
 }
 
@@ -140,20 +142,87 @@ static brg_status join(brg_ddp *ddp)
     return status;
 }
 
-brg_status brg__ddp_on_gradient(brg_tensor *leaf, void *param)
+/* .grad is in its slot, and a view of it. */
+static brg_status take(brg__ddp_param *p)
 {
-    brg__ddp_param *p = param;
-    brg_ddp *ddp = p->ddp;
-    brg_tensor *grad = brg_tensor_grad(leaf);
+    brg_tensor *grad = brg_tensor_grad(p->leaf);
     p->is_used |= grad != NULL;
-    if (!ddp->is_sync)
-        return BRG_OK;
-    BRG_TRY(join(ddp));
-    BRG_TRY(brg__reducer_expect(ddp->reducer, p->index));
+    BRG_TRY(brg__reducer_expect(p->ddp->reducer, p->index));
     BRG_TRY(pack(p, grad));
     if (!grad)
         remember_late(p);
     else if (grad != p->view)
-        BRG_TRY(brg_tensor_set_grad(leaf, p->view));
-    return brg__reducer_arrive(ddp->reducer, p->index, grad != NULL);
+        BRG_TRY(brg_tensor_set_grad(p->leaf, p->view));
+    brg__reducer_take(p->ddp->reducer, p->index, grad != NULL);
+    return BRG_OK;
+}
+
+brg_status brg__ddp_on_gradient(brg_tensor *leaf, void *param)
+{
+    brg__ddp_param *p = param;
+    brg_reducer *r = p->ddp->reducer;
+    if (!p->ddp->is_sync) {
+        p->is_used |= brg_tensor_grad(leaf) != NULL;
+        return BRG_OK;
+    }
+    BRG_TRY(join(p->ddp));
+    BRG_TRY(take(p));
+    return brg__reducer_launch(r, r->plan.n_buckets);
+}
+
+/* ---- The same as steps of a plan ------------------------------------------------------ */
+
+static brg_status plan_begin(void *self)
+{
+    return join(self);
+}
+
+static brg_status plan_pack(void *self, size_t member)
+{
+    brg_ddp *ddp = self;
+    return take(&ddp->params[member]);
+}
+
+/* A last bucket that holds nothing but the tail goes with the one before. */
+static brg_status plan_start(void *self, size_t bucket)
+{
+    brg_reducer *r = ((brg_ddp *)self)->reducer;
+    size_t n = bucket + 1;
+    while (n < r->plan.n_buckets && r->plan.buckets[n].n_params == 0)
+        n++;
+    return brg__reducer_launch(r, n);
+}
+
+static brg_status plan_wait(void *self, size_t bucket)
+{
+    brg_reducer *r = ((brg_ddp *)self)->reducer;
+    return bucket < r->n_launched ? brg__reducer_wait_until(r, bucket + 1)
+                                  : BRG_OK;
+}
+
+static brg_status plan_write_back(void *self, size_t member)
+{
+    brg__ddp_param *p = &((brg_ddp *)self)->params[member];
+    p->is_written = brg_tensor_grad(p->leaf) == p->view;
+    if (p->is_written)
+        brg_tensor_touch(p->view);
+    return BRG_OK;
+}
+
+void brg__ddp_describe(const brg__ddp_param *p, brg__reduction_part *part)
+{
+    static const brg__reduction_ops ops = {plan_begin, plan_pack, plan_start,
+                                           plan_wait, plan_write_back};
+    const brg_reducer *r = p->ddp->reducer;
+    uint32_t bucket = r->members[p->index].bucket;
+    if (!p->ddp->is_sync)
+        return;
+    *part = (brg__reduction_part){
+        .ops = &ops,
+        .self = p->ddp,
+        .version = r->plan_hash,
+        .member = (uint32_t)p->index,
+        .bucket = bucket,
+        .n_in_bucket = (uint32_t)r->plan.buckets[bucket].n_params,
+        .divisor = r->options.sum ? 1 : (uint32_t)r->world_size};
 }

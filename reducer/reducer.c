@@ -63,7 +63,6 @@ static brg_status set_member(brg_reducer *r, size_t i,
         "brg_reducer_create: parameter %zu has %zu elements", i, param->count);
     m->grad = param->grad;
     m->count = param->count;
-    m->n_rows = param->n_rows;
     m->dtype = param->dtype;
     m->device = param->device;
     m->name = make_name(param->name, i);
@@ -87,14 +86,13 @@ brg_status brg__reducer_plan(const brg_reducer *r, const uint32_t *order,
         params[i] = (brg__plan_param){.nbytes = r->members[i].nbytes,
                                       .dtype = r->members[i].dtype,
                                       .device = r->members[i].device};
-    brg_status status = brg__plan_make(
-        out, &(brg__plan_request){.params = params,
-                                  .n_params = r->n_params,
-                                  .order = order,
-                                  .limits = limits,
-                                  .n_limits = 2,
-                                  .n_tail = BRG__N_TAIL(r),
-                                  .is_tail_alone = r->options.hook});
+    brg_status status =
+        brg__plan_make(out, &(brg__plan_request){.params = params,
+                                                 .n_params = r->n_params,
+                                                 .order = order,
+                                                 .limits = limits,
+                                                 .n_limits = 2,
+                                                 .n_tail = BRG__N_TAIL(r)});
     brg__mem_free(params);
     return status;
 }
@@ -151,8 +149,6 @@ brg_status brg__reducer_prepare(brg_reducer **out, brg_pg *pg,
         status = brg__reducer_plan(r, NULL, &r->plan);
     if (status == BRG_OK)
         status = brg__reducer_reserve(r, &r->plan);
-    if (status == BRG_OK)
-        status = brg__hook_attach(r);
 out:
     if (status == BRG_OK)
         *out = r;
@@ -169,6 +165,7 @@ void brg__reducer_lay_out(brg_reducer *r)
         r->members[i].slot = r->arena + r->plan.slots[i].offset;
         r->members[i].bucket = r->plan.slots[i].bucket;
     }
+    r->plan_hash = brg__plan_hash(&r->plan);
     r->stats.n_bytes = 0;
     for (size_t k = 0; k < r->plan.n_buckets; k++) {
         const brg__plan_bucket *planned = &r->plan.buckets[k];
@@ -191,7 +188,7 @@ brg_status brg__reducer_attach(brg_reducer *r)
     BRG_TRY(brg_pg_alloc(r->pg, &arena, r->plan.nbytes));
     r->arena = arena;
     brg__reducer_lay_out(r);
-    return brg__hook_lay_out(r);
+    return BRG_OK;
 }
 
 uint32_t brg__reducer_flags(const brg_reducer *r)
@@ -226,7 +223,6 @@ static brg_status verify(brg_pg *pg, const brg_reducer *r, brg_status status)
         mine.caps[0] = r->options.first_bucket_bytes;
         mine.caps[1] = r->options.bucket_bytes;
         mine.flags = brg__reducer_flags(r);
-        mine.hook = brg__hook_hash(r->options.hook);
     }
     status = brg__verify_ranks(pg, &mine);
     brg__mem_free(list);
@@ -266,7 +262,6 @@ void brg_reducer_destroy(brg_reducer *r)
         brg__work_unreserve(r->pg, r->n_works);
         brg_pg_free(r->pg, r->arena);
     }
-    brg__hook_detach(r, is_in_flight);
     for (size_t i = 0; r->members && i < r->n_params; i++)
         brg__mem_free(r->members[i].name);
     brg__mem_free(r->members);

@@ -22,7 +22,6 @@
 #include "core/base/error.h"
 #include "reducer/bucket.h"
 #include "reducer/bucket_plan.h"
-#include "reducer/hooks/hook.h"
 #include "reducer/inbox.h"
 
 /* One parameter. */
@@ -32,7 +31,6 @@ typedef struct brg__member {
     void *slot;
     size_t nbytes;
     size_t count;
-    size_t n_rows;
     brg_dtype dtype;
     brg_device device;
     uint32_t bucket;
@@ -53,9 +51,9 @@ struct brg_reducer {
     size_t n_params;
     brg__member *members;
     brg__plan plan;
+    uint64_t plan_hash;
     char *arena; /* the group's memory */
     brg__bucket *buckets;
-    brg__hook_binding hooked;
     uint32_t *arrivals; /* of this step, in order */
     brg__inbox inbox;   /* marks of other threads */
     const void *owner;  /* the thread that drives it; see raw.c */
@@ -119,6 +117,9 @@ brg_status brg__reducer_expect(brg_reducer *r, size_t i);
 /* Gradient i, which was expected, is in its slot. `is_used`: it counts as a
  * gradient. */
 brg_status brg__reducer_arrive(brg_reducer *r, size_t i, bool is_used);
+/* The two halves of it: no bucket starts; those below n that are ready do. */
+void brg__reducer_take(brg_reducer *r, size_t i, bool is_used);
+brg_status brg__reducer_launch(brg_reducer *r, size_t n);
 
 /* Gradient i was marked before in this step. */
 brg_status brg__reducer_fail_twice(const brg_reducer *r, size_t i);

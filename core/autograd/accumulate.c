@@ -47,8 +47,8 @@ static brg_status new_like_leaf(brg_tensor **out, const brg_tensor *leaf)
 
 /* ---- The actions -------------------------------------------------------------------- */
 
-/* Nobody else can see it: the engine's reference is the only one (plus the
- * copy kept for post-hooks), of the tensor and of its storage or parts. */
+/* Nobody else can see it: there are no references but those expected, and one
+ * of its storage or parts. */
 static bool is_ours_alone(const brg_tensor *grad, int n_expected)
 {
     if (brg__ref_count(&grad->refs) > n_expected)
@@ -127,7 +127,7 @@ static brg_status add_out_of_place(brg__autograd *a, brg_tensor *grad)
     return BRG_OK;
 }
 
-static brg_status accumulate(brg_node *node, brg_tensor *grad)
+static brg_status accumulate(brg_node *node, brg_tensor *grad, int n_refs)
 {
     brg_tensor *leaf = node->leaf;
     brg__autograd *a = brg__autograd_of(leaf);
@@ -150,20 +150,26 @@ static brg_status accumulate(brg_node *node, brg_tensor *grad)
         a->grad = brg_retain(a->home);
         return BRG_OK;
     }
-    bool has_post_hooks =
-        node->hooks && !brg__hook_list_is_empty(&node->hooks->post);
-    if (is_ours_alone(grad, 1 + has_post_hooks) &&
+    if (is_ours_alone(grad, n_refs) &&
         (grad->sparse || obeys_layout(grad, leaf)))
         return steal(a, grad);
     return copy(a, leaf, grad);
 }
 
-static brg_status run_post_accumulate(brg_tensor *leaf)
+brg_status brg__accumulate(brg_node *node, brg_tensor *grad, int n_refs)
+{
+    pthread_mutex_lock(&node->lock);
+    brg_status status = accumulate(node, grad, n_refs);
+    pthread_mutex_unlock(&node->lock);
+    return status;
+}
+
+brg_status brg__run_post_accumulate(brg_tensor *leaf, brg__hook_range range)
 {
     brg__autograd *a = brg__autograd_of(leaf);
     brg_status status = BRG_OK;
     brg__hook_run run;
-    for (brg_hook *h = brg__hook_run_begin(&run, &a->post_accumulate);
+    for (brg_hook *h = brg__hook_run_begin(&run, &a->post_accumulate, range);
          h && status == BRG_OK; h = brg__hook_run_next(&run))
         status = ((brg_post_accumulate_fn)h->fn)(leaf, h->user);
     brg__hook_run_end(&run);
@@ -177,10 +183,8 @@ static brg_status accumulate_apply(brg_node *node, brg_tensor *const *grad_out,
     if (brg__is_traced())
         return brg__tracer_refuse("a backward inside a backward",
                                   "take it out of the function");
-    pthread_mutex_lock(&node->lock);
-    brg_status status = accumulate(node, grad_out[0]);
-    pthread_mutex_unlock(&node->lock);
-    return status == BRG_OK ? run_post_accumulate(node->leaf) : status;
+    BRG_TRY(brg__accumulate(node, grad_out[0], 1));
+    return brg__run_post_accumulate(node->leaf, BRG__ALL_HOOKS);
 }
 
 /* ---- The node ------------------------------------------------------------------------ */

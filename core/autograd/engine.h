@@ -97,12 +97,21 @@ brg_status brg__validate_gradient(const brg_node *from, size_t i,
 /* The parts of it, for a runner. Hooks replace entries of grads (owned) or of
  * grad_in (borrowed). */
 brg_status brg__run_tensor_hooks(brg_node *node, uint32_t slot,
-                                 brg_tensor **grad);
+                                 brg__hook_range range, brg_tensor **grad);
 brg_status brg__run_retain_writes(brg_node *node, uint32_t slot,
                                   brg_tensor *grad);
-brg_status brg__run_pre_hooks(brg_node *node, brg_tensor **grads);
-brg_status brg__run_post_hooks(brg_node *node, brg_tensor **grad_in,
+brg_status brg__run_pre_hooks(brg_node *node, brg__hook_range range,
+                              brg_tensor **grads);
+brg_status brg__run_post_hooks(brg_node *node, brg__hook_range range,
+                               brg_tensor **grad_in,
                                brg_tensor *const *grad_out);
+
+/* The tensor hooks of a node's outputs; a leaf has its own. NULL: none. */
+brg__hook_list *brg__tensor_hooks_of(const brg_node *node);
+
+/* A hook may change values, not what kind of thing it is. */
+brg_status brg__check_replacement(const brg_tensor *before,
+                                  const brg_tensor *after);
 
 /* ---- Runners ------------------------------------------------------------------
  * Something else than the engine's own loop may run a task whose nodes are

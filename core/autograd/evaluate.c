@@ -117,9 +117,8 @@ brg_status brg__task_add_gradient(brg__task *task, uint32_t visit,
 
 /* ---- Hooks ---------------------------------------------------------------------------- */
 
-/* A hook may change values, not what kind of thing it is. */
-static brg_status check_replacement(const brg_tensor *before,
-                                    const brg_tensor *after)
+brg_status brg__check_replacement(const brg_tensor *before,
+                                  const brg_tensor *after)
 {
     const char *what = NULL;
     if (!brg__shape_equal(before->ndim, before->shape, after->ndim,
@@ -146,8 +145,7 @@ static void replace(brg_tensor **slot, brg_tensor *by)
     *slot = by;
 }
 
-/* The list of hooks of an output; a leaf has its own. NULL: none. */
-static brg__hook_list *tensor_hooks_of(brg_node *node)
+brg__hook_list *brg__tensor_hooks_of(const brg_node *node)
 {
     if (brg__node_is_accumulate(node))
         return &brg__autograd_of(node->leaf)->hooks;
@@ -155,21 +153,21 @@ static brg__hook_list *tensor_hooks_of(brg_node *node)
 }
 
 brg_status brg__run_tensor_hooks(brg_node *node, uint32_t slot,
-                                 brg_tensor **grad)
+                                 brg__hook_range range, brg_tensor **grad)
 {
-    brg__hook_list *list = tensor_hooks_of(node);
+    brg__hook_list *list = brg__tensor_hooks_of(node);
     brg_status status = BRG_OK;
     brg__hook_run run;
     if (!list)
         return BRG_OK;
-    for (brg_hook *h = brg__hook_run_begin(&run, list); h && status == BRG_OK;
-         h = brg__hook_run_next(&run)) {
+    for (brg_hook *h = brg__hook_run_begin(&run, list, range);
+         h && status == BRG_OK; h = brg__hook_run_next(&run)) {
         if (h->slot != slot || !*grad)
             continue;
         brg_tensor *replacement = NULL;
         status = ((brg_grad_hook_fn)h->fn)(*grad, &replacement, h->user);
         if (status == BRG_OK && replacement)
-            status = check_replacement(*grad, replacement);
+            status = brg__check_replacement(*grad, replacement);
         if (status == BRG_OK && replacement)
             replace(grad, replacement);
     }
@@ -185,8 +183,8 @@ brg_status brg__run_retain_writes(brg_node *node, uint32_t slot,
     if (!node->hooks)
         return BRG_OK;
     brg__hook_list *list = &node->hooks->retain;
-    for (brg_hook *h = brg__hook_run_begin(&run, list); h && status == BRG_OK;
-         h = brg__hook_run_next(&run)) {
+    for (brg_hook *h = brg__hook_run_begin(&run, list, BRG__ALL_HOOKS);
+         h && status == BRG_OK; h = brg__hook_run_next(&run)) {
         if (h->slot != slot || !grad)
             continue;
         brg_tensor *t = h->user, *sum = grad;
@@ -203,7 +201,8 @@ brg_status brg__run_retain_writes(brg_node *node, uint32_t slot,
 static brg_status run_slot_hooks(brg_node *node, brg_tensor **grads)
 {
     for (uint32_t slot = 0; slot < node->n_slots; slot++) {
-        BRG_TRY(brg__run_tensor_hooks(node, slot, &grads[slot]));
+        BRG_TRY(
+            brg__run_tensor_hooks(node, slot, BRG__ALL_HOOKS, &grads[slot]));
         BRG_TRY(brg__run_retain_writes(node, slot, grads[slot]));
     }
     return BRG_OK;
@@ -223,18 +222,19 @@ static brg_status take_replacements(brg_tensor *const *seen,
                             "become %s",
                             i, n, before[i] ? "defined" : "undefined",
                             seen[i] ? "defined" : "undefined");
-        BRG_TRY(check_replacement(before[i], seen[i]));
+        BRG_TRY(brg__check_replacement(before[i], seen[i]));
     }
     return BRG_OK;
 }
 
-brg_status brg__run_pre_hooks(brg_node *node, brg_tensor **grads)
+brg_status brg__run_pre_hooks(brg_node *node, brg__hook_range range,
+                              brg_tensor **grads)
 {
     if (!node->hooks)
         return BRG_OK;
     brg_status status = BRG_OK;
     brg__hook_run run;
-    for (brg_hook *h = brg__hook_run_begin(&run, &node->hooks->pre);
+    for (brg_hook *h = brg__hook_run_begin(&run, &node->hooks->pre, range);
          h && status == BRG_OK; h = brg__hook_run_next(&run)) {
         brg_tensor *seen[MAX_SLOTS];
         memcpy(seen, grads, node->n_slots * sizeof *seen);
@@ -249,7 +249,8 @@ brg_status brg__run_pre_hooks(brg_node *node, brg_tensor **grads)
     return status;
 }
 
-brg_status brg__run_post_hooks(brg_node *node, brg_tensor **grad_in,
+brg_status brg__run_post_hooks(brg_node *node, brg__hook_range range,
+                               brg_tensor **grad_in,
                                brg_tensor *const *grad_out)
 {
     if (!node->hooks)
@@ -257,7 +258,7 @@ brg_status brg__run_post_hooks(brg_node *node, brg_tensor **grad_in,
     size_t n = node->n_edges;
     brg_status status = BRG_OK;
     brg__hook_run run;
-    for (brg_hook *h = brg__hook_run_begin(&run, &node->hooks->post);
+    for (brg_hook *h = brg__hook_run_begin(&run, &node->hooks->post, range);
          h && status == BRG_OK; h = brg__hook_run_next(&run)) {
         brg_tensor *seen[MAX_SLOTS];
         memcpy(seen, grad_in, n * sizeof *seen);
@@ -410,11 +411,11 @@ brg_status brg__task_evaluate(brg__task *task, uint32_t visit)
     if (status == BRG_OK && task->visits.at[visit].is_wanted)
         deliver(task, visit, grads);
     if (status == BRG_OK && task->visits.at[visit].is_needed) {
-        status = brg__run_pre_hooks(node, grads);
+        status = brg__run_pre_hooks(node, BRG__ALL_HOOKS, grads);
         if (status == BRG_OK)
             status = apply_rule(task, node, grads, grad_in);
         if (status == BRG_OK)
-            status = brg__run_post_hooks(node, grad_in, grads);
+            status = brg__run_post_hooks(node, BRG__ALL_HOOKS, grad_in, grads);
         if (status == BRG_OK && brg__anomaly_is_on)
             status = brg__anomaly_check(node, grad_in);
         if (!task->is_retained && !brg__node_is_accumulate(node))

@@ -89,13 +89,20 @@ static brg_hook *first_live(brg__hook_run *run, brg_hook *hook)
     return run->current;
 }
 
-brg_hook *brg__hook_run_begin(brg__hook_run *run, brg__hook_list *list)
+brg_hook *brg__hook_run_begin(brg__hook_run *run, brg__hook_list *list,
+                              brg__hook_range range)
 {
-    *run = (brg__hook_run){.list = list, .last = list->last};
-    if (!list->first)
+    brg_hook *first = list->first;
+    *run = (brg__hook_run){.list = list};
+    for (uint32_t i = 0; i < range.first && first; i++)
+        first = first->next;
+    if (!first || range.n == 0)
         return NULL;
+    run->last = range.n == UINT32_MAX ? list->last : first;
+    for (uint32_t i = 1; range.n != UINT32_MAX && i < range.n; i++)
+        run->last = run->last->next ? run->last->next : run->last;
     atomic_fetch_add(&list->n_running, 1);
-    return first_live(run, list->first);
+    return first_live(run, first);
 }
 
 brg_hook *brg__hook_run_next(brg__hook_run *run)
@@ -109,6 +116,25 @@ void brg__hook_run_end(brg__hook_run *run)
 {
     if (!run->last)
         return;
-    if (atomic_fetch_sub(&run->list->n_running, 1) == 1)
-        sweep(run->list);
+    brg__hook_list_let_go(run->list);
+}
+
+void brg__hook_list_hold(brg__hook_list *list)
+{
+    atomic_fetch_add(&list->n_running, 1);
+}
+
+void brg__hook_list_let_go(brg__hook_list *list)
+{
+    if (atomic_fetch_sub(&list->n_running, 1) == 1)
+        sweep(list);
+}
+
+brg_status brg_hook_set_capture(brg_hook *hook, brg_hook_capture_fn fn,
+                                uint64_t version)
+{
+    BRG_CHECK_ARG(hook, "brg_hook_set_capture: hook is NULL");
+    hook->capture = fn;
+    hook->version = version;
+    return BRG_OK;
 }

@@ -153,6 +153,10 @@ brg_status brg__edge_of(brg_tensor *t, brg__edge *edge);
 /* The leaf's accumulate node, made if there is none. Retained. */
 brg_status brg__accumulate_node(brg_node **out, brg_tensor *leaf);
 bool brg__node_is_accumulate(const brg_node *node);
+/* The two things that such a node does: .grad += grad, then its hooks. A
+ * gradient with no more than n_refs references is kept as it is. */
+brg_status brg__accumulate(brg_node *node, brg_tensor *grad, int n_refs);
+brg_status brg__run_post_accumulate(brg_tensor *leaf, brg__hook_range range);
 
 /* Grad mode (grad_mode.c). */
 extern _Thread_local bool brg__grad_mode_is_off;

@@ -89,6 +89,29 @@ BRG_API void brg_hook_remove(brg_hook *hook);
 /* Gives up the handle; the hook stays. NULL is allowed. */
 BRG_API void brg_hook_release(brg_hook *hook);
 
+/* (optional) What the hook is in a compiled backward (compile.h). Called while
+ * a plan is captured, with symbols: tensors that have dtype and sizes, but no
+ * values. Calls ops on them, which are written into the plan in the hook's
+ * place, and puts results (borrowed from the scope) into `grads`, by the rules
+ * of the hook's kind:
+ *   tensor hook       grads[0] is the gradient
+ *   pre-hook          grads are the gradients of the node's outputs
+ *   post-hook         grads are those of its inputs; others: of its outputs
+ *   post-accumulate   grads[0] is the leaf's .grad, which a result replaces
+ * Entries are NULL where undefined. Must not depend on anything but the symbols
+ * and `user` as `version` describes it; tensors used beside the symbols are
+ * read when the plan runs. Draws no random numbers, changes nothing in place;
+ * a failure makes this backward run eagerly, with the hook itself. */
+typedef brg_status (*brg_hook_capture_fn)(brg_tensor **grads, size_t n,
+                                          brg_tensor *const *others,
+                                          size_t n_others, void *user);
+/* `fn` NULL: the hook is called by the plan, as at first. A plan is captured
+ * for each `fn`, `user` and `version`: to be called again with another version
+ * when `fn` would write something else. */
+BRG_API BRG_NODISCARD brg_status brg_hook_set_capture(brg_hook *hook,
+                                                      brg_hook_capture_fn fn,
+                                                      uint64_t version);
+
 /* Sees the gradient of one tensor before it is used. *replacement starts as
  * NULL: keep the gradient. A replacement keeps shape, dtype and device. */
 typedef brg_status (*brg_grad_hook_fn)(brg_tensor *grad,

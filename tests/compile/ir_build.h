@@ -67,6 +67,27 @@ static inline IR_UNUSED int ir_of(brg__ir *ir, brg__ir_kind kind, int visit,
         n_out, in, n_in);
 }
 
+/* The four nodes of a gradient's reduction, as a capture writes them; gradient
+ * `member` of visit `visit`, in a bucket. Returns the write-back's token. */
+static inline IR_UNUSED int ir_reduction(brg__ir *ir, int visit, int member,
+                                         brg__ir_bucket bucket)
+{
+    int token = BRG__IR_NONE;
+    const brg__ir_kind kinds[] = {BRG__IR_PACK, BRG__IR_START, BRG__IR_WAIT,
+                                  BRG__IR_WRITE_BACK};
+    for (int k = 0; k < 4; k++) {
+        bool is_of_leaf = k == 0 || k == 3;
+        brg__ir_node node = {.kind = kinds[k],
+                             .lifted = BRG__IR_NONE,
+                             .visit = is_of_leaf ? visit : BRG__IR_NONE,
+                             .slot = member,
+                             .bucket = bucket};
+        token = ir_node(ir, node, 1, &token, k > 0);
+        ir->values.at[token].is_token = true;
+    }
+    return token;
+}
+
 /* The plan is sound and reads so; `text` without the last line, which is the
  * same in every plan. */
 static inline IR_UNUSED void expect_plan(const brg__ir *ir, const char *text)

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The inside of a capture: symbols and how they become values. capture.c walks
+ * the graph, capture_hooks.c writes down what hangs on it. */
+#ifndef BRG_COMPILE_CAPTURE_INSIDE_H
+#define BRG_COMPILE_CAPTURE_INSIDE_H
+
+#include "compile/collect.h"
+#include "compile/ir.h"
+#include "core/ops/op.h"
+
+typedef struct brg__capturing {
+    brg__emitter base;
+    brg__ir *ir;
+    brg__task *task;
+    const brg__collected *c;
+    BRG__ARRAY(brg_tensor *) symbols; /* of each value; owned, may be NULL */
+    BRG__ARRAY(int) buffers;          /* value in each slot of the task */
+    BRG__ARRAY(int) input_value;      /* value of each input, or NONE */
+    uint32_t visit;                   /* whose rule is being called */
+    int n_segments;                   /* met so far */
+    bool is_splicing;                 /* an op of a segment's backward */
+} brg__capturing;
+
+static inline int brg__capture_value_of(const brg_tensor *symbol)
+{
+    return (int)(intptr_t)symbol->symbol - 1;
+}
+
+/* A value with these sizes as its example. */
+brg_status brg__capture_value(brg__capturing *c, brg__ir_value value,
+                              const brg__layout *layout, int *id);
+/* The value of an op's operand: a symbol's, or a constant. */
+brg_status brg__capture_operand(brg__capturing *c, brg_tensor *t, int *id);
+
+/* Appends a node that is no op; outs[j] are new values with these layouts. */
+brg_status brg__capture_node(brg__capturing *c, brg__ir_node node,
+                             const int *in, int n_in,
+                             const brg__layout *out_layouts, int *outs);
+/* The same with one result that is no tensor. */
+brg_status brg__capture_token(brg__capturing *c, brg__ir_node node,
+                              const int *in, int n_in, int *token);
+
+brg__layout brg__capture_slot_layout(const brg__slot *slot);
+brg__layout brg__capture_row_major(const brg__capturing *c, int id);
+
+/* ---- capture_hooks.c: of the node of c->visit -------------------------------- */
+
+/* Tensor hooks, retain-grad writes and outputs of brg_grad of one slot. */
+brg_status brg__capture_slot(brg__capturing *c, const brg_node *node,
+                             uint32_t slot, int *value);
+brg_status brg__capture_pre_hooks(brg__capturing *c, const brg_node *node,
+                                  int *grads);
+brg_status brg__capture_post_hooks(brg__capturing *c, const brg_node *node,
+                                   const int *grads, int *grad_in);
+/* A leaf's accumulation and the hooks behind it. */
+brg_status brg__capture_accumulate(brg__capturing *c, const brg_node *node,
+                                   const int *grads);
+
+#endif

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * How a reducer and a compiled backward meet without knowing each other.
+ *
+ * The hook of a leaf that reduces gradients tells the backward that finds it
+ * which part of which reduction the leaf's gradient is. Its plan then does not
+ * call the hook, but carries the reduction out in steps of its own:
+ *
+ *     begin      before the first step: from here on the reducer ends the
+ *                backward, well or not, with the other ranks
+ *     pack       the leaf's gradient is complete: into its slot of the bucket
+ *     start      the bucket's collective, scaled by 1/divisor, begins
+ *     wait       it is over
+ *     write_back .grad holds the result
+ *
+ * A bucket that is not started or waited for in the plan is when it ends. */
+#ifndef BRG_CORE_AUTOGRAD_REDUCTION_H
+#define BRG_CORE_AUTOGRAD_REDUCTION_H
+
+#include <brigade/status.h>
+#include <brigade/types.h>
+
+typedef struct brg__reduction_ops {
+    brg_status (*begin)(void *self);
+    brg_status (*pack)(void *self, size_t member);
+    /* Buckets before it have started. */
+    brg_status (*start)(void *self, size_t bucket);
+    brg_status (*wait)(void *self, size_t bucket);
+    brg_status (*write_back)(void *self, size_t member);
+} brg__reduction_ops;
+
+/* What a plan depends on, but for `self`, which comes with each backward. */
+typedef struct brg__reduction_part {
+    const brg__reduction_ops *ops;
+    void *self;
+    uint64_t version;     /* of the reducer's buckets */
+    uint32_t member;      /* which of the reducer's gradients this is */
+    uint32_t bucket;      /* that it lies in */
+    uint32_t n_in_bucket; /* gradients there */
+    uint32_t divisor;     /* 1: a sum */
+} brg__reduction_part;
+
+#endif
