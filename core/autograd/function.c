@@ -298,9 +298,20 @@ static brg_status check_dirty(const brg_context *ctx, const brg_value *outputs,
 
 /* One output: takes its place in the node (if there is one). The tensor that
  * the caller gets is retained in *out. */
-static brg_status finish_output(brg_context *ctx, brg_node *node, size_t j,
-                                int argument, brg_tensor *t, brg_tensor **out)
+static bool shares_memory(const brg_value *args, size_t n, const brg_tensor *t)
 {
+    for (size_t i = 0; i < n; i++)
+        if (args[i].kind == BRG_VALUE_TENSOR && args[i].as.tensor &&
+            brg_tensor_shares_storage(args[i].as.tensor, t))
+            return true;
+    return false;
+}
+
+static brg_status finish_output(brg_context *ctx, brg_node *node, size_t j,
+                                const brg_value *args, brg_tensor *t,
+                                brg_tensor **out)
+{
+    int argument = argument_index(args, ctx->n_args, t);
     bool is_input = argument >= 0;
     bool is_dirty = brg__tensor_list_has(&ctx->dirty, t);
     bool is_differentiable = node && brg__tensor_is_float(t) &&
@@ -317,15 +328,28 @@ static brg_status finish_output(brg_context *ctx, brg_node *node, size_t j,
     brg__slot_set(&node->slots[j], *out);
     if (is_dirty && is_input && t->base)
         return brg__inplace_rebase(t, node, argument);
-    return brg__tensor_set_history(*out, node, (int)j);
+    BRG_TRY(brg__tensor_set_history(*out, node, (int)j));
+    if (!is_dirty)
+        brg__autograd_of(*out)->is_function_view =
+            shares_memory(args, ctx->n_args, *out);
+    return BRG_OK;
 }
 
-static brg_status save(brg_context *ctx, brg_node *node,
+static brg_status save(brg_context *ctx, brg_node *node, const brg_value *args,
                        const brg_value *outputs)
 {
+    const brg_function_def *def = &ctx->function->def;
     for (size_t k = 0; k < ctx->saved.n; k++) {
         brg_tensor *t = ctx->saved.at[k];
-        int j = output_index(outputs, ctx->function->def.n_outputs, t);
+        int j = output_index(outputs, def->n_outputs, t);
+        if (j >= 0 && def->setup_context &&
+            argument_index(args, ctx->n_args, t) >= 0 &&
+            !brg__tensor_list_has(&ctx->dirty, t))
+            return BRG_FAIL(BRG_ERR_CALLBACK,
+                            "%s: setup_context saves an input that forward "
+                            "returned as it is: return and save a view of it "
+                            "instead, or save it in forward",
+                            ctx->function->name);
         brg__saved_kind kind = j >= 0 ? BRG__SAVED_OUTPUT : BRG__SAVED_INPUT;
         BRG_TRY(brg__saved_init(&node->saved[k], kind, j >= 0 ? j : (int)k, t));
     }
@@ -357,7 +381,7 @@ static brg_status record(brg_context *ctx, const brg_value *args,
     if (is_recorded) {
         status = make_node(ctx, args, &node);
         if (status == BRG_OK)
-            status = save(ctx, node, outputs);
+            status = save(ctx, node, args, outputs);
         if (node)
             brg__node_stamp(node);
     }
@@ -365,8 +389,7 @@ static brg_status record(brg_context *ctx, const brg_value *args,
         brg_tensor *t = outputs[j].as.tensor;
         if (status != BRG_OK || outputs[j].kind != BRG_VALUE_TENSOR || !t)
             continue;
-        status = finish_output(
-            ctx, node, j, argument_index(args, ctx->n_args, t), t, &results[j]);
+        status = finish_output(ctx, node, j, args, t, &results[j]);
     }
     if (node && status == BRG_OK) {
         ctx->node = node; /* our reference, until the call is over */

@@ -209,9 +209,16 @@ brg_status brg__inplace_begin(const char *name, brg_tensor *dst,
         return BRG_OK;
     *is_recorded = brg__requires_grad(dst) || (src && brg__requires_grad(src));
     const brg_tensor *root = dst->base ? dst->base : dst;
+    char text[BRG_TENSOR_TEXT_MAX];
+    if (root->grad_info && brg__autograd_of(root)->is_function_view)
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "%s: %s is a view that a custom function gave of its "
+                        "argument, or the argument itself, and is being "
+                        "modified in place; its backward could not account "
+                        "for that: return a copy, or mark the argument dirty",
+                        name, brg__tensor_text(dst, text));
     if (!brg__requires_grad(root) || !brg_is_leaf(root))
         return BRG_OK;
-    char text[BRG_TENSOR_TEXT_MAX];
     return BRG_FAIL(BRG_ERR_STATE,
                     "%s: %s leaf Variable that requires grad has been used in "
                     "an in-place operation: %s; turn recording off with "

@@ -101,6 +101,7 @@ void brg__slot_set(brg__slot *slot, const brg_tensor *t);
 typedef struct brg__autograd {
     brg__grad_info base;
     bool requires_grad;
+    bool is_function_view;   /* an argument's memory, in a function's output */
     uint16_t slot;           /* which output of fn */
     uint32_t n_histories;    /* how often fn was set */
     uint32_t base_histories; /* of a view: its fn leads to this of its base's */

@@ -58,6 +58,7 @@ static brg_tensor *fused(const brg_op *op, const brg_vjp *v, brg_tensor *a,
                : 0)
 
 #define FWD(...)
+#define IN_F32 (void)0
 #define SAVES(...) (void)0
 #define SAVES_FOR(...) (void)0
 #define VJP(...) SET(0, __VA_ARGS__)
@@ -88,6 +89,7 @@ static brg_tensor *fused(const brg_op *op, const brg_vjp *v, brg_tensor *a,
 #include "core/ops/ops_undef.h"
 #undef FUSED
 #undef FWD
+#undef IN_F32
 #undef SAVES
 #undef SAVES_FOR
 #undef VJP
@@ -103,6 +105,7 @@ static brg_tensor *fused(const brg_op *op, const brg_vjp *v, brg_tensor *a,
 #pragma GCC diagnostic ignored "-Woverride-init"
 
 #define FWD(...) #__VA_ARGS__
+#define IN_F32 .autocast = BRG_AUTOCAST_F32
 #define SAVES(mask) .saves = (mask)
 #define SAVES_FOR(...) .saves_for = {__VA_ARGS__}
 #define VJP(...) .n_out = 1

@@ -140,15 +140,40 @@ static brg_status stretch(brg_tensor *const *in, brg_tensor **out, void *user)
 static void test_autocast__recomputation_sees_it_too(void **state)
 {
     (void)state;
-    brg_tensor *x = leaf_from(0, BRG_SHAPE(2, 2)), *y;
-    n_stretch = 0;
-    assert_brg_ok(brg_autocast_set(to_bf16, NULL));
-    assert_brg_ok(brg_recompute(&y, stretch, NULL, &x, 1, NULL));
+    for (int is_reentrant = 0; is_reentrant < 2; is_reentrant++) {
+        brg_recompute_options options = BRG_RECOMPUTE_OPTIONS_INIT;
+        options.is_reentrant = is_reentrant;
+        brg_tensor *x = leaf_from(0, BRG_SHAPE(2, 2)), *y;
+        n_stretch = 0;
+        assert_brg_ok(brg_autocast_set(to_bf16, NULL));
+        assert_brg_ok(brg_recompute(&y, stretch, NULL, &x, 1, &options));
+        assert_brg_ok(brg_autocast_set((brg_autocast){0}, NULL));
+        assert_brg_ok(brg_backward(brg_sum_all(y)));
+        assert_int_equal(n_stretch, 2);
+        assert_int_equal(seen_in_stretch[0], BRG_DTYPE_BF16);
+        assert_int_equal(seen_in_stretch[1], BRG_DTYPE_BF16);
+        assert_false(brg_autocast_get().is_on);
+    }
+}
+
+/* The other 16-bit float, and every class of op that stays in f32. */
+static void test_autocast__f16_and_norms(void **state)
+{
+    (void)state;
+    brg_tensor *x = leaf_from(0, BRG_SHAPE(2, 3)),
+               *w = leaf_from(1, BRG_SHAPE(4, 3));
+    assert_brg_ok(brg_autocast_set((brg_autocast){true, BRG_DTYPE_F16}, NULL));
+    brg_tensor *h = brg_linear(x, w, NULL);
+    assert_int_equal(dtype_of(h), BRG_DTYPE_F16);
+    assert_int_equal(dtype_of(brg_layer_norm(h, NULL, NULL, 1, 1e-5)),
+                     BRG_DTYPE_F32);
+    assert_int_equal(dtype_of(brg_exp(h)), BRG_DTYPE_F32);
+    assert_int_equal(dtype_of(brg_sum_all(h)), BRG_DTYPE_F32);
+    brg_tensor *loss = brg_mse(h, brg_zeros(BRG_DTYPE_F32, BRG_SHAPE(2, 4)));
+    assert_int_equal(dtype_of(loss), BRG_DTYPE_F32);
     assert_brg_ok(brg_autocast_set((brg_autocast){0}, NULL));
-    assert_brg_ok(brg_backward(brg_sum_all(y)));
-    assert_int_equal(n_stretch, 2);
-    assert_int_equal(seen_in_stretch[0], BRG_DTYPE_BF16);
-    assert_int_equal(seen_in_stretch[1], BRG_DTYPE_BF16);
+    assert_brg_ok(brg_backward(loss));
+    assert_int_equal(dtype_of(brg_tensor_grad(w)), BRG_DTYPE_F32);
 }
 
 static void test_autocast__only_16_bit_floats(void **state)
@@ -167,6 +192,7 @@ int main(void)
         scoped_test(
             test_autocast__custom_backward_sees_the_policy_of_its_forward),
         scoped_test(test_autocast__recomputation_sees_it_too),
+        scoped_test(test_autocast__f16_and_norms),
         scoped_test(test_autocast__only_16_bit_floats),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -204,6 +204,132 @@ static void test_bad_input__a_forward_that_fails(void **state)
     expect_usable();
 }
 
+/* ---- Changes in place, views, returned inputs ------------------------------------------ */
+
+FORWARD(unreturned_forward)
+{
+    BRG_TRY(brg_context_mark_dirty(ctx, &ARG(0), 1));
+    OUT(0, brg_mul_scalar(ARG(0), 2));
+    return BRG_OK;
+}
+
+FORWARD(dirty_pair_forward)
+{
+    BRG_TRY(brg_mul_scalar_(ARG(0), 2));
+    BRG_TRY(brg_context_mark_dirty(ctx, &ARG(0), 1));
+    OUT(0, ARG(0));
+    OUT(1, brg_mul_scalar(ARG(0), 2));
+    return BRG_OK;
+}
+
+FORWARD(views_forward)
+{
+    OUT(0, brg_select(ARG(0), 0, 0));
+    OUT(1, brg_select(ARG(0), 0, 1));
+    return BRG_OK;
+}
+
+BACKWARD(views_backward)
+{
+    GRAD(0, brg_stack((brg_tensor *[]){g[0], g[1]}, 2, 0));
+    return BRG_OK;
+}
+
+FORWARD(same_forward)
+{
+    OUT(0, ARG(0));
+    return BRG_OK;
+}
+
+static brg_status same_setup(brg_context *ctx, const brg_value *args, size_t n,
+                             const brg_value *outputs)
+{
+    (void)n;
+    (void)outputs;
+    return brg_context_save(ctx, &args[0].as.tensor, 1);
+}
+
+static brg_status apply_one(const brg_function *f, brg_tensor *x)
+{
+    brg_value out[2];
+    return APPLY(f, out, brg_value_tensor(x));
+}
+
+static void test_bad_input__changes_in_place_of_a_function(void **state)
+{
+    (void)state;
+    brg_tensor *leaf = leaf_full(1, BRG_SHAPE(2, 2));
+    brg_tensor *x = brg_mul_scalar(leaf, 1);
+    brg_function *f = function_of("Forgets", unreturned_forward, NULL, 1);
+    assert_brg_fails_with(apply_one(f, x), BRG_ERR_CALLBACK,
+                          "Some elements marked as dirty during the forward "
+                          "method were not returned as output");
+    brg_function_release(f);
+    f = function_of("Dirty", dirty_pair_forward, NULL, 2);
+    assert_brg_fails_with(apply_one(f, leaf), BRG_ERR_STATE,
+                          "a leaf Variable that requires grad has been used in "
+                          "an in-place operation");
+    assert_brg_fails_with(apply_one(f, brg_select(x, 0, 0)),
+                          BRG_ERR_UNSUPPORTED,
+                          "a view was changed in place by a function of 2 "
+                          "outputs");
+    brg_function_release(f);
+    expect_usable();
+}
+
+static void test_bad_input__views_of_a_function_stay_as_they_are(void **state)
+{
+    (void)state;
+    brg_tensor *x = leaf_full(1, BRG_SHAPE(2, 2));
+    brg_function *f = function_of("Views", views_forward, views_backward, 2);
+    brg_value out[2];
+    assert_brg_ok(APPLY(f, out, brg_value_tensor(brg_mul_scalar(x, 1))));
+    assert_brg_fails_with(brg_mul_scalar_(out[0].as.tensor, 2), BRG_ERR_STATE,
+                          "view that a custom function gave of its argument");
+    assert_brg_fails_with(brg_zero_(brg_narrow(out[1].as.tensor, 0, 0, 1)),
+                          BRG_ERR_STATE, "modified in place");
+    brg_tensor *sum = brg_add(out[0].as.tensor, out[1].as.tensor);
+    assert_brg_ok(brg_mul_scalar_(sum, 3)); /* no view */
+    backward_of_sum(sum);
+    expect_all(brg_tensor_grad(x), 3);
+    brg_function_release(f);
+    expect_usable();
+}
+
+static void test_bad_input__a_returned_input_is_not_saved_later(void **state)
+{
+    (void)state;
+    brg_function_def def = BRG_FUNCTION_DEF_INIT;
+    def.name = "Same";
+    def.n_outputs = 1;
+    def.forward = same_forward;
+    def.setup_context = same_setup;
+    brg_function *f;
+    assert_brg_ok(brg_function_create(&f, &def));
+    assert_brg_fails_with(apply_one(f, leaf_full(1, BRG_SHAPE(2))),
+                          BRG_ERR_CALLBACK, "return and save a view");
+    brg_function_release(f);
+    expect_usable();
+}
+
+static void test_bad_input__a_leaf_that_became_a_result(void **state)
+{
+    (void)state;
+    brg_tensor *x = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(2));
+    brg_tensor *w = leaf_full(3, BRG_SHAPE(2));
+    assert_brg_ok(brg_set_requires_grad(x, true));
+    brg_tensor *loss = brg_sum_all(brg_exp(x)); /* x is its leaf */
+    bool mode = brg_grad_mode_set(false);
+    assert_brg_ok(brg_set_requires_grad(x, false));
+    brg_grad_mode_set(mode);
+    assert_brg_ok(brg_add_(x, w, 1.0)); /* x has a history now */
+    assert_brg_fails_with(brg_backward(loss), BRG_ERR_STATE,
+                          "leaf variable has been moved into the graph "
+                          "interior");
+    assert_null(brg_tensor_grad(w));
+    expect_usable();
+}
+
 /* ---- Hooks and pack hooks -------------------------------------------------------------- */
 
 static brg_status fail_hook(brg_tensor *grad, brg_tensor **replacement,
@@ -423,6 +549,10 @@ int main(void)
         scoped_test(test_bad_input__gradients_of_a_function),
         scoped_test(test_bad_input__once_differentiable_twice),
         scoped_test(test_bad_input__a_forward_that_fails),
+        scoped_test(test_bad_input__changes_in_place_of_a_function),
+        scoped_test(test_bad_input__views_of_a_function_stay_as_they_are),
+        scoped_test(test_bad_input__a_returned_input_is_not_saved_later),
+        scoped_test(test_bad_input__a_leaf_that_became_a_result),
         scoped_test(test_bad_input__a_hook_that_fails_midway),
         scoped_test(test_bad_input__pack_hooks_that_fail),
         scoped_test(test_bad_input__a_checkpoint_that_changes),

@@ -350,6 +350,40 @@ static void test_engine__threads_share_a_leaf(void **state)
     assert_float_equal(item(brg_tensor_grad(x)), 2.0 * N_THREADS * N_ROUNDS, 0);
 }
 
+/* Each backward starts another in its hook, `left` times. */
+static brg_status deeper(brg_tensor *grad, brg_tensor **replacement, void *user)
+{
+    (void)grad;
+    (void)replacement;
+    int *left = user;
+    if (--*left == 0)
+        return BRG_OK;
+    bool mode = brg_grad_mode_set(true);
+    brg_tensor *x = leaf_from(1, BRG_SCALAR);
+    brg_status status = brg_tensor_add_hook(NULL, x, deeper, user, NULL);
+    if (status == BRG_OK)
+        status = brg_backward(brg_mul(x, x));
+    brg_grad_mode_set(mode);
+    return status;
+}
+
+static brg_status backward_levels(int n)
+{
+    brg_tensor *x = leaf_from(1, BRG_SCALAR);
+    assert_brg_ok(brg_tensor_add_hook(NULL, x, deeper, &n, NULL));
+    return brg_backward(brg_mul(x, x));
+}
+
+static void test_engine__depth_of_backwards_is_guarded(void **state)
+{
+    (void)state;
+    assert_brg_ok(backward_levels(60));
+    assert_brg_fails_with(backward_levels(61), BRG_ERR_STATE,
+                          "backward called from inside backward 60 levels");
+    assert_true(brg_grad_mode());
+    assert_brg_ok(backward_levels(60)); /* nothing of it is left */
+}
+
 /* ---- A steady step ----------------------------------------------------------------- */
 
 static brg_status step(brg_tensor *x, brg_tensor *w)
@@ -403,6 +437,7 @@ int main(void)
         scoped_test(test_engine__no_grad_records_nothing),
         scoped_test(test_engine__backward_inside_a_hook),
         scoped_test(test_engine__threads_share_a_leaf),
+        scoped_test(test_engine__depth_of_backwards_is_guarded),
         scoped_test(test_engine__steady_step_does_not_allocate),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Hooks: order, replacement, removal, payloads, failures. */
+#include <brigade/function.h>
+
 #include "tests/autograd/graph.h"
 
 typedef struct recorder {
@@ -282,6 +284,136 @@ static void test_hooks__need_a_tensor_that_requires_gradients(void **state)
                           BRG_ERR_STATE, "only a leaf accumulates");
 }
 
+/* ---- Asked for by brg_grad -------------------------------------------------------------- */
+
+/* The node of a tensor that is asked for, but leads to nothing that is, does
+ * not run: its tensor hooks do, and what they make is the result. */
+static void test_hooks__of_a_node_that_is_not_needed(void **state)
+{
+    (void)state;
+    for (int is_needed = 0; is_needed < 2; is_needed++) {
+        recorder log = {""};
+        step tensor = {.log = &log, .name = "tensor", .factor = 2};
+        step pre = {.log = &log, .name = "pre", .factor = 3};
+        step post = {.log = &log, .name = "post"};
+        brg_tensor *x = leaf_from(4, BRG_SCALAR), *h = brg_mul_scalar(x, 7);
+        brg_tensor *y = brg_mul_scalar(h, 5), *grads[2];
+        brg_node *node;
+        assert_brg_ok(brg_tensor_node(&node, h));
+        assert_brg_ok(brg_tensor_add_hook(NULL, h, on_grad, &tensor, NULL));
+        assert_brg_ok(brg_node_add_pre_hook(NULL, node, on_pre, &pre, NULL));
+        assert_brg_ok(brg_node_add_post_hook(NULL, node, on_post, &post, NULL));
+        brg_node_release(node);
+        assert_brg_ok(brg_grad(grads, &y, 1, (brg_tensor *[]){h, x},
+                               1 + (size_t)is_needed, NULL));
+        assert_string_equal(log.text,
+                            is_needed ? "tensor pre post " : "tensor ");
+        assert_float_equal(item(grads[0]), 10, 0); /* after the tensor hook */
+        if (is_needed)
+            assert_float_equal(item(grads[1]), 10.0 * 3 * 7, 0);
+        assert_null(brg_tensor_grad(x));
+    }
+}
+
+static brg_status no_gradient(brg_context *ctx, brg_tensor *const *g,
+                              brg_tensor **gi, size_t *n)
+{
+    (void)ctx;
+    (void)g;
+    (void)gi;
+    (void)n;
+    return BRG_OK;
+}
+
+static brg_status copy_forward(brg_context *ctx, const brg_value *args,
+                               size_t n_args, brg_value *out)
+{
+    (void)ctx;
+    (void)n_args;
+    out[0] = brg_value_tensor(brg_copy(args[0].as.tensor));
+    return BRG_OK;
+}
+
+/* An undefined gradient: no tensor hook, but what a reducer hangs on. */
+static void test_hooks__of_an_undefined_gradient(void **state)
+{
+    (void)state;
+    recorder log = {""};
+    step tensor = {.log = &log, .name = "tensor"};
+    step done = {.log = &log, .name = "accumulated"};
+    brg_function_def def = BRG_FUNCTION_DEF_INIT;
+    def.name = "NoGradient";
+    def.n_outputs = 1;
+    def.forward = copy_forward;
+    def.backward = no_gradient;
+    brg_function *f;
+    assert_brg_ok(brg_function_create(&f, &def));
+    brg_tensor *x = leaf_from(4, BRG_SCALAR);
+    assert_brg_ok(brg_tensor_add_hook(NULL, x, on_grad, &tensor, NULL));
+    assert_brg_ok(brg_tensor_add_post_accumulate_hook(NULL, x, on_accumulated,
+                                                      &done, NULL));
+    const brg_value arg = brg_value_tensor(x);
+    assert_brg_ok(brg_backward(brg_function_call(f, &arg, 1)));
+    assert_string_equal(log.text,
+                        is_compiled_run() ? log.text : "accumulated ");
+    assert_null(strstr(log.text, "tensor"));
+    assert_null(brg_tensor_grad(x));
+    brg_function_release(f);
+}
+
+/* ---- Nested pack hooks -------------------------------------------------------------------- */
+
+static brg_status keep_pack(brg_tensor *t, void **packed, void *user)
+{
+    ++*(int *)user;
+    *packed = brg_retain(t);
+    return BRG_OK;
+}
+
+static brg_status keep_unpack(void *packed, brg_tensor **out, void *user)
+{
+    (void)user;
+    *out = packed;
+    return BRG_OK;
+}
+
+static void keep_free(void *packed, void *user)
+{
+    (void)user;
+    brg_release(packed);
+}
+
+static void push_counter(int *n_packed)
+{
+    brg_pack_hooks hooks = BRG_PACK_HOOKS_INIT;
+    hooks.pack = keep_pack;
+    hooks.unpack = keep_unpack;
+    hooks.free = keep_free;
+    hooks.user = n_packed;
+    assert_brg_ok(brg_pack_hooks_push(&hooks));
+}
+
+static void test_hooks__the_innermost_pack_hooks_are_in_force(void **state)
+{
+    (void)state;
+    int outer = 0, inner = 0;
+    brg_tensor *x = leaf_from(2, BRG_SCALAR);
+    push_counter(&outer);
+    brg_tensor *y = brg_square(x);
+    push_counter(&inner);
+    y = brg_square(y);
+    assert_int_equal(outer, 1);
+    assert_int_equal(inner, 1);
+    assert_brg_ok(brg_pack_hooks_pop());
+    y = brg_square(y);
+    assert_brg_ok(brg_pack_hooks_pop());
+    y = brg_square(y);
+    assert_int_equal(outer, 2);
+    assert_int_equal(inner, 1);
+    assert_brg_ok(brg_backward(y));
+    assert_float_equal(item(brg_tensor_grad(x)), 16 * 32768.0, 0);
+}
+
 /* ---- Final callbacks ------------------------------------------------------------- */
 
 static brg_status callback(void *user)
@@ -334,6 +466,9 @@ int main(void)
         scoped_test(test_hooks__failure_ends_backward_and_keeps_what_arrived),
         scoped_test(test_hooks__bad_replacements_are_named),
         scoped_test(test_hooks__need_a_tensor_that_requires_gradients),
+        scoped_test(test_hooks__of_a_node_that_is_not_needed),
+        scoped_test(test_hooks__of_an_undefined_gradient),
+        scoped_test(test_hooks__the_innermost_pack_hooks_are_in_force),
         scoped_test(test_hooks__final_callbacks_run_last_and_may_queue_more),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

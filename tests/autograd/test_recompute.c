@@ -118,6 +118,14 @@ static void test_recompute__reentrant_refuses_selected_inputs(void **state)
     brg_tensor *grad;
     assert_brg_fails_with(brg_grad(&grad, &y, 1, &x, 1, NULL), BRG_ERR_STATE,
                           "is not compatible");
+    brg_backward_options selected = BRG_BACKWARD_OPTIONS_INIT;
+    selected.inputs = &x;
+    selected.n_inputs = 1;
+    y = brg_sum_all(
+        apply(&s, x, w, (brg_recompute_options){.is_reentrant = true}));
+    assert_brg_fails_with(brg_backward_with(&y, 1, &selected), BRG_ERR_STATE,
+                          "when inputs is passed to backward");
+    assert_null(brg_tensor_grad(x));
     brg_tensor *z = brg_sum_all(apply(&s, x, w, (brg_recompute_options){0}));
     assert_brg_ok(brg_grad(&grad, &z, 1, &x, 1, NULL));
     assert_non_null(grad);
@@ -133,6 +141,11 @@ static void test_recompute__a_changed_stretch_is_detected(void **state)
                *w = leaf_from(1, BRG_SHAPE(6));
     brg_tensor *y = brg_sum_all(apply(&s, x, w, (brg_recompute_options){0}));
     assert_brg_fails_with(brg_backward(y), BRG_ERR_MISMATCH, "ifferent");
+    stretch r = {.width_later = 3};
+    y = brg_sum_all(
+        apply(&r, x, w, (brg_recompute_options){.is_reentrant = true}));
+    assert_brg_fails_with(brg_backward(y), BRG_ERR_SHAPE, "f32[3]");
+    assert_null(brg_tensor_grad(x));
     stretch f = {.fails_later = true};
     y = brg_sum_all(apply(&f, x, w, (brg_recompute_options){0}));
     assert_brg_fails_with(brg_backward(y), BRG_ERR_CALLBACK, "as asked");
