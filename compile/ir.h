@@ -143,6 +143,8 @@ bool brg__ir_is_pure(const brg__ir_node *node);
 /* The node that makes a value, or NONE. */
 int brg__ir_maker(const brg__ir *ir, int id);
 
+size_t brg__ir_count(const brg__ir *ir, brg__ir_kind kind);
+
 /* No node speaks of a visit as high as this. */
 size_t brg__ir_count_visits(const brg__ir *ir);
 

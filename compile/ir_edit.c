@@ -20,6 +20,14 @@ bool brg__ir_is_pure(const brg__ir_node *node)
              (node->op->flags & (BRG_OP_IMPURE | BRG_OP_INPLACE)));
 }
 
+size_t brg__ir_count(const brg__ir *ir, brg__ir_kind kind)
+{
+    size_t n = 0;
+    for (size_t at = 0; at < ir->nodes.n; at++)
+        n += ir->nodes.at[at].kind == kind;
+    return n;
+}
+
 size_t brg__ir_count_visits(const brg__ir *ir)
 {
     int most = BRG__IR_NONE;

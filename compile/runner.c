@@ -32,6 +32,7 @@ static brg_status capture(brg__compiler *c, brg__task *task, uint64_t hash,
     if ((*out)->unsupported)
         return BRG_OK;
     (*out)->number = c->stats.captures++;
+    c->stats.buckets += brg__ir_count(&(*out)->ir, BRG__IR_START);
     brg__reason_log_plan(c, *out);
     return BRG_OK;
 }

@@ -11,11 +11,13 @@
 typedef struct pass {
     const char *name;
     brg_status (*run)(brg__ir *ir);
+    brg_compile_backend backend;
     const char *why;
 } pass;
 
 static const pass passes[] = {
-#define BRG_PASS(name, why) {#name, brg__pass_##name, why},
+#define BRG_PASS(name, backend, why)                                           \
+    {#name, brg__pass_##name, BRG_COMPILE_BACKEND_##backend, why},
 #include "compile/passes/passes.def"
 #undef BRG_PASS
 };
@@ -33,12 +35,14 @@ static void dump(const brg__ir *ir, const pass *after, size_t n_before)
     brg__ir_log(ir, BRG_LOG_INFO, "  ");
 }
 
-brg_status brg__passes_run(brg__ir *ir)
+brg_status brg__passes_run(brg__ir *ir, brg_compile_backend backend)
 {
     BRG_TRY(brg__ir_verify(ir));
     dump(ir, NULL, 0);
     for (size_t i = 0; i < sizeof passes / sizeof *passes; i++) {
         size_t n_before = ir->nodes.n;
+        if (passes[i].backend > backend)
+            continue;
         brg_status status = passes[i].run(ir);
         if (status == BRG_OK)
             status = brg__ir_verify(ir);

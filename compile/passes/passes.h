@@ -5,14 +5,16 @@
 #ifndef BRG_COMPILE_PASSES_H
 #define BRG_COMPILE_PASSES_H
 
+#include <brigade/compile.h>
+
 #include "compile/ir.h"
 
-#define BRG_PASS(name, why) brg_status brg__pass_##name(brg__ir *ir);
+#define BRG_PASS(name, backend, why) brg_status brg__pass_##name(brg__ir *ir);
 #include "compile/passes/passes.def"
 #undef BRG_PASS
 
-/* All of them; the plan is verified before the first and after each. With
- * BRG_COMPILE_DUMP=1 it is logged after each that has changed its text. */
-brg_status brg__passes_run(brg__ir *ir);
+/* Those of the backend; the plan is verified before the first and after each.
+ * With BRG_COMPILE_DUMP=1 it is logged before and after each. */
+brg_status brg__passes_run(brg__ir *ir, brg_compile_backend backend);
 
 #endif

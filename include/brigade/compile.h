@@ -103,6 +103,7 @@ typedef struct brg_compile_stats {
     uint64_t compiles;        /* pieces of the plans captured */
     uint64_t splits;          /* places at which plans were cut */
     uint64_t evictions;       /* plans dropped for want of room */
+    uint64_t buckets;         /* reductions that the plans captured start */
 } brg_compile_stats;
 
 BRG_API void brg_compile_get_stats(brg_compile_stats *filled);

@@ -152,6 +152,45 @@ static void test_accumulate__set_grad_must_fit(void **state)
         BRG_ERR_DTYPE, "only floats");
 }
 
+/* ---- Kept by somebody else -------------------------------------------------------- */
+
+static brg_status keep_grad(brg_tensor *grad, brg_tensor **replacement,
+                            void *user)
+{
+    (void)replacement;
+    *(brg_tensor **)user = brg_retain(grad);
+    return BRG_OK;
+}
+
+static brg_status see_nothing(brg_tensor **grad_in, size_t n_in,
+                              brg_tensor *const *grad_out, size_t n_out,
+                              void *user)
+{
+    (void)grad_in, (void)n_in, (void)grad_out, (void)n_out, (void)user;
+    return BRG_OK;
+}
+
+/* Post-hooks see the gradient without a reference of their own: one that
+ * somebody keeps is not taken for theirs. */
+static void test_accumulate__a_kept_gradient_is_not_taken(void **state)
+{
+    (void)state;
+    for (int has_post_hook = 0; has_post_hook < 2; has_post_hook++) {
+        brg_tensor *x = leaf_from(1, BRG_SHAPE(3)), *kept = NULL;
+        brg_node *node;
+        assert_brg_ok(brg_tensor_add_hook(NULL, x, keep_grad, &kept, NULL));
+        assert_brg_ok(brg_tensor_node(&node, x));
+        if (has_post_hook)
+            assert_brg_ok(
+                brg_node_add_post_hook(NULL, node, see_nothing, NULL, NULL));
+        assert_brg_ok(brg_backward(brg_sum_all(brg_mul_scalar(x, 2))));
+        assert_brg_ok(brg_zero_(brg_tensor_grad(x)));
+        assert_float_equal(element(kept, 1), 2, 0);
+        brg_release(kept);
+        brg_node_release(node);
+    }
+}
+
 /* ---- In a bucket ------------------------------------------------------------------ */
 
 static brg_status sum_infer(brg_op_call *call)
@@ -228,6 +267,7 @@ test_accumulate__what_lies_in_a_bucket_is_apart_from_the_rest(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        scoped_test(test_accumulate__a_kept_gradient_is_not_taken),
         scoped_test(test_accumulate__fresh_gradient_is_stolen),
         scoped_test(test_accumulate__a_gradient_somebody_keeps_is_copied),
         scoped_test(test_accumulate__aliased_gradients_are_not_shared),

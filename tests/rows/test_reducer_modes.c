@@ -112,12 +112,49 @@ static void test_ddp_cpp_reducer_error(void **state)
     brg_pg_destroy(pg);
 }
 
+static const char *expect_after(const char *at, const char *text)
+{
+    const char *found = strstr(at, text);
+    if (!found)
+        fail_msg("'%s' is not in: %s", text, at);
+    return found;
+}
+
+/* The one plan: each parameter's gradient and its place in the reduction, then
+ * the reduction, with its scale, then what comes of it for each parameter. */
+static void expect_captured_reduction(void)
+{
+    char text[4096], line[64];
+    assert_true(brg_compile_print(0, text, sizeof text) < sizeof text);
+    const char *start =
+        expect_after(text, " = all_reduce_start[r0.b0, scale 1/2](");
+    const char *wait = expect_after(start, " = wait[r0.b0](");
+    for (int i = 0; i < 4; i++) {
+        snprintf(line, sizeof line, "[r0.p%d]()\n", i);
+        const char *pack = expect_after(text, line);
+        assert_true(pack < start);
+        snprintf(line, sizeof line, "[r0.p%d](v", i);
+        assert_true(expect_after(text, line) > wait);
+    }
+    int n_accumulate = 0;
+    for (const char *at = text; (at = strstr(at, "accumulate@")); at++)
+        n_accumulate += at < start;
+    assert_int_equal(n_accumulate, 4);
+    assert_null(strstr(wait, "all_reduce_start"));
+    assert_null(strstr(text, "post_accumulate"));
+}
+
 static void check_reduces(brg_ddp_mode mode)
 {
     wrapped w = wrap(mode);
     size_t before = brg_fake_n_calls(w.pg);
+    brg_compile_stats stats;
     assert_brg_ok(backward_compiled(loss_of(&w)));
-    assert_int_equal(captures(), 1);
+    brg_compile_get_stats(&stats);
+    assert_int_equal(stats.captures, 1);
+    assert_int_equal(stats.fallbacks, 0);
+    assert_int_equal(stats.buckets, 1);
+    expect_captured_reduction();
     assert_true(brg_fake_n_calls(w.pg) > before);
     for (int i = 0; i < 4; i++)
         assert_non_null(brg_tensor_grad(w.params[i]));
