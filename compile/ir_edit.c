@@ -38,7 +38,8 @@ size_t brg__ir_count_visits(const brg__ir *ir)
 
 void brg__ir_count_uses(const brg__ir *ir, int *n_uses)
 {
-    memset(n_uses, 0, ir->values.n * sizeof *n_uses);
+    for (size_t id = 0; id < ir->values.n; id++)
+        n_uses[id] = 0;
     for (size_t at = 0; at < ir->nodes.n; at++) {
         const brg__ir_node *node = &ir->nodes.at[at];
         for (int i = 0; i < node->n_in; i++)
@@ -92,7 +93,8 @@ brg_status brg__ir_arrange(brg__ir *ir, const int *order, size_t n)
         for (int j = 0; j < nodes[at].n_out; j++)
             ir->values.at[nodes[at].first_out + j].node = (int)at;
     }
-    memcpy(ir->nodes.at, nodes, n * sizeof *nodes);
+    if (n > 0)
+        memcpy(ir->nodes.at, nodes, n * sizeof *nodes);
     ir->nodes.n = n;
     brg__mem_free(nodes);
     return BRG_OK;
