@@ -9,7 +9,13 @@
 
 #include "bench/bench.h"
 
-enum { N_OPS = 100, N_REPEATS = 50, N_PASSES = 15, N_LEAVES = 64 };
+enum {
+    N_OPS = 100,
+    N_REPEATS = 50,
+    N_PASSES = 15,
+    N_LEAVES = 64,
+    N_HOOK_PASSES = 120
+};
 
 /* ---- Chains -------------------------------------------------------------- */
 
@@ -132,24 +138,83 @@ static brg_status count_call(brg_tensor *leaf, void *user)
     return BRG_OK;
 }
 
-static void bench_hooks(void)
+static brg_status count_grad(brg_tensor *grad, brg_tensor **replacement,
+                             void *user)
 {
+    (void)replacement;
+    return count_call(grad, user);
+}
+
+static brg_status count_pre(brg_tensor **grads, size_t n, void *user)
+{
+    (void)n;
+    return count_call(grads[0], user);
+}
+
+static brg_status count_post(brg_tensor **grad_in, size_t n_in,
+                             brg_tensor *const *grad_out, size_t n_out,
+                             void *user)
+{
+    (void)grad_in;
+    (void)n_in;
+    (void)n_out;
+    return count_call(grad_out[0], user);
+}
+
+typedef enum hook_kind { POST_ACCUMULATE, ON_TENSOR, PRE, POST } hook_kind;
+
+static void add_hook(hook_kind kind, brg_tensor *leaf, brg_hook **hook,
+                     brg_node *node, size_t *n_calls)
+{
+    if (kind == POST_ACCUMULATE)
+        bench_must(brg_tensor_add_post_accumulate_hook(hook, leaf, count_call,
+                                                       n_calls, NULL));
+    else if (kind == ON_TENSOR)
+        bench_must(brg_tensor_add_hook(hook, leaf, count_grad, n_calls, NULL));
+    else if (kind == PRE)
+        bench_must(brg_node_add_pre_hook(hook, node, count_pre, n_calls, NULL));
+    else
+        bench_must(
+            brg_node_add_post_hook(hook, node, count_post, n_calls, NULL));
+}
+
+static double seconds_of_leaves(const leaves *l)
+{
+    const double start = bench_seconds();
+    for (int i = 0; i < N_REPEATS; i++)
+        sum_of_leaves(l);
+    return (bench_seconds() - start) / N_REPEATS;
+}
+
+/* With and without hooks in turn: the median of the differences. */
+static void bench_hook(hook_kind kind, const char *name)
+{
+    static bench_pairs pairs;
     leaves l;
+    brg_node *node[N_LEAVES];
     size_t n_calls = 0;
+    pairs.n = 0;
     for (int i = 0; i < N_LEAVES; i++) {
         l.leaf[i] = bench_random(1, (uint64_t)i, BRG_SCALAR);
         bench_must(brg_set_requires_grad(l.leaf[i], true));
+        bench_must(brg_tensor_node(&node[i], l.leaf[i])); /* on both sides */
     }
-    const double without = best_ns(sum_of_leaves, &l);
-    for (int i = 0; i < N_LEAVES; i++)
-        bench_must(brg_tensor_add_post_accumulate_hook(
-            &l.hook[i], l.leaf[i], count_call, &n_calls, NULL));
-    const double with = best_ns(sum_of_leaves, &l);
-    if (n_calls == 0)
-        bench_fail("no hook was called");
-    bench_print("dispatch.hook", (with - without) / N_LEAVES, "ns");
+    for (int pass = 0; pass < N_HOOK_PASSES; pass++) {
+        const double before = bench_switches();
+        const double without = seconds_of_leaves(&l);
+        for (int i = 0; i < N_LEAVES; i++)
+            add_hook(kind, l.leaf[i], &l.hook[i], node[i], &n_calls);
+        const double with = seconds_of_leaves(&l);
+        bench_pairs_add(&pairs, with - without, without,
+                        bench_switches() - before);
+        for (int i = 0; i < N_LEAVES; i++)
+            brg_hook_remove(l.hook[i]);
+    }
+    if (n_calls != (size_t)N_HOOK_PASSES * N_REPEATS * N_LEAVES)
+        bench_fail("a hook was not called");
+    bench_at_most(name, 1e9 * bench_pairs_a(&pairs) / N_LEAVES, "ns", 100);
     for (int i = 0; i < N_LEAVES; i++) {
-        brg_hook_remove(l.hook[i]);
+        brg_node_release(node[i]);
         brg_release(l.leaf[i]);
     }
 }
@@ -176,7 +241,10 @@ int main(void)
 {
     for (size_t i = 0; i < sizeof(chains) / sizeof(chains[0]); i++)
         bench_chain(&chains[i]);
-    bench_hooks();
+    bench_hook(POST_ACCUMULATE, "dispatch.hook");
+    bench_hook(ON_TENSOR, "dispatch.hook_tensor");
+    bench_hook(PRE, "dispatch.hook_pre");
+    bench_hook(POST, "dispatch.hook_post");
     const int64_t tiny[] = {4}, large[] = {1 << 20};
     const double scope = best_ns(open_scope, NULL);
     bench_print("dispatch.scope", scope / N_OPS, "ns");

@@ -24,6 +24,7 @@ brg_status brg__capture_value(brg__capturing *c, brg__ir_value value,
     brg_tensor *symbol;
     value.dtype = layout->dtype;
     value.ndim = layout->ndim;
+    value.ones = brg__ir_ones(layout);
     BRG_TRY(brg__tensor_new_view(&symbol, layout, NULL));
     brg_status status = brg__array_push(&c->symbols, symbol);
     if (status != BRG_OK) {

@@ -14,6 +14,9 @@ void brg__ir_deinit(brg__ir *ir)
 {
     for (size_t i = 0; i < ir->values.n; i++)
         brg_release(ir->values.at[i].constant);
+    for (size_t i = 0; i < ir->groups.n; i++)
+        brg__mem_free(ir->groups.at[i]);
+    brg__array_deinit(&ir->groups);
     brg__array_deinit(&ir->nodes);
     brg__array_deinit(&ir->values);
     brg__array_deinit(&ir->operands);
@@ -125,7 +128,15 @@ static void put_node(text *t, const brg__ir *ir, const brg__ir_node *n)
         put(t, "%s", i ? ", " : "");
         put_value(t, ir, brg__ir_in(ir, n)[i]);
     }
-    put(t, ")\n");
+    put(t, ")");
+    if (n->kind == BRG__IR_FUSED) {
+        size_t left = t->n < t->size ? t->size - t->n : 0;
+        put(t, " ");
+        left -= left > 0;
+        t->n += brg__group_print(ir->groups.at[n->group],
+                                 left ? t->at + t->n : NULL, left);
+    }
+    put(t, "\n");
 }
 
 size_t brg__ir_print(const brg__ir *ir, char *filled, size_t size)
@@ -179,6 +190,21 @@ static brg_status verify_operands(const brg__ir *ir, size_t at)
     return BRG_OK;
 }
 
+static brg_status verify_group(const brg__ir *ir, size_t at)
+{
+    const brg__ir_node *n = &ir->nodes.at[at];
+    if (n->group < 0 || (size_t)n->group >= ir->groups.n)
+        return BRG_FAIL(BRG_ERR_INTERNAL, "plan: node %zu runs group %d of %zu",
+                        at, n->group, ir->groups.n);
+    const brg__group *group = ir->groups.at[n->group];
+    if (n->n_in != group->n_in || n->n_out != group->n_out)
+        return BRG_FAIL(BRG_ERR_INTERNAL,
+                        "plan: node %zu has %d operands and %d results, its "
+                        "group %d and %d",
+                        at, n->n_in, n->n_out, group->n_in, group->n_out);
+    return brg__group_verify(group);
+}
+
 brg_status brg__ir_verify(const brg__ir *ir)
 {
     for (size_t at = 0; at < ir->nodes.n; at++) {
@@ -191,6 +217,8 @@ brg_status brg__ir_verify(const brg__ir *ir)
                             "results, its row says %d and %d",
                             at, n->op->name, n->n_in, n->n_out, n->op->n_in,
                             n->op->n_out);
+        if (n->kind == BRG__IR_FUSED)
+            BRG_TRY(verify_group(ir, at));
         if ((size_t)(n->first_out + n->n_out) > ir->values.n)
             return BRG_FAIL(BRG_ERR_INTERNAL,
                             "plan: node %zu makes values that are not there",

@@ -12,6 +12,7 @@
 #include <brigade/ext/op.h>
 #include <brigade/runtime.h>
 
+#include "compile/fuse/group.h"
 #include "core/autograd/hooks.h"
 #include "core/base/array.h"
 #include "core/tensor/tensor.h"
@@ -20,6 +21,7 @@
 #define BRG__IR_KINDS(X)                                                       \
     X(OP, "op", true)                                                          \
     X(ADD, "add", true)        /* fan-in: undefined operands are skipped */    \
+    X(FUSED, "fused", true)    /* a group of pointwise ops (fuse/group.h) */   \
     X(UNPACK, "unpack", false) /* a saved tensor packed by hooks */            \
     X(TENSOR_HOOKS, "tensor_hooks", false)                                     \
     X(RETAIN, "retain_grad", false)                                            \
@@ -73,6 +75,7 @@ typedef struct brg__ir_node {
     const struct brg__effect *effect; /* of EFFECT; borrowed */
     uint64_t segment;      /* its backward that this comes from: id + 1; or 0 */
     int instance;          /* which use of it */
+    int group;             /* FUSED: which of the groups */
     brg__hook_range hooks; /* which of the list: hook nodes */
     brg__ir_bucket bucket; /* PACK, START, WAIT, WRITE_BACK */
     int n_in, n_out;
@@ -94,6 +97,7 @@ typedef struct brg__ir_value {
     int visit;
     brg_dtype dtype;
     int ndim;
+    uint8_t ones;         /* bit d: dim d was 1 when captured */
     bool is_token;        /* no tensor: says that something has happened */
     brg_tensor *constant; /* owned */
 } brg__ir_value;
@@ -102,7 +106,9 @@ typedef struct brg__ir {
     BRG__ARRAY(brg__ir_node) nodes;
     BRG__ARRAY(brg__ir_value) values;
     BRG__ARRAY(int) operands;
-    int n_inputs;    /* tensors that a run brings */
+    BRG__ARRAY(brg__group *) groups; /* owned */
+    int n_inputs;                    /* tensors that a run brings */
+    bool wants_kernels;              /* groups run compiled C, where they can */
     bool has_ranges; /* some hooks of a list are nodes, and some are not */
 } brg__ir;
 
@@ -110,6 +116,14 @@ void brg__ir_deinit(brg__ir *ir);
 
 /* The id of the new value, or a failure. */
 brg_status brg__ir_add_value(brg__ir *ir, const brg__ir_value *value, int *id);
+
+static inline uint8_t brg__ir_ones(const brg__layout *layout)
+{
+    unsigned ones = 0;
+    for (int d = 0; d < layout->ndim; d++)
+        ones |= (unsigned)(layout->shape[d] == 1) << d;
+    return (uint8_t)ones;
+}
 
 /* Appends a node with its operands; its outputs are values still to be added
  * by the caller, in order. */

@@ -14,6 +14,7 @@
 #define BRG_COMPILE_PLAN_H
 
 #include "compile/collect.h"
+#include "compile/fuse/kernels.h"
 #include "compile/ir.h"
 
 typedef enum brg__root_kind {
@@ -46,10 +47,12 @@ typedef struct brg__value {
 typedef struct brg__step {
     const brg__ir_node *node; /* of the plan's IR */
     brg_op_call call;         /* OP; in and out point into the arrays below */
-    brg_tensor *in[BRG_MAX_OP_INPUTS];
+    brg_tensor *in[BRG__GROUP_MAX_IN];
     brg_attrs attrs;
-    bool is_view;     /* nothing to run */
-    bool frees_saved; /* UNPACK: the last of its node */
+    brg_tensor *out[BRG__GROUP_MAX_OUT]; /* FUSED */
+    brg__fused *fused; /* FUSED; NULL: its ops run one by one */
+    bool is_view;      /* nothing to run */
+    bool frees_saved;  /* UNPACK: the last of its node */
 } brg__step;
 
 /* What a run has besides a task and inputs. */
@@ -70,6 +73,9 @@ typedef struct brg__exec {
     int *first_dying; /* n_steps + 1 */
     void *arena;
     size_t arena_bytes;
+    void *workspace; /* of the group that runs */
+    size_t workspace_bytes;
+    brg__kernels *kernels; /* that groups run; NULL: interpreted */
 } brg__exec;
 
 /* For the sizes of what was collected. Owned. */

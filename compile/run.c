@@ -9,6 +9,7 @@
 #include "core/base/error.h"
 #include "core/base/progress.h"
 #include "core/base/tracer.h"
+#include "core/ops/convert.h"
 #include "core/ops/op.h"
 #include "core/tensor/shape.h"
 
@@ -289,6 +290,74 @@ static brg_status run_add(run *r, const brg__ir_node *node)
     return op->run[BRG_DEVICE_CPU](&call);
 }
 
+/* ---- Groups that do not run as one: undefined operands, other sizes --------------------------- */
+
+static brg_status run_one(const brg__group_op *op, brg_tensor **in,
+                          brg_tensor **out)
+{
+    int n = 0;
+    for (int i = 0; i < op->n_in; i++)
+        n += in[i] != NULL;
+    *out = NULL;
+    if (op->is_fan_in && n == 1)
+        *out = in[0] ? in[0] : in[1];
+    if (n < op->n_in)
+        return BRG_OK;
+    brg_op_call call = {.op = op->op,
+                        .n_in = op->n_in,
+                        .n_out = 1,
+                        .in = in,
+                        .attrs = &op->attrs};
+    BRG_TRY(op->op->infer(&call));
+    brg__layout layout = {.dtype = call.info[0].dtype,
+                          .ndim = call.info[0].ndim};
+    memcpy(layout.shape, call.info[0].shape, sizeof layout.shape);
+    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    BRG_TRY(brg__tensor_new(&call.out[0], &layout));
+    if (!brg__scope_adopt(call.out[0]))
+        return brg_error_code();
+    *out = call.out[0];
+    return op->op->run[BRG_DEVICE_CPU](&call);
+}
+
+static brg_status run_unfused(run *r, const brg__step *step)
+{
+    const brg__ir_node *node = step->node;
+    const brg__group *g = r->exec->ir->groups.at[node->group];
+    brg_tensor *value[BRG__GROUP_MAX_IN + BRG__GROUP_MAX_OPS];
+    for (int i = 0; i < g->n_in; i++)
+        value[i] = is_defined(r, brg__ir_in(r->exec->ir, node)[i]) ? step->in[i]
+                                                                   : NULL;
+    for (int k = 0; k < g->n_ops; k++) {
+        brg_tensor *in[BRG__GROUP_OP_MAX_IN];
+        for (int i = 0; i < g->ops[k].n_in; i++)
+            in[i] = value[g->ops[k].in[i]];
+        BRG_TRY(run_one(&g->ops[k], in, &value[g->n_in + k]));
+        if (g->ops[k].out == BRG__GROUP_NONE)
+            continue;
+        brg_tensor *made = value[g->n_in + k];
+        int id = node->first_out + g->ops[k].out;
+        root_of(r, id)->is_undefined = !made;
+        if (made && made->numel > 0)
+            brg__copy_strided(&r->exec->values[id].t, made);
+    }
+    return BRG_OK;
+}
+
+static brg_status run_fused(run *r, brg__step *step)
+{
+    const brg__ir_node *node = step->node;
+    bool is_missing = false;
+    for (int i = 0; i < node->n_in; i++)
+        is_missing |= !is_defined(r, brg__ir_in(r->exec->ir, node)[i]);
+    BRG_TRY(check_dense(r, node));
+    BRG_TRY(make_outputs(r, node));
+    if (is_missing || !step->fused)
+        return run_unfused(r, step);
+    brg__fused_run(step->fused, step->in, step->out, r->exec->workspace);
+    return BRG_OK;
+}
+
 static brg_status call_node(run *r, brg_node *node, brg_tensor **grads,
                             brg_tensor **grad_in)
 {
@@ -445,6 +514,7 @@ static brg_status run_special(run *r, size_t at, brg_tensor **t)
         break;
     case BRG__IR_OP:
     case BRG__IR_ADD:
+    case BRG__IR_FUSED:
     case BRG__IR_PACK:
     case BRG__IR_START:
     case BRG__IR_WAIT:
@@ -467,6 +537,8 @@ static brg_status run_step(run *r, size_t at)
         return run_op(r, step);
     if (node->kind == BRG__IR_ADD)
         return run_add(r, node);
+    if (node->kind == BRG__IR_FUSED)
+        return run_fused(r, step);
     if (brg__ir_is_reduction(node))
         return run_reduction(r, node);
     brg_tensor *taken[BRG__IR_MAX_IN];

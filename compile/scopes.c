@@ -91,7 +91,7 @@ brg_status brg__compile_options_init(brg_compile_options *options,
     if (options->dynamic == BRG_COMPILE_DYNAMIC_DEFAULT)
         options->dynamic = dynamic;
     if (options->backend == BRG_COMPILE_BACKEND_DEFAULT)
-        options->backend = BRG_COMPILE_BACKEND_FUSED;
+        options->backend = BRG_COMPILE_BACKEND_PASSES;
     return BRG_OK;
 }
 

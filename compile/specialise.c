@@ -122,6 +122,36 @@ static brg_status infer_op(brg__exec *exec, size_t at, const brg__ir_node *node)
     return BRG_OK;
 }
 
+/* The group's space must be what its sizes make of it; else its ops run one by
+ * one. */
+static brg_status infer_fused(brg__exec *exec, size_t at,
+                              const brg__ir_node *node)
+{
+    brg__step *step = &exec->steps[at];
+    const brg__group *group = exec->ir->groups.at[node->group];
+    brg_tensor results[BRG__GROUP_MAX_OPS];
+    bool is_uniform;
+    for (int i = 0; i < node->n_in; i++)
+        step->in[i] = &exec->values[brg__ir_in(exec->ir, node)[i]].t;
+    BRG_TRY(brg__fused_infer(group, step->in, results, &is_uniform));
+    for (int k = 0; k < group->n_ops; k++) {
+        if (group->ops[k].out == BRG__GROUP_NONE)
+            continue;
+        int id = node->first_out + group->ops[k].out;
+        brg__layout layout = brg__layout_of(&results[k]);
+        lay_out(exec, id, &layout,
+                new_root(exec, BRG__ROOT_ARENA, &layout, (int)at));
+        step->out[group->ops[k].out] = &exec->values[id].t;
+    }
+    if (!is_uniform)
+        return BRG_OK;
+    BRG_TRY(
+        brg__fused_create(&step->fused, group, step->in, step->out, results));
+    if (step->fused->nbytes > exec->workspace_bytes)
+        exec->workspace_bytes = step->fused->nbytes;
+    return BRG_OK;
+}
+
 /* Results of user code: row-major, whatever it made. A result has the sizes of
  * the operand it replaces, or of the slot it goes to. */
 static void lay_out_special(brg__exec *exec, size_t at,
@@ -163,7 +193,8 @@ static void lay_out_special(brg__exec *exec, size_t at,
 /* User code and leaves may keep what they are handed. */
 static bool hands_out(const brg__ir_node *node)
 {
-    return node->kind != BRG__IR_OP && node->kind != BRG__IR_ADD;
+    return node->kind != BRG__IR_OP && node->kind != BRG__IR_ADD &&
+           node->kind != BRG__IR_FUSED;
 }
 
 static void use(brg__exec *exec, const brg__ir_node *node, int id, int step)
@@ -204,6 +235,8 @@ static brg_status make_steps(brg__exec *exec, const brg__task *task)
         exec->steps[at].node = node;
         if (node->kind == BRG__IR_OP)
             BRG_TRY(infer_op(exec, at, node));
+        else if (node->kind == BRG__IR_FUSED)
+            BRG_TRY(infer_fused(exec, at, node));
         else
             lay_out_special(exec, at, node, task);
         for (int i = 0; i < node->n_in; i++)
@@ -253,7 +286,9 @@ static brg_status place(brg__exec *exec)
     }
     exec->arena =
         brg__block_alloc(exec->arena_bytes + 1, ALIGNMENT, "a plan's arena");
-    if (!exec->arena)
+    exec->workspace = brg__block_alloc(exec->workspace_bytes + 1, ALIGNMENT,
+                                       "a plan's workspace");
+    if (!exec->arena || !exec->workspace)
         return BRG_ERR_NOMEM;
     for (size_t k = 0; k < exec->n_roots; k++)
         if (exec->roots[k].kind == BRG__ROOT_ARENA)
@@ -273,6 +308,23 @@ static void list_dying(brg__exec *exec)
                 exec->dying[n++] = (int)k;
     }
     exec->first_dying[exec->n_steps] = n;
+}
+
+/* ---- Kernels ------------------------------------------------------------------------ */
+
+static brg_status load_kernels(brg__exec *exec)
+{
+    size_t n = 0;
+    brg__fused **groups =
+        brg__mem_alloc_array(exec->n_steps + 1, sizeof *groups, "groups");
+    if (!groups)
+        return BRG_ERR_NOMEM;
+    for (size_t at = 0; at < exec->n_steps; at++)
+        if (exec->steps[at].fused)
+            groups[n++] = exec->steps[at].fused;
+    brg_status status = brg__kernels_load(&exec->kernels, groups, n);
+    brg__mem_free(groups);
+    return status;
 }
 
 /* ---- Life ----------------------------------------------------------------------------- */
@@ -313,6 +365,8 @@ brg_status brg__exec_create(brg__exec **out, const brg__ir *ir,
         status = make_steps(exec, task);
     if (status == BRG_OK)
         status = place(exec);
+    if (status == BRG_OK && ir->wants_kernels)
+        status = load_kernels(exec);
     if (status != BRG_OK) {
         brg__exec_destroy(exec);
         return status;
@@ -328,6 +382,11 @@ void brg__exec_destroy(brg__exec *exec)
         return;
     if (exec->arena)
         brg__block_free(exec->arena, exec->arena_bytes + 1, ALIGNMENT);
+    if (exec->workspace)
+        brg__block_free(exec->workspace, exec->workspace_bytes + 1, ALIGNMENT);
+    for (size_t s = 0; exec->steps && s < exec->n_steps; s++)
+        brg__fused_destroy(exec->steps[s].fused);
+    brg__kernels_release(exec->kernels);
     brg__mem_free(exec->values);
     brg__mem_free(exec->roots);
     brg__mem_free(exec->steps);

@@ -32,6 +32,7 @@ brg_status brg__trace_new(brg__tracing *t, brg__ir_value value,
     brg__symbol symbol = {.is_backward = t->is_backward};
     value.dtype = layout->dtype;
     value.ndim = layout->ndim;
+    value.ones = brg__ir_ones(layout);
     BRG_TRY(brg__tensor_new_view(&symbol.tensor, layout, NULL));
     brg_status status = brg__array_push(&t->symbols, symbol);
     if (status != BRG_OK) {

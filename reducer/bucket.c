@@ -4,6 +4,8 @@
 
 #include "core/base/assert.h"
 #include "core/base/clock.h"
+#include "core/base/error.h"
+#include "core/base/log.h"
 
 void brg__bucket_arm(brg__bucket *bucket)
 {
@@ -38,6 +40,20 @@ brg_status brg__bucket_wait(brg__bucket *bucket)
     bucket->done_ns = brg__clock_ns();
     bucket->state = BRG__BUCKET_REDUCED;
     return status;
+}
+
+void brg__bucket_end(brg__bucket *bucket)
+{
+    if (bucket->work) {
+        brg__error_record kept;
+        brg__error_save(&kept);
+        if (brg_work_wait(bucket->work) != BRG_OK)
+            brg__log(BRG_LOG_DEBUG, "reducer", "%s", brg_error_message());
+        brg__error_restore(&kept);
+    }
+    bucket->work = NULL;
+    bucket->done_ns = brg__clock_ns();
+    bucket->state = BRG__BUCKET_REDUCED;
 }
 
 bool brg__bucket_drop(brg__bucket *bucket)

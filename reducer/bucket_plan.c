@@ -156,11 +156,11 @@ static void number(brg__plan *plan, const brg__plan_request *q, draft *drafts)
 }
 
 /* The bucket that carries the tail: the last, if it is f32, or a new one. */
-static brg__plan_bucket *tail_bucket(brg__plan *plan)
+static brg__plan_bucket *tail_bucket(brg__plan *plan, bool is_alone)
 {
     brg__plan_bucket *next = &plan->buckets[plan->n_buckets];
     bool is_first = plan->n_buckets == 0;
-    if (!is_first && next[-1].dtype == BRG_DTYPE_F32)
+    if (!is_first && !is_alone && next[-1].dtype == BRG_DTYPE_F32)
         return next - 1;
     *next = (brg__plan_bucket){.first = plan->n_params,
                                .offset = plan->nbytes,
@@ -171,11 +171,11 @@ static brg__plan_bucket *tail_bucket(brg__plan *plan)
     return next;
 }
 
-static void place_tail(brg__plan *plan, size_t n_tail)
+static void place_tail(brg__plan *plan, size_t n_tail, bool is_alone)
 {
     if (n_tail == 0)
         return;
-    brg__plan_bucket *last = tail_bucket(plan);
+    brg__plan_bucket *last = tail_bucket(plan, is_alone);
     plan->n_tail = n_tail;
     plan->tail_offset = last->offset + last->nbytes;
     size_t nbytes = brg__round_up(n_tail * sizeof(float), BRG__PLAN_ALIGN);
@@ -212,7 +212,7 @@ brg_status brg__plan_make(brg__plan *out, const brg__plan_request *request)
     (void)group(request, drafts, plan.slots);
     number(&plan, request, drafts);
     place(&plan);
-    place_tail(&plan, request->n_tail);
+    place_tail(&plan, request->n_tail, request->is_tail_alone);
     *out = plan;
 out:
     brg__mem_free(drafts);

@@ -38,7 +38,8 @@ typedef struct brg__plan_request {
     const uint32_t *order;
     const size_t *limits; /* bytes; at least one */
     size_t n_limits;
-    size_t n_tail; /* f32 elements; 0: no tail */
+    size_t n_tail;      /* f32 elements; 0: no tail */
+    bool is_tail_alone; /* in a bucket of its own, whatever the last one is */
 } brg__plan_request;
 
 typedef struct brg__plan_slot {

@@ -68,6 +68,13 @@ static brg_status take_buffers(brg_ddp *ddp, brg_tensor *const *buffers,
     return BRG_OK;
 }
 
+/* As a matrix, for hooks: (dim 0) x (all others), if its view is row-major. */
+static size_t rows_of(const brg_tensor *t)
+{
+    bool is_matrix = t->ndim >= 2 && t->is_contiguous && t->shape[0] > 0;
+    return is_matrix ? (size_t)t->shape[0] : 0;
+}
+
 static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
 {
     brg_reducer_options inner = BRG_REDUCER_OPTIONS_INIT;
@@ -76,6 +83,7 @@ static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
     inner.sum = options->sum;
     inner.allow_unused = options->allow_unused;
     inner.keep_order = options->keep_order;
+    inner.hook = options->hook;
     brg_reducer_param *list = brg__mem_alloc_array(ddp->n_params, sizeof *list,
                                                    "a list of parameters");
     if (!list)
@@ -85,7 +93,8 @@ static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
         list[i] = (brg_reducer_param){.name = brg_tensor_name(t),
                                       .count = (size_t)t->numel,
                                       .dtype = (brg_dtype)t->dtype,
-                                      .device = t->device};
+                                      .device = t->device,
+                                      .n_rows = rows_of(t)};
     }
     brg_status status = brg__reducer_prepare(&ddp->reducer, ddp->pg, list,
                                              ddp->n_params, &inner);

@@ -50,6 +50,7 @@ brg_status brg__ddp_verify(brg_pg *pg, const brg_ddp *ddp,
         mine.caps[0] = options->first_bucket_bytes;
         mine.caps[1] = options->bucket_bytes;
         mine.flags = brg__reducer_flags(ddp->reducer);
+        mine.hook = brg__hook_hash(options->hook);
     }
     status = brg__verify_ranks(pg, &mine);
     brg__mem_free(list);

@@ -62,6 +62,7 @@ brg_status brg__reducer_rebuild(brg_reducer *r)
         r->plan = plan;
         plan = old;
         brg__reducer_lay_out(r);
+        status = brg__hook_lay_out(r);
         r->stats.n_rebuilds++;
     }
     if (copy)

@@ -63,6 +63,7 @@ static brg_status set_member(brg_reducer *r, size_t i,
         "brg_reducer_create: parameter %zu has %zu elements", i, param->count);
     m->grad = param->grad;
     m->count = param->count;
+    m->n_rows = param->n_rows;
     m->dtype = param->dtype;
     m->device = param->device;
     m->name = make_name(param->name, i);
@@ -86,13 +87,14 @@ brg_status brg__reducer_plan(const brg_reducer *r, const uint32_t *order,
         params[i] = (brg__plan_param){.nbytes = r->members[i].nbytes,
                                       .dtype = r->members[i].dtype,
                                       .device = r->members[i].device};
-    brg_status status =
-        brg__plan_make(out, &(brg__plan_request){.params = params,
-                                                 .n_params = r->n_params,
-                                                 .order = order,
-                                                 .limits = limits,
-                                                 .n_limits = 2,
-                                                 .n_tail = BRG__N_TAIL(r)});
+    brg_status status = brg__plan_make(
+        out, &(brg__plan_request){.params = params,
+                                  .n_params = r->n_params,
+                                  .order = order,
+                                  .limits = limits,
+                                  .n_limits = 2,
+                                  .n_tail = BRG__N_TAIL(r),
+                                  .is_tail_alone = r->options.hook});
     brg__mem_free(params);
     return status;
 }
@@ -149,6 +151,8 @@ brg_status brg__reducer_prepare(brg_reducer **out, brg_pg *pg,
         status = brg__reducer_plan(r, NULL, &r->plan);
     if (status == BRG_OK)
         status = brg__reducer_reserve(r, &r->plan);
+    if (status == BRG_OK)
+        status = brg__hook_attach(r);
 out:
     if (status == BRG_OK)
         *out = r;
@@ -188,7 +192,7 @@ brg_status brg__reducer_attach(brg_reducer *r)
     BRG_TRY(brg_pg_alloc(r->pg, &arena, r->plan.nbytes));
     r->arena = arena;
     brg__reducer_lay_out(r);
-    return BRG_OK;
+    return brg__hook_lay_out(r);
 }
 
 uint32_t brg__reducer_flags(const brg_reducer *r)
@@ -223,6 +227,7 @@ static brg_status verify(brg_pg *pg, const brg_reducer *r, brg_status status)
         mine.caps[0] = r->options.first_bucket_bytes;
         mine.caps[1] = r->options.bucket_bytes;
         mine.flags = brg__reducer_flags(r);
+        mine.hook = brg__hook_hash(r->options.hook);
     }
     status = brg__verify_ranks(pg, &mine);
     brg__mem_free(list);
@@ -262,6 +267,7 @@ void brg_reducer_destroy(brg_reducer *r)
         brg__work_unreserve(r->pg, r->n_works);
         brg_pg_free(r->pg, r->arena);
     }
+    brg__hook_detach(r, is_in_flight);
     for (size_t i = 0; r->members && i < r->n_params; i++)
         brg__mem_free(r->members[i].name);
     brg__mem_free(r->members);

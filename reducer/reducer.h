@@ -22,6 +22,7 @@
 #include "core/base/error.h"
 #include "reducer/bucket.h"
 #include "reducer/bucket_plan.h"
+#include "reducer/hooks/hook.h"
 #include "reducer/inbox.h"
 
 /* One parameter. */
@@ -31,6 +32,7 @@ typedef struct brg__member {
     void *slot;
     size_t nbytes;
     size_t count;
+    size_t n_rows;
     brg_dtype dtype;
     brg_device device;
     uint32_t bucket;
@@ -54,6 +56,7 @@ struct brg_reducer {
     uint64_t plan_hash;
     char *arena; /* the group's memory */
     brg__bucket *buckets;
+    brg__hook_binding hooked;
     uint32_t *arrivals; /* of this step, in order */
     brg__inbox inbox;   /* marks of other threads */
     const void *owner;  /* the thread that drives it; see raw.c */

@@ -58,20 +58,40 @@ brg_status brg__reducer_fail_twice(const brg_reducer *r, size_t i)
 
 /* ---- Starting buckets --------------------------------------------------------- */
 
+static brg_status start_bucket(brg_reducer *r, size_t k)
+{
+    brg__bucket *bucket = &r->buckets[k];
+    brg_reduce_op op = r->options.sum ? BRG_REDUCE_SUM : BRG_REDUCE_AVG;
+    if (!brg__hook_takes(r, k))
+        return brg__bucket_launch(bucket, r->pg, op);
+    bucket->launch_ns = brg__clock_ns();
+    BRG_TRY(brg__hook_start(r, k));
+    bucket->state = BRG__BUCKET_LAUNCHED;
+    return BRG_OK;
+}
+
+static brg_status end_bucket(brg_reducer *r, size_t k)
+{
+    if (!brg__hook_takes(r, k))
+        return brg__bucket_wait(&r->buckets[k]);
+    brg_status status = brg__hook_finish(r, k);
+    brg__bucket_end(&r->buckets[k]);
+    return status;
+}
+
 /* Ready buckets, as long as all before them have started: ranks whose
  * gradients arrive in different orders still agree on the order of the
  * collectives. The last bucket comes after all gradients, so its tail is
  * known by then. */
 brg_status brg__reducer_launch(brg_reducer *r, size_t n)
 {
-    brg_reduce_op op = r->options.sum ? BRG_REDUCE_SUM : BRG_REDUCE_AVG;
     while (r->n_launched < n) {
         brg__bucket *bucket = &r->buckets[r->n_launched];
         if (bucket->state != BRG__BUCKET_READY)
             break;
         if (r->n_launched + 1 == r->plan.n_buckets)
             brg__tail_write(r);
-        if (brg__bucket_launch(bucket, r->pg, op) != BRG_OK)
+        if (start_bucket(r, r->n_launched) != BRG_OK)
             return brg__error_prefix("starting bucket %zu: ", r->n_launched);
         if (r->n_launched == 0)
             r->stats.first_launch_ns = bucket->launch_ns - r->start_ns;
@@ -139,7 +159,7 @@ static void keep_failure(brg_reducer *r)
 static void wait_one(brg_reducer *r, size_t k)
 {
     uint64_t start = brg__clock_ns();
-    brg_status status = brg__bucket_wait(&r->buckets[k]);
+    brg_status status = end_bucket(r, k);
     r->stats.wait_ns += r->buckets[k].done_ns - start;
     if (status != BRG_OK) {
         (void)brg__error_prefix("bucket %zu: ", k);

@@ -46,19 +46,27 @@ static brg_status check_image(const brg_op_call *call, int i)
     return BRG_OK;
 }
 
+static void shape_of_windows(const brg_op_call *call, const brg_tensor *x,
+                             int64_t shape[4])
+{
+    const brg__pool p = geometry(call->attrs, x);
+    const int64_t sizes[4] = {x->shape[0], x->shape[1], p.oh, p.ow};
+    memcpy(shape, sizes, sizeof sizes);
+}
+
 /* Input i has one value per window of the image. */
 static brg_status check_windows(const brg_op_call *call, int i,
                                 const char *what, const brg_tensor *x)
 {
-    const brg__pool p = geometry(call->attrs, x);
-    const int64_t shape[4] = {x->shape[0], x->shape[1], p.oh, p.ow};
+    int64_t shape[4];
+    shape_of_windows(call, x, shape);
     const brg_tensor *t = call->in[i];
     if (brg__shape_equal(t->ndim, t->shape, 4, shape))
         return BRG_OK;
     return brg__fail_input(BRG_ERR_SHAPE, call, i, what,
                            "[%lld, %lld, %lld, %lld]", (long long)shape[0],
-                           (long long)shape[1], (long long)p.oh,
-                           (long long)p.ow);
+                           (long long)shape[1], (long long)shape[2],
+                           (long long)shape[3]);
 }
 
 static brg_status check_positions(const brg_op_call *call, const brg_tensor *x)
@@ -72,8 +80,8 @@ static brg_status check_positions(const brg_op_call *call, const brg_tensor *x)
 static void infer_windows(brg_op_call *call, int j, brg_dtype dtype,
                           const brg_tensor *x)
 {
-    const brg__pool p = geometry(call->attrs, x);
-    const int64_t shape[4] = {x->shape[0], x->shape[1], p.oh, p.ow};
+    int64_t shape[4];
+    shape_of_windows(call, x, shape);
     brg__infer_shape(call, j, dtype, 4, shape);
 }
 
@@ -86,6 +94,30 @@ static void infer_windows(brg_op_call *call, int j, brg_dtype dtype,
     ((out)->dtype == BRG_DTYPE_F32 && brg__pool_is_pairs(p)                    \
          ? kernel##_pairs((p), __VA_ARGS__)                                    \
          : RUN_ANY(p, out, kernel, __VA_ARGS__))
+
+/* What each run is around its kernel: 16-bit floats in f32, nothing for an empty
+ * result, the first n_in inputs row-major, as data[]. */
+typedef void (*body_fn)(const brg__pool *p, const brg_op_call *call,
+                        void *const *data);
+
+static brg_status run(brg_op_call *call, brg_status (*self)(brg_op_call *),
+                      const brg_tensor *image, int n_in, body_fn body)
+{
+    void *data[2];
+    if (brg__is_16_bit(call->out[0]))
+        return brg__run_16_as_f32(call, self);
+    if (call->out[0]->numel == 0)
+        return BRG_OK;
+    for (int i = 0; i < n_in; i++) {
+        const brg_tensor *t = brg__contiguous_now(call->in[i]);
+        if (!t)
+            return brg_error_code();
+        data[i] = brg__tensor_ptr(t);
+    }
+    const brg__pool p = geometry(call->attrs, image);
+    body(&p, call, data);
+    return BRG_OK;
+}
 
 /* ---- max_pool2d ------------------------------------------------------------ */
 
@@ -100,20 +132,16 @@ brg_status brg__max_pool2d_infer(brg_op_call *call)
     return BRG_OK;
 }
 
+static void max_body(const brg__pool *p, const brg_op_call *call,
+                     void *const *data)
+{
+    RUN(p, call->out[0], brg__pool_max, data[0], brg__tensor_ptr(call->out[0]),
+        brg__tensor_ptr(call->out[1]));
+}
+
 brg_status brg__max_pool2d_run(brg_op_call *call)
 {
-    brg_tensor *out = call->out[0];
-    if (brg__is_16_bit(out))
-        return brg__run_16_as_f32(call, brg__max_pool2d_run);
-    if (out->numel == 0)
-        return BRG_OK;
-    const brg_tensor *x = brg__contiguous_now(call->in[0]);
-    if (!x)
-        return brg_error_code();
-    const brg__pool p = geometry(call->attrs, x);
-    RUN(&p, out, brg__pool_max, brg__tensor_ptr(x), brg__tensor_ptr(out),
-        brg__tensor_ptr(call->out[1]));
-    return BRG_OK;
+    return run(call, brg__max_pool2d_run, call->in[0], 1, max_body);
 }
 
 static brg_tensor *put(const brg_attrs *attrs, brg_tensor *g, brg_tensor *which,
@@ -146,21 +174,16 @@ brg_status brg__max_pool2d_put_infer(brg_op_call *call)
     return BRG_OK;
 }
 
+static void put_body(const brg__pool *p, const brg_op_call *call,
+                     void *const *data)
+{
+    RUN(p, call->out[0], brg__pool_put, data[0], data[1],
+        brg__tensor_ptr(call->out[0]));
+}
+
 brg_status brg__max_pool2d_put_run(brg_op_call *call)
 {
-    brg_tensor *out = call->out[0];
-    if (brg__is_16_bit(out))
-        return brg__run_16_as_f32(call, brg__max_pool2d_put_run);
-    if (out->numel == 0)
-        return BRG_OK;
-    const brg_tensor *g = brg__contiguous_now(call->in[0]);
-    const brg_tensor *which = brg__contiguous_now(call->in[1]);
-    if (!g || !which)
-        return brg_error_code();
-    const brg__pool p = geometry(call->attrs, out);
-    RUN(&p, out, brg__pool_put, brg__tensor_ptr(g), brg__tensor_ptr(which),
-        brg__tensor_ptr(out));
-    return BRG_OK;
+    return run(call, brg__max_pool2d_put_run, call->out[0], 2, put_body);
 }
 
 brg_status brg__max_pool2d_put_vjp(brg_vjp *v)
@@ -180,21 +203,16 @@ brg_status brg__max_pool2d_take_infer(brg_op_call *call)
     return BRG_OK;
 }
 
+static void take_body(const brg__pool *p, const brg_op_call *call,
+                      void *const *data)
+{
+    RUN_ANY(p, call->out[0], brg__pool_take, data[0], data[1],
+            brg__tensor_ptr(call->out[0]));
+}
+
 brg_status brg__max_pool2d_take_run(brg_op_call *call)
 {
-    brg_tensor *out = call->out[0];
-    if (brg__is_16_bit(out))
-        return brg__run_16_as_f32(call, brg__max_pool2d_take_run);
-    if (out->numel == 0)
-        return BRG_OK;
-    const brg_tensor *x = brg__contiguous_now(call->in[0]);
-    const brg_tensor *which = brg__contiguous_now(call->in[1]);
-    if (!x || !which)
-        return brg_error_code();
-    const brg__pool p = geometry(call->attrs, x);
-    RUN_ANY(&p, out, brg__pool_take, brg__tensor_ptr(x), brg__tensor_ptr(which),
-            brg__tensor_ptr(out));
-    return BRG_OK;
+    return run(call, brg__max_pool2d_take_run, call->in[0], 2, take_body);
 }
 
 brg_status brg__max_pool2d_take_vjp(brg_vjp *v)
@@ -214,19 +232,15 @@ brg_status brg__avg_pool2d_infer(brg_op_call *call)
     return BRG_OK;
 }
 
+static void avg_body(const brg__pool *p, const brg_op_call *call,
+                     void *const *data)
+{
+    RUN(p, call->out[0], brg__pool_avg, data[0], brg__tensor_ptr(call->out[0]));
+}
+
 brg_status brg__avg_pool2d_run(brg_op_call *call)
 {
-    brg_tensor *out = call->out[0];
-    if (brg__is_16_bit(out))
-        return brg__run_16_as_f32(call, brg__avg_pool2d_run);
-    if (out->numel == 0)
-        return BRG_OK;
-    const brg_tensor *x = brg__contiguous_now(call->in[0]);
-    if (!x)
-        return brg_error_code();
-    const brg__pool p = geometry(call->attrs, x);
-    RUN(&p, out, brg__pool_avg, brg__tensor_ptr(x), brg__tensor_ptr(out));
-    return BRG_OK;
+    return run(call, brg__avg_pool2d_run, call->in[0], 1, avg_body);
 }
 
 brg_status brg__avg_pool2d_vjp(brg_vjp *v)
@@ -247,19 +261,16 @@ brg_status brg__avg_pool2d_grad_infer(brg_op_call *call)
     return BRG_OK;
 }
 
+static void avg_grad_body(const brg__pool *p, const brg_op_call *call,
+                          void *const *data)
+{
+    RUN(p, call->out[0], brg__pool_avg_grad, data[0],
+        brg__tensor_ptr(call->out[0]));
+}
+
 brg_status brg__avg_pool2d_grad_run(brg_op_call *call)
 {
-    brg_tensor *out = call->out[0];
-    if (brg__is_16_bit(out))
-        return brg__run_16_as_f32(call, brg__avg_pool2d_grad_run);
-    if (out->numel == 0)
-        return BRG_OK;
-    const brg_tensor *g = brg__contiguous_now(call->in[0]);
-    if (!g)
-        return brg_error_code();
-    const brg__pool p = geometry(call->attrs, out);
-    RUN(&p, out, brg__pool_avg_grad, brg__tensor_ptr(g), brg__tensor_ptr(out));
-    return BRG_OK;
+    return run(call, brg__avg_pool2d_grad_run, call->out[0], 1, avg_grad_body);
 }
 
 brg_status brg__avg_pool2d_grad_vjp(brg_vjp *v)

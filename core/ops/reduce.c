@@ -404,6 +404,18 @@ brg_status brg__sum_to_like_run(brg_op_call *call)
                            1.0);
 }
 
+void brg__sum_of_call(const brg_op_call *call, uint32_t *dims, double *scale)
+{
+    *scale = 1.0;
+    if (call->op == &brg__op_sum_to_like) {
+        (void)repeated_dims(call->in[0], call->in[1], dims);
+        return;
+    }
+    *dims = (uint32_t)call->attrs->i[0];
+    if (call->op == &brg__op_mean)
+        *scale = 1.0 / (double)reduced_count(call);
+}
+
 brg_status brg__sum_to_like_vjp(brg_vjp *v)
 {
     BRG_VJP_SET(v, 0, brg_expand_like(v->grad_out[0], v->in[0]));

@@ -16,6 +16,19 @@ typedef enum brg__reduce_kind {
 brg_status brg__reduce_now(brg_tensor *out, const brg_tensor *x, uint32_t dims,
                            brg__reduce_kind kind, double scale);
 
+/* In which pieces floats are summed, so that others can do it to the bit: a
+ * line in stretches of PIECE elements; columns in blocks of so many rows. */
+#define BRG__SUM_PIECE 2048
+static inline int64_t brg__sum_block_rows(brg_dtype dtype)
+{
+    bool is_direct = dtype == BRG_DTYPE_F32 || dtype == BRG_DTYPE_F64;
+    return is_direct ? 128 : 8; /* 16 bits pass through a buffer */
+}
+
+/* Of a call of sum, mean or sum_to_like: the dims that it sums, as bits, and
+ * by what it scales. */
+void brg__sum_of_call(const brg_op_call *call, uint32_t *dims, double *scale);
+
 /* out = scale * sum((x - mean)^2), mean over the same dims. */
 brg_status brg__reduce_var_now(brg_tensor *out, const brg_tensor *x,
                                uint32_t dims, double scale);

@@ -15,7 +15,7 @@
 #include "core/ops/reduce.h"
 #include "core/ops/rows.h"
 
-#define PIECE 2048 /* elements that pass through a buffer at a time */
+#define PIECE BRG__SUM_PIECE
 
 /* A nest of loops over memory. */
 typedef struct loops {
@@ -160,7 +160,7 @@ static void reduce_block(job *j, double *total, int64_t at, int64_t ld,
 {
     double buffer[4 * BRG__COLS];
     bool in_place = j->dtype == BRG_DTYPE_F32 || j->dtype == BRG_DTYPE_F64;
-    int64_t most = in_place ? 128 : 8; /* f32 pass through the buffer */
+    int64_t most = brg__sum_block_rows(j->dtype);
     for (int64_t i = 0; i < rows; i += most) {
         int64_t n_now = rows - i < most ? rows - i : most;
         const char *x = j->base + (size_t)(at + i * ld) * j->k->item;

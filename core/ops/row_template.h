@@ -104,13 +104,11 @@ static double ROW(min)(const void *px, size_t n)
     return has_nan ? (double)NAN : (double)least;
 }
 
-static void ROW(col_sum)(double *total, const void *px, size_t ld, size_t rows,
+static void ROW(col_add)(void *psum, const void *px, size_t ld, size_t rows,
                          size_t n)
 {
     const ROW_T *x = px;
-    ROW_T sum[BRG__COLS];
-    for (size_t j = 0; j < n; j++)
-        sum[j] = 0;
+    ROW_T *sum = psum;
     size_t i = 0;
     for (; i + 4 <= rows; i += 4) {
         const ROW_T *a = x + i * ld, *b = a + ld, *c = b + ld, *d = c + ld;
@@ -119,7 +117,26 @@ static void ROW(col_sum)(double *total, const void *px, size_t ld, size_t rows,
     }
     for (; i < rows; i++)
         SIMD for (size_t j = 0; j < n; j++) sum[j] += x[i * ld + j];
-    SIMD for (size_t j = 0; j < n; j++) total[j] += (double)sum[j];
+}
+
+static void ROW(col_flush)(double *total, void *psum, size_t n)
+{
+    ROW_T *sum = psum;
+    SIMD for (size_t j = 0; j < n; j++)
+    {
+        total[j] += (double)sum[j];
+        sum[j] = 0;
+    }
+}
+
+static void ROW(col_sum)(double *total, const void *px, size_t ld, size_t rows,
+                         size_t n)
+{
+    ROW_T sum[BRG__COLS];
+    for (size_t j = 0; j < n; j++)
+        sum[j] = 0;
+    ROW(col_add)(sum, px, ld, rows, n);
+    ROW(col_flush)(total, sum, n);
 }
 
 /* The extreme so far stays unless v passes it; a NaN wins and stays. */
@@ -315,7 +332,8 @@ static void ROW(add_to)(void *pto, const void *pfrom, size_t n)
 #define ROW_KERNELS                                                            \
     .item = sizeof(ROW_T), .sum = ROW(sum), .sum_sq = ROW(sum_sq),             \
     .dot = ROW(dot), .sum_sq_diff = ROW(sum_sq_diff), .max = ROW(max),         \
-    .min = ROW(min), .col_sum = ROW(col_sum), .col_max = ROW(col_max),         \
+    .min = ROW(min), .col_sum = ROW(col_sum), .col_add = ROW(col_add),         \
+    .col_flush = ROW(col_flush), .col_max = ROW(col_max),                      \
     .col_min = ROW(col_min), .softmax = ROW(softmax),                          \
     .log_softmax = ROW(log_softmax), .softmax_grad = ROW(softmax_grad),        \
     .log_softmax_grad = ROW(log_softmax_grad),                                 \

@@ -35,6 +35,11 @@ typedef struct brg__row_kernels {
      * (at most BRG__COLS). */
     void (*col_sum)(double *total, const void *x, size_t ld, size_t rows,
                     size_t n);
+    /* Its two halves: sum[j] += the rows, of which all but the last call give a
+     * multiple of BRG__COL_STEP; then total[j] += sum[j] and sum[j] = 0, after
+     * each block of rows. sum is of the compute type, n is free. */
+    void (*col_add)(void *sum, const void *x, size_t ld, size_t rows, size_t n);
+    void (*col_flush)(double *total, void *sum, size_t n);
     void (*col_max)(double *total, const void *x, size_t ld, size_t rows,
                     size_t n);
     void (*col_min)(double *total, const void *x, size_t ld, size_t rows,
@@ -72,6 +77,7 @@ typedef struct brg__row_kernels {
 } brg__row_kernels;
 
 #define BRG__COLS 512
+#define BRG__COL_STEP 4
 
 /* The kernels for tensors of a float dtype. */
 const brg__row_kernels *brg__row_kernels_of(brg_dtype dtype);

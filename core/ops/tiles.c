@@ -117,22 +117,38 @@ static void set_tile(brg__tiles *t)
     }
 }
 
-void brg__tiles_begin(brg__tiles *t)
+void brg__tiles_prepare(brg__tiles *t)
 {
     merge_dims(t);
     classify(t);
+    t->rows = 1;
+    for (int d = 0; d < t->ndim; d++)
+        if (t->shape[d] == 0 || d < t->ndim - 1)
+            t->rows *= t->shape[d];
+    t->has_short_rows = t->rows > 1 && t->shape[t->ndim - 1] < SHORT_ROW;
+}
+
+void brg__tiles_move(brg__tiles *t, int k, const brg_tensor *tensor)
+{
+    t->operand[k].at = brg__tensor_ptr(tensor);
+    t->operand[k].filled_from = NULL;
+}
+
+void brg__tiles_start(brg__tiles *t)
+{
     t->n = 0;
     t->column = 0;
-    t->rows_left = 1;
-    for (int d = 0; d < t->ndim; d++) {
+    t->rows_left = t->rows;
+    for (int d = 0; d < t->ndim; d++)
         t->index[d] = 0;
-        if (t->shape[d] == 0)
-            return;
-        if (d < t->ndim - 1)
-            t->rows_left *= t->shape[d];
-    }
-    t->has_short_rows = t->rows_left > 1 && t->shape[t->ndim - 1] < SHORT_ROW;
-    set_tile(t);
+    if (t->rows > 0)
+        set_tile(t);
+}
+
+void brg__tiles_begin(brg__tiles *t)
+{
+    brg__tiles_prepare(t);
+    brg__tiles_start(t);
 }
 
 /* One row on, in all operands. */
@@ -205,7 +221,13 @@ static bool is_row(const brg__tiles *t, const brg__tile_operand *o)
            (!t->has_short_rows && (o->stride[t->ndim - 1] == 1 || t->n == 1));
 }
 
-const void *brg__tiles_read(brg__tiles *t, int k, brg__tile_buffer *buffer)
+bool brg__tiles_is_direct(const brg__tiles *t, int k)
+{
+    const brg__tile_operand *o = &t->operand[k];
+    return o->is_native && o->is_linear;
+}
+
+const void *brg__tiles_read(brg__tiles *t, int k, void *buffer)
 {
     brg__tile_operand *o = &t->operand[k];
     bool is_array = is_row(t, o);
@@ -214,26 +236,26 @@ const void *brg__tiles_read(brg__tiles *t, int k, brg__tile_buffer *buffer)
     bool is_same =
         o->is_scalar || (!t->has_short_rows && o->stride[t->ndim - 1] == 0);
     if (is_array) {
-        o->load(buffer->bytes, o->start, 1, t->n);
+        o->load(buffer, o->start, 1, t->n);
         o->filled_from = NULL;
     } else if (is_same) {
         if (o->filled_from != o->start || o->n_filled < t->n) {
-            o->load(buffer->bytes, o->start, 0, t->n);
+            o->load(buffer, o->start, 0, t->n);
             o->filled_from = o->start;
             o->n_filled = t->n;
         }
     } else if (t->has_short_rows) {
-        each_row(t, o, buffer->bytes, false);
+        each_row(t, o, buffer, false);
     } else {
-        o->load(buffer->bytes, o->start, o->stride[t->ndim - 1], t->n);
+        o->load(buffer, o->start, o->stride[t->ndim - 1], t->n);
     }
-    return buffer->bytes;
+    return buffer;
 }
 
-void *brg__tiles_target(brg__tiles *t, int k, brg__tile_buffer *buffer)
+void *brg__tiles_target(brg__tiles *t, int k, void *buffer)
 {
     brg__tile_operand *o = &t->operand[k];
-    return o->is_native && is_row(t, o) ? o->start : buffer->bytes;
+    return o->is_native && is_row(t, o) ? o->start : buffer;
 }
 
 void brg__tiles_write(brg__tiles *t, int k, const void *values)

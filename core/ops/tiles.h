@@ -18,14 +18,16 @@
  *         brg__tiles_write(&t, 1, y);
  *     }
  *
- * Used by the pointwise ops and by the interpreter of fused groups. */
+ * Used by the pointwise ops and by the interpreter of fused groups, which
+ * prepares a walk once and starts it often, on other memory of the same
+ * layouts. */
 #ifndef BRG_CORE_OPS_TILES_H
 #define BRG_CORE_OPS_TILES_H
 
 #include "core/ops/convert.h"
 
 #define BRG__TILE_BYTES 4096
-#define BRG__TILES_MAX 12 /* operands */
+#define BRG__TILES_MAX 24 /* operands */
 
 /* A tile buffer: one per operand that may need it. */
 typedef union brg__tile_buffer {
@@ -56,6 +58,7 @@ typedef struct brg__tiles {
     int64_t shape[BRG_MAX_DIMS];
     int64_t index[BRG_MAX_DIMS]; /* of the tile's first row */
     int64_t column;              /* where in its row the tile starts */
+    int64_t rows;                /* in all */
     int64_t rows_left;           /* from the tile's first row on */
     const brg__convert_kernels *convert;
     brg__tile_operand operand[BRG__TILES_MAX];
@@ -68,8 +71,18 @@ void brg__tiles_add(brg__tiles *t, const brg_tensor *tensor);
 void brg__tiles_begin(brg__tiles *t);
 void brg__tiles_next(brg__tiles *t);
 
-const void *brg__tiles_read(brg__tiles *t, int k, brg__tile_buffer *buffer);
-void *brg__tiles_target(brg__tiles *t, int k, brg__tile_buffer *buffer);
+/* begin in two parts: prepare once, and start each time, before which operand
+ * k may be moved to another tensor of the same layout. */
+void brg__tiles_prepare(brg__tiles *t);
+void brg__tiles_start(brg__tiles *t);
+void brg__tiles_move(brg__tiles *t, int k, const brg_tensor *tensor);
+/* After prepare: the operand is one array of compute elements in row-major
+ * order. */
+bool brg__tiles_is_direct(const brg__tiles *t, int k);
+
+/* `buffer` has room for a tile. */
+const void *brg__tiles_read(brg__tiles *t, int k, void *buffer);
+void *brg__tiles_target(brg__tiles *t, int k, void *buffer);
 void brg__tiles_write(brg__tiles *t, int k, const void *values);
 
 #endif

@@ -18,6 +18,7 @@ module brigade
     integer(c_size_t) :: count = 0
     integer(c_int) :: dtype = BRG_DTYPE_F64
     type(brg_device) :: device
+    integer(c_size_t) :: n_rows = 0
   end type
 
   interface

@@ -65,7 +65,11 @@ static brg_status mean_loss(double *out, const run *r)
 
 static brg_status forward_backward(double *loss, run *r, const brg_batch *batch)
 {
-    brg_tensor *mine = r->task->loss(r->task->user, batch);
+    brg_scope *forward = brg_scope_begin();
+    if (forward == NULL)
+        return brg_error_code();
+    brg_tensor *mine =
+        brg_scope_return(forward, r->task->loss(r->task->user, batch));
     double value = 0;
     if (mine == NULL)
         return brg_error_code();
@@ -315,6 +319,11 @@ static brg_status run_all(train_result *out, run *r)
     BRG_TRY(open_ddp(r));
     progress_begin(&r->progress, r->w->rank == 0 && !options->is_quiet, r->step,
                    r->n_steps, options->batch);
+    if (!options->is_eval_only && r->step >= r->n_steps && r->w->rank == 0)
+        fprintf(stderr,
+                "--resume: %s is at step %" PRId64 " and training ends at step "
+                "%" PRId64 " (--steps, --epochs): it is only evaluated\n",
+                options->resume, r->step, r->n_steps);
     if (options->is_eval_only || r->step >= r->n_steps)
         BRG_TRY(evaluate(r));
     else
@@ -345,9 +354,20 @@ brg_status train(train_result *out, const train_task *task,
     return status;
 }
 
-int64_t train_part(int64_t n, int rank, const world *w)
+brg_status train_evaluate(eval_chunk_fn chunk, const void *user, int64_t n,
+                          int64_t chunk_size, const world *w, eval_sums *sums)
 {
-    return n * rank / w->size;
+    int64_t at = n * w->rank / w->size, end = n * (w->rank + 1) / w->size;
+    brg_status status = BRG_OK;
+    for (; at < end && status == BRG_OK; at += chunk_size) {
+        brg_scope *scope = brg_scope_begin();
+        if (scope == NULL)
+            return brg_error_code();
+        status = chunk(user, at, end - at < chunk_size ? end - at : chunk_size,
+                       sums);
+        brg_scope_end(scope);
+    }
+    return status;
 }
 
 void train_print_result(const train_result *result, const world *w,

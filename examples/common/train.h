@@ -26,7 +26,9 @@ typedef struct train_task {
     bool has_accuracy;
     double clip_norm; /* of the gradients; 0: not */
     double weight_decay;
-    /* The mean loss of a rank's part of a batch. */
+    /* The mean loss of a rank's part of a batch; runs in a scope of its own, so
+     * the graph alone holds the activations and backward frees each when it
+     * has been used. */
     brg_tensor *(*loss)(void *user, const brg_batch *batch);
     /* Adds the sums of rank's part of the test data. */
     brg_status (*evaluate)(void *user, const world *w, eval_sums *sums);
@@ -52,8 +54,15 @@ typedef struct train_result {
 BRG_NODISCARD brg_status train(train_result *out, const train_task *task,
                                const train_options *options, world *w);
 
-/* Where this rank's part of n samples begins; that of rank + 1 is its end. */
-int64_t train_part(int64_t n, int rank, const world *w);
+/* Adds the sums of samples first .. first + n. */
+typedef brg_status (*eval_chunk_fn)(const void *user, int64_t first, int64_t n,
+                                    eval_sums *sums);
+
+/* This rank's part of n samples, so many at a time, each chunk in a scope of
+ * its own. */
+BRG_NODISCARD brg_status train_evaluate(eval_chunk_fn chunk, const void *user,
+                                        int64_t n, int64_t chunk_size,
+                                        const world *w, eval_sums *sums);
 
 /* The last line of a trainer: "result: <first> ranks=... params_hash=...";
  * rank 0 prints it. */

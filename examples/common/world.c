@@ -71,11 +71,25 @@ brg_status world_agree(world *w, brg_status mine)
                          (int)first);
 }
 
-void world_print_error(const world *w, const char *program, brg_status status)
+static void print_error(const world *w, const char *program, brg_status status)
 {
     if (w->failed_rank >= 0 && w->failed_rank != w->rank)
         return;
     fprintf(stderr, "%s: rank %d: %s (%s)\n", program,
             w->pg == NULL ? world_env_rank() : w->rank, brg_error_message(),
             brg_status_name(status));
+}
+
+int world_run(const char *program, const char *backend,
+              brg_status (*run)(const void *arguments, world *w),
+              const void *arguments)
+{
+    world w;
+    brg_status status = world_open(&w, backend);
+    if (status == BRG_OK)
+        status = run(arguments, &w);
+    if (status != BRG_OK)
+        print_error(&w, program, status);
+    world_close(&w);
+    return status == BRG_OK ? 0 : 1;
 }

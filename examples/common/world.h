@@ -29,7 +29,10 @@ BRG_NODISCARD brg_status world_sum(const world *w, double *values, size_t n);
  * BRG_ERR_PEER; failed_rank is the lowest that failed. */
 BRG_NODISCARD brg_status world_agree(world *w, brg_status mine);
 
-/* Prints the thread's error to stderr; silent where another rank does that. */
-void world_print_error(const world *w, const char *program, brg_status status);
+/* A whole program: opens the world, runs, prints the error if there is one (one
+ * rank does, the others are silent), closes. Returns the exit status. */
+int world_run(const char *program, const char *backend,
+              brg_status (*run)(const void *arguments, world *w),
+              const void *arguments);
 
 #endif

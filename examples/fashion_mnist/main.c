@@ -89,21 +89,16 @@ static brg_tensor *batch_loss(void *user, const brg_batch *batch)
 {
     const trainer *t = user;
     brg_tensor *images = NULL, *labels = NULL;
-    /* Activations belong to this scope: after it the graph alone holds them,
-     * and backward frees each when it has been used. */
-    brg_scope *scope = brg_scope_begin();
-    if (scope == NULL)
-        return NULL;
-    brg_tensor *loss = NULL;
-    if (dataset_batch(&t->train, batch->samples, batch->n, &images, &labels) ==
+    if (dataset_batch(&t->train, batch->samples, batch->n, &images, &labels) !=
         BRG_OK)
-        loss = brg_cross_entropy(model_forward(&t->model, images), labels);
-    return brg_scope_return(scope, loss);
+        return NULL;
+    return brg_cross_entropy(model_forward(&t->model, images), labels);
 }
 
-static brg_status evaluate_chunk(const trainer *t, int64_t first, int64_t n,
+static brg_status evaluate_chunk(const void *user, int64_t first, int64_t n,
                                  eval_sums *sums)
 {
+    const trainer *t = user;
     int64_t rows[EVAL_CHUNK];
     brg_tensor *images = NULL, *labels = NULL;
     for (int64_t i = 0; i < n; i++)
@@ -123,18 +118,7 @@ static brg_status evaluate_chunk(const trainer *t, int64_t first, int64_t n,
 static brg_status evaluate(void *user, const world *w, eval_sums *sums)
 {
     const trainer *t = user;
-    int64_t end = train_part(t->test.n, w->rank + 1, w);
-    brg_status status = BRG_OK;
-    for (int64_t at = train_part(t->test.n, w->rank, w);
-         at < end && status == BRG_OK; at += EVAL_CHUNK) {
-        brg_scope *scope = brg_scope_begin();
-        if (scope == NULL)
-            return brg_error_code();
-        int64_t n = end - at < EVAL_CHUNK ? end - at : EVAL_CHUNK;
-        status = evaluate_chunk(t, at, n, sums);
-        brg_scope_end(scope);
-    }
-    return status;
+    return train_evaluate(evaluate_chunk, t, t->test.n, EVAL_CHUNK, w, sums);
 }
 
 static brg_status load(trainer *t, const arguments *args)
@@ -144,8 +128,9 @@ static brg_status load(trainer *t, const arguments *args)
     return model_create(&t->model, args->model, (uint64_t)args->train.seed);
 }
 
-static brg_status run(const arguments *args, world *w)
+static brg_status run(const void *arguments_, world *w)
 {
+    const arguments *args = arguments_;
     trainer t = {0};
     train_result result = {0};
     brg_status status = world_agree(w, load(&t, args));
@@ -176,13 +161,6 @@ static brg_status run(const arguments *args, world *w)
 int main(int argc, char **argv)
 {
     arguments args;
-    world w;
     parse_arguments(&args, argc, argv);
-    brg_status status = world_open(&w, args.train.backend);
-    if (status == BRG_OK)
-        status = run(&args, &w);
-    if (status != BRG_OK)
-        world_print_error(&w, "fashion_mnist", status);
-    world_close(&w);
-    return status == BRG_OK ? 0 : 1;
+    return world_run("fashion_mnist", args.train.backend, run, &args);
 }

@@ -188,44 +188,30 @@ static brg_tensor *windows_loss(const trainer *t, const int64_t *windows,
 
 static brg_tensor *batch_loss(void *user, const brg_batch *batch)
 {
-    /* Activations belong to this scope: after it the graph alone holds them,
-     * and backward frees each when it has been used. */
-    brg_scope *scope = brg_scope_begin();
-    if (scope == NULL)
-        return NULL;
-    return brg_scope_return(scope,
-                            windows_loss(user, batch->samples, batch->n));
+    return windows_loss(user, batch->samples, batch->n);
 }
 
-static brg_status evaluate_chunk(const trainer *t, int64_t first, int64_t n,
+static brg_status evaluate_chunk(const void *user, int64_t first, int64_t n,
                                  eval_sums *sums)
 {
+    const trainer *t = user;
     int64_t windows[EVAL_CHUNK];
     double loss = 0;
     for (int64_t i = 0; i < n; i++)
         windows[i] = t->n_train + first + i;
-    brg_scope *scope = brg_scope_begin();
-    if (scope == NULL)
-        return brg_error_code();
     brg_tensor *mean = windows_loss(t, windows, (size_t)n);
-    brg_status status =
-        mean == NULL ? brg_error_code() : brg_tensor_item(mean, &loss);
-    brg_scope_end(scope);
+    if (mean == NULL)
+        return brg_error_code();
+    BRG_TRY(brg_tensor_item(mean, &loss));
     sums->loss += loss * (double)n;
     sums->n += (double)n;
-    return status;
+    return BRG_OK;
 }
 
 static brg_status evaluate(void *user, const world *w, eval_sums *sums)
 {
     const trainer *t = user;
-    int64_t end = train_part(t->n_test, w->rank + 1, w);
-    brg_status status = BRG_OK;
-    for (int64_t at = train_part(t->n_test, w->rank, w);
-         at < end && status == BRG_OK; at += EVAL_CHUNK)
-        status = evaluate_chunk(
-            t, at, end - at < EVAL_CHUNK ? end - at : EVAL_CHUNK, sums);
-    return status;
+    return train_evaluate(evaluate_chunk, t, t->n_test, EVAL_CHUNK, w, sums);
 }
 
 static brg_status load(trainer *t, const arguments *args)
@@ -262,8 +248,9 @@ static brg_status report(const trainer *t, const arguments *args, world *w,
     return BRG_OK;
 }
 
-static brg_status run(const arguments *args, world *w)
+static brg_status run(const void *arguments_, world *w)
 {
+    const arguments *args = arguments_;
     trainer t = {0};
     train_result result = {0};
     char model[64];
@@ -296,13 +283,6 @@ static brg_status run(const arguments *args, world *w)
 int main(int argc, char **argv)
 {
     arguments args;
-    world w;
     parse_arguments(&args, argc, argv);
-    brg_status status = world_open(&w, args.train.backend);
-    if (status == BRG_OK)
-        status = run(&args, &w);
-    if (status != BRG_OK)
-        world_print_error(&w, "gpt", status);
-    world_close(&w);
-    return status == BRG_OK ? 0 : 1;
+    return world_run("gpt", args.train.backend, run, &args);
 }

@@ -6,6 +6,7 @@
 #include <brigade/autocast.h>
 #include <brigade/autograd.h>
 #include <brigade/comm.h>
+#include <brigade/comm_hook.h>
 #include <brigade/compile.h>
 #include <brigade/composite.h>
 #include <brigade/debug.h>

@@ -27,10 +27,14 @@ typedef enum brg_compile_dynamic {
 } brg_compile_dynamic;
 
 typedef enum brg_compile_backend {
-    BRG_COMPILE_BACKEND_DEFAULT, /* FUSED */
+    BRG_COMPILE_BACKEND_DEFAULT, /* PASSES */
     BRG_COMPILE_BACKEND_EAGER,   /* the plan as captured, op by op */
-    BRG_COMPILE_BACKEND_PASSES,  /* after its passes, op by op */
-    BRG_COMPILE_BACKEND_FUSED    /* and with kernels of its own */
+    /* After its passes; groups of pointwise ops run tile by tile, with the bits
+     * of the eager ops. */
+    BRG_COMPILE_BACKEND_PASSES,
+    /* Groups run as C kernels of their own, made by the system's compiler; the
+     * first backward of a plan waits for it. */
+    BRG_COMPILE_BACKEND_FUSED
 } brg_compile_backend;
 
 typedef struct brg_compile_options {

@@ -4,6 +4,7 @@
 #define BRG_REDUCER_H
 
 #include <brigade/comm.h>
+#include <brigade/comm_hook.h>
 #include <brigade/tensor.h>
 
 BRG_BEGIN_DECLS
@@ -32,6 +33,7 @@ typedef struct brg_reducer_param {
     size_t count;
     brg_dtype dtype;
     brg_device device; /* the CPU for now */
+    size_t n_rows;     /* of a matrix, for hooks that compress; 0: none */
 } brg_reducer_param;
 
 typedef struct brg_reducer_options {
@@ -55,7 +57,8 @@ typedef struct brg_reducer_options {
      * is known then. A failure stops further calls and is what wait returns on
      * this rank. See brg_reducer_wait_bucket for steps that fail. */
     brg_status (*on_bucket)(brg_reducer *reducer, size_t bucket, void *user);
-    void *user; /* of on_bucket; borrowed */
+    void *user;          /* of on_bucket; borrowed */
+    brg_comm_hook *hook; /* borrowed; NULL: plain all-reduces */
 } brg_reducer_options;
 
 #define BRG_REDUCER_OPTIONS_INIT                                               \
@@ -183,6 +186,7 @@ typedef struct brg_ddp_options {
     bool allow_unused;
     bool keep_order;
     brg_ddp_mode mode;
+    brg_comm_hook *hook; /* borrowed */
 } brg_ddp_options;
 
 #define BRG_DDP_OPTIONS_INIT                                                   \

@@ -66,12 +66,19 @@ static brg_compile_stats stats(void)
     return s;
 }
 
-static void backward_compiled(brg_tensor *loss)
+static void backward_by(brg_compile_backend backend, brg_tensor *loss)
 {
     int scope;
-    assert_brg_ok(brg_compile_begin(&scope, NULL));
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.backend = backend;
+    assert_brg_ok(brg_compile_begin(&scope, &options));
     assert_brg_ok(brg_backward(loss));
     assert_brg_ok(brg_compile_end(scope));
+}
+
+static void backward_compiled(brg_tensor *loss)
+{
+    backward_by(BRG_COMPILE_BACKEND_DEFAULT, loss);
 }
 
 static int reset_setup(void **state)
@@ -472,7 +479,8 @@ static void test_compiled__plan_has_a_stable_text(void **state)
     (void)state;
     brg_tensor *w = leaf_from(1, BRG_SHAPE(3)), *b = leaf_from(1, BRG_SHAPE(3));
     brg_tensor *x = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(2, 3));
-    backward_compiled(brg_sum_all(brg_add(brg_mul(x, w), b)));
+    backward_by(BRG_COMPILE_BACKEND_EAGER,
+                brg_sum_all(brg_add(brg_mul(x, w), b)));
     char text[1024];
     size_t n = brg_compile_print(0, text, sizeof text);
     assert_true(n < sizeof text);
@@ -485,6 +493,36 @@ static void test_compiled__plan_has_a_stable_text(void **state)
     assert_non_null(mul);
     assert_true(first < mul);
     assert_int_equal(brg_compile_print(1, text, sizeof text), 0);
+}
+
+/* Chains, fans and sums become one node; what a product reads first runs as
+ * early as before. */
+static void test_compiled__groups_have_a_stable_text(void **state)
+{
+    (void)state;
+    brg_tensor *w = leaf_from(1, BRG_SHAPE(4, 3)),
+               *b = leaf_from(1, BRG_SHAPE(4));
+    brg_tensor *v = leaf_from(1, BRG_SHAPE(2, 4));
+    brg_tensor *x = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(5, 3));
+    brg_tensor *h = brg_linear(x, w, b);
+    h = brg_add(brg_tanh(h), brg_mul(h, h));
+    backward_by(BRG_COMPILE_BACKEND_PASSES,
+                brg_sum_all(brg_linear(h, v, NULL)));
+    char text[2048];
+    assert_true(brg_compile_print(0, text, sizeof text) < sizeof text);
+    assert_string_equal(
+        text, "v2 f32/2 = unsqueeze(in0)\n"
+              "v3 f32/2 = expand_like(v2, in1)\n"
+              "v6 f32/2 = matmul(v3, in3)\n"
+              "v7 f32/2 = contract_rows(v3, in2)\n"
+              "accumulate@3(v7)\n"
+              "v19 f32/2, v20 f32/1 = fused(v6, in4, in5, slot8.0) "
+              "{t0 = tanh_grad(a0, a1); t1 = mul(a0, a2); t2 = add(t0, t1); "
+              "t3 = add(t2, t1) -> o0; t4 = sum_to_like(t3, a3) -> o1}\n"
+              "v16 f32/2 = contract_rows(v19, in6)\n"
+              "accumulate@7(v16)\n"
+              "accumulate@8(v20)\n"
+              "final_callbacks()\n");
 }
 
 static void test_compiled__steady_run_does_not_allocate(void **state)
@@ -528,6 +566,7 @@ int main(void)
         compile_test(test_compiled__what_cannot_be_compiled_runs_eagerly),
         compile_test(test_compiled__a_sparse_gradient_runs_eagerly),
         compile_test(test_compiled__plan_has_a_stable_text),
+        compile_test(test_compiled__groups_have_a_stable_text),
         compile_test(test_compiled__steady_run_does_not_allocate),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -106,6 +106,18 @@ class Resuming(FashionMnistTest):
         self.assertEqual(whole.result["params_hash"],
                          rest.result["params_hash"])
 
+    def test_past_the_last_step_it_says_so(self):
+        state = self.folder / "state"
+        whole = self.train("--steps", 4, "--checkpoint", state)
+        self.assertNotIn("--resume", whole.err)
+        rest = self.train("--steps", 3, "--resume", state, ranks=2)
+        self.assertEqual(rest.err.count("is at step 4 and training ends at "
+                                        "step 3"), 1, rest)
+        self.assertEqual(whole.result["params_hash"],
+                         rest.result["params_hash"])
+        only = self.train("--eval-only", "--steps", 3, "--resume", state)
+        self.assertNotIn("is at step", only.err)
+
     def test_at_another_number_of_ranks(self):
         state = self.folder / "state"
         self.train("--steps", 4, "--checkpoint", state, ranks=2)

@@ -5,7 +5,7 @@
 
 #include <brigade/mpi.h>
 
-#include "tests/reducer/trainer.h"
+#include "tests/reducer/hook_checks.h"
 #include "tests/support/ddp_model.h"
 #include "tests/support/ddp_train.h"
 
@@ -112,6 +112,17 @@ static void test_ddp_mpi__raw_buffers(void **state)
     }
 }
 
+static void test_ddp_mpi__communication_hooks(void **state)
+{
+    (void)state;
+    for (int node_size = 0; node_size < 2; node_size++) {
+        brg_pg *pg = make_group(node_size);
+        assert_brg_ok(check_hooks(pg));
+        assert_brg_ok(check_powersgd(pg));
+        brg_pg_destroy(pg);
+    }
+}
+
 static void test_ddp_mpi__errors_reach_every_rank(void **state)
 {
     (void)state;
@@ -173,6 +184,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_ddp_mpi__averages_every_dtype_and_layout),
         cmocka_unit_test(test_ddp_mpi__a_steady_step_allocates_nothing),
         cmocka_unit_test(test_ddp_mpi__raw_buffers),
+        cmocka_unit_test(test_ddp_mpi__communication_hooks),
         cmocka_unit_test(test_ddp_mpi__errors_reach_every_rank),
         cmocka_unit_test(test_ddp_mpi__a_rank_that_leaves_is_named),
     };

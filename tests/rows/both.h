@@ -66,6 +66,9 @@ static inline ROW_UNUSED brg_compile_stats both_stats(void)
     return stats;
 }
 
+/* What compiled runs use. */
+static brg_compile_backend both_backend ROW_UNUSED;
+
 static inline yields run_one(both_body body, bool is_compiled)
 {
     yields y = {.is_compiled = is_compiled};
@@ -74,8 +77,10 @@ static inline yields run_one(both_body body, bool is_compiled)
     assert_non_null(scope);
     brg_seed(123);
     int token = 0;
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.backend = both_backend;
     if (is_compiled)
-        assert_brg_ok(brg_compile_begin(&token, NULL));
+        assert_brg_ok(brg_compile_begin(&token, &options));
     body(&y);
     if (is_compiled)
         assert_brg_ok(brg_compile_end(token));

@@ -1,0 +1,396 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Kernels on disk: see disk.h. */
+#include "compile/fuse/disk.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "compile/fuse/generate.h"
+#include "compile/fuse/toolchain.h"
+#include "core/base/alloc.h"
+#include "core/base/clock.h"
+#include "core/base/env.h"
+#include "core/base/error.h"
+#include "core/base/log.h"
+#include "core/base/progress.h"
+
+#define STALE_S 3600 /* age of unfinished files that are removed */
+
+typedef struct record {
+    char magic[8];
+    uint64_t abi;
+    uint64_t key[2];
+    uint64_t nbytes;
+    uint64_t hash[2];
+} record;
+
+static const char magic[8] = {'B', 'R', 'G', 'K', 'E', 'R', 'N', '\n'};
+
+void brg__disk_path(char *filled, const brg__disk_folder *folder,
+                    brg__kernel_key key, const char *ending)
+{
+    snprintf(filled, PATH_MAX, "%s/%016llx%016llx%s", folder->path,
+             (unsigned long long)key.word[0], (unsigned long long)key.word[1],
+             ending);
+}
+
+/* ---- The folder ----------------------------------------------------------------- */
+
+static brg_status name_cache(char *filled, size_t size)
+{
+    const char *set = brg__env_text(BRG__ENV_COMPILE_CACHE);
+    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    int n = -1;
+    if (set[0])
+        n = snprintf(filled, size, "%s", set);
+    else if (xdg && xdg[0] == '/')
+        n = snprintf(filled, size, "%s/brigade", xdg);
+    else if (home && home[0] == '/')
+        n = snprintf(filled, size, "%s/.cache/brigade", home);
+    if (n < 0)
+        return BRG_FAIL(BRG_ERR_IO, "there is no HOME for a cache of kernels");
+    if ((size_t)n >= size)
+        return BRG_FAIL(BRG_ERR_IO, "the path of the cache is too long");
+    return BRG_OK;
+}
+
+static brg_status make_folders(char *path)
+{
+    for (char *slash = path + 1;; slash++) {
+        if (*slash != '/' && *slash != '\0')
+            continue;
+        char end = *slash;
+        *slash = '\0';
+        int made = mkdir(path, 0700);
+        *slash = end;
+        if (made < 0 && errno != EEXIST)
+            return BRG_FAIL(BRG_ERR_IO, "cannot make %s: %s", path,
+                            strerror(errno));
+        if (end == '\0')
+            return BRG_OK;
+    }
+}
+
+static brg_status check_folder(const char *path)
+{
+    struct stat s;
+    if (stat(path, &s) < 0)
+        return BRG_FAIL(BRG_ERR_IO, "%s: %s", path, strerror(errno));
+    if (!S_ISDIR(s.st_mode))
+        return BRG_FAIL(BRG_ERR_IO, "%s is no folder", path);
+    if (s.st_uid != geteuid() || (s.st_mode & 022))
+        return BRG_FAIL(BRG_ERR_IO,
+                        "%s belongs to somebody else, or others may write it",
+                        path);
+    if (access(path, W_OK | X_OK) < 0)
+        return BRG_FAIL(BRG_ERR_IO, "%s cannot be written", path);
+    return BRG_OK;
+}
+
+static brg_status open_cache(brg__disk_folder *folder)
+{
+    BRG_TRY(name_cache(folder->path, sizeof folder->path));
+    BRG_TRY(make_folders(folder->path));
+    return check_folder(folder->path);
+}
+
+brg_status brg__disk_folder_open(brg__disk_folder *folder)
+{
+    static _Atomic bool is_said;
+    *folder = (brg__disk_folder){.is_private = false};
+    if (open_cache(folder) == BRG_OK)
+        return BRG_OK;
+    if (!atomic_exchange(&is_said, true))
+        brg__log(BRG_LOG_WARN, "compile", "kernels are not kept: %s",
+                 brg_error_message());
+    brg_error_clear();
+    snprintf(folder->path, sizeof folder->path, "/tmp/brigade-XXXXXX");
+    folder->is_private = true;
+    if (mkdtemp(folder->path))
+        return BRG_OK;
+    return BRG_FAIL(BRG_ERR_IO, "cannot make a folder in /tmp: %s",
+                    strerror(errno));
+}
+
+/* Files of the folder for which `is_old` says so. */
+static void sweep(const char *path, bool (*is_old)(const char *, time_t))
+{
+    DIR *dir = opendir(path);
+    for (struct dirent *e = dir ? readdir(dir) : NULL; e; e = readdir(dir)) {
+        struct stat s;
+        if (e->d_name[0] != '.' &&
+            fstatat(dirfd(dir), e->d_name, &s, AT_SYMLINK_NOFOLLOW) == 0 &&
+            S_ISREG(s.st_mode) && is_old(e->d_name, s.st_mtime))
+            (void)unlinkat(dirfd(dir), e->d_name, 0);
+    }
+    if (dir)
+        closedir(dir);
+}
+
+static bool is_any(const char *name, time_t changed)
+{
+    (void)name;
+    (void)changed;
+    return true;
+}
+
+/* What a killed process left: entries and locks have one dot in their names. */
+static bool is_unfinished(const char *name, time_t changed)
+{
+    const char *dot = strchr(name, '.');
+    return dot && strchr(dot + 1, '.') && changed + STALE_S < time(NULL);
+}
+
+void brg__disk_folder_close(brg__disk_folder *folder)
+{
+    if (!folder->is_private)
+        return;
+    sweep(folder->path, is_any);
+    (void)rmdir(folder->path);
+}
+
+/* ---- Checking an entry ------------------------------------------------------------ */
+
+static void fill_record(record *r, brg__kernel_key key, const void *object,
+                        size_t nbytes)
+{
+    XXH128_hash_t hash = XXH3_128bits(object, nbytes);
+    memset(r, 0, sizeof *r);
+    memcpy(r->magic, magic, sizeof magic);
+    r->abi = BRG__KERNEL_ABI;
+    r->key[0] = key.word[0];
+    r->key[1] = key.word[1];
+    r->nbytes = nbytes;
+    r->hash[0] = hash.low64;
+    r->hash[1] = hash.high64;
+}
+
+static bool read_all(int fd, char *to, size_t n)
+{
+    while (n > 0) {
+        ssize_t got = read(fd, to, n);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            return false;
+        to += got;
+        n -= (size_t)got;
+    }
+    return true;
+}
+
+/* NULL: it is good; else what is wrong. */
+static const char *check_content(int fd, size_t size, brg__kernel_key key)
+{
+    const char *wrong = NULL;
+    if (size <= sizeof(record))
+        return "it is too short";
+    char *bytes = brg__mem_alloc(size, "a kernel's file");
+    if (!bytes)
+        return "there is no memory to check it";
+    size_t nbytes = size - sizeof(record);
+    record found, right;
+    if (!read_all(fd, bytes, size)) {
+        wrong = "it cannot be read";
+    } else {
+        memcpy(&found, bytes + nbytes, sizeof found);
+        fill_record(&right, key, bytes, nbytes);
+        if (memcmp(found.magic, right.magic, sizeof right.magic) != 0)
+            wrong = "it has no record at its end";
+        else if (memcmp(&found, &right, sizeof right) != 0)
+            wrong = "its content is not what its record says";
+    }
+    brg__mem_free(bytes);
+    return wrong;
+}
+
+static const char *check_file(int fd, brg__kernel_key key)
+{
+    struct stat s;
+    if (fstat(fd, &s) < 0 || !S_ISREG(s.st_mode))
+        return "it is no file";
+    if (s.st_uid != geteuid() || (s.st_mode & 022))
+        return "it belongs to somebody else, or others may write it";
+    return check_content(fd, (size_t)s.st_size, key);
+}
+
+bool brg__disk_find(const brg__disk_folder *folder, brg__kernel_key key)
+{
+    char path[PATH_MAX];
+    brg__disk_path(path, folder, key, ".so");
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0 && errno == ENOENT)
+        return false;
+    const char *wrong = fd < 0 ? "it cannot be opened" : check_file(fd, key);
+    if (fd >= 0)
+        close(fd);
+    if (!wrong)
+        return true;
+    brg__log(BRG_LOG_WARN, "compile", "kernel %s is made again: %s", path,
+             wrong);
+    (void)unlink(path);
+    return false;
+}
+
+/* ---- Making one ------------------------------------------------------------------- */
+
+int brg__disk_lock(const brg__disk_folder *folder, brg__kernel_key key,
+                   double seconds)
+{
+    char path[PATH_MAX];
+    uint64_t end = brg__clock_ns() + (uint64_t)(seconds * 1e9);
+    brg__disk_path(path, folder, key, ".lock");
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    while (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0) {
+        const struct timespec pause = {0, 2000000};
+        if (errno != EINTR && errno != EWOULDBLOCK)
+            break;
+        if (brg__clock_ns() > end) {
+            close(fd);
+            return -1;
+        }
+        brg__progress_poll();
+        (void)nanosleep(&pause, NULL);
+    }
+    return fd;
+}
+
+void brg__disk_unlock(int fd)
+{
+    if (fd >= 0)
+        close(fd);
+}
+
+static brg_status write_all(int fd, const char *from, size_t n,
+                            const char *path)
+{
+    while (n > 0) {
+        ssize_t done = write(fd, from, n);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0)
+            return BRG_FAIL(BRG_ERR_IO, "writing %s: %s", path,
+                            strerror(errno));
+        from += done;
+        n -= (size_t)done;
+    }
+    return BRG_OK;
+}
+
+static brg_status write_source(const char *path, const char *source)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return BRG_FAIL(BRG_ERR_IO, "cannot make %s: %s", path,
+                        strerror(errno));
+    brg_status status = write_all(fd, source, strlen(source), path);
+    if (close(fd) < 0 && status == BRG_OK)
+        status = BRG_FAIL(BRG_ERR_IO, "writing %s: %s", path, strerror(errno));
+    return status;
+}
+
+/* Puts the record behind the object. */
+static brg_status seal(int fd, brg__kernel_key key, const char *path)
+{
+    struct stat s;
+    record r;
+    if (fstat(fd, &s) < 0 || s.st_size <= 0)
+        return BRG_FAIL(BRG_ERR_IO, "%s is empty", path);
+    size_t nbytes = (size_t)s.st_size;
+    char *bytes = brg__mem_alloc(nbytes, "a kernel's file");
+    if (!bytes)
+        return BRG_ERR_NOMEM;
+    bool is_read = read_all(fd, bytes, nbytes);
+    if (is_read)
+        fill_record(&r, key, bytes, nbytes);
+    brg__mem_free(bytes);
+    if (!is_read)
+        return BRG_FAIL(BRG_ERR_IO, "cannot read %s", path);
+    BRG_TRY(write_all(fd, (const char *)&r, sizeof r, path));
+    if (fchmod(fd, 0600) < 0 || fsync(fd) < 0)
+        return BRG_FAIL(BRG_ERR_IO, "keeping %s: %s", path, strerror(errno));
+    return BRG_OK;
+}
+
+static brg_status publish(const char *object, brg__kernel_key key,
+                          const char *path)
+{
+    int fd = open(object, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return BRG_FAIL(BRG_ERR_IO, "the C compiler made no %s", object);
+    brg_status status = seal(fd, key, object);
+    close(fd);
+    if (status == BRG_OK && rename(object, path) < 0)
+        status = BRG_FAIL(BRG_ERR_IO, "cannot rename %s: %s", object,
+                          strerror(errno));
+    return status;
+}
+
+/* Copies of the source and of the compiler's words, for who asked for them. */
+static void keep_for_debugging(brg__kernel_key key, const char *source,
+                               const char *words, double seconds)
+{
+    brg__disk_folder debug = {.is_private = false};
+    char to[PATH_MAX], line[1024];
+    const char *name = brg__env_text(BRG__ENV_COMPILE_DEBUG);
+    if (name[0] == '\0' ||
+        snprintf(debug.path, sizeof debug.path, "%s", name) >=
+            (int)sizeof debug.path ||
+        make_folders(debug.path) != BRG_OK)
+        return;
+    brg__disk_path(to, &debug, key, ".c");
+    (void)unlink(to);
+    (void)write_source(to, source);
+    brg__disk_path(to, &debug, key, ".log");
+    FILE *from = fopen(words, "re"), *log = fopen(to, "we");
+    if (log)
+        fprintf(log, "compiled in %.3f s\n", seconds);
+    while (from && log && fgets(line, sizeof line, from))
+        fputs(line, log);
+    if (from)
+        fclose(from);
+    if (log)
+        fclose(log);
+}
+
+brg_status brg__disk_make(const brg__disk_folder *folder, brg__kernel_key key,
+                          const char *source)
+{
+    static _Atomic unsigned n_made;
+    char c[PATH_MAX], object[PATH_MAX], words[PATH_MAX], path[PATH_MAX];
+    char ending[64];
+    long pid = (long)getpid();
+    unsigned n = atomic_fetch_add(&n_made, 1);
+    snprintf(ending, sizeof ending, ".%ld.%u.c", pid, n);
+    brg__disk_path(c, folder, key, ending);
+    snprintf(ending, sizeof ending, ".%ld.%u.o", pid, n);
+    brg__disk_path(object, folder, key, ending);
+    snprintf(ending, sizeof ending, ".%ld.%u.txt", pid, n);
+    brg__disk_path(words, folder, key, ending);
+    brg__disk_path(path, folder, key, ".so");
+    sweep(folder->path, is_unfinished);
+    uint64_t start = brg__clock_ns();
+    brg_status status = write_source(c, source);
+    if (status == BRG_OK)
+        status = brg__toolchain_run(c, object, words);
+    keep_for_debugging(key, source, words,
+                       1e-9 * (double)(brg__clock_ns() - start));
+    if (status == BRG_OK)
+        status = publish(object, key, path);
+    (void)unlink(c);
+    (void)unlink(object);
+    (void)unlink(words);
+    return status;
+}

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * C source for groups: one loop a group, over tiles of contiguous values.
+ *
+ * Each op is the expression of its row in ops.def, with the functions of
+ * core/ops/vmath.h, as in the eager kernels; a value is kept from being
+ * contracted with the op that reads it. Compiled for the same instruction set
+ * the results are those of the eager kernels, but for what the compiler makes
+ * of products and sums inside one expression: at most one unit in the last
+ * place an op of that kind (tests/compile/test_kernels.c). */
+#ifndef BRG_COMPILE_FUSE_GENERATE_H
+#define BRG_COMPILE_FUSE_GENERATE_H
+
+#include "compile/fuse/fused.h"
+
+/* To be counted up when brg__fused_fn or the text around kernels changes. */
+#define BRG__KERNEL_ABI 1
+
+/* Why the group has no kernel of its own; NULL: it may have one. */
+const char *brg__generate_refuses(const brg__fused *fused);
+
+/* The text of all; equal groups share a kernel: kernel[i] is the number of
+ * that of fused[i], called brg_kernel_<number>, or -1 where fused[i] is NULL.
+ * *out: owned (brg__mem_free). */
+brg_status brg__generate(char **out, brg__fused *const *fused, size_t n,
+                         int *kernel);
+
+#endif

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Communication hooks: what happens between the pack of a bucket and the wire,
+ * in place of one all-reduce. */
+#ifndef BRG_COMM_HOOK_H
+#define BRG_COMM_HOOK_H
+
+#include <brigade/comm.h>
+#include <brigade/params.h>
+
+BRG_BEGIN_DECLS
+
+/* A hook is given to brg_reducer_create or brg_ddp_create in their options, on
+ * every rank the same one (its name is compared). It serves one reducer at a
+ * time, must outlive it, and is used by the reducer's thread. Eager and
+ * compiled backwards run it alike. Buckets that a hook has nothing to do with
+ * (its own rules say which) are all-reduced as they are. */
+typedef struct brg_comm_hook brg_comm_hook;
+
+BRG_API void brg_comm_hook_destroy(brg_comm_hook *hook);
+/* The name with its settings, "powersgd rank 2". Borrowed. */
+BRG_API const char *brg_comm_hook_name(const brg_comm_hook *hook);
+
+/* What a hook remembers from step to step (errors fed back, warm starts), for
+ * checkpoints: the i-th named tensor, NULL past the last. There once a reducer
+ * was made with the hook; borrowed; may be written between steps. Names that
+ * begin with "error/" differ between ranks: each rank keeps its own. The
+ * state stays with the hook, so a reducer made later with the same parameters
+ * (names and counts) goes on with it. */
+BRG_API size_t brg_comm_hook_state_count(const brg_comm_hook *hook);
+BRG_API const brg_named_tensor *
+brg_comm_hook_state_at(const brg_comm_hook *hook, size_t i);
+
+/* ---- Those of the library ------------------------------------------------------ */
+
+/* f32 and f64 gradients travel as `wire`, BRG_DTYPE_F16 or BRG_DTYPE_BF16:
+ * rounded once before the sum, which is made in f32, and once after it. With
+ * error_feedback, what the first rounding took is added to the next step's
+ * gradient (one f32 an element, state "error/<name>"). *out: owned. */
+BRG_API BRG_NODISCARD brg_status brg_comm_hook_create_cast(brg_comm_hook **out,
+                                                           brg_dtype wire,
+                                                           bool error_feedback);
+
+/* PowerSGD (T. Vogels, S. P. Karimireddy, M. Jaggi, "PowerSGD: Practical
+ * Low-Rank Gradient Compression for Distributed Optimization", 2019,
+ * algorithms 1 and 2). Of an f32 matrix M (n x m: brg_reducer_param.n_rows),
+ *     M = gradient + error;  P = average(M Q), orthogonalised
+ *     Q = average(M^T P);    gradient = P Q^T;  error = M - P Q^T
+ * so that (n + m) rank numbers travel instead of n m, in two rounds. Vectors
+ * and matrices that would save less than min_saving times go as they are. */
+typedef struct brg_powersgd_options {
+    size_t struct_size;
+    int rank;
+    int64_t start_step; /* the first steps, plain all-reduces */
+    double min_saving;  /* of numbers sent, for a matrix to take part */
+    bool no_warm_start; /* Q is drawn anew each step */
+    bool no_error_feedback;
+    uint64_t seed;
+} brg_powersgd_options;
+
+#define BRG_POWERSGD_OPTIONS_INIT                                              \
+    {                                                                          \
+        .struct_size = sizeof(brg_powersgd_options), .rank = 1,                \
+        .start_step = 0, .min_saving = 2.0                                     \
+    }
+
+/* `options` may be NULL. State: "error/<name>", "q/<name>" (m x rank),
+ * "steps". *out: owned. */
+BRG_API BRG_NODISCARD brg_status brg_comm_hook_create_powersgd(
+    brg_comm_hook **out, const brg_powersgd_options *options);
+
+/* ---- Hooks of your own ------------------------------------------------------------ */
+
+typedef struct brg_hook_param {
+    const char *name;
+    size_t count;
+    size_t n_rows; /* of a matrix; 0: none */
+    brg_dtype dtype;
+} brg_hook_param;
+
+/* One bucket; stays the same between two layouts. Parameter params[k] lies at
+ * element offsets[k]; what is between them is zero and must be reduced to
+ * zero. */
+typedef struct brg_hook_bucket {
+    brg_pg *pg;
+    size_t index;
+    void *data;
+    size_t count; /* elements, gaps included */
+    brg_dtype dtype;
+    brg_reduce_op op; /* what is asked for: BRG_REDUCE_AVG or _SUM */
+    size_t n_params;
+    const uint32_t *params;
+    const size_t *offsets;
+    void *wire;      /* as many bytes as wire_bytes said: group memory */
+    brg_work **work; /* the one collective in flight, if any */
+} brg_hook_bucket;
+
+/* All slots run on the reducer's thread and get `user` first. Every rank makes
+ * the same calls for the same buckets in the same order, so collectives that
+ * depend on sizes alone match. A slot that fails, by brg_error_set or by the
+ * failure of a call, ends the step on this rank with its error; `start` must
+ * then not have started anything. */
+typedef struct brg_comm_hook_ops {
+    size_t struct_size;
+    const char *name; /* static; equal on all ranks, settings included */
+
+    /* Optional. A reducer is made over these parameters: make the state. Not
+     * collective. */
+    brg_status (*attach)(void *user, const brg_hook_param *params, size_t n);
+
+    /* Optional. Bytes of wire memory that a bucket of these contents needs;
+     * `wire` and `work` are not set yet. Absent: 0. */
+    size_t (*wire_bytes)(void *user, const brg_hook_bucket *bucket);
+
+    /* Required. The gradients are in `data`: starts one collective and puts
+     * its work into *bucket->work. */
+    brg_status (*start)(void *user, const brg_hook_bucket *bucket);
+
+    /* Optional. A second round: called for all buckets in order once all have
+     * been started; may wait for *bucket->work and start another. */
+    brg_status (*again)(void *user, const brg_hook_bucket *bucket);
+
+    /* Required. Waits for *bucket->work (and sets it to NULL) and leaves the
+     * result in `data`. */
+    brg_status (*finish)(void *user, const brg_hook_bucket *bucket);
+
+    /* Optional: the state; NULL past the last. */
+    const brg_named_tensor *(*state_at)(void *user, size_t i);
+
+    /* Optional. Frees `user`. */
+    void (*destroy)(void *user);
+} brg_comm_hook_ops;
+
+/* `ops` is copied. *out: owned; `user` is the hook's once this has succeeded. */
+BRG_API BRG_NODISCARD brg_status brg_comm_hook_create(
+    brg_comm_hook **out, const brg_comm_hook_ops *ops, void *user);
+
+BRG_END_DECLS
+
+#endif

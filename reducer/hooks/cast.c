@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The hook that sends gradients in 16 bits. The wire holds the same elements
+ * at the same places as the bucket, half as wide or a quarter. */
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "core/base/error.h"
+#include "core/ops/convert.h"
+#include "reducer/hooks/hook.h"
+
+#define BLOCK 256
+
+typedef struct part {
+    float *error; /* of the state; NULL: not fed back */
+    size_t count;
+} part;
+
+typedef struct cast {
+    brg_dtype wire;
+    bool feeds_back;
+    brg__hook_state state;
+    BRG__ARRAY(part) parts; /* by parameter */
+} cast;
+
+static bool is_wide(brg_dtype dtype)
+{
+    return dtype == BRG_DTYPE_F32 || dtype == BRG_DTYPE_F64;
+}
+
+static brg_status cast_attach(void *user, const brg_hook_param *params,
+                              size_t n)
+{
+    cast *c = user;
+    c->parts.n = 0;
+    for (size_t i = 0; i < n; i++) {
+        brg_tensor *t = NULL;
+        bool is_new;
+        if (c->feeds_back && is_wide(params[i].dtype))
+            BRG_TRY(brg__hook_state_get(&c->state, &t, "error", params[i].name,
+                                        BRG_DTYPE_F32, params[i].count,
+                                        &is_new));
+        part p = {t ? brg_tensor_data(t) : NULL, params[i].count};
+        BRG_TRY(brg__array_push(&c->parts, p));
+    }
+    return BRG_OK;
+}
+
+static size_t cast_wire_bytes(void *user, const brg_hook_bucket *b)
+{
+    (void)user;
+    return is_wide(b->dtype) ? b->count * sizeof(uint16_t) : 0;
+}
+
+/* n elements to the wire; what rounding took goes to error[0..n). */
+static void send_with_error(const cast *c, uint16_t *wire, const void *from,
+                            brg_dtype dtype, float *error, size_t n)
+{
+    float x[BLOCK], rounded[BLOCK];
+    for (size_t i = 0; i < n; i += BLOCK) {
+        size_t m = n - i < BLOCK ? n - i : BLOCK;
+        brg__convert_row(x, BRG_DTYPE_F32,
+                         (const char *)from + i * brg_dtype_size(dtype), dtype,
+                         m);
+        for (size_t k = 0; k < m; k++)
+            x[k] += error[i + k];
+        brg__convert_row(wire + i, c->wire, x, BRG_DTYPE_F32, m);
+        brg__convert_row(rounded, BRG_DTYPE_F32, wire + i, c->wire, m);
+        for (size_t k = 0; k < m; k++)
+            error[i + k] = x[k] - rounded[k];
+    }
+}
+
+/* Parameter by parameter, with zeros in the gaps. */
+static void send_parts(const cast *c, const brg_hook_bucket *b)
+{
+    uint16_t *wire = b->wire;
+    size_t item = brg_dtype_size(b->dtype);
+    for (size_t k = 0; k < b->n_params; k++) {
+        const part *p = &c->parts.at[b->params[k]];
+        size_t at = b->offsets[k], end = at + p->count;
+        size_t next = k + 1 < b->n_params ? b->offsets[k + 1] : b->count;
+        send_with_error(c, wire + at, (const char *)b->data + at * item,
+                        b->dtype, p->error, p->count);
+        memset(wire + end, 0, (next - end) * sizeof *wire);
+    }
+}
+
+static brg_status cast_start(void *user, const brg_hook_bucket *b)
+{
+    const cast *c = user;
+    if (!is_wide(b->dtype))
+        return brg__hook_plain_start(b);
+    if (c->feeds_back)
+        send_parts(c, b);
+    else
+        brg__convert_row(b->wire, c->wire, b->data, b->dtype, b->count);
+    return brg_all_reduce(b->pg, b->work, b->wire, b->count, c->wire, b->op);
+}
+
+static brg_status cast_finish(void *user, const brg_hook_bucket *b)
+{
+    const cast *c = user;
+    BRG_TRY(brg__hook_wait(b));
+    if (is_wide(b->dtype))
+        brg__convert_row(b->data, b->dtype, b->wire, c->wire, b->count);
+    return BRG_OK;
+}
+
+static const brg_named_tensor *cast_state_at(void *user, size_t i)
+{
+    const cast *c = user;
+    return i < c->state.list.n ? &c->state.list.at[i] : NULL;
+}
+
+static void cast_destroy(void *user)
+{
+    cast *c = user;
+    brg__hook_state_deinit(&c->state);
+    brg__array_deinit(&c->parts);
+    brg__mem_free(c);
+}
+
+brg_status brg_comm_hook_create_cast(brg_comm_hook **out, brg_dtype wire,
+                                     bool error_feedback)
+{
+    static const char *const names[2][2] = {
+        {"cast f16", "cast f16 with error feedback"},
+        {"cast bf16", "cast bf16 with error feedback"}};
+    BRG_CHECK_ARG(out, "brg_comm_hook_create_cast: out is NULL");
+    *out = NULL;
+    BRG_CHECK_ARG(wire == BRG_DTYPE_F16 || wire == BRG_DTYPE_BF16,
+                  "brg_comm_hook_create_cast: the wire's dtype is %d, expected "
+                  "f16 or bf16",
+                  (int)wire);
+    cast *c = BRG__NEW(cast);
+    if (!c)
+        return BRG_ERR_NOMEM;
+    c->wire = wire;
+    c->feeds_back = error_feedback;
+    brg_comm_hook_ops ops = {.struct_size = sizeof ops,
+                             .name =
+                                 names[wire == BRG_DTYPE_BF16][error_feedback],
+                             .attach = cast_attach,
+                             .wire_bytes = cast_wire_bytes,
+                             .start = cast_start,
+                             .finish = cast_finish,
+                             .state_at = cast_state_at,
+                             .destroy = cast_destroy};
+    brg_status status = brg_comm_hook_create(out, &ops, c);
+    if (status != BRG_OK)
+        cast_destroy(c);
+    return status;
+}

@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The hook object and its place in a reducer. See hook.h. */
+#include "reducer/hooks/hook.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "core/base/alloc.h"
+#include "core/tensor/tensor.h"
+#include "reducer/reducer.h"
+
+/* ---- The object ------------------------------------------------------------ */
+
+brg_status brg_comm_hook_create(brg_comm_hook **out,
+                                const brg_comm_hook_ops *ops, void *user)
+{
+    BRG_CHECK_ARG(out, "brg_comm_hook_create: out is NULL");
+    *out = NULL;
+    BRG_CHECK_ARG(ops && ops->struct_size != 0,
+                  "brg_comm_hook_create: ops is NULL or its struct_size is 0");
+    brg_comm_hook_ops own = {0};
+    memcpy(&own, ops,
+           ops->struct_size < sizeof own ? ops->struct_size : sizeof own);
+    BRG_CHECK_ARG(own.name && own.name[0],
+                  "brg_comm_hook_create: a hook needs a name");
+    BRG_CHECK_ARG(own.start && own.finish,
+                  "brg_comm_hook_create: %s: start and finish are required",
+                  own.name);
+    brg_comm_hook *hook = BRG__NEW(brg_comm_hook);
+    if (!hook)
+        return BRG_ERR_NOMEM;
+    hook->ops = own;
+    hook->user = user;
+    snprintf(hook->name, sizeof hook->name, "%s", own.name);
+    *out = hook;
+    return BRG_OK;
+}
+
+void brg_comm_hook_destroy(brg_comm_hook *hook)
+{
+    if (!hook)
+        return;
+    if (hook->ops.destroy)
+        hook->ops.destroy(hook->user);
+    brg__mem_free(hook);
+}
+
+const char *brg_comm_hook_name(const brg_comm_hook *hook)
+{
+    return hook ? hook->name : "";
+}
+
+uint64_t brg__hook_hash(const brg_comm_hook *hook)
+{
+    return hook ? XXH64(hook->name, strlen(hook->name), 1) | 1 : 0;
+}
+
+const brg_named_tensor *brg_comm_hook_state_at(const brg_comm_hook *hook,
+                                               size_t i)
+{
+    return hook && hook->ops.state_at ? hook->ops.state_at(hook->user, i)
+                                      : NULL;
+}
+
+size_t brg_comm_hook_state_count(const brg_comm_hook *hook)
+{
+    size_t n = 0;
+    while (brg_comm_hook_state_at(hook, n))
+        n++;
+    return n;
+}
+
+/* ---- In a reducer ------------------------------------------------------------ */
+
+brg_status brg__hook_attach(brg_reducer *r)
+{
+    brg_comm_hook *hook = r->options.hook;
+    if (!hook)
+        return BRG_OK;
+    if (hook->reducer)
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "rank %d: the communication hook '%s' serves another "
+                        "reducer already",
+                        r->rank, hook->name);
+    hook->reducer = r;
+    size_t n = r->n_params;
+    r->hooked.buckets = brg__mem_alloc_array(n + 1, sizeof *r->hooked.buckets,
+                                             "buckets of a hook");
+    r->hooked.offsets =
+        brg__mem_alloc_array(n, sizeof *r->hooked.offsets, "buckets of a hook");
+    brg_hook_param *list =
+        brg__mem_alloc_array(n, sizeof *list, "parameters of a hook");
+    brg_status status =
+        list && r->hooked.buckets && r->hooked.offsets ? BRG_OK : BRG_ERR_NOMEM;
+    for (size_t i = 0; list && i < n; i++)
+        list[i] = (brg_hook_param){.name = r->members[i].name,
+                                   .count = r->members[i].count,
+                                   .n_rows = r->members[i].n_rows,
+                                   .dtype = r->members[i].dtype};
+    if (status == BRG_OK && hook->ops.attach)
+        status = hook->ops.attach(hook->user, list, n);
+    brg__mem_free(list);
+    return status;
+}
+
+static void fill_bucket(brg_reducer *r, size_t k)
+{
+    const brg__plan_bucket *planned = &r->plan.buckets[k];
+    size_t item = brg_dtype_size(planned->dtype);
+    size_t *offsets = r->hooked.offsets + planned->first;
+    const uint32_t *params = r->plan.order + planned->first;
+    for (size_t i = 0; i < planned->n_params; i++)
+        offsets[i] = (r->plan.slots[params[i]].offset - planned->offset) / item;
+    r->hooked.buckets[k] = (brg_hook_bucket){
+        .pg = r->pg,
+        .index = k,
+        .data = r->buckets[k].data,
+        .count = r->buckets[k].count,
+        .dtype = planned->dtype,
+        .op = r->options.sum ? BRG_REDUCE_SUM : BRG_REDUCE_AVG,
+        .n_params = planned->n_params,
+        .params = params,
+        .offsets = offsets,
+        .work = &r->buckets[k].work};
+}
+
+static size_t wire_bytes(const brg_reducer *r, size_t k)
+{
+    const brg_comm_hook *hook = r->options.hook;
+    if (!hook->ops.wire_bytes || !brg__hook_takes(r, k))
+        return 0;
+    return brg__round_up(
+        hook->ops.wire_bytes(hook->user, &r->hooked.buckets[k]),
+        BRG__PLAN_ALIGN);
+}
+
+/* The wire memory grows if it has to; a layout that needs less keeps it. */
+brg_status brg__hook_lay_out(brg_reducer *r)
+{
+    if (!r->options.hook)
+        return BRG_OK;
+    size_t total = 0;
+    for (size_t k = 0; k < r->plan.n_buckets; k++) {
+        fill_bucket(r, k);
+        total += wire_bytes(r, k);
+    }
+    if (total > r->hooked.wire_nbytes) {
+        void *wire;
+        BRG_TRY(brg_pg_alloc(r->pg, &wire, total));
+        brg_pg_free(r->pg, r->hooked.wire);
+        r->hooked.wire = wire;
+        r->hooked.wire_nbytes = total;
+    }
+    char *at = r->hooked.wire;
+    for (size_t k = 0; k < r->plan.n_buckets; k++) {
+        r->hooked.buckets[k].wire = at;
+        at += wire_bytes(r, k);
+    }
+    return BRG_OK;
+}
+
+void brg__hook_detach(brg_reducer *r, bool is_in_flight)
+{
+    if (r->options.hook && r->options.hook->reducer == r)
+        r->options.hook->reducer = NULL;
+    if (!is_in_flight)
+        brg_pg_free(r->pg, r->hooked.wire);
+    brg__mem_free(r->hooked.buckets);
+    brg__mem_free(r->hooked.offsets);
+}
+
+bool brg__hook_takes(const brg_reducer *r, size_t k)
+{
+    return r->options.hook && r->plan.buckets[k].n_params > 0;
+}
+
+static brg_status blame(const brg_reducer *r, const char *what, size_t k)
+{
+    return brg__error_prefix("rank %d: hook '%s', %s of bucket %zu: ", r->rank,
+                             r->options.hook->name, what, k);
+}
+
+brg_status brg__hook_start(brg_reducer *r, size_t k)
+{
+    const brg_comm_hook *hook = r->options.hook;
+    if (k == 0)
+        r->hooked.is_started = false;
+    if (hook->ops.start(hook->user, &r->hooked.buckets[k]) != BRG_OK)
+        return blame(r, "the start", k);
+    if (!r->buckets[k].work)
+        return BRG_FAIL(BRG_ERR_CALLBACK,
+                        "rank %d: hook '%s' started nothing for bucket %zu",
+                        r->rank, hook->name, k);
+    return BRG_OK;
+}
+
+/* All buckets have been started, so this order is the same everywhere. */
+static brg_status start_again(brg_reducer *r)
+{
+    const brg_comm_hook *hook = r->options.hook;
+    if (!hook->ops.again || r->hooked.is_started)
+        return BRG_OK;
+    r->hooked.is_started = true;
+    for (size_t k = 0; k < r->plan.n_buckets; k++)
+        if (brg__hook_takes(r, k) &&
+            hook->ops.again(hook->user, &r->hooked.buckets[k]) != BRG_OK)
+            return blame(r, "the second round", k);
+    return BRG_OK;
+}
+
+brg_status brg__hook_finish(brg_reducer *r, size_t k)
+{
+    const brg_comm_hook *hook = r->options.hook;
+    BRG_TRY(start_again(r));
+    if (hook->ops.finish(hook->user, &r->hooked.buckets[k]) != BRG_OK)
+        return blame(r, "the end", k);
+    return BRG_OK;
+}
+
+/* ---- For the hooks -------------------------------------------------------------- */
+
+brg_status brg__hook_plain_start(const brg_hook_bucket *b)
+{
+    return brg_all_reduce(b->pg, b->work, b->data, b->count, b->dtype, b->op);
+}
+
+brg_status brg__hook_wait(const brg_hook_bucket *b)
+{
+    brg_work *work = *b->work;
+    *b->work = NULL;
+    return work ? brg_work_wait(work) : BRG_OK;
+}
+
+static brg_status new_state(brg_tensor **out, const char *name, brg_dtype dtype,
+                            size_t count)
+{
+    brg__layout layout;
+    int64_t shape = (int64_t)count;
+    BRG_TRY(brg__layout_init(&layout, "state of a communication hook", dtype, 1,
+                             &shape));
+    BRG_TRY(brg__tensor_new(out, &layout));
+    if (count > 0)
+        memset(brg__tensor_ptr(*out), 0, brg_tensor_nbytes(*out));
+    brg_status status = brg_tensor_set_name(*out, name);
+    if (status != BRG_OK)
+        brg_release(*out);
+    return status;
+}
+
+brg_status brg__hook_state_get(brg__hook_state *state, brg_tensor **out,
+                               const char *kind, const char *name,
+                               brg_dtype dtype, size_t count, bool *is_new)
+{
+    char text[160];
+    snprintf(text, sizeof text, "%s%s%s", kind, name[0] ? "/" : "", name);
+    *is_new = false;
+    for (size_t i = 0; i < state->list.n; i++) {
+        *out = state->list.at[i].tensor;
+        if (strcmp(state->list.at[i].name, text) == 0 &&
+            (size_t)brg_tensor_numel(*out) == count)
+            return BRG_OK;
+    }
+    *is_new = true;
+    BRG_TRY(new_state(out, text, dtype, count));
+    brg_named_tensor entry = {brg_tensor_name(*out), *out};
+    brg_status status = brg__array_push(&state->list, entry);
+    if (status != BRG_OK)
+        brg_release(*out);
+    return status;
+}
+
+void brg__hook_state_deinit(brg__hook_state *state)
+{
+    for (size_t i = 0; i < state->list.n; i++)
+        brg_release(state->list.at[i].tensor);
+    brg__array_deinit(&state->list);
+}
