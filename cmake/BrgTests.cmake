@@ -6,6 +6,8 @@
 #                       run under mpirun at 1, 2, 3 and 4 ranks; label mpi.
 #                       The same holds for every test in tests/mpi.
 #
+#   cuda/test_<unit>.c  only with brigade::cuda, which it loads; label gpu
+#
 # A line "brg-test: slow" in the file adds the label slow and a longer timeout.
 set(BRG_TEST_ENV
   OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
@@ -39,11 +41,25 @@ function(brg_mpi_test name ranks)
   set_tests_properties(${name} PROPERTIES PROCESSORS ${ranks})
 endfunction()
 
+# brg_gpu_test(<name> <target> <variable=value>...): settings of a test that is
+# there already and needs a GPU: without one it says that it tested nothing,
+# which counts as skipped.
+function(brg_gpu_test name target)
+  brg_set_test(${name} gpu 300)
+  set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77)
+  set_property(TEST ${name} APPEND PROPERTY ENVIRONMENT
+    BRG_BACKEND_PATH=${PROJECT_BINARY_DIR} ${ARGN})
+  add_dependencies(${target} brigade_cuda_shared)
+endfunction()
+
 function(brg_add_test_file file)
   get_filename_component(_unit ${file} NAME_WE)
   get_filename_component(_layer ${file} DIRECTORY)
   get_filename_component(_layer ${_layer} NAME)
   set(_target ${_layer}_${_unit})
+  if(_layer STREQUAL "cuda" AND NOT BRG_HAVE_CUDA)
+    return()
+  endif()
   set(_is_mpi FALSE)
   if(_unit MATCHES "_mpi$" OR _layer STREQUAL "mpi")
     set(_is_mpi TRUE)
@@ -61,6 +77,10 @@ function(brg_add_test_file file)
     return()
   endif()
   add_test(NAME ${_layer}/${_unit} COMMAND ${_target})
+  if(_layer STREQUAL "cuda")
+    brg_gpu_test(${_layer}/${_unit} ${_target})
+    return()
+  endif()
   file(STRINGS ${file} _slow REGEX "brg-test: slow")
   if(_slow)
     brg_set_test(${_layer}/${_unit} "unit;slow" 600)

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  * A program outside the project, linked to an installed copy of the library.
- * An argument names a component to load at run time and to sum over. */
+ * An argument names a component to load at run time, and to sum over if it is
+ * one of communication. */
 #include <stdio.h>
 #include <string.h>
 
 #include <brigade/comm.h>
+#include <brigade/device.h>
 #include <brigade/runtime.h>
 #include <brigade/version.h>
 
@@ -31,6 +33,16 @@ static int sum_over_ranks(const char *backend)
     return x == (float)(n * (n + 1) / 2) ? 0 : 1;
 }
 
+static int load_device(const char *name)
+{
+    brg_status status = brg_device_load(name);
+    if (status == BRG_ERR_DEVICE)
+        printf("no %s: %s\n", name, brg_error_message());
+    return status == BRG_OK || status == BRG_ERR_DEVICE
+               ? 0
+               : failed("brg_device_load");
+}
+
 int main(int argc, char **argv)
 {
     printf("%s", brg_build_info());
@@ -39,5 +51,7 @@ int main(int argc, char **argv)
                 brg_version());
         return 1;
     }
+    if (argc > 1 && strcmp(argv[1], "cuda") == 0)
+        return load_device(argv[1]);
     return sum_over_ranks(argc > 1 ? argv[1] : "self");
 }

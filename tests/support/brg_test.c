@@ -2,7 +2,11 @@
  * Status asserts and seeded test data. */
 #include "tests/support/brg_test.h"
 
+#include <unistd.h>
+
 #include <stdio.h>
+
+#include <brigade/device.h>
 
 static void describe(const char *expr, brg_status status)
 {
@@ -84,4 +88,26 @@ double brg_test_uniform(uint64_t *state, double low, double high)
 {
     double u = (double)(brg_test_random(state) >> 11) * 0x1p-53;
     return low + u * (high - low);
+}
+
+/* ---- Another device -------------------------------------------------------------- */
+
+/* Before main, so that every test program can run there. */
+__attribute__((constructor)) static void choose_device(void)
+{
+    const char *text = getenv("BRG_TEST_DEVICE");
+    brg_device device;
+    if (!text || !*text)
+        return;
+    brg_status status = brg_device_parse(&device, text);
+    if (status == BRG_OK && device.type == BRG_DEVICE_CUDA)
+        status = brg_device_load("cuda");
+    if (status == BRG_OK)
+        status = brg_device_set(device);
+    if (status == BRG_OK)
+        return;
+    printf("SKIPPED, nothing was tested: no device %s: %s\n", text,
+           brg_error_message());
+    fflush(stdout);
+    _exit(BRG_TEST_SKIPPED);
 }

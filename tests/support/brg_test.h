@@ -49,6 +49,10 @@ void *brg_test__some(void *ptr, const char *expr, const char *file, int line);
 void brg_test__null(void *ptr, brg_status code, const char *text,
                     const char *expr, const char *file, int line);
 
+/* BRG_TEST_DEVICE ("cuda") is where tensors are made, if it is set; a program
+ * that finds no such device says so and exits with this status. */
+#define BRG_TEST_SKIPPED 77
+
 /* BRG_TEST_SEED or `fallback`; printed, so that a failure can be repeated. */
 uint64_t brg_test_seed(uint64_t fallback);
 

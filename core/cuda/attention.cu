@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Plain attention over operands of any strides: a warp per query forward, a
+ * warp per query (gq) and per key (gk, gv) backward, with the running maximum
+ * and sum of the scores, so that no score is kept. For sizes and types that
+ * cuDNN does not take, and where it is absent. */
+#include "core/cuda/element.cuh"
+
+#define WARPS 4
+#define PARTS (BRG__CU_HEAD_MAX / 32) /* elements of a row per lane */
+
+/* The warp's row: batch, head, row; false past the last. */
+typedef struct row_at {
+    int64_t b, h, r;
+} row_at;
+
+static __device__ __forceinline__ bool row_of(const brg__cu_attention &a,
+                                              int64_t n_rows, row_at *at)
+{
+    const int64_t i = blockIdx.x * (int64_t)WARPS + threadIdx.x / 32;
+    at->r = i % n_rows;
+    at->h = i / n_rows % a.n_heads;
+    at->b = i / (n_rows * a.n_heads);
+    return at->b < a.n_batch;
+}
+
+template <typename T>
+static __device__ __forceinline__ T *row_ptr(const brg__cu_heads &h,
+                                             const row_at &at, int64_t r)
+{
+    return (T *)h.at + at.b * h.batch + at.h * h.head + r * h.row;
+}
+
+/* Lane l holds elements l, l + 32, ... of a row. */
+template <typename T, typename C>
+static __device__ __forceinline__ void
+load_row(C *v, const brg__cu_heads &h, const row_at &at, int64_t r, int n)
+{
+    const T *p = row_ptr<T>(h, at, r);
+#pragma unroll
+    for (int k = 0; k < PARTS; k++) {
+        const int i = k * 32 + (threadIdx.x & 31);
+        v[k] = i < n ? get<C>(p + i * h.col) : (C)0;
+    }
+}
+
+template <typename T, typename C>
+static __device__ __forceinline__ void
+store_row(const C *v, const brg__cu_heads &h, const row_at &at, int64_t r,
+          int n)
+{
+    T *p = row_ptr<T>(h, at, r);
+#pragma unroll
+    for (int k = 0; k < PARTS; k++) {
+        const int i = k * 32 + (threadIdx.x & 31);
+        if (i < n)
+            p[i * h.col] = as<T>::of(v[k]);
+    }
+}
+
+template <typename C>
+static __device__ __forceinline__ C dot(const C *u, const C *v)
+{
+    C sum = 0;
+#pragma unroll
+    for (int k = 0; k < PARTS; k++)
+        sum += u[k] * v[k];
+    return over_warp<sum_of>(sum);
+}
+
+static __device__ __forceinline__ float exp_of(float x)
+{
+    return expf(x);
+}
+
+static __device__ __forceinline__ double exp_of(double x)
+{
+    return exp(x);
+}
+
+template <typename T, typename C>
+__global__ void __launch_bounds__(32 * WARPS)
+    forward_kernel(const __grid_constant__ brg__cu_attention a)
+{
+    row_at at;
+    if (!row_of(a, a.t, &at))
+        return;
+    C q[PARTS], k[PARTS], out[PARTS] = {0};
+    load_row<T, C>(q, a.q, at, at.r, (int)a.d);
+    C top = -INFINITY, sum = 0;
+    const int64_t n = a.is_causal ? min(at.r + 1, a.s) : a.s;
+    for (int64_t j = 0; j < n; j++) {
+        load_row<T, C>(k, a.k, at, j, (int)a.d);
+        const C score = dot(q, k) * (C)a.scale;
+        const C higher = max_of::join(score, top);
+        const C keep = exp_of(top - higher), p = exp_of(score - higher);
+        load_row<T, C>(k, a.v, at, j, (int)a.d_out);
+        sum = sum * keep + p;
+        for (int i = 0; i < PARTS; i++)
+            out[i] = out[i] * keep + p * k[i];
+        top = higher;
+    }
+    for (int i = 0; i < PARTS; i++)
+        out[i] /= sum;
+    store_row<T, C>(out, a.out, at, at.r, (int)a.d_out);
+    if ((threadIdx.x & 31) == 0)
+        ((C *)a.lse)[(at.b * a.n_heads + at.h) * a.t + at.r] =
+            top + (C)log((double)sum);
+}
+
+static unsigned grid_of(const brg__cu_attention *a, int64_t n_rows)
+{
+    return (unsigned)((a->n_batch * a->n_heads * n_rows + WARPS - 1) / WARPS);
+}
+
+int brg__cu_attention_forward(const brg__cu_queue *q,
+                              const brg__cu_attention *a)
+{
+#define LAUNCH(T, C)                                                           \
+    forward_kernel<T, C>                                                       \
+        <<<grid_of(a, a->t), 32 * WARPS, 0, stream_of(q)>>>(*a)
+    WITH_FLOAT(a->dtype, LAUNCH);
+#undef LAUNCH
+    return (int)cudaGetLastError();
+}
+
+/* gq, and delta = g . out of the query for the second kernel. */
+template <typename T, typename C>
+__global__ void __launch_bounds__(32 * WARPS)
+    query_kernel(const __grid_constant__ brg__cu_attention a)
+{
+    row_at at;
+    if (!row_of(a, a.t, &at))
+        return;
+    const int64_t row = (at.b * a.n_heads + at.h) * a.t + at.r;
+    C q[PARTS], g[PARTS], k[PARTS], v[PARTS], gq[PARTS] = {0};
+    load_row<T, C>(q, a.q, at, at.r, (int)a.d);
+    load_row<T, C>(g, a.g, at, at.r, (int)a.d_out);
+    load_row<T, C>(v, a.out, at, at.r, (int)a.d_out);
+    const C delta = dot(g, v), lse = ((const C *)a.lse)[row];
+    const int64_t n = a.is_causal ? min(at.r + 1, a.s) : a.s;
+    for (int64_t j = 0; j < n; j++) {
+        load_row<T, C>(k, a.k, at, j, (int)a.d);
+        load_row<T, C>(v, a.v, at, j, (int)a.d_out);
+        const C p = exp_of(dot(q, k) * (C)a.scale - lse);
+        const C ds = p * (dot(g, v) - delta) * (C)a.scale;
+        for (int i = 0; i < PARTS; i++)
+            gq[i] += ds * k[i];
+    }
+    store_row<T, C>(gq, a.gq, at, at.r, (int)a.d);
+    if ((threadIdx.x & 31) == 0)
+        ((C *)a.delta)[row] = delta;
+}
+
+template <typename T, typename C>
+__global__ void __launch_bounds__(32 * WARPS)
+    key_kernel(const __grid_constant__ brg__cu_attention a)
+{
+    row_at at;
+    if (!row_of(a, a.s, &at))
+        return;
+    const int64_t rows = (at.b * a.n_heads + at.h) * a.t;
+    C q[PARTS], g[PARTS], k[PARTS], v[PARTS];
+    C gk[PARTS] = {0}, gv[PARTS] = {0};
+    load_row<T, C>(k, a.k, at, at.r, (int)a.d);
+    load_row<T, C>(v, a.v, at, at.r, (int)a.d_out);
+    for (int64_t i = a.is_causal ? at.r : 0; i < a.t; i++) {
+        load_row<T, C>(q, a.q, at, i, (int)a.d);
+        load_row<T, C>(g, a.g, at, i, (int)a.d_out);
+        const C p =
+            exp_of(dot(q, k) * (C)a.scale - ((const C *)a.lse)[rows + i]);
+        const C ds =
+            p * (dot(g, v) - ((const C *)a.delta)[rows + i]) * (C)a.scale;
+        for (int c = 0; c < PARTS; c++) {
+            gk[c] += ds * q[c];
+            gv[c] += p * g[c];
+        }
+    }
+    store_row<T, C>(gk, a.gk, at, at.r, (int)a.d);
+    store_row<T, C>(gv, a.gv, at, at.r, (int)a.d_out);
+}
+
+int brg__cu_attention_backward(const brg__cu_queue *q,
+                               const brg__cu_attention *a)
+{
+#define LAUNCH(T, C)                                                           \
+    do {                                                                       \
+        query_kernel<T, C>                                                     \
+            <<<grid_of(a, a->t), 32 * WARPS, 0, stream_of(q)>>>(*a);           \
+        key_kernel<T, C>                                                       \
+            <<<grid_of(a, a->s), 32 * WARPS, 0, stream_of(q)>>>(*a);           \
+    } while (0)
+    WITH_FLOAT(a->dtype, LAUNCH);
+#undef LAUNCH
+    return (int)cudaGetLastError();
+}

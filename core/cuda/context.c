@@ -1,0 +1,320 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * GPUs: finding them, a context for each, errors with names, the table of the
+ * device. */
+#include "core/cuda/cu.h"
+
+#include <brigade/cuda.h>
+
+#include <stdatomic.h>
+#include <stdio.h>
+
+const brg_device_host *brg__cu_host;
+
+static struct {
+    pthread_mutex_t lock;
+    int n; /* GPUs there are */
+    brg__cu devices[BRG__CU_MAX_DEVICES];
+    _Atomic bool is_ready[BRG__CU_MAX_DEVICES];
+} known = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+/* ---- Errors ------------------------------------------------------------------- */
+
+brg_status brg__cu_check(int error, const char *what)
+{
+    if (error == cudaSuccess)
+        return BRG_OK;
+    (void)cudaGetLastError(); /* told now, not again by the next call */
+    brg_status code =
+        error == cudaErrorMemoryAllocation ? BRG_ERR_NOMEM : BRG_ERR_DEVICE;
+    return BRG__CU_FAIL(code, "%s: %s (%s)", what,
+                        cudaGetErrorString((cudaError_t)error),
+                        cudaGetErrorName((cudaError_t)error));
+}
+
+static const char *const fault_names[] = {
+    [BRG__CU_FAULT_INDEX_SELECT] = "index_select",
+    [BRG__CU_FAULT_EMBEDDING] = "embedding",
+    [BRG__CU_FAULT_GATHER] = "gather",
+    [BRG__CU_FAULT_ONE_HOT] = "one_hot",
+    [BRG__CU_FAULT_CROSS_ENTROPY] = "cross_entropy",
+};
+
+/* What kernels noted since the last look; the stream has been waited for. */
+static brg_status check_fault(brg__cu *cu)
+{
+    brg__cu_fault *fault = cu->fault;
+    if (*(volatile int *)&fault->is_set == 0)
+        return BRG_OK;
+    brg__cu_fault seen = *fault;
+    fault->is_set = 0;
+    bool is_target = seen.op == BRG__CU_FAULT_CROSS_ENTROPY;
+    return BRG__CU_FAIL(
+        BRG_ERR_ARG, "%s: %s %lld %s %lld is out of range [0, %lld)",
+        fault_names[seen.op], is_target ? "target" : "id", (long long)seen.id,
+        is_target ? "of row" : "at position", (long long)seen.at,
+        (long long)seen.size);
+}
+
+/* ---- Contexts ------------------------------------------------------------------- */
+
+/* Memory that was freed stays in the pool: a steady step asks the driver for
+ * none. */
+static brg_status keep_pool(int index)
+{
+    cudaMemPool_t pool;
+    uint64_t all = UINT64_MAX;
+    BRG__CU_TRY(brg__cu_check(cudaDeviceGetDefaultMemPool(&pool, index),
+                              "cuda: the memory pool"));
+    return brg__cu_check(
+        cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all),
+        "cuda: the memory pool");
+}
+
+static brg_status make_ready(brg__cu *cu, int index)
+{
+    int n_sm = 0;
+    void *seen = NULL;
+    cu->index = index;
+    BRG__CU_TRY(keep_pool(index));
+    if (!cu->stream)
+        BRG__CU_TRY(brg__cu_check(
+            cudaStreamCreateWithFlags(&cu->stream, cudaStreamNonBlocking),
+            "cuda: a stream"));
+    BRG__CU_TRY(brg__cu_check(
+        cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, index),
+        "cuda: the device"));
+    if (!cu->fault) {
+        BRG__CU_TRY(brg__cu_check(
+            cudaHostAlloc((void **)&cu->fault, sizeof *cu->fault,
+                          cudaHostAllocMapped | cudaHostAllocPortable),
+            "cuda: pinned memory"));
+        *cu->fault = (brg__cu_fault){0};
+    }
+    BRG__CU_TRY(brg__cu_check(cudaHostGetDevicePointer(&seen, cu->fault, 0),
+                              "cuda: pinned memory"));
+    cu->queue = (brg__cu_queue){cu->stream, seen, n_sm};
+    (void)pthread_mutex_init(&cu->lock, NULL);
+    return BRG_OK;
+}
+
+static _Thread_local int current = -1;
+
+static brg_status make_current(int index)
+{
+    if (current == index)
+        return BRG_OK;
+    BRG__CU_TRY(brg__cu_check(cudaSetDevice(index), "cuda: choosing the GPU"));
+    current = index;
+    return BRG_OK;
+}
+
+brg_status brg__cu_enter(brg_device device, brg__cu **out)
+{
+    int i = device.index;
+    *out = NULL;
+    if (i < 0 || i >= known.n)
+        return BRG__CU_FAIL(BRG_ERR_DEVICE, "there is no cuda:%d, only %d GPUs",
+                            i, known.n);
+    BRG__CU_TRY(make_current(i));
+    *out = &known.devices[i];
+    if (atomic_load_explicit(&known.is_ready[i], memory_order_acquire))
+        return BRG_OK;
+    pthread_mutex_lock(&known.lock);
+    brg_status status = BRG_OK;
+    if (!atomic_load(&known.is_ready[i])) {
+        status = make_ready(*out, i);
+        atomic_store(&known.is_ready[i], status == BRG_OK);
+    }
+    pthread_mutex_unlock(&known.lock);
+    return status;
+}
+
+/* ---- Copies ------------------------------------------------------------------------ */
+
+/* The side that is a GPU; the destination if both are. */
+static brg_device gpu_of(brg_device to, brg_device from)
+{
+    return to.type == BRG_DEVICE_CUDA ? to : from;
+}
+
+/* Pageable memory is read before the call returns; pinned is not. */
+static bool is_pinned(const void *host)
+{
+    struct cudaPointerAttributes a;
+    if (cudaPointerGetAttributes(&a, host) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return false;
+    }
+    return a.type == cudaMemoryTypeHost;
+}
+
+/* Two GPUs: the destination's stream waits for what the source has queued, and
+ * the source for the copy, so that the memory may be reused. */
+static brg_status copy_between(brg_device to, void *dst, brg_device from,
+                               const void *src, size_t nbytes)
+{
+    brg__cu *a, *b;
+    cudaEvent_t event = NULL;
+    BRG__CU_TRY(brg__cu_enter(to, &b));
+    BRG__CU_TRY(brg__cu_enter(from, &a));
+    int error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+    if (error == cudaSuccess)
+        error = cudaEventRecord(event, a->stream);
+    if (error == cudaSuccess)
+        error = cudaStreamWaitEvent(b->stream, event, 0);
+    if (error == cudaSuccess)
+        error = cudaMemcpyPeerAsync(dst, b->index, src, a->index, nbytes,
+                                    b->stream);
+    (void)cudaEventDestroy(event);
+    BRG__CU_TRY(brg__cu_check(error, "cuda: a copy between GPUs"));
+    return brg__cu_check(cudaStreamSynchronize(b->stream),
+                         "cuda: a copy between GPUs");
+}
+
+static brg_status cu_copy(brg_device to, void *dst, brg_device from,
+                          const void *src, size_t nbytes)
+{
+    brg__cu *cu;
+    if (to.type == from.type && to.index != from.index)
+        return copy_between(to, dst, from, src, nbytes);
+    BRG__CU_TRY(brg__cu_enter(gpu_of(to, from), &cu));
+    BRG__CU_TRY(brg__cu_check(
+        cudaMemcpyAsync(dst, src, nbytes, cudaMemcpyDefault, cu->stream),
+        "cuda: a copy"));
+    bool reads = to.type != BRG_DEVICE_CUDA;
+    if (!reads && (from.type == BRG_DEVICE_CUDA || !is_pinned(src)))
+        return BRG_OK;
+    BRG__CU_TRY(
+        brg__cu_check(cudaStreamSynchronize(cu->stream), "cuda: queued work"));
+    return reads ? check_fault(cu) : BRG_OK;
+}
+
+static brg_status cu_fill_zero(brg_device device, void *ptr, size_t nbytes)
+{
+    brg__cu *cu;
+    BRG__CU_TRY(brg__cu_enter(device, &cu));
+    return brg__cu_check(cudaMemsetAsync(ptr, 0, nbytes, cu->stream),
+                         "cuda: filling with zeros");
+}
+
+/* ---- Waiting ------------------------------------------------------------------------- */
+
+static brg_status cu_synchronize(brg_device device)
+{
+    brg__cu *cu;
+    BRG__CU_TRY(brg__cu_enter(device, &cu));
+    BRG__CU_TRY(
+        brg__cu_check(cudaStreamSynchronize(cu->stream), "cuda: queued work"));
+    return check_fault(cu);
+}
+
+static brg_status cu_event_record(brg_device device, void **event)
+{
+    brg__cu *cu;
+    BRG__CU_TRY(brg__cu_enter(device, &cu));
+    if (!*event)
+        BRG__CU_TRY(
+            brg__cu_check(cudaEventCreateWithFlags((cudaEvent_t *)event,
+                                                   cudaEventDisableTiming),
+                          "cuda: an event"));
+    return brg__cu_check(cudaEventRecord(*event, cu->stream), "cuda: an event");
+}
+
+static brg_status cu_event_wait(brg_device device, void *event)
+{
+    brg__cu *cu;
+    BRG__CU_TRY(brg__cu_enter(device, &cu));
+    return brg__cu_check(cudaStreamWaitEvent(cu->stream, event, 0),
+                         "cuda: an event");
+}
+
+static void cu_event_free(brg_device device, void *event)
+{
+    (void)device;
+    if (event)
+        (void)cudaEventDestroy(event);
+}
+
+static brg_status cu_stream(brg_device device, void **out)
+{
+    brg__cu *cu;
+    *out = NULL;
+    BRG__CU_TRY(brg__cu_enter(device, &cu));
+    *out = cu->stream;
+    return BRG_OK;
+}
+
+/* ---- The table ------------------------------------------------------------------------- */
+
+static int cu_count(void)
+{
+    return known.n;
+}
+
+static brg_status cu_update(brg_device device, const brg_device_update *updates,
+                            size_t n)
+{
+    brg__cu *cu;
+    BRG__CU_TRY(brg__cu_enter(device, &cu));
+    return brg__cu_check(brg__cu_update(&cu->queue, updates, n), "optimizer");
+}
+
+static const brg_device_vtable table = {
+    .abi = BRG_DEVICE_ABI,
+    .struct_size = sizeof(brg_device_vtable),
+    .name = "cuda",
+    .alloc = brg__cu_alloc,
+    .free = brg__cu_free,
+    .copy = cu_copy,
+    .fill_zero = cu_fill_zero,
+    .synchronize = cu_synchronize,
+    .event_record = cu_event_record,
+    .event_wait = cu_event_wait,
+    .event_free = cu_event_free,
+    .count = cu_count,
+    .kernel = brg__cu_kernel,
+    .update = cu_update,
+    .stream = cu_stream,
+};
+
+/* What the driver can do, and what this was built for. */
+static brg_status fail_driver(int error)
+{
+    int driver = 0;
+    (void)cudaDriverGetVersion(&driver);
+    (void)cudaGetLastError();
+    if (error == cudaErrorInsufficientDriver && driver == 0)
+        return BRG__CU_FAIL(BRG_ERR_DEVICE,
+                            "cuda: no NVIDIA driver is installed");
+    if (error == cudaErrorInsufficientDriver)
+        return BRG__CU_FAIL(BRG_ERR_DEVICE,
+                            "cuda: the driver is too old: it supports CUDA "
+                            "%d.%d, this library was built with %d.%d",
+                            driver / 1000, driver % 1000 / 10,
+                            CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    if (error == cudaErrorNoDevice || error == cudaSuccess)
+        return BRG__CU_FAIL(BRG_ERR_DEVICE,
+                            "cuda: the driver finds no GPU (is it hidden by "
+                            "CUDA_VISIBLE_DEVICES?)");
+    return brg__cu_check(error, "cuda: looking for GPUs");
+}
+
+brg_status brg_device_cuda(const brg_device_host *host, brg_device_type *type,
+                           const brg_device_vtable **out)
+{
+    *out = NULL;
+    *type = BRG_DEVICE_CUDA;
+    if (host->abi != BRG_DEVICE_ABI || host->struct_size < sizeof *host)
+        return host->fail(BRG_ERR_ABI, __FILE__, __LINE__,
+                          "cuda: built for device interface %d, the library "
+                          "has %u",
+                          BRG_DEVICE_ABI, host->abi);
+    brg__cu_host = host;
+    int n = 0;
+    int error = cudaGetDeviceCount(&n);
+    if (error != cudaSuccess || n == 0)
+        return fail_driver(error);
+    known.n = n < BRG__CU_MAX_DEVICES ? n : BRG__CU_MAX_DEVICES;
+    *out = &table;
+    return BRG_OK;
+}

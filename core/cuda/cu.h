@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What the C files of this room share: one context per GPU, errors, and
+ * tensors as kernels take them.
+ *
+ * The room uses no symbol of libbrigade, only its tables and the structs of
+ * core/tensor (docs/adr/0005-cuda-component.md). Each GPU has one stream that
+ * all kernels, copies and allocations of the process go to, in order. */
+#ifndef BRG_CORE_CUDA_CU_H
+#define BRG_CORE_CUDA_CU_H
+
+#include <pthread.h>
+
+#include <cuda_runtime_api.h>
+
+#include <brigade/ext/device.h>
+
+#include "core/cuda/kernels.h"
+#include "core/tensor/tensor.h"
+
+#define BRG__CU_MAX_DEVICES 16
+
+typedef struct brg__cu {
+    int index;
+    bool is_ready;
+    brg__cu_queue queue; /* what launchers take */
+    cudaStream_t stream;
+    brg__cu_fault *fault; /* as the host sees it */
+    pthread_mutex_t lock; /* of what follows */
+    void *blas;           /* cublasLtHandle_t, or NULL before its first use */
+    void *blas_workspace;
+    void *blas_plans; /* chosen algorithms (gemm.c) */
+    void *dnn;        /* cudnnHandle_t, or NULL */
+    bool dnn_is_tried;
+} brg__cu;
+
+/* The library's side, set when the component is loaded. */
+extern const brg_device_host *brg__cu_host;
+
+#define BRG__CU_FAIL(code, ...)                                                \
+    brg__cu_host->fail((code), __FILE__, __LINE__, __VA_ARGS__)
+
+#define BRG__CU_TRY(expr)                                                      \
+    do {                                                                       \
+        brg_status cu_try_ = (expr);                                           \
+        if (cu_try_ != BRG_OK)                                                 \
+            return cu_try_;                                                    \
+    } while (0)
+
+/* An error of the CUDA runtime, named; BRG_OK for cudaSuccess. */
+brg_status brg__cu_check(int error, const char *what);
+
+/* The GPU's context, made at the first use; current in the calling thread. */
+brg_status brg__cu_enter(brg_device device, brg__cu **out);
+
+/* ---- Memory (memory.c) ------------------------------------------------------- */
+
+brg_status brg__cu_alloc(brg_device device, void **out, size_t nbytes);
+void brg__cu_free(brg_device device, void *ptr, size_t nbytes);
+
+/* Pieces of memory of one call, freed together when what was queued is done.
+ * Zero-initialised; brg__cu_temps_free takes any state. */
+#define BRG__CU_MAX_TEMPS 8
+typedef struct brg__cu_temps {
+    brg__cu *cu;
+    int n;
+    void *at[BRG__CU_MAX_TEMPS];
+} brg__cu_temps;
+
+brg_status brg__cu_temp(brg__cu_temps *temps, void **out, size_t nbytes);
+void brg__cu_temps_free(brg__cu_temps *temps);
+
+/* ---- Tensors ------------------------------------------------------------------- */
+
+/* out = row(in...) of a pointwise row (run_pointwise.c). */
+brg_status brg__cu_apply(brg__cu *cu, int row, const brg_tensor *const *in,
+                         const brg_tensor *out, const double *p);
+
+/* The elements of t in a row: its own memory, or a copy among the temps.
+ * NULL tensors give NULL. */
+brg_status brg__cu_rows_of(brg__cu_temps *temps, const brg_tensor *t,
+                           const void **out);
+/* The same, as elements of that dtype. */
+brg_status brg__cu_rows_as(brg__cu_temps *temps, const brg_tensor *t,
+                           brg_dtype dtype, const void **out);
+
+static inline brg_device brg__cu_device(const brg__cu *cu)
+{
+    return (brg_device){BRG_DEVICE_CUDA, (int16_t)cu->index};
+}
+
+/* ---- Kernels of rows, by file ----------------------------------------------------- */
+
+typedef brg_status (*brg__cu_run_fn)(brg_op_call *call);
+
+#define BRG__CU_KERNELS(X)                                                     \
+    X(dropout)                                                                 \
+    X(dropout_grad) X(slice_grad) X(cat) X(full_like) X(tril) X(index_select)  \
+        X(index_select_grad) X(embedding) X(embedding_grad) X(gather) X(       \
+            gather_grad) X(one_hot) X(sum) X(mean) X(div_count) X(amax)        \
+            X(amin) X(argmax) X(var) X(sum_to_like) X(softmax) X(softmax_grad) \
+                X(log_softmax) X(log_softmax_grad) X(layer_norm)               \
+                    X(layer_norm_grad) X(batch_norm) X(batch_norm_grad)        \
+                        X(cross_entropy) X(cross_entropy_grad)                 \
+                            X(cross_entropy_targets) X(mse) X(mse_grad)        \
+                                X(matmul) X(contract_rows) X(linear) X(conv2d) \
+                                    X(conv2d_grad_input) X(conv2d_grad_weight) \
+                                        X(channel_sum) X(max_pool2d) X(        \
+                                            max_pool2d_put) X(max_pool2d_take) \
+                                            X(avg_pool2d) X(avg_pool2d_grad)   \
+                                                X(attention) X(attention_grad) \
+                                                    X(attention_qkv)           \
+                                                        X(attention_qkv_grad)  \
+                                                            X(heads_merge)
+
+#define BRG__CU_DECLARE(name) brg_status brg__cu_run_##name(brg_op_call *call);
+BRG__CU_KERNELS(BRG__CU_DECLARE)
+#undef BRG__CU_DECLARE
+
+brg_status brg__cu_run_pointwise(brg_op_call *call);
+
+/* The kernel of a row by its name and flags (table.c). */
+brg__cu_run_fn brg__cu_kernel(const brg_op *op);
+
+#endif

@@ -1,0 +1,287 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What the C files of this room call of the .cu files, in words both know.
+ *
+ * Launchers queue their kernels on the stream and return the cudaError_t of
+ * the launch. Sizes are positive. Row-major arrays are given by pointer and
+ * dtype; anything else by a view. */
+#ifndef BRG_CORE_CUDA_KERNELS_H
+#define BRG_CORE_CUDA_KERNELS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define BRG__CU_DIMS 8
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The first id out of range that a kernel met; in pinned host memory. */
+typedef struct brg__cu_fault {
+    int is_set;
+    int op; /* brg__cu_fault_op */
+    int64_t id, at, size;
+} brg__cu_fault;
+
+typedef enum brg__cu_fault_op {
+    BRG__CU_FAULT_INDEX_SELECT,
+    BRG__CU_FAULT_EMBEDDING,
+    BRG__CU_FAULT_GATHER,
+    BRG__CU_FAULT_ONE_HOT,
+    BRG__CU_FAULT_CROSS_ENTROPY
+} brg__cu_fault_op;
+
+/* Where kernels go. */
+typedef struct brg__cu_queue {
+    void *stream;         /* cudaStream_t */
+    brg__cu_fault *fault; /* as the device sees it */
+    int n_sm;
+} brg__cu_queue;
+
+/* ---- Pointwise (pointwise_*.cu) ------------------------------------------------ */
+
+typedef struct brg__cu_operand {
+    void *at;
+    int dtype;
+    int64_t stride[BRG__CU_DIMS]; /* 0 where broadcast */
+} brg__cu_operand;
+
+/* The operands [0] = out, [1..] = inputs, over merged dims. */
+typedef struct brg__cu_pointwise {
+    int row;   /* brg__cu_row */
+    int ctype; /* 0 f32, 1 f64, 2 i64 */
+    int n_in;
+    int ndim;
+    bool is_packed; /* all row-major, of one dtype that is 2 or 4 byte float */
+    int64_t n;
+    int64_t shape[BRG__CU_DIMS];
+    brg__cu_operand operand[4];
+    double p[2];
+} brg__cu_pointwise;
+
+int brg__cu_pointwise_launch(const brg__cu_queue *q,
+                             const brg__cu_pointwise *problem);
+
+/* Every element = value. */
+int brg__cu_fill(const brg__cu_queue *q, const brg__cu_pointwise *out,
+                 double value);
+
+/* ---- Reductions (reduce.cu) ------------------------------------------------------ */
+
+typedef enum brg__cu_reduce_kind {
+    BRG__CU_SUM,
+    BRG__CU_MAX,
+    BRG__CU_MIN,
+    BRG__CU_VAR,
+    BRG__CU_ARGMAX,
+    BRG__CU_ARGMIN
+} brg__cu_reduce_kind;
+
+/* out[k] = scale * reduce over r of x[k, r]; the dims of k and of r merged. */
+typedef struct brg__cu_reduce {
+    brg__cu_reduce_kind kind;
+    const void *x;
+    void *out; /* row-major over k */
+    int dtype, out_dtype;
+    int n_kept, n_reduced;
+    int64_t kept, reduced; /* element counts */
+    int64_t kept_shape[BRG__CU_DIMS], kept_stride[BRG__CU_DIMS];
+    int64_t reduced_shape[BRG__CU_DIMS], reduced_stride[BRG__CU_DIMS];
+    double scale;
+    int n_splits;   /* of the reduced elements; > 1: partials */
+    void *partials; /* n_splits * kept values of 8 bytes */
+} brg__cu_reduce;
+
+/* How many splits pay; the caller brings the memory for the partials. */
+int brg__cu_reduce_splits(const brg__cu_queue *q, const brg__cu_reduce *r);
+int brg__cu_reduce_launch(const brg__cu_queue *q, const brg__cu_reduce *r);
+
+/* ---- Rows (rows.cu): row-major (rows, n) ------------------------------------------ */
+
+/* Lines along the middle of (outer, n, inner). */
+typedef struct brg__cu_lines {
+    int dtype;
+    int64_t outer, n, inner;
+    bool is_log;
+} brg__cu_lines;
+
+int brg__cu_softmax(const brg__cu_queue *q, const brg__cu_lines *l,
+                    const void *x, void *y);
+int brg__cu_softmax_grad(const brg__cu_queue *q, const brg__cu_lines *l,
+                         const void *g, const void *y, void *gx);
+
+/* mean and rstd are f64 for f64, else f32; w and b may be NULL. */
+typedef struct brg__cu_norm {
+    int dtype;
+    int64_t rows, n;
+    double eps;
+    const void *x, *w, *b, *g;
+    void *y, *mean, *rstd;
+    void *gx, *gw, *gb;
+    int n_splits;
+    void *partials; /* n_splits * 2 * n doubles */
+} brg__cu_norm;
+
+int brg__cu_layer_norm(const brg__cu_queue *q, const brg__cu_norm *a);
+int brg__cu_layer_norm_splits(const brg__cu_queue *q, const brg__cu_norm *a);
+int brg__cu_layer_norm_grad(const brg__cu_queue *q, const brg__cu_norm *a);
+
+/* x (n, channels, inner). */
+typedef struct brg__cu_batch_norm {
+    int dtype;
+    int stats_dtype[2]; /* of running_mean, running_var */
+    int64_t n, channels, inner;
+    bool is_training;
+    double momentum, eps;
+    const void *x, *w, *b, *g;
+    void *running_mean, *running_var;
+    void *y, *mean, *rstd, *gx, *gw, *gb;
+} brg__cu_batch_norm;
+
+int brg__cu_batch_norm_launch(const brg__cu_queue *q,
+                              const brg__cu_batch_norm *a);
+int brg__cu_batch_norm_grad_launch(const brg__cu_queue *q,
+                                   const brg__cu_batch_norm *a);
+
+/* Losses. targets i64 or i32; lse f64 for f64, else f32. `scratch`: 2 rows + 1
+ * doubles. */
+typedef struct brg__cu_entropy {
+    int dtype, target_dtype;
+    int64_t rows, classes, ignored;
+    double smoothing;
+    const void *logits, *targets, *g;
+    void *loss, *lse, *out, *weight;
+    double *scratch;
+} brg__cu_entropy;
+
+int brg__cu_cross_entropy(const brg__cu_queue *q, const brg__cu_entropy *a);
+int brg__cu_cross_entropy_grad(const brg__cu_queue *q,
+                               const brg__cu_entropy *a);
+int brg__cu_cross_entropy_targets(const brg__cu_queue *q,
+                                  const brg__cu_entropy *a);
+
+/* scratch: BRG__CU_MSE_BLOCKS doubles. */
+#define BRG__CU_MSE_BLOCKS 512
+typedef struct brg__cu_mse {
+    int dtype;
+    int64_t n;
+    const void *a, *b, *g;
+    void *out;
+    double *scratch;
+} brg__cu_mse;
+
+int brg__cu_mse_launch(const brg__cu_queue *q, const brg__cu_mse *m);
+int brg__cu_mse_grad_launch(const brg__cu_queue *q, const brg__cu_mse *m);
+
+/* ---- Indices (index.cu) ------------------------------------------------------------ */
+
+/* x (outer, size, inner), y (outer, n, inner); ids (n), or for gather
+ * (outer, n, inner). */
+typedef struct brg__cu_index {
+    int op; /* brg__cu_fault_op */
+    int dtype, id_dtype;
+    int64_t outer, size, inner, n;
+    const void *x, *ids;
+    void *y;
+} brg__cu_index;
+
+int brg__cu_take_slices(const brg__cu_queue *q, const brg__cu_index *a);
+int brg__cu_take_elements(const brg__cu_queue *q, const brg__cu_index *a);
+/* y (outer, size, inner) = sums of x (outer, n, inner), in order of the ids.
+ * scratch: brg__cu_add_slices_scratch bytes. */
+uint64_t brg__cu_add_slices_scratch(const brg__cu_index *a);
+int brg__cu_add_slices(const brg__cu_queue *q, const brg__cu_index *a,
+                       void *scratch);
+/* scratch: room for y in f32 if y has 16 bits, else NULL. */
+int brg__cu_add_elements(const brg__cu_queue *q, const brg__cu_index *a,
+                         void *scratch);
+/* y (n, size), of y_dtype `dtype`. */
+int brg__cu_one_hot(const brg__cu_queue *q, const brg__cu_index *a);
+
+/* ---- Others (misc.cu) ---------------------------------------------------------------- */
+
+typedef struct brg__cu_tril {
+    int item; /* bytes */
+    int64_t n, rows, cols, diagonal;
+    bool is_upper;
+    const void *x;
+    void *y;
+} brg__cu_tril;
+
+int brg__cu_tril_launch(const brg__cu_queue *q, const brg__cu_tril *a);
+
+typedef struct brg__cu_dropout {
+    int dtype;
+    int64_t n;
+    uint64_t seed, offset;
+    double p;
+    const void *x;
+    void *y;
+} brg__cu_dropout;
+
+int brg__cu_dropout_launch(const brg__cu_queue *q, const brg__cu_dropout *a);
+
+typedef struct brg__cu_pool {
+    int dtype;
+    int64_t planes, h, w, oh, ow;
+    int64_t kernel[2], stride[2], padding[2];
+    bool exclude_padding, is_wide;
+    const void *x;
+    void *y;
+    void *which;
+} brg__cu_pool;
+
+int brg__cu_pool_max(const brg__cu_queue *q, const brg__cu_pool *p);
+int brg__cu_pool_put(const brg__cu_queue *q, const brg__cu_pool *p);
+int brg__cu_pool_take(const brg__cu_queue *q, const brg__cu_pool *p);
+int brg__cu_pool_avg(const brg__cu_queue *q, const brg__cu_pool *p);
+int brg__cu_pool_avg_grad(const brg__cu_queue *q, const brg__cu_pool *p);
+
+/* The plain convolution, used where cuDNN is absent or declines. */
+typedef struct brg__cu_conv {
+    int dtype;
+    int64_t n, c, h, w, o, kh, kw, oh, ow, groups;
+    int64_t stride[2], padding[2], dilation[2];
+    void *x, *weight, *y; /* y: output or its gradient */
+    const void *bias;
+} brg__cu_conv;
+
+int brg__cu_conv_forward(const brg__cu_queue *q, const brg__cu_conv *v);
+int brg__cu_conv_grad_input(const brg__cu_queue *q, const brg__cu_conv *v);
+int brg__cu_conv_grad_weight(const brg__cu_queue *q, const brg__cu_conv *v);
+
+/* ---- Attention (attention.cu) ---------------------------------------------------------- */
+
+typedef struct brg__cu_heads {
+    void *at;
+    int64_t batch, head, row, col;
+} brg__cu_heads;
+
+typedef struct brg__cu_attention {
+    int dtype;
+    int64_t n_batch, n_heads, t, s, d, d_out;
+    double scale;
+    bool is_causal;
+    brg__cu_heads q, k, v, out, g, gq, gk, gv;
+    void *lse;
+    void *delta; /* of the gradient: one value of lse's type per query */
+} brg__cu_attention;
+
+/* d and d_out at most this. */
+#define BRG__CU_HEAD_MAX 256
+int brg__cu_attention_forward(const brg__cu_queue *q,
+                              const brg__cu_attention *a);
+int brg__cu_attention_backward(const brg__cu_queue *q,
+                               const brg__cu_attention *a);
+
+/* ---- Optimizers (optim.cu) --------------------------------------------------------------- */
+
+struct brg_device_update;
+int brg__cu_update(const brg__cu_queue *q,
+                   const struct brg_device_update *updates, uint64_t n);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Reductions over any set of dims, in f64 (integers: i64) and in a fixed
+ * order, so that results repeat bit for bit.
+ *
+ * Where the reduced elements are the near ones, a block takes one result;
+ * where the kept ones are, each of 32 adjacent results is taken by a column of
+ * 8 threads. Few results are cut into splits, joined by a second kernel. */
+#include "core/cuda/element.cuh"
+
+#define COLUMNS 32
+#define DEPTH 8
+
+static __device__ __forceinline__ int64_t offset_of(int n, const int64_t *shape,
+                                                    const int64_t *stride,
+                                                    int64_t i)
+{
+    int64_t at = 0;
+    for (int d = n - 1; d > 0; d--) {
+        const int64_t rest = i < UINT32_MAX
+                                 ? (int64_t)((uint32_t)i / (uint32_t)shape[d])
+                                 : i / shape[d];
+        at += (i - rest * shape[d]) * stride[d];
+        i = rest;
+    }
+    return n > 0 ? at + i * stride[0] : at;
+}
+
+static __device__ __forceinline__ int64_t kept_at(const brg__cu_reduce &r,
+                                                  int64_t i)
+{
+    return offset_of(r.n_kept, r.kept_shape, r.kept_stride, i);
+}
+
+static __device__ __forceinline__ int64_t reduced_at(const brg__cu_reduce &r,
+                                                     int64_t i)
+{
+    return offset_of(r.n_reduced, r.reduced_shape, r.reduced_stride, i);
+}
+
+/* ---- What is joined -------------------------------------------------------- */
+
+struct sum_kind {
+    template <typename A> static __device__ A join(A a, A b)
+    {
+        return a + b;
+    }
+};
+struct max_kind {
+    template <typename A> static __device__ A join(A a, A b)
+    {
+        return a > b || a != a ? a : b;
+    }
+};
+struct min_kind {
+    template <typename A> static __device__ A join(A a, A b)
+    {
+        return a < b || a != a ? a : b;
+    }
+};
+
+template <typename A>
+static __device__ __forceinline__ void finish(const brg__cu_reduce &r,
+                                              int64_t k, A v)
+{
+    if (r.kind == BRG__CU_SUM && r.dtype <= BF16)
+        v = (A)((double)v * r.scale);
+    store<A>(r.out, r.out_dtype, k, v);
+}
+
+/* The elements of a split; the first is always there. */
+static __device__ __forceinline__ void split_of(const brg__cu_reduce &r,
+                                                int64_t s, int64_t *from,
+                                                int64_t *to)
+{
+    *from = r.reduced * s / r.n_splits;
+    *to = r.reduced * (s + 1) / r.n_splits;
+}
+
+/* ---- Near elements are reduced --------------------------------------------- */
+
+template <typename A, typename Kind>
+__global__ void __launch_bounds__(THREADS)
+    along_kernel(const __grid_constant__ brg__cu_reduce r)
+{
+    const int64_t k = blockIdx.x;
+    int64_t from, to;
+    split_of(r, blockIdx.y, &from, &to);
+    const int64_t base = kept_at(r, k);
+    A v = 0; /* stays so in a thread without a share, which is not joined */
+    if (from + threadIdx.x < to)
+        v = load<A>(r.x, r.dtype, base + reduced_at(r, from + threadIdx.x));
+    for (int64_t i = from + threadIdx.x + THREADS; i < to; i += THREADS)
+        v = Kind::join(v, load<A>(r.x, r.dtype, base + reduced_at(r, i)));
+    __shared__ A part[THREADS];
+    part[threadIdx.x] = v;
+    __syncthreads();
+    const int n = to - from < THREADS ? (int)(to - from) : THREADS;
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if ((int)threadIdx.x < half && (int)threadIdx.x + half < n)
+            part[threadIdx.x] =
+                Kind::join(part[threadIdx.x], part[threadIdx.x + half]);
+        __syncthreads();
+    }
+    if (threadIdx.x != 0)
+        return;
+    if (r.n_splits > 1)
+        ((A *)r.partials)[blockIdx.y * r.kept + k] = part[0];
+    else
+        finish<A>(r, k, part[0]);
+}
+
+/* ---- Near elements are kept ------------------------------------------------- */
+
+template <typename A, typename Kind>
+__global__ void __launch_bounds__(COLUMNS *DEPTH)
+    across_kernel(const __grid_constant__ brg__cu_reduce r)
+{
+    const int64_t k = blockIdx.x * (int64_t)COLUMNS + threadIdx.x;
+    int64_t from, to;
+    split_of(r, blockIdx.y, &from, &to);
+    __shared__ A part[DEPTH][COLUMNS];
+    const int n = to - from < DEPTH ? (int)(to - from) : DEPTH;
+    if (k < r.kept && (int)threadIdx.y < n) {
+        const int64_t base = kept_at(r, k);
+        A v = load<A>(r.x, r.dtype, base + reduced_at(r, from + threadIdx.y));
+        for (int64_t i = from + threadIdx.y + DEPTH; i < to; i += DEPTH)
+            v = Kind::join(v, load<A>(r.x, r.dtype, base + reduced_at(r, i)));
+        part[threadIdx.y][threadIdx.x] = v;
+    }
+    __syncthreads();
+    if (threadIdx.y != 0 || k >= r.kept)
+        return;
+    A all = n > 0 ? part[0][threadIdx.x] : (A)0;
+    for (int i = 1; i < n; i++)
+        all = Kind::join(all, part[i][threadIdx.x]);
+    if (r.n_splits > 1)
+        ((A *)r.partials)[blockIdx.y * r.kept + k] = all;
+    else
+        finish<A>(r, k, all);
+}
+
+template <typename A, typename Kind>
+__global__ void join_kernel(const __grid_constant__ brg__cu_reduce r)
+{
+    FOR_EACH(k, r.kept)
+    {
+        A all = ((const A *)r.partials)[k];
+        for (int s = 1; s < r.n_splits; s++)
+            all = Kind::join(all, ((const A *)r.partials)[s * r.kept + k]);
+        finish<A>(r, k, all);
+    }
+}
+
+static bool is_across(const brg__cu_reduce *r)
+{
+    if (r->reduced == 1 || r->n_reduced == 0)
+        return true;
+    return r->n_kept > 0 && r->kept_stride[r->n_kept - 1] == 1 &&
+           r->reduced_stride[r->n_reduced - 1] != 1 && r->kept > 1;
+}
+
+template <typename A, typename Kind>
+static void launch(const brg__cu_queue *q, const brg__cu_reduce *r)
+{
+    const unsigned splits = (unsigned)r->n_splits;
+    if (is_across(r)) {
+        const dim3 grid((unsigned)((r->kept + COLUMNS - 1) / COLUMNS), splits);
+        across_kernel<A, Kind>
+            <<<grid, dim3(COLUMNS, DEPTH), 0, stream_of(q)>>>(*r);
+    } else {
+        const dim3 grid((unsigned)r->kept, splits);
+        along_kernel<A, Kind><<<grid, THREADS, 0, stream_of(q)>>>(*r);
+    }
+    if (splits > 1)
+        join_kernel<A, Kind><<<blocks_for(r->kept, THREADS), THREADS, 0,
+                               stream_of(q)>>>(*r);
+}
+
+int brg__cu_reduce_splits(const brg__cu_queue *q, const brg__cu_reduce *r)
+{
+    if (r->kind > BRG__CU_MIN)
+        return 1;
+    const bool across = is_across(r);
+    const int64_t blocks =
+        across ? (r->kept + COLUMNS - 1) / COLUMNS : r->kept;
+    const int64_t least = across ? 16 * DEPTH : 8 * THREADS;
+    int64_t splits = 4 * (int64_t)q->n_sm / blocks;
+    if (splits > r->reduced / least)
+        splits = r->reduced / least;
+    return splits < 2 ? 1 : splits > 1024 ? 1024 : (int)splits;
+}
+
+/* ---- Variance: two passes ---------------------------------------------------- */
+
+__global__ void __launch_bounds__(THREADS)
+    var_kernel(const __grid_constant__ brg__cu_reduce r)
+{
+    const int64_t base = kept_at(r, blockIdx.x);
+    double sum = 0, squares = 0;
+    for (int64_t i = threadIdx.x; i < r.reduced; i += THREADS)
+        sum += load<double>(r.x, r.dtype, base + reduced_at(r, i));
+    const double mean = over_block<sum_of>(sum) / (double)r.reduced;
+    for (int64_t i = threadIdx.x; i < r.reduced; i += THREADS) {
+        const double d =
+            load<double>(r.x, r.dtype, base + reduced_at(r, i)) - mean;
+        squares += d * d;
+    }
+    squares = over_block<sum_of>(squares);
+    if (threadIdx.x == 0)
+        store<double>(r.out, r.out_dtype, blockIdx.x, squares * r.scale);
+}
+
+/* ---- Where the extreme is ------------------------------------------------------ */
+
+template <typename A> struct candidate {
+    A value;
+    int64_t at; /* -1: none */
+};
+
+/* True if a is to be taken rather than b. */
+template <typename A>
+static __device__ bool beats(const candidate<A> &a, const candidate<A> &b,
+                             bool smallest)
+{
+    if (b.at < 0)
+        return true;
+    if (a.at < 0)
+        return false;
+    const bool a_nan = a.value != a.value, b_nan = b.value != b.value;
+    if (a_nan != b_nan)
+        return a_nan;
+    if (!a_nan && a.value != b.value)
+        return smallest ? a.value < b.value : a.value > b.value;
+    return a.at < b.at;
+}
+
+template <typename A>
+__global__ void __launch_bounds__(THREADS)
+    arg_kernel(const __grid_constant__ brg__cu_reduce r)
+{
+    const int64_t base = kept_at(r, blockIdx.x);
+    const bool smallest = r.kind == BRG__CU_ARGMIN;
+    candidate<A> best = {0, -1};
+    for (int64_t i = threadIdx.x; i < r.reduced; i += THREADS) {
+        const candidate<A> c = {
+            load<A>(r.x, r.dtype, base + reduced_at(r, i)), i};
+        if (beats(c, best, smallest))
+            best = c;
+    }
+    __shared__ candidate<A> part[THREADS];
+    part[threadIdx.x] = best;
+    __syncthreads();
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if ((int)threadIdx.x < half &&
+            beats(part[threadIdx.x + half], part[threadIdx.x], smallest))
+            part[threadIdx.x] = part[threadIdx.x + half];
+        __syncthreads();
+    }
+    if (threadIdx.x == 0)
+        ((int64_t *)r.out)[blockIdx.x] = part[0].at;
+}
+
+/* ---- Choosing --------------------------------------------------------------------- */
+
+template <typename A>
+static void launch_kind(const brg__cu_queue *q, const brg__cu_reduce *r)
+{
+    const unsigned grid = (unsigned)r->kept;
+    switch (r->kind) {
+    case BRG__CU_SUM:
+        launch<A, sum_kind>(q, r);
+        break;
+    case BRG__CU_MAX:
+        launch<A, max_kind>(q, r);
+        break;
+    case BRG__CU_MIN:
+        launch<A, min_kind>(q, r);
+        break;
+    case BRG__CU_VAR:
+        var_kernel<<<grid, THREADS, 0, stream_of(q)>>>(*r);
+        break;
+    default:
+        arg_kernel<A><<<grid, THREADS, 0, stream_of(q)>>>(*r);
+    }
+}
+
+int brg__cu_reduce_launch(const brg__cu_queue *q, const brg__cu_reduce *r)
+{
+    if (r->dtype <= BF16)
+        launch_kind<double>(q, r);
+    else
+        launch_kind<int64_t>(q, r);
+    return (int)cudaGetLastError();
+}

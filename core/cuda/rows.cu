@@ -1,0 +1,352 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Softmax, layer norm and batch norm: a block per line, three reads of it at
+ * most, the later ones from the cache. 16-bit floats are computed in f32;
+ * sums over rows (weights' gradients) in f64 and a fixed order. */
+#include "core/cuda/element.cuh"
+
+/* Short lines need no large block. */
+static int threads_for(int64_t n)
+{
+    return n <= 64 ? 32 : n <= 512 ? 64 : n <= 1024 ? 128 : 256;
+}
+
+static __device__ __forceinline__ float exp_of(float x)
+{
+    return expf(x);
+}
+
+static __device__ __forceinline__ double exp_of(double x)
+{
+    return exp(x);
+}
+
+static __device__ __forceinline__ float log_of(float x)
+{
+    return logf(x);
+}
+
+static __device__ __forceinline__ double log_of(double x)
+{
+    return log(x);
+}
+
+/* ---- Softmax ------------------------------------------------------------------ */
+
+/* The first element of the block's line. */
+static __device__ __forceinline__ int64_t line_at(const brg__cu_lines &l)
+{
+    return blockIdx.x / l.inner * l.n * l.inner + blockIdx.x % l.inner;
+}
+
+template <typename T, typename C>
+__global__ void softmax_kernel(const brg__cu_lines l, const T *x, T *y)
+{
+    const int64_t at = line_at(l);
+    C top = -INFINITY, sum = 0;
+    for (int64_t i = threadIdx.x; i < l.n; i += blockDim.x)
+        top = max_of::join(top, get<C>(x + at + i * l.inner));
+    top = over_block<max_of>(top);
+    for (int64_t i = threadIdx.x; i < l.n; i += blockDim.x)
+        sum += exp_of(get<C>(x + at + i * l.inner) - top);
+    sum = over_block<sum_of>(sum);
+    const C log_sum = log_of(sum), factor = 1 / sum;
+    for (int64_t i = threadIdx.x; i < l.n; i += blockDim.x) {
+        const C v = get<C>(x + at + i * l.inner) - top;
+        y[at + i * l.inner] =
+            as<T>::of(l.is_log ? v - log_sum : exp_of(v) * factor);
+    }
+}
+
+template <typename T, typename C>
+__global__ void softmax_grad_kernel(const brg__cu_lines l, const T *g,
+                                    const T *y, T *gx)
+{
+    const int64_t at = line_at(l);
+    C dot = 0;
+    for (int64_t i = threadIdx.x; i < l.n; i += blockDim.x) {
+        const int64_t k = at + i * l.inner;
+        dot += get<C>(g + k) * (l.is_log ? (C)1 : get<C>(y + k));
+    }
+    dot = over_block<sum_of>(dot);
+    for (int64_t i = threadIdx.x; i < l.n; i += blockDim.x) {
+        const int64_t k = at + i * l.inner;
+        const C v = get<C>(g + k), p = get<C>(y + k);
+        gx[k] = as<T>::of(l.is_log ? v - exp_of(p) * dot : (v - dot) * p);
+    }
+}
+
+int brg__cu_softmax(const brg__cu_queue *q, const brg__cu_lines *l,
+                    const void *x, void *y)
+{
+#define LAUNCH(T, C)                                                           \
+    softmax_kernel<T, C>                                                       \
+        <<<(unsigned)(l->outer * l->inner), threads_for(l->n), 0,              \
+           stream_of(q)>>>(*l, (const T *)x, (T *)y)
+    WITH_FLOAT(l->dtype, LAUNCH);
+#undef LAUNCH
+    return (int)cudaGetLastError();
+}
+
+int brg__cu_softmax_grad(const brg__cu_queue *q, const brg__cu_lines *l,
+                         const void *g, const void *y, void *gx)
+{
+#define LAUNCH(T, C)                                                           \
+    softmax_grad_kernel<T, C>                                                  \
+        <<<(unsigned)(l->outer * l->inner), threads_for(l->n), 0,              \
+           stream_of(q)>>>(*l, (const T *)g, (const T *)y, (T *)gx)
+    WITH_FLOAT(l->dtype, LAUNCH);
+#undef LAUNCH
+    return (int)cudaGetLastError();
+}
+
+/* ---- Layer norm ------------------------------------------------------------------ */
+
+template <typename T, typename C>
+__global__ void layer_norm_kernel(const __grid_constant__ brg__cu_norm a)
+{
+    const T *x = (const T *)a.x + blockIdx.x * a.n;
+    const T *w = (const T *)a.w, *b = (const T *)a.b;
+    T *y = (T *)a.y + blockIdx.x * a.n;
+    C sum = 0, squares = 0;
+    for (int64_t i = threadIdx.x; i < a.n; i += blockDim.x)
+        sum += get<C>(x + i);
+    const C mean = over_block<sum_of>(sum) / (C)a.n;
+    for (int64_t i = threadIdx.x; i < a.n; i += blockDim.x) {
+        const C d = get<C>(x + i) - mean;
+        squares += d * d;
+    }
+    const C var = over_block<sum_of>(squares) / (C)a.n;
+    const C rstd = (C)1 / (C)sqrt(var + (C)a.eps);
+    for (int64_t i = threadIdx.x; i < a.n; i += blockDim.x) {
+        C v = (get<C>(x + i) - mean) * rstd;
+        v = w ? v * get<C>(w + i) : v;
+        y[i] = as<T>::of(b ? v + get<C>(b + i) : v);
+    }
+    if (threadIdx.x == 0) {
+        ((C *)a.mean)[blockIdx.x] = mean;
+        ((C *)a.rstd)[blockIdx.x] = rstd;
+    }
+}
+
+int brg__cu_layer_norm(const brg__cu_queue *q, const brg__cu_norm *a)
+{
+#define LAUNCH(T, C)                                                           \
+    layer_norm_kernel<T, C><<<(unsigned)a->rows, threads_for(a->n), 0,         \
+                              stream_of(q)>>>(*a)
+    WITH_FLOAT(a->dtype, LAUNCH);
+#undef LAUNCH
+    return (int)cudaGetLastError();
+}
+
+/* gx = rstd (g w - s0 - xhat s1). */
+template <typename T, typename C>
+__global__ void layer_norm_grad_kernel(const __grid_constant__ brg__cu_norm a)
+{
+    const int64_t row = blockIdx.x * a.n;
+    const T *x = (const T *)a.x + row, *g = (const T *)a.g + row;
+    const T *w = (const T *)a.w;
+    T *gx = (T *)a.gx + row;
+    const C mean = ((const C *)a.mean)[blockIdx.x];
+    const C rstd = ((const C *)a.rstd)[blockIdx.x];
+    C s0 = 0, s1 = 0;
+    for (int64_t i = threadIdx.x; i < a.n; i += blockDim.x) {
+        const C gw = get<C>(g + i) * (w ? get<C>(w + i) : (C)1);
+        s0 += gw;
+        s1 += gw * (get<C>(x + i) - mean) * rstd;
+    }
+    s0 = over_block<sum_of>(s0) / (C)a.n;
+    s1 = over_block<sum_of>(s1) / (C)a.n;
+    for (int64_t i = threadIdx.x; i < a.n; i += blockDim.x) {
+        const C gw = get<C>(g + i) * (w ? get<C>(w + i) : (C)1);
+        const C h = (get<C>(x + i) - mean) * rstd;
+        gx[i] = as<T>::of(rstd * (gw - s0 - h * s1));
+    }
+}
+
+#define COLUMNS 32
+#define DEPTH 8
+
+/* Sums of g xhat and g over a share of the rows. */
+template <typename T, typename C>
+__global__ void __launch_bounds__(COLUMNS *DEPTH)
+    layer_norm_sums_kernel(const __grid_constant__ brg__cu_norm a)
+{
+    const int64_t i = blockIdx.x * (int64_t)COLUMNS + threadIdx.x;
+    const int64_t from = a.rows * blockIdx.y / a.n_splits;
+    const int64_t to = a.rows * (blockIdx.y + 1) / a.n_splits;
+    double sum_w = 0, sum_b = 0;
+    for (int64_t r = from + threadIdx.y; i < a.n && r < to; r += DEPTH) {
+        const C g = get<C>((const T *)a.g + r * a.n + i);
+        const C x = get<C>((const T *)a.x + r * a.n + i);
+        sum_w += (double)(g * (x - ((const C *)a.mean)[r]) *
+                          ((const C *)a.rstd)[r]);
+        sum_b += (double)g;
+    }
+    __shared__ double part[2][DEPTH][COLUMNS];
+    part[0][threadIdx.y][threadIdx.x] = sum_w;
+    part[1][threadIdx.y][threadIdx.x] = sum_b;
+    __syncthreads();
+    if (threadIdx.y > 1 || i >= a.n)
+        return;
+    double all = 0;
+    for (int k = 0; k < DEPTH; k++)
+        all += part[threadIdx.y][k][threadIdx.x];
+    ((double *)a.partials)[(2 * (int64_t)blockIdx.y + threadIdx.y) * a.n + i] =
+        all;
+}
+
+template <typename T, typename C>
+__global__ void layer_norm_join_kernel(const __grid_constant__ brg__cu_norm a)
+{
+    FOR_EACH(i, a.n)
+    {
+        double w = 0, b = 0;
+        for (int64_t s = 0; s < a.n_splits; s++) {
+            w += ((const double *)a.partials)[2 * s * a.n + i];
+            b += ((const double *)a.partials)[(2 * s + 1) * a.n + i];
+        }
+        ((T *)a.gw)[i] = as<T>::of((C)w);
+        ((T *)a.gb)[i] = as<T>::of((C)b);
+    }
+}
+
+int brg__cu_layer_norm_splits(const brg__cu_queue *q, const brg__cu_norm *a)
+{
+    const int64_t blocks = (a->n + COLUMNS - 1) / COLUMNS;
+    int64_t splits = 4 * (int64_t)q->n_sm / blocks;
+    if (splits > a->rows / (4 * DEPTH))
+        splits = a->rows / (4 * DEPTH);
+    return splits < 1 ? 1 : (int)splits;
+}
+
+int brg__cu_layer_norm_grad(const brg__cu_queue *q, const brg__cu_norm *a)
+{
+    const dim3 grid((unsigned)((a->n + COLUMNS - 1) / COLUMNS),
+                    (unsigned)a->n_splits);
+#define LAUNCH(T, C)                                                           \
+    do {                                                                       \
+        if (a->rows > 0)                                                       \
+            layer_norm_grad_kernel<T, C><<<(unsigned)a->rows,                  \
+                                           threads_for(a->n), 0,               \
+                                           stream_of(q)>>>(*a);                \
+        layer_norm_sums_kernel<T, C>                                           \
+            <<<grid, dim3(COLUMNS, DEPTH), 0, stream_of(q)>>>(*a);             \
+        layer_norm_join_kernel<T, C><<<blocks_for(a->n, THREADS), THREADS, 0,  \
+                                       stream_of(q)>>>(*a);                    \
+    } while (0)
+    WITH_FLOAT(a->dtype, LAUNCH);
+#undef LAUNCH
+    return (int)cudaGetLastError();
+}
+
+/* ---- Batch norm --------------------------------------------------------------------- */
+
+/* Element j of the block's channel. */
+static __device__ __forceinline__ int64_t in_channel(
+    const brg__cu_batch_norm &a, int64_t j)
+{
+    return (j / a.inner * a.channels + blockIdx.x) * a.inner + j % a.inner;
+}
+
+template <typename T>
+static __device__ __forceinline__ double sum_channel(
+    const brg__cu_batch_norm &a, const T *x, double shift, bool is_squared)
+{
+    double sum = 0;
+    for (int64_t j = threadIdx.x; j < a.n * a.inner; j += blockDim.x) {
+        const double v = get<double>(x + in_channel(a, j)) - shift;
+        sum += is_squared ? v * v : v;
+    }
+    return over_block<sum_of>(sum);
+}
+
+static __device__ __forceinline__ void move_to(void *running, int dtype,
+                                               double value, double momentum)
+{
+    if (!running || threadIdx.x != 0)
+        return;
+    const double old = load<double>(running, dtype, blockIdx.x);
+    store<double>(running, dtype, blockIdx.x,
+                  (1.0 - momentum) * old + momentum * value);
+}
+
+template <typename T, typename C>
+__global__ void batch_norm_kernel(const __grid_constant__ brg__cu_batch_norm a)
+{
+    const T *x = (const T *)a.x;
+    const int64_t c = blockIdx.x, count = a.n * a.inner;
+    double mean, var;
+    if (a.is_training) {
+        mean = sum_channel(a, x, 0.0, false) / (double)count;
+        var = sum_channel(a, x, mean, true) / (double)count;
+        move_to(a.running_mean, a.stats_dtype[0], mean, a.momentum);
+        move_to(a.running_var, a.stats_dtype[1],
+                var * (double)count / ((double)count - 1.0), a.momentum);
+    } else {
+        mean = load<double>(a.running_mean, a.stats_dtype[0], c);
+        var = load<double>(a.running_var, a.stats_dtype[1], c);
+    }
+    const double rstd = 1.0 / sqrt(var + a.eps);
+    const C scale = (C)(rstd * (a.w ? get<double>((const T *)a.w + c) : 1.0));
+    const C add = a.b ? get<C>((const T *)a.b + c) : (C)0;
+    for (int64_t j = threadIdx.x; j < count; j += blockDim.x) {
+        const int64_t i = in_channel(a, j);
+        ((T *)a.y)[i] = as<T>::of((get<C>(x + i) - (C)mean) * scale + add);
+    }
+    if (threadIdx.x == 0) {
+        ((C *)a.mean)[c] = (C)mean;
+        ((C *)a.rstd)[c] = (C)rstd;
+    }
+}
+
+int brg__cu_batch_norm_launch(const brg__cu_queue *q,
+                              const brg__cu_batch_norm *a)
+{
+#define LAUNCH(T, C)                                                           \
+    batch_norm_kernel<T, C>                                                    \
+        <<<(unsigned)a->channels, 256, 0, stream_of(q)>>>(*a)
+    WITH_FLOAT(a->dtype, LAUNCH);
+#undef LAUNCH
+    return (int)cudaGetLastError();
+}
+
+template <typename T, typename C>
+__global__ void
+batch_norm_grad_kernel(const __grid_constant__ brg__cu_batch_norm a)
+{
+    const T *x = (const T *)a.x, *g = (const T *)a.g;
+    const int64_t c = blockIdx.x, count = a.n * a.inner;
+    const double mean = (double)((const C *)a.mean)[c];
+    const double rstd = (double)((const C *)a.rstd)[c];
+    double sum = 0, dot = 0;
+    for (int64_t j = threadIdx.x; j < count; j += blockDim.x) {
+        const int64_t i = in_channel(a, j);
+        sum += get<double>(g + i);
+        dot += get<double>(g + i) * (get<double>(x + i) - mean);
+    }
+    sum = over_block<sum_of>(sum);
+    dot = over_block<sum_of>(dot) * rstd;
+    const double scale = rstd * (a.w ? get<double>((const T *)a.w + c) : 1.0);
+    const double back = a.is_training ? scale / (double)count : 0.0;
+    const C by_x = (C)(-back * rstd * dot), add = (C)(-back * sum);
+    for (int64_t j = threadIdx.x; j < count; j += blockDim.x) {
+        const int64_t i = in_channel(a, j);
+        ((T *)a.gx)[i] = as<T>::of(by_x * (get<C>(x + i) - (C)mean) +
+                                   (C)scale * get<C>(g + i) + add);
+    }
+    if (threadIdx.x == 0) {
+        ((T *)a.gw)[c] = as<T>::of((C)dot);
+        ((T *)a.gb)[c] = as<T>::of((C)sum);
+    }
+}
+
+int brg__cu_batch_norm_grad_launch(const brg__cu_queue *q,
+                                   const brg__cu_batch_norm *a)
+{
+#define LAUNCH(T, C)                                                           \
+    batch_norm_grad_kernel<T, C>                                               \
+        <<<(unsigned)a->channels, 256, 0, stream_of(q)>>>(*a)
+    WITH_FLOAT(a->dtype, LAUNCH);
+#undef LAUNCH
+    return (int)cudaGetLastError();
+}

@@ -1,0 +1,409 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The CUDA device: memory, errors, order, and rows at sizes that the cases of
+ * op_cases.def are too small for (split sums, long rows, large products).
+ * Every row in every mode is run there by cuda/core_test_ops. */
+#include "tests/cuda/compare.h"
+
+#include "core/ops/op.h"
+
+static int set_up(void **state)
+{
+    *state = brg_scope_begin();
+    return brg_device_set(CPU);
+}
+
+static int tear_down(void **state)
+{
+    int status = brg_device_set(CPU);
+    brg_scope_end(*state);
+    return status;
+}
+
+static brg_tensor *normal(brg_dtype dtype, int ndim, const int64_t *shape)
+{
+    return brg_cast(brg_randn(BRG_DTYPE_F32, ndim, shape), dtype);
+}
+
+/* ---- Rows at larger sizes ------------------------------------------------------ */
+
+typedef struct example {
+    const char *name;
+    brg_tensor *(*call)(brg_tensor *const *x);
+    int n;
+    int ndim[4];
+    int64_t shape[4][4];
+    int64_t ids;         /* input 1 is ids below this, if not 0 */
+    double tolerance[3]; /* f64, f32, bf16 */
+} example;
+
+static brg_tensor *first_of(const brg_op *op, int n, brg_tensor *const *in,
+                            const brg_attrs *attrs, int which)
+{
+    brg_tensor *out[BRG_MAX_OP_OUTPUTS] = {0};
+    return brg_op_apply(op, n, in, attrs, out) == BRG_OK ? out[which] : NULL;
+}
+
+#define CALL(name, ...)                                                        \
+    static brg_tensor *call_##name(brg_tensor *const *x)                       \
+    {                                                                          \
+        return __VA_ARGS__;                                                    \
+    }
+CALL(sum_all, brg_sum_all(x[0]))
+CALL(sum_rows, brg_sum(x[0], BRG_DIMS(0), false))
+CALL(sum_lines, brg_sum(x[0], BRG_DIMS(1), false))
+CALL(sum_middle, brg_sum(x[0], BRG_DIMS(1), false))
+CALL(amax, brg_amax(x[0], 0, NULL, false))
+CALL(var, brg_var(x[0], BRG_DIMS(0), 1.0, false))
+CALL(argmax, brg_cast(brg_argmax(x[0], 1, false), BRG_DTYPE_F64))
+CALL(softmax, brg_softmax(x[0], 1))
+CALL(softmax_0, brg_softmax(x[0], 0))
+CALL(log_softmax, brg_log_softmax(x[0], 1))
+CALL(layer_norm, brg_layer_norm(x[0], x[1], x[2], 1, 1e-5))
+CALL(matmul, brg_matmul(x[0], x[1]))
+CALL(matmul_t, brg_matmul(brg_transpose(x[0], 0, 1), x[1]))
+CALL(matmul_shared, brg_matmul(x[0], x[1]))
+CALL(linear, brg_linear(x[0], x[1], x[2]))
+CALL(contract, brg__call2(&brg__op_contract_rows, x[0], x[1], NULL))
+CALL(add_bias, brg_add(x[0], x[1]))
+CALL(gelu, brg_gelu(x[0]))
+CALL(copy_t, brg_contiguous(brg_transpose(x[0], 0, 1)))
+CALL(embedding, brg_embedding(x[0], x[1]))
+CALL(embedding_grad,
+     brg__call3(&brg__op_embedding_grad, x[2], x[1], x[0], NULL))
+CALL(cross_entropy, brg_cross_entropy(x[0], x[1]))
+CALL(mse, brg_mse(x[0], x[1]))
+CALL(attention,
+     brg_attention_qkv(x[0], 4,
+                       &(brg_attention_options){
+                           .struct_size = sizeof(brg_attention_options),
+                           .is_causal = true}))
+CALL(conv, brg_conv2d(x[0], x[1], x[2], NULL))
+CALL(layer_norm_gw,
+     first_of(&brg__op_layer_norm_grad, 5,
+              (brg_tensor *[]){x[0], x[1], x[2],
+                               brg_mean(x[1], BRG_DIMS(1), false),
+                               brg_var(x[1], BRG_DIMS(1), 0.0, false)},
+              &(brg_attrs){.i = {1}}, 1))
+
+static const example examples[] = {
+    {"sum_all", call_sum_all, 1, {2}, {{1200, 1111}}, 0, {1e-12, 1e-5, 1e-2}},
+    {"sum_rows", call_sum_rows, 1, {2}, {{5000, 300}}, 0, {1e-12, 1e-6, 5e-3}},
+    {"sum_lines", call_sum_lines, 1, {2}, {{3, 70000}}, 0, {1e-12, 1e-6, 5e-3}},
+    {"sum_middle",
+     call_sum_middle,
+     1,
+     {3},
+     {{7, 3000, 50}},
+     0,
+     {1e-12, 1e-6, 5e-3}},
+    {"amax", call_amax, 1, {2}, {{1000, 999}}, 0, {0, 0, 0}},
+    {"var", call_var, 1, {2}, {{3000, 40}}, 0, {1e-12, 1e-6, 5e-3}},
+    {"argmax", call_argmax, 1, {2}, {{50, 3000}}, 0, {0, 0, 0}},
+    {"softmax", call_softmax, 1, {2}, {{70, 5000}}, 0, {1e-12, 1e-6, 5e-3}},
+    {"softmax_0", call_softmax_0, 1, {2}, {{3000, 70}}, 0, {1e-12, 1e-6, 5e-3}},
+    {"log_softmax",
+     call_log_softmax,
+     1,
+     {2},
+     {{70, 5000}},
+     0,
+     {1e-12, 1e-6, 5e-3}},
+    {"layer_norm",
+     call_layer_norm,
+     3,
+     {2, 1, 1},
+     {{900, 768}, {768}, {768}},
+     0,
+     {1e-12, 1e-6, 5e-3}},
+    {"layer_norm_gw",
+     call_layer_norm_gw,
+     3,
+     {2, 2, 1},
+     {{3000, 100}, {3000, 100}, {100}},
+     0,
+     {1e-10, 1e-5, 1e-2}},
+    {"matmul",
+     call_matmul,
+     2,
+     {2, 2},
+     {{301, 517}, {517, 203}},
+     0,
+     {1e-12, 1e-6, 5e-3}},
+    {"matmul_t",
+     call_matmul_t,
+     2,
+     {2, 2},
+     {{512, 300}, {512, 200}},
+     0,
+     {1e-12, 1e-6, 5e-3}},
+    {"matmul_shared",
+     call_matmul_shared,
+     2,
+     {3, 2},
+     {{5, 64, 96}, {96, 128}},
+     0,
+     {1e-12, 1e-6, 5e-3}},
+    {"linear",
+     call_linear,
+     3,
+     {3, 2, 1},
+     {{4, 100, 256}, {512, 256}, {512}},
+     0,
+     {1e-12, 1e-6, 5e-3}},
+    {"contract",
+     call_contract,
+     2,
+     {3, 3},
+     {{4, 100, 64}, {4, 100, 96}},
+     0,
+     {1e-12, 1e-6, 5e-3}},
+    {"add_bias", call_add_bias, 2, {2, 1}, {{3000, 700}, {700}}, 0, {0, 0, 0}},
+    {"gelu", call_gelu, 1, {2}, {{3000, 701}}, 0, {1e-12, 1e-6, 5e-3}},
+    {"copy_t", call_copy_t, 1, {2}, {{1003, 707}}, 0, {0, 0, 0}},
+    {"embedding",
+     call_embedding,
+     2,
+     {2, 1},
+     {{1000, 96}, {700}},
+     1000,
+     {0, 0, 0}},
+    {"embedding_grad",
+     call_embedding_grad,
+     3,
+     {2, 1, 2},
+     {{50, 96}, {5000}, {5000, 96}},
+     50,
+     {1e-14, 1e-7, 5e-3}},
+    {"cross_entropy",
+     call_cross_entropy,
+     2,
+     {2, 1},
+     {{500, 5003}, {500}},
+     5003,
+     {1e-12, 1e-6, 5e-3}},
+    {"mse",
+     call_mse,
+     2,
+     {2, 2},
+     {{900, 1000}, {900, 1000}},
+     0,
+     {1e-12, 1e-6, 5e-3}},
+    {"attention",
+     call_attention,
+     1,
+     {3},
+     {{2, 200, 3 * 4 * 64}},
+     0,
+     {1e-12, 1e-5, 1e-2}},
+    {"conv",
+     call_conv,
+     3,
+     {4, 4, 1},
+     {{8, 16, 20, 20}, {32, 16, 3, 3}, {32}},
+     0,
+     {1e-12, 1e-5, 1e-2}},
+};
+
+static void run_example(const example *e, brg_dtype dtype, double tolerance)
+{
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *here[4], *there[4];
+    brg_seed(11);
+    for (int i = 0; i < e->n; i++) {
+        here[i] = e->ids && i == 1
+                      ? brg_randint(0, e->ids, e->ndim[i], e->shape[i])
+                      : normal(dtype, e->ndim[i], e->shape[i]);
+        there[i] = assert_brg_some(brg_to(here[i], GPU));
+    }
+    brg_tensor *want = assert_brg_some(e->call(here));
+    brg_tensor *got = assert_brg_some(e->call(there));
+    assert_int_equal(brg_tensor_device(got).type, BRG_DEVICE_CUDA);
+    double d = distance(got, want);
+    if (d > tolerance) {
+        print_error("%s, %s: off by %g, at most %g\n", e->name,
+                    brg_dtype_name(dtype), d, tolerance);
+        fail();
+    }
+    brg_scope_end(scope);
+}
+
+static void test_cuda__rows_at_larger_sizes(void **state)
+{
+    (void)state;
+    static const brg_dtype dtypes[] = {BRG_DTYPE_F64, BRG_DTYPE_F32,
+                                       BRG_DTYPE_BF16};
+    for (size_t i = 0; i < sizeof examples / sizeof *examples; i++)
+        for (int d = 0; d < 3; d++)
+            run_example(&examples[i], dtypes[d], examples[i].tolerance[d]);
+}
+
+static void test_cuda__results_repeat_bit_for_bit(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof examples / sizeof *examples; i++) {
+        const example *e = &examples[i];
+        brg_scope *scope = brg_scope_begin();
+        brg_tensor *x[4];
+        brg_seed(5);
+        for (int k = 0; k < e->n; k++)
+            x[k] = brg_to(e->ids && k == 1
+                              ? brg_randint(0, e->ids, e->ndim[k], e->shape[k])
+                              : normal(BRG_DTYPE_F32, e->ndim[k], e->shape[k]),
+                          GPU);
+        brg_tensor *a = assert_brg_some(e->call(x));
+        brg_tensor *b = assert_brg_some(e->call(x));
+        if (distance(a, b) != 0.0) {
+            print_error("%s differs from run to run\n", e->name);
+            fail();
+        }
+        brg_scope_end(scope);
+    }
+}
+
+/* ---- Random numbers ------------------------------------------------------------------ */
+
+static void test_cuda__dropout_draws_the_numbers_of_the_cpu(void **state)
+{
+    (void)state;
+    brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(77, 33));
+    brg_seed(3);
+    brg_tensor *want = assert_brg_some(brg_dropout(x, 0.3, true));
+    brg_seed(3);
+    brg_tensor *got = assert_brg_some(brg_dropout(brg_to(x, GPU), 0.3, true));
+    assert_float_equal(distance(got, want), 0.0, 0.0);
+}
+
+/* ---- Errors ------------------------------------------------------------------------------ */
+
+static void test_cuda__id_out_of_range_is_told_by_the_next_read(void **state)
+{
+    (void)state;
+    const int64_t bad[] = {1, 2, 9};
+    brg_tensor *w = brg_to(brg_ones(BRG_DTYPE_F32, BRG_SHAPE(4, 2)), GPU);
+    brg_tensor *ids =
+        brg_to(brg_from_data(BRG_DTYPE_I64, BRG_SHAPE(3), bad), GPU);
+    float out[6];
+    brg_tensor *y = assert_brg_some(brg_embedding(w, ids));
+    assert_brg_fails_with(
+        brg_tensor_read(y, out, sizeof out), BRG_ERR_ARG,
+        "embedding: id 9 at position 2 is out of range [0, 4)");
+    float again[8]; /* told once; the device goes on */
+    assert_brg_ok(brg_tensor_read(w, again, sizeof again));
+    brg_tensor *x = brg_to(brg_ones(BRG_DTYPE_F32, BRG_SHAPE(3, 4)), GPU);
+    brg_tensor *loss = assert_brg_some(brg_cross_entropy(x, ids));
+    double value;
+    assert_brg_fails_with(
+        brg_tensor_item(loss, &value), BRG_ERR_ARG,
+        "cross_entropy: target 9 of row 2 is out of range [0, 4)");
+}
+
+static void test_cuda__out_of_memory_names_the_tensor(void **state)
+{
+    (void)state;
+    assert_brg_ok(brg_device_set(GPU));
+    const int64_t big = (int64_t)1 << 20;
+    assert_brg_null_with(brg_empty(BRG_DTYPE_F32, BRG_SHAPE(big, big)),
+                         BRG_ERR_NOMEM, "f32[1048576, 1048576]: out of memory");
+    brg_tensor *x = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(1000));
+    double sum;
+    assert_brg_ok(brg_tensor_item(brg_sum_all(x), &sum));
+    assert_float_equal(sum, 1000.0, 0.0);
+}
+
+static void test_cuda__no_such_gpu(void **state)
+{
+    (void)state;
+    assert_brg_fails_with(brg_device_set((brg_device){BRG_DEVICE_CUDA, 99}),
+                          BRG_ERR_DEVICE, "cuda:99");
+}
+
+static void test_cuda__mixed_devices_are_named(void **state)
+{
+    (void)state;
+    brg_tensor *x = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(2));
+    assert_brg_null_with(brg_add(brg_to(x, GPU), x), BRG_ERR_DEVICE, "cpu:0");
+}
+
+/* ---- Optimizers ---------------------------------------------------------------------------- */
+
+typedef enum rule { SGD, MOMENTUM, NESTEROV, ADAMW, N_RULES } rule;
+
+static brg_optim *make_optim(const brg_params *params, rule r)
+{
+    brg_optim *optim;
+    brg_sgd_options sgd = BRG_SGD_OPTIONS_INIT;
+    brg_adamw_options adamw = BRG_ADAMW_OPTIONS_INIT;
+    sgd.momentum = r == SGD ? 0.0 : 0.9;
+    sgd.nesterov = r == NESTEROV;
+    sgd.weight_decay = adamw.weight_decay = 0.1;
+    sgd.lr = adamw.lr = 0.05;
+    assert_brg_ok(r == ADAMW ? brg_optim_create_adamw(&optim, params, &adamw)
+                             : brg_optim_create_sgd(&optim, params, &sgd));
+    return optim;
+}
+
+/* Thirty parameters of growing sizes after three steps, in one row. */
+static brg_tensor *stepped(rule r, brg_dtype dtype, brg_device device)
+{
+    brg_params *params;
+    brg_tensor *all[30];
+    assert_brg_ok(brg_params_create(&params));
+    brg_seed(1);
+    for (int i = 0; i < 30; i++) {
+        char name[8];
+        snprintf(name, sizeof name, "p%d", i);
+        all[i] = brg_to(normal(dtype, BRG_SHAPE(1 + 400 * i)), device);
+        assert_brg_ok(brg_params_add(params, name, all[i], BRG_PARAM_TRAINED));
+    }
+    brg_optim *optim = make_optim(params, r);
+    for (int step = 0; step < 3; step++) {
+        for (int i = 0; i < 30; i++) {
+            brg_tensor *g =
+                brg_to(normal(dtype, BRG_SHAPE(1 + 400 * i)), device);
+            assert_brg_ok(brg_tensor_set_grad(all[i], g));
+        }
+        assert_brg_ok(brg_optim_step(optim));
+    }
+    brg_tensor *joined = assert_brg_some(brg_cat(all, 30, 0));
+    brg_optim_destroy(optim);
+    brg_params_destroy(params);
+    return joined;
+}
+
+static void test_cuda__optimizers_step_as_on_the_cpu(void **state)
+{
+    (void)state;
+    static const brg_dtype dtypes[] = {BRG_DTYPE_F64, BRG_DTYPE_F32,
+                                       BRG_DTYPE_BF16, BRG_DTYPE_F16};
+    static const double tolerance[] = {1e-13, 1e-6, 1e-3, 1e-4};
+    for (rule r = 0; r < N_RULES; r++)
+        for (int d = 0; d < 4; d++) {
+            brg_scope *scope = brg_scope_begin();
+            double off = distance(stepped(r, dtypes[d], GPU),
+                                  stepped(r, dtypes[d], CPU));
+            if (off > tolerance[d])
+                print_error("rule %d, %s: off by %g\n", (int)r,
+                            brg_dtype_name(dtypes[d]), off);
+            assert_true(off <= tolerance[d]);
+            brg_scope_end(scope);
+        }
+}
+
+int main(void)
+{
+    int missing = require_gpu();
+    if (missing)
+        return missing;
+#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+    const struct CMUnitTest tests[] = {
+        TEST(test_cuda__rows_at_larger_sizes),
+        TEST(test_cuda__results_repeat_bit_for_bit),
+        TEST(test_cuda__dropout_draws_the_numbers_of_the_cpu),
+        TEST(test_cuda__id_out_of_range_is_told_by_the_next_read),
+        TEST(test_cuda__out_of_memory_names_the_tensor),
+        TEST(test_cuda__no_such_gpu),
+        TEST(test_cuda__mixed_devices_are_named),
+        TEST(test_cuda__optimizers_step_as_on_the_cpu),
+    };
+    return cmocka_run_group_tests_name("cuda", tests, NULL, NULL);
+}
