@@ -47,6 +47,9 @@ static brg_status check_fault(brg__cu *cu)
         return BRG_OK;
     brg__cu_fault seen = *fault;
     fault->is_set = 0;
+    BRG__CU_TRY(brg__cu_check(
+        cudaMemsetAsync(fault->claim, 0, sizeof *fault->claim, cu->stream),
+        "cuda: the fault record"));
     bool is_target = seen.op == BRG__CU_FAULT_CROSS_ENTROPY;
     return BRG__CU_FAIL(
         BRG_ERR_ARG, "%s: %s %lld %s %lld is out of range [0, %lld)",
@@ -89,6 +92,14 @@ static brg_status make_ready(brg__cu *cu, int index)
                           cudaHostAllocMapped | cudaHostAllocPortable),
             "cuda: pinned memory"));
         *cu->fault = (brg__cu_fault){0};
+    }
+    if (!cu->fault->claim) {
+        BRG__CU_TRY(brg__cu_check(
+            cudaMalloc((void **)&cu->fault->claim, sizeof *cu->fault->claim),
+            "cuda: the fault record"));
+        BRG__CU_TRY(brg__cu_check(
+            cudaMemset(cu->fault->claim, 0, sizeof *cu->fault->claim),
+            "cuda: the fault record"));
     }
     BRG__CU_TRY(brg__cu_check(cudaHostGetDevicePointer(&seen, cu->fault, 0),
                               "cuda: pinned memory"));

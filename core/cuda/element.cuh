@@ -115,7 +115,7 @@ __device__ __forceinline__ int64_t load_id(const void *p, int dtype, int64_t i)
 __device__ __forceinline__ void report(brg__cu_fault *fault, int op, int64_t id,
                                        int64_t at, int64_t size)
 {
-    if (atomicCAS_system(&fault->is_set, 0, 2) != 0)
+    if (atomicCAS(fault->claim, 0, 1) != 0)
         return;
     fault->op = op;
     fault->id = id;

@@ -16,8 +16,10 @@
 extern "C" {
 #endif
 
-/* The first id out of range that a kernel met; in pinned host memory. */
+/* The first id out of range that a kernel met; in pinned host memory. Who may
+ * write it is settled in device memory, where atomics are sure to work. */
 typedef struct brg__cu_fault {
+    int *claim; /* of the device: 0 free, 1 taken */
     int is_set;
     int op; /* brg__cu_fault_op */
     int64_t id, at, size;

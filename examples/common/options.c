@@ -31,6 +31,7 @@ enum {
     KEY_LR,
     KEY_EVAL_ONLY,
     KEY_COMPILE,
+    KEY_DEVICE,
     KEY_NO_PROGRESS
 };
 
@@ -55,6 +56,8 @@ static const struct argp_option option_rows[] = {
     {0, 0, 0, 0, "Running:", 3},
     {"backend", KEY_BACKEND, "NAME", 0,
      "mpi, self or another backend (default: mpi under mpirun, else self)", 3},
+    {"device", KEY_DEVICE, "NAME", 0,
+     "Where to train: cpu, cuda or cuda:N (default: cpu)", 3},
     {"eval-only", KEY_EVAL_ONLY, 0, 0, "Do not train", 3},
     {"compile", KEY_COMPILE, 0, 0, "Capture the backward pass and replay it",
      3},
@@ -154,6 +157,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case KEY_BACKEND:
         options->backend = arg;
+        return 0;
+    case KEY_DEVICE:
+        options->device = arg;
         return 0;
     case KEY_CHECKPOINT:
         options->checkpoint = arg;

@@ -12,6 +12,7 @@
 typedef struct train_options {
     const char *data;
     const char *backend; /* NULL: mpi if started by mpirun, else self */
+    const char *device;  /* "cpu", "cuda", "cuda:1"; NULL: cpu */
     const char *checkpoint;
     const char *resume;
     const char *log_losses;

@@ -13,6 +13,7 @@
 
 #include <brigade/autograd.h>
 #include <brigade/compile.h>
+#include <brigade/device.h>
 #include <brigade/ops.h>
 #include <brigade/reducer.h>
 #include <brigade/tensor.h>
@@ -116,8 +117,9 @@ static brg_status update(run *r)
 /* Times of the step that has ended. */
 static void measure(run *r, uint64_t started, double loss, int64_t epoch)
 {
-    brg_reducer_stats stats;
-    brg_ddp_get_stats(r->ddp, &stats);
+    brg_reducer_stats stats = {0};
+    if (r->ddp != NULL)
+        brg_ddp_get_stats(r->ddp, &stats);
     progress_step(&r->progress, now_ns() - started, stats.wait_ns, loss, epoch);
     if (stats.last_ready_ns > 0)
         r->first_launch +=
@@ -299,9 +301,12 @@ static brg_status fill_result(train_result *out, run *r)
     return params_hash(&out->params_hash, r->task->params, r->w);
 }
 
-/* Parameters are trained, buffers are kept equal. */
+/* Parameters are trained, buffers are kept equal. One rank alone on a GPU has
+ * nothing to reduce. */
 static brg_status open_ddp(run *r)
 {
+    if (r->w->size == 1 && brg_device_get().type != BRG_DEVICE_CPU)
+        return BRG_OK;
     size_t n = 0, n_buffers = 0;
     brg_tensor *const *tensors =
         brg_params_tensors(r->task->params, BRG_PARAM_TRAINED, &n);

@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <brigade/device.h>
+
 /* Open MPI, MPICH and others, Slurm's PMIx. */
 static const char *const size_variables[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE",
                                              "MV2_COMM_WORLD_SIZE"};
@@ -41,6 +43,17 @@ void world_close(world *w)
 {
     brg_pg_destroy(w->pg);
     w->pg = NULL;
+}
+
+brg_status world_use_device(const char *name)
+{
+    brg_device device;
+    if (name == NULL)
+        return BRG_OK;
+    BRG_TRY(brg_device_parse(&device, name));
+    if (device.type == BRG_DEVICE_CUDA)
+        BRG_TRY(brg_device_load("cuda"));
+    return brg_device_set(device);
 }
 
 brg_status world_sum(const world *w, double *values, size_t n)

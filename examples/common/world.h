@@ -21,6 +21,10 @@ int world_env_rank(void);
 BRG_NODISCARD brg_status world_open(world *w, const char *backend);
 void world_close(world *w);
 
+/* Makes `name` ("cuda", NULL: the CPU) the device of new tensors, and loads
+ * its component. */
+BRG_NODISCARD brg_status world_use_device(const char *name);
+
 /* Sums of n values over the ranks, in place. */
 BRG_NODISCARD brg_status world_sum(const world *w, double *values, size_t n);
 

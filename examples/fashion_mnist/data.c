@@ -6,6 +6,9 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include <brigade/device.h>
+#include <brigade/ops.h>
+
 /* Of the pixels of the training images, as parts of 255. */
 #define PIXEL_MEAN 0.2860
 #define PIXEL_DEVIATION 0.3530
@@ -82,8 +85,9 @@ void dataset_free(dataset *data)
     *data = (dataset){0};
 }
 
-brg_status dataset_batch(const dataset *data, const int64_t *rows, size_t n,
-                         brg_tensor **images, brg_tensor **labels)
+/* On the CPU, where the data are. */
+static brg_status read_batch(const dataset *data, const int64_t *rows, size_t n,
+                             brg_tensor **images, brg_tensor **labels)
 {
     int64_t count = (int64_t)n;
     brg_tensor *pixels =
@@ -96,4 +100,17 @@ brg_status dataset_batch(const dataset *data, const int64_t *rows, size_t n,
                           1.0 / (255.0 * PIXEL_DEVIATION),
                           -PIXEL_MEAN / PIXEL_DEVIATION));
     return brg_rows_read(*labels, data->labels, rows, n, 1.0, 0.0);
+}
+
+brg_status dataset_batch(const dataset *data, const int64_t *rows, size_t n,
+                         brg_tensor **images, brg_tensor **labels)
+{
+    brg_device device = brg_device_get();
+    BRG_TRY(brg_device_set((brg_device){BRG_DEVICE_CPU, 0}));
+    brg_status status = read_batch(data, rows, n, images, labels);
+    BRG_TRY(brg_device_set(device));
+    BRG_TRY(status);
+    *images = brg_to(*images, device);
+    *labels = brg_to(*labels, device);
+    return *images != NULL && *labels != NULL ? BRG_OK : brg_error_code();
 }

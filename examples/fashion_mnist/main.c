@@ -133,7 +133,10 @@ static brg_status run(const void *arguments_, world *w)
     const arguments *args = arguments_;
     trainer t = {0};
     train_result result = {0};
-    brg_status status = world_agree(w, load(&t, args));
+    brg_status status = world_use_device(args->train.device);
+    if (status == BRG_OK)
+        status = load(&t, args);
+    status = world_agree(w, status);
     if (status == BRG_OK) {
         train_task task = {.model = args->model,
                            .user = &t,

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <brigade/device.h>
 #include <brigade/ops.h>
 
 #include "common/options.h"
@@ -170,20 +171,34 @@ static void parse_arguments(arguments *out, int argc, char **argv)
 
 /* ---- The task ------------------------------------------------------------ */
 
-/* The mean loss of n windows; `windows` are their numbers. */
-static brg_tensor *windows_loss(const trainer *t, const int64_t *windows,
-                                size_t n)
+/* The n windows, read on the CPU; `windows` are their numbers. */
+static brg_status read_windows(const trainer *t, const int64_t *windows,
+                               size_t n, brg_tensor **ids, brg_tensor **targets)
 {
     int64_t context = t->model.config.context;
     const int64_t shape[2] = {(int64_t)n, context};
     brg_tensor *starts = brg_from_data(BRG_DTYPE_I64, 1, shape, windows);
-    brg_tensor *ids = brg_empty(BRG_DTYPE_I64, 2, shape);
-    brg_tensor *targets = brg_empty(BRG_DTYPE_I64, 2, shape);
+    *ids = brg_empty(BRG_DTYPE_I64, 2, shape);
+    *targets = brg_empty(BRG_DTYPE_I64, 2, shape);
     starts = brg_mul_scalar(starts, (double)context);
-    if (starts == NULL || ids == NULL || targets == NULL ||
-        brg_text_read(t->text, ids, targets, brg_tensor_data(starts)) != BRG_OK)
+    if (starts == NULL || *ids == NULL || *targets == NULL)
+        return brg_error_code();
+    return brg_text_read(t->text, *ids, *targets, brg_tensor_data(starts));
+}
+
+/* Their mean loss, where the model is. */
+static brg_tensor *windows_loss(const trainer *t, const int64_t *windows,
+                                size_t n)
+{
+    brg_tensor *ids, *targets;
+    brg_device device = brg_device_get();
+    if (brg_device_set((brg_device){BRG_DEVICE_CPU, 0}) != BRG_OK)
         return NULL;
-    return brg_cross_entropy(gpt_forward(&t->model, ids), targets);
+    brg_status status = read_windows(t, windows, n, &ids, &targets);
+    if (brg_device_set(device) != BRG_OK || status != BRG_OK)
+        return NULL;
+    return brg_cross_entropy(gpt_forward(&t->model, brg_to(ids, device)),
+                             brg_to(targets, device));
 }
 
 static brg_tensor *batch_loss(void *user, const brg_batch *batch)
@@ -257,7 +272,10 @@ static brg_status run(const void *arguments_, world *w)
     const gpt_config *c = &args->config;
     snprintf(model, sizeof model, "gpt-%d-%d-%d-%d", (int)c->n_layers,
              (int)c->dim, (int)c->n_heads, (int)c->context);
-    brg_status status = world_agree(w, load(&t, args));
+    brg_status status = world_use_device(args->train.device);
+    if (status == BRG_OK)
+        status = load(&t, args);
+    status = world_agree(w, status);
     if (status == BRG_OK) {
         train_task task = {.model = model,
                            .user = &t,
