@@ -77,6 +77,9 @@ static void model_init(model *m, kind k, brg_dtype dtype)
     sgd.momentum = 0.9;
     sgd.lr = 0.05;
     adamw.lr = 3e-3;
+    /* Some gradients are zero but for rounding (a bias in front of batch norm,
+     * the bias of keys); AdamW would make whole steps of that. */
+    adamw.eps = 1e-4;
     assert_brg_ok(k == MLP
                       ? brg_optim_create_sgd(&m->optim, m->params, &sgd)
                       : brg_optim_create_adamw(&m->optim, m->params, &adamw));
