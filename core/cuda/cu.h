@@ -92,29 +92,9 @@ static inline brg_device brg__cu_device(const brg__cu *cu)
 
 typedef brg_status (*brg__cu_run_fn)(brg_op_call *call);
 
-#define BRG__CU_KERNELS(X)                                                     \
-    X(dropout)                                                                 \
-    X(dropout_grad)                                                            \
-    X(slice_grad)                                                              \
-    X(cat) X(full_like) X(tril) X(index_select) X(index_select_grad) X(        \
-        embedding) X(embedding_grad) X(gather) X(gather_grad) X(one_hot)       \
-        X(sum) X(mean) X(div_count) X(amax) X(amin) X(argmax) X(var) X(        \
-            sum_to_like) X(softmax) X(softmax_grad) X(log_softmax)             \
-            X(log_softmax_grad) X(layer_norm) X(layer_norm_grad) X(batch_norm) \
-                X(batch_norm_grad) X(cross_entropy) X(cross_entropy_grad)      \
-                    X(cross_entropy_targets) X(mse) X(mse_grad) X(matmul)      \
-                        X(contract_rows) X(linear) X(conv2d)                   \
-                            X(conv2d_grad_input) X(conv2d_grad_weight)         \
-                                X(channel_sum) X(max_pool2d) X(max_pool2d_put) \
-                                    X(max_pool2d_take) X(avg_pool2d)           \
-                                        X(avg_pool2d_grad) X(attention)        \
-                                            X(attention_grad) X(attention_qkv) \
-                                                X(attention_qkv_grad)          \
-                                                    X(heads_merge)
-
-#define BRG__CU_DECLARE(name) brg_status brg__cu_run_##name(brg_op_call *call);
-BRG__CU_KERNELS(BRG__CU_DECLARE)
-#undef BRG__CU_DECLARE
+#define X(name) brg_status brg__cu_run_##name(brg_op_call *call);
+#include "core/cuda/kernels.def"
+#undef X
 
 brg_status brg__cu_run_pointwise(brg_op_call *call);
 

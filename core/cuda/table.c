@@ -8,9 +8,9 @@ static const struct {
     const char *name;
     brg__cu_run_fn run;
 } kernels[] = {
-#define BRG__CU_ENTRY(name) {#name, brg__cu_run_##name},
-    BRG__CU_KERNELS(BRG__CU_ENTRY)
-#undef BRG__CU_ENTRY
+#define X(name) {#name, brg__cu_run_##name},
+#include "core/cuda/kernels.def"
+#undef X
 };
 
 brg__cu_run_fn brg__cu_kernel(const brg_op *op)
