@@ -134,7 +134,7 @@ static void fold_tree(block *b)
 {
     _Alignas(64) unsigned char lanes[BRG__TREE_MAX_DEPTH][BLOCK * 8];
     const brg_reduction *r = b->whole;
-    const void *stack[BRG__TREE_MAX_DEPTH] = {NULL};
+    const void *stack[BRG__TREE_MAX_DEPTH];
     size_t n = 0;
     for (size_t k = 0; k < r->n_src; k++) {
         stack[n] = read_source(b, k, n ? lanes[n] : b->lane);
@@ -201,11 +201,12 @@ void brg__reduce_with(const brg__reduce_table *table, const brg_reduction *r)
     b.row = &(*table)[r->dtype];
     b.whole = r;
     b.fold = fold_of(r->op);
+    bool is_tree = r->merges && r->n_src > 2; /* two have one order */
     bool is_average =
         r->op == BRG_REDUCE_AVG && !r->dst_partial && r->divisor > 1;
     for (b.at = 0; b.at < r->count; b.at += b.n) {
         b.n = r->count - b.at < BLOCK ? r->count - b.at : BLOCK;
-        if (r->merges)
+        if (is_tree)
             fold_tree(&b);
         else
             fold_sources(&b);

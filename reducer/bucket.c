@@ -26,8 +26,12 @@ brg_status brg__bucket_launch(brg__bucket *bucket, brg_pg *pg, brg_reduce_op op)
 {
     brg_assert(bucket->state == BRG__BUCKET_READY);
     bucket->launch_ns = brg__clock_ns();
-    BRG_TRY(brg_all_reduce(pg, &bucket->work, bucket->data, bucket->count,
-                           bucket->dtype, op));
+    if (bucket->parts.n_leaves)
+        BRG_TRY(brg_sum_leaves(pg, &bucket->work, bucket->data, &bucket->parts,
+                               bucket->count, bucket->dtype, op));
+    else
+        BRG_TRY(brg_all_reduce(pg, &bucket->work, bucket->data, bucket->count,
+                               bucket->dtype, op));
     bucket->state = BRG__BUCKET_LAUNCHED;
     return BRG_OK;
 }

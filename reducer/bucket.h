@@ -25,7 +25,8 @@ typedef struct brg__bucket {
     void *data;
     size_t count; /* elements, padding and tail included */
     brg_dtype dtype;
-    brg_work *work; /* while LAUNCHED; owned */
+    brg_leaf_parts parts; /* n_leaves 0: of the default reduction */
+    brg_work *work;       /* while LAUNCHED; owned */
     uint64_t launch_ns;
     uint64_t done_ns;
 } brg__bucket;

@@ -8,6 +8,7 @@
 #include "core/base/alloc.h"
 #include "core/base/map.h"
 #include "core/base/options.h"
+#include "reducer/leaves.h"
 
 /* ---- Making: what needs no other rank -------------------------------------------- */
 
@@ -46,7 +47,7 @@ static brg_status take_params(brg_ddp *ddp, brg_tensor *const *params, size_t n,
         brg__ddp_param *p = &ddp->params[ddp->n_params];
         *p = (brg__ddp_param){.ddp = ddp, .index = ddp->n_params, .leaf = t};
         ddp->n_params++;
-        BRG_TRY(brg__ddp_view_make(p));
+        BRG_TRY(brg__ddp_view_make(p, ddp->has_leaves));
     }
     BRG_CHECK_ARG(ddp->n_params > 0,
                   "brg_ddp_create: none of %zu parameters requires gradients",
@@ -101,6 +102,8 @@ static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
     brg__mem_free(list);
     if (status != BRG_OK)
         return status;
+    if (options->reduction == BRG_REDUCTION_REPRODUCIBLE)
+        BRG_TRY(brg__leaves_prepare(ddp->reducer, options->n_leaves));
     ddp->reducer->is_inner = true;
     ddp->reducer->is_rebuilt = options->keep_order; /* slots may move */
     return BRG_OK;
@@ -170,7 +173,7 @@ static brg_status add_hooks(brg_ddp *ddp)
         BRG_TRY(brg_tensor_add_post_accumulate_hook(
             &p->hook, p->leaf, brg__ddp_on_gradient, p, NULL));
         p->hook->on_collect = on_collect;
-        brg__autograd_of(p->leaf)->home = p->view;
+        brg__autograd_of(p->leaf)->home = p->home;
     }
     return BRG_OK;
 }
@@ -180,6 +183,7 @@ static brg_status attach(brg_ddp *ddp)
     BRG_TRY(brg__reducer_attach(ddp->reducer));
     for (size_t i = 0; i < ddp->n_params; i++)
         brg__ddp_view_place(&ddp->params[i]);
+    brg__ddp_leaf_place(ddp);
     BRG_TRY(brg__ddp_broadcast_params(ddp));
     return brg__ddp_broadcast_buffers(ddp);
 }
@@ -194,6 +198,19 @@ static brg_status complete_options(brg_ddp_options *filled,
                   "brg_ddp_create: mode %d is none of BRG_DDP_AUTO, "
                   "BRG_DDP_EAGER and BRG_DDP_CAPTURED",
                   (int)filled->mode);
+    BRG_CHECK_ARG((unsigned)filled->reduction <= BRG_REDUCTION_REPRODUCIBLE,
+                  "brg_ddp_create: reduction %d is none of "
+                  "BRG_REDUCTION_DEFAULT and BRG_REDUCTION_REPRODUCIBLE",
+                  (int)filled->reduction);
+    BRG_CHECK_ARG(filled->reduction == BRG_REDUCTION_REPRODUCIBLE ||
+                      filled->n_leaves == 0,
+                  "brg_ddp_create: n_leaves is %u, expected 0 without "
+                  "BRG_REDUCTION_REPRODUCIBLE",
+                  filled->n_leaves);
+    BRG_CHECK_ARG(!filled->hook || filled->n_leaves == 0,
+                  "brg_ddp_create: a communication hook decides itself how "
+                  "buckets are reduced, so BRG_REDUCTION_REPRODUCIBLE cannot "
+                  "hold; choose one of the two");
     return BRG_OK;
 }
 
@@ -212,6 +229,7 @@ brg_status brg_ddp_create(brg_ddp **out, brg_pg *pg, brg_tensor *const *params,
     ddp->pg = pg;
     ddp->is_sync = true;
     ddp->mode = complete.mode;
+    ddp->has_leaves = complete.reduction == BRG_REDUCTION_REPRODUCIBLE;
     if (status == BRG_OK)
         status = prepare(ddp, params, n_params, buffers, n_buffers);
     if (status == BRG_OK)
@@ -272,6 +290,15 @@ brg_status brg_ddp_sync_buffers(brg_ddp *ddp)
 {
     BRG_CHECK_ARG(ddp, "brg_ddp_sync_buffers: the ddp is NULL");
     return brg__ddp_broadcast_buffers(ddp);
+}
+
+bool brg_ddp_next_leaf(const brg_ddp *ddp, uint32_t *leaf)
+{
+    if (!ddp || !brg__has_leaves(ddp->reducer))
+        return false;
+    const brg_reducer *r = ddp->reducer;
+    *leaf = r->run.first + r->leaf;
+    return brg__leaf_is_last(r);
 }
 
 const brg_reducer *brg_ddp_reducer(const brg_ddp *ddp)

@@ -25,6 +25,7 @@ typedef struct brg__ddp_param {
     size_t index;
     brg_tensor *leaf; /* one of ddp->tensors */
     brg_tensor *view; /* owned: its gradient in the bucket */
+    brg_tensor *home; /* owned: where a backward puts it; often the view */
     brg_tensor *kept; /* owned: what was in the slot of an unused one */
     brg_hook *hook;
     bool is_used;    /* got a gradient since the last reduction */
@@ -43,6 +44,7 @@ struct brg_ddp {
     uint32_t *late; /* parameters of this step whose .grad is no view yet */
     size_t n_late;
     brg_ddp_mode mode;
+    bool has_leaves; /* the reproducible reduction */
     bool is_sync;
     bool has_joined; /* a backward is under way */
 };
@@ -60,11 +62,12 @@ brg_status brg__ddp_broadcast_buffers(brg_ddp *ddp);
 
 /* ---- ddp_view.c: gradients in buckets ------------------------------------------ */
 
-/* Makes the view; its memory comes with brg__ddp_view_place. */
-brg_status brg__ddp_view_make(brg__ddp_param *p);
+/* Makes the view, and a home apart from it; their memory comes with
+ * brg__ddp_view_place. */
+brg_status brg__ddp_view_make(brg__ddp_param *p, bool has_leaves);
 /* The view shows the parameter's slot. */
 void brg__ddp_view_place(brg__ddp_param *p);
-/* Gives .grad and other holders memory of their own; releases the view. */
+/* Gives .grad and other holders memory of their own; releases both. */
 void brg__ddp_view_drop(brg__ddp_param *p);
 
 /* dst = src, without history. Same sizes. */
@@ -75,7 +78,20 @@ brg_status brg__ddp_copy(brg_tensor *dst, brg_tensor *src);
 brg_status brg__ddp_on_gradient(brg_tensor *leaf, void *param);
 
 /* Which part of the reduction a plan may carry out for this parameter; none
- * while reductions are off. */
+ * while reductions are off, or of a leaf. */
 void brg__ddp_describe(const brg__ddp_param *p, brg__reduction_part *part);
+
+/* The leaf's gradient (NULL: zeros) into the home. */
+brg_status brg__ddp_pack(brg__ddp_param *p, brg_tensor *grad);
+/* .grad is no view yet: see to it at the end of the step. */
+void brg__ddp_remember_late(brg__ddp_param *p);
+
+/* ---- ddp_leaves.c: one backward of several that make a step ------------------------- */
+
+/* A hook ran; none ran in this backward. */
+brg_status brg__ddp_leaf_gradient(brg__ddp_param *p, brg_tensor *grad);
+brg_status brg__ddp_leaf_settle(brg__ddp_param *p);
+/* Homes show the slots of the leaf that comes next. */
+void brg__ddp_leaf_place(brg_ddp *ddp);
 
 #endif

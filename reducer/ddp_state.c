@@ -51,6 +51,7 @@ brg_status brg__ddp_verify(brg_pg *pg, const brg_ddp *ddp,
         mine.caps[1] = options->bucket_bytes;
         mine.flags = brg__reducer_flags(ddp->reducer);
         mine.hook = brg__hook_hash(options->hook);
+        mine.n_leaves = options->n_leaves;
     }
     status = brg__verify_ranks(pg, &mine);
     brg__mem_free(list);

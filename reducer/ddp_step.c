@@ -4,6 +4,7 @@
 
 #include "core/autograd/engine.h"
 #include "reducer/ddp.h"
+#include "reducer/leaves.h"
 
 /* ---- The end of a backward ------------------------------------------------------ */
 
@@ -29,19 +30,18 @@ static brg_status keep_slot(brg__ddp_param *p)
     return brg__ddp_copy(p->kept, p->view);
 }
 
-/* The leaf's gradient into the slot. */
-static brg_status pack(brg__ddp_param *p, brg_tensor *grad)
+brg_status brg__ddp_pack(brg__ddp_param *p, brg_tensor *grad)
 {
     brg_reducer *r = p->ddp->reducer;
     if (!grad)
-        memset(r->members[p->index].slot, 0, r->members[p->index].nbytes);
-    if (!grad || grad == p->view)
+        memset(p->home->storage->data, 0, r->members[p->index].nbytes);
+    if (!grad || grad == p->home)
         return BRG_OK;
     r->stats.n_packed_bytes += r->members[p->index].nbytes;
-    return brg__ddp_copy(p->view, grad);
+    return brg__ddp_copy(p->home, grad);
 }
 
-static void remember_late(brg__ddp_param *p)
+void brg__ddp_remember_late(brg__ddp_param *p)
 {
     p->ddp->late[p->ddp->n_late++] = (uint32_t)p->index;
 }
@@ -51,10 +51,12 @@ static void remember_late(brg__ddp_param *p)
 static brg_status settle_param(brg__ddp_param *p)
 {
     brg_tensor *grad = brg_tensor_grad(p->leaf);
-    remember_late(p);
+    if (brg__has_leaves(p->ddp->reducer))
+        return brg__ddp_leaf_settle(p);
+    brg__ddp_remember_late(p);
     if (grad == p->view && !p->is_used)
         BRG_TRY(keep_slot(p));
-    BRG_TRY(pack(p, grad));
+    BRG_TRY(brg__ddp_pack(p, grad));
     return brg__reducer_arrive(p->ddp->reducer, p->index,
                                p->is_used && grad != NULL);
 }
@@ -102,9 +104,12 @@ static brg_status finish(void *user)
         brg__error_save(&kept);
         (void)brg__reducer_give_up(r);
         brg__error_restore(&kept);
+    } else if (!brg__leaf_is_last(r)) {
+        brg__leaf_next(r);
     } else if ((status = brg__reducer_complete(r)) == BRG_OK) {
         status = hand_over_all(ddp);
     }
+    brg__ddp_leaf_place(ddp);
     drop_kept(ddp);
     return status;
 }
@@ -121,6 +126,7 @@ static void on_failure(void *user)
         (void)hand_over_all(ddp); /* as the other ranks do */
     for (size_t i = 0; i < ddp->n_params; i++)
         ddp->params[i].is_used = ddp->params[i].is_written = false;
+    brg__ddp_leaf_place(ddp);
     drop_kept(ddp);
 }
 
@@ -147,10 +153,12 @@ static brg_status take(brg__ddp_param *p)
 {
     brg_tensor *grad = brg_tensor_grad(p->leaf);
     p->is_used |= grad != NULL;
+    if (brg__has_leaves(p->ddp->reducer))
+        return brg__ddp_leaf_gradient(p, grad);
     BRG_TRY(brg__reducer_expect(p->ddp->reducer, p->index));
-    BRG_TRY(pack(p, grad));
+    BRG_TRY(brg__ddp_pack(p, grad));
     if (!grad)
-        remember_late(p);
+        brg__ddp_remember_late(p);
     else if (grad != p->view)
         BRG_TRY(brg_tensor_set_grad(p->leaf, p->view));
     brg__reducer_take(p->ddp->reducer, p->index, grad != NULL);
@@ -161,7 +169,7 @@ brg_status brg__ddp_on_gradient(brg_tensor *leaf, void *param)
 {
     brg__ddp_param *p = param;
     brg_reducer *r = p->ddp->reducer;
-    if (!p->ddp->is_sync) {
+    if (!p->ddp->is_sync && !brg__has_leaves(r)) {
         p->is_used |= brg_tensor_grad(leaf) != NULL;
         return BRG_OK;
     }
@@ -215,7 +223,7 @@ void brg__ddp_describe(const brg__ddp_param *p, brg__reduction_part *part)
                                            plan_wait, plan_write_back};
     const brg_reducer *r = p->ddp->reducer;
     uint32_t bucket = r->members[p->index].bucket;
-    if (!p->ddp->is_sync)
+    if (!p->ddp->is_sync || brg__has_leaves(r))
         return;
     *part = (brg__reduction_part){
         .ops = &ops,

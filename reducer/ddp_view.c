@@ -23,16 +23,25 @@ static brg__layout layout_of_grad(const brg_tensor *leaf)
     return layout;
 }
 
-brg_status brg__ddp_view_make(brg__ddp_param *p)
+static brg_status make_view(brg_tensor **out, const brg__ddp_param *p)
 {
     brg__layout layout = layout_of_grad(p->leaf);
     brg__storage *storage;
     BRG_TRY(brg__storage_new(&storage, layout.device, 0));
     storage->is_external = true;
     storage->nbytes = brg_tensor_nbytes(p->leaf);
-    brg_status status = brg__tensor_new_view(&p->view, &layout, storage);
+    brg_status status = brg__tensor_new_view(out, &layout, storage);
     brg__storage_release(storage); /* the view holds it */
     return status;
+}
+
+brg_status brg__ddp_view_make(brg__ddp_param *p, bool has_leaves)
+{
+    BRG_TRY(make_view(&p->view, p));
+    if (has_leaves)
+        return make_view(&p->home, p);
+    p->home = brg_retain(p->view);
+    return BRG_OK;
 }
 
 void brg__ddp_view_place(brg__ddp_param *p)
@@ -67,26 +76,34 @@ static bool move_out(brg__storage *storage)
     return true;
 }
 
-void brg__ddp_view_drop(brg__ddp_param *p)
+static void drop(brg__ddp_param *p, brg_tensor *view)
 {
-    if (!p->view)
-        return;
-    brg__storage *storage = p->view->storage;
-    bool is_shared = brg__ref_count(&p->view->refs) > 1 ||
-                     brg__ref_count(&storage->refs) > 1;
+    brg__storage *storage = view->storage;
+    bool is_shared =
+        brg__ref_count(&view->refs) > 1 || brg__ref_count(&storage->refs) > 1;
     if (is_shared && storage->data && !move_out(storage)) {
         /* Cannot fail, so the gradient goes. */
         brg__log(BRG_LOG_ERROR, "reducer",
                  "no memory to keep the gradient of %s",
                  brg__member_name(p->ddp->reducer, p->index));
-        if (brg_tensor_grad(p->leaf) == p->view &&
+        if (brg_tensor_grad(p->leaf) == view &&
             brg_tensor_set_grad(p->leaf, NULL) != BRG_OK)
             brg_assert(!"taking a gradient away cannot fail");
         storage->data = NULL;
         storage->nbytes = 0;
     }
-    brg_release(p->view);
-    p->view = NULL;
+    brg_release(view);
+}
+
+void brg__ddp_view_drop(brg__ddp_param *p)
+{
+    if (p->home && p->home != p->view)
+        drop(p, p->home);
+    else
+        brg_release(p->home);
+    if (p->view)
+        drop(p, p->view);
+    p->home = p->view = NULL;
 }
 
 /* ---- Copies -------------------------------------------------------------------- */

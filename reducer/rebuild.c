@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "core/base/alloc.h"
-#include "reducer/reducer.h"
+#include "reducer/leaves.h"
 
 static brg_status take_order(brg_reducer *r)
 {
@@ -37,6 +37,7 @@ static void move(brg_reducer *r, const brg__plan *plan, char *copy)
         memcpy(copy + plan->slots[i].offset, r->members[i].slot,
                r->members[i].nbytes);
     memcpy(r->arena, copy, plan->nbytes);
+    brg__leaves_clear(r);
 }
 
 brg_status brg__reducer_rebuild(brg_reducer *r)

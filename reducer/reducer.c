@@ -9,6 +9,7 @@
 #include "core/base/alloc.h"
 #include "core/base/options.h"
 #include "reducer/guard.h"
+#include "reducer/leaves.h"
 #include "reducer/verify.h"
 
 #define FIRST_BUCKET_BYTES ((size_t)1 << 20)
@@ -179,6 +180,7 @@ void brg__reducer_lay_out(brg_reducer *r)
                                 .count = planned->nbytes /
                                          brg_dtype_size(planned->dtype),
                                 .dtype = planned->dtype};
+        brg__leaves_lay_out(r, bucket, planned->offset);
         brg__bucket_arm(bucket);
         r->stats.n_bytes += planned->nbytes;
     }
@@ -189,7 +191,9 @@ void brg__reducer_lay_out(brg_reducer *r)
 brg_status brg__reducer_attach(brg_reducer *r)
 {
     void *arena;
-    BRG_TRY(brg_pg_alloc(r->pg, &arena, r->plan.nbytes));
+    size_t nbytes;
+    BRG_TRY(brg__leaves_arena(r, &nbytes));
+    BRG_TRY(brg_pg_alloc(r->pg, &arena, nbytes));
     r->arena = arena;
     brg__reducer_lay_out(r);
     return brg__hook_lay_out(r);

@@ -63,6 +63,10 @@ struct brg_reducer {
     uint8_t *notes;              /* of all ranks, then this one's (tail.c) */
     size_t n_works;              /* handles that the group keeps for it */
 
+    brg_leaf_run run; /* n_leaves 0: the default reduction (leaves.h) */
+    uint32_t leaf;    /* of the run, under way */
+    bool has_halves;  /* gradients whose partial sums are wider; with leaves */
+
     bool is_running; /* a step has begun */
     bool is_closing; /* what arrives now is late */
     bool has_failed; /* this rank has given the last step up */

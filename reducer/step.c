@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "core/base/clock.h"
-#include "reducer/reducer.h"
+#include "reducer/leaves.h"
 
 brg_status brg__reducer_check(const brg_reducer *r)
 {
@@ -109,14 +109,17 @@ void brg__reducer_take(brg_reducer *r, size_t i, bool is_used)
 {
     brg__member *member = &r->members[i];
     member->is_ready = true;
-    member->is_used = is_used;
+    member->is_used |= is_used; /* in any leaf */
     r->arrivals[r->n_ready++] = (uint32_t)i;
     if (!r->is_closing) {
         if (r->n_ready == r->n_params) /* a look at the clock is not free */
             r->stats.last_ready_ns = brg__clock_ns() - r->start_ns;
         r->stats.n_early = r->n_launched;
     }
-    brg__bucket_arrive(&r->buckets[member->bucket]);
+    if (brg__has_leaves(r) && !r->has_failed)
+        brg__leaf_take(r, i);
+    if (brg__leaf_is_last(r))
+        brg__bucket_arrive(&r->buckets[member->bucket]);
 }
 
 brg_status brg__reducer_arrive(brg_reducer *r, size_t i, bool is_used)
@@ -197,6 +200,7 @@ static void arm(brg_reducer *r)
     for (size_t i = 0; i < r->n_params; i++)
         r->members[i].is_ready = r->members[i].is_used = false;
     brg__inbox_clear(&r->inbox);
+    r->leaf = 0;
     r->is_running = false;
 }
 
@@ -250,7 +254,7 @@ brg_status brg__reducer_settle(brg_reducer *r)
             await_mark(r, i);
             continue;
         }
-        memset(r->members[i].slot, 0, r->members[i].nbytes);
+        memset(brg__leaf_home(r, i), 0, r->members[i].nbytes);
         (void)brg__reducer_arrive(r, i, false);
     }
     return brg__reducer_complete(r);
@@ -260,5 +264,6 @@ brg_status brg__reducer_give_up(brg_reducer *r)
 {
     BRG_TRY(brg__reducer_close(r));
     r->has_failed = r->n_launched < r->plan.n_buckets;
+    brg__leaf_skip(r);
     return brg__reducer_settle(r);
 }

@@ -9,7 +9,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "reducer/reducer.h"
+#include "reducer/leaves.h"
 #include "reducer/text.h"
 
 static float *tail_of(const brg_reducer *r)
@@ -91,7 +91,8 @@ static brg_status blame_missing(brg_reducer *r)
 
 static uint32_t count_of(const brg_reducer *r, float reduced)
 {
-    float n = r->options.sum ? reduced : reduced * (float)r->world_size;
+    float n =
+        r->options.sum ? reduced : reduced * (float)brg__reducer_divisor(r);
     return n > 0 ? (uint32_t)lroundf(n) : 0;
 }
 

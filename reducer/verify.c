@@ -18,7 +18,8 @@ typedef struct header {
     uint64_t n_params;
     uint64_t n_buffers;
     uint64_t caps[2];
-    uint64_t flags;
+    uint32_t flags;
+    uint32_t n_leaves;
     uint64_t hash; /* of the descriptors */
     uint64_t hook;
 } header;
@@ -102,6 +103,8 @@ static void add_options(brg__text *text, int rank, const header *h,
         if ((h->flags ^ other->flags) >> k & 1)
             brg__text_add(text, "%s %s ", flag_names[k],
                           h->flags >> k & 1 ? "on" : "off");
+    if (h->n_leaves != other->n_leaves)
+        brg__text_add(text, "%u leaves ", h->n_leaves);
     if (h->hook != other->hook)
         brg__text_add(text, "communication hook %016llx ",
                       (unsigned long long)h->hook);
@@ -213,6 +216,7 @@ brg_status brg__verify_ranks(brg_pg *pg, const brg__agreement *mine)
                   .n_buffers = mine->n_buffers,
                   .caps = {mine->caps[0], mine->caps[1]},
                   .flags = mine->flags,
+                  .n_leaves = mine->n_leaves,
                   .hook = mine->hook};
     size_t n_tensors = mine->n_params + mine->n_buffers;
     if (mine->status == BRG_OK)

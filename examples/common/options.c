@@ -15,6 +15,7 @@
 #include "common/world.h"
 
 #define EXIT_USAGE 2
+#define DEFAULT_LEAVES 8
 
 enum {
     KEY_DATA = 256,
@@ -28,6 +29,8 @@ enum {
     KEY_STEPS,
     KEY_EVAL_EVERY,
     KEY_SEED,
+    KEY_REDUCTION,
+    KEY_LEAVES,
     KEY_LR,
     KEY_EVAL_ONLY,
     KEY_COMPILE,
@@ -46,6 +49,12 @@ static const struct argp_option option_rows[] = {
     {"optimizer", KEY_OPTIMIZER, "NAME", 0, "sgd or adamw", 1},
     {"lr", KEY_LR, "X", 0, "Learning rate", 1},
     {"seed", KEY_SEED, "N", 0, "Of the initial values and the data order", 1},
+    {"reduction", KEY_REDUCTION, "NAME", 0,
+     "default, or reproducible: the same weights, bit for bit, from any number "
+     "of ranks",
+     1},
+    {"leaves", KEY_LEAVES, "N", 0,
+     "Parts of a batch whose gradients the reproducible reduction adds (8)", 1},
     {0, 0, 0, 0, "Files:", 2},
     {"data", KEY_DATA, "PATH", 0, "The data", 2},
     {"checkpoint", KEY_CHECKPOINT, "FILE", 0,
@@ -147,6 +156,14 @@ static error_t parse_number(int key, char *arg, const struct argp_state *state,
     }
 }
 
+static void choose_reduction(const struct argp_state *state, const char *text,
+                             train_options *options)
+{
+    static const char *const names[] = {"default", "reproducible", NULL};
+    const char *name = options_choice(state, "--reduction", text, names);
+    options->is_reproducible = strcmp(name, "reproducible") == 0;
+}
+
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
     static const char *const optimizers[] = {"sgd", "adamw", NULL};
@@ -174,11 +191,23 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         options->optimizer =
             options_choice(state, "--optimizer", arg, optimizers);
         return 0;
+    case KEY_REDUCTION:
+        choose_reduction(state, arg, options);
+        return 0;
+    case KEY_LEAVES:
+        options->leaves = options_int(state, "--leaves", arg, 1, 4096);
+        return 0;
     case KEY_COMPILE:
         options->is_compiled = true;
         return 0;
     case KEY_EVAL_ONLY:
         options->is_eval_only = true;
+        return 0;
+    case ARGP_KEY_END:
+        if (!options->is_reproducible)
+            options->leaves = 0;
+        else if (options->leaves == 0)
+            options->leaves = DEFAULT_LEAVES;
         return 0;
     case KEY_NO_PROGRESS:
         options->is_quiet = true;

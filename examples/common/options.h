@@ -22,7 +22,9 @@ typedef struct train_options {
     int64_t steps;      /* 0: all of the epochs */
     int64_t eval_every; /* steps; 0: at the end of epochs only */
     int64_t seed;
+    int64_t leaves; /* of the reproducible reduction; 0: the default one */
     double lr;
+    bool is_reproducible;
     bool is_eval_only;
     bool is_compiled; /* backward by a captured plan */
     bool is_quiet;    /* no progress */

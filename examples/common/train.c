@@ -29,8 +29,9 @@ typedef struct run {
     brg_optim *optim;
     brg_ddp *ddp;
     brg_sampler *sampler;
-    double *losses; /* of this step, one per rank */
-    FILE *log;      /* rank 0 only */
+    double *losses; /* of this step, one per rank or leaf */
+    int n_losses;
+    FILE *log; /* rank 0 only */
     progress progress;
     int64_t step;
     int64_t n_steps;
@@ -47,19 +48,20 @@ static brg_status fail(brg_status code, const char *what, const char *path)
 
 /* ---- One step ------------------------------------------------------------ */
 
-/* The mean over all samples of the batch: the sum over ranks of `losses`,
- * which each rank has weighted with its share of the samples. */
+/* The mean over all samples of the batch: the sum of `losses`, each weighted
+ * with its share of the samples. */
 static brg_status mean_loss(double *out, const run *r)
 {
     *out = 0;
-    for (int rank = 0; rank < r->w->size; rank++) {
-        if (!isfinite(r->losses[rank])) {
+    for (int i = 0; i < r->n_losses; i++) {
+        if (!isfinite(r->losses[i])) {
             r->w->failed_rank = 0; /* all know; one says so */
             return brg_error_set(BRG_ERR_NAN, __FILE__, __LINE__,
-                                 "rank %d, step %" PRId64 ": the loss is %f",
-                                 rank, r->step, r->losses[rank]);
+                                 "%s %d, step %" PRId64 ": the loss is %f",
+                                 r->options->leaves ? "leaf" : "rank", i,
+                                 r->step, r->losses[i]);
         }
-        *out += r->losses[rank];
+        *out += r->losses[i];
     }
     return BRG_OK;
 }
@@ -87,6 +89,52 @@ static brg_status forward_backward(double *loss, run *r, const brg_batch *batch)
     if (status != BRG_OK) {
         brg_work_release(work);
         return status;
+    }
+    BRG_TRY(brg_work_wait(work));
+    return mean_loss(loss, r);
+}
+
+/* One leaf of the batch; its weighted loss goes to `losses`. After the forward
+ * pass of the rank's last one the losses set out. */
+static brg_status run_leaf(run *r, const brg_batch *batch, uint32_t leaf,
+                           brg_work **losses)
+{
+    size_t n_leaves = (size_t)r->n_losses, n = batch->n;
+    size_t first = n * leaf / n_leaves, end = n * (leaf + 1) / n_leaves;
+    brg_batch part = *batch;
+    part.samples += first;
+    part.first = first;
+    part.n = end - first;
+    part.weight = (double)(part.n * n_leaves) / (double)n;
+    double value = 0;
+    brg_tensor *mine = r->task->loss(r->task->user, &part);
+    BRG_TRY(brg_tensor_item(mine, &value));
+    r->losses[leaf] = value * part.weight / (double)n_leaves;
+    if (losses != NULL)
+        BRG_TRY(brg_all_reduce(r->w->pg, losses, r->losses, n_leaves,
+                               BRG_DTYPE_F64, BRG_REDUCE_SUM));
+    if (part.weight != 1.0)
+        mine = brg_mul_scalar(mine, part.weight);
+    return brg_backward(mine);
+}
+
+/* The same under the reproducible reduction: leaf by leaf. */
+static brg_status run_leaves(double *loss, run *r, const brg_batch *batch)
+{
+    brg_work *work = NULL;
+    memset(r->losses, 0, (size_t)r->n_losses * sizeof *r->losses);
+    for (bool is_last = false; !is_last;) {
+        uint32_t leaf = 0;
+        brg_scope *scope = brg_scope_begin();
+        if (scope == NULL)
+            return brg_error_code();
+        is_last = brg_ddp_next_leaf(r->ddp, &leaf);
+        brg_status status = run_leaf(r, batch, leaf, is_last ? &work : NULL);
+        brg_scope_end(scope);
+        if (status != BRG_OK) {
+            brg_work_release(work);
+            return status;
+        }
     }
     BRG_TRY(brg_work_wait(work));
     return mean_loss(loss, r);
@@ -133,7 +181,8 @@ static brg_status train_step(run *r, const brg_batch *batch)
     brg_scope *scope = brg_scope_begin();
     if (scope == NULL)
         return brg_error_code();
-    brg_status status = forward_backward(&loss, r, batch);
+    brg_status status = r->options->leaves ? run_leaves(&loss, r, batch)
+                                           : forward_backward(&loss, r, batch);
     if (status == BRG_OK)
         status = update(r);
     brg_scope_end(scope);
@@ -218,18 +267,22 @@ static brg_status run_epochs(run *r)
 static brg_status open_sampler(run *r)
 {
     const train_options *options = r->options;
-    if (options->batch < r->w->size || options->batch > r->task->n_samples)
+    if (options->batch < r->n_losses || options->batch > r->task->n_samples)
         return brg_error_set(BRG_ERR_ARG, __FILE__, __LINE__,
-                             "--batch is %" PRId64 ", expected %d (ranks) to "
+                             "--batch is %" PRId64 ", expected %d (%s) to "
                              "%" PRId64 " (samples of the data)",
-                             options->batch, r->w->size, r->task->n_samples);
+                             options->batch, r->n_losses,
+                             options->leaves ? "leaves" : "ranks",
+                             r->task->n_samples);
+    /* Leaves are taken from the whole batch. */
+    bool is_whole = options->leaves > 0;
     BRG_TRY(brg_sampler_create(
         &r->sampler,
         &(brg_sampler_options){.struct_size = sizeof(brg_sampler_options),
                                .n_samples = r->task->n_samples,
                                .global_batch = options->batch,
-                               .rank = r->w->rank,
-                               .world_size = r->w->size,
+                               .rank = is_whole ? 0 : r->w->rank,
+                               .world_size = is_whole ? 1 : r->w->size,
                                .seed = (uint64_t)options->seed,
                                .shuffle = true,
                                .drop_last = true}));
@@ -270,10 +323,11 @@ static brg_status open_optim(run *r)
 /* What can fail on one rank alone; the ranks agree on it afterwards. */
 static brg_status open_local(run *r)
 {
-    r->losses = calloc((size_t)r->w->size, sizeof *r->losses);
+    r->n_losses = r->options->leaves ? (int)r->options->leaves : r->w->size;
+    r->losses = calloc((size_t)r->n_losses, sizeof *r->losses);
     if (r->losses == NULL)
         return brg_error_set(BRG_ERR_NOMEM, __FILE__, __LINE__,
-                             "no memory for %d losses", r->w->size);
+                             "no memory for %d losses", r->n_losses);
     BRG_TRY(open_sampler(r));
     BRG_TRY(open_log(r));
     BRG_TRY(open_optim(r));
@@ -312,8 +366,12 @@ static brg_status open_ddp(run *r)
         brg_params_tensors(r->task->params, BRG_PARAM_TRAINED, &n);
     brg_tensor *const *buffers =
         brg_params_tensors(r->task->params, BRG_PARAM_BUFFER, &n_buffers);
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    options.n_leaves = (uint32_t)r->options->leaves;
+    if (options.n_leaves > 0)
+        options.reduction = BRG_REDUCTION_REPRODUCIBLE;
     return brg_ddp_create(&r->ddp, r->w->pg, tensors, n, buffers, n_buffers,
-                          NULL);
+                          &options);
 }
 
 static brg_status run_all(train_result *out, run *r)

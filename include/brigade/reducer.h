@@ -178,6 +178,19 @@ typedef enum brg_ddp_mode {
     BRG_DDP_CAPTURED /* a compiled one; an eager one is served all the same */
 } brg_ddp_mode;
 
+/* In which order gradients are summed. */
+typedef enum brg_reduction_kind {
+    BRG_REDUCTION_DEFAULT, /* each rank's, in the order of the ranks */
+    /* n_leaves of them, in one fixed binary tree: the bits do not depend on
+     * the world size, the buckets or the backend (docs/reproducible.md). The
+     * global batch is cut into n_leaves micro-batches; a rank has those of
+     * brg_leaf_run_of, in order, and each of its backwards is the next one.
+     * After the last, .grad is the average over leaves (or their sum). Before
+     * each, .grad must be NULL, and is so after all but the last;
+     * brg_ddp_set_sync must stay on. */
+    BRG_REDUCTION_REPRODUCIBLE
+} brg_reduction_kind;
+
 typedef struct brg_ddp_options {
     size_t struct_size;
     size_t first_bucket_bytes; /* as for the reducer */
@@ -187,6 +200,8 @@ typedef struct brg_ddp_options {
     bool keep_order;
     brg_ddp_mode mode;
     brg_comm_hook *hook; /* borrowed */
+    brg_reduction_kind reduction;
+    uint32_t n_leaves; /* world size to 4096; 0 with the default reduction */
 } brg_ddp_options;
 
 #define BRG_DDP_OPTIONS_INIT                                                   \
@@ -215,6 +230,11 @@ BRG_API void brg_ddp_destroy(brg_ddp *ddp);
  * On at the start; to be switched for the same backwards on every rank.
  * Returns what it was. */
 BRG_API bool brg_ddp_set_sync(brg_ddp *ddp, bool is_on);
+
+/* Fills the number, among all leaves, of the one that the next backward counts
+ * as; true if it is this rank's last. Under the default reduction false, and
+ * nothing is filled. */
+BRG_API bool brg_ddp_next_leaf(const brg_ddp *ddp, uint32_t *leaf);
 
 /* Collective: gives every rank the buffers of rank 0. */
 BRG_API BRG_NODISCARD brg_status brg_ddp_sync_buffers(brg_ddp *ddp);

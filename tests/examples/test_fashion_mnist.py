@@ -44,6 +44,15 @@ class Training(FashionMnistTest):
             self.assert_losses_close(self.folder / "losses0",
                                      self.folder / f"losses{ranks}", 1e-4)
 
+    def test_one_hash_at_any_world_size(self):
+        for model in "mlp", "cnn":
+            hashes = {
+                self.train("--model", model, "--steps", 4, "--batch", 16,
+                           "--reduction", "reproducible",
+                           ranks=ranks).result["params_hash"]
+                for ranks in (0, 2, 3)}
+            self.assertEqual(len(hashes), 1)
+
     def test_evaluation_counts_each_sample_once(self):
         for ranks in 0, 2, 3:
             run = self.train("--eval-only", ranks=ranks)

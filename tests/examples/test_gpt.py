@@ -58,6 +58,27 @@ class GptTest(ProgramTest):
                 self.assertEqual(eager.result["params_hash"],
                                  plan.result["params_hash"])
 
+    def test_one_hash_at_any_world_size(self):
+        hashes = set()
+        for ranks in 0, 2, 3, 4:
+            run = self.train("--steps", 6, "--reduction", "reproducible",
+                             "--leaves", 6, ranks=ranks)
+            hashes.add(run.result["params_hash"])
+        self.assertEqual(len(hashes), 1)
+        other = self.train("--steps", 6, "--reduction", "reproducible")
+        self.assertNotIn(other.result["params_hash"], hashes)  # 8 leaves
+
+    def test_resume_at_another_world_size(self):
+        state = self.folder / "state"
+        how = "--reduction", "reproducible", "--decay-steps", 8
+        whole = self.train("--steps", 8, *how, ranks=2)
+        self.train("--steps", 5, *how, "--checkpoint", state, ranks=3)
+        for ranks in 0, 4:
+            rest = self.train("--steps", 8, *how, "--resume", state,
+                              "--compile", ranks=ranks)
+            self.assertEqual(whole.result["params_hash"],
+                             rest.result["params_hash"])
+
     def test_sample(self):
         run = self.train("--steps", 2, "--sample", 30, "--prompt", "the",
                          "--temperature", 0)
@@ -68,6 +89,11 @@ class GptTest(ProgramTest):
     def test_failures(self):
         self.refuse("--dim", 18, "--heads", 4, says=["--dim", "--heads"])
         self.refuse("--layers", 0, says=["--layers"])
+        self.refuse("--reduction", "ring", says=["--reduction", "ring"])
+        self.refuse("--reduction", "reproducible", "--leaves", 13,
+                    says=["--batch is 12", "13 (leaves)"])
+        self.refuse("--reduction", "reproducible", "--leaves", 2, ranks=3,
+                    says=["2 leaves", "3 (the world size)"])
         self.refuse("--temperature", "warm", says=["--temperature", "warm"])
         self.refuse("--lr", "1e30", "--clip", 0, ranks=2,
                     says=["rank", "step"])
