@@ -56,7 +56,7 @@ static brg_status make_ready(brg__segment *s, const brg__traced_call *call,
 {
     brg__captured *c = &s->captured;
     if (has_passes)
-        BRG_TRY(brg__passes_run(&c->forward, BRG_COMPILE_BACKEND_FUSED));
+        BRG_TRY(brg__passes_run(&c->forward, BRG_COMPILE_BACKEND_PASSES));
     BRG_TRY(note_constants(s));
     s->outputs = brg__mem_alloc_array(
         (size_t)c->n_outputs + 1, sizeof *s->outputs, "a segment's results");

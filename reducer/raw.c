@@ -48,8 +48,7 @@ static brg_status check_index(const brg_reducer *r, size_t i, const char *what)
 static brg_status own(brg_reducer *r, const char *what)
 {
     BRG_TRY(check_raw(r, what));
-    if (r->owner != this_thread()) /* other threads read it */
-        r->owner = this_thread();
+    r->owner = this_thread();
     return brg__reducer_check(r);
 }
 

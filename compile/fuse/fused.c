@@ -245,18 +245,35 @@ static void share_buffers(brg__fused *f)
     f->n_buffers = f->n_loads + n + 1;
 }
 
+static brg__fused *new_fused(const brg__group *group)
+{
+    size_t n = (size_t)group->n_ops, n_sums = 0;
+    for (int k = 0; k < group->n_ops; k++)
+        n_sums += group->ops[k].is_sum;
+    brg__fused *f = brg__mem_alloc(sizeof *f + n * sizeof *f->ops +
+                                       n_sums * sizeof *f->sums +
+                                       (2 * n + 1) * sizeof *f->p,
+                                   "a group");
+    if (!f)
+        return NULL;
+    f->group = group;
+    f->ops = (brg__fused_op *)(void *)(f + 1);
+    f->sums = (brg__fused_sum *)(void *)(f->ops + n);
+    f->p = (double *)(void *)(f->sums + n_sums);
+    return f;
+}
+
 /* ---- Life ------------------------------------------------------------------------- */
 
 brg_status brg__fused_create(brg__fused **out, const brg__group *group,
                              brg_tensor *const *in, brg_tensor *const *outputs,
                              const brg_tensor *results)
 {
-    brg__fused *f = BRG__NEW(brg__fused);
+    brg__fused *f = new_fused(group);
     brg_tensor *made = (brg_tensor *)(uintptr_t)results;
     *out = f;
     if (!f)
         return BRG_ERR_NOMEM;
-    f->group = group;
     f->type = type_of(group, in, made);
     f->item = brg__ctype_size(f->type);
     f->rows = brg__row_kernels_of(f->type == BRG__F64 ? BRG_DTYPE_F64

@@ -56,10 +56,10 @@ typedef struct brg__fused {
     int load[BRG__GROUP_MAX_IN];   /* the operand of each load */
     int store[BRG__GROUP_MAX_OUT]; /* the output of each store */
     int n_ops;
-    brg__fused_op ops[BRG__GROUP_MAX_OPS];
-    double p[2 * BRG__GROUP_MAX_OPS];
     int n_sums;
-    brg__fused_sum sums[BRG__GROUP_MAX_OUT];
+    brg__fused_op *ops; /* these three behind it */
+    brg__fused_sum *sums;
+    double *p; /* two of each op, and a zero */
     const brg__row_kernels *rows;
     int n_buffers;
     size_t buffer_bytes;

@@ -42,6 +42,17 @@ brg__sum_kind brg__sum_of_dims(int ndim, uint8_t ones, uint32_t dims, int *cut)
     return last == 0 ? BRG__SUM_COLUMNS : BRG__SUM_ROWS;
 }
 
+brg__group *brg__group_create(int n_ops)
+{
+    brg__group *g = brg__mem_alloc(
+        sizeof *g + (size_t)n_ops * sizeof(brg__group_op), "a group");
+    if (!g)
+        return NULL;
+    g->n_ops = n_ops;
+    g->ops = (brg__group_op *)(void *)(g + 1);
+    return g;
+}
+
 /* ---- Text --------------------------------------------------------------------- */
 
 typedef struct text {

@@ -34,8 +34,11 @@ typedef struct brg__group {
     int n_in;
     int n_ops;
     int n_out;
-    brg__group_op ops[BRG__GROUP_MAX_OPS];
+    brg__group_op *ops; /* behind it, in brg__group_create */
 } brg__group;
+
+/* Room for so many ops; free with brg__mem_free. NULL when out of memory. */
+brg__group *brg__group_create(int n_ops);
 
 /* What a sum takes together: the trailing dims of each row, or the rows of
  * each column, where the space is cut before dim `cut`. */

@@ -176,6 +176,8 @@ static void find_roots(fuser *f)
         for (int j = 0; j < node->n_out && (is_view || hands_out(node)); j++)
             if (j < node->n_in && in_of(f, at)[j] != NONE)
                 f->root[node->first_out + j] = f->root[in_of(f, at)[j]];
+        for (int j = 0; j < node->n_out && hands_out(node); j++)
+            f->is_handed[f->root[node->first_out + j]] = true;
         for (int i = 0; i < node->n_in && hands_out(node); i++)
             if (in_of(f, at)[i] != NONE)
                 f->is_handed[f->root[in_of(f, at)[i]]] = true;
@@ -487,11 +489,10 @@ static brg_status add_group(fuser *f, const cluster *c, int *to)
     int64_t after = -1;
     if (!trial_add_cluster(&t, c) || !find_inputs(f, &t, &after))
         return BRG_FAIL(BRG_ERR_INTERNAL, "fuse: a cluster came apart");
-    brg__group *g = BRG__NEW(brg__group);
+    brg__group *g = brg__group_create(t.n);
     if (!g)
         return BRG_ERR_NOMEM;
     g->n_in = t.n_in;
-    g->n_ops = t.n;
     for (int m = 0; m < t.n; m++)
         fill_op(f, g, &t, c, m);
     brg__ir_node node = {.kind = BRG__IR_FUSED,

@@ -39,6 +39,7 @@ brg_status brg__passes_run(brg__ir *ir, brg_compile_backend backend)
 {
     BRG_TRY(brg__ir_verify(ir));
     dump(ir, NULL, 0);
+    ir->wants_kernels = backend == BRG_COMPILE_BACKEND_FUSED;
     for (size_t i = 0; i < sizeof passes / sizeof *passes; i++) {
         size_t n_before = ir->nodes.n;
         if (passes[i].backend > backend)

@@ -26,6 +26,7 @@ static inline int pick(chance *c, int n)
 /* A group, its operands, its results by eager ops (borrowed from the scope). */
 typedef struct group_case {
     brg__group group;
+    brg__group_op ops[BRG__GROUP_MAX_OPS];
     brg_dtype dtype;
     int ndim;
     int64_t shape[BRG_MAX_DIMS];
@@ -176,6 +177,7 @@ static inline void random_group(chance *c, group_case *g, brg_dtype dtype)
 {
     memset(g, 0, sizeof *g);
     g->dtype = dtype;
+    g->group.ops = g->ops;
     random_space(c, g);
     g->group.n_in = 3 + pick(c, 4);
     g->group.n_ops = 2 + pick(c, 14);

@@ -79,7 +79,8 @@ static void test_fuse__sums_of_dims(void **state)
 static void test_fuse__group_has_a_stable_text(void **state)
 {
     (void)state;
-    brg__group g = {.n_in = 2, .n_ops = 3, .n_out = 2};
+    brg__group_op ops[3];
+    brg__group g = {.n_in = 2, .n_ops = 3, .n_out = 2, .ops = ops};
     g.ops[0] = (brg__group_op){&brg__op_mul, .n_in = 2, .in = {0, 1},
                                .out = BRG__GROUP_NONE};
     g.ops[1] = (brg__group_op){&brg__op_relu, .n_in = 1, .in = {2}, .out = 0};
@@ -97,7 +98,8 @@ static void test_fuse__group_has_a_stable_text(void **state)
 static void test_fuse__verify_names_what_is_wrong(void **state)
 {
     (void)state;
-    brg__group g = {.n_in = 1, .n_ops = 2, .n_out = 1};
+    brg__group_op ops[2];
+    brg__group g = {.n_in = 1, .n_ops = 2, .n_out = 1, .ops = ops};
     g.ops[0] = (brg__group_op){&brg__op_neg, .n_in = 1, .in = {2}, .out = 0};
     g.ops[1] = (brg__group_op){&brg__op_neg, .n_in = 1, .in = {0},
                                .out = BRG__GROUP_NONE};
