@@ -18,7 +18,7 @@
 
 /* n elements of each: out[] are the values that leave the group or are summed,
  * in the order of their ops; in[] the operands that are read; p[] two scalars
- * of each op. All of the compute type, none overlaps another. */
+ * of each op, then 0. All of the compute type, none overlaps another. */
 typedef void (*brg__fused_fn)(size_t n, void *const *out, const void *const *in,
                               const double *p);
 

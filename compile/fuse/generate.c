@@ -54,9 +54,19 @@ const char *brg__generate_refuses(const brg__fused *fused)
     return n_ops == 0 ? "it holds sums only" : NULL;
 }
 
-static const char *type_name(const brg__fused *f)
+/* Compilers make one rounding of a product and a sum that reads it: a result
+ * that may be a product is hidden from the ops that add. */
+static bool is_hidden(const brg__fused *f, int k)
 {
-    return f->type == BRG__F64 ? "double" : "float";
+    const char *expr = f->group->ops[k].op->expr;
+    if (!strchr(expr, '*') && !strstr(expr, "FN("))
+        return false;
+    for (int u = k + 1; u < f->n_ops; u++)
+        for (int i = 0; f->ops[u].kernel && i < f->group->ops[u].n_in; i++)
+            if (f->ops[u].in[i] == f->ops[k].to &&
+                strpbrk(f->group->ops[u].op->expr, "+-("))
+                return true;
+    return false;
 }
 
 static brg_status put_op(text *t, const brg__fused *f, int k, int *n_exports)
@@ -69,8 +79,9 @@ static brg_status put_op(text *t, const brg__fused *f, int k, int *n_exports)
         BRG_TRY(put(t, "            const T %c = v%d;\n", names[i], op->in[i]));
     if (strstr(from->op->expr, "p["))
         BRG_TRY(put(t, "            const T *const p = s + %d;\n", 2 * k));
-    BRG_TRY(put(t, "            v%d = KEEP((T)(%s));\n        }\n", op->to,
-                from->op->expr));
+    BRG_TRY(put(t, "            v%d = %s(T)(%s)%s;\n        }\n", op->to,
+                is_hidden(f, k) ? "HIDE(" : "", from->op->expr,
+                is_hidden(f, k) ? ")" : ""));
     if (op->is_export)
         BRG_TRY(put(t, "        o%d[i] = v%d;\n", (*n_exports)++, op->to));
     return BRG_OK;
@@ -94,6 +105,7 @@ static brg_status put_kernel(text *t, const brg__fused *f)
                 "    for (int k = 0; k < %d; k++)\n"
                 "        s[k] = (T)scalars[k];\n",
                 2 * f->n_ops));
+    BRG_TRY(put(t, "    const U zero = (U)scalars[%d];\n", 2 * f->n_ops));
     for (int i = 0; i < count_exports(f); i++)
         BRG_TRY(put(t, "    T *restrict const o%d = out[%d];\n", i, i));
     for (int i = 0; i < f->n_loads; i++)
@@ -120,20 +132,25 @@ static brg_status put_preamble(text *t)
                "#if defined(__GNUC__) && !defined(__clang__)\n"
                "#define INDEPENDENT _Pragma(\"GCC ivdep\")\n"
                "#else\n#define INDEPENDENT\n#endif\n"
-               "#if !defined(__clang__) && defined(__GNUC__) && "
-               "__GNUC__ >= 12\n"
-               "#define KEEP(x) __builtin_assoc_barrier(x)\n"
-               "#else\n#define KEEP(x) (x)\n#endif\n");
+               "/* Its bits, by a number that only the caller knows is 0. */\n"
+               "#define HIDE(x) UNBITS(BITS(x) ^ zero)\n");
 }
 
 static brg_status put_named(text *t, const brg__fused *f, const text *body,
                             int number)
 {
-    BRG_TRY(put(t, "\n#define T %s\n#define FN(name) brg__%s_##name\n",
-                type_name(f), f->type == BRG__F64 ? "f64" : "f32"));
+    bool is_f64 = f->type == BRG__F64;
+    BRG_TRY(
+        put(t,
+            "\n#define T %s\n#define U %s\n#define FN(name) brg__%s_##name\n"
+            "#define BITS brg__vm_bits%s\n#define UNBITS brg__vm_%s\n",
+            is_f64 ? "double" : "float", is_f64 ? "uint64_t" : "uint32_t",
+            is_f64 ? "f64" : "f32", is_f64 ? "64" : "",
+            is_f64 ? "double" : "float"));
     BRG_TRY(put(t, "void brg_kernel_%d", number));
     BRG_TRY(put_bytes(t, body->at, body->n));
-    return put(t, "#undef T\n#undef FN\n");
+    return put(t, "#undef T\n#undef U\n#undef FN\n#undef BITS\n"
+                  "#undef UNBITS\n");
 }
 
 static bool is_same(const text *a, const text *b)

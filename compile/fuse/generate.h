@@ -2,11 +2,11 @@
  * C source for groups: one loop a group, over tiles of contiguous values.
  *
  * Each op is the expression of its row in ops.def, with the functions of
- * core/ops/vmath.h, as in the eager kernels; a value is kept from being
- * contracted with the op that reads it. Compiled for the same instruction set
- * the results are those of the eager kernels, but for what the compiler makes
- * of products and sums inside one expression: at most one unit in the last
- * place an op of that kind (tests/compile/test_kernels.c). */
+ * core/ops/vmath.h, as in the eager kernels, compiled for the same instruction
+ * set; a product is kept from being contracted with the op that adds it. So the
+ * bits of +, -, *, /, comparisons and choices are the eager ones; an expression
+ * that the compiler contracts otherwise than in the eager kernel differs by a
+ * unit in the last place or two (tests/compile/test_kernels.c). */
 #ifndef BRG_COMPILE_FUSE_GENERATE_H
 #define BRG_COMPILE_FUSE_GENERATE_H
 

@@ -134,8 +134,11 @@ static struct {
     char name[BRG__TOOLCHAIN_TEXT]; /* that was asked */
     char identity[BRG__TOOLCHAIN_TEXT];
     bool works;
-    bool is_clang;
 } known;
+
+/* As the library's own kernels. */
+static const char flags[] = "-std=c11 -O3 -shared -fPIC -w -fno-math-errno "
+                            "-fno-trapping-math -ffp-contract=fast";
 
 static const char *isa_flags(void)
 {
@@ -147,12 +150,6 @@ static const char *isa_flags(void)
         return "-mavx2 -mfma -mf16c";
 #endif
     return "";
-}
-
-/* clang: within an expression only; gcc knows no such thing. */
-static const char *contract_flag(void)
-{
-    return known.is_clang ? "-ffp-contract=on" : "-ffp-contract=fast";
 }
 
 static brg_status ask(const char *name)
@@ -168,9 +165,8 @@ static brg_status ask(const char *name)
     first_line(words, version, sizeof version);
     (void)unlink(words);
     BRG_TRY(status);
-    known.is_clang = strstr(version, "clang") != NULL;
     snprintf(known.identity, sizeof known.identity, "%s | %s | %s %s", name,
-             version, contract_flag(), isa_flags());
+             version, flags, isa_flags());
     return BRG_OK;
 }
 
@@ -208,18 +204,15 @@ bool brg__toolchain_identity(char text[BRG__TOOLCHAIN_TEXT])
 brg_status brg__toolchain_run(const char *source, const char *object,
                               const char *words)
 {
-    char flags[256], *rest = NULL, *args[MAX_ARGS];
+    char words_of[256], *rest = NULL, *args[MAX_ARGS];
     char name[BRG__TOOLCHAIN_TEXT];
     int n = 0;
     pthread_mutex_lock(&lock);
-    snprintf(flags, sizeof flags,
-             "-std=c11 -O3 -shared -fPIC -w -fno-math-errno "
-             "-fno-trapping-math %s %s",
-             contract_flag(), isa_flags());
     memcpy(name, known.name, sizeof name);
     pthread_mutex_unlock(&lock);
     args[n++] = name;
-    for (char *flag = strtok_r(flags, " ", &rest); flag;
+    snprintf(words_of, sizeof words_of, "%s %s", flags, isa_flags());
+    for (char *flag = strtok_r(words_of, " ", &rest); flag;
          flag = strtok_r(NULL, " ", &rest))
         args[n++] = flag;
     args[n++] = "-o";
