@@ -78,7 +78,6 @@ typedef struct brg__ir_node {
     int group;             /* FUSED: which of the groups */
     brg__hook_range hooks; /* which of the list: hook nodes */
     brg__ir_bucket bucket; /* PACK, START, WAIT, WRITE_BACK */
-    int group;             /* FUSED: which of the groups */
     int n_in, n_out;
     int first_in;  /* in `operands`: value ids, NONE where there is none */
     int first_out; /* value ids are consecutive: first_out .. + n_out */
