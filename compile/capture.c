@@ -10,6 +10,7 @@
 
 #include "compile/capture_inside.h"
 #include "compile/segment.h"
+#include "core/autograd/context.h"
 #include "core/base/error.h"
 #include "core/ops/op.h"
 
@@ -36,7 +37,7 @@ brg_status brg__capture_value(brg__capturing *c, brg__ir_value value,
     return BRG_OK;
 }
 
-static brg_status input_value(brg__capturing *c, int input, int *id)
+brg_status brg__capture_input(brg__capturing *c, int input, int *id)
 {
     *id = c->input_value.at[input];
     if (*id != BRG__IR_NONE)
@@ -80,6 +81,8 @@ brg_status brg__capture_operand(brg__capturing *c, brg_tensor *t, int *id)
         return BRG_OK;
     }
     char text[BRG_TENSOR_TEXT_MAX];
+    if (c->trace && t->ndim > 0) /* of the sizes of this run */
+        c->trace->has_read_value = true;
     if (!t->storage)
         return BRG_FAIL(BRG_ERR_UNSUPPORTED,
                         "capture: a gradient rule made %s without a value",
@@ -206,14 +209,33 @@ brg__layout brg__capture_row_major(const brg__capturing *c, int id)
 
 /* ---- The rule of an op --------------------------------------------------------------------- */
 
+/* Whether a tensor packed by the same hooks is unpacked before. */
+static bool has_unpacked(const brg__capturing *c, const brg__pack_hooks *pack)
+{
+    for (size_t at = 0; at < c->ir->nodes.n; at++) {
+        const brg__ir_node *n = &c->ir->nodes.at[at];
+        if (n->kind == BRG__IR_UNPACK &&
+            c->task->visits.at[n->visit].node->saved[n->slot].pack == pack)
+            return true;
+    }
+    return false;
+}
+
 /* A tensor packed by hooks: unpacked here, when the plan runs. */
-static brg_status trace_unpack(brg__capturing *c, const brg_node *node,
+brg_status brg__capture_unpack(brg__capturing *c, const brg_node *node,
                                uint16_t k, brg_tensor **symbol)
 {
     brg__layout layout = brg__layout_of(node->saved[k].tensor);
     brg__shape_strides(layout.ndim, layout.shape, layout.stride);
-    brg__ir_node unpack = {
-        .kind = BRG__IR_UNPACK, .visit = (int)c->visit, .slot = k, .n_out = 1};
+    const brg__pack_hooks *pack = node->saved[k].pack;
+    bool is_split =
+        pack->hooks.split == BRG_PACK_SPLIT_EACH ||
+        (pack->hooks.split == BRG_PACK_SPLIT_FIRST && !has_unpacked(c, pack));
+    brg__ir_node unpack = {.kind = BRG__IR_UNPACK,
+                           .visit = (int)c->visit,
+                           .slot = k,
+                           .is_split = is_split,
+                           .n_out = 1};
     int id;
     BRG_TRY(brg__capture_node(c, unpack, NULL, 0, &layout, &id));
     *symbol = c->symbols.at[id];
@@ -229,21 +251,21 @@ static brg_status symbols_of_saved(brg__capturing *c, const brg_node *node,
         unsigned bit = (unsigned)__builtin_ctz(mask);
         brg_tensor **to = bit & 8u ? &out[bit & 7u] : &in[bit & 7u];
         if (node->saved[k].pack) {
-            BRG_TRY(trace_unpack(c, node, k, to));
+            BRG_TRY(brg__capture_unpack(c, node, k, to));
             continue;
         }
         if (inputs[k] == BRG__IR_NONE || *to)
             continue;
         int id;
-        BRG_TRY(input_value(c, inputs[k], &id));
+        BRG_TRY(brg__capture_input(c, inputs[k], &id));
         *to = c->symbols.at[id];
     }
     return BRG_OK;
 }
 
 /* Makes a gradient fit its slot, by reference to the slot's sizes. */
-static brg_status fit(brg__capturing *c, const brg_node *node, uint16_t i,
-                      brg_tensor **grad)
+brg_status brg__capture_fit(brg__capturing *c, const brg_node *node, uint16_t i,
+                            brg_tensor **grad)
 {
     const brg__edge *edge = &node->edges[i];
     const brg__slot *slot = &edge->node->slots[edge->slot];
@@ -290,7 +312,7 @@ static brg_status trace_rule(brg__capturing *c, brg_node *node,
         const brg__edge *edge = &node->edges[i];
         if (!v.grad_in[i] || !edge->node)
             continue;
-        BRG_TRY(fit(c, node, i, &v.grad_in[i]));
+        BRG_TRY(brg__capture_fit(c, node, i, &v.grad_in[i]));
         BRG_TRY(brg__capture_operand(c, v.grad_in[i], &grad_in[i]));
     }
     return BRG_OK;
@@ -307,8 +329,11 @@ static brg_status trace_call(brg__capturing *c, const brg_node *node,
         if (node->edges[i].node)
             layouts[i] = brg__capture_slot_layout(
                 &node->edges[i].node->slots[node->edges[i].slot]);
-    brg__ir_node call = {
-        .kind = BRG__IR_CALL, .visit = (int)c->visit, .n_out = node->n_edges};
+    brg__ir_node call = {.kind = BRG__IR_CALL,
+                         .visit = (int)c->visit,
+                         .is_split = brg__node_tracing(node) ==
+                                     BRG_FUNCTION_UNTRACEABLE,
+                         .n_out = node->n_edges};
     BRG_TRY(brg__capture_node(c, call, grads, node->n_slots, layouts, outs));
     for (uint16_t i = 0; i < node->n_edges; i++)
         if (node->edges[i].node && brg__task_runs(c->task, node->edges[i].node))
@@ -344,8 +369,8 @@ static brg_status saved_symbol(brg__capturing *c, const brg_node *node,
 {
     int input = c->c->saved_input.at[c->c->first_saved.at[c->visit] + k], id;
     if (node->saved[k].pack)
-        return trace_unpack(c, node, k, symbol);
-    BRG_TRY(input_value(c, input, &id));
+        return brg__capture_unpack(c, node, k, symbol);
+    BRG_TRY(brg__capture_input(c, input, &id));
     *symbol = c->symbols.at[id];
     return BRG_OK;
 }
@@ -402,7 +427,7 @@ static brg_status trace_segment(brg__capturing *c, const brg_node *node,
 {
     splice s = {brg__segment_of(node), node, NULL};
     const brg__ir *ir = &s.segment->captured.backward;
-    if (!brg__grad_mode_is_off)
+    if (c->c->records_graph)
         return brg__segment_refuse_higher_order();
     s.symbols = brg__mem_alloc_array(ir->values.n + 1, sizeof *s.symbols,
                                      "a segment's symbols");
@@ -431,14 +456,21 @@ static brg_status trace_apply(brg__capturing *c, brg_node *node,
         return BRG_OK;
     if (brg__node_is_accumulate(node))
         return brg__capture_accumulate(c, node, grads);
-    bool is_segment = brg__segment_of(node) != NULL;
-    if (!node->op && !is_segment)
-        return trace_call(c, node, grads, grad_in);
+    bool is_done = true;
+    brg_status status = BRG_OK;
     brg_scope *scope = brg_scope_begin();
     if (!scope)
         return BRG_ERR_NOMEM;
-    brg_status status = is_segment ? trace_segment(c, node, grads, grad_in)
-                                   : trace_rule(c, node, grads, grad_in);
+    if (node->op)
+        status = trace_rule(c, node, grads, grad_in);
+    else if (brg__segment_of(node))
+        status = trace_segment(c, node, grads, grad_in);
+    else if (brg__node_tracing(node) == BRG_FUNCTION_TRACEABLE)
+        status = brg__capture_function(c, node, grads, grad_in, &is_done);
+    else
+        is_done = false;
+    if (status == BRG_OK && !is_done)
+        status = trace_call(c, node, grads, grad_in);
     brg_scope_end(scope);
     return status;
 }
@@ -511,7 +543,7 @@ static brg_status start(brg__capturing *c)
     for (size_t i = 0; i < n_buffers; i++) {
         int id = BRG__IR_NONE;
         if (c->c->root_input.at[i] != BRG__IR_NONE)
-            BRG_TRY(input_value(c, c->c->root_input.at[i], &id));
+            BRG_TRY(brg__capture_input(c, c->c->root_input.at[i], &id));
         c->buffers.at[c->buffers.n++] = id;
     }
     c->ir->n_inputs = (int)n_inputs;

@@ -6,6 +6,7 @@
 
 #include "compile/collect.h"
 #include "compile/ir.h"
+#include "core/autograd/context.h"
 #include "core/ops/op.h"
 
 typedef struct brg__capturing {
@@ -18,6 +19,7 @@ typedef struct brg__capturing {
     BRG__ARRAY(int) input_value;      /* value of each input, or NONE */
     uint32_t visit;                   /* whose rule is being called */
     int n_segments;                   /* met so far */
+    brg__call_trace *trace;           /* of the function being called */
     bool is_splicing;                 /* an op of a segment's backward */
 } brg__capturing;
 
@@ -42,6 +44,22 @@ brg_status brg__capture_token(brg__capturing *c, brg__ir_node node,
 
 brg__layout brg__capture_slot_layout(const brg__slot *slot);
 brg__layout brg__capture_row_major(const brg__capturing *c, int id);
+
+/* The value of an input of the plan. */
+brg_status brg__capture_input(brg__capturing *c, int input, int *id);
+/* A tensor packed by hooks: unpacked here, when the plan runs. */
+brg_status brg__capture_unpack(brg__capturing *c, const brg_node *node,
+                               uint16_t k, brg_tensor **symbol);
+/* Makes a gradient fit its slot, by reference to the slot's sizes. */
+brg_status brg__capture_fit(brg__capturing *c, const brg_node *node, uint16_t i,
+                            brg_tensor **grad);
+
+/* ---- capture_function.c: traceable functions --------------------------------- */
+
+/* Its backward, called with symbols; *is_done false: it has to be called by
+ * the plan after all. */
+brg_status brg__capture_function(brg__capturing *c, brg_node *node,
+                                 const int *grads, int *grad_in, bool *is_done);
 
 /* ---- capture_hooks.c: of the node of c->visit -------------------------------- */
 

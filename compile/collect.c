@@ -86,10 +86,19 @@ static void put_tensor(brg__bytes *key, int input, const brg_tensor *t)
 }
 
 /* Only of what kind it is: the packed value stays with its node. */
-static void put_packed(brg__collected *c, const brg_tensor *like)
+static brg_status put_packed(brg__collected *c, const brg__saved *saved)
 {
+    const brg_tensor *like = saved->tensor;
+    uint8_t split = (uint8_t)saved->pack->hooks.split;
+    bool is_first = false;
+    uint32_t unused;
+    if (split == BRG_PACK_SPLIT_FIRST)
+        BRG_TRY(brg__map_put(&c->index, saved->pack, 0, &unused, &is_first));
     put_tensor(&c->key, PACKED, like);
+    PUT(&c->key, split);
+    PUT(&c->key, is_first);
     put_sizes(c, like->ndim, like->shape);
+    return BRG_OK;
 }
 
 static brg_status collect_saved(brg__collected *c, brg_node *node,
@@ -100,7 +109,7 @@ static brg_status collect_saved(brg__collected *c, brg_node *node,
         if (!saved->tensor)
             c->unsupported = "a sparse tensor packed by hooks";
         else
-            put_packed(c, saved->tensor);
+            BRG_TRY(put_packed(c, saved));
     } else if (saved->kind != BRG__SAVED_NOTHING) {
         brg_tensor *t;
         BRG_TRY(brg__saved_get(node, saved, &t)); /* checks the version */
@@ -260,6 +269,28 @@ static brg_status put_attributes(brg__bytes *key, const brg_context *ctx)
     return BRG_OK;
 }
 
+/* Tensors and numbers of a traceable function: inputs of the plan. */
+static brg_status collect_attributes(brg__collected *c, const brg_context *ctx)
+{
+    BRG_TRY(reserve(&c->key, 16 * ctx->attributes.n + sizeof ctx->autocast));
+    PUT(&c->key, ctx->autocast);
+    for (size_t i = 0; i < ctx->attributes.n; i++) {
+        int input = BRG__IR_NONE;
+        const brg__attribute *a = &ctx->attributes.at[i];
+        brg_tensor *t = brg__attribute_tensor(a);
+        bool is_number =
+            a->value.kind == BRG_VALUE_INT || a->value.kind == BRG_VALUE_FLOAT;
+        if (!t && is_number)
+            return brg_error_code();
+        if (t) {
+            BRG_TRY(add_input(c, t, &input));
+            put_tensor(&c->key, input, t);
+        }
+        BRG_TRY(brg__array_push(&c->saved_input, input));
+    }
+    return BRG_OK;
+}
+
 /* The attributes are sizes of the result, which its slot has too and the
  * gradient rule does not read. */
 static bool has_sizes_for_attrs(const brg_op *op)
@@ -307,12 +338,15 @@ static brg_status collect_visit(brg__collected *c, const brg__task *task,
     put_slots(c, node);
     BRG_TRY(put_edges(c, task, node));
     BRG_TRY(put_hooks(c, node, visit->is_needed && !task->is_capturing));
-    if (brg__node_is_function(node)) /* it unpacks for itself */
-        return put_attributes(&c->key, node->payload);
+    bool is_function = brg__node_is_function(node);
+    if (is_function)
+        BRG_TRY(put_attributes(&c->key, node->payload));
+    if (is_function && brg__node_tracing(node) != BRG_FUNCTION_TRACEABLE)
+        return BRG_OK; /* it unpacks for itself */
     BRG_TRY(brg__node_check_alive(node));
     for (uint16_t k = 0; k < node->n_saved; k++)
         BRG_TRY(collect_saved(c, node, &node->saved[k]));
-    return BRG_OK;
+    return is_function ? collect_attributes(c, node->payload) : BRG_OK;
 }
 
 /* ---- The whole ----------------------------------------------------------------------- */
@@ -353,6 +387,7 @@ brg_status brg__collect(brg__collected *c, const brg__task *task,
 {
     brg__collected_clear(c);
     c->mode = mode;
+    c->records_graph = !brg__grad_mode_is_off;
     if (!brg__grad_mode_is_off)
         c->unsupported = "create_graph";
     BRG_TRY(collect_root(c, task));

@@ -20,6 +20,7 @@ void brg__ir_deinit(brg__ir *ir)
     brg__array_deinit(&ir->nodes);
     brg__array_deinit(&ir->values);
     brg__array_deinit(&ir->operands);
+    brg__array_deinit(&ir->traced);
 }
 
 brg_status brg__ir_add_value(brg__ir *ir, const brg__ir_value *value, int *id)
@@ -136,7 +137,7 @@ static void put_node(text *t, const brg__ir *ir, const brg__ir_node *n)
         t->n += brg__group_print(ir->groups.at[n->group],
                                  left ? t->at + t->n : NULL, left);
     }
-    put(t, "\n");
+    put(t, n->is_split ? " split\n" : "\n");
 }
 
 size_t brg__ir_print(const brg__ir *ir, char *filled, size_t size)
@@ -161,6 +162,33 @@ void brg__ir_log(const brg__ir *ir, brg_log_level level, const char *prefix)
          line = strtok_r(NULL, "\n", &rest))
         brg__log(level, "compile", "%s%s", prefix, line);
     brg__mem_free(lines);
+}
+
+/* ---- Pieces ----------------------------------------------------------------------- */
+
+static bool computes(const brg__ir_node *n)
+{
+    return n->kind == BRG__IR_OP || n->kind == BRG__IR_ADD ||
+           n->kind == BRG__IR_FUSED || n->kind == BRG__IR_ACCUMULATE;
+}
+
+brg__ir_pieces brg__ir_count_pieces(const brg__ir *ir)
+{
+    brg__ir_pieces p = {.first_split = BRG__IR_NONE};
+    bool is_empty = true, is_cut = false;
+    for (size_t at = 0; at < ir->nodes.n; at++) {
+        const brg__ir_node *n = &ir->nodes.at[at];
+        if (n->is_split) {
+            p.n_splits += !is_cut;
+            if (p.first_split == BRG__IR_NONE)
+                p.first_split = (int)at;
+            is_cut = is_empty = true;
+        } else if (computes(n)) {
+            p.n_pieces += is_empty;
+            is_cut = is_empty = false;
+        }
+    }
+    return p;
 }
 
 /* ---- Verification ---------------------------------------------------------------- */

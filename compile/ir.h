@@ -78,6 +78,7 @@ typedef struct brg__ir_node {
     int group;             /* FUSED: which of the groups */
     brg__hook_range hooks; /* which of the list: hook nodes */
     brg__ir_bucket bucket; /* PACK, START, WAIT, WRITE_BACK */
+    bool is_split;         /* CALL, UNPACK: the plan is cut here */
     int n_in, n_out;
     int first_in;  /* in `operands`: value ids, NONE where there is none */
     int first_out; /* value ids are consecutive: first_out .. + n_out */
@@ -107,8 +108,9 @@ typedef struct brg__ir {
     BRG__ARRAY(brg__ir_value) values;
     BRG__ARRAY(int) operands;
     BRG__ARRAY(brg__group *) groups; /* owned */
-    int n_inputs;                    /* tensors that a run brings */
-    bool wants_kernels;              /* groups run compiled C, where they can */
+    BRG__ARRAY(int) traced; /* visits of functions whose ops are in the plan */
+    int n_inputs;           /* tensors that a run brings */
+    bool wants_kernels;     /* groups run compiled C, where they can */
     bool has_ranges; /* some hooks of a list are nodes, and some are not */
 } brg__ir;
 
@@ -148,6 +150,15 @@ void brg__ir_log(const brg__ir *ir, brg_log_level level, const char *prefix);
 /* Every operand is defined before its use, every id is in range, every op has
  * the number of operands that its row says. */
 brg_status brg__ir_verify(const brg__ir *ir);
+
+/* How often the plan is cut: stretches of it between cuts that compute
+ * something are its pieces, and cuts with nothing between them are one. */
+typedef struct brg__ir_pieces {
+    size_t n_splits;
+    size_t n_pieces;
+    int first_split; /* a node, or NONE */
+} brg__ir_pieces;
+brg__ir_pieces brg__ir_count_pieces(const brg__ir *ir);
 
 /* ---- Editing (ir_edit.c): what passes are made of ----------------------------- */
 

@@ -112,6 +112,7 @@ static brg_status capture(brg__plan *p, brg__task *task,
     brg_status status = brg__capture_task(&p->ir, task, c);
     if (status == BRG_OK)
         status = brg__passes_run(&p->ir, (brg_compile_backend)c->mode.backend);
+    p->pieces = brg__ir_count_pieces(&p->ir);
     if (status != BRG_ERR_UNSUPPORTED)
         return status;
     snprintf(p->reason, sizeof p->reason, "%s", brg_error_message());

@@ -33,6 +33,7 @@ typedef struct brg__plan {
     uint64_t last_use;
     uint64_t number; /* in order of capture */
     brg__ir ir;
+    brg__ir_pieces pieces;
     brg__ints sizes;       /* CHANGED: that it was captured for */
     brg__bytes is_dynamic; /* CHANGED: of each size: any value will do */
     brg__sized_exec execs[BRG__MAX_EXECS];

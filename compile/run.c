@@ -609,17 +609,31 @@ static void hold_lists(const run *r, void (*change)(brg__hook_list *list))
     }
 }
 
+/* Functions whose ops are in the plan. */
+static void free_traced(const run *r, bool is_run)
+{
+    for (size_t i = 0; i < r->exec->ir->traced.n && !r->task->is_retained;
+         i++) {
+        brg_node *node = r->task->visits.at[r->exec->ir->traced.at[i]].node;
+        if (is_run || !is_packed(node))
+            brg__node_free_saved(node);
+    }
+}
+
 brg_status brg__exec_run(brg__exec *exec, brg__task *task, brg__collected *c)
 {
     run r = {exec, task, c};
     brg_status status = begin(&r);
     free_graph(task, false);
+    free_traced(&r, false);
     hold_lists(&r, brg__hook_list_hold);
     if (status == BRG_OK)
         status = run_steps(&r);
     hold_lists(&r, brg__hook_list_let_go);
     if (status == BRG_OK)
         free_graph(task, true);
+    if (status == BRG_OK)
+        free_traced(&r, true);
     end(&r);
     return status;
 }

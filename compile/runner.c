@@ -17,6 +17,18 @@ static brg_status run_eagerly(brg__compiler *c, brg__task *task,
     return brg__task_run(task);
 }
 
+/* Before anything has run. */
+static brg_status refuse_split(const brg__task *task, const brg__plan *plan)
+{
+    const brg__ir_node *at = &plan->ir.nodes.at[plan->pieces.first_split];
+    return BRG_FAIL(
+        BRG_ERR_UNSUPPORTED,
+        "fullgraph: the plan would be cut at %s of %s (NodeCall "
+        "%d), which no plan can hold",
+        at->kind == BRG__IR_CALL ? "the backward" : "an unpack hook",
+        brg_node_name(task->visits.at[at->visit].node), at->visit + 1);
+}
+
 static brg_status capture(brg__compiler *c, brg__task *task, uint64_t hash,
                           brg__plan *stale, brg__plan **out)
 {
@@ -33,6 +45,9 @@ static brg_status capture(brg__compiler *c, brg__task *task, uint64_t hash,
         return BRG_OK;
     (*out)->number = c->stats.captures++;
     c->stats.buckets += brg__ir_count(&(*out)->ir, BRG__IR_START);
+    c->stats.splits += (*out)->pieces.n_splits;
+    if (c->now.options.backend != BRG_COMPILE_BACKEND_EAGER)
+        c->stats.compiles += (*out)->pieces.n_pieces;
     brg__reason_log_plan(c, *out);
     return BRG_OK;
 }
@@ -76,7 +91,10 @@ static brg_status run_compiled(brg__compiler *c, brg__task *task)
     BRG_TRY(find_plan(c, task, &plan));
     if (plan->unsupported)
         return run_eagerly(c, task, plan->unsupported);
+    if (plan->pieces.n_splits > 0 && c->now.options.fullgraph)
+        return refuse_split(task, plan);
     BRG_TRY(brg__anomaly_before(task));
+    task->is_cut = plan->pieces.n_splits > 0;
     BRG_TRY(
         brg__plan_exec(&c->cache, plan, task, &c->collected, &c->stats, &exec));
     c->is_running = true;

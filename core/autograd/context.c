@@ -7,6 +7,8 @@
 #include "core/autograd/engine.h"
 #include "core/base/error.h"
 
+#include <brigade/ops.h>
+
 /* ---- Deep copies of values ---------------------------------------------------- */
 
 static void value_free(brg_value *value)
@@ -159,6 +161,10 @@ brg_status brg_context_saved(brg_context *ctx, size_t i, brg_tensor **out)
         *out = ctx->saved.at[i];
         return BRG_OK;
     }
+    if (ctx->trace) {
+        *out = ctx->trace->saved[i];
+        return BRG_OK;
+    }
     BRG_TRY(brg__node_check_alive(ctx->node));
     return brg__saved_get(ctx->node, &ctx->node->saved[i], out);
 }
@@ -184,15 +190,59 @@ static brg__attribute *find(const brg_context *ctx, const char *name)
     return NULL;
 }
 
+/* Numbers, and what a list or the caller's memory holds, may differ from call
+ * to call of a captured plan; bools and strings are part of its key. */
+static brg_value traced_value(const brg_context *ctx,
+                              const brg__attribute *attribute)
+{
+    brg_value_kind kind = attribute->value.kind;
+    if (kind == BRG_VALUE_TENSOR)
+        return brg_value_tensor(
+            ctx->trace->attributes[attribute - ctx->attributes.at]);
+    if (kind != BRG_VALUE_BOOL && kind != BRG_VALUE_STRING)
+        ctx->trace->has_read_value = true;
+    return attribute->value;
+}
+
 brg_value brg_context_get(const brg_context *ctx, const char *name)
 {
     const brg__attribute *attribute = find(ctx, name);
+    if (attribute && ctx->trace)
+        return traced_value(ctx, attribute);
     return attribute ? attribute->value : (brg_value){BRG_VALUE_NONE, {0}};
+}
+
+brg_tensor *brg__attribute_tensor(const brg__attribute *attribute)
+{
+    const brg_value *v = &attribute->value;
+    if (v->kind == BRG_VALUE_TENSOR)
+        return v->as.tensor;
+    if (v->kind == BRG_VALUE_INT)
+        return brg_full(BRG_DTYPE_F64, BRG_SCALAR, (double)v->as.integer);
+    if (v->kind == BRG_VALUE_FLOAT)
+        return brg_full(BRG_DTYPE_F64, BRG_SCALAR, v->as.real);
+    return NULL;
+}
+
+brg_tensor *brg_context_get_tensor(const brg_context *ctx, const char *name,
+                                   brg_dtype dtype)
+{
+    const brg__attribute *attribute = find(ctx, name);
+    if (!attribute)
+        return NULL;
+    brg_tensor *t = ctx->trace
+                        ? ctx->trace->attributes[attribute - ctx->attributes.at]
+                        : brg__attribute_tensor(attribute);
+    return t && (brg_dtype)t->dtype != dtype ? brg_cast(t, dtype) : t;
 }
 
 brg_status brg_context_set(brg_context *ctx, const char *name, brg_value value)
 {
     BRG_CHECK_ARG(name, "brg_context_set: name is NULL");
+    if (ctx->trace) { /* an effect on the node: the plan must call it */
+        ctx->trace->has_read_value = true;
+        return BRG_OK;
+    }
     brg_value copy;
     BRG_TRY(value_copy(&copy, value));
     brg__attribute *attribute = find(ctx, name);

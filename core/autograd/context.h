@@ -24,6 +24,14 @@ typedef struct brg__attribute {
 
 typedef BRG__ARRAY(brg_tensor *) brg__tensor_list;
 
+/* While a capture calls the backward of a traceable function: what stands for
+ * what its forward left. */
+typedef struct brg__call_trace {
+    brg_tensor *const *saved;      /* borrowed */
+    brg_tensor *const *attributes; /* of numbers and tensors; NULL: others */
+    bool has_read_value;           /* something that the plan cannot follow */
+} brg__call_trace;
+
 struct brg_context {
     brg_function *function; /* retained */
     brg_node *node;         /* that owns it; NULL until recorded */
@@ -31,7 +39,8 @@ struct brg_context {
     uint32_t needs;         /* bit i: argument i requires gradients */
     size_t n_args;
     bool is_materializing;
-    brg_autocast autocast; /* as forward found it; in force for backward */
+    brg__call_trace *trace; /* NULL: this is no capture */
+    brg_autocast autocast;  /* as forward found it; in force for backward */
     /* Forward only; retained. */
     brg__tensor_list saved;
     brg__tensor_list dirty;
@@ -41,8 +50,16 @@ struct brg_context {
 
 /* True for the node of a custom function: its payload is a context. */
 bool brg__node_is_function(const brg_node *node);
+brg_function_tracing brg__node_tracing(const brg_node *node);
+/* Calls the node's function with symbols. */
+brg_status brg__function_trace(brg_node *node, brg__call_trace *trace,
+                               brg_tensor *const *grad_out,
+                               brg_tensor **grad_in);
 brg_status brg__context_new(brg_context **out, brg_function *function);
 void brg__context_free(brg_context *ctx);
+/* The number or tensor as a tensor (a number: 0-dim f64), borrowed from the
+ * context or the scope; NULL: it is neither. */
+brg_tensor *brg__attribute_tensor(const brg__attribute *attribute);
 /* What only the forward needed. */
 void brg__context_drop_lists(brg_context *ctx);
 bool brg__tensor_list_has(const brg__tensor_list *list, const brg_tensor *t);

@@ -107,6 +107,7 @@ static void task_end(brg__task *task)
     task->roots.n = task->captures.n = task->callbacks.n = 0;
     task->n_arrivals = 0;
     task->is_retained = task->is_selective = task->is_capturing = false;
+    task->is_cut = false;
     innermost = task->outer;
     depth--;
     task->outer = idle;
@@ -348,6 +349,11 @@ brg_status brg_queue_final_callback(brg_final_callback_fn fn, void *user)
     if (!innermost)
         return BRG_FAIL(BRG_ERR_STATE, "Final callbacks can only be installed "
                                        "during backward pass.");
+    if (innermost->is_cut)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "Final callbacks are only supported when Compiled "
+                        "Autograd is enabled with fullgraph=True: this plan is "
+                        "cut at a function or hook that it cannot hold");
     return brg__array_push(&innermost->callbacks,
                            ((brg__callback){fn, NULL, user}));
 }

@@ -55,6 +55,7 @@ typedef struct brg__task {
     uint64_t n_arrivals;
     bool is_retained;  /* keep the graph */
     bool is_selective; /* only needed nodes run */
+    bool is_cut;       /* it runs as a plan of several pieces */
     bool is_capturing; /* brg_grad: leaves are not accumulated */
     struct brg__task *outer;
 } brg__task;

@@ -30,6 +30,9 @@ static brg_status take_def(brg_function_def *def, const brg_function_def *given)
                              BRG_FUNCTION_DEF_INIT));
     BRG_CHECK_ARG(def->name && def->forward,
                   "brg_function_create: name and forward must be set");
+    BRG_CHECK_ARG((unsigned)def->tracing <= BRG_FUNCTION_UNTRACEABLE,
+                  "brg_function_create: %s: tracing is %d", def->name,
+                  (int)def->tracing);
     BRG_CHECK_ARG(def->n_outputs >= 1 &&
                       def->n_outputs <= BRG_MAX_FUNCTION_OUTPUTS,
                   "brg_function_create: %s has %zu outputs, allowed are 1 to "
@@ -211,7 +214,9 @@ static brg_status function_backward(brg_node *node, brg_tensor *const *grad_out,
     if (def->once_differentiable)
         brg_grad_mode_set(false);
     brg_autocast policy = brg__autocast_swap(ctx->autocast);
-    brg_status status = def->backward(ctx, grad_out, grads, &n);
+    brg_status status =
+        (ctx->trace && def->capture ? def->capture
+                                    : def->backward)(ctx, grad_out, grads, &n);
     brg__autocast_swap(policy);
     brg_grad_mode_set(mode);
     if (status != BRG_OK)
@@ -242,6 +247,26 @@ static const brg__node_class function_class = {
 bool brg__node_is_function(const brg_node *node)
 {
     return node->cls == &function_class;
+}
+
+brg_function_tracing brg__node_tracing(const brg_node *node)
+{
+    if (!brg__node_is_function(node))
+        return BRG_FUNCTION_OPAQUE;
+    return ((const brg_context *)node->payload)->function->def.tracing;
+}
+
+brg_status brg__function_trace(brg_node *node, brg__call_trace *trace,
+                               brg_tensor *const *grad_out,
+                               brg_tensor **grad_in)
+{
+    brg_context *ctx = node->payload;
+    ctx->trace = trace;
+    brg__symbol_was_read = false;
+    brg_status status = function_backward(node, grad_out, grad_in);
+    trace->has_read_value |= brg__symbol_was_read;
+    ctx->trace = NULL;
+    return status;
 }
 
 /* ---- Recording --------------------------------------------------------------------- */

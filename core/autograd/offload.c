@@ -306,6 +306,8 @@ brg_status brg_offload_begin(const brg_offload_options *options)
     hooks.free = piece_free;
     hooks.destroy = store_destroy;
     hooks.user = s;
+    if (o.kind == BRG_OFFLOAD_DISK)
+        hooks.split = BRG_PACK_SPLIT_EACH;
     brg_status status = brg_pack_hooks_push(&hooks);
     if (status != BRG_OK)
         store_destroy(s);

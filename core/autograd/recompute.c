@@ -213,6 +213,7 @@ static brg_status run_first(brg__frame *frame, brg_tensor **outputs)
     hooks.unpack = unpack_token;
     hooks.free = free_token;
     hooks.user = frame;
+    hooks.split = BRG_PACK_SPLIT_FIRST; /* which runs the stretch */
     BRG_TRY(brg_pack_hooks_push(&hooks));
     brg__selective selective;
     if (frame->options.policy)

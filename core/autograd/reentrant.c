@@ -5,9 +5,13 @@
 
 #include <brigade/function.h>
 
+#include "core/autograd/context.h"
 #include "core/autograd/engine.h"
 #include "core/autograd/recompute.h"
 #include "core/base/error.h"
+
+/* Of all such functions: to a plan they are the same. No other has it. */
+#define RECOMPUTE_ID 0
 
 static brg_status forward(brg_context *ctx, const brg_value *args,
                           size_t n_args, brg_value *out)
@@ -86,12 +90,14 @@ brg_status brg__recompute_reentrant(brg__frame *frame, brg_tensor **outputs)
     def.backward = backward;
     def.user = frame;
     def.destroy = destroy;
+    def.tracing = BRG_FUNCTION_UNTRACEABLE;
     brg_function *function;
     brg_status status = brg_function_create(&function, &def);
     if (status != BRG_OK) {
         brg__frame_release(frame);
         return status;
     }
+    function->id = RECOMPUTE_ID;
     brg_value args[BRG__STRETCH_MAX], results[BRG_MAX_FUNCTION_OUTPUTS];
     for (size_t i = 0; i < frame->n_inputs; i++)
         args[i] = brg_value_tensor(frame->inputs[i]);

@@ -282,6 +282,14 @@ brg_tensor *brg_as_strided(brg_tensor *t, int ndim, const int64_t *shape,
 
 /* ---- Questions ---------------------------------------------------------------- */
 
+_Thread_local bool brg__symbol_was_read;
+
+static void note_read(const brg_tensor *t)
+{
+    if (t->symbol)
+        brg__symbol_was_read = true;
+}
+
 int brg_tensor_ndim(const brg_tensor *t)
 {
     return t->ndim;
@@ -289,11 +297,13 @@ int brg_tensor_ndim(const brg_tensor *t)
 
 const int64_t *brg_tensor_shape(const brg_tensor *t)
 {
+    note_read(t);
     return t->shape;
 }
 
 const int64_t *brg_tensor_strides(const brg_tensor *t)
 {
+    note_read(t);
     return t->stride;
 }
 
@@ -301,16 +311,19 @@ int64_t brg_tensor_size(const brg_tensor *t, int dim)
 {
     if (dim < 0)
         dim += t->ndim;
+    note_read(t);
     return dim >= 0 && dim < t->ndim ? t->shape[dim] : -1;
 }
 
 int64_t brg_tensor_numel(const brg_tensor *t)
 {
+    note_read(t);
     return t->numel;
 }
 
 size_t brg_tensor_nbytes(const brg_tensor *t)
 {
+    note_read(t);
     return (size_t)t->numel * brg__tensor_item_size(t);
 }
 
@@ -326,11 +339,14 @@ brg_device brg_tensor_device(const brg_tensor *t)
 
 bool brg_tensor_is_contiguous(const brg_tensor *t)
 {
+    note_read(t);
     return t->is_contiguous;
 }
 
 void *brg_tensor_data(const brg_tensor *t)
 {
+    if (t)
+        note_read(t);
     if (brg__is_traced()) {
         (void)brg__tracer_refuse("brg_tensor_data",
                                  "the values are not there yet");

@@ -106,6 +106,9 @@ brg_status brg__storage_new(brg__storage **out, brg_device device,
 void brg__storage_retain(brg__storage *storage);
 void brg__storage_release(brg__storage *storage);
 
+/* Set when a user asks a symbol for what only a tensor has: sizes, memory. */
+extern _Thread_local bool brg__symbol_was_read;
+
 /* ---- Small questions ------------------------------------------------------- */
 
 static inline size_t brg__tensor_item_size(const brg_tensor *t)

@@ -165,6 +165,14 @@ brg_queue_final_callback(brg_final_callback_fn fn, void *user);
  * hooks of the thread, if any: they may move it to other memory or to a file
  * and bring it back. */
 
+/* Whether a plan of a compiled backward (compile.h) is cut at an unpack: for
+ * hooks that read files or run code that no plan can hold. */
+typedef enum brg_pack_split {
+    BRG_PACK_SPLIT_NEVER,
+    BRG_PACK_SPLIT_EACH, /* at each tensor that is unpacked */
+    BRG_PACK_SPLIT_FIRST /* at the first that was packed by the same push */
+} brg_pack_split;
+
 typedef struct brg_pack_hooks {
     size_t struct_size;
     /* Called once for each tensor saved, grad mode off; `t` has no history
@@ -179,6 +187,7 @@ typedef struct brg_pack_hooks {
      * them is left. */
     void (*destroy)(void *user);
     void *user;
+    brg_pack_split split;
 } brg_pack_hooks;
 
 #define BRG_PACK_HOOKS_INIT                                                    \

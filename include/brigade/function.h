@@ -98,6 +98,21 @@ typedef struct brg_context brg_context;
 #define BRG_MAX_FUNCTION_ARGS 32
 #define BRG_MAX_FUNCTION_OUTPUTS 16
 
+/* What a plan of a compiled backward (compile.h) makes of a call. */
+typedef enum brg_function_tracing {
+    BRG_FUNCTION_OPAQUE, /* the plan calls backward */
+    /* backward is called while the plan is captured, and the ops that it calls
+     * become part of the plan, which serves all later calls. It sees tensors
+     * without values: it must not depend on their sizes or values other than
+     * through ops, takes numbers that may differ from call to call as tensors
+     * (brg_context_get_tensor), and has no other effects. One that asks for
+     * more (a size, a pointer, a number) is called by the plan after all. */
+    BRG_FUNCTION_TRACEABLE,
+    /* It does what no plan can hold (prints, waits for something): the plan
+     * calls it and is cut there into two pieces; fullgraph refuses it. */
+    BRG_FUNCTION_UNTRACEABLE
+} brg_function_tracing;
+
 typedef struct brg_function_def {
     size_t struct_size;
     const char *name; /* copied */
@@ -124,6 +139,10 @@ typedef struct brg_function_def {
      * the function. */
     void *user;
     void (*destroy)(void *user);
+    brg_function_tracing tracing;
+    /* (optional) For TRACEABLE: called in the place of backward. */
+    brg_status (*capture)(brg_context *ctx, brg_tensor *const *grad_out,
+                          brg_tensor **grad_in, size_t *n_grad_in);
 } brg_function_def;
 
 #define BRG_FUNCTION_DEF_INIT                                                  \
@@ -182,6 +201,11 @@ BRG_API BRG_NODISCARD brg_status brg_context_set(brg_context *ctx,
                                                  brg_value value);
 /* BRG_VALUE_NONE if there is no such attribute; borrowed from ctx. */
 BRG_API brg_value brg_context_get(const brg_context *ctx, const char *name);
+/* Backward. The number or tensor of that name as a tensor (a number: 0-dim)
+ * of this dtype, borrowed from the scope; NULL if it is neither. A captured
+ * plan reads it at each run. */
+BRG_API brg_tensor *brg_context_get_tensor(const brg_context *ctx,
+                                           const char *name, brg_dtype dtype);
 BRG_API void *brg_context_user(const brg_context *ctx);
 
 BRG_END_DECLS

@@ -46,7 +46,7 @@ static void not_reentrant_body(yields *y)
 /* Each saved tensor is unpacked right before the rule that needs it. */
 static const char simple_plan[] = "v2 f32/2 = unsqueeze(in0)\n"
                                   "v3 f32/2 = expand_like(v2, in1)\n"
-                                  "v4 f32/2 = unpack@1()\n"
+                                  "v4 f32/2 = unpack@1() split\n"
                                   "v5 f32/2 = unpack@1()\n"
                                   "v6 f32/2 = mul(v3, v5)\n"
                                   "v7 f32/2 = mul(v3, v4)\n"

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Traceable functions: their backward is called with symbols, and the ops that
+ * it calls are the plan's. If it asks for what no symbol has, or fails, all that
+ * it wrote is taken back and the plan calls it. */
+#include "compile/capture_inside.h"
+#include "core/autograd/context.h"
+#include "core/base/error.h"
+
+typedef struct mark {
+    size_t n_nodes, n_values, n_operands;
+} mark;
+
+/* Takes back what was written since. */
+static void roll_back(brg__capturing *c, mark m)
+{
+    for (size_t i = 0; i < c->input_value.n; i++)
+        if (c->input_value.at[i] >= (int)m.n_values)
+            c->input_value.at[i] = BRG__IR_NONE;
+    for (size_t id = m.n_values; id < c->ir->values.n; id++)
+        brg_release(c->ir->values.at[id].constant);
+    while (c->symbols.n > m.n_values)
+        brg_release(c->symbols.at[--c->symbols.n]);
+    c->ir->nodes.n = m.n_nodes;
+    c->ir->values.n = m.n_values;
+    c->ir->operands.n = m.n_operands;
+}
+
+/* Gradients whose being there only the run decides: it cannot be told here
+ * what the function would see. */
+static bool is_always_there(const brg__capturing *c, const brg_node *node,
+                            const int *grads)
+{
+    for (uint16_t j = 0; j < node->n_slots; j++) {
+        if (!node->slots[j].is_differentiable)
+            continue;
+        if (grads[j] == BRG__IR_NONE)
+            return false;
+        const brg__ir_value *v = &c->ir->values.at[grads[j]];
+        if (node->n_slots > 1 && v->source == BRG__IR_FROM_NODE &&
+            c->ir->nodes.at[v->node].kind != BRG__IR_OP)
+            return false;
+    }
+    return true;
+}
+
+static brg_status symbol_of_input(brg__capturing *c, int input,
+                                  brg_tensor **symbol)
+{
+    int id;
+    *symbol = NULL;
+    if (input == BRG__IR_NONE)
+        return BRG_OK;
+    BRG_TRY(brg__capture_input(c, input, &id));
+    *symbol = c->symbols.at[id];
+    return BRG_OK;
+}
+
+/* The symbols of what its forward left: saved tensors, then attributes. */
+static brg_status symbols_of_context(brg__capturing *c, const brg_node *node,
+                                     brg_tensor **symbols)
+{
+    const brg_context *ctx = node->payload;
+    const int *inputs = c->c->saved_input.at + c->c->first_saved.at[c->visit];
+    for (size_t k = 0; k < node->n_saved + ctx->attributes.n; k++)
+        if (k < node->n_saved && node->saved[k].pack)
+            BRG_TRY(brg__capture_unpack(c, node, (uint16_t)k, &symbols[k]));
+        else
+            BRG_TRY(symbol_of_input(c, inputs[k], &symbols[k]));
+    return BRG_OK;
+}
+
+static brg_status call_traced(brg__capturing *c, brg_node *node,
+                              brg__call_trace *trace, const int *grads,
+                              int *grad_in)
+{
+    brg_tensor *grad_out[BRG__IR_MAX_OUT] = {0};
+    brg_tensor *results[BRG__IR_MAX_OUT] = {0};
+    for (uint16_t j = 0; j < node->n_slots; j++)
+        if (grads[j] != BRG__IR_NONE)
+            grad_out[j] = c->symbols.at[grads[j]];
+    c->trace = trace;
+    brg_status status = brg__function_trace(node, trace, grad_out, results);
+    for (uint16_t i = 0; status == BRG_OK && i < node->n_edges; i++) {
+        if (!results[i] || !node->edges[i].node)
+            continue;
+        status = brg__capture_fit(c, node, i, &results[i]);
+        if (status == BRG_OK)
+            status = brg__capture_operand(c, results[i], &grad_in[i]);
+    }
+    c->trace = NULL;
+    return status;
+}
+
+brg_status brg__capture_function(brg__capturing *c, brg_node *node,
+                                 const int *grads, int *grad_in, bool *is_done)
+{
+    const brg_context *ctx = node->payload;
+    mark before = {c->ir->nodes.n, c->ir->values.n, c->ir->operands.n};
+    *is_done = false;
+    if (!is_always_there(c, node, grads) || c->c->records_graph)
+        return BRG_OK;
+    size_t n = node->n_saved + ctx->attributes.n;
+    brg_tensor **symbols =
+        brg__mem_alloc_array(n + 1, sizeof *symbols, "a function's symbols");
+    if (!symbols)
+        return BRG_ERR_NOMEM;
+    brg__call_trace trace = {symbols, symbols + node->n_saved, false};
+    brg_status status = symbols_of_context(c, node, symbols);
+    if (status == BRG_OK)
+        status = call_traced(c, node, &trace, grads, grad_in);
+    brg__mem_free(symbols);
+    if (status == BRG_ERR_NOMEM)
+        return status;
+    *is_done = status == BRG_OK && !trace.has_read_value;
+    if (*is_done)
+        return brg__array_push(&c->ir->traced, (int)c->visit);
+    roll_back(c, before);
+    for (uint16_t i = 0; i < node->n_edges; i++)
+        grad_in[i] = BRG__IR_NONE;
+    return BRG_OK;
+}
