@@ -50,6 +50,10 @@ brg_status brg__compile_options_init(brg_compile_options *options,
 /* Ends all scopes begun inside `scope`, and it. True if there were none. */
 bool brg__compile_unwind(int scope);
 
+/* Functions may be captured here: not in a disabled scope, and not in one that
+ * is being captured, of which they become a part. */
+bool brg__compile_may_capture(void);
+
 /* Set by brg_compile_force_eager. */
 bool brg__compile_is_forced_eager(void);
 

@@ -9,11 +9,10 @@
 #include "core/autograd/autocast.h"
 #include "core/base/error.h"
 
-brg_status brg__function_init(brg__function *f)
+void brg__function_init(brg__function *f)
 {
     *f = (brg__function){.has_passes = true};
     pthread_mutex_init(&f->lock, NULL);
-    return BRG_OK;
 }
 
 static void variant_clear(brg__variant *v)
@@ -146,7 +145,7 @@ static void name_segment(brg__function *f, const brg__traced_call *call,
     }
     fresh->segment->id = atomic_fetch_add(&next_segment, 1);
     fresh->is_dynamic = f->is_all_dynamic || has_sibling;
-    f->stats.segments++;
+    f->n_segments++;
 }
 
 /* ---- Calls ------------------------------------------------------------------------------ */
@@ -201,30 +200,31 @@ static brg_status capture(brg__function *f, const brg__traced_call *call,
     if (!segment)
         return BRG_OK;
     name_segment(f, call, v);
-    f->stats.captures++;
     return BRG_OK;
 }
 
 static _Thread_local char why_text[BRG_ERROR_TEXT_MAX];
 
-/* The segment to run, retained; NULL: *why says why not. */
+/* The segment to run, retained; NULL: the outcome says why not. */
 static brg_status choose(brg__function *f, const brg__traced_call *call,
-                         brg__segment **out, const char **why)
+                         brg__segment **out, brg__call_outcome *outcome)
 {
     *out = NULL;
     BRG_TRY(make_key(f, call));
     brg__variant *v = find(f);
-    f->stats.hits += v && v->segment;
-    if (!v)
+    outcome->is_hit = v && v->segment;
+    if (!v) {
         BRG_TRY(capture(f, call, &v));
+        outcome->is_captured = v->segment != NULL;
+    }
     v->last_use = ++f->clock;
     if (v->segment && v->segment->is_running)
-        *why = "the function calls itself";
+        outcome->why = "the function calls itself";
     if (v->reason) { /* another thread may drop it */
         snprintf(why_text, sizeof why_text, "%s", v->reason);
-        *why = why_text;
+        outcome->why = why_text;
     }
-    if (*why)
+    if (outcome->why)
         return BRG_OK;
     *out = v->segment;
     brg__segment_retain(*out);
@@ -246,15 +246,14 @@ static const char *unfit_input(const brg__traced_call *call)
 }
 
 brg_status brg__function_call(brg__function *f, const brg__traced_call *call,
-                              brg_tensor **outputs, const char **why)
+                              brg_tensor **outputs, brg__call_outcome *outcome)
 {
     brg__segment *segment = NULL;
-    *why = brg__is_traced() ? "it is being captured itself" : unfit_input(call);
-    if (*why)
+    outcome->why = unfit_input(call);
+    if (outcome->why)
         return BRG_OK;
     pthread_mutex_lock(&f->lock);
-    brg_status status = choose(f, call, &segment, why);
-    f->stats.fallbacks += *why != NULL;
+    brg_status status = choose(f, call, &segment, outcome);
     pthread_mutex_unlock(&f->lock);
     if (!segment)
         return status;

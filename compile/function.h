@@ -24,13 +24,6 @@ typedef struct brg__variant {
     uint64_t last_use;
 } brg__variant;
 
-typedef struct brg__function_stats {
-    uint64_t captures; /* calls with symbols that gave a segment */
-    uint64_t segments; /* ids given: backwards that differ in more than sizes */
-    uint64_t hits;     /* calls that found their segment */
-    uint64_t fallbacks; /* calls that ran eagerly */
-} brg__function_stats;
-
 typedef struct brg__function {
     brg__variant variants[BRG__MAX_SEGMENTS];
     size_t n_variants;
@@ -41,16 +34,21 @@ typedef struct brg__function {
     bool is_all_dynamic;             /* all sizes, from the start */
     bool has_passes;
     pthread_mutex_t lock;
-    brg__function_stats stats;
+    uint64_t n_segments; /* ids given */
 } brg__function;
 
-brg_status brg__function_init(brg__function *f);
+void brg__function_init(brg__function *f);
 void brg__function_deinit(brg__function *f);
 
+typedef struct brg__call_outcome {
+    bool is_captured; /* by this call */
+    bool is_hit;      /* it was before */
+    const char *why;  /* it has not run: it is to be called eagerly; or NULL */
+} brg__call_outcome;
+
 /* Calls it through its segment, captured if there is none; fills outputs[],
- * borrowed from the scope. *why: NULL, or why it has not been called: it is to
- * be run eagerly. */
+ * borrowed from the scope. */
 brg_status brg__function_call(brg__function *f, const brg__traced_call *call,
-                              brg_tensor **outputs, const char **why);
+                              brg_tensor **outputs, brg__call_outcome *outcome);
 
 #endif

@@ -5,6 +5,7 @@
 
 #include "compile/compiler.h"
 #include "core/base/error.h"
+#include "core/base/tracer.h"
 #include "core/base/options.h"
 
 static _Thread_local brg__compiler mine;
@@ -52,8 +53,13 @@ static bool is_on(void)
 static void apply_state(void)
 {
     mine.base.run = brg__compiler_run;
-    if (!mine.is_running)
+    if (!mine.is_running && !brg__is_traced())
         brg__runner_set(is_on() ? &mine.base : NULL);
+}
+
+bool brg__compile_may_capture(void)
+{
+    return is_on() && !is_forced_eager && !brg__is_traced();
 }
 
 bool brg__compile_is_forced_eager(void)

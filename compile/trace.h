@@ -82,13 +82,8 @@ typedef struct brg__captured {
     int n_outputs; /* of the forward plan: bases, then what is kept */
 } brg__captured;
 
-/* outputs[] are all NULL at first; what is put there is borrowed. */
-typedef brg_status (*brg__traced_fn)(brg_tensor *const *inputs, size_t n_inputs,
-                                     brg_tensor **outputs, size_t n_outputs,
-                                     void *user);
-
 typedef struct brg__traced_call {
-    brg__traced_fn fn;
+    brg_compiled_fn fn;
     void *user;
     brg_tensor *const *inputs;
     size_t n_inputs;

@@ -44,6 +44,8 @@ typedef struct brg_compile_options {
     brg_compile_dynamic dynamic;
     brg_compile_backend backend;
     size_t max_plans; /* the least recently used go; 0: 64 */
+    /* Of brg_compiled only: the function itself is captured too. */
+    bool whole;
 } brg_compile_options;
 
 #define BRG_COMPILE_OPTIONS_INIT                                               \
@@ -76,7 +78,30 @@ BRG_API BRG_NODISCARD brg_status brg_compile_reset(void);
 
 /* ---- Compiled functions ----------------------------------------------------------
  * A function of your own with options bound to it: backwards that start inside
- * a call of it, in whatever it calls, are compiled; those outside are not. */
+ * a call of it, in whatever it calls, are compiled; those outside are not.
+ *
+ * With `whole` the function itself is captured: the first call with inputs of
+ * this kind (dtypes, sizes, strides, which require gradients) calls it with
+ * symbols, tensors that have sizes but no values; from then on its plan runs
+ * and the function is not called. It becomes
+ *
+ *   a segment  if it calls no backward: one node of the graph, whose backward is
+ *              a plan too and becomes part of a compiled backward around it.
+ *              create_graph through it is an error.
+ *   a step     if it calls backward: forward, backward with the hooks and
+ *              reducers that the leaves have by then, and brg_optim_step,
+ *              brg_optim_zero_grad, brg_clip_grad_*, in-place changes of tensors
+ *              from outside, in the order of the calls. Results have no history.
+ *
+ * Tensors that are no inputs (parameters, buffers) belong to the plan, which
+ * reads their values at each run: these objects, not others that take their
+ * place later. Everything else that the function reads (numbers, flags, sizes)
+ * is as it was in the first call; what changes from call to call must be in a
+ * tensor, in an optimizer (its rate, its count of steps), or outside. What a
+ * symbol cannot do (values read by the host, data of the caller, collectives, a
+ * change of the function's own tensors in place) makes the function run
+ * uncaptured from its start, or fail with fullgraph, naming the call. Objects
+ * that the function uses must outlive it or not be used by another call. */
 
 typedef brg_status (*brg_compiled_fn)(brg_tensor *const *inputs,
                                       size_t n_inputs, brg_tensor **outputs,
@@ -96,6 +121,16 @@ BRG_API BRG_NODISCARD brg_status brg_compiled_call(brg_compiled *compiled,
                                                    size_t n_outputs);
 BRG_API void brg_compiled_destroy(brg_compiled *compiled);
 
+/* Segments that differ in the size of this dim of this input share their
+ * backward's plan from the first call on. Before the first call. */
+BRG_API BRG_NODISCARD brg_status
+brg_compiled_mark_dynamic(brg_compiled *compiled, size_t input, int dim);
+
+/* The text of what was captured, its i-th plan (of a segment the forward, then
+ * the backward); returns the length that all of it needs, 0 if there is none. */
+BRG_API size_t brg_compiled_print(const brg_compiled *compiled, size_t i,
+                                  char *filled, size_t size);
+
 /* ---- What happened --------------------------------------------------------------- */
 
 /* Of the calling thread, since its start or reset. */
@@ -108,6 +143,10 @@ typedef struct brg_compile_stats {
     uint64_t splits;          /* places at which plans were cut */
     uint64_t evictions;       /* plans dropped for want of room */
     uint64_t buckets;         /* reductions that the plans captured start */
+    /* Of functions compiled whole: */
+    uint64_t functions;          /* captured */
+    uint64_t function_hits;      /* calls that found their plan */
+    uint64_t function_fallbacks; /* calls that ran uncaptured */
 } brg_compile_stats;
 
 BRG_API void brg_compile_get_stats(brg_compile_stats *filled);

@@ -6,7 +6,6 @@
 #include <brigade/optim.h>
 #include <brigade/random.h>
 
-#include "compile/function.h"
 #include "tests/autograd/graph.h"
 #include "tests/support/values.h"
 
@@ -71,57 +70,6 @@ static void batch_of(int64_t batch, brg_tensor **in)
     in[1] = brg_randint(0, 4, BRG_SHAPE(batch));
 }
 
-static brg__function f;
-
-static brg_tensor *call(brg__traced_fn fn, void *user, brg_tensor *const *in,
-                        size_t n_in)
-{
-    brg_tensor *out[1] = {NULL};
-    const char *why = NULL;
-    brg__traced_call c = {
-        .fn = fn, .user = user, .inputs = in, .n_inputs = n_in, .n_outputs = 1};
-    assert_brg_ok(brg__function_call(&f, &c, out, &why));
-    if (why)
-        print_error("%s\n", why);
-    assert_null(why);
-    return out[0];
-}
-
-static int setup(void **state)
-{
-    return brg__function_init(&f) == BRG_OK ? scope_setup(state) : -1;
-}
-
-static int teardown(void **state)
-{
-    brg__function_deinit(&f);
-    return scope_teardown(state);
-}
-
-#define segment_test(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
-
-static void test_segment__same_bits_as_eager(void **state)
-{
-    (void)state;
-    net a = make_net(1), b = make_net(1);
-    for (int64_t batch = 3; batch < 7; batch++)
-        for (int twice = 0; twice < 2; twice++) {
-            brg_tensor *in[2], *loss;
-            batch_of(batch, in);
-            assert_brg_ok(net_loss(in, 2, &loss, 1, &a));
-            brg_tensor *got = call(net_loss, &b, in, 2);
-            expect_same_bits(loss, got);
-            assert_string_equal(brg_grad_fn_name(got), "segment");
-            assert_brg_ok(brg_backward(loss));
-            assert_brg_ok(brg_backward(got));
-            expect_same_grads(&a, &b);
-        }
-    assert_int_equal(f.stats.captures, 4);
-    assert_int_equal(f.stats.segments, 2); /* static, then dynamic */
-    assert_int_equal(f.stats.hits, 4);
-    assert_int_equal(b.n_calls, 4);
-}
-
 static brg_compile_stats stats(void)
 {
     brg_compile_stats s;
@@ -129,16 +77,57 @@ static brg_compile_stats stats(void)
     return s;
 }
 
+static brg_compiled *make_compiled(brg_compiled_fn fn, void *user)
+{
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.whole = options.fullgraph = true;
+    brg_compiled *c;
+    assert_brg_ok(brg_compiled_create(&c, fn, user, &options));
+    return c;
+}
+
+static brg_tensor *call(brg_compiled *c, brg_tensor *const *in, size_t n_in)
+{
+    brg_tensor *out[1] = {NULL};
+    assert_brg_ok(brg_compiled_call(c, in, n_in, out, 1));
+    return out[0];
+}
+
+static void test_segment__same_bits_as_eager(void **state)
+{
+    (void)state;
+    net a = make_net(1), b = make_net(1);
+    brg_compiled *c = make_compiled(net_loss, &b);
+    for (int64_t batch = 3; batch < 7; batch++)
+        for (int twice = 0; twice < 2; twice++) {
+            brg_tensor *in[2], *loss;
+            batch_of(batch, in);
+            assert_brg_ok(net_loss(in, 2, &loss, 1, &a));
+            brg_tensor *got = call(c, in, 2);
+            expect_same_bits(loss, got);
+            assert_string_equal(brg_grad_fn_name(got), "segment");
+            assert_brg_ok(brg_backward(loss));
+            assert_brg_ok(brg_backward(got));
+            expect_same_grads(&a, &b);
+        }
+    assert_int_equal(stats().functions, 4);
+    assert_int_equal(stats().function_hits, 4);
+    assert_int_equal(stats().function_fallbacks, 0);
+    assert_int_equal(b.n_calls, 4);
+    brg_compiled_destroy(c);
+}
+
 static void test_segment__spliced_into_a_compiled_backward(void **state)
 {
     (void)state;
     net a = make_net(2), b = make_net(2);
+    brg_compiled *c = make_compiled(net_loss, &b);
     static const uint64_t captures[] = {1, 2, 2, 2, 2};
     for (int64_t i = 0; i < 5; i++) {
         brg_tensor *in[2], *loss;
         batch_of(3 + i, in);
         assert_brg_ok(net_loss(in, 2, &loss, 1, &a));
-        brg_tensor *got = call(net_loss, &b, in, 2);
+        brg_tensor *got = call(c, in, 2);
         int scope;
         assert_brg_ok(brg_compile_begin(&scope, NULL));
         assert_brg_ok(brg_backward(brg_mul_scalar(got, 2.0)));
@@ -152,6 +141,7 @@ static void test_segment__spliced_into_a_compiled_backward(void **state)
     char text[16384];
     assert_true(brg_compile_print(0, text, sizeof text) < sizeof text);
     assert_non_null(strstr(text, "_0/"));
+    brg_compiled_destroy(c);
 }
 
 /* Three uses of one segment in one graph. */
@@ -168,6 +158,7 @@ static brg_status wave(brg_tensor *const *in, size_t n_in, brg_tensor **out,
 static void test_segment__thrice_in_one_graph(void **state)
 {
     (void)state;
+    brg_compiled *c = make_compiled(wave, NULL);
     for (int is_compiled = 0; is_compiled < 2; is_compiled++) {
         brg_tensor *x = leaf_from(0.5, BRG_SHAPE(5)), *y, *direct = x;
         for (int i = 0; i < 3; i++)
@@ -176,7 +167,7 @@ static void test_segment__thrice_in_one_graph(void **state)
         y = leaf_from(0.5, BRG_SHAPE(5));
         brg_tensor *h = y;
         for (int i = 0; i < 3; i++)
-            h = call(wave, NULL, &h, 1);
+            h = call(c, &h, 1);
         expect_same_bits(direct, h);
         int scope;
         brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
@@ -193,19 +184,23 @@ static void test_segment__thrice_in_one_graph(void **state)
     assert_non_null(strstr(text, "_0/"));
     assert_non_null(strstr(text, "_1/"));
     assert_non_null(strstr(text, "_2/"));
+    brg_compiled_destroy(c);
 }
 
 static void test_segment__create_graph_is_refused(void **state)
 {
     (void)state;
     brg_tensor *x = leaf_from(0.5, BRG_SHAPE(5));
-    brg_tensor *y = brg_sum_all(call(wave, NULL, &x, 1)), *grad;
+    brg_compiled *c = make_compiled(wave, NULL);
+    brg_tensor *y = brg_sum_all(call(c, &x, 1)), *grad;
     brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
     options.create_graph = true;
     assert_brg_fails_with(brg_grad(&grad, &y, 1, &x, 1, &options),
                           BRG_ERR_STATE,
                           "does not currently support higher order gradients");
     assert_null(grad);
+    brg_compiled_destroy(c); /* the graph keeps what it needs */
+    assert_brg_ok(brg_grad(&grad, &y, 1, &x, 1, NULL));
 }
 
 /* ---- Results that are views, inputs, parameters ------------------------------------ */
@@ -234,22 +229,15 @@ static brg_tensor *sum_of_many(brg_tensor **out)
     return sum;
 }
 
-static void call_many(brg_tensor *x, brg_tensor *w, brg_tensor **out)
-{
-    const char *why;
-    brg__traced_call c = {
-        .fn = many, .user = w, .inputs = &x, .n_inputs = 1, .n_outputs = 7};
-    assert_brg_ok(brg__function_call(&f, &c, out, &why));
-    assert_null(why);
-}
-
 static void test_segment__results_are_what_they_would_be(void **state)
 {
     (void)state;
     brg_tensor *x = leaf_from(1, BRG_SHAPE(3, 4)), *want[7], *got[7];
     brg_tensor *w = leaf_from(2, BRG_SHAPE(3, 4));
     assert_brg_ok(many(&x, 1, want, 7, w));
-    call_many(x, w, got);
+    brg_compiled *c = make_compiled(many, w);
+    assert_brg_ok(brg_compiled_call(c, &x, 1, got, 7));
+    brg_compiled_destroy(c);
     for (int i = 0; i < 6; i++) {
         expect_same_bits(want[i], got[i]);
         assert_int_equal(brg_requires_grad(want[i]), brg_requires_grad(got[i]));
@@ -273,20 +261,35 @@ static void test_segment__results_are_what_they_would_be(void **state)
     }
 }
 
+static brg_status exponential(brg_tensor *const *in, size_t n_in,
+                              brg_tensor **out, size_t n_out, void *user)
+{
+    (void)n_in;
+    (void)n_out;
+    (void)user;
+    out[0] = brg_exp(in[0]);
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
 /* A result changed in place: its views know, and what is saved is checked. */
 static void test_segment__results_changed_in_place(void **state)
 {
     (void)state;
     brg_tensor *x = leaf_from(1, BRG_SHAPE(3, 4)), *out[7];
     brg_tensor *w = leaf_from(2, BRG_SHAPE(3, 4));
-    call_many(x, w, out);
+    brg_compiled *c = make_compiled(many, w);
+    assert_brg_ok(brg_compiled_call(c, &x, 1, out, 7));
+    brg_compiled_destroy(c);
     assert_brg_ok(brg_mul_scalar_(out[1], 3.0));
     assert_brg_ok(brg_backward(brg_sum_all(out[0])));
     assert_float_equal(value_at(brg_tensor_grad(x), 0), 3 * 2, 0);
-    brg_tensor *y = leaf_from(1, BRG_SHAPE(5));
-    brg_tensor *z =
-        call(wave, NULL, (brg_tensor *[]){brg_mul_scalar(y, 1.0)}, 1);
-    assert_brg_ok(brg_backward(brg_sum_all(z)));
+    brg_compiled *d = make_compiled(exponential, NULL);
+    brg_tensor *y = leaf_from(1, BRG_SHAPE(5)), *z = call(d, &y, 1);
+    brg_tensor *sum = brg_sum_all(z);
+    assert_brg_ok(brg_mul_scalar_(z, 2.0)); /* which its backward reads */
+    assert_brg_fails_with(brg_backward(sum), BRG_ERR_MODIFIED,
+                          "modified by an inplace operation");
+    brg_compiled_destroy(d);
 }
 
 /* ---- Dropout ------------------------------------------------------------------------- */
@@ -305,6 +308,7 @@ static brg_status drop(brg_tensor *const *in, size_t n_in, brg_tensor **out,
 static void test_segment__dropout_draws_as_eager(void **state)
 {
     (void)state;
+    brg_compiled *c = make_compiled(drop, NULL);
     for (int is_compiled = 0; is_compiled < 2; is_compiled++) {
         brg_tensor *x = leaf_from(1, BRG_SHAPE(37)), *want[3];
         brg_tensor *y = leaf_from(1, BRG_SHAPE(37)), *got[3];
@@ -313,7 +317,7 @@ static void test_segment__dropout_draws_as_eager(void **state)
             assert_brg_ok(drop(&x, 1, &want[i], 1, NULL));
         brg_seed(5);
         for (int i = 0; i < 3; i++)
-            got[i] = call(drop, NULL, &y, 1);
+            got[i] = call(c, &y, 1);
         int scope;
         if (is_compiled)
             assert_brg_ok(brg_compile_begin(&scope, NULL));
@@ -331,18 +335,19 @@ static void test_segment__dropout_draws_as_eager(void **state)
         }
         expect_same_bits(brg_tensor_grad(x), brg_tensor_grad(y));
     }
+    brg_compiled_destroy(c);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        segment_test(test_segment__same_bits_as_eager),
-        segment_test(test_segment__spliced_into_a_compiled_backward),
-        segment_test(test_segment__thrice_in_one_graph),
-        segment_test(test_segment__create_graph_is_refused),
-        segment_test(test_segment__results_are_what_they_would_be),
-        segment_test(test_segment__results_changed_in_place),
-        segment_test(test_segment__dropout_draws_as_eager),
+        scoped_test(test_segment__same_bits_as_eager),
+        scoped_test(test_segment__spliced_into_a_compiled_backward),
+        scoped_test(test_segment__thrice_in_one_graph),
+        scoped_test(test_segment__create_graph_is_refused),
+        scoped_test(test_segment__results_are_what_they_would_be),
+        scoped_test(test_segment__results_changed_in_place),
+        scoped_test(test_segment__dropout_draws_as_eager),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

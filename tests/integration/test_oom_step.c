@@ -11,15 +11,24 @@
 
 #define SWEEP_MAX 10000
 
+/* The kinds of models, eager, then compiled. */
+#define N_WAYS (2 * N_SMALL_KINDS)
+
+static brg_status init(small_model *m, int way, brg_pg *pg)
+{
+    BRG_TRY(small_model_init(m, (small_kind)(way % N_SMALL_KINDS), pg));
+    return way < N_SMALL_KINDS ? BRG_OK : small_model_compile(m);
+}
+
 /* ---- From nothing to the end of the second step ----------------------------- */
 
 static brg_status train_rank(brg_pg *pg, void *user)
 {
-    const int *kind = user;
+    const int *way = user;
     small_model m;
-    brg_status status = small_model_init(&m, (small_kind)*kind, pg);
+    brg_status status = init(&m, *way, pg);
     for (int step = 0; status == BRG_OK && step < 2; step++)
-        status = small_model_step(&m, step, false);
+        status = small_model_step(&m, step);
     small_model_deinit(&m);
     return status;
 }
@@ -36,12 +45,12 @@ static brg_status train_alone(void *user)
 static void test_oom_step__whole_life(void **state)
 {
     (void)state;
-    for (int kind = 0; kind < N_SMALL_KINDS; kind++)
-        assert_true(assert_oom_clean(train_alone, &kind) > 40);
+    for (int way = 0; way < N_WAYS; way++)
+        assert_true(assert_oom_clean(train_alone, &way) > 40);
 }
 
 typedef struct world {
-    int kind;
+    int way;
     brg_status status[2];
 } world;
 
@@ -49,7 +58,7 @@ static brg_status train_in_world(brg_pg *pg, void *user)
 {
     world *w = user;
     brg_status *status = &w->status[brg_pg_rank(pg)];
-    *status = train_rank(pg, &w->kind);
+    *status = train_rank(pg, &w->way);
     return *status;
 }
 
@@ -70,8 +79,8 @@ static brg_status train_sim(void *user)
 static void test_oom_step__two_ranks(void **state)
 {
     (void)state;
-    for (int kind = 0; kind < N_SMALL_KINDS; kind++) {
-        world w = {.kind = kind};
+    for (int way = 0; way < N_WAYS; way++) {
+        world w = {.way = way};
         assert_true(assert_oom_clean(train_sim, &w) > 40);
     }
 }
@@ -102,7 +111,7 @@ static bool step_until_done(small_model *m, int64_t n)
     brg_error_clear();
     brg_memory_trim();
     fail_alloc_arm(n);
-    brg_status status = small_model_step(m, 0, false);
+    brg_status status = small_model_step(m, 0);
     int64_t refused = fail_alloc_disarm();
     if (status == BRG_OK) {
         assert_int_equal(refused, 0);
@@ -113,24 +122,24 @@ static bool step_until_done(small_model *m, int64_t n)
     assert_true(brg_error_message()[0] != '\0');
     assert_brg_ok(brg_optim_zero_grad(m->optim, false));
     brg_random_set_state(&random);
-    assert_brg_ok(small_model_step(m, 0, false));
+    assert_brg_ok(small_model_step(m, 0));
     return false;
 }
 
 /* A new model takes one step undisturbed, and one with n allocations allowed;
  * its twin takes two. */
-static bool train_twice(small_kind kind, brg_pg *pg, int64_t n)
+static bool train_twice(int way, brg_pg *pg, int64_t n)
 {
     small_model m, undisturbed;
     brg_random_state random;
-    assert_brg_ok(small_model_init(&undisturbed, kind, pg));
-    assert_brg_ok(small_model_init(&m, kind, pg));
+    assert_brg_ok(init(&undisturbed, way, pg));
+    assert_brg_ok(init(&m, way, pg));
     brg_random_get_state(&random);
-    assert_brg_ok(small_model_step(&m, 0, false));
+    assert_brg_ok(small_model_step(&m, 0));
     bool was_enough = step_until_done(&m, n);
     brg_random_set_state(&random);
     for (int i = 0; i < 2; i++)
-        assert_brg_ok(small_model_step(&undisturbed, 0, false));
+        assert_brg_ok(small_model_step(&undisturbed, 0));
     assert_same_params(&m, &undisturbed, n);
     small_model_deinit(&m);
     small_model_deinit(&undisturbed);
@@ -142,9 +151,9 @@ static void test_oom_step__a_failed_step_can_be_repeated(void **state)
     (void)state;
     brg_pg *pg;
     assert_brg_ok(brg_pg_create_self(&pg));
-    for (int kind = 0; kind < N_SMALL_KINDS; kind++) {
+    for (int way = 0; way < N_WAYS; way++) {
         int n = 0;
-        while (!train_twice((small_kind)kind, pg, n))
+        while (!train_twice(way, pg, n))
             assert_true(++n < SWEEP_MAX);
         assert_true(n > 10);
     }

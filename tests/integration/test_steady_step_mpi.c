@@ -19,9 +19,9 @@ static void check(const char *node_size)
     setenv("BRG_MPI_NODE_SIZE", node_size, 1);
     assert_brg_ok(brg_pg_create(&pg, "mpi", &options));
     for (int kind = 0; kind < N_SMALL_KINDS; kind++)
-        for (int keep_memory = 0; keep_memory < 2; keep_memory++)
+        for (int i = 0; i < 4; i++)
             assert_brg_ok(
-                small_model_check_steady((small_kind)kind, pg, keep_memory));
+                small_model_check_steady((small_kind)kind, pg, i & 1, i & 2));
     brg_pg_destroy(pg);
 }
 

@@ -3,6 +3,7 @@
 #include "tests/support/small_models.h"
 
 #include <math.h>
+#include <string.h>
 
 #include <brigade/autograd.h>
 #include <brigade/ops.h>
@@ -93,6 +94,7 @@ brg_status small_model_init(small_model *m, small_kind kind, brg_pg *pg)
 
 void small_model_deinit(small_model *m)
 {
+    brg_compiled_destroy(m->compiled);
     brg_ddp_destroy(m->ddp);
     brg_optim_destroy(m->optim);
     brg_params_destroy(m->params);
@@ -122,62 +124,139 @@ static brg_tensor *make_numbers(const small_model *m, int step, int n,
                   : brg_from_data(BRG_DTYPE_I64, BRG_SHAPE(BATCH), y);
 }
 
-static brg_tensor *run_mlp(const small_model *m, int step)
+static brg_tensor *run_mlp(const small_model *m, brg_tensor *x)
 {
-    brg_tensor *h = brg_flatten(make_images(m, step), 1, -1);
+    brg_tensor *h = brg_flatten(x, 1, -1);
     h = brg_gelu(brg_nn_linear_forward(&m->linear[0], h));
-    h = brg_nn_linear_forward(&m->linear[1], brg_dropout(h, 0.2, true));
-    return brg_cross_entropy(h, make_numbers(m, step, N_CLASSES, 0));
+    return brg_nn_linear_forward(&m->linear[1], brg_dropout(h, 0.2, true));
 }
 
-static brg_tensor *run_cnn(const small_model *m, int step)
+static brg_tensor *run_cnn(const small_model *m, brg_tensor *x)
 {
     const brg_pool2d_options pool = {.struct_size = sizeof pool,
                                      .kernel = {2, 2}};
-    brg_tensor *h = brg_nn_conv2d_forward(&m->conv, make_images(m, step));
+    brg_tensor *h = brg_nn_conv2d_forward(&m->conv, x);
     h = brg_relu(brg_nn_batch_norm_forward(&m->norm, h, true));
     h = brg_flatten(brg_max_pool2d(h, &pool), 1, -1);
-    h = brg_nn_linear_forward(&m->linear[0], h);
-    return brg_cross_entropy(h, make_numbers(m, step, N_CLASSES, 0));
+    return brg_nn_linear_forward(&m->linear[0], h);
 }
 
-static brg_tensor *run_gpt(const small_model *m, int step)
+static brg_tensor *run_gpt(const small_model *m, brg_tensor *ids)
 {
-    brg_tensor *ids = make_numbers(m, step, VOCAB, BATCH);
     brg_tensor *h =
         brg_add(brg_nn_embedding_forward(&m->tokens, ids), m->positions.weight);
     h = brg_nn_block_forward(&m->block, h);
-    return brg_cross_entropy(brg_linear(h, m->tokens.weight, NULL),
-                             make_numbers(m, step + 1, VOCAB, BATCH));
+    return brg_linear(h, m->tokens.weight, NULL);
 }
 
-static brg_status run_step(small_model *m, int step, bool keep_memory)
+static brg_status train(brg_tensor *const *in, size_t n_in, brg_tensor **out,
+                        size_t n_out, void *user)
 {
-    static brg_tensor *(*const run[])(const small_model *,
-                                      int) = {run_mlp, run_cnn, run_gpt};
-    brg_tensor *loss = run[m->kind](m, step);
-    double norm, value;
-    BRG_TRY(brg_backward(loss));
-    BRG_TRY(brg_clip_grad_norm(&norm, m->params, 1, true));
+    static brg_tensor *(*const run[])(const small_model *, brg_tensor *) = {
+        run_mlp, run_cnn, run_gpt};
+    small_model *m = user;
+    (void)n_in;
+    (void)n_out;
+    out[0] = brg_cross_entropy(run[m->kind](m, in[0]), in[1]);
+    BRG_TRY(brg_backward(out[0]));
+    BRG_TRY(brg_clip_grad_norm(NULL, m->params, 1, true));
     BRG_TRY(brg_optim_step(m->optim));
-    BRG_TRY(brg_tensor_item(loss, &value));
-    RANK_CHECK(isfinite(value), "step %d: loss is %g", step, value);
-    return brg_optim_zero_grad(m->optim, keep_memory);
+    return brg_optim_zero_grad(m->optim, m->keep_memory);
 }
 
-brg_status small_model_step(small_model *m, int step, bool keep_memory)
+brg_status small_model_compile(small_model *m)
+{
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.whole = options.fullgraph = true;
+    return brg_compiled_create(&m->compiled, train, m, &options);
+}
+
+static brg_status run_step(small_model *m, int step)
+{
+    bool is_gpt = m->kind == SMALL_GPT;
+    brg_tensor *in[2], *loss;
+    in[0] = is_gpt ? make_numbers(m, step, VOCAB, BATCH) : make_images(m, step);
+    in[1] = is_gpt ? make_numbers(m, step + 1, VOCAB, BATCH)
+                   : make_numbers(m, step, N_CLASSES, 0);
+    if (!in[0] || !in[1])
+        return brg_error_code();
+    BRG_TRY(m->compiled ? brg_compiled_call(m->compiled, in, 2, &loss, 1)
+                        : train(in, 2, &loss, 1, m));
+    BRG_TRY(brg_tensor_item(loss, &m->loss));
+    RANK_CHECK(isfinite(m->loss), "step %d: loss is %g", step, m->loss);
+    return BRG_OK;
+}
+
+brg_status small_model_step(small_model *m, int step)
 {
     brg_scope *scope = brg_scope_begin();
     if (!scope)
         return BRG_ERR_NOMEM;
-    brg_status status = run_step(m, step, keep_memory);
+    brg_status status = run_step(m, step);
     brg_scope_end(scope);
     return status;
 }
 
+/* ---- Compiled steps ------------------------------------------------------------- */
+
+static brg_status compare(const small_model *a, const small_model *b, int step)
+{
+    RANK_CHECK(a->loss == b->loss, "%s, step %d: the loss is %.9g, not %.9g",
+               small_model_name(a->kind), step, b->loss, a->loss);
+    for (size_t i = 0; i < brg_params_count(a->params); i++) {
+        const brg_param *p = brg_params_at(a->params, i);
+        const brg_param *q = brg_params_at(b->params, i);
+        RANK_CHECK(memcmp(brg_tensor_data(p->tensor),
+                          brg_tensor_data(q->tensor),
+                          brg_tensor_nbytes(p->tensor)) == 0,
+                   "%s, step %d: the bits of '%s' differ",
+                   small_model_name(a->kind), step, p->name);
+    }
+    return BRG_OK;
+}
+
+static brg_status compare_steps(small_model *eager, small_model *compiled)
+{
+    for (int step = 0; step < N_WARM_UP + 2; step++) {
+        double lr = 0.01 / (1 + step);
+        BRG_TRY(brg_optim_set_lr(eager->optim, lr));
+        BRG_TRY(brg_optim_set_lr(compiled->optim, lr));
+        brg_seed((uint64_t)step);
+        BRG_TRY(small_model_step(eager, step));
+        brg_seed((uint64_t)step);
+        BRG_TRY(small_model_step(compiled, step));
+        BRG_TRY(compare(eager, compiled, step));
+    }
+    return BRG_OK;
+}
+
+brg_status small_model_check_compiled(small_kind kind, brg_pg *pg)
+{
+    small_model eager = {0}, compiled = {0};
+    brg_compile_stats stats;
+    brg_status status = brg_compile_reset();
+    if (status == BRG_OK)
+        status = small_model_init(&eager, kind, pg);
+    if (status == BRG_OK)
+        status = small_model_init(&compiled, kind, pg);
+    if (status == BRG_OK)
+        status = small_model_compile(&compiled);
+    if (status == BRG_OK)
+        status = compare_steps(&eager, &compiled);
+    small_model_deinit(&compiled);
+    small_model_deinit(&eager);
+    BRG_TRY(status);
+    brg_compile_get_stats(&stats);
+    RANK_CHECK(stats.functions == 1 && stats.function_hits == N_WARM_UP + 1 &&
+                   stats.function_fallbacks == 0,
+               "%d captured, %d hits", (int)stats.functions,
+               (int)stats.function_hits);
+    return BRG_OK;
+}
+
 /* ---- Steady steps --------------------------------------------------------------- */
 
-static brg_status train_steadily(small_model *m, bool keep_memory)
+static brg_status train_steadily(small_model *m)
 {
     brg_memory_stats before = {0}, after;
     uint64_t n_mallocs = 0;
@@ -186,26 +265,29 @@ static brg_status train_steadily(small_model *m, bool keep_memory)
             brg_memory_get_stats(&before);
             n_mallocs = ranks_n_mallocs();
         }
-        BRG_TRY(small_model_step(m, step, keep_memory));
+        BRG_TRY(small_model_step(m, step));
     }
     n_mallocs = ranks_n_mallocs() - n_mallocs;
     brg_memory_get_stats(&after);
     RANK_CHECK(after.n_allocs == before.n_allocs && n_mallocs == 0,
-               "%s, keep_memory %d: %d calls of the hook and %d of malloc in "
-               "%d steps",
-               small_model_name(m->kind), keep_memory,
+               "%s, keep_memory %d, compiled %d: %d calls of the hook and %d "
+               "of malloc in %d steps",
+               small_model_name(m->kind), m->keep_memory, m->compiled != NULL,
                (int)(after.n_allocs - before.n_allocs), (int)n_mallocs,
                N_STEPS - N_WARM_UP);
     return BRG_OK;
 }
 
 brg_status small_model_check_steady(small_kind kind, brg_pg *pg,
-                                    bool keep_memory)
+                                    bool keep_memory, bool is_compiled)
 {
     small_model m;
     brg_status status = small_model_init(&m, kind, pg);
+    m.keep_memory = keep_memory;
+    if (status == BRG_OK && is_compiled)
+        status = small_model_compile(&m);
     if (status == BRG_OK)
-        status = train_steadily(&m, keep_memory);
+        status = train_steadily(&m);
     small_model_deinit(&m);
     return status;
 }

@@ -5,6 +5,7 @@
 #ifndef BRG_TESTS_SUPPORT_SMALL_MODELS_H
 #define BRG_TESTS_SUPPORT_SMALL_MODELS_H
 
+#include <brigade/compile.h>
 #include <brigade/nn.h>
 #include <brigade/optim.h>
 #include <brigade/reducer.h>
@@ -22,6 +23,9 @@ typedef struct small_model {
     brg_params *params;
     brg_optim *optim;
     brg_ddp *ddp;
+    brg_compiled *compiled; /* NULL: steps are eager */
+    bool keep_memory;       /* of gradients */
+    double loss;            /* of the last step */
     brg_nn_linear linear[2];
     brg_nn_conv2d conv;
     brg_nn_batch_norm norm;
@@ -36,14 +40,20 @@ const char *small_model_name(small_kind kind);
 brg_status small_model_init(small_model *m, small_kind kind, brg_pg *pg);
 void small_model_deinit(small_model *m);
 
-/* One step on data that follow from `step` and the rank. keep_memory: of
- * gradients. */
-brg_status small_model_step(small_model *m, int step, bool keep_memory);
+/* From now on its steps are one plan. Fails where they cannot be. */
+brg_status small_model_compile(small_model *m);
+
+/* One step on data that follow from `step` and the rank. */
+brg_status small_model_step(small_model *m, int step);
+
+/* Trains two, one of them compiled: after each step losses and weights are the
+ * same bits. Collective. */
+brg_status small_model_check_compiled(small_kind kind, brg_pg *pg);
 
 /* Trains one, and fails unless the steps after the first few ask for no
  * memory: neither the allocator hook is called, nor malloc by anybody in the
  * program. Collective. */
 brg_status small_model_check_steady(small_kind kind, brg_pg *pg,
-                                    bool keep_memory);
+                                    bool keep_memory, bool is_compiled);
 
 #endif

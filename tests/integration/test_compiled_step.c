@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * A whole training step as one plan: losses and weights are those of the eager
+ * step, bit for bit, at any number of ranks. */
+#include "tests/support/brg_test.h"
+#include "tests/support/ranks.h"
+#include "tests/support/small_models.h"
+
+static brg_status check_rank(brg_pg *pg, void *user)
+{
+    return small_model_check_compiled(*(small_kind *)user, pg);
+}
+
+static void check(small_kind kind)
+{
+    for (int i = 0; i < N_RANKS_WORLDS; i++)
+        assert_brg_ok(brg_sim_run(ranks_worlds[i], NULL, check_rank, &kind));
+}
+
+static void test_compiled_step__mlp(void **state)
+{
+    (void)state;
+    check(SMALL_MLP);
+}
+
+static void test_compiled_step__cnn(void **state)
+{
+    (void)state;
+    check(SMALL_CNN);
+}
+
+static void test_compiled_step__gpt(void **state)
+{
+    (void)state;
+    check(SMALL_GPT);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_compiled_step__mlp),
+        cmocka_unit_test(test_compiled_step__cnn),
+        cmocka_unit_test(test_compiled_step__gpt),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
