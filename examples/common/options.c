@@ -68,8 +68,8 @@ static const struct argp_option option_rows[] = {
     {"device", KEY_DEVICE, "NAME", 0,
      "Where to train: cpu, cuda or cuda:N (default: cpu)", 3},
     {"eval-only", KEY_EVAL_ONLY, 0, 0, "Do not train", 3},
-    {"compile", KEY_COMPILE, 0, 0, "Capture the backward pass and replay it",
-     3},
+    {"compile", KEY_COMPILE, "WHAT", OPTION_ARG_OPTIONAL,
+     "Capture and replay: backward (default), or the whole step", 3},
     {"no-progress", KEY_NO_PROGRESS, 0, 0, "Only the lines of epochs", 3},
     {0}};
 
@@ -167,6 +167,7 @@ static void choose_reduction(const struct argp_state *state, const char *text,
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
     static const char *const optimizers[] = {"sgd", "adamw", NULL};
+    static const char *const compiled[] = {"backward", "step", NULL};
     train_options *options = state->input;
     switch (key) {
     case KEY_DATA:
@@ -198,7 +199,10 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         options->leaves = options_int(state, "--leaves", arg, 1, 4096);
         return 0;
     case KEY_COMPILE:
-        options->is_compiled = true;
+        arg = arg == NULL ? "backward" : arg;
+        options->is_step_compiled =
+            options_choice(state, "--compile", arg, compiled) == compiled[1];
+        options->is_compiled = !options->is_step_compiled;
         return 0;
     case KEY_EVAL_ONLY:
         options->is_eval_only = true;

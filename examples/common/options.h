@@ -26,8 +26,9 @@ typedef struct train_options {
     double lr;
     bool is_reproducible;
     bool is_eval_only;
-    bool is_compiled; /* backward by a captured plan */
-    bool is_quiet;    /* no progress */
+    bool is_compiled;      /* backward by a captured plan */
+    bool is_step_compiled; /* or the whole step */
+    bool is_quiet;         /* no progress */
 } train_options;
 
 extern const struct argp options_argp;

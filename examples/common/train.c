@@ -29,7 +29,8 @@ typedef struct run {
     brg_optim *optim;
     brg_ddp *ddp;
     brg_sampler *sampler;
-    double *losses; /* of this step, one per rank or leaf */
+    brg_compiled *compiled; /* the step; NULL: it is eager */
+    double *losses;         /* of this step, one per rank or leaf */
     int n_losses;
     FILE *log; /* rank 0 only */
     progress progress;
@@ -66,14 +67,22 @@ static brg_status mean_loss(double *out, const run *r)
     return BRG_OK;
 }
 
+/* Activations belong to a scope of their own: after it the graph alone holds
+ * them, and backward frees each when it has been used. */
+static brg_tensor *forward(const run *r, brg_tensor *const data[2])
+{
+    brg_scope *scope = brg_scope_begin();
+    if (scope == NULL)
+        return NULL;
+    return brg_scope_return(scope, r->task->loss(r->task->user, data));
+}
+
 static brg_status forward_backward(double *loss, run *r, const brg_batch *batch)
 {
-    brg_scope *forward = brg_scope_begin();
-    if (forward == NULL)
-        return brg_error_code();
-    brg_tensor *mine =
-        brg_scope_return(forward, r->task->loss(r->task->user, batch));
+    brg_tensor *data[2] = {NULL, NULL}, *mine;
     double value = 0;
+    BRG_TRY(r->task->load(r->task->user, batch, data));
+    mine = forward(r, data);
     if (mine == NULL)
         return brg_error_code();
     BRG_TRY(brg_tensor_item(mine, &value));
@@ -107,7 +116,9 @@ static brg_status run_leaf(run *r, const brg_batch *batch, uint32_t leaf,
     part.n = end - first;
     part.weight = (double)(part.n * n_leaves) / (double)n;
     double value = 0;
-    brg_tensor *mine = r->task->loss(r->task->user, &part);
+    brg_tensor *data[2] = {NULL, NULL};
+    BRG_TRY(r->task->load(r->task->user, &part, data));
+    brg_tensor *mine = forward(r, data);
     BRG_TRY(brg_tensor_item(mine, &value));
     r->losses[leaf] = value * part.weight / (double)n_leaves;
     if (losses != NULL)
@@ -148,18 +159,65 @@ static double stepped_lr(const run *r)
     return brg_lr_step_at(&schedule, r->step);
 }
 
-static brg_status update(run *r)
+static brg_status set_lr(run *r)
 {
     const train_task *task = r->task;
     if (task->schedule.n_steps > 0)
-        BRG_TRY(brg_optim_set_lr(r->optim,
-                                 brg_lr_cosine_at(&task->schedule, r->step)));
-    else if (task->epoch_decay > 0)
-        BRG_TRY(brg_optim_set_lr(r->optim, stepped_lr(r)));
+        return brg_optim_set_lr(r->optim,
+                                brg_lr_cosine_at(&task->schedule, r->step));
+    return task->epoch_decay > 0 ? brg_optim_set_lr(r->optim, stepped_lr(r))
+                                 : BRG_OK;
+}
+
+static brg_status update(run *r)
+{
+    const train_task *task = r->task;
     if (task->clip_norm > 0)
         BRG_TRY(brg_clip_grad_norm(NULL, task->params, task->clip_norm, true));
     BRG_TRY(brg_optim_step(r->optim));
     return brg_optim_zero_grad(r->optim, false);
+}
+
+/* The step as a function of its data, to be compiled: in[2] is the weight. */
+static brg_status whole_step(brg_tensor *const *in, size_t n_in,
+                             brg_tensor **out, size_t n_out, void *user)
+{
+    run *r = user;
+    (void)n_in;
+    (void)n_out;
+    out[0] = forward(r, in);
+    if (out[0] == NULL)
+        return brg_error_code();
+    BRG_TRY(brg_backward(brg_mul(out[0], in[2])));
+    return update(r);
+}
+
+static brg_status compiled_step(double *loss, run *r, const brg_batch *batch)
+{
+    brg_tensor *in[3] = {NULL, NULL, NULL}, *mine = NULL;
+    double value = 0;
+    float weight = (float)batch->weight;
+    BRG_TRY(r->task->load(r->task->user, batch, in));
+    in[2] = brg_from_data(BRG_DTYPE_F32, 0, NULL, &weight);
+    if (in[2] == NULL)
+        return brg_error_code();
+    BRG_TRY(set_lr(r));
+    BRG_TRY(brg_compiled_call(r->compiled, in, 3, &mine, 1));
+    BRG_TRY(brg_tensor_item(mine, &value));
+    value *= batch->weight / r->w->size;
+    brg_work *work = NULL;
+    BRG_TRY(
+        brg_all_gather(r->w->pg, &work, r->losses, &value, 1, BRG_DTYPE_F64));
+    BRG_TRY(brg_work_wait(work));
+    return mean_loss(loss, r);
+}
+
+static brg_status eager_step(double *loss, run *r, const brg_batch *batch)
+{
+    BRG_TRY(r->options->leaves ? run_leaves(loss, r, batch)
+                               : forward_backward(loss, r, batch));
+    BRG_TRY(set_lr(r));
+    return update(r);
 }
 
 /* Times of the step that has ended. */
@@ -181,10 +239,8 @@ static brg_status train_step(run *r, const brg_batch *batch)
     brg_scope *scope = brg_scope_begin();
     if (scope == NULL)
         return brg_error_code();
-    brg_status status = r->options->leaves ? run_leaves(&loss, r, batch)
-                                           : forward_backward(&loss, r, batch);
-    if (status == BRG_OK)
-        status = update(r);
+    brg_status status = r->compiled ? compiled_step(&loss, r, batch)
+                                    : eager_step(&loss, r, batch);
     brg_scope_end(scope);
     BRG_TRY(status);
     measure(r, started, loss, batch->position.epoch);
@@ -402,14 +458,22 @@ brg_status train(train_result *out, const train_task *task,
     int scope = 0;
     brg_compile_options compile = BRG_COMPILE_OPTIONS_INIT;
     compile.fullgraph = true; /* rather an error than eager unnoticed */
+    compile.whole = true;
+    if (options->is_step_compiled && options->leaves > 0)
+        return brg_error_set(BRG_ERR_ARG, __FILE__, __LINE__,
+                             "--compile=step: a step of leaves has a backward "
+                             "for each, whose number differs between ranks");
     if (options->is_compiled)
         BRG_TRY(brg_compile_begin(&scope, &compile));
+    if (options->is_step_compiled)
+        BRG_TRY(brg_compiled_create(&r.compiled, whole_step, &r, &compile));
     brg_status status = run_all(out, &r);
     if (scope != 0 && brg_compile_end(scope) != BRG_OK && status == BRG_OK)
         status = brg_error_code();
     if (r.log != NULL && fclose(r.log) != 0 && status == BRG_OK)
         status = fail(BRG_ERR_IO, "cannot write", options->log_losses);
     progress_end(&r.progress);
+    brg_compiled_destroy(r.compiled);
     brg_ddp_destroy(r.ddp);
     brg_optim_destroy(r.optim);
     brg_sampler_destroy(r.sampler);

@@ -26,10 +26,10 @@ typedef struct train_task {
     bool has_accuracy;
     double clip_norm; /* of the gradients; 0: not */
     double weight_decay;
-    /* The mean loss of a rank's part of a batch; runs in a scope of its own, so
-     * the graph alone holds the activations and backward frees each when it
-     * has been used. */
-    brg_tensor *(*loss)(void *user, const brg_batch *batch);
+    /* A rank's part of a batch: what goes in, what should come out. */
+    brg_status (*load)(void *user, const brg_batch *batch, brg_tensor *data[2]);
+    /* The mean loss on it. */
+    brg_tensor *(*loss)(void *user, brg_tensor *const data[2]);
     /* Adds the sums of rank's part of the test data. */
     brg_status (*evaluate)(void *user, const world *w, eval_sums *sums);
     /* The learning rate: a schedule over steps, or a factor from one epoch to

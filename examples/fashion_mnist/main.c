@@ -85,14 +85,18 @@ static void parse_arguments(arguments *out, int argc, char **argv)
 
 /* ---- The task ------------------------------------------------------------ */
 
-static brg_tensor *batch_loss(void *user, const brg_batch *batch)
+static brg_status load_batch(void *user, const brg_batch *batch,
+                             brg_tensor *data[2])
 {
     const trainer *t = user;
-    brg_tensor *images = NULL, *labels = NULL;
-    if (dataset_batch(&t->train, batch->samples, batch->n, &images, &labels) !=
-        BRG_OK)
-        return NULL;
-    return brg_cross_entropy(model_forward(&t->model, images), labels);
+    return dataset_batch(&t->train, batch->samples, batch->n, &data[0],
+                         &data[1]);
+}
+
+static brg_tensor *batch_loss(void *user, brg_tensor *const data[2])
+{
+    const trainer *t = user;
+    return brg_cross_entropy(model_forward(&t->model, data[0]), data[1]);
 }
 
 static brg_status evaluate_chunk(const void *user, int64_t first, int64_t n,
@@ -145,6 +149,7 @@ static brg_status run(const void *arguments_, world *w)
                            .has_accuracy = true,
                            .weight_decay = 1e-4,
                            .epoch_decay = args->decay,
+                           .load = load_batch,
                            .loss = batch_loss,
                            .evaluate = evaluate};
         status = train(&result, &task, &args->train, w);

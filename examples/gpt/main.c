@@ -173,37 +173,43 @@ static void parse_arguments(arguments *out, int argc, char **argv)
 
 /* The n windows, read on the CPU; `windows` are their numbers. */
 static brg_status read_windows(const trainer *t, const int64_t *windows,
-                               size_t n, brg_tensor **ids, brg_tensor **targets)
+                               size_t n, brg_tensor *data[2])
 {
     int64_t context = t->model.config.context;
     const int64_t shape[2] = {(int64_t)n, context};
     brg_tensor *starts = brg_from_data(BRG_DTYPE_I64, 1, shape, windows);
-    *ids = brg_empty(BRG_DTYPE_I64, 2, shape);
-    *targets = brg_empty(BRG_DTYPE_I64, 2, shape);
+    data[0] = brg_empty(BRG_DTYPE_I64, 2, shape);
+    data[1] = brg_empty(BRG_DTYPE_I64, 2, shape);
     starts = brg_mul_scalar(starts, (double)context);
-    if (starts == NULL || *ids == NULL || *targets == NULL)
+    if (starts == NULL || data[0] == NULL || data[1] == NULL)
         return brg_error_code();
-    return brg_text_read(t->text, *ids, *targets, brg_tensor_data(starts));
+    return brg_text_read(t->text, data[0], data[1], brg_tensor_data(starts));
 }
 
-/* Their mean loss, where the model is. */
-static brg_tensor *windows_loss(const trainer *t, const int64_t *windows,
-                                size_t n)
+/* Their characters, and those one further on, where the model is. */
+static brg_status load_windows(const trainer *t, const int64_t *windows,
+                               size_t n, brg_tensor *data[2])
 {
-    brg_tensor *ids, *targets;
     brg_device device = brg_device_get();
-    if (brg_device_set((brg_device){BRG_DEVICE_CPU, 0}) != BRG_OK)
-        return NULL;
-    brg_status status = read_windows(t, windows, n, &ids, &targets);
-    if (brg_device_set(device) != BRG_OK || status != BRG_OK)
-        return NULL;
-    return brg_cross_entropy(gpt_forward(&t->model, brg_to(ids, device)),
-                             brg_to(targets, device));
+    BRG_TRY(brg_device_set((brg_device){BRG_DEVICE_CPU, 0}));
+    brg_status status = read_windows(t, windows, n, data);
+    BRG_TRY(brg_device_set(device));
+    for (int i = 0; i < 2 && status == BRG_OK; i++)
+        if ((data[i] = brg_to(data[i], device)) == NULL)
+            status = brg_error_code();
+    return status;
 }
 
-static brg_tensor *batch_loss(void *user, const brg_batch *batch)
+static brg_status load_batch(void *user, const brg_batch *batch,
+                             brg_tensor *data[2])
 {
-    return windows_loss(user, batch->samples, batch->n);
+    return load_windows(user, batch->samples, batch->n, data);
+}
+
+static brg_tensor *batch_loss(void *user, brg_tensor *const data[2])
+{
+    const trainer *t = user;
+    return brg_cross_entropy(gpt_forward(&t->model, data[0]), data[1]);
 }
 
 static brg_status evaluate_chunk(const void *user, int64_t first, int64_t n,
@@ -214,7 +220,9 @@ static brg_status evaluate_chunk(const void *user, int64_t first, int64_t n,
     double loss = 0;
     for (int64_t i = 0; i < n; i++)
         windows[i] = t->n_train + first + i;
-    brg_tensor *mean = windows_loss(t, windows, (size_t)n);
+    brg_tensor *data[2] = {NULL, NULL}, *mean;
+    BRG_TRY(load_windows(t, windows, (size_t)n, data));
+    mean = batch_loss((void *)(uintptr_t)t, data);
     if (mean == NULL)
         return brg_error_code();
     BRG_TRY(brg_tensor_item(mean, &loss));
@@ -287,6 +295,7 @@ static brg_status run(const void *arguments_, world *w)
                                         .lr_min = args->train.lr / 10,
                                         .n_warmup = args->n_warm_up,
                                         .n_steps = args->n_decay},
+                           .load = load_batch,
                            .loss = batch_loss,
                            .evaluate = evaluate};
         status = train(&result, &task, &args->train, w);

@@ -86,9 +86,10 @@ class Training(FashionMnistTest):
                 with self.subTest(model=model, ranks=ranks):
                     options = ("--model", model, "--steps", 4, "--batch", 24)
                     eager = self.train(*options, ranks=ranks)
-                    plan = self.train(*options, "--compile", ranks=ranks)
-                    self.assertEqual(eager.result["params_hash"],
-                                     plan.result["params_hash"])
+                    for flag in "--compile", "--compile=step":
+                        plan = self.train(*options, flag, ranks=ranks)
+                        self.assertEqual(eager.result["params_hash"],
+                                         plan.result["params_hash"], flag)
 
 
 class Resuming(FashionMnistTest):

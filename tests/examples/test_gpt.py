@@ -54,9 +54,10 @@ class GptTest(ProgramTest):
         for ranks in 0, 2, 4:
             with self.subTest(ranks=ranks):
                 eager = self.train("--steps", 4, ranks=ranks)
-                plan = self.train("--steps", 4, "--compile", ranks=ranks)
-                self.assertEqual(eager.result["params_hash"],
-                                 plan.result["params_hash"])
+                for flag in "--compile", "--compile=step":
+                    plan = self.train("--steps", 4, flag, ranks=ranks)
+                    self.assertEqual(eager.result["params_hash"],
+                                     plan.result["params_hash"], flag)
 
     def test_one_hash_at_any_world_size(self):
         hashes = set()
