@@ -122,7 +122,7 @@ brg_status brg__ir_add_value(brg__ir *ir, const brg__ir_value *value, int *id);
 static inline uint8_t brg__ir_ones(const brg__layout *layout)
 {
     unsigned ones = 0;
-    for (int d = 0; d < layout->ndim; d++)
+    for (int d = 0; d < layout->ndim && d < BRG_MAX_DIMS; d++)
         ones |= (unsigned)(layout->shape[d] == 1) << d;
     return (uint8_t)ones;
 }

@@ -549,14 +549,25 @@ static brg_status run_step(run *r, size_t at)
     return status;
 }
 
+/* A step that makes no tensors needs no scope. It asks for no memory then, so
+ * that what follows an optimizer's step does not fail for want of it. */
+static brg_status run_in_scope(run *r, size_t at)
+{
+    brg__ir_kind kind = r->exec->steps[at].node->kind;
+    if (kind == BRG__IR_EFFECT || kind == BRG__IR_OUTPUT)
+        return run_step(r, at);
+    brg_scope *scope = brg_scope_begin();
+    if (!scope)
+        return BRG_ERR_NOMEM;
+    brg_status status = run_step(r, at);
+    brg_scope_end(scope);
+    return status;
+}
+
 static brg_status run_steps(run *r)
 {
     for (size_t at = 0; at < r->exec->n_steps; at++) {
-        brg_scope *scope = brg_scope_begin();
-        if (!scope)
-            return BRG_ERR_NOMEM;
-        brg_status status = run_step(r, at);
-        brg_scope_end(scope);
+        brg_status status = run_in_scope(r, at);
         if (status != BRG_OK)
             return status;
         let_go(r, at);
