@@ -205,16 +205,46 @@ static brg_tensor *three_layers(brg_tensor *x, brg_tensor **w)
     return brg_sum_all(h);
 }
 
+static brg_status three_compiled(brg_tensor *const *in, size_t n_in,
+                                 brg_tensor **out, size_t n_out, void *user)
+{
+    (void)n_in;
+    (void)n_out;
+    (void)user;
+    brg_tensor *w[3] = {in[1], in[2], in[3]};
+    out[0] = three_layers(in[0], w);
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
 static void test_dynamo_boxed(void **state)
 {
     (void)state;
     brg_tensor *w[3];
     for (int k = 0; k < 3; k++)
         w[k] = leaf_from(k, BRG_SHAPE(4, 4));
-    brg_tensor *x = leaf_full(0.1, BRG_SHAPE(2, 4));
+    brg_tensor *x = leaf_full(0.1, BRG_SHAPE(2, 4)), *out;
     backward_boxed(three_layers(x, w));
     for (int k = 0; k < 3; k++)
         assert_non_null(brg_tensor_grad(w[k]));
+    /* The forward has its inputs one by one, its backward again one vector. */
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.whole = options.fullgraph = true;
+    brg_compiled *c;
+    brg_tensor *in[4] = {x, w[0], w[1], w[2]};
+    char text[8192];
+    assert_brg_ok(brg_compiled_create(&c, three_compiled, NULL, &options));
+    assert_brg_ok(brg_compiled_call(c, in, 4, &out, 1));
+    assert_true(brg_compiled_print(c, 0, text, sizeof text) < sizeof text);
+    for (int k = 0; k < 4; k++) {
+        char name[8];
+        snprintf(name, sizeof name, "in%d", k);
+        assert_non_null(strstr(text, name));
+        assert_brg_ok(brg_tensor_set_grad(in[k], NULL));
+    }
+    backward_boxed(out);
+    for (int k = 0; k < 3; k++)
+        assert_non_null(brg_tensor_grad(w[k]));
+    brg_compiled_destroy(c);
 }
 
 /* ---- A parameter that is an input too -------------------------------------------------- */

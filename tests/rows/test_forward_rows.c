@@ -183,13 +183,38 @@ static void test_custom_fn_compiled_fw_bw_graph_break(void **state)
 
 /* ---- Sizes that change ----------------------------------------------------------------- */
 
+static brg_status layer(brg_tensor *const *in, size_t n_in, brg_tensor **out,
+                        size_t n_out, void *user)
+{
+    (void)n_in;
+    (void)n_out;
+    out[0] = brg_matmul(in[0], user);
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+/* The same, the layer compiled whole if the body is. */
+static brg_compiled *compiled_layer;
+
+static brg_compiled *whole(brg_compiled_fn fn, void *user)
+{
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.whole = options.fullgraph = true;
+    brg_compiled *c;
+    assert_brg_ok(brg_compiled_create(&c, fn, user, &options));
+    return c;
+}
+
 /* One layer and the loss of it; gradients against the formula
  * d(sum (x w)^2) / dw = 2 x^T (x w). */
 static void train_layer(yields *y, brg_tensor *w, int64_t batch)
 {
     brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(batch, 3));
     assert_brg_ok(brg_tensor_set_grad(w, NULL));
-    brg_tensor *h = brg_matmul(x, w);
+    brg_tensor *h;
+    if (compiled_layer)
+        assert_brg_ok(brg_compiled_call(compiled_layer, &x, 1, &h, 1));
+    else
+        h = brg_matmul(x, w);
     backward_of_sum(brg_square(h));
     for (int64_t i = 0; i < 3; i++)
         for (int64_t j = 0; j < 2; j++) {
@@ -205,64 +230,147 @@ static void train_layer(yields *y, brg_tensor *w, int64_t batch)
 static void annotations_body(yields *y)
 {
     brg_tensor *w = leaf_from(-1, BRG_SHAPE(3, 2));
+    compiled_layer = y->is_compiled ? whole(layer, w) : NULL;
+    if (compiled_layer)
+        assert_brg_ok(brg_compiled_mark_dynamic(compiled_layer, 0, 0));
     train_layer(y, w, 2);
     train_layer(y, w, 4);
+    brg_compiled_destroy(compiled_layer);
+    compiled_layer = NULL;
 }
 
 static void test_dynamic_shapes_annotations(void **state)
 {
     (void)state;
     run_both(annotations_body, 1);
+    assert_int_equal(both_stats().functions, 2); /* host code sees the size */
 }
 
 static void from_forward_body(yields *y)
 {
     brg_tensor *w = leaf_from(-1, BRG_SHAPE(3, 2));
-    for (int64_t batch = 3; batch <= 6; batch++)
+    compiled_layer = y->is_compiled ? whole(layer, w) : NULL;
+    for (int64_t batch = 3; batch <= 6; batch++) {
+        brg_compile_stats before = both_stats();
         train_layer(y, w, batch);
+        if (y->is_compiled) /* the forward itself becomes dynamic once */
+            assert_int_equal(both_stats().captures - before.captures,
+                             batch <= 4);
+    }
+    brg_compiled_destroy(compiled_layer);
+    compiled_layer = NULL;
 }
 
 static void test_dynamic_shapes_from_forward(void **state)
 {
     (void)state;
-    run_both(from_forward_body, 1);
+    run_both(from_forward_body, 2);
 }
 
 /* ---- A function that does its own backward ------------------------------------------------ */
 
-/* out = x + y; the gradient of y is taken in the function and reset. */
-static void mismatch_step(yields *yielded, int64_t rows)
+/* out = x + y; its backward runs inside, and the gradient of y goes. */
+static brg_status add_and_train(brg_tensor *const *in, size_t n_in,
+                                brg_tensor **out, size_t n_out, void *user)
 {
-    brg_tensor *x = leaf_full(1, BRG_SHAPE(rows, 4));
+    (void)n_in;
+    (void)n_out;
+    (void)user;
+    out[0] = brg_add(in[0], in[1]);
+    BRG_TRY(brg_backward(brg_sum_all(out[0])));
+    return brg_tensor_set_grad(in[1], NULL);
+}
+
+static void mismatch_step(yields *yielded, brg_compiled *c, int64_t rows)
+{
+    brg_tensor *x = leaf_full(1, BRG_SHAPE(rows, 4)), *out;
     brg_tensor *y = leaf_full(2, BRG_SHAPE(rows, 4));
-    brg_tensor *out = brg_add(x, y);
-    backward_of_sum(out);
+    brg_tensor *in[2] = {x, y};
+    if (c)
+        assert_brg_ok(brg_compiled_call(c, in, 2, &out, 1));
+    else
+        assert_brg_ok(add_and_train(in, 2, &out, 1, NULL));
     expect_all(out, 3);
     expect_all(brg_tensor_grad(x), 1);
-    expect_all(brg_tensor_grad(y), 1);
-    yield(yielded, out);
-    yield_grad(yielded, y);
-    assert_brg_ok(brg_tensor_set_grad(y, NULL));
     assert_null(brg_tensor_grad(y));
+    yield(yielded, out);
+    yield_grad(yielded, x);
+}
+
+/* Captured inside a scope that compiles backwards, and besides as such. */
+static void mismatch_whole_body(yields *y)
+{
+    brg_compiled *c = y->is_compiled ? whole(add_and_train, NULL) : NULL;
+    for (int i = 0; i < 3; i++)
+        mismatch_step(y, c, 4);
+    brg_compiled_destroy(c);
+}
+
+static void mismatch_whole_dynamic_body(yields *y)
+{
+    brg_compiled *c = y->is_compiled ? whole(add_and_train, NULL) : NULL;
+    for (int i = 0; c && i < 2; i++)
+        assert_brg_ok(brg_compiled_mark_dynamic(c, (size_t)i, 0));
+    for (int64_t rows = 4; rows <= 6; rows++)
+        mismatch_step(y, c, rows);
+    brg_compiled_destroy(c);
 }
 
 static void test_mismatch_fake_tensor_mode_body(yields *y)
 {
-    mismatch_step(y, 4);
+    mismatch_step(y, NULL, 4);
 }
-BOTH_ROW(test_mismatch_fake_tensor_mode, 1)
+
+static void test_mismatch_fake_tensor_mode(void **state)
+{
+    (void)state;
+    run_both(test_mismatch_fake_tensor_mode_body, 1);
+    run_both(mismatch_whole_body, 0);
+    assert_int_equal(both_stats().functions, 1);
+    assert_int_equal(both_stats().function_hits, 2);
+}
 
 static void test_mismatch_fake_tensor_mode_dynamic_shape_body(yields *y)
 {
     for (int64_t rows = 4; rows <= 6; rows++)
-        mismatch_step(y, rows);
+        mismatch_step(y, NULL, rows);
 }
-BOTH_ROW(test_mismatch_fake_tensor_mode_dynamic_shape, 1)
+
+static void test_mismatch_fake_tensor_mode_dynamic_shape(void **state)
+{
+    (void)state;
+    run_both(test_mismatch_fake_tensor_mode_dynamic_shape_body, 1);
+    run_both(mismatch_whole_dynamic_body, 0);
+    assert_int_equal(both_stats().functions, 3);
+    assert_int_equal(both_stats().function_fallbacks, 0);
+}
 
 /* ---- An op that trains inside -------------------------------------------------------------- */
 
 static int n_inner;
 static bool inner_compiles;
+static brg_compiled *inner_compiled; /* forward only: cos */
+
+static brg_status inner_cos(brg_tensor *const *in, size_t n_in,
+                            brg_tensor **out, size_t n_out, void *user)
+{
+    (void)n_in;
+    (void)n_out;
+    (void)user;
+    out[0] = brg_cos(in[0]);
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+/* out = cos x, by a compiled function. */
+static brg_status inner_call(brg_op_call *call)
+{
+    brg_tensor *out;
+    BRG_TRY(brg_compiled_call(inner_compiled, call->in, 1, &out, 1));
+    memcpy(brg_tensor_data(call->out[0]), brg_tensor_data(out),
+           brg_tensor_nbytes(out));
+    n_inner++;
+    return BRG_OK;
+}
 
 static brg_status inner_infer(brg_op_call *call)
 {
@@ -280,6 +388,8 @@ static brg_status inner_infer(brg_op_call *call)
 static brg_status inner_run(brg_op_call *call)
 {
     int scope;
+    if (inner_compiled)
+        return inner_call(call);
     size_t nbytes = brg_tensor_nbytes(call->in[0]);
     bool mode = brg_grad_mode_set(true);
     BRG_TRY(inner_compiles ? brg_compile_begin(&scope, NULL)
@@ -330,6 +440,15 @@ static void test_nested_compile_body(yields *y)
     n_inner = 0;
     inner_compiles = y->is_compiled;
     backward_of_sum(CALL(f, x));
+    if (y->is_compiled) {
+        inner_compiled = whole(inner_cos, NULL);
+        assert_brg_ok(brg_tensor_set_grad(x, NULL));
+        backward_of_sum(CALL(f, x));
+        assert_int_equal(both_stats().functions, 1);
+        brg_compiled_destroy(inner_compiled);
+        inner_compiled = NULL;
+        n_inner--;
+    }
     assert_int_equal(n_inner, 1);
     EXPECT_VALUES(brg_tensor_grad(x), 1, cos(1), cos(2));
     yield_grad(y, x);
@@ -352,14 +471,30 @@ typedef struct soak_block {
     int i;
 } soak_block;
 
+/* Compiled whole; one for all threads. */
+static brg_compiled *soak_compiled;
+
+static brg_status soak_pointwise(brg_tensor *const *in, size_t n_in,
+                                 brg_tensor **out, size_t n_out, void *user)
+{
+    (void)n_in;
+    (void)n_out;
+    (void)user;
+    out[0] = brg_add(in[0], brg_gelu(brg_dropout(in[1], 0.25, true)));
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
 static brg_status soak_stretch(brg_tensor *const *in, brg_tensor **out,
                                void *user)
 {
     soak_block *b = user;
     b->net->n_runs++;
-    brg_tensor *h = brg_dropout(brg_linear(in[0], in[1], NULL), 0.25, true);
-    out[0] = brg_add(in[0], brg_gelu(h));
-    return out[0] ? BRG_OK : brg_error_code();
+    brg_tensor *args[2] = {in[0], brg_linear(in[0], in[1], NULL)};
+    if (!args[1])
+        return brg_error_code();
+    return b->net->is_checkpointed
+               ? brg_compiled_call(soak_compiled, args, 2, out, 1)
+               : soak_pointwise(args, 2, out, 1, NULL);
 }
 
 /* Two blocks in a checkpoint, each a checkpoint itself. */
@@ -464,6 +599,7 @@ static void *soak_thread(void *seed)
 static void test_issue106555(void **state)
 {
     (void)state;
+    soak_compiled = whole(soak_pointwise, NULL);
     assert_brg_ok(soak(1));
     pthread_t threads[N_THREADS];
     for (uintptr_t i = 0; i < N_THREADS; i++)
@@ -474,6 +610,7 @@ static void test_issue106555(void **state)
         pthread_join(threads[i], &status);
         assert_int_equal((int)(intptr_t)status, BRG_OK);
     }
+    brg_compiled_destroy(soak_compiled);
 }
 
 /* ---- An input that a call after all others reads ----------------------------------------------- */
