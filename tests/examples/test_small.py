@@ -18,7 +18,7 @@ class SmallTest(ProgramTest):
 
     def test_programs(self):
         for name in ("01_tensor", "02_autograd_mlp", "03_ddp_sim",
-                     "04_ddp_mpi", "checkpointing", "custom_function",
+                     "04_ddp_mpi", "05_compiled_step", "checkpointing", "custom_function",
                      "offload", "sparse_embedding"):
             with self.subTest(name=name):
                 self.check(name)
