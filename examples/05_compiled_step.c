@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <brigade/autograd.h>
 #include <brigade/compile.h>
 #include <brigade/nn.h>
 #include <brigade/optim.h>

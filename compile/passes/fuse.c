@@ -167,8 +167,11 @@ static void list_users(fuser *f)
 /* Views and hooks pass memory on. */
 static void find_roots(fuser *f)
 {
-    for (size_t v = 0; v < f->n_values; v++)
+    for (size_t v = 0; v < f->n_values; v++) {
         f->root[v] = (int)v;
+        /* A tensor from outside, which effects change without naming it. */
+        f->is_handed[v] = value_at(f, (int)v)->source == BRG__IR_FROM_CONST;
+    }
     for (int at = 0; at < (int)f->n_nodes; at++) {
         const brg__ir_node *node = node_at(f, at);
         bool is_view =
