@@ -78,11 +78,44 @@ static brg_tensor *loss_of(const layers *l)
     return brg_sum_all(brg_sigmoid(brg_linear(h, l->w[1], NULL)));
 }
 
+/* The gradients without any hook, from copies of the weights. */
+static layers plain_of(const layers *l)
+{
+    layers plain = {.x = l->x};
+    int scope;
+    for (int k = 0; k < 2; k++) {
+        plain.w[k] = brg_copy(brg_detach(l->w[k]));
+        assert_brg_ok(brg_set_requires_grad(plain.w[k], true));
+    }
+    assert_brg_ok(brg_compile_disable_begin(&scope));
+    assert_brg_ok(brg_backward(loss_of(&plain)));
+    assert_brg_ok(brg_compile_end(scope));
+    return plain;
+}
+
+/* .grad of weight k is the plain one, changed one after the other. */
+static void expect_changed(const layers *l, int k, const affine *changes, int n)
+{
+    layers plain = plain_of(l);
+    const brg_tensor *grad = brg_tensor_grad(plain.w[k]);
+    for (int64_t i = 0; i < 9; i++) {
+        double want = element(grad, i);
+        for (int j = 0; j < n; j++)
+            want = want * changes[j].factor + changes[j].offset;
+        assert_float_equal(element(brg_tensor_grad(l->w[k]), i), want, 1e-5);
+    }
+}
+
+static void yield_grads(yields *y, const layers *l)
+{
+    yield_grad(y, l->w[0]);
+    yield_grad(y, l->w[1]);
+}
+
 static void backward_and_yield(yields *y, const layers *l)
 {
     assert_brg_ok(brg_backward(loss_of(l)));
-    yield_grad(y, l->w[0]);
-    yield_grad(y, l->w[1]);
+    yield_grads(y, l);
 }
 
 static brg_node *node_of(brg_tensor *t)
@@ -127,6 +160,7 @@ static void drop_nodes(kept_nodes k)
 static void test_reorder_all_bwd_hooks_body(yields *y)
 {
     static affine minus_2 = {1, -2}, fifth = {0.2, 0}, plus_3 = {1, 3};
+    static const affine all[] = {{1, -2}, {0.2, 0}, {1, 3}, {0.5, 0}};
     layers l = make_layers();
     kept_nodes kept = keep_nodes(&l);
     leaf_affine half[2];
@@ -139,23 +173,9 @@ static void test_reorder_all_bwd_hooks_body(yields *y)
                                                           &plus_3, NULL));
         add_post(l.w[k], on_accumulated, &half[k]);
     }
-    brg_tensor *plain[2], *loss = loss_of(&l);
-    int scope; /* the gradients without hooks of accumulate nodes */
-    assert_brg_ok(brg_compile_disable_begin(&scope));
-    brg_backward_options keep = BRG_BACKWARD_OPTIONS_INIT;
-    keep.retain_graph = true;
-    assert_brg_ok(brg_grad(plain, &loss, 1, l.w, 2, &keep));
-    assert_brg_ok(brg_compile_end(scope));
-    assert_brg_ok(brg_backward(loss));
-    for (int k = 0; k < 2; k++) {
-        /* plain has had its tensor hook: g - 2 */
-        brg_tensor *want = brg_mul_scalar(
-            brg_add_scalar(brg_mul_scalar(plain[k], 0.2), 3), 0.5);
-        for (int64_t i = 0; i < 9; i++)
-            assert_float_equal(element(brg_tensor_grad(l.w[k]), i),
-                               element(want, i), 1e-6);
-        yield_grad(y, l.w[k]);
-    }
+    backward_and_yield(y, &l);
+    for (int k = 0; k < 2; k++)
+        expect_changed(&l, k, all, 4);
     drop_nodes(kept);
 }
 BOTH_ROW(test_reorder_all_bwd_hooks, 1)
@@ -173,35 +193,39 @@ static void test_reorder_multi_post_hooks_body(yields *y)
             add_post(l.w[k], on_accumulated, &hooks[k][j]);
         }
     backward_and_yield(y, &l);
+    for (int k = 0; k < 2; k++)
+        expect_changed(&l, k, changes[k], 2);
     drop_nodes(kept);
 }
 BOTH_ROW(test_reorder_multi_post_hooks, 1)
 
 static void test_reorder_multi_pre_hooks_body(yields *y)
 {
-    static affine fifth = {0.2, 0}, minus = {1, -0.3};
+    static affine changes[] = {{0.2, 0}, {1, -0.3}};
     layers l = make_layers();
     kept_nodes kept = keep_nodes(&l);
     for (int k = 0; k < 2; k++) {
-        add_pre(l.w[k], &fifth);
-        add_pre(l.w[k], &minus);
+        add_pre(l.w[k], &changes[0]);
+        add_pre(l.w[k], &changes[1]);
     }
     backward_and_yield(y, &l);
+    for (int k = 0; k < 2; k++)
+        expect_changed(&l, k, changes, 2);
     drop_nodes(kept);
 }
 BOTH_ROW(test_reorder_multi_pre_hooks, 1)
 
 static void test_reorder_multi_tensor_pre_hooks_body(yields *y)
 {
-    static affine minus = {1, -2}, half = {0.5, 0};
+    static affine changes[] = {{1, -2}, {0.5, 0}};
     layers l = make_layers();
-    for (int k = 0; k < 2; k++) {
-        assert_brg_ok(
-            brg_tensor_add_hook(NULL, l.w[k], on_tensor, &minus, NULL));
-        assert_brg_ok(
-            brg_tensor_add_hook(NULL, l.w[k], on_tensor, &half, NULL));
-    }
+    for (int k = 0; k < 2; k++)
+        for (int j = 0; j < 2; j++)
+            assert_brg_ok(brg_tensor_add_hook(NULL, l.w[k], on_tensor,
+                                              &changes[j], NULL));
     backward_and_yield(y, &l);
+    for (int k = 0; k < 2; k++)
+        expect_changed(&l, k, changes, 2);
 }
 BOTH_ROW(test_reorder_multi_tensor_pre_hooks, 1)
 
@@ -215,6 +239,8 @@ static void test_reorder_post_hook1_body(yields *y)
         add_post(l.w[k], on_accumulated, &quarter[k]);
     }
     backward_and_yield(y, &l);
+    for (int k = 0; k < 2; k++)
+        expect_changed(&l, k, &quarter[k].change, 1);
     drop_nodes(kept);
 }
 BOTH_ROW(test_reorder_post_hook1, 1)
@@ -356,6 +382,8 @@ static void test_tensor_grad_hook1_body(yields *y)
         assert_brg_ok(
             brg_tensor_add_hook(NULL, l.w[0], on_tensor, &twice, NULL));
         backward_and_yield(y, &l);
+        expect_changed(&l, 0, &twice, 1);
+        expect_changed(&l, 1, NULL, 0);
     }
 }
 BOTH_ROW(test_tensor_grad_hook1, 1)
@@ -363,13 +391,15 @@ BOTH_ROW(test_tensor_grad_hook1, 1)
 static void test_tensor_grad_hook2_body(yields *y)
 {
     static affine plus_1 = {1, 1};
+    static const affine twice = {2, 0}; /* the root's 1 is 2 now */
     for (int net = 0; net < 3; net++) {
         layers l = make_layers();
         brg_tensor *loss = loss_of(&l);
         add_pre(loss, &plus_1);
         assert_brg_ok(brg_backward(loss));
-        yield_grad(y, l.w[0]);
-        yield_grad(y, l.w[1]);
+        yield_grads(y, &l);
+        for (int k = 0; k < 2; k++)
+            expect_changed(&l, k, &twice, 1);
     }
 }
 BOTH_ROW(test_tensor_grad_hook2, 1)
@@ -393,8 +423,10 @@ static void test_tensor_grad_hook3_body(yields *y)
         brg_tensor *loss = loss_of(&l);
         add_post(loss, mix, NULL);
         assert_brg_ok(brg_backward(loss));
-        yield_grad(y, l.w[0]);
-        yield_grad(y, l.w[1]);
+        yield_grads(y, &l);
+        const affine mixed = {sin(1) + 1, 0}; /* of ones */
+        for (int k = 0; k < 2; k++)
+            expect_changed(&l, k, &mixed, 1);
     }
 }
 BOTH_ROW(test_tensor_grad_hook3, 1)

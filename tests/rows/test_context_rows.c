@@ -7,13 +7,20 @@ static const int64_t five_sizes[] = {10, 100, 10, 20, 10};
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-/* loss = sum(f(x)^2) of a random leaf; its gradient. */
-static void step(yields *y, const brg_function *f, int64_t n)
+/* loss = sum(f(x)^2) of a random leaf; its gradient, which is
+ * square x^2 + line x. */
+static void step(yields *y, const brg_function *f, int64_t n, double square,
+                 double line)
 {
     brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(n));
     assert_brg_ok(brg_set_requires_grad(x, true));
     brg_tensor *out = CALL(f, x);
     assert_brg_ok(brg_backward(brg_sum_all(brg_mul(out, out))));
+    for (int64_t i = 0; i < n; i++) {
+        double at = element(x, i);
+        assert_float_equal(element(brg_tensor_grad(x), i),
+                           square * at * at + line * at, 1e-4);
+    }
     yield(y, out);
     yield_grad(y, x);
 }
@@ -41,7 +48,7 @@ static void basic_body(yields *y)
 {
     brg_function *f = identity();
     for (size_t i = 0; i < COUNT(five_sizes); i++)
-        step(y, f, five_sizes[i]);
+        step(y, f, five_sizes[i], 0, 2);
     brg_function_release(f);
 }
 
@@ -68,7 +75,7 @@ static void test_autograd_cpp_node_non_traceable_body(yields *y)
         function_of("CustomOp", identity_forward, counting_backward, 1);
     n_untraceable = 0;
     for (size_t i = 0; i < COUNT(five_sizes); i++)
-        step(y, f, five_sizes[i]);
+        step(y, f, five_sizes[i], 0, 2);
     assert_int_equal(n_untraceable, 5); /* once a step, never in a capture */
     brg_function_release(f);
 }
@@ -78,7 +85,7 @@ static void one_function_body(yields *y)
 {
     brg_function *f = identity();
     for (int i = 0; i < 4; i++)
-        step(y, f, 10);
+        step(y, f, 10, 0, 2);
     brg_function_release(f);
 }
 
@@ -87,7 +94,7 @@ static void two_functions_body(yields *y)
     brg_function *f[] = {identity(), identity()};
     assert_true(brg_function_id(f[0]) != brg_function_id(f[1]));
     for (int i = 0; i < 4; i++)
-        step(y, f[i % 2], 10);
+        step(y, f[i % 2], 10, 0, 2);
     brg_function_release(f[0]);
     brg_function_release(f[1]);
 }
@@ -138,7 +145,7 @@ static void varying_body(yields *y)
     n_call = 0;
     entry_name = "call";
     for (int i = 0; i < 4; i++)
-        step(y, f, 10 + i);
+        step(y, f, 10 + i, 4, i == 1 ? 2 : 1); /* one more saved */
     brg_function_release(f);
 }
 
@@ -150,7 +157,7 @@ static void names_body(yields *y)
     n_call = 10;
     for (size_t i = 0; i < COUNT(names); i++) {
         entry_name = names[i];
-        step(y, f, 10);
+        step(y, f, 10, 4, 1);
     }
     brg_function_release(f);
 }
@@ -283,6 +290,7 @@ static void test_autograd_cpp_node_saved_dynamic_body(yields *y)
         brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(sizes[i], 2));
         assert_brg_ok(brg_set_requires_grad(x, true));
         assert_brg_ok(brg_backward(brg_sum_all(CALL(f, x))));
+        expect_all(brg_tensor_grad(x), 3 + item(brg_sum_all(brg_detach(x))));
         yield_grad(y, x);
     }
     brg_function_release(f);

@@ -64,26 +64,48 @@ BACKWARD(add_self_backward)
     return BRG_OK;
 }
 
+static brg_tensor *apply_one(const brg_function *f, brg_tensor *x)
+{
+    brg_value out[1];
+    assert_brg_ok(APPLY(f, out, brg_value_tensor(x)));
+    return out[0].as.tensor;
+}
+
+static void check_add_self(brg_tensor *y, const brg_tensor *x,
+                           bool requires_grad)
+{
+    expect_all(y, 2);
+    assert_int_equal(brg_requires_grad(y), requires_grad);
+    if (!requires_grad) {
+        assert_null(brg_grad_fn_name(y)); /* no node */
+        return;
+    }
+    brg_tensor *grad, *sum = brg_sum_all(y);
+    brg_tensor *inputs[] = {(brg_tensor *)x};
+    assert_brg_ok(brg_grad(&grad, &sum, 1, inputs, 1, NULL));
+    expect_all(grad, 2);
+}
+
 static void test_autograd_function_equivalence(void **state)
 {
     (void)state;
     brg_function *f =
         function_of("CustomFunc1", add_self_forward, add_self_backward, 1);
-    const brg_function *second_name = f;
+    brg_function *again =
+        function_of("CustomFunc1", add_self_forward, add_self_backward, 1);
     brg_tensor *x = leaf_full(1, BRG_SHAPE(3));
     brg_tensor *plain = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(3));
-    brg_value args[] = {brg_value_tensor(x)}, out[1];
-    expect_all(CALL(f, x), 2);
-    expect_all(CALL(second_name, x), 2);
-    assert_brg_ok(brg_function_apply(f, args, 1, out));
-    expect_all(out[0].as.tensor, 2);
-    assert_true(brg_requires_grad(out[0].as.tensor));
-    bool mode = brg_grad_mode_set(false);
-    assert_false(brg_requires_grad(CALL(f, x)));
-    brg_grad_mode_set(mode);
-    assert_false(brg_requires_grad(CALL(f, plain))); /* no node */
-    assert_null(brg_grad_fn_name(CALL(f, plain)));
+    for (int with_grad = 0; with_grad < 2; with_grad++) {
+        bool mode = brg_grad_mode_set(with_grad);
+        check_add_self(CALL(f, x), x, with_grad);
+        check_add_self(apply_one(f, x), x, with_grad);
+        check_add_self(CALL(again, x), x, with_grad);
+        check_add_self(apply_one(again, x), x, with_grad);
+        check_add_self(CALL(f, plain), plain, false);
+        brg_grad_mode_set(mode);
+    }
     brg_function_release(f);
+    brg_function_release(again);
 }
 
 /* The functions of a descriptor get at what it was made with. */
@@ -175,7 +197,11 @@ BACKWARD(mask_in_place_backward)
     for (int64_t i = 0; i < brg_tensor_numel(x); i++)
         if (values[i] < 1)
             at[i] = 0;
+    uint32_t version = brg_tensor_version(grad);
     brg_tensor_touch(alias);
+    if (brg_tensor_version(grad) == version)
+        return brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__,
+                             "the write through the alias was not seen");
     GRAD(0, grad);
     return BRG_OK;
 }
@@ -213,11 +239,15 @@ static void test_default_values(void **state)
     brg_function *f = function_of("Foo", default_forward, default_backward, 1);
     brg_tensor *x = leaf_full(1, BRG_SHAPE(2));
     brg_value out[1];
-    expect_all(CALL(f, x), 2);
+    brg_tensor *y = CALL(f, x);
+    expect_all(y, 2);
     assert_brg_ok(APPLY(f, out, brg_value_tensor(x), brg_value_float(5)));
     expect_all(out[0].as.tensor, 5);
     backward_of_sum(out[0].as.tensor);
     expect_all(brg_tensor_grad(x), 5);
+    assert_brg_ok(brg_tensor_set_grad(x, NULL));
+    backward_of_sum(y);
+    expect_all(brg_tensor_grad(x), 2); /* the default, not the last value */
     bool mode = brg_grad_mode_set(false);
     expect_all(CALL(f, x), 2);
     brg_grad_mode_set(mode);
@@ -246,12 +276,16 @@ static void test_enum_arg(void **state)
 {
     (void)state;
     brg_function *f = function_of("SomeEnum", enum_forward, enum_backward, 1);
-    brg_tensor *x = leaf_full(0.5, BRG_SHAPE(2));
+    const double value[] = {sin(0.5), cos(0.5)},
+                 slope[] = {cos(0.5), -sin(0.5)};
     brg_value out[1];
-    assert_brg_ok(APPLY(f, out, brg_value_tensor(x), brg_value_int(ENUM_SIN)));
-    expect_all(out[0].as.tensor, sin(0.5));
-    backward_of_sum(out[0].as.tensor);
-    expect_all(brg_tensor_grad(x), cos(0.5));
+    for (int kind = ENUM_SIN; kind <= ENUM_COS; kind++) {
+        brg_tensor *x = leaf_full(0.5, BRG_SHAPE(2));
+        assert_brg_ok(APPLY(f, out, brg_value_tensor(x), brg_value_int(kind)));
+        expect_all(out[0].as.tensor, value[kind]);
+        backward_of_sum(out[0].as.tensor);
+        expect_all(brg_tensor_grad(x), slope[kind]);
+    }
     brg_function_release(f);
 }
 
@@ -286,6 +320,8 @@ static void test_forward_returns_constant(void **state)
     assert_brg_ok(APPLY(f, out, brg_value_tensor(x)));
     expect_all(out[0].as.tensor, 2);
     assert_int_equal(out[1].kind, BRG_VALUE_LIST);
+    assert_int_equal(out[1].as.list.n, 2);
+    assert_int_equal(out[1].as.list.items[0].as.integer, 3);
     assert_int_equal(out[1].as.list.items[1].as.integer, 4);
     backward_of_sum(out[0].as.tensor);
     expect_all(brg_tensor_grad(x), 2);
@@ -294,12 +330,14 @@ static void test_forward_returns_constant(void **state)
 
 /* ---- Marking and saving, in either order ---------------------------------------------------------------- */
 
+/* Returns its input, marked and saved, and its double. */
 FORWARD(mark_then_save_forward)
 {
     BRG_TRY(
         brg_context_mark_non_differentiable(ctx, (brg_tensor *[]){ARG(0)}, 1));
     SAVE(ARG(0));
     OUT(0, ARG(0));
+    OUT(1, brg_mul_scalar(ARG(0), 2));
     return BRG_OK;
 }
 
@@ -309,27 +347,39 @@ FORWARD(save_then_mark_forward)
     BRG_TRY(
         brg_context_mark_non_differentiable(ctx, (brg_tensor *[]){ARG(0)}, 1));
     OUT(0, ARG(0));
+    OUT(1, brg_mul_scalar(ARG(0), 2));
     return BRG_OK;
 }
 
-BACKWARD(pass_backward)
+BACKWARD(times_saved_backward)
 {
-    GRAD(0, g[0]);
+    SAVED(x, 0);
+    if (g[0])
+        return brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__,
+                             "the marked output has a gradient");
+    GRAD(0, brg_mul(g[1], brg_mul_scalar(x, 2)));
     return BRG_OK;
 }
 
 static void check_marked(brg_status (*forward)(brg_context *, const brg_value *,
                                                size_t, brg_value *))
 {
-    brg_function *f = function_of("ContextMark", forward, pass_backward, 1);
+    brg_function *f =
+        function_of("ContextMark", forward, times_saved_backward, 2);
     brg_tensor *x = leaf_full(2, BRG_SHAPE(2));
+    brg_value out[2];
     bool mode = brg_grad_mode_set(false);
-    expect_all(CALL(f, x), 2);
+    assert_brg_ok(APPLY(f, out, brg_value_tensor(x)));
     brg_grad_mode_set(mode);
-    brg_tensor *y = CALL(f, x);
-    expect_all(y, 2);
-    assert_false(brg_requires_grad(y));
+    expect_all(out[0].as.tensor, 2);
+    assert_false(brg_requires_grad(out[1].as.tensor));
+    assert_brg_ok(APPLY(f, out, brg_value_tensor(x)));
+    expect_all(out[0].as.tensor, 2);
+    assert_false(brg_requires_grad(out[0].as.tensor));
+    assert_true(brg_requires_grad(out[1].as.tensor));
     assert_true(brg_requires_grad(x)); /* the input keeps what it had */
+    backward_of_sum(out[1].as.tensor);
+    expect_all(brg_tensor_grad(x), 4); /* by what was saved */
     brg_function_release(f);
 }
 
@@ -455,11 +505,19 @@ static brg_status linear_setup(brg_context *ctx, const brg_value *args,
     return BRG_OK;
 }
 
+static int linear_wants; /* bit i: asked for the gradient of argument i */
+
 BACKWARD(linear_backward)
 {
     SAVED(x, 0);
     SAVED(w, 1);
     SAVED(b, 2);
+    linear_wants = 0;
+    for (size_t i = 0; i < 3; i++)
+        linear_wants |= (int)brg_context_needs_grad(ctx, i) << i;
+    if (brg_context_n_saved(ctx) != 3)
+        return brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__,
+                             "%zu tensors are saved", brg_context_n_saved(ctx));
     if (brg_context_needs_grad(ctx, 0))
         GRAD(0, brg_matmul(g[0], w));
     if (brg_context_needs_grad(ctx, 1))
@@ -485,6 +543,7 @@ static void test_linear_setup_context_checks(void)
         assert_float_equal(element(y, i), 3 + 9 * (double)(i % 4), 1e-5);
     backward_of_sum(y);
     expect_all(brg_tensor_grad(w), 2);
+    assert_int_equal(linear_wants, 2); /* w only */
     brg_function_release(f);
 }
 CHECK_ROW(test_linear_setup_context, 1)
@@ -493,9 +552,8 @@ CHECK_ROW(test_linear_setup_context, 1)
 
 FORWARD(mark_outputs_forward)
 {
-    OUT(0, brg_mul_scalar(ARG(0), 2));
-    OUT(1, brg_mul_scalar(ARG(0), 3));
-    OUT(2, brg_mul_scalar(ARG(0), 4));
+    for (int j = 0; j < 3; j++)
+        OUT(j, brg_mul_scalar(ARG(j), 2 + j));
     return brg_context_mark_non_differentiable(
         ctx, (brg_tensor *[]){out[1].as.tensor, out[2].as.tensor}, 2);
 }
@@ -505,7 +563,8 @@ BACKWARD(mark_outputs_backward)
     if (g[1] || g[2])
         return brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__,
                              "a marked output has a gradient");
-    GRAD(0, brg_mul_scalar(g[0], 2));
+    for (int i = 0; i < 3; i++) /* arguments 1, 2: of marked outputs only */
+        GRAD(i, brg_mul_scalar(g[0], 2 + i));
     return BRG_OK;
 }
 
@@ -514,16 +573,21 @@ static void test_mark_multi_output_non_differentiable(void **state)
     (void)state;
     brg_function *f = function_of("MyFunction", mark_outputs_forward,
                                   mark_outputs_backward, 3);
-    brg_tensor *x = leaf_full(1, BRG_SHAPE(2));
-    brg_value out[3];
-    assert_brg_ok(APPLY(f, out, brg_value_tensor(x)));
+    brg_tensor *x[3];
+    brg_value args[3], out[3];
+    for (int i = 0; i < 3; i++) {
+        x[i] = leaf_full(1, BRG_SHAPE(2));
+        args[i] = brg_value_tensor(x[i]);
+    }
+    assert_brg_ok(brg_function_apply(f, args, 3, out));
     const bool requires_grad[] = {true, false, false};
     for (int j = 0; j < 3; j++) {
         assert_int_equal(brg_requires_grad(out[j].as.tensor), requires_grad[j]);
         expect_all(out[j].as.tensor, 2 + j);
     }
     backward_of_sum(out[0].as.tensor);
-    expect_all(brg_tensor_grad(x), 2);
+    for (int i = 0; i < 3; i++)
+        expect_all(brg_tensor_grad(x[i]), 2 + i);
     brg_function_release(f);
 }
 
@@ -537,6 +601,9 @@ FORWARD(mark_second_forward)
 
 BACKWARD(mark_second_backward)
 {
+    if (g[1])
+        return brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__,
+                             "the marked output has a gradient");
     GRAD(0, brg_mul_scalar(g[0], 2));
     return BRG_OK;
 }

@@ -26,6 +26,10 @@ BACKWARD(matmul_contiguous_backward)
     SAVED(w, 1);
     GRAD(0, brg_matmul(g[0], brg_transpose(w, 0, 1)));
     GRAD(1, brg_matmul(brg_transpose(x, 0, 1), g[0]));
+    BRG_TRY(expect_contiguous(gi[0], "the gradient of x"));
+    if (brg_tensor_is_contiguous(brg_transpose(gi[1], 0, 1)))
+        return brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__,
+                             "a transposed product says it is contiguous");
     return expect_contiguous(gi[1], "the gradient of w");
 }
 
@@ -50,10 +54,17 @@ FORWARD(copy_forward)
     return BRG_OK;
 }
 
+static bool was_contiguous; /* gO, as it came */
+
 BACKWARD(contiguous_grad_backward)
 {
-    BRG_TRY(expect_contiguous(brg_contiguous(g[0]), "gO"));
-    GRAD(0, brg_mul_scalar(brg_contiguous(g[0]), 2));
+    was_contiguous = brg_tensor_is_contiguous(g[0]);
+    brg_tensor *rows = brg_contiguous(g[0]);
+    BRG_TRY(expect_contiguous(rows, "gO"));
+    if (brg_tensor_shares_storage(rows, g[0]) != was_contiguous)
+        return brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__,
+                             "row-major gO was copied, or other was not");
+    GRAD(0, brg_mul_scalar(rows, 2));
     return BRG_OK;
 }
 
@@ -65,8 +76,13 @@ static void test_assert_is_contiguous_on_grad_output_directly(void **state)
     brg_tensor *x = leaf_from(0, BRG_SHAPE(2, 3));
     brg_tensor *w = brg_from_data(BRG_DTYPE_F32, BRG_SHAPE(3, 2),
                                   (float[]){1, 2, 3, 4, 5, 6});
+    backward_of_sum(brg_mul(CALL(f, x), brg_reshape(w, BRG_SHAPE(2, 3))));
+    assert_true(was_contiguous);
+    EXPECT_VALUES(brg_tensor_grad(x), 2, 4, 6, 8, 10, 12);
+    assert_brg_ok(brg_tensor_set_grad(x, NULL));
     /* The gradient of a transpose arrives transposed. */
     backward_of_sum(brg_mul(brg_transpose(CALL(f, x), 0, 1), w));
+    assert_false(was_contiguous);
     EXPECT_VALUES(brg_tensor_grad(x), 2, 6, 10, 4, 8, 12);
     brg_function_release(f);
 }
@@ -300,6 +316,7 @@ static void test_user_defined_object_as_input(void **state)
     expect_all(brg_tensor_grad(x), 8.75);
     expect_all(brg_tensor_grad(z), 2);
     assert_null(brg_tensor_grad(p.a));
+    assert_null(brg_tensor_grad(p.b));
     brg_function_release(f);
 }
 
@@ -358,7 +375,22 @@ static void test_requires_grad_in_bwd_checks(void)
     expect_all(brg_tensor_grad(x), cos(1.3));
     brg_function_release(f);
 }
-CHECK_ROW(test_requires_grad_in_bwd, 1)
+
+static void test_requires_grad_in_bwd(void **state)
+{
+    (void)state;
+    check_both(test_requires_grad_in_bwd_checks, 1);
+    /* The other branch: gO depends on x, and gradients are recorded. */
+    brg_function *f =
+        function_of("Foo", sin_forward, requires_grad_backward, 1);
+    brg_tensor *x = leaf_full(0.3, BRG_SHAPE(2)), *grad;
+    brg_tensor *y = CALL(f, x), *loss = brg_sum_all(brg_mul(y, y));
+    brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
+    options.create_graph = true;
+    assert_brg_ok(brg_grad(&grad, &loss, 1, &x, 1, &options));
+    expect_all(grad, 2 * sin(0.3) * cos(2.3));
+    brg_function_release(f);
+}
 
 BACKWARD(plain_half_backward)
 {

@@ -68,20 +68,39 @@ BACKWARD(opaque_backward)
     return BRG_OK;
 }
 
+/* The two models: the function alone, and between ops. */
+static brg_tensor *split_model(const brg_function *f, int model, brg_tensor *x)
+{
+    return model == 0 ? CALL(f, x)
+                      : brg_mul_scalar(CALL(f, brg_mul_scalar(x, 4)), 0.25);
+}
+
+static void check_split_model(const brg_function *f, int model, bool with_grad)
+{
+    bool mode = brg_grad_mode_set(with_grad);
+    n_side_effects = 0;
+    for (int i = 1; i <= 3; i++) {
+        brg_tensor *x = leaf_full(i, BRG_SHAPE(3));
+        brg_tensor *y = split_model(f, model, x);
+        expect_all(y, i);
+        assert_int_equal(brg_requires_grad(y), with_grad);
+        if (with_grad) {
+            backward_of_sum(y);
+            expect_all(brg_tensor_grad(x), 1);
+        }
+        assert_int_equal(n_side_effects, with_grad ? 2 * i : i);
+    }
+    brg_grad_mode_set(mode);
+}
+
 static void test_autograd_function_has_graph_break(void **state)
 {
     (void)state;
     brg_function *f =
         function_of("CustomFunc3", opaque_forward, opaque_backward, 1);
-    for (int with_grad = 0; with_grad < 2; with_grad++) {
-        bool mode = brg_grad_mode_set(with_grad);
-        n_side_effects = 0;
-        for (int i = 1; i <= 3; i++) {
-            expect_all(CALL(f, leaf_full(i, BRG_SHAPE(3))), i);
-            assert_int_equal(n_side_effects, i);
-        }
-        brg_grad_mode_set(mode);
-    }
+    for (int model = 0; model < 2; model++)
+        for (int with_grad = 0; with_grad < 2; with_grad++)
+            check_split_model(f, model, with_grad);
     brg_function_release(f);
 }
 
@@ -305,6 +324,26 @@ static void smoke_saved(void)
     brg_function_release(f);
 }
 
+/* Another function with the forward of Double. */
+BACKWARD(square_by_input_backward)
+{
+    SAVED(x, 0);
+    GRAD(0, brg_mul(g[0], brg_mul_scalar(x, 2)));
+    return BRG_OK;
+}
+
+static void smoke_derived(void)
+{
+    brg_function *f =
+        function_of("Double2", square_forward, square_by_input_backward, 1);
+    brg_tensor *x = leaf_full(3, BRG_SHAPE(2)), *y = CALL(f, x);
+    expect_all(y, 9);
+    assert_string_equal(brg_grad_fn_name(y), "Double2");
+    backward_of_sum(y);
+    expect_all(brg_tensor_grad(x), 6);
+    brg_function_release(f);
+}
+
 static void smoke_identity(void)
 {
     brg_function *f = function_of("Identity", identity_and_sum_forward,
@@ -312,6 +351,10 @@ static void smoke_identity(void)
     brg_tensor *x = leaf_full(3, BRG_SHAPE(2));
     brg_value out[2];
     assert_brg_ok(APPLY(f, out, brg_value_tensor(x)));
+    assert_ptr_not_equal(out[0].as.tensor, x); /* a view of it */
+    assert_true(brg_tensor_shares_storage(out[0].as.tensor, x));
+    assert_string_equal(brg_grad_fn_name(out[0].as.tensor), "Identity");
+    expect_all(out[1].as.tensor, 6);
     backward_of_sum(
         brg_add(brg_mul_scalar(out[0].as.tensor, 2), out[1].as.tensor));
     expect_all(brg_tensor_grad(x), 4);
@@ -356,10 +399,11 @@ static void smoke_nan_and_view(void)
     assert_true(isnan(element(brg_tensor_grad(x), 0)));
     brg_function_release(f);
     f = function_of("MyFn3", view_forward, view_backward, 1);
-    brg_tensor *v = leaf_from(0, BRG_SHAPE(2, 2));
+    brg_tensor *v = leaf_from(0, BRG_SHAPE(2, 2)), *turned = CALL(f, v);
     brg_tensor *w =
         brg_from_data(BRG_DTYPE_F32, BRG_SHAPE(2, 2), (float[]){1, 2, 3, 4});
-    backward_of_sum(brg_mul(CALL(f, v), w));
+    assert_true(brg_tensor_shares_storage(turned, v));
+    backward_of_sum(brg_mul(turned, w));
     EXPECT_VALUES(brg_tensor_grad(v), 1, 3, 2, 4);
     brg_function_release(f);
 }
@@ -368,6 +412,7 @@ static void test_smoke_from_test_autograd(void **state)
 {
     (void)state;
     smoke_saved();
+    smoke_derived();
     smoke_identity();
     smoke_dirty();
     smoke_nan_and_view();

@@ -20,11 +20,15 @@ static mlp make_mlp(void)
     return m;
 }
 
-static brg_tensor *apply_mlp(const mlp *m, int64_t batch)
+static brg_tensor *forward_mlp(const mlp *m, brg_tensor *x)
 {
-    brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(batch, 4));
     brg_tensor *h = brg_relu(brg_linear(x, m->params[0], m->params[1]));
     return brg_linear(h, m->params[2], m->params[3]);
+}
+
+static brg_tensor *apply_mlp(const mlp *m, int64_t batch)
+{
+    return forward_mlp(m, brg_randn(BRG_DTYPE_F32, BRG_SHAPE(batch, 4)));
 }
 
 /* Yields the four gradients and removes them. */
@@ -43,10 +47,43 @@ static void train(yields *y, const mlp *m, int64_t batch)
     yield_mlp(y, m);
 }
 
+/* The gradients of unit k of the first layer, and of its column in the second,
+ * for a gradient of ones of the output. */
+static void check_unit(const mlp *m, const brg_tensor *x, int64_t batch, int k)
+{
+    double column = 0, sum = 0, n_on = 0, by_input[4] = {0};
+    for (int j = 0; j < 8; j++)
+        column += element(m->params[2], 16 * j + k);
+    for (int64_t b = 0; b < batch; b++) {
+        double h = element(m->params[1], k);
+        for (int i = 0; i < 4; i++)
+            h += element(x, 4 * b + i) * element(m->params[0], 4 * k + i);
+        if (h <= 0)
+            continue;
+        sum += h;
+        n_on++;
+        for (int i = 0; i < 4; i++)
+            by_input[i] += element(x, 4 * b + i);
+    }
+    for (int i = 0; i < 4; i++)
+        assert_float_equal(element(brg_tensor_grad(m->params[0]), 4 * k + i),
+                           column * by_input[i], 1e-4);
+    assert_float_equal(element(brg_tensor_grad(m->params[1]), k), column * n_on,
+                       1e-4);
+    for (int j = 0; j < 8; j++)
+        assert_float_equal(element(brg_tensor_grad(m->params[2]), 16 * j + k),
+                           sum, 1e-4);
+}
+
 static void test_basic_body(yields *y)
 {
     mlp m = make_mlp();
-    train(y, &m, 3);
+    brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(3, 4));
+    assert_brg_ok(brg_backward(brg_sum_all(forward_mlp(&m, x))));
+    for (int k = 0; k < 16; k++)
+        check_unit(&m, x, 3, k);
+    expect_all(brg_tensor_grad(m.params[3]), 3);
+    yield_mlp(y, &m);
 }
 BOTH_ROW(test_basic, 1)
 
@@ -218,12 +255,22 @@ typedef struct note {
     const char *text;
 } note;
 
+static char order[256];
+
+static void add_order(const char *kind, const char *node)
+{
+    size_t n = strlen(order);
+    assert_in_range(
+        snprintf(order + n, sizeof order - n, "%s %s\n", kind, node), 1,
+        sizeof order - n - 1);
+}
+
 static brg_status on_tensor(brg_tensor *grad, brg_tensor **replacement,
                             void *user)
 {
     (void)replacement;
     note *n = user;
-    yield_text(n->y, "tensor hook");
+    add_order("tensor", "w");
     yield(n->y, grad);
     return BRG_OK;
 }
@@ -231,7 +278,7 @@ static brg_status on_tensor(brg_tensor *grad, brg_tensor **replacement,
 static brg_status on_accumulated(brg_tensor *leaf, void *user)
 {
     note *n = user;
-    yield_text(n->y, "post accumulate hook");
+    add_order("post-accumulate", "w");
     yield_grad(n->y, leaf);
     return BRG_OK;
 }
@@ -240,8 +287,7 @@ static brg_status on_pre(brg_tensor **grads, size_t n_grads, void *user)
 {
     (void)grads;
     note *n = user;
-    yield_text(n->y, "pre");
-    yield_text(n->y, n->text);
+    add_order("pre", n->text);
     yield_bytes(n->y, &n_grads, sizeof n_grads);
     return BRG_OK;
 }
@@ -251,8 +297,7 @@ static brg_status on_post(brg_tensor **grad_in, size_t n_in,
 {
     (void)grad_in;
     note *n = user;
-    yield_text(n->y, "post");
-    yield_text(n->y, n->text);
+    add_order("post", n->text);
     yield_bytes(n->y, &n_in, sizeof n_in);
     for (size_t i = 0; i < n_out; i++)
         yield(n->y, grad_out[i]);
@@ -284,9 +329,18 @@ static void test_backward_hook_relative_ordering_partial_body(yields *y)
     assert_brg_ok(brg_tensor_add_post_accumulate_hook(NULL, w, on_accumulated,
                                                       &notes[3], NULL));
     assert_int_equal(y->n, 0);
+    order[0] = '\0';
     assert_brg_ok(brg_backward(loss));
     yield_grad(y, w);
-    assert_string_equal((char *)y->at, "pre"); /* the hook of the root */
+    assert_string_equal(order, "pre sum\n"
+                               "post sum\n"
+                               "pre linear\n"
+                               "post linear\n"
+                               "tensor w\n"
+                               "pre accumulate\n"
+                               "post-accumulate w\n"
+                               "post accumulate\n");
+    yield_text(y, order);
 }
 BOTH_ROW(test_backward_hook_relative_ordering_partial, 1)
 
