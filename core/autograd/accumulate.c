@@ -8,6 +8,10 @@
  *                  recorded, or a sparse .grad gets a dense gradient, added
  *                  out of place and replaced
  *
+ * Every tensor is strided or sparse in coordinates, and none stands for a
+ * batch of others: there are no opaque formats to steal or clone, and adding in
+ * place is never impossible.
+ *
  * Layout contract: a leaf without gaps gets a gradient with its own strides,
  * any other a row-major one. Sparse gradients have no layout: one is stolen
  * if its parts are ours alone too. */
@@ -110,16 +114,14 @@ static brg_status densify(brg__autograd *a, const brg_tensor *leaf,
     return status;
 }
 
-static brg_tensor *recorded_copy(brg_tensor *grad)
+/* Recorded: the result is a function of what there is. */
+static brg_status accumulate_recorded(brg__autograd *a, const brg_tensor *leaf,
+                                      brg_tensor *grad)
 {
-    return grad->sparse ? brg_sparse_copy(grad) : brg_add_scalar(grad, 0.0);
-}
-
-/* Recorded: the result is a function of both operands. */
-static brg_status add_out_of_place(brg__autograd *a, brg_tensor *grad)
-{
+    if (!a->grad && !grad->sparse)
+        return copy(a, leaf, grad);
     brg_tensor *sum =
-        a->grad ? brg_sparse_add(a->grad, grad) : recorded_copy(grad);
+        a->grad ? brg_sparse_add(a->grad, grad) : brg_sparse_copy(grad);
     if (!sum)
         return brg_error_code();
     brg_release(a->grad);
@@ -141,7 +143,7 @@ static brg_status accumulate(brg_node *node, brg_tensor *grad, int n_refs)
     if (!grad || !a->requires_grad)
         return BRG_OK;
     if (!brg__grad_mode_is_off)
-        return add_out_of_place(a, grad);
+        return accumulate_recorded(a, leaf, grad);
     if (a->grad && a->grad->sparse && !grad->sparse)
         return densify(a, leaf, grad);
     if (a->grad)

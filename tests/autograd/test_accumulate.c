@@ -129,6 +129,37 @@ test_accumulate__leaf_with_gaps_gets_a_row_major_gradient(void **state)
     check_strides(every_second, 2, 1);
 }
 
+/* Recorded gradients obey the contract, too. */
+static void test_accumulate__a_recorded_gradient_obeys_the_layout(void **state)
+{
+    (void)state;
+    static const int64_t shape[2][2] = {{4, 3}, {2, 2}};
+    static const int64_t leaf_stride[2][2] = {{1, 4}, {8, 2}};
+    static const int64_t want[2][2] = {{1, 4}, {2, 1}};
+    for (int k = 0; k < 2; k++) {
+        brg_tensor *base = leaf_from(1, BRG_SHAPE(4, 4));
+        brg_tensor *leaf = brg_as_strided(base, 2, shape[k], leaf_stride[k], 0);
+        assert_brg_ok(brg_set_requires_grad(leaf, true));
+        brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
+        options.create_graph = true;
+        brg_tensor *y = brg_sum_all(brg_mul(brg_mul(leaf, leaf), leaf));
+        assert_brg_ok(brg_backward_with(&y, 1, &options));
+        brg_tensor *grad = brg_retain(brg_tensor_grad(leaf)), *second;
+        assert_brg_ok(brg_tensor_set_grad(leaf, NULL)); /* breaks the cycle */
+        assert_int_equal(brg_tensor_strides(grad)[0], want[k][0]);
+        assert_int_equal(brg_tensor_strides(grad)[1], want[k][1]);
+        assert_true(brg_requires_grad(grad));
+        brg_tensor *sum = brg_sum_all(grad);
+        assert_brg_ok(brg_grad(&second, &sum, 1, &leaf, 1, NULL));
+        for (int64_t i = 0; i < brg_tensor_numel(leaf); i++) {
+            double at = element(leaf, i);
+            assert_float_equal(element(grad, i), 3 * at * at, 1e-3);
+            assert_float_equal(element(second, i), 6 * at, 1e-3);
+        }
+        brg_release(grad);
+    }
+}
+
 static void test_accumulate__a_leaf_of_no_gradient_stays_null(void **state)
 {
     (void)state;
@@ -275,6 +306,7 @@ int main(void)
         scoped_test(test_accumulate__recorded_gradient_is_replaced),
         scoped_test(test_accumulate__gradient_takes_the_leafs_strides),
         scoped_test(test_accumulate__leaf_with_gaps_gets_a_row_major_gradient),
+        scoped_test(test_accumulate__a_recorded_gradient_obeys_the_layout),
         scoped_test(test_accumulate__a_leaf_of_no_gradient_stays_null),
         scoped_test(test_accumulate__set_grad_must_fit),
         scoped_test(
