@@ -18,15 +18,26 @@ static bool is_result(const brg__ir_node *node, int id)
     return id >= node->first_out && id < node->first_out + node->n_out;
 }
 
+static bool reads(const put_off *p, const brg__ir_node *user, size_t k)
+{
+    const brg__ir_node *unpack = &p->ir->nodes.at[p->pending[k]];
+    for (int i = 0; i < user->n_in; i++)
+        if (is_result(unpack, brg__ir_in(p->ir, user)[i]))
+            return true;
+    return false;
+}
+
+/* One that cuts the plan comes before those that follow it: it does the work
+ * for all of them. */
 static void emit_what_it_reads(put_off *p, const brg__ir_node *user)
 {
-    size_t n_left = 0;
+    size_t n_left = 0, n_reached = 0;
+    for (size_t k = 0; k < p->n_pending; k++)
+        if (reads(p, user, k))
+            n_reached = k + 1;
     for (size_t k = 0; k < p->n_pending; k++) {
-        const brg__ir_node *unpack = &p->ir->nodes.at[p->pending[k]];
-        bool is_read = false;
-        for (int i = 0; i < user->n_in; i++)
-            is_read |= is_result(unpack, brg__ir_in(p->ir, user)[i]);
-        if (is_read)
+        bool is_split = p->ir->nodes.at[p->pending[k]].is_split;
+        if (reads(p, user, k) || (is_split && k < n_reached))
             p->order[p->n++] = p->pending[k];
         else
             p->pending[n_left++] = p->pending[k];

@@ -43,7 +43,7 @@ static void not_reentrant_body(yields *y)
     simple(y, false);
 }
 
-/* Each saved tensor is unpacked right before the rule that needs it. */
+/* Each saved tensor is unpacked no sooner than it is needed. */
 static const char simple_plan[] = "v2 f32/2 = unsqueeze(in0)\n"
                                   "v3 f32/2 = expand_like(v2, in1)\n"
                                   "v4 f32/2 = unpack@1() split\n"
