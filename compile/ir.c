@@ -97,6 +97,8 @@ static void put_part(text *t, const brg__ir_node *n)
         put(t, "[r%d.b%d", n->bucket.reduction, n->bucket.number);
     if (n->kind == BRG__IR_START && n->bucket.divisor > 1)
         put(t, ", scale 1/%d", n->bucket.divisor);
+    if (n->kind == BRG__IR_START && n->bucket.divisor == 0)
+        put(t, ", hook");
     if (n->kind == BRG__IR_START || n->kind == BRG__IR_WAIT)
         put(t, "]");
 }

@@ -217,6 +217,13 @@ static brg_status plan_write_back(void *self, size_t member)
     return BRG_OK;
 }
 
+static uint32_t divisor_of(const brg_reducer *r)
+{
+    if (r->options.hook)
+        return 0;
+    return r->options.sum ? 1 : (uint32_t)r->world_size;
+}
+
 void brg__ddp_describe(const brg__ddp_param *p, brg__reduction_part *part)
 {
     static const brg__reduction_ops ops = {plan_begin, plan_pack, plan_start,
@@ -232,5 +239,5 @@ void brg__ddp_describe(const brg__ddp_param *p, brg__reduction_part *part)
         .member = (uint32_t)p->index,
         .bucket = bucket,
         .n_in_bucket = (uint32_t)r->plan.buckets[bucket].n_params,
-        .divisor = r->options.sum ? 1 : (uint32_t)r->world_size};
+        .divisor = divisor_of(r)};
 }

@@ -8,7 +8,8 @@
  *     begin      before the first step: from here on the reducer ends the
  *                backward, well or not, with the other ranks
  *     pack       the leaf's gradient is complete: into its slot of the bucket
- *     start      the bucket's collective, scaled by 1/divisor, begins
+ *     start      the bucket's collective, scaled by 1/divisor, begins; or its
+ *                communication hook
  *     wait       it is over
  *     write_back .grad holds the result
  *
@@ -36,7 +37,7 @@ typedef struct brg__reduction_part {
     uint32_t member;      /* which of the reducer's gradients this is */
     uint32_t bucket;      /* that it lies in */
     uint32_t n_in_bucket; /* gradients there */
-    uint32_t divisor;     /* 1: a sum */
+    uint32_t divisor;     /* 1: a sum; 0: a communication hook decides */
 } brg__reduction_part;
 
 #endif
