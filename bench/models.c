@@ -190,6 +190,8 @@ void bench_model_init(bench_model *m, const char *name, uint64_t seed)
     bench_must(brg_params_create(&m->params));
     if (strcmp(name, "mlp-a") == 0)
         mlp_init(m, 512, 64, 1000 * seed);
+    else if (strcmp(name, "mlp-a8") == 0)
+        mlp_init(m, 512, 8, 1000 * seed);
     else if (strcmp(name, "mlp-b") == 0)
         mlp_init(m, 2048, 128, 1000 * seed);
     else if (strcmp(name, "cnn") == 0)
@@ -197,7 +199,7 @@ void bench_model_init(bench_model *m, const char *name, uint64_t seed)
     else if (strcmp(name, "gpt") == 0)
         gpt_init(m, 1000 * seed);
     else
-        bench_fail("no such model; there are mlp-a, mlp-b, cnn, gpt");
+        bench_fail("no such model; there are mlp-a, mlp-a8, mlp-b, cnn, gpt");
     make_optim(m);
     brg_scope_end(scope);
 }

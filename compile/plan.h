@@ -75,6 +75,8 @@ typedef struct brg__exec {
     size_t arena_bytes;
     void *workspace; /* of the group that runs */
     size_t workspace_bytes;
+    size_t bytes_moved; /* read and written by the ops of a run */
+    size_t bytes_unfused;
     brg__kernels *kernels; /* that groups run; NULL: interpreted */
 } brg__exec;
 

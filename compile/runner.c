@@ -3,6 +3,7 @@
  * capture the plan, find or make the executable, run it. */
 #include "compile/anomaly.h"
 #include "compile/compiler.h"
+#include "core/base/clock.h"
 #include "core/base/error.h"
 
 static brg_status run_eagerly(brg__compiler *c, brg__task *task,
@@ -80,12 +81,24 @@ static brg_status begin_reductions(const brg__collected *c)
     return BRG_OK;
 }
 
+static void count(brg__compiler *c, const brg__exec *exec,
+                  const brg_compile_stats *before, uint64_t start)
+{
+    if (c->stats.hits > before->hits &&
+        c->stats.specialisations == before->specialisations)
+        c->stats.lookup_ns += brg__clock_ns() - start;
+    c->stats.bytes_moved += exec->bytes_moved;
+    c->stats.bytes_unfused += exec->bytes_unfused;
+}
+
 static brg_status run_compiled(brg__compiler *c, brg__task *task)
 {
     brg__plan *plan;
     brg__exec *exec;
     brg__collect_mode mode = {(uint8_t)c->now.options.dynamic,
                               (uint8_t)c->now.options.backend};
+    uint64_t start = brg__clock_ns();
+    brg_compile_stats before = c->stats;
     BRG_TRY(brg__collect(&c->collected, task, mode));
     BRG_TRY(begin_reductions(&c->collected));
     BRG_TRY(find_plan(c, task, &plan));
@@ -97,6 +110,7 @@ static brg_status run_compiled(brg__compiler *c, brg__task *task)
     task->is_cut = plan->pieces.n_splits > 0;
     BRG_TRY(
         brg__plan_exec(&c->cache, plan, task, &c->collected, &c->stats, &exec));
+    count(c, exec, &before, start);
     c->is_running = true;
     brg_status status = brg__exec_run(exec, task, &c->collected);
     c->is_running = false;

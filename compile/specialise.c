@@ -310,6 +310,38 @@ static void list_dying(brg__exec *exec)
     exec->first_dying[exec->n_steps] = n;
 }
 
+/* ---- Bytes ---------------------------------------------------------------------------- */
+
+static size_t bytes_of(const brg__exec *exec, int id)
+{
+    if (id == BRG__IR_NONE || exec->values[id].root < 0)
+        return 0;
+    const brg_tensor *t = &exec->values[id].t;
+    return (size_t)t->numel * brg__tensor_item_size(t);
+}
+
+static void count_bytes(brg__exec *exec)
+{
+    for (size_t at = 0; at < exec->n_steps; at++) {
+        const brg__step *step = &exec->steps[at];
+        const brg__ir_node *node = step->node;
+        bool is_op = node->kind == BRG__IR_OP || node->kind == BRG__IR_ADD;
+        size_t n = 0;
+        if (step->fused) {
+            exec->bytes_moved += step->fused->bytes_moved;
+            exec->bytes_unfused += step->fused->bytes_unfused;
+        }
+        if (!is_op || step->is_view)
+            continue;
+        for (int i = 0; i < node->n_in; i++)
+            n += bytes_of(exec, brg__ir_in(exec->ir, node)[i]);
+        for (int j = 0; j < node->n_out; j++)
+            n += bytes_of(exec, node->first_out + j);
+        exec->bytes_moved += n;
+        exec->bytes_unfused += n;
+    }
+}
+
 /* ---- Kernels ------------------------------------------------------------------------ */
 
 static brg_status load_kernels(brg__exec *exec)
@@ -372,6 +404,7 @@ brg_status brg__exec_create(brg__exec **out, const brg__ir *ir,
         return status;
     }
     list_dying(exec);
+    count_bytes(exec);
     *out = exec;
     return BRG_OK;
 }

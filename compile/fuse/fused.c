@@ -263,6 +263,30 @@ static brg__fused *new_fused(const brg__group *group)
     return f;
 }
 
+/* ---- Bytes ------------------------------------------------------------------------- */
+
+static size_t bytes_of(const brg_tensor *t)
+{
+    return (size_t)t->numel * brg__tensor_item_size(t);
+}
+
+static void count_bytes(brg__fused *f, brg_tensor *const *in,
+                        brg_tensor *const *outputs, brg_tensor *results)
+{
+    const brg__group *g = f->group;
+    for (int i = 0; i < f->n_loads; i++)
+        f->bytes_moved += bytes_of(in[f->load[i]]);
+    for (int j = 0; j < g->n_out; j++)
+        f->bytes_moved += bytes_of(outputs[j]);
+    for (int k = 0; k < g->n_ops; k++) {
+        int n = g->ops[k].is_sum ? 1 : g->ops[k].n_in;
+        f->bytes_unfused += bytes_of(&results[k]);
+        for (int i = 0; i < n; i++)
+            f->bytes_unfused +=
+                bytes_of(tensor_of(g, in, results, g->ops[k].in[i]));
+    }
+}
+
 /* ---- Life ------------------------------------------------------------------------- */
 
 brg_status brg__fused_create(brg__fused **out, const brg__group *group,
@@ -289,6 +313,7 @@ brg_status brg__fused_create(brg__fused **out, const brg__group *group,
     (void)grow(&f->nbytes, (size_t)f->n_buffers * f->buffer_bytes);
     for (int s = 0; s < f->n_sums; s++)
         place_sum(f, &f->sums[s]);
+    count_bytes(f, in, outputs, made);
     return BRG_OK;
 }
 

@@ -63,6 +63,8 @@ typedef struct brg__fused {
     const brg__row_kernels *rows;
     int n_buffers;
     size_t buffer_bytes;
+    size_t bytes_moved;     /* read and written in tensors by a run */
+    size_t bytes_unfused;   /* by its ops one by one */
     size_t nbytes;          /* of the workspace */
     brg__fused_fn compiled; /* NULL: interpreted */
 } brg__fused;

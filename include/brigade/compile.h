@@ -143,6 +143,9 @@ typedef struct brg_compile_stats {
     uint64_t splits;          /* places at which plans were cut */
     uint64_t evictions;       /* plans dropped for want of room */
     uint64_t buckets;         /* reductions that the plans captured start */
+    uint64_t lookup_ns;       /* from a backward's start to its plan, on hits */
+    uint64_t bytes_moved;     /* read and written by the ops that plans ran */
+    uint64_t bytes_unfused;   /* the same had each op run for itself */
     /* Of functions compiled whole: */
     uint64_t functions;          /* captured */
     uint64_t function_hits;      /* calls that found their plan */
