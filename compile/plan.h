@@ -7,9 +7,12 @@
  *   step    one node of the IR with its operands in place
  *
  * A value that user code or a leaf may keep lies in a heap root: a fresh
- * tensor each run. All others lie in one arena, where roots that do not live at
- * the same time share bytes. Each root is let go after its last use, inputs
- * too. */
+ * tensor each run. So does a large one: its block comes from the cache of
+ * blocks when it is made and goes back after its last use, when the activations
+ * of an eager backward would. An arena would hold its memory beside activations
+ * that are still there, and between runs. All others lie in one arena, where
+ * roots that do not live at the same time share bytes. Each root is let go after
+ * its last use, inputs too. */
 #ifndef BRG_COMPILE_PLAN_H
 #define BRG_COMPILE_PLAN_H
 

@@ -7,6 +7,7 @@
 #include "core/ops/op.h"
 
 #define ALIGNMENT BRG_CACHE_LINE
+#define LARGE ((size_t)65536) /* bytes that are worth a block of their own */
 
 /* ---- Values and roots ---------------------------------------------------------- */
 
@@ -278,6 +279,8 @@ static brg_status place(brg__exec *exec)
 {
     for (size_t k = 0; k < exec->n_roots; k++) {
         brg__root *root = &exec->roots[k];
+        if (root->kind == BRG__ROOT_ARENA && root->nbytes >= LARGE)
+            root->kind = BRG__ROOT_HEAP;
         if (root->kind != BRG__ROOT_ARENA)
             continue;
         root->offset = first_fit(exec, k, root);

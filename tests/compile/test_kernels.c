@@ -66,6 +66,13 @@ static brg__kernels_stats stats(void)
     return s;
 }
 
+static void set_compiler(const char *name, const char *script)
+{
+    const char *path = temp_file(name, script, strlen(script));
+    assert_int_equal(chmod(path, 0700), 0);
+    assert_int_equal(setenv("BRG_COMPILE_CC", path, 1), 0);
+}
+
 /* The only entry, or "". */
 static const char *entry(void)
 {
@@ -451,14 +458,9 @@ static void test_kernels__killed_writer(void **state)
     (void)state;
     pid_t pid = fork();
     if (pid == 0) {
-        (void)setenv("BRG_COMPILE_CC", "brg-slow-cc", 1);
-        const char *cc = temp_file("brg-slow-cc",
-                                   "#!/bin/sh\n"
-                                   "test \"$1\" = --version && exec echo slow\n"
-                                   "exec sleep 20\n",
-                                   77);
-        (void)chmod(cc, 0700);
-        (void)setenv("BRG_COMPILE_CC", cc, 1);
+        set_compiler("cc-sleeps", "#!/bin/sh\n"
+                                  "test \"$1\" = --version && exec echo slow\n"
+                                  "exec sleep 20\n");
         one o;
         one_init(&o, 0);
         one_load(&o);
@@ -548,13 +550,6 @@ static void test_kernels__debug_folder(void **state)
 }
 
 /* ---- Compilers -------------------------------------------------------------------------------- */
-
-static void set_compiler(const char *name, const char *script)
-{
-    const char *path = temp_file(name, script, strlen(script));
-    assert_int_equal(chmod(path, 0700), 0);
-    assert_int_equal(setenv("BRG_COMPILE_CC", path, 1), 0);
-}
 
 static void test_kernels__no_compiler(void **state)
 {

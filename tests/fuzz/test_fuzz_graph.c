@@ -5,7 +5,7 @@
  *
  * BRG_TEST_SEED repeats a program (the message says which); BRG_FUZZ_SECONDS
  * is how long to go on, 4 by default; BRG_TEST_COMPILED=1 tries compiled
- * backwards. */
+ * backwards, with BRG_TEST_KERNELS=1 also their kernels in C. */
 #include <brigade/compile.h>
 #include <brigade/function.h>
 
@@ -444,7 +444,10 @@ static bool run_one(fuzz *f, uint64_t seed, int n_steps)
     if (!is_compiled_run())
         return run_eager(f, seed, n_steps);
     int scope;
-    assert_brg_ok(brg_compile_begin(&scope, NULL));
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    if (getenv("BRG_TEST_KERNELS"))
+        options.backend = BRG_COMPILE_BACKEND_FUSED;
+    assert_brg_ok(brg_compile_begin(&scope, &options));
     bool is_right = run_eager(f, seed, n_steps);
     assert_brg_ok(brg_compile_end(scope));
     assert_brg_ok(brg_compile_reset());
