@@ -463,7 +463,7 @@ static brg_status trace_apply(brg__capturing *c, brg_node *node,
         return BRG_ERR_NOMEM;
     if (node->op)
         status = trace_rule(c, node, grads, grad_in);
-    else if (brg__segment_of(node))
+    else if (brg__segment_splices(node))
         status = trace_segment(c, node, grads, grad_in);
     else if (brg__node_tracing(node) == BRG_FUNCTION_TRACEABLE)
         status = brg__capture_function(c, node, grads, grad_in, &is_done);
@@ -509,7 +509,7 @@ static brg_status trace_visit(brg__capturing *c, uint32_t visit)
     brg_node *node = v->node;
     bool is_wide =
         node->n_edges > BRG__IR_MAX_OUT || node->n_slots > BRG__IR_MAX_OUT;
-    if (is_wide && !brg__segment_of(node))
+    if (is_wide && !brg__segment_splices(node))
         return BRG_FAIL(BRG_ERR_UNSUPPORTED, "capture: %s is too wide",
                         brg_node_name(node));
     int grads[BRG__MAX_SLOTS], grad_in[BRG__MAX_SLOTS];

@@ -120,6 +120,7 @@ static void put_node(text *t, const brg__ir *ir, const brg__ir_node *n)
     put(t, "%s",
         n->kind == BRG__IR_OP       ? n->op->name
         : n->kind == BRG__IR_EFFECT ? n->effect->name
+        : n->kind == BRG__IR_REGION ? n->region->name
                                     : kind_names[n->kind]);
     if (n->kind == BRG__IR_OUTPUT)
         put(t, "%d", n->slot);

@@ -39,6 +39,7 @@
     X(WRITE_BACK, "write_back", false)                                         \
     X(LEAF, "leaf", false)     /* accumulate, with all the leaf's hooks */     \
     X(EFFECT, "effect", false) /* a call that is no op */                      \
+    X(REGION, "region", false) /* a branch or loop that values decide */       \
     X(OUTPUT, "output", false) /* a result of the plan */
 
 typedef enum brg__ir_kind {
@@ -72,7 +73,8 @@ typedef struct brg__ir_node {
                          UNPACK: which saved tensor of the node;
                          PACK, WRITE_BACK: which gradient of the
                          reduction; OUTPUT: which */
-    const struct brg__effect *effect; /* of EFFECT; borrowed */
+    const struct brg__effect *effect;        /* of EFFECT; borrowed */
+    const struct brg__traced_region *region; /* of REGION; borrowed */
     uint64_t segment;      /* its backward that this comes from: id + 1; or 0 */
     int instance;          /* which use of it */
     int group;             /* FUSED: which of the groups */

@@ -396,6 +396,25 @@ static brg_status unpack(run *r, const brg__ir_node *node, brg_tensor **out)
     return BRG_OK;
 }
 
+/* A branch or loop; its results are what they were seen to be. */
+static brg_status run_region(const run *r, const brg__ir_node *node,
+                             brg_tensor *const *in, brg_tensor **out)
+{
+    BRG_TRY(node->region->run(node->region, in, out));
+    for (int j = 0; j < node->n_out; j++) {
+        const brg_tensor *want = &r->exec->values[node->first_out + j].t;
+        char a[BRG_TENSOR_TEXT_MAX], b[BRG_TENSOR_TEXT_MAX];
+        if (out[j]->dtype != want->dtype ||
+            !brg__shape_equal(out[j]->ndim, out[j]->shape, want->ndim,
+                              want->shape))
+            return BRG_FAIL(BRG_ERR_CALLBACK,
+                            "%s: result %d is %s, it was captured as %s",
+                            node->region->name, j, brg__tensor_text(out[j], a),
+                            brg__tensor_text(want, b));
+    }
+    return BRG_OK;
+}
+
 /* What the engine does when a gradient arrives at a leaf. */
 static brg_status run_leaf(brg_node *leaf, brg_tensor **grad)
 {
@@ -459,6 +478,18 @@ static brg_status run_on_leaf(const run *r, size_t at, brg_tensor **t,
     }
 }
 
+/* What only captured functions have. */
+static brg_status run_of_function(run *r, const brg__ir_node *node,
+                                  brg_tensor *const *t, brg_tensor **made)
+{
+    if (node->kind == BRG__IR_REGION)
+        return run_region(r, node, t, made);
+    if (node->kind == BRG__IR_EFFECT)
+        return node->effect->run(node->effect, t[0]);
+    r->exec->io->outputs[node->slot] = brg_retain(t[0]);
+    return BRG_OK;
+}
+
 /* Everything that is no op: with tensors of their own in `t`. */
 static brg_status run_special(run *r, size_t at, brg_tensor **t)
 {
@@ -506,11 +537,11 @@ static brg_status run_special(run *r, size_t at, brg_tensor **t)
         status = run_on_leaf(r, at, t, made);
         results = made;
         break;
+    case BRG__IR_REGION:
     case BRG__IR_EFFECT:
-        status = node->effect->run(node->effect, t[0]);
-        break;
     case BRG__IR_OUTPUT:
-        r->exec->io->outputs[node->slot] = brg_retain(t[0]);
+        status = run_of_function(r, node, t, made);
+        results = made;
         break;
     case BRG__IR_OP:
     case BRG__IR_ADD:

@@ -62,6 +62,9 @@ brg_status brg__segment_record(brg__segment *segment, brg_tensor *const *inputs,
 
 /* The segment whose node this is, or NULL. */
 brg__segment *brg__segment_of(const brg_node *node);
+/* Its backward can be written into another plan: not where it has regions,
+ * which are for the sizes of one call. */
+bool brg__segment_splices(const brg_node *node);
 /* What an op with lifted attributes reads: those of the node, or of one of a
  * segment's draws of random numbers (counted from 1). */
 const brg_attrs *brg__segment_attrs(const brg_node *node, int draw);

@@ -143,9 +143,15 @@ const brg_attrs *brg__segment_attrs(const brg_node *node, int draw)
     return draw ? &((payload *)node->payload)->draws[draw - 1] : &node->attrs;
 }
 
+bool brg__segment_splices(const brg_node *node)
+{
+    const brg__segment *segment = brg__segment_of(node);
+    return segment && !segment->captured.has_regions;
+}
+
 bool brg__segment_frees(const brg_node *node)
 {
-    return node->op || node->cls == &segment_class;
+    return node->op || brg__segment_splices(node);
 }
 
 /* ---- Recording -------------------------------------------------------------------------- */

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "compile/plan.h"
+#include "compile/trace.h"
 #include "core/base/error.h"
 #include "core/ops/op.h"
 
@@ -170,6 +171,8 @@ static void lay_out_special(brg__exec *exec, size_t at,
         if (node->kind == BRG__IR_UNPACK) {
             const brg_node *owner = task->visits.at[node->visit].node;
             layout = row_major_like(owner->saved[node->slot].tensor);
+        } else if (node->kind == BRG__IR_REGION) {
+            brg__region_layout(node->region, j, &layout);
         } else if (node->kind == BRG__IR_GRAD) {
             layout = row_major_like(task->visits.at[node->visit].node->leaf);
         } else if (node->kind == BRG__IR_CALL) {

@@ -384,7 +384,8 @@ static void trace_deinit(brg__tracing *t)
 brg_status brg__trace(brg__captured *out, const brg__traced_call *call)
 {
     brg__tracing t = {.emitter.emit = emit,
-                      .tracer = {defer, refuse},
+                      .tracer = {defer, brg__trace_call, brg__trace_trial_begin,
+                                 brg__trace_trial_end, refuse},
                       .runner.run = brg__trace_backward,
                       .captured = out,
                       .call = call,
@@ -418,6 +419,9 @@ void brg__captured_deinit(brg__captured *c)
     }
     for (size_t k = 0; k < c->kept.n; k++)
         brg_release(c->kept.at[k].shape);
+    for (size_t i = 0; i < c->regions.n; i++)
+        brg__mem_free(c->regions.at[i]);
+    brg__array_deinit(&c->regions);
     brg__array_deinit(&c->results);
     brg__array_deinit(&c->bases);
     brg__array_deinit(&c->kept);

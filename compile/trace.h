@@ -76,9 +76,11 @@ typedef struct brg__captured {
     BRG__ARRAY(brg__leaf)
     edges; /* outputs of the backward, in order; step:
                                     the visits of its task */
-    BRG__ARRAY(brg__effect *) effects; /* owned */
-    int n_draws;                       /* of random numbers */
-    int n_slots;                       /* bases that carry a gradient */
+    BRG__ARRAY(brg__effect *) effects;        /* owned */
+    BRG__ARRAY(brg__traced_region *) regions; /* owned */
+    bool has_regions;
+    int n_draws;   /* of random numbers */
+    int n_slots;   /* bases that carry a gradient */
     int n_outputs; /* of the forward plan: bases, then what is kept */
 } brg__captured;
 
@@ -97,6 +99,9 @@ typedef struct brg__traced_call {
  * the function does what cannot be captured; nothing but its own host code has
  * run, and it can be called eagerly. */
 brg_status brg__trace(brg__captured *out, const brg__traced_call *call);
+/* Of a region's result j, row-major. */
+void brg__region_layout(const brg__traced_region *region, int j,
+                        brg__layout *layout);
 void brg__captured_deinit(brg__captured *captured);
 
 #endif

@@ -5,6 +5,8 @@
 #ifndef BRG_COMPILE_TRACE_INSIDE_H
 #define BRG_COMPILE_TRACE_INSIDE_H
 
+#include <brigade/random.h>
+
 #include "compile/trace.h"
 
 /* What a tensor without memory stands for. */
@@ -15,6 +17,13 @@ typedef struct brg__symbol {
     int input;          /* of the function, counted from 1; 0: it is none */
     bool is_backward;   /* which plan */
 } brg__symbol;
+
+/* Where the capture stood when a trial began. */
+typedef struct brg__trial {
+    bool is_on;
+    size_t n_nodes, n_values, n_operands, n_symbols, n_draws, n_effects;
+    brg_random_state random;
+} brg__trial;
 
 typedef struct brg__tracing {
     brg__emitter emitter;
@@ -31,6 +40,7 @@ typedef struct brg__tracing {
     BRG__ARRAY(brg_attrs) draws;        /* of random numbers */
     BRG__ARRAY(int) kept_values;        /* in the backward, of what is kept */
     brg_tensor *in[BRG_MAX_OP_INPUTS];  /* of the op being written down */
+    brg__trial trial;
     bool is_refused;
     brg__error_record refusal;
 } brg__tracing;
@@ -53,6 +63,14 @@ void brg__trace_forget_constants(brg__tracing *t);
 /* What the function gave back; of a segment, its backward too. */
 brg_status brg__trace_segment(brg__tracing *t, brg_tensor *const *outputs);
 brg_status brg__trace_step_results(brg__tracing *t, brg_tensor *const *outputs);
+
+/* ---- trace_region.c: of the tracer ------------------------------------------------ */
+
+brg_status brg__trace_call(brg__tracer *self, const brg__traced_region *region,
+                           brg_tensor *const *in, brg_tensor **out);
+brg_status brg__trace_trial_begin(brg__tracer *self);
+brg_status brg__trace_trial_end(brg__tracer *self, brg_tensor *const *in,
+                                int n_in, bool is_recorded);
 
 /* ---- trace_step.c ----------------------------------------------------------------- */
 

@@ -14,7 +14,8 @@ static const brg__ir_node *maker_of(const brg__tracing *t, int value)
 
 static bool is_view(const brg__ir_node *node)
 {
-    return node && (node->op->flags & BRG_OP_VIEW) && node->n_in == 1 &&
+    return node && node->kind == BRG__IR_OP &&
+           (node->op->flags & BRG_OP_VIEW) && node->n_in == 1 &&
            node->n_out == 1;
 }
 

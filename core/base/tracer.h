@@ -25,10 +25,39 @@ struct brg__effect {
     int64_t i;
 };
 
+/* A call with results, of which only shapes are known before the plan runs. */
+#define BRG__MAX_CALL_OUT 16
+
+typedef struct brg__traced_region brg__traced_region;
+struct brg__traced_region {
+    const char *name; /* static */
+    /* `in` and `out` hold n_in and n_out tensors; out is borrowed from the
+     * scope. */
+    brg_status (*run)(const brg__traced_region *region, brg_tensor *const *in,
+                      brg_tensor **out);
+    void (*fn[2])(void); /* the region's own, with their data */
+    void *user[2];
+    int n_in, n_out;
+    int n_forward;  /* of a backward: results of the forward */
+    uint32_t needs; /* of a backward: bit i: input i wants a gradient */
+    brg_dtype dtype[BRG__MAX_CALL_OUT]; /* of the results */
+    int ndim[BRG__MAX_CALL_OUT];
+    int64_t shape[BRG__MAX_CALL_OUT][BRG_MAX_DIMS];
+};
+
 typedef struct brg__tracer brg__tracer;
 struct brg__tracer {
     /* Writes it down; retains its tensors. */
     brg_status (*defer)(brg__tracer *self, const brg__effect *effect);
+    /* Writes the call down; fills out[] with symbols. */
+    brg_status (*call)(brg__tracer *self, const brg__traced_region *region,
+                       brg_tensor *const *in, brg_tensor **out);
+    /* What is written down between the two is forgotten. It fails if that has
+     * effects, reads values of the function that are not in `in`, or reads
+     * tensors from outside that require gradients while those are recorded. */
+    brg_status (*trial_begin)(brg__tracer *self);
+    brg_status (*trial_end)(brg__tracer *self, brg_tensor *const *in, int n_in,
+                            bool is_recorded);
     /* The capture cannot serve; what is wrong is the error record. */
     void (*refuse)(brg__tracer *self);
 };

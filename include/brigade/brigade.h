@@ -9,6 +9,7 @@
 #include <brigade/comm_hook.h>
 #include <brigade/compile.h>
 #include <brigade/composite.h>
+#include <brigade/control.h>
 #include <brigade/debug.h>
 #include <brigade/device.h>
 #include <brigade/export.h>

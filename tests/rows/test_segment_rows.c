@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Rows of the suite `backward` on functions compiled whole, whose own backwards
  * become part of a compiled one. */
+#include <brigade/control.h>
+
 #include "tests/rows/both.h"
 
 static brg_compiled *whole(brg_compiled_fn fn, void *user)
@@ -323,6 +325,117 @@ static void test_flex_attention(void **state)
     brg_compiled_destroy(d);
 }
 
+/* ---- Control flow inside a backward ----------------------------------------------------------- */
+
+#define REGION(name)                                                           \
+    static brg_status name(ROW_UNUSED brg_tensor *const *in,                   \
+                           ROW_UNUSED size_t n_in, brg_tensor **out,           \
+                           ROW_UNUSED size_t n_out, ROW_UNUSED void *user)
+
+REGION(by_two)
+{
+    out[0] = brg_mul_scalar(in[0], 2);
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+REGION(by_itself)
+{
+    out[0] = brg_mul(in[0], in[0]);
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+REGION(sum_is_small)
+{
+    brg_tensor *sum = brg_sum_all(in[0]);
+    out[0] = brg_lt(sum, brg_full_like(sum, 100));
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+REGION(add_up)
+{
+    out[0] = brg_add(in[0], in[1]);
+    out[1] = brg_mul(out[0], in[1]);
+    return out[1] ? BRG_OK : brg_error_code();
+}
+
+FORWARD(region_forward)
+{
+    SAVE(ARG(0));
+    OUT(0, brg_mul_scalar(ARG(0), 1));
+    return BRG_OK;
+}
+
+typedef brg_tensor *(*region_use)(brg_tensor *g);
+
+static brg_tensor *use_cond(brg_tensor *g)
+{
+    brg_tensor *out;
+    brg_tensor *sum = brg_sum_all(g);
+    const brg_region two = {by_two, NULL}, itself = {by_itself, NULL};
+    return brg_cond(&out, 1, brg_gt(sum, brg_zeros_like(sum)), two, itself, &g,
+                    1) == BRG_OK
+               ? out
+               : NULL;
+}
+
+static brg_tensor *use_loop(brg_tensor *g)
+{
+    brg_tensor *out, *start = brg_add_scalar(brg_mul(g, g), 1);
+    const brg_region small = {sum_is_small, NULL}, two = {by_two, NULL};
+    return brg_while_loop(&out, small, two, &start, 1) == BRG_OK ? out : NULL;
+}
+
+static brg_tensor *use_map(brg_tensor *g)
+{
+    brg_tensor *out;
+    const brg_region itself = {by_itself, NULL};
+    return brg_map(&out, 1, itself, &g, 1, NULL, 0) == BRG_OK ? out : NULL;
+}
+
+static brg_tensor *use_scan(brg_tensor *g)
+{
+    brg_tensor *out, *carry = brg_select(g, 0, 0);
+    const brg_region add = {add_up, NULL};
+    return brg_scan(&carry, 1, &out, 1, add, &g, 1) == BRG_OK
+               ? brg_add(out, carry)
+               : NULL;
+}
+
+static const region_use region_uses[] = {use_cond, use_loop, use_map, use_scan};
+
+BACKWARD(region_backward)
+{
+    const region_use *use = brg_context_user(ctx);
+    SAVED(x, 0);
+    GRAD(0, (*use)(brg_mul(g[0], x)));
+    return BRG_OK;
+}
+
+static void test_hops_in_bwd_body(yields *y)
+{
+    for (size_t k = 0; k < 4; k++) {
+        brg_function_def def = BRG_FUNCTION_DEF_INIT;
+        brg_function *f;
+        def.name = "Region";
+        def.n_outputs = 1;
+        def.forward = region_forward;
+        def.backward = region_backward;
+        def.user = (void *)(uintptr_t)&region_uses[k];
+        assert_brg_ok(brg_function_create(&f, &def));
+        for (int sign = -1; sign <= 1; sign += 2) {
+            brg_tensor *x =
+                brg_mul_scalar(brg_rand(BRG_DTYPE_F32, BRG_SHAPE(3, 4)), sign);
+            assert_brg_ok(brg_set_requires_grad(x, true));
+            brg_tensor *out = CALL(f, x);
+            yield(y, out);
+            backward_of_sum(out);
+            yield_grad(y, x);
+        }
+        brg_function_release(f);
+    }
+}
+BOTH_ROW(test_hops_in_bwd, 4)
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -330,6 +443,7 @@ int main(void)
         scoped_test(test_compiled_autograd_does_not_specialize_on_bw_symints),
         scoped_test(test_logs_aot_bwd_reuse),
         scoped_test(test_flex_attention),
+        scoped_test(test_hops_in_bwd),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
