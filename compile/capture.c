@@ -13,20 +13,21 @@
 #include "core/autograd/context.h"
 #include "core/base/error.h"
 #include "core/ops/op.h"
+#include "core/tensor/sparse.h"
 
 #include <brigade/ops.h>
 
 /* ---- Values and their symbols ------------------------------------------------------ */
 
 /* A value with these sizes as its example. */
-brg_status brg__capture_value(brg__capturing *c, brg__ir_value value,
-                              const brg__layout *layout, int *id)
+/* Takes over the symbol. */
+static brg_status add_value(brg__capturing *c, brg__ir_value value,
+                            brg_tensor *symbol, int *id)
 {
-    brg_tensor *symbol;
-    value.dtype = layout->dtype;
-    value.ndim = layout->ndim;
-    value.ones = brg__ir_ones(layout);
-    BRG_TRY(brg__tensor_new_view(&symbol, layout, NULL));
+    value.dtype = (brg_dtype)symbol->dtype;
+    value.ndim = symbol->ndim;
+    brg__layout layout = brg__layout_of(symbol);
+    value.ones = brg__ir_ones(&layout);
     brg_status status = brg__array_push(&c->symbols, symbol);
     if (status != BRG_OK) {
         brg_release(symbol);
@@ -37,6 +38,48 @@ brg_status brg__capture_value(brg__capturing *c, brg__ir_value value,
     return BRG_OK;
 }
 
+brg_status brg__capture_value(brg__capturing *c, brg__ir_value value,
+                              const brg__layout *layout, int *id)
+{
+    brg_tensor *symbol;
+    BRG_TRY(brg__tensor_new_view(&symbol, layout, NULL));
+    return add_value(c, value, symbol, id);
+}
+
+/* A sparse tensor of these sizes without entries. */
+static brg_status sparse_symbol(const brg__layout *layout, int n_sparse,
+                                brg_tensor **symbol)
+{
+    brg__layout places = {.dtype = BRG_DTYPE_I64, .ndim = 2};
+    brg__layout rest = {.dtype = layout->dtype,
+                        .ndim = layout->ndim - n_sparse + 1};
+    brg_tensor *like = NULL, *indices = NULL, *values = NULL;
+    places.shape[0] = n_sparse;
+    for (int d = 1; d < rest.ndim; d++)
+        rest.shape[d] = layout->shape[n_sparse + d - 1];
+    brg__shape_strides(places.ndim, places.shape, places.stride);
+    brg__shape_strides(rest.ndim, rest.shape, rest.stride);
+    brg_status status = brg__tensor_new_view(&like, layout, NULL);
+    if (status == BRG_OK)
+        status = brg__tensor_new(&indices, &places);
+    if (status == BRG_OK)
+        status = brg__tensor_new(&values, &rest);
+    if (status == BRG_OK)
+        status = brg__sparse_new(symbol, like, indices, values, false);
+    brg_release(like);
+    brg_release(indices);
+    brg_release(values);
+    return status;
+}
+
+static brg_status sparse_value(brg__capturing *c, brg__ir_value value,
+                               const brg__layout *layout, int n_sparse, int *id)
+{
+    brg_tensor *symbol;
+    BRG_TRY(sparse_symbol(layout, n_sparse, &symbol));
+    return add_value(c, value, symbol, id);
+}
+
 brg_status brg__capture_input(brg__capturing *c, int input, int *id)
 {
     *id = c->input_value.at[input];
@@ -45,7 +88,10 @@ brg_status brg__capture_input(brg__capturing *c, int input, int *id)
     brg__layout layout = brg__layout_of(c->c->inputs.at[input]);
     layout.offset = 0;
     brg__ir_value value = {.source = BRG__IR_FROM_INPUT, .index = input};
-    BRG_TRY(brg__capture_value(c, value, &layout, id));
+    const brg_tensor *t = c->c->inputs.at[input];
+    BRG_TRY(t->sparse
+                ? sparse_value(c, value, &layout, brg__sparse_n_dims(t), id)
+                : brg__capture_value(c, value, &layout, id));
     c->input_value.at[input] = *id;
     return BRG_OK;
 }
@@ -134,6 +180,26 @@ static brg_status check_expressible(const brg__capturing *c,
     return BRG_FAIL(BRG_ERR_UNSUPPORTED, "capture: %s %s", call->op->name, why);
 }
 
+/* Dims that the indices of a sparse result have: those of its source. */
+static int n_sparse_dims(const brg_op_call *call)
+{
+    for (int i = 0; i < call->n_in; i++)
+        if (call->in[i] && call->in[i]->sparse)
+            return brg__sparse_n_dims(call->in[i]);
+    return call->op == &brg__op_sparse_coo ? (int)call->in[0]->shape[0] : 1;
+}
+
+static brg_status refuse_sparse(const brg_op_call *call)
+{
+    for (int i = 0; i < call->n_in; i++)
+        if (call->in[i] && call->in[i]->sparse &&
+            !(call->op->flags & BRG_OP_SPARSE))
+            return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                            "%s: input %d is sparse, expected a dense tensor",
+                            call->op->name, i);
+    return BRG_OK;
+}
+
 static brg_status emit_captured(brg__emitter *self, brg_op_call *call)
 {
     brg__capturing *c = (brg__capturing *)self;
@@ -141,9 +207,8 @@ static brg_status emit_captured(brg__emitter *self, brg_op_call *call)
     memset(call->info, 0, (size_t)call->n_out * sizeof *call->info);
     BRG_TRY(call->op->infer(call));
     for (int j = 0; j < call->n_out; j++)
-        if (call->info[j].is_sparse)
-            return BRG_FAIL(BRG_ERR_UNSUPPORTED, "a gradient is sparse: %s",
-                            call->op->name);
+        c->ir->is_loose |= call->info[j].is_sparse;
+    BRG_TRY(refuse_sparse(call));
     for (int i = 0; i < call->n_in; i++)
         BRG_TRY(brg__capture_operand(c, call->in[i], &in[i]));
     int lifted = lifted_from(c, call);
@@ -160,7 +225,9 @@ static brg_status emit_captured(brg__emitter *self, brg_op_call *call)
         brg__layout layout = out_layout(&call->info[j]);
         brg__ir_value value = {.source = BRG__IR_FROM_NODE, .node = at};
         int id;
-        BRG_TRY(brg__capture_value(c, value, &layout, &id));
+        BRG_TRY(call->info[j].is_sparse
+                    ? sparse_value(c, value, &layout, n_sparse_dims(call), &id)
+                    : brg__capture_value(c, value, &layout, &id));
         call->out[j] = brg__scope_adopt(brg_retain(c->symbols.at[id]));
         if (!call->out[j])
             return brg_error_code();
@@ -303,7 +370,8 @@ static brg_status trace_rule(brg__capturing *c, brg_node *node,
                  .n_out = node->n_op_out,
                  .in = in,
                  .out = out,
-                 .grad_out = grad_out};
+                 .grad_out = grad_out,
+                 .is_differentiable = c->c->records_graph};
     for (uint16_t i = 0; i < node->n_edges; i++)
         if (node->edges[i].node && brg__task_runs(c->task, node->edges[i].node))
             v.needs |= 1u << i;
@@ -599,7 +667,10 @@ brg_status brg__capture_task(brg__ir *ir, brg__task *task,
     brg_status status = keep_task(&state, task);
     if (status == BRG_OK) {
         brg__emitter *before = brg__emitter_set(&c.base);
+        bool mode = brg_grad_mode_set(false);
+        ir->is_loose = collected->records_graph || collected->is_sparse;
         status = walk(&c);
+        brg_grad_mode_set(mode);
         brg__emitter_set(before);
         restore_task(&state, task);
     } else {

@@ -64,7 +64,7 @@ static brg_status add_input(brg__collected *c, brg_tensor *t, int *input)
     if (!is_new)
         return BRG_OK;
     if (t->sparse)
-        c->unsupported = "a sparse tensor";
+        c->is_sparse = true;
     if (t->device.type != BRG_DEVICE_CPU)
         c->unsupported = "a tensor that is not on the CPU";
     BRG_TRY(brg__array_push(&c->inputs, t));
@@ -80,7 +80,8 @@ static brg_status add_input(brg__collected *c, brg_tensor *t, int *input)
 static void put_tensor(brg__bytes *key, int input, const brg_tensor *t)
 {
     uint8_t kind[5] = {t->dtype, t->ndim, (uint8_t)t->device.type,
-                       t->storage == NULL, brg__requires_grad(t)};
+                       t->sparse ? 2 : t->storage == NULL,
+                       brg__requires_grad(t)};
     PUT(key, input);
     put(key, kind, sizeof kind);
 }
@@ -317,8 +318,16 @@ static void put_class(brg__bytes *key, const brg_node *node)
         PUT(key, ctx->needs);
         PUT(key, ctx->is_materializing);
     }
-    if (brg__node_is_accumulate(node))
-        PUT(key, brg__autograd_of(node->leaf)->grad != NULL);
+}
+
+/* Whether the leaf has a gradient, and of which kind. */
+static void put_grad(brg__collected *c, const brg_node *node)
+{
+    const brg_tensor *grad = brg__autograd_of(node->leaf)->grad;
+    uint8_t kind[2] = {grad ? 1 + (grad->sparse != NULL) : 0,
+                       grad && brg__requires_grad(grad)};
+    put(&c->key, kind, sizeof kind);
+    c->is_sparse |= grad && grad->sparse;
 }
 
 static brg_status collect_visit(brg__collected *c, const brg__task *task,
@@ -331,6 +340,8 @@ static brg_status collect_visit(brg__collected *c, const brg__task *task,
     BRG_TRY(reserve_sizes(c, node->n_slots + (size_t)node->n_saved));
     BRG_TRY(brg__array_push(&c->first_saved, (int)c->saved_input.n));
     put_class(&c->key, node);
+    if (brg__node_is_accumulate(node))
+        put_grad(c, node);
     uint16_t counts[6] = {node->n_edges,    node->n_slots,
                           node->n_saved,    visit->is_needed,
                           visit->is_wanted, (uint16_t)visit->n_waiting};
@@ -387,9 +398,8 @@ brg_status brg__collect(brg__collected *c, const brg__task *task,
 {
     brg__collected_clear(c);
     c->mode = mode;
+    c->is_sparse = false;
     c->records_graph = !brg__grad_mode_is_off;
-    if (!brg__grad_mode_is_off)
-        c->unsupported = "create_graph";
     BRG_TRY(collect_root(c, task));
     for (size_t i = 0; i < task->visits.n; i++) {
         BRG_TRY(collect_visit(c, task, &task->visits.at[i]));

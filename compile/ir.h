@@ -111,9 +111,12 @@ typedef struct brg__ir {
     BRG__ARRAY(int) operands;
     BRG__ARRAY(brg__group *) groups; /* owned */
     BRG__ARRAY(int) traced; /* visits of functions whose ops are in the plan */
-    int n_inputs;           /* tensors that a run brings */
-    bool wants_kernels;     /* groups run compiled C, where they can */
-    bool has_ranges; /* some hooks of a list are nodes, and some are not */
+    /* Each op is called as if it were eager, with tensors of its own: results
+     * are recorded, or sparse. */
+    bool is_loose;
+    int n_inputs;       /* tensors that a run brings */
+    bool wants_kernels; /* groups run compiled C, where they can */
+    bool has_ranges;    /* some hooks of a list are nodes, and some are not */
 } brg__ir;
 
 void brg__ir_deinit(brg__ir *ir);

@@ -111,8 +111,11 @@ static brg_status capture(brg__plan *p, brg__task *task,
         return BRG_OK;
     brg_status status = brg__capture_task(&p->ir, task, c);
     if (status == BRG_OK)
-        status = brg__passes_run(&p->ir, (brg_compile_backend)c->mode.backend);
+        status = brg__passes_run(
+            &p->ir, p->ir.is_loose ? BRG_COMPILE_BACKEND_EAGER
+                                   : (brg_compile_backend)c->mode.backend);
     p->pieces = brg__ir_count_pieces(&p->ir);
+    p->is_sparse = c->is_sparse;
     if (status != BRG_ERR_UNSUPPORTED)
         return status;
     snprintf(p->reason, sizeof p->reason, "%s", brg_error_message());

@@ -14,6 +14,7 @@
 #include "core/tensor/shape.h"
 
 #include <brigade/ops.h>
+#include <brigade/sparse.h>
 
 typedef struct run {
     brg__exec *exec;
@@ -137,7 +138,7 @@ static brg_status take(run *r, int id, bool is_last, brg_tensor **out)
     brg__root *root = root_of(r, id);
     brg_tensor *real = root->real;
     bool is_whole =
-        real->sparse ||
+        real->sparse || r->exec->ir->is_loose ||
         (t->offset == 0 &&
          brg__shape_equal(t->ndim, t->shape, real->ndim, real->shape) &&
          memcmp(t->stride, real->stride, t->ndim * sizeof *t->stride) == 0);
@@ -162,7 +163,8 @@ static brg_status give(run *r, int id, brg_tensor *t)
     root->is_undefined = t == NULL;
     if (!t)
         return BRG_OK;
-    brg_tensor *real = t->sparse ? t : brg_contiguous(t);
+    bool is_kept = t->sparse || r->exec->ir->is_loose;
+    brg_tensor *real = is_kept ? t : brg_contiguous(t);
     if (!real)
         return brg_error_code();
     set_real(root, brg_retain(real));
@@ -288,6 +290,46 @@ static brg_status run_add(run *r, const brg__ir_node *node)
                         .attrs = &none};
     call.out[0] = &values[node->first_out].t;
     return op->run[BRG_DEVICE_CPU](&call);
+}
+
+/* ---- Loose plans: ops as the engine would call them ------------------------------------------- */
+
+/* Its tensor of this run, borrowed; one that is a shape only, as it is. */
+static brg_tensor *loose_operand(const run *r, int id)
+{
+    if (id == BRG__IR_NONE || !is_defined(r, id))
+        return NULL;
+    const brg__root *root = root_of(r, id);
+    return root ? root->real : &r->exec->values[id].t;
+}
+
+static brg_status run_op_loose(run *r, brg__step *step)
+{
+    const brg__ir_node *node = step->node;
+    brg_tensor *in[BRG_MAX_OP_INPUTS], *out[BRG_MAX_OP_OUTPUTS] = {0};
+    bool is_missing = false;
+    for (int i = 0; i < node->n_in; i++) {
+        int id = brg__ir_in(r->exec->ir, node)[i];
+        in[i] = loose_operand(r, id);
+        is_missing |= id != BRG__IR_NONE && !in[i];
+    }
+    if (!is_missing) {
+        set_attrs(r, step);
+        BRG_TRY(brg_op_apply(node->op, node->n_in, in, &step->attrs, out));
+    }
+    for (int j = 0; j < node->n_out; j++)
+        BRG_TRY(give(r, node->first_out + j, out[j]));
+    return BRG_OK;
+}
+
+static brg_status run_add_loose(run *r, const brg__ir_node *node)
+{
+    const int *in = brg__ir_in(r->exec->ir, node);
+    brg_tensor *a = loose_operand(r, in[0]), *b = loose_operand(r, in[1]);
+    brg_tensor *sum = a && b ? brg_sparse_add(a, b) : (a ? a : b);
+    if (a && b && !sum)
+        return brg_error_code();
+    return give(r, node->first_out, sum);
 }
 
 /* ---- Groups that do not run as one: undefined operands, other sizes --------------------------- */
@@ -564,10 +606,11 @@ static brg_status run_step(run *r, size_t at)
 {
     brg__step *step = &r->exec->steps[at];
     const brg__ir_node *node = step->node;
+    bool is_loose = r->exec->ir->is_loose;
     if (node->kind == BRG__IR_OP)
-        return run_op(r, step);
+        return is_loose ? run_op_loose(r, step) : run_op(r, step);
     if (node->kind == BRG__IR_ADD)
-        return run_add(r, node);
+        return is_loose ? run_add_loose(r, node) : run_add(r, node);
     if (node->kind == BRG__IR_FUSED)
         return run_fused(r, step);
     if (brg__ir_is_reduction(node))

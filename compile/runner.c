@@ -47,7 +47,8 @@ static brg_status capture(brg__compiler *c, brg__task *task, uint64_t hash,
     (*out)->number = c->stats.captures++;
     c->stats.buckets += brg__ir_count(&(*out)->ir, BRG__IR_START);
     c->stats.splits += (*out)->pieces.n_splits;
-    if (c->now.options.backend != BRG_COMPILE_BACKEND_EAGER)
+    if (c->now.options.backend != BRG_COMPILE_BACKEND_EAGER &&
+        !(*out)->is_sparse)
         c->stats.compiles += (*out)->pieces.n_pieces;
     brg__reason_log_plan(c, *out);
     return BRG_OK;

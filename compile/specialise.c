@@ -74,7 +74,7 @@ static void lay_out_given(brg__exec *exec, int id, const brg__task *task,
                         &layout, -1);
     exec->roots[root].input = v->index;
     exec->roots[root].constant = v->constant;
-    lay_out(exec, id, &layout, t->storage ? root : -1);
+    lay_out(exec, id, &layout, t->storage || t->sparse ? root : -1);
 }
 
 /* ---- Steps ------------------------------------------------------------------------ */
@@ -85,6 +85,17 @@ static brg__layout row_major_like(const brg_tensor *t)
     layout.offset = 0;
     brg__shape_strides(layout.ndim, layout.shape, layout.stride);
     return layout;
+}
+
+/* Results whose sizes the run makes out. */
+static void give_roots(brg__exec *exec, size_t at, const brg__ir_node *node)
+{
+    for (int j = 0; j < node->n_out; j++) {
+        int id = node->first_out + j;
+        brg__layout layout = {.dtype = exec->ir->values.at[id].dtype};
+        lay_out(exec, id, &layout,
+                new_root(exec, BRG__ROOT_GIVEN, &layout, (int)at));
+    }
 }
 
 static brg_status infer_op(brg__exec *exec, size_t at, const brg__ir_node *node)
@@ -100,6 +111,10 @@ static brg_status infer_op(brg__exec *exec, size_t at, const brg__ir_node *node)
     for (int i = 0; i < node->n_in; i++) {
         int id = brg__ir_in(exec->ir, node)[i];
         step->in[i] = id == BRG__IR_NONE ? NULL : &exec->values[id].t;
+    }
+    if (exec->ir->is_loose) {
+        give_roots(exec, at, node);
+        return BRG_OK;
     }
     BRG_TRY(node->op->infer(call));
     step->is_view = true;
@@ -188,8 +203,9 @@ static void lay_out_special(brg__exec *exec, size_t at,
         } else if (like != BRG__IR_NONE) {
             layout = row_major_like(&exec->values[like].t);
         }
-        brg__root_kind kind =
-            node->kind == BRG__IR_ADD ? BRG__ROOT_ARENA : BRG__ROOT_GIVEN;
+        brg__root_kind kind = node->kind == BRG__IR_ADD && !exec->ir->is_loose
+                                  ? BRG__ROOT_ARENA
+                                  : BRG__ROOT_GIVEN;
         lay_out(exec, id, &layout, new_root(exec, kind, &layout, (int)at));
     }
 }

@@ -348,6 +348,7 @@ static void test_sparse__another_dtype_is_cast(void **state)
 static void test_sparse__anomaly_mode_finds_nan(void **state)
 {
     (void)state;
+    DIVERGES_WHEN_COMPILED("anomaly mode looks at the ends of a plan");
     brg_tensor *w = leaf_from(1, BRG_SHAPE(ROWS_N, WIDTH));
     brg_tensor *ids = ids_of(BRG_SHAPE(6), id_list);
     brg_tensor *y = lookup(w, ids, true);

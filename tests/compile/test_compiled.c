@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Compiled backward against eager: the same bits, how often it captures, what
  * it does with hooks, retained graphs, failures. */
+#include <math.h>
+
 #include <brigade/compile.h>
 #include <brigade/function.h>
 #include <brigade/random.h>
@@ -435,41 +437,80 @@ static void test_compiled__backward_inside_a_plan_is_eager(void **state)
     assert_int_equal(stats().captures, 1);
 }
 
-static void test_compiled__what_cannot_be_compiled_runs_eagerly(void **state)
+/* x^3 and its derivatives: the plan's results are recorded. */
+static void test_compiled__gradients_can_be_differentiated(void **state)
 {
     (void)state;
-    brg_tensor *x = leaf_from(2, BRG_SCALAR), *y = brg_mul(x, x), *grad;
     brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
     options.create_graph = true;
     brg_compile_options full = BRG_COMPILE_OPTIONS_INIT;
     full.fullgraph = true;
     int scope;
-    assert_brg_ok(brg_compile_begin(&scope, NULL));
-    assert_brg_ok(brg_grad(&grad, &y, 1, &x, 1, &options));
-    assert_brg_ok(brg_compile_end(scope));
-    assert_float_equal(item(grad), 4, 0);
-    assert_int_equal(stats().fallbacks, 1);
-    assert_string_equal(brg_compile_reason(), "create_graph");
     assert_brg_ok(brg_compile_begin(&scope, &full));
-    assert_brg_fails_with(brg_grad(&grad, &y, 1, &x, 1, &options),
-                          BRG_ERR_UNSUPPORTED, "create_graph");
+    for (int round = 0; round < 2; round++) {
+        brg_tensor *x = leaf_from(2, BRG_SHAPE(3)), *grad, *second;
+        brg_tensor *y = brg_sum_all(brg_mul(brg_square(x), brg_tanh(x)));
+        assert_brg_ok(brg_grad(&grad, &y, 1, &x, 1, &options));
+        assert_true(brg_requires_grad(grad));
+        y = brg_sum_all(brg_square(grad));
+        assert_brg_ok(brg_grad(&second, &y, 1, &x, 1, NULL));
+        double at = 2, t = tanh(at), d = 1 - t * t;
+        double first = 2 * at * t + at * at * d;
+        double slope = 2 * t + 4 * at * d - 2 * at * at * t * d;
+        assert_float_equal(element(grad, 0), first, 1e-4);
+        assert_float_equal(element(second, 0), 2 * first * slope, 1e-3);
+    }
     assert_brg_ok(brg_compile_end(scope));
+    assert_int_equal(stats().captures, 2);
+    assert_int_equal(stats().hits, 2);
+    assert_int_equal(stats().fallbacks, 0);
 }
 
-static void test_compiled__a_sparse_gradient_runs_eagerly(void **state)
+static void test_compiled__sparse_gradients_are_in_the_plan(void **state)
 {
     (void)state;
-    brg_tensor *table = leaf_from(0, BRG_SHAPE(5, 2));
     brg_tensor *ids =
         brg_from_data(BRG_DTYPE_I64, BRG_SHAPE(3), (int64_t[]){1, 4, 1});
     brg_embedding_options options = BRG_EMBEDDING_OPTIONS_INIT;
     options.sparse_grad = true;
-    backward_compiled(brg_sum_all(brg_embedding_with(table, ids, &options)));
-    assert_int_equal(stats().fallbacks, 1);
-    assert_true(brg_tensor_is_sparse(brg_tensor_grad(table)));
-    brg_tensor *dense = brg_to_dense(brg_tensor_grad(table));
-    assert_float_equal(element(dense, 2), 2, 0);
-    assert_float_equal(element(dense, 8), 1, 0);
+    for (int round = 0; round < 2; round++) {
+        brg_tensor *table = leaf_from(0, BRG_SHAPE(5, 2));
+        backward_compiled(
+            brg_sum_all(brg_embedding_with(table, ids, &options)));
+        assert_true(brg_tensor_is_sparse(brg_tensor_grad(table)));
+        brg_tensor *dense = brg_to_dense(brg_tensor_grad(table));
+        assert_float_equal(element(dense, 2), 2, 0);
+        assert_float_equal(element(dense, 8), 1, 0);
+    }
+    assert_int_equal(stats().captures, 1);
+    assert_int_equal(stats().hits, 1);
+    assert_int_equal(stats().fallbacks, 0);
+}
+
+/* A rule that needs a dense gradient and gets a sparse one: the engine says
+ * which. */
+static void test_compiled__what_cannot_be_compiled_runs_eagerly(void **state)
+{
+    (void)state;
+    brg_tensor *ids =
+        brg_from_data(BRG_DTYPE_I64, BRG_SHAPE(3), (int64_t[]){1, 4, 1});
+    brg_embedding_options options = BRG_EMBEDDING_OPTIONS_INIT;
+    options.sparse_grad = true;
+    brg_compile_options full = BRG_COMPILE_OPTIONS_INIT;
+    int scope;
+    for (int is_full = 0; is_full < 2; is_full++) {
+        full.fullgraph = is_full;
+        brg_tensor *table = leaf_from(0, BRG_SHAPE(5, 2));
+        brg_tensor *y = brg_embedding_with(brg_tanh(table), ids, &options);
+        assert_brg_ok(brg_compile_begin(&scope, &full));
+        assert_brg_fails_with(brg_backward(brg_sum_all(y)), BRG_ERR_UNSUPPORTED,
+                              is_full ? "fullgraph: this backward cannot be "
+                                        "compiled: tanh_grad: input 0"
+                                      : "backward of tanh");
+        assert_brg_ok(brg_compile_end(scope));
+        assert_int_equal(stats().fallbacks, 1);
+    }
+    assert_int_equal(stats().captures, 0);
 }
 
 /* ---- The plan ------------------------------------------------------------------------------------ */
@@ -564,7 +605,8 @@ int main(void)
         compile_test(test_compiled__scopes_nest_and_close_in_order),
         compile_test(test_compiled__backward_inside_a_plan_is_eager),
         compile_test(test_compiled__what_cannot_be_compiled_runs_eagerly),
-        compile_test(test_compiled__a_sparse_gradient_runs_eagerly),
+        compile_test(test_compiled__gradients_can_be_differentiated),
+        compile_test(test_compiled__sparse_gradients_are_in_the_plan),
         compile_test(test_compiled__plan_has_a_stable_text),
         compile_test(test_compiled__groups_have_a_stable_text),
         compile_test(test_compiled__steady_run_does_not_allocate),

@@ -64,6 +64,26 @@ function_of(const char *name,
     return f;
 }
 
+/* The same, met by plans in that way. */
+static inline ROW_UNUSED brg_function *
+function_traced(brg_function_tracing tracing, const char *name,
+                brg_status (*forward)(brg_context *, const brg_value *, size_t,
+                                      brg_value *),
+                brg_status (*backward)(brg_context *, brg_tensor *const *,
+                                       brg_tensor **, size_t *),
+                size_t n_outputs)
+{
+    brg_function_def def = BRG_FUNCTION_DEF_INIT;
+    def.name = name;
+    def.forward = forward;
+    def.backward = backward;
+    def.n_outputs = n_outputs;
+    def.tracing = tracing;
+    brg_function *f;
+    assert_brg_ok(brg_function_create(&f, &def));
+    return f;
+}
+
 /* Calls f with tensor arguments. */
 #define CALL(f, ...)                                                           \
     row_call((f), (brg_tensor *[]){__VA_ARGS__},                               \
