@@ -91,14 +91,14 @@ static const char *const flag_names[] = {BRG__FLAG_NAMES};
 
 #define N_FLAGS (sizeof flag_names / sizeof flag_names[0])
 
-static void add_options(brg__text *text, int rank, const header *h,
-                        const header *other)
+static void add_options(brg__text *text, const char *caps_name, int rank,
+                        const header *h, const header *other)
 {
     brg__text_add(text, "rank %d has ", rank);
     if (h->caps[0] != other->caps[0] || h->caps[1] != other->caps[1])
-        brg__text_add(text, "bucket sizes %llu, %llu ",
-                      (unsigned long long)h->caps[0],
-                      (unsigned long long)h->caps[1]);
+        brg__text_add(
+            text, "%s %llu, %llu ", caps_name ? caps_name : "bucket sizes",
+            (unsigned long long)h->caps[0], (unsigned long long)h->caps[1]);
     for (size_t k = 0; k < N_FLAGS; k++)
         if ((h->flags ^ other->flags) >> k & 1)
             brg__text_add(text, "%s %s ", flag_names[k],
@@ -117,9 +117,9 @@ static brg_status fail_options(const brg__agreement *mine, const header *all,
 {
     char words[320];
     brg__text text = brg__text_begin(words, sizeof words);
-    add_options(&text, 0, &all[0], &all[rank]);
+    add_options(&text, mine->caps_name, 0, &all[0], &all[rank]);
     brg__text_add(&text, ", ");
-    add_options(&text, rank, &all[rank], &all[0]);
+    add_options(&text, mine->caps_name, rank, &all[rank], &all[0]);
     return BRG_FAIL(BRG_ERR_MISMATCH, "%s: ranks disagree on the options: %s",
                     mine->what, words);
 }

@@ -37,9 +37,10 @@ typedef struct brg__agreement {
     size_t n_params;
     size_t n_buffers;
     size_t caps[2];
-    uint32_t flags;    /* BRG__FLAG_... */
-    uint32_t n_leaves; /* 0: the default reduction */
-    uint64_t hook;     /* which communication hook; 0: none */
+    const char *caps_name; /* NULL: "bucket sizes" */
+    uint32_t flags;        /* BRG__FLAG_... */
+    uint32_t n_leaves;     /* 0: the default reduction */
+    uint64_t hook;         /* which communication hook; 0: none */
     /* What this rank has come to already: if it failed, it says so to the
      * others instead of leaving them waiting. */
     brg_status status;

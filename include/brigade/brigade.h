@@ -5,6 +5,7 @@
 
 #include <brigade/autocast.h>
 #include <brigade/autograd.h>
+#include <brigade/average.h>
 #include <brigade/comm.h>
 #include <brigade/comm_hook.h>
 #include <brigade/compile.h>

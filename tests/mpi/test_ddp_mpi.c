@@ -5,6 +5,7 @@
 
 #include <brigade/mpi.h>
 
+#include "tests/reducer/average_checks.h"
 #include "tests/reducer/hook_checks.h"
 #include "tests/support/ddp_model.h"
 #include "tests/support/ddp_train.h"
@@ -123,6 +124,14 @@ static void test_ddp_mpi__communication_hooks(void **state)
     }
 }
 
+static void test_ddp_mpi__periodic_averaging(void **state)
+{
+    (void)state;
+    brg_pg *pg = make_group(0);
+    assert_brg_ok(check_averages(pg));
+    brg_pg_destroy(pg);
+}
+
 static void test_ddp_mpi__errors_reach_every_rank(void **state)
 {
     (void)state;
@@ -185,6 +194,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_ddp_mpi__a_steady_step_allocates_nothing),
         cmocka_unit_test(test_ddp_mpi__raw_buffers),
         cmocka_unit_test(test_ddp_mpi__communication_hooks),
+        cmocka_unit_test(test_ddp_mpi__periodic_averaging),
         cmocka_unit_test(test_ddp_mpi__errors_reach_every_rank),
         cmocka_unit_test(test_ddp_mpi__a_rank_that_leaves_is_named),
     };
