@@ -85,6 +85,7 @@ static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
     inner.allow_unused = options->allow_unused;
     inner.keep_order = options->keep_order;
     inner.hook = options->hook;
+    inner.measure_norm = options->measure_norm;
     brg_reducer_param *list = brg__mem_alloc_array(ddp->n_params, sizeof *list,
                                                    "a list of parameters");
     if (!list)
@@ -160,7 +161,7 @@ static brg_status refuse_compiled(const brg__ddp_param *p)
 static brg_status on_collect(void *user, brg__reduction_part *part)
 {
     const brg__ddp_param *p = user;
-    if (p->ddp->mode == BRG_DDP_EAGER)
+    if (p->ddp->options.mode == BRG_DDP_EAGER)
         return refuse_compiled(p);
     brg__ddp_describe(p, part);
     return BRG_OK;
@@ -173,17 +174,20 @@ static brg_status add_hooks(brg_ddp *ddp)
         BRG_TRY(brg_tensor_add_post_accumulate_hook(
             &p->hook, p->leaf, brg__ddp_on_gradient, p, NULL));
         p->hook->on_collect = on_collect;
-        brg__autograd_of(p->leaf)->home = p->home;
+        if (!ddp->options.grads_apart)
+            brg__autograd_of(p->leaf)->home = p->home;
     }
     return BRG_OK;
 }
 
-static brg_status attach(brg_ddp *ddp)
+static brg_status attach(brg_ddp *ddp, bool is_fresh)
 {
     BRG_TRY(brg__reducer_attach(ddp->reducer));
     for (size_t i = 0; i < ddp->n_params; i++)
         brg__ddp_view_place(&ddp->params[i]);
     brg__ddp_leaf_place(ddp);
+    if (!is_fresh)
+        return BRG_OK;
     BRG_TRY(brg__ddp_broadcast_params(ddp));
     return brg__ddp_broadcast_buffers(ddp);
 }
@@ -211,6 +215,14 @@ static brg_status complete_options(brg_ddp_options *filled,
                   "brg_ddp_create: a communication hook decides itself how "
                   "buckets are reduced, so BRG_REDUCTION_REPRODUCIBLE cannot "
                   "hold; choose one of the two");
+    BRG_CHECK_ARG(filled->n_leaves == 0 ||
+                      (!filled->static_graph && !filled->grads_apart),
+                  "brg_ddp_create: static_graph and grads_apart do not go "
+                  "with BRG_REDUCTION_REPRODUCIBLE");
+    BRG_CHECK_ARG((unsigned)filled->sync_buffers <= BRG_DDP_BUFFERS_AVERAGE,
+                  "brg_ddp_create: sync_buffers %d is none of "
+                  "BRG_DDP_BUFFERS_LEAVE, _BROADCAST and _AVERAGE",
+                  (int)filled->sync_buffers);
     return BRG_OK;
 }
 
@@ -221,6 +233,15 @@ brg_status brg_ddp_create(brg_ddp **out, brg_pg *pg, brg_tensor *const *params,
     BRG_CHECK_ARG(out, "brg_ddp_create: out is NULL");
     *out = NULL;
     BRG_CHECK_ARG(pg, "brg_ddp_create: the group is NULL");
+    return brg__ddp_make(out, pg, params, n_params, buffers, n_buffers, options,
+                         true);
+}
+
+brg_status brg__ddp_make(brg_ddp **out, brg_pg *pg, brg_tensor *const *params,
+                         size_t n_params, brg_tensor *const *buffers,
+                         size_t n_buffers, const brg_ddp_options *options,
+                         bool is_fresh)
+{
     brg_ddp_options complete;
     brg_status status = complete_options(&complete, options);
     brg_ddp *ddp = BRG__NEW(brg_ddp);
@@ -228,7 +249,8 @@ brg_status brg_ddp_create(brg_ddp **out, brg_pg *pg, brg_tensor *const *params,
         return BRG_ERR_NOMEM;
     ddp->pg = pg;
     ddp->is_sync = true;
-    ddp->mode = complete.mode;
+    ddp->options = complete;
+    ddp->graph = complete.static_graph ? BRG__GRAPH_RECORDING : BRG__GRAPH_FREE;
     ddp->has_leaves = complete.reduction == BRG_REDUCTION_REPRODUCIBLE;
     if (status == BRG_OK)
         status = prepare(ddp, params, n_params, buffers, n_buffers);
@@ -237,7 +259,7 @@ brg_status brg_ddp_create(brg_ddp **out, brg_pg *pg, brg_tensor *const *params,
     if (status == BRG_OK)
         status = add_hooks(ddp);
     BRG_TRY_GOTO(brg__ddp_verify(pg, ddp, &complete, status), out);
-    BRG_TRY_GOTO(attach(ddp), out);
+    BRG_TRY_GOTO(attach(ddp, is_fresh), out);
     *out = ddp;
     return BRG_OK;
 out:

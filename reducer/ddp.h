@@ -28,9 +28,18 @@ typedef struct brg__ddp_param {
     brg_tensor *home; /* owned: where a backward puts it; often the view */
     brg_tensor *kept; /* owned: what was in the slot of an unused one */
     brg_hook *hook;
-    bool is_used;    /* got a gradient since the last reduction */
-    bool is_written; /* a plan has said that the result is there */
+    bool is_used;     /* got a gradient since the last reduction */
+    bool is_written;  /* a plan has said that the result is there */
+    uint32_t n_fires; /* of its hook in a step; see ddp->graph */
+    uint32_t n_left;  /* in this step */
 } brg__ddp_param;
+
+/* What is known of how often each hook runs in a step. */
+typedef enum brg__ddp_graph {
+    BRG__GRAPH_FREE,      /* once, or not at all */
+    BRG__GRAPH_RECORDING, /* static_graph: the first step counts */
+    BRG__GRAPH_FIXED      /* and later ones are held to it */
+} brg__ddp_graph;
 
 struct brg_ddp {
     brg_pg *pg; /* borrowed */
@@ -43,7 +52,8 @@ struct brg_ddp {
     size_t n_buffers;
     uint32_t *late; /* parameters of this step whose .grad is no view yet */
     size_t n_late;
-    brg_ddp_mode mode;
+    brg_ddp_options options; /* complete */
+    brg__ddp_graph graph;
     bool has_leaves; /* the reproducible reduction */
     bool is_sync;
     bool has_joined; /* a backward is under way */
@@ -59,6 +69,16 @@ brg_status brg__ddp_verify(brg_pg *pg, const brg_ddp *ddp,
 /* Rank 0's values to all. Collective. */
 brg_status brg__ddp_broadcast_params(brg_ddp *ddp);
 brg_status brg__ddp_broadcast_buffers(brg_ddp *ddp);
+/* What options.sync_buffers says. Collective. */
+brg_status brg__ddp_sync_buffers(brg_ddp *ddp);
+
+/* ---- ddp.c --------------------------------------------------------------------- */
+
+/* A ddp over these tensors, `is_fresh`: values go from rank 0 to all. */
+brg_status brg__ddp_make(brg_ddp **out, brg_pg *pg, brg_tensor *const *params,
+                         size_t n_params, brg_tensor *const *buffers,
+                         size_t n_buffers, const brg_ddp_options *options,
+                         bool is_fresh);
 
 /* ---- ddp_view.c: gradients in buckets ------------------------------------------ */
 
@@ -76,6 +96,12 @@ brg_status brg__ddp_copy(brg_tensor *dst, brg_tensor *src);
 /* ---- ddp_step.c: one backward ------------------------------------------------------ */
 
 brg_status brg__ddp_on_gradient(brg_tensor *leaf, void *param);
+
+/* Results to .grad, new buckets, buffers: what every rank does after a good
+ * step. */
+brg_status brg__ddp_hand_over_all(brg_ddp *ddp);
+/* A step of the other ranks, of which this one has no data. */
+brg_status brg__ddp_shadow_step(brg_ddp *ddp);
 
 /* Which part of the reduction a plan may carry out for this parameter; none
  * while reductions are off, or of a leaf. */

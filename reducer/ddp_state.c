@@ -36,6 +36,15 @@ static brg__descriptor *list_tensors(const brg_ddp *ddp)
     return list;
 }
 
+static uint32_t flags_of(const brg_ddp_options *options)
+{
+    static const uint32_t buffers[] = {
+        [BRG_DDP_BUFFERS_BROADCAST] = BRG__FLAG_BROADCAST_BUFFERS,
+        [BRG_DDP_BUFFERS_AVERAGE] = BRG__FLAG_AVERAGE_BUFFERS};
+    return (options->static_graph ? BRG__FLAG_STATIC_GRAPH : 0u) |
+           buffers[options->sync_buffers];
+}
+
 brg_status brg__ddp_verify(brg_pg *pg, const brg_ddp *ddp,
                            const brg_ddp_options *options, brg_status status)
 {
@@ -49,7 +58,7 @@ brg_status brg__ddp_verify(brg_pg *pg, const brg_ddp *ddp,
         mine.n_buffers = ddp->n_buffers;
         mine.caps[0] = options->first_bucket_bytes;
         mine.caps[1] = options->bucket_bytes;
-        mine.flags = brg__reducer_flags(ddp->reducer);
+        mine.flags = brg__reducer_flags(ddp->reducer) | flags_of(options);
         mine.hook = brg__hook_hash(options->hook);
         mine.n_leaves = options->n_leaves;
     }
@@ -118,5 +127,47 @@ brg_status brg__ddp_broadcast_buffers(brg_ddp *ddp)
 {
     for (size_t i = 0; i < ddp->n_buffers; i++)
         BRG_TRY(broadcast_tensor(ddp, ddp->buffers[i]));
+    return BRG_OK;
+}
+
+/* A copy without gaps is averaged where the buffer has some. */
+static brg_status average_tensor(brg_ddp *ddp, brg_tensor *t)
+{
+    brg_tensor *dense = t;
+    bool is_dense = brg__shape_is_dense(t->ndim, t->shape, t->stride);
+    if (!brg__tensor_is_float(t))
+        return broadcast_tensor(ddp, t);
+    if (t->numel == 0)
+        return BRG_OK;
+    if (!is_dense) {
+        brg__layout layout = brg__layout_of(t);
+        layout.offset = 0;
+        brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+        BRG_TRY(brg__tensor_new(&dense, &layout));
+    }
+    brg_work *work;
+    brg_status status = is_dense ? BRG_OK : brg__ddp_copy(dense, t);
+    if (status == BRG_OK)
+        status = brg_all_reduce(ddp->pg, &work, brg__tensor_ptr(dense),
+                                (size_t)t->numel, (brg_dtype)t->dtype,
+                                BRG_REDUCE_AVG);
+    if (status == BRG_OK)
+        status = brg_work_wait(work);
+    if (status == BRG_OK && !is_dense)
+        status = brg__ddp_copy(t, dense);
+    if (!is_dense)
+        brg_release(dense);
+    brg_tensor_touch(t);
+    return status;
+}
+
+brg_status brg__ddp_sync_buffers(brg_ddp *ddp)
+{
+    if (ddp->options.sync_buffers == BRG_DDP_BUFFERS_BROADCAST)
+        return brg__ddp_broadcast_buffers(ddp);
+    if (ddp->options.sync_buffers != BRG_DDP_BUFFERS_AVERAGE)
+        return BRG_OK;
+    for (size_t i = 0; i < ddp->n_buffers; i++)
+        BRG_TRY(average_tensor(ddp, ddp->buffers[i]));
     return BRG_OK;
 }

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "core/autograd/engine.h"
+#include "core/base/log.h"
 #include "reducer/ddp.h"
 #include "reducer/leaves.h"
 
@@ -61,33 +62,99 @@ static brg_status settle_param(brg__ddp_param *p)
                                p->is_used && grad != NULL);
 }
 
+/* .grad is a tensor of its own: it gets the result, or is made with it. */
+static brg_status copy_out(brg__ddp_param *p)
+{
+    brg_tensor *grad = brg_tensor_grad(p->leaf);
+    if (grad)
+        return brg__ddp_copy(grad, p->view);
+    brg__layout layout = brg__layout_of(p->view);
+    BRG_TRY(brg__tensor_new(&grad, &layout));
+    brg_status status = brg__ddp_copy(grad, p->view);
+    if (status == BRG_OK)
+        status = brg_tensor_set_grad(p->leaf, grad);
+    brg_release(grad);
+    return status;
+}
+
 /* Some rank used it: .grad becomes the average. None did: .grad stays. */
 static brg_status hand_over(brg__ddp_param *p)
 {
     if (p->ddp->reducer->members[p->index].n_used == 0)
         return p->kept ? brg__ddp_copy(p->view, p->kept) : BRG_OK;
+    if (p->ddp->options.grads_apart)
+        return copy_out(p);
     return brg_tensor_grad(p->leaf) == p->view
                ? BRG_OK
                : brg_tensor_set_grad(p->leaf, p->view);
 }
 
-/* All slots have new contents, perhaps new places. */
-static brg_status hand_over_all(brg_ddp *ddp)
+/* Once, when a step has shown the order in which gradients come. */
+static brg_status rebuild(brg_ddp *ddp)
 {
-    for (size_t k = 0; k < ddp->n_late; k++)
+    /* The first step of a static graph shows no order. Steps are counted alike
+     * on every rank. */
+    if (ddp->reducer->is_rebuilt ||
+        (ddp->options.static_graph && ddp->reducer->stats.n_steps < 2))
+        return BRG_OK;
+    brg_status status = brg__reducer_rebuild(ddp->reducer);
+    for (size_t i = 0; i < ddp->n_params; i++)
+        brg__ddp_view_place(&ddp->params[i]);
+    return status;
+}
+
+/* All slots have new contents, perhaps new places. */
+brg_status brg__ddp_hand_over_all(brg_ddp *ddp)
+{
+    bool is_apart = ddp->options.grads_apart;
+    for (size_t k = 0; !is_apart && k < ddp->n_late; k++)
         BRG_TRY(hand_over(&ddp->params[ddp->late[k]]));
+    for (size_t i = 0; is_apart && i < ddp->n_params; i++)
+        BRG_TRY(hand_over(&ddp->params[i]));
     for (size_t i = 0; i < ddp->n_params; i++) {
         brg__ddp_param *p = &ddp->params[i];
         if (!p->is_written)
             brg_tensor_touch(p->view);
         p->is_used = p->is_written = false;
     }
-    if (ddp->reducer->is_rebuilt)
-        return BRG_OK;
-    brg_status status = brg__reducer_rebuild(ddp->reducer);
-    for (size_t i = 0; i < ddp->n_params; i++)
-        brg__ddp_view_place(&ddp->params[i]);
-    return status;
+    brg_status status = rebuild(ddp);
+    return status == BRG_OK ? brg__ddp_sync_buffers(ddp) : status;
+}
+
+/* static_graph: the hook of p ran less often than in the first step. */
+static brg_status fail_fewer(const brg__ddp_param *p)
+{
+    const brg_reducer *r = p->ddp->reducer;
+    return BRG_FAIL(BRG_ERR_STATE,
+                    "rank %d: static_graph: %s got %u gradients in this step, "
+                    "%u in the first",
+                    r->rank, brg__member_name(r, p->index),
+                    p->n_fires - p->n_left, p->n_fires);
+}
+
+/* Every parameter that is not there yet. */
+static brg_status settle_rest(brg_ddp *ddp)
+{
+    for (size_t i = 0; i < ddp->n_params; i++) {
+        brg__ddp_param *p = &ddp->params[i];
+        if (ddp->reducer->members[i].is_ready)
+            continue;
+        if (ddp->graph == BRG__GRAPH_FIXED && p->n_left > 0)
+            return fail_fewer(p);
+        BRG_TRY(settle_param(p));
+    }
+    return BRG_OK;
+}
+
+/* The first good step of a static graph says what the others are like. */
+static void end_recording(brg_ddp *ddp, bool is_good)
+{
+    if (ddp->graph != BRG__GRAPH_RECORDING)
+        return;
+    if (is_good)
+        ddp->graph = BRG__GRAPH_FIXED;
+    for (size_t i = 0; !is_good && i < ddp->n_params; i++)
+        ddp->params[i].n_fires = 0;
 }
 
 static brg_status finish(void *user)
@@ -96,9 +163,8 @@ static brg_status finish(void *user)
     brg_reducer *r = ddp->reducer;
     ddp->has_joined = false;
     brg_status status = brg__reducer_close(r);
-    for (size_t i = 0; status == BRG_OK && i < ddp->n_params; i++)
-        if (!r->members[i].is_ready)
-            status = settle_param(&ddp->params[i]);
+    if (status == BRG_OK)
+        status = settle_rest(ddp);
     if (status != BRG_OK) { /* this rank's own; it must not leave the others */
         brg__error_record kept;
         brg__error_save(&kept);
@@ -107,9 +173,10 @@ static brg_status finish(void *user)
     } else if (!brg__leaf_is_last(r)) {
         brg__leaf_next(r);
     } else if ((status = brg__reducer_complete(r)) == BRG_OK) {
-        status = hand_over_all(ddp);
+        status = brg__ddp_hand_over_all(ddp);
     }
     brg__ddp_leaf_place(ddp);
+    end_recording(ddp, status == BRG_OK);
     drop_kept(ddp);
     return status;
 }
@@ -123,7 +190,8 @@ static void on_failure(void *user)
     ddp->has_joined = false;
     brg_status status = brg__reducer_give_up(ddp->reducer);
     if (status == BRG_OK && !ddp->reducer->has_failed)
-        (void)hand_over_all(ddp); /* as the other ranks do */
+        (void)brg__ddp_hand_over_all(ddp); /* as the other ranks do */
+    end_recording(ddp, status == BRG_OK && !ddp->reducer->has_failed);
     for (size_t i = 0; i < ddp->n_params; i++)
         ddp->params[i].is_used = ddp->params[i].is_written = false;
     brg__ddp_leaf_place(ddp);
@@ -132,6 +200,19 @@ static void on_failure(void *user)
 
 /* ---- Hooks ------------------------------------------------------------------------- */
 
+/* static_graph: parameters of which nothing will come are ready at once. */
+static brg_status expect_as_before(brg_ddp *ddp)
+{
+    for (size_t i = 0; i < ddp->n_params; i++)
+        ddp->params[i].n_left = ddp->params[i].n_fires;
+    for (size_t i = 0; i < ddp->n_params; i++)
+        if (ddp->params[i].n_fires == 0) {
+            BRG_TRY(brg__reducer_expect(ddp->reducer, i));
+            BRG_TRY(settle_param(&ddp->params[i]));
+        }
+    return BRG_OK;
+}
+
 static brg_status join(brg_ddp *ddp)
 {
     if (ddp->has_joined)
@@ -139,6 +220,8 @@ static brg_status join(brg_ddp *ddp)
     BRG_TRY(brg__reducer_check(ddp->reducer));
     ddp->has_joined = true;
     brg_status status = brg__queue_at_end(finish, on_failure, ddp);
+    if (status == BRG_OK && ddp->graph == BRG__GRAPH_FIXED)
+        status = expect_as_before(ddp);
     if (status == BRG_OK)
         return BRG_OK;
     brg__error_record kept;
@@ -159,10 +242,57 @@ static brg_status take(brg__ddp_param *p)
     BRG_TRY(brg__ddp_pack(p, grad));
     if (!grad)
         brg__ddp_remember_late(p);
-    else if (grad != p->view)
+    else if (grad != p->view && !p->ddp->options.grads_apart)
         BRG_TRY(brg_tensor_set_grad(p->leaf, p->view));
     brg__reducer_take(p->ddp->reducer, p->index, grad != NULL);
     return BRG_OK;
+}
+
+/* Is this the last gradient of p in this step? Not known while recording. */
+static brg_status count(brg__ddp_param *p, bool *is_last)
+{
+    const brg_reducer *r = p->ddp->reducer;
+    *is_last = p->ddp->graph == BRG__GRAPH_FREE;
+    if (*is_last)
+        return BRG_OK;
+    p->is_used |= brg_tensor_grad(p->leaf) != NULL;
+    if (p->ddp->graph == BRG__GRAPH_RECORDING) {
+        p->n_fires++;
+        return BRG_OK;
+    }
+    if (p->n_left == 0)
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "rank %d: static_graph: %s got another gradient after "
+                        "the %u that it got in the first step",
+                        r->rank, brg__member_name(r, p->index), p->n_fires);
+    *is_last = --p->n_left == 0;
+    return BRG_OK;
+}
+
+/* A rank without data: every gradient is zero, and nobody's. */
+brg_status brg__ddp_shadow_step(brg_ddp *ddp)
+{
+    brg_reducer *r = ddp->reducer;
+    r->is_shadow = true;
+    BRG_TRY(brg__reducer_close(r));
+    for (size_t i = 0; i < ddp->n_params; i++) {
+        brg__ddp_param *p = &ddp->params[i];
+        brg__ddp_remember_late(p);
+        p->is_used = false;
+        if (brg_tensor_grad(p->leaf) == p->view && keep_slot(p) != BRG_OK)
+            brg__log(BRG_LOG_WARN, "reducer",
+                     "no memory to keep the gradient of %s, should no rank "
+                     "use it",
+                     brg__member_name(r, i));
+        memset(r->members[i].slot, 0, r->members[i].nbytes);
+        /* If a bucket does not start, completing tries again. */
+        (void)brg__reducer_arrive(r, i, false);
+    }
+    brg_status status = brg__reducer_complete(r);
+    if (status == BRG_OK)
+        status = brg__ddp_hand_over_all(ddp);
+    drop_kept(ddp);
+    return status;
 }
 
 brg_status brg__ddp_on_gradient(brg_tensor *leaf, void *param)
@@ -174,6 +304,10 @@ brg_status brg__ddp_on_gradient(brg_tensor *leaf, void *param)
         return BRG_OK;
     }
     BRG_TRY(join(p->ddp));
+    bool is_last;
+    BRG_TRY(count(p, &is_last));
+    if (!is_last)
+        return BRG_OK;
     BRG_TRY(take(p));
     return brg__reducer_launch(r, r->plan.n_buckets);
 }
@@ -230,7 +364,11 @@ void brg__ddp_describe(const brg__ddp_param *p, brg__reduction_part *part)
                                            plan_wait, plan_write_back};
     const brg_reducer *r = p->ddp->reducer;
     uint32_t bucket = r->members[p->index].bucket;
-    if (!p->ddp->is_sync || brg__has_leaves(r))
+    const brg_comm_hook *hook = r->options.hook;
+    /* A hook with two rounds needs all buckets to have started before the
+     * first is waited for; the other two know their results at the end. */
+    if (!p->ddp->is_sync || brg__has_leaves(r) || (hook && hook->ops.again) ||
+        p->ddp->options.grads_apart || p->ddp->graph != BRG__GRAPH_FREE)
         return;
     *part = (brg__reduction_part){
         .ops = &ops,

@@ -237,6 +237,26 @@ brg_status brg_reducer_wait(brg_reducer *r)
     return rebuild_once(r);
 }
 
+brg_status brg_reducer_join(brg_reducer *r, bool *is_over)
+{
+    BRG_TRY(own(r, "brg_reducer_join"));
+    BRG_CHECK_ARG(is_over, "brg_reducer_join: is_over is NULL");
+    *is_over = false;
+    BRG_TRY(brg__reducer_drain(r));
+    if (r->is_running)
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "rank %d: brg_reducer_join: this rank has marked "
+                        "gradients in this step; wait for it first",
+                        r->rank);
+    r->on_reduced = NULL;
+    r->refused.code = BRG_OK;
+    r->is_shadow = true;
+    BRG_TRY(brg__reducer_settle(r));
+    *is_over = r->n_shadows == (uint32_t)r->world_size;
+    hand_out_used(r);
+    return rebuild_once(r);
+}
+
 brg_status brg_reducer_cancel(brg_reducer *r)
 {
     BRG_TRY(own(r, "brg_reducer_cancel"));

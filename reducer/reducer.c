@@ -2,6 +2,7 @@
  * Making and destroying a reducer; queries. */
 #include "reducer/reducer.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -111,7 +112,7 @@ brg_status brg__reducer_reserve(brg_reducer *r, const brg__plan *plan)
 static brg_status allocate(brg_reducer *r)
 {
     size_t n = r->n_params, n_notes;
-    BRG_CHECK_ARG(brg__mul_size(n + 1, (size_t)r->world_size + 1, &n_notes),
+    BRG_CHECK_ARG(brg__mul_size(n + 2, (size_t)r->world_size + 1, &n_notes),
                   "brg_reducer_create: %zu parameters", n);
     r->members = brg__mem_alloc_array(n, sizeof *r->members, "gradients");
     r->buckets = brg__mem_alloc_array(n + 1, sizeof *r->buckets, "buckets");
@@ -329,6 +330,15 @@ brg_status brg_reducer_find(const brg_reducer *r, size_t i, size_t *bucket,
 size_t brg_reducer_n_used(const brg_reducer *r, size_t i)
 {
     return r && i < r->n_params ? r->members[i].n_used : 0;
+}
+
+double brg_reducer_grad_norm(const brg_reducer *r)
+{
+    double sum = 0;
+    for (size_t i = 0; r && i < r->n_params; i++)
+        if (r->members[i].n_used > 0)
+            sum += r->members[i].sum_squares;
+    return sqrt(sum);
 }
 
 void brg_reducer_get_stats(const brg_reducer *r, brg_reducer_stats *filled)

@@ -7,7 +7,7 @@
  *                          the next step
  *
  * The tail, in the last bucket, says for every parameter how many ranks used
- * it, and how many ranks gave up: small integers in f32, which add exactly
+ * it, how many ranks gave up, and how many have no more data: small integers in f32, which add exactly
  * (and survive the average: times world size, rounded). It costs 4 bytes a
  * parameter and saves every step a collective. What follows from it is the
  * same on every rank, so all may enter one more collective to find out who is
@@ -36,9 +36,10 @@ typedef struct brg__member {
     brg_dtype dtype;
     brg_device device;
     uint32_t bucket;
-    uint32_t n_used; /* ranks, in the last step */
-    bool is_ready;   /* arrived in this step */
-    bool is_used;    /* by this rank, in this step */
+    uint32_t n_used;    /* ranks, in the last step */
+    bool is_ready;      /* arrived in this step */
+    bool is_used;       /* by this rank, in this step */
+    double sum_squares; /* of the result, with measure_norm */
 } brg__member;
 
 struct brg_reducer {
@@ -67,10 +68,12 @@ struct brg_reducer {
     uint32_t leaf;    /* of the run, under way */
     bool has_halves;  /* gradients whose partial sums are wider; with leaves */
 
-    bool is_running; /* a step has begun */
-    bool is_closing; /* what arrives now is late */
-    bool has_failed; /* this rank has given the last step up */
-    bool is_rebuilt; /* or never to be */
+    bool is_running;    /* a step has begun */
+    bool is_closing;    /* what arrives now is late */
+    bool has_failed;    /* this rank has given the last step up */
+    bool is_shadow;     /* this rank takes part in the step without data */
+    uint32_t n_shadows; /* ranks that did, in the last step */
+    bool is_rebuilt;    /* or never to be */
     size_t n_ready;
     size_t n_launched;
     size_t n_waited;           /* buckets, of those launched */
@@ -81,7 +84,7 @@ struct brg_reducer {
     brg__error_record broken; /* sticky: out of step with the other ranks */
 };
 
-#define BRG__N_TAIL(r) ((r)->n_params + 1)
+#define BRG__N_TAIL(r) ((r)->n_params + 2)
 
 /* "parameter fc1.weight" or "parameter 3", for messages. */
 const char *brg__member_name(const brg_reducer *r, size_t i);
@@ -158,6 +161,13 @@ brg_status brg__reducer_give_up(brg_reducer *r);
 void brg__tail_write(brg_reducer *r);
 /* What the step came to; sets n_used of the members. */
 brg_status brg__tail_judge(brg_reducer *r);
+
+/* ---- Norms (norm.c) ------------------------------------------------------------------ */
+
+/* Of the gradients in bucket k, which has been reduced. */
+void brg__norm_measure(brg_reducer *r, size_t k);
+/* n elements times a factor. */
+void brg__norm_scale(void *at, brg_dtype dtype, size_t n, double factor);
 
 /* ---- The order of arrival (rebuild.c) ---------------------------------------------- */
 

@@ -167,9 +167,12 @@ static void wait_one(brg_reducer *r, size_t k)
     if (status != BRG_OK) {
         (void)brg__error_prefix("bucket %zu: ", k);
         keep_failure(r);
-    } else if (r->on_reduced && r->failure.code == BRG_OK) {
-        r->on_reduced(r, k);
+        return;
     }
+    if (r->options.measure_norm)
+        brg__norm_measure(r, k);
+    if (r->on_reduced && r->failure.code == BRG_OK)
+        r->on_reduced(r, k);
 }
 
 brg_status brg__reducer_wait_until(brg_reducer *r, size_t n)
@@ -201,7 +204,7 @@ static void arm(brg_reducer *r)
         r->members[i].is_ready = r->members[i].is_used = false;
     brg__inbox_clear(&r->inbox);
     r->leaf = 0;
-    r->is_running = false;
+    r->is_running = r->is_shadow = false;
 }
 
 /* A bucket could not be started, so the others wait for it. Unless the group

@@ -27,9 +27,14 @@ void brg__descriptor_set_name(brg__descriptor *d, const char *name);
 enum {
     BRG__FLAG_SUM = 1 << 0,
     BRG__FLAG_ALLOW_UNUSED = 1 << 1,
-    BRG__FLAG_KEEP_ORDER = 1 << 2
+    BRG__FLAG_KEEP_ORDER = 1 << 2,
+    BRG__FLAG_STATIC_GRAPH = 1 << 3,
+    BRG__FLAG_BROADCAST_BUFFERS = 1 << 4,
+    BRG__FLAG_AVERAGE_BUFFERS = 1 << 5
 };
-#define BRG__FLAG_NAMES "sum", "allow_unused", "keep_order"
+#define BRG__FLAG_NAMES                                                        \
+    "sum", "allow_unused", "keep_order", "static_graph",                       \
+        "sync_buffers BROADCAST", "sync_buffers AVERAGE"
 
 typedef struct brg__agreement {
     const char *what;               /* "brg_ddp_create" */

@@ -75,6 +75,24 @@ size_t brg_comm_hook_state_count(const brg_comm_hook *hook)
 
 /* ---- In a reducer ------------------------------------------------------------ */
 
+static brg_status tell_params(brg_reducer *r)
+{
+    const brg_comm_hook *hook = r->options.hook;
+    size_t n = r->n_params;
+    brg_hook_param *list =
+        brg__mem_alloc_array(n, sizeof *list, "parameters of a hook");
+    for (size_t i = 0; list && i < n; i++)
+        list[i] = (brg_hook_param){.name = r->members[i].name,
+                                   .count = r->members[i].count,
+                                   .n_rows = r->members[i].n_rows,
+                                   .dtype = r->members[i].dtype};
+    brg_status status = list ? BRG_OK : BRG_ERR_NOMEM;
+    if (status == BRG_OK && hook->ops.attach)
+        status = hook->ops.attach(hook->user, list, n);
+    brg__mem_free(list);
+    return status;
+}
+
 brg_status brg__hook_attach(brg_reducer *r)
 {
     brg_comm_hook *hook = r->options.hook;
@@ -91,19 +109,19 @@ brg_status brg__hook_attach(brg_reducer *r)
                                              "buckets of a hook");
     r->hooked.offsets =
         brg__mem_alloc_array(n, sizeof *r->hooked.offsets, "buckets of a hook");
-    brg_hook_param *list =
-        brg__mem_alloc_array(n, sizeof *list, "parameters of a hook");
-    brg_status status =
-        list && r->hooked.buckets && r->hooked.offsets ? BRG_OK : BRG_ERR_NOMEM;
-    for (size_t i = 0; list && i < n; i++)
-        list[i] = (brg_hook_param){.name = r->members[i].name,
-                                   .count = r->members[i].count,
-                                   .n_rows = r->members[i].n_rows,
-                                   .dtype = r->members[i].dtype};
-    if (status == BRG_OK && hook->ops.attach)
-        status = hook->ops.attach(hook->user, list, n);
-    brg__mem_free(list);
-    return status;
+    if (!r->hooked.buckets || !r->hooked.offsets)
+        return BRG_ERR_NOMEM;
+    return tell_params(r);
+}
+
+void brg__hook_return(brg_reducer *r)
+{
+    brg__error_record kept;
+    brg__error_save(&kept);
+    r->options.hook->reducer = r;
+    if (tell_params(r) != BRG_OK) /* out of memory: no step can be trusted */
+        brg__error_save(&r->broken);
+    brg__error_restore(&kept);
 }
 
 static void fill_bucket(brg_reducer *r, size_t k)

@@ -32,6 +32,8 @@ typedef struct brg__hook_binding {
 
 /* The state for the reducer's parameters. Not collective. */
 brg_status brg__hook_attach(brg_reducer *r);
+/* The hook serves r again, which it was taken from. */
+void brg__hook_return(brg_reducer *r);
 /* After the buckets were laid out. Collective. */
 brg_status brg__hook_lay_out(brg_reducer *r);
 /* `is_in_flight`: the wire memory stays with the group. */

@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Data-parallel training of parameters of this library. The first words of
+ * reducer.h hold here too. */
+#ifndef BRG_DDP_H
+#define BRG_DDP_H
+
+#include <brigade/reducer.h>
+#include <brigade/tensor.h>
+
+BRG_BEGIN_DECLS
+
+/* ---- Parameters of this library ------------------------------------------------ */
+
+/* Which backward fills the buckets. */
+typedef enum brg_ddp_mode {
+    BRG_DDP_AUTO,    /* whichever there is */
+    BRG_DDP_EAGER,   /* an eager one; a compiled one is an error (compile.h),
+                        raised before anything runs, is freed or is sent */
+    BRG_DDP_CAPTURED /* a compiled one; an eager one is served all the same */
+} brg_ddp_mode;
+
+/* In which order gradients are summed. */
+typedef enum brg_reduction_kind {
+    BRG_REDUCTION_DEFAULT, /* each rank's, in the order of the ranks */
+    /* n_leaves of them, in one fixed binary tree: the bits do not depend on
+     * the world size, the buckets or the backend (docs/reproducible.md). The
+     * global batch is cut into n_leaves micro-batches; a rank has those of
+     * brg_leaf_run_of, in order, and each of its backwards is the next one.
+     * After the last, .grad is the average over leaves (or their sum). Before
+     * each, .grad must be NULL, and is so after all but the last;
+     * brg_ddp_set_sync must stay on. */
+    BRG_REDUCTION_REPRODUCIBLE
+} brg_reduction_kind;
+
+/* What happens to buffers, besides brg_ddp_sync_buffers. */
+typedef enum brg_ddp_buffers {
+    BRG_DDP_BUFFERS_LEAVE,     /* nothing */
+    BRG_DDP_BUFFERS_BROADCAST, /* every rank gets those of rank 0 */
+    BRG_DDP_BUFFERS_AVERAGE    /* floats are averaged, the rest broadcast */
+} brg_ddp_buffers;
+
+typedef struct brg_ddp_options {
+    size_t struct_size;
+    size_t first_bucket_bytes; /* as for the reducer */
+    size_t bucket_bytes;
+    bool sum;
+    bool allow_unused;
+    bool keep_order;
+    brg_ddp_mode mode;
+    brg_comm_hook *hook; /* borrowed */
+    brg_reduction_kind reduction;
+    uint32_t n_leaves; /* world size to 4096; 0 with the default reduction */
+    bool measure_norm; /* for brg_ddp_clip_grad_norm */
+    /* .grad keeps memory of its own; the result is copied there. */
+    bool grads_apart;
+    /* Each step's backward uses the same parameters, each in as many of its
+     * (nested) backwards, as the first one on this rank: nothing is sent before
+     * the end of the first, then each parameter is ready after its last
+     * gradient, and unused ones at once. Another count is an error. */
+    bool static_graph;
+    brg_ddp_buffers sync_buffers; /* after each reduced backward */
+} brg_ddp_options;
+
+#define BRG_DDP_OPTIONS_INIT                                                   \
+    {                                                                          \
+        .struct_size = sizeof(brg_ddp_options)                                 \
+    }
+
+/* Collective. From now on a backward leaves the average over ranks in .grad of
+ * the parameters, which is a view of their bucket and stays the same tensor.
+ * `params`: leaves, retained; those that require no gradient are only
+ * broadcast, and a tensor given twice counts once. Their names (brg_tensor_
+ * set_name) are used in messages. `buffers`: other state of the model. Rank
+ * 0's values of both are sent to all ranks. `options` may be NULL. *out:
+ * owned. */
+BRG_API BRG_NODISCARD brg_status brg_ddp_create(brg_ddp **out, brg_pg *pg,
+                                                brg_tensor *const *params,
+                                                size_t n_params,
+                                                brg_tensor *const *buffers,
+                                                size_t n_buffers,
+                                                const brg_ddp_options *options);
+/* .grad of the parameters stays, in memory of its own. NULL is allowed. */
+BRG_API void brg_ddp_destroy(brg_ddp *ddp);
+
+/* While off, backward only adds to .grad of this rank (accumulation over
+ * micro-batches); the next backward with it on reduces the whole sum, once.
+ * On at the start; to be switched for the same backwards on every rank.
+ * Returns what it was. */
+BRG_API bool brg_ddp_set_sync(brg_ddp *ddp, bool is_on);
+
+/* Fills the number, among all leaves, of the one that the next backward counts
+ * as; true if it is this rank's last. Under the default reduction false, and
+ * nothing is filled. */
+BRG_API bool brg_ddp_next_leaf(const brg_ddp *ddp, uint32_t *leaf);
+
+/* Collective: gives every rank the buffers of rank 0. */
+BRG_API BRG_NODISCARD brg_status brg_ddp_sync_buffers(brg_ddp *ddp);
+
+/* For a rank that has no more data, as brg_reducer_join: between backwards. */
+BRG_API BRG_NODISCARD brg_status brg_ddp_join(brg_ddp *ddp, bool *is_over);
+
+/* Collective: parameters were frozen or unfrozen (brg_set_requires_grad), the
+ * same on every rank: makes the buckets anew for those that require gradients
+ * now, and verifies that all ranks agree. Gradients keep their values. On
+ * failure everything is as before. */
+BRG_API BRG_NODISCARD brg_status brg_ddp_refresh(brg_ddp *ddp);
+
+/* Needs measure_norm: scales all gradients by min(1, max_norm / (norm + 1e-6))
+ * with the norm of the last reduced backward, filled into *norm (may be NULL);
+ * a norm that is not finite leaves them as they are. One pass over memory where
+ * brg_clip_grad_norm takes two. */
+BRG_API BRG_NODISCARD brg_status brg_ddp_clip_grad_norm(brg_ddp *ddp,
+                                                        double max_norm,
+                                                        double *norm);
+
+/* What brg_backward may return because of a ddp, on every rank alike:
+ * BRG_ERR_STATE   a parameter got no gradient on some rank, and allow_unused
+ *                 is not set: parameters and ranks are named. With it set, a
+ *                 parameter that no rank used keeps its .grad as it is.
+ * BRG_ERR_PEER    the backward of a rank failed, which is named; that rank
+ *                 gets its own error. All ranks may go on with the next step.
+ * Gradients of a failed backward have no meaning. */
+
+/* Its reducer, for the queries above: parameters are counted without those
+ * that require no gradient and those given twice. Borrowed from ddp. */
+BRG_API const brg_reducer *brg_ddp_reducer(const brg_ddp *ddp);
+BRG_API void brg_ddp_get_stats(const brg_ddp *ddp, brg_reducer_stats *filled);
+/* Which bucket holds the gradient of `param`, and at which byte. */
+BRG_API BRG_NODISCARD brg_status
+brg_ddp_gradient_bucket(const brg_ddp *ddp, const brg_tensor *param,
+                        size_t *bucket, size_t *offset);
+
+BRG_END_DECLS
+
+#endif

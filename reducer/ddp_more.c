@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Between the backwards of a ddp: ranks without data, parameters frozen or
+ * unfrozen, clipping. */
+#include <math.h>
+
+#include "core/autograd/node.h"
+#include "reducer/ddp.h"
+
+brg_status brg_ddp_join(brg_ddp *ddp, bool *is_over)
+{
+    BRG_CHECK_ARG(ddp && is_over, "brg_ddp_join: %s is NULL",
+                  ddp ? "is_over" : "the ddp");
+    *is_over = false;
+    if (ddp->has_joined)
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "rank %d: brg_ddp_join: a backward is under way",
+                        brg_pg_rank(ddp->pg));
+    if (ddp->has_leaves)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "rank %d: brg_ddp_join: under the reproducible "
+                        "reduction every rank has leaves in every step",
+                        brg_pg_rank(ddp->pg));
+    BRG_TRY(brg__ddp_shadow_step(ddp));
+    *is_over = ddp->reducer->n_shadows == (uint32_t)ddp->reducer->world_size;
+    return BRG_OK;
+}
+
+/* ---- Freezing ------------------------------------------------------------------ */
+
+/* What follows from the address of a ddp. */
+static void point_at(brg_ddp *ddp)
+{
+    for (size_t i = 0; i < ddp->n_params; i++) {
+        brg__ddp_param *p = &ddp->params[i];
+        p->ddp = ddp;
+        brg__autograd_of(p->leaf)->home =
+            ddp->options.grads_apart ? NULL : p->home;
+    }
+}
+
+brg_status brg_ddp_refresh(brg_ddp *ddp)
+{
+    BRG_CHECK_ARG(ddp, "brg_ddp_refresh: the ddp is NULL");
+    if (ddp->has_joined)
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "rank %d: brg_ddp_refresh: a backward is under way",
+                        brg_pg_rank(ddp->pg));
+    brg_ddp *fresh;
+    brg_comm_hook *hook = ddp->options.hook;
+    if (hook) /* it moves on to the new reducer */
+        hook->reducer = NULL;
+    brg_status status =
+        brg__ddp_make(&fresh, ddp->pg, ddp->tensors, ddp->n_tensors,
+                      ddp->buffers, ddp->n_buffers, &ddp->options, false);
+    if (status != BRG_OK) {
+        if (hook)
+            brg__hook_return(ddp->reducer);
+        point_at(ddp); /* the failed one took the places of gradients along */
+        return status;
+    }
+    brg_ddp old = *ddp;
+    bool is_sync = ddp->is_sync;
+    *ddp = *fresh;
+    *fresh = old;
+    ddp->is_sync = is_sync;
+    brg_ddp_destroy(fresh);
+    point_at(ddp);
+    return BRG_OK;
+}
+
+/* ---- Clipping -------------------------------------------------------------------- */
+
+static brg_status scale_all(brg_ddp *ddp, double factor)
+{
+    for (size_t i = 0; i < ddp->n_params; i++) {
+        brg__ddp_param *p = &ddp->params[i];
+        const brg__member *m = &ddp->reducer->members[i];
+        brg_tensor *grad = brg_tensor_grad(p->leaf);
+        if (m->n_used == 0 || !grad)
+            continue;
+        if (grad == p->view) {
+            brg__norm_scale(m->slot, m->dtype, m->count, factor);
+            brg_tensor_touch(grad);
+        } else {
+            brg__norm_scale(m->slot, m->dtype, m->count, factor);
+            BRG_TRY(brg__ddp_copy(grad, p->view));
+        }
+    }
+    return BRG_OK;
+}
+
+brg_status brg_ddp_clip_grad_norm(brg_ddp *ddp, double max_norm, double *norm)
+{
+    BRG_CHECK_ARG(ddp, "brg_ddp_clip_grad_norm: the ddp is NULL");
+    BRG_CHECK_ARG(max_norm > 0,
+                  "brg_ddp_clip_grad_norm: max_norm %g must be positive",
+                  max_norm);
+    if (!ddp->options.measure_norm)
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "brg_ddp_clip_grad_norm: the ddp was made without "
+                        "options.measure_norm");
+    double found = brg_reducer_grad_norm(ddp->reducer);
+    if (norm)
+        *norm = found;
+    double factor = max_norm / (found + 1e-6);
+    return isfinite(found) && factor < 1 ? scale_all(ddp, factor) : BRG_OK;
+}

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Norms of reduced gradients, bucket by bucket, and their scaling. Sums are
+ * made in f64, in one order: the same bits wherever the same gradients are,
+ * whatever the buckets. */
+#include "core/ops/convert.h"
+#include "reducer/reducer.h"
+
+#define BLOCK 256
+#define LANES 8
+
+static double sum_f64(const double *x, size_t n)
+{
+    double lane[LANES] = {0}, sum = 0;
+    for (size_t i = 0; i < n; i++)
+        lane[i % LANES] += x[i] * x[i];
+    for (int k = 0; k < LANES; k++)
+        sum += lane[k];
+    return sum;
+}
+
+static double sum_f32(const float *x, size_t n)
+{
+    double lane[LANES] = {0}, sum = 0;
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int k = 0; k < LANES; k++)
+            lane[k] += (double)x[i + (size_t)k] * x[i + (size_t)k];
+    for (; i < n; i++)
+        lane[i % LANES] += (double)x[i] * x[i];
+    for (int k = 0; k < LANES; k++)
+        sum += lane[k];
+    return sum;
+}
+
+static double sum_narrow(const void *at, brg_dtype dtype, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i += BLOCK) {
+        float block[BLOCK];
+        size_t m = n - i < BLOCK ? n - i : BLOCK;
+        brg__convert_row(block, BRG_DTYPE_F32,
+                         (const char *)at + i * brg_dtype_size(dtype), dtype,
+                         m);
+        sum += sum_f32(block, m);
+    }
+    return sum;
+}
+
+void brg__norm_measure(brg_reducer *r, size_t k)
+{
+    const brg__plan_bucket *b = &r->plan.buckets[k];
+    for (size_t j = 0; j < b->n_params; j++) {
+        brg__member *m = &r->members[r->plan.order[b->first + j]];
+        if (m->dtype == BRG_DTYPE_F64)
+            m->sum_squares = sum_f64(m->slot, m->count);
+        else if (m->dtype == BRG_DTYPE_F32)
+            m->sum_squares = sum_f32(m->slot, m->count);
+        else
+            m->sum_squares = sum_narrow(m->slot, m->dtype, m->count);
+    }
+}
+
+static void scale_narrow(void *at, brg_dtype dtype, size_t n, float factor)
+{
+    for (size_t i = 0; i < n; i += BLOCK) {
+        float block[BLOCK];
+        char *from = (char *)at + i * brg_dtype_size(dtype);
+        size_t m = n - i < BLOCK ? n - i : BLOCK;
+        brg__convert_row(block, BRG_DTYPE_F32, from, dtype, m);
+        for (size_t k = 0; k < m; k++)
+            block[k] *= factor;
+        brg__convert_row(from, dtype, block, BRG_DTYPE_F32, m);
+    }
+}
+
+void brg__norm_scale(void *at, brg_dtype dtype, size_t n, double factor)
+{
+    double *f64 = at;
+    float *f32 = at, narrow = (float)factor;
+    if (dtype == BRG_DTYPE_F64)
+        for (size_t i = 0; i < n; i++)
+            f64[i] *= factor;
+    else if (dtype == BRG_DTYPE_F32)
+        for (size_t i = 0; i < n; i++)
+            f32[i] *= narrow;
+    else
+        scale_narrow(at, dtype, n, narrow);
+}

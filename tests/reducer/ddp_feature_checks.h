@@ -1,0 +1,380 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Features of a ddp on the ranks of any group: each check builds a model of
+ * its own and is collective. */
+#ifndef BRG_TESTS_REDUCER_DDP_FEATURE_CHECKS_H
+#define BRG_TESTS_REDUCER_DDP_FEATURE_CHECKS_H
+
+#include <math.h>
+
+#include <brigade/ops.h>
+#include <brigade/recompute.h>
+
+#include "tests/support/brg_test.h"
+#include "tests/support/ddp_model.h"
+#include "tests/support/ranks.h"
+
+typedef brg_status (*feature_body)(ddp_model *m);
+
+static inline brg_status with_model(brg_pg *pg, const brg_ddp_options *options,
+                                    feature_body body)
+{
+    ddp_model m;
+    brg_status status = ddp_model_init(&m, pg);
+    if (status == BRG_OK)
+        status = ddp_model_wrap(&m, options);
+    if (status == BRG_OK)
+        status = body(&m);
+    ddp_model_deinit(&m);
+    return status;
+}
+
+/* ---- Gradients apart ---------------------------------------------------------- */
+
+static inline brg_status apart_body(ddp_model *m)
+{
+    brg_tensor *grads[DDP_MODEL_N] = {NULL};
+    for (int step = 0; step < 4; step++) {
+        BRG_TRY(ddp_model_backward(m, step, DDP_MODEL_ALL));
+        BRG_TRY(ddp_model_check(m, step, step + 1));
+        for (size_t i = 0; i < DDP_MODEL_N; i++) {
+            brg_tensor *grad = brg_tensor_grad(m->params[i]);
+            brg_tensor *other =
+                brg_tensor_grad(m->params[(i + 1) % DDP_MODEL_N]);
+            RANK_CHECK(!brg_tensor_shares_storage(grad, other),
+                       "gradients share memory");
+            RANK_CHECK(brg_tensor_data(grad) !=
+                           brg_reducer_slot(brg_ddp_reducer(m->ddp), i),
+                       "gradient %zu is its slot", i);
+            RANK_CHECK(step < 2 || grads[i] == grad,
+                       ".grad of %zu is another tensor", i);
+            grads[i] = grad;
+        }
+        BRG_TRY(ddp_model_zero(m, step > 0));
+    }
+    /* Two micro-batches, one reduction. */
+    (void)brg_ddp_set_sync(m->ddp, false);
+    BRG_TRY(ddp_model_zero(m, false));
+    BRG_TRY(ddp_model_backward(m, 4, DDP_MODEL_ALL));
+    (void)brg_ddp_set_sync(m->ddp, true);
+    BRG_TRY(ddp_model_backward(m, 5, DDP_MODEL_ALL));
+    return ddp_model_check(m, 4, 6);
+}
+
+static inline brg_status check_grads_apart(brg_pg *pg)
+{
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    options.grads_apart = true;
+    options.first_bucket_bytes = options.bucket_bytes = 200;
+    return with_model(pg, &options, apart_body);
+}
+
+/* ---- Static graph ---------------------------------------------------------------- */
+
+static inline brg_status times_w(brg_tensor *const *in, brg_tensor **out,
+                                 void *user)
+{
+    out[0] = brg_mul(in[0], user);
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+/* loss = sum over k < n of sum(x_k w), each in a backward of its own; and v. */
+static inline brg_status nested_backward(brg_tensor *w, brg_tensor *v, int rank,
+                                         int step, int n)
+{
+    brg_scope *scope = brg_scope_begin();
+    brg_recompute_options how = BRG_RECOMPUTE_OPTIONS_INIT;
+    how.is_reentrant = true;
+    brg_tensor *loss = brg_sum_all(v);
+    brg_status status = BRG_OK;
+    for (int k = 0; k < n && status == BRG_OK; k++) {
+        float values[4];
+        for (size_t e = 0; e < 4; e++)
+            values[e] = (float)ranks_gradient(rank, step, (size_t)k, e);
+        brg_tensor *y = NULL,
+                   *x = brg_from_data(BRG_DTYPE_F32, 1, (int64_t[]){4}, values);
+        status = brg_set_requires_grad(x, true);
+        if (status == BRG_OK)
+            status = brg_recompute(&y, times_w, w, &x, 1, &how);
+        loss = brg_add(loss, brg_sum_all(y));
+    }
+    if (status == BRG_OK)
+        status = brg_backward(loss);
+    brg_scope_end(scope);
+    return status;
+}
+
+static inline brg_status check_w(const brg_tensor *w, int n_ranks, int step,
+                                 int n)
+{
+    const float *grad = brg_tensor_data(brg_tensor_grad(w));
+    for (size_t e = 0; e < 4; e++) {
+        double expected = 0;
+        for (int k = 0; k < n; k++)
+            expected += ranks_average(n_ranks, step, (size_t)k, e);
+        RANK_CHECK(fabs(expected - (double)grad[e]) < 1e-6,
+                   "step %d: gradient %zu is %g, expected %g", step, e,
+                   (double)grad[e], expected);
+    }
+    return BRG_OK;
+}
+
+static inline brg_status static_steps(brg_pg *pg, brg_ddp *ddp,
+                                      brg_tensor *const *p)
+{
+    int rank = brg_pg_rank(pg), n = brg_pg_world_size(pg);
+    brg_reducer_stats stats;
+    for (int step = 0; step < 4; step++) {
+        BRG_TRY(nested_backward(p[0], p[1], rank, step, 3));
+        BRG_TRY(check_w(p[0], n, step, 3));
+        RANK_CHECK(!brg_tensor_grad(p[2]), "an unused one has a gradient");
+        brg_ddp_get_stats(ddp, &stats);
+        RANK_CHECK(step > 0 ? stats.n_early > 0 : stats.n_early == 0,
+                   "step %d: %zu buckets left early", step, stats.n_early);
+        for (int i = 0; i < 3; i++)
+            BRG_TRY(brg_tensor_set_grad(p[i], NULL));
+    }
+    /* Another count, on the last rank or on all. */
+    bool is_odd = rank == n - 1;
+    brg_status status = nested_backward(p[0], p[1], rank, 4, is_odd ? 2 : 3);
+    if (is_odd)
+        RANK_FAILS(status, BRG_ERR_STATE,
+                   "static_graph: w got 2 gradients in this step, 3 in the "
+                   "first");
+    else
+        RANK_FAILS(status, BRG_ERR_PEER, "backward failed on rank");
+    RANK_FAILS(nested_backward(p[0], p[1], rank, 5, 4), BRG_ERR_STATE,
+               "static_graph: w got another gradient after the 3");
+    for (int i = 0; i < 3; i++)
+        BRG_TRY(brg_tensor_set_grad(p[i], NULL));
+    BRG_TRY(nested_backward(p[0], p[1], rank, 6, 3));
+    return check_w(p[0], n, 6, 3);
+}
+
+static inline brg_status check_static_graph(brg_pg *pg)
+{
+    static const char *const names[] = {"w", "v", "unused"};
+    brg_scope *scope = brg_scope_begin();
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    brg_ddp *ddp = NULL;
+    brg_tensor *p[3];
+    brg_status status = BRG_OK;
+    for (int i = 0; i < 3 && status == BRG_OK; i++) {
+        p[i] = brg_ones(BRG_DTYPE_F32, 1, (int64_t[]){4});
+        status = brg_set_requires_grad(p[i], true);
+        if (status == BRG_OK)
+            status = brg_tensor_set_name(p[i], names[i]);
+    }
+    options.first_bucket_bytes = options.bucket_bytes = 1;
+    options.static_graph = options.allow_unused = true;
+    if (status == BRG_OK)
+        status = brg_ddp_create(&ddp, pg, p, 3, NULL, 0, &options);
+    if (status == BRG_OK)
+        status = static_steps(pg, ddp, p);
+    brg_ddp_destroy(ddp);
+    brg_scope_end(scope);
+    return status;
+}
+
+/* ---- Join ------------------------------------------------------------------------- */
+
+/* Rank r has 2 + r steps of data, then shadows the others. */
+static inline brg_status join_body(ddp_model *m)
+{
+    int n = m->world_size, last = 2 + n - 1, step = 0;
+    for (; step < 2 + m->rank; step++) {
+        BRG_TRY(ddp_model_backward(m, step, DDP_MODEL_ALL));
+        for (size_t i = 0; i < DDP_MODEL_N; i++)
+            BRG_TRY(ddp_model_check_param(m, i, step, step + 1,
+                                          ~0u << (step < 2 ? 0 : step - 1)));
+        BRG_TRY(ddp_model_zero(m, step % 2));
+    }
+    for (bool is_over = false;; step++) {
+        BRG_TRY(brg_ddp_join(m->ddp, &is_over));
+        RANK_CHECK(is_over == (step >= last), "step %d: over %d", step,
+                   is_over);
+        if (is_over)
+            break;
+        for (size_t i = 0; i < DDP_MODEL_N; i++)
+            BRG_TRY(
+                ddp_model_check_param(m, i, step, step + 1, ~0u << (step - 1)));
+        BRG_TRY(ddp_model_zero(m, step % 2));
+    }
+    /* The next epoch. */
+    BRG_TRY(ddp_model_backward(m, 50, DDP_MODEL_ALL));
+    return ddp_model_check(m, 50, 51);
+}
+
+static inline brg_status check_join(brg_pg *pg)
+{
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    BRG_TRY(with_model(pg, &options, join_body));
+    options.static_graph = true;
+    BRG_TRY(with_model(pg, &options, join_body));
+    options.static_graph = false;
+    options.allow_unused = true;
+    options.first_bucket_bytes = options.bucket_bytes = 1;
+    return with_model(pg, &options, join_body);
+}
+
+/* ---- Buffers ------------------------------------------------------------------------ */
+
+static inline brg_status buffers_run(brg_pg *pg, brg_ddp_buffers mode)
+{
+    ddp_model m;
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    options.sync_buffers = mode;
+    BRG_TRY(ddp_model_init(&m, pg));
+    brg_tensor *mean = brg_zeros(BRG_DTYPE_F32, 1, (int64_t[]){6});
+    brg_tensor *gaps =
+        brg_as_strided(mean, 1, (int64_t[]){3}, (int64_t[]){2}, 0);
+    brg_tensor *buffers[2] = {gaps, m.buffer};
+    brg_status status =
+        brg_ddp_create(&m.ddp, pg, m.params, DDP_MODEL_N, buffers, 2, &options);
+    for (int step = 0; step < 3 && status == BRG_OK; step++) {
+        status = brg_fill_(gaps, m.rank + step);
+        if (status == BRG_OK)
+            status = brg_fill_(m.buffer, m.rank + 10 * step);
+        if (status == BRG_OK)
+            status = ddp_model_backward(&m, step, DDP_MODEL_ALL);
+        double expected = mode == BRG_DDP_BUFFERS_LEAVE ? m.rank + step
+                          : mode == BRG_DDP_BUFFERS_BROADCAST
+                              ? step
+                              : (m.world_size - 1) / 2.0 + step;
+        const float *data = brg_tensor_data(mean);
+        const int64_t *count = brg_tensor_data(m.buffer);
+        int64_t whole =
+            10 * step + (mode == BRG_DDP_BUFFERS_LEAVE ? m.rank : 0);
+        if (status == BRG_OK && (fabs((double)data[4] - expected) > 1e-6 ||
+                                 data[3] != 0 || count[2] != whole))
+            status = brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__,
+                                   "mode %d: buffer is %g, expected %g",
+                                   (int)mode, (double)data[4], expected);
+    }
+    ddp_model_deinit(&m);
+    return status;
+}
+
+static inline brg_status check_buffers(brg_pg *pg)
+{
+    BRG_TRY(buffers_run(pg, BRG_DDP_BUFFERS_LEAVE));
+    BRG_TRY(buffers_run(pg, BRG_DDP_BUFFERS_BROADCAST));
+    return buffers_run(pg, BRG_DDP_BUFFERS_AVERAGE);
+}
+
+/* ---- Freezing ------------------------------------------------------------------------- */
+
+#define FROZEN ((1u << 1) | (1u << 4))
+
+static inline brg_status set_frozen(ddp_model *m, bool is_frozen)
+{
+    for (size_t i = 0; i < DDP_MODEL_N; i++)
+        if (FROZEN >> i & 1) {
+            BRG_TRY(brg_tensor_set_grad(m->params[i], NULL));
+            BRG_TRY(brg_set_requires_grad(m->params[i], !is_frozen));
+        }
+    return brg_ddp_refresh(m->ddp);
+}
+
+static inline brg_status freeze_body(ddp_model *m)
+{
+    BRG_TRY(ddp_model_backward(m, 0, DDP_MODEL_ALL));
+    BRG_TRY(ddp_model_check(m, 0, 1));
+    for (int round = 0; round < 2; round++) {
+        brg_tensor *kept = brg_tensor_grad(m->params[0]);
+        BRG_TRY(set_frozen(m, true));
+        RANK_CHECK(brg_tensor_grad(m->params[0]) == kept,
+                   "a gradient was lost");
+        RANK_CHECK(brg_reducer_n_buckets(brg_ddp_reducer(m->ddp)) > 0,
+                   "no buckets");
+        BRG_TRY(ddp_model_check_param(m, 0, round, round + 1,
+                                      DDP_MODEL_EVERY_RANK));
+        for (int step = 0; step < 2; step++) {
+            BRG_TRY(ddp_model_zero(m, false));
+            BRG_TRY(ddp_model_backward(m, step, DDP_MODEL_ALL & ~FROZEN));
+            for (size_t i = 0; i < DDP_MODEL_N; i++)
+                if (!(FROZEN >> i & 1))
+                    BRG_TRY(ddp_model_check_param(m, i, step, step + 1,
+                                                  DDP_MODEL_EVERY_RANK));
+                else
+                    RANK_CHECK(!brg_tensor_grad(m->params[i]), "not frozen");
+        }
+        BRG_TRY(set_frozen(m, false));
+        BRG_TRY(ddp_model_zero(m, true));
+        BRG_TRY(ddp_model_backward(m, round + 1, DDP_MODEL_ALL));
+        BRG_TRY(ddp_model_check(m, round + 1, round + 2));
+    }
+    /* One rank alone freezes: an error everywhere, and all is as before. */
+    if (m->world_size == 1)
+        return BRG_OK;
+    BRG_TRY(ddp_model_zero(m, false));
+    if (m->rank == 1)
+        BRG_TRY(brg_set_requires_grad(m->params[3], false));
+    RANK_FAILS(brg_ddp_refresh(m->ddp), BRG_ERR_MISMATCH, "without gradient");
+    if (m->rank == 1)
+        BRG_TRY(brg_set_requires_grad(m->params[3], true));
+    BRG_TRY(ddp_model_backward(m, 9, DDP_MODEL_ALL));
+    return ddp_model_check(m, 9, 10);
+}
+
+static inline brg_status check_freezing(brg_pg *pg)
+{
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    BRG_TRY(with_model(pg, &options, freeze_body));
+    options.first_bucket_bytes = options.bucket_bytes = 200;
+    return with_model(pg, &options, freeze_body);
+}
+
+/* ---- Clipping ---------------------------------------------------------------------------- */
+
+static inline brg_status norm_of(ddp_model *m, double *norm)
+{
+    double sum = 0;
+    for (size_t i = 0; i < DDP_MODEL_N; i++) {
+        double memory[DDP_MODEL_NUMEL];
+        brg_tensor *grad = brg_tensor_grad(m->params[i]);
+        brg_dtype dtype = brg_tensor_dtype(grad);
+        size_t nbytes = brg_tensor_nbytes(grad);
+        BRG_TRY(brg_tensor_read(grad, memory, nbytes));
+        for (size_t k = 0; k < nbytes / brg_dtype_size(dtype); k++) {
+            double x = ranks_load(memory, k, dtype);
+            sum += x * x;
+        }
+    }
+    *norm = sqrt(sum);
+    return BRG_OK;
+}
+
+static inline brg_status clip_body(ddp_model *m)
+{
+    for (int step = 0; step < 3; step++) {
+        double expected, found, after;
+        BRG_TRY(ddp_model_zero(m, false));
+        BRG_TRY(ddp_model_backward(m, step, DDP_MODEL_ALL));
+        BRG_TRY(norm_of(m, &expected));
+        BRG_TRY(brg_ddp_clip_grad_norm(m->ddp, 1e9, &found));
+        RANK_CHECK(fabs(found - expected) < 1e-9 * expected,
+                   "the norm is %.15g, expected %.15g", found, expected);
+        BRG_TRY(ddp_model_check(m, step, step + 1)); /* as they were */
+        BRG_TRY(brg_ddp_clip_grad_norm(m->ddp, expected / 4, NULL));
+        BRG_TRY(norm_of(m, &after));
+        RANK_CHECK(fabs(after - expected / 4) < 1e-3 * expected,
+                   "clipped to %g, expected %g", after, expected / 4);
+        BRG_TRY(ranks_same_bits(m->pg, &found, sizeof found));
+        BRG_TRY(ranks_same_bits(m->pg, &after, sizeof after));
+    }
+    RANK_FAILS(brg_ddp_clip_grad_norm(m->ddp, 0, NULL), BRG_ERR_ARG,
+               "must be positive");
+    return BRG_OK;
+}
+
+static inline brg_status check_clipping(brg_pg *pg)
+{
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    options.measure_norm = true;
+    BRG_TRY(with_model(pg, &options, clip_body));
+    options.grads_apart = true;
+    options.first_bucket_bytes = options.bucket_bytes = 1;
+    return with_model(pg, &options, clip_body);
+}
+
+#endif
