@@ -162,7 +162,7 @@ static bool plan_reduce(fuzz *f, step *st, slot *out)
 
 static bool is_inplace(step_kind k)
 {
-    return k >= STEP_FN_DOUBLE_;
+    return k >= STEP_FN_DOUBLE_ && !is_hook(k);
 }
 
 /* Neither a leaf nor saved nor with elements in one place; the source fits. */
@@ -181,12 +181,26 @@ static bool plan_inplace(const fuzz *f, const step *st, const slot *out)
 }
 
 /* A hook sees all of a tensor's gradient: it must come right after the step
- * that made the tensor what it is. */
-static bool plan_hook(const fuzz *f, step *st, slot *out)
+ * that made the tensor what it is. A kept gradient is that of the tensor as it
+ * stays. */
+static bool plan_hook(fuzz *f, step *st, slot *out)
 {
-    st->a = f->p.steps[f->p.n_steps - 1].out;
+    const step *made = &f->p.steps[f->p.n_steps - 1];
+    while (is_hook(made->kind))
+        made--;
+    const bool is_leaf = made->kind == STEP_LEAF;
+    st->a = made->out;
+    st->b = -1;
+    if (st->kind == STEP_TENSOR_HOOK && made->out2 >= 0 && draw(f, 2))
+        st->a = made->out2;
+    st->i[0] = draw(f, 2) ? HOOK_STAYS : draw(f, N_HOOK_LIVES);
+    st->c = brg_test_uniform(&f->random, -1, 1);
     *out = f->p.slots[st->a];
-    return !out->is_view && brg_requires_grad(f->t[st->a]);
+    if (out->is_view || !brg_requires_grad(f->t[st->a]))
+        return false;
+    if (st->kind == STEP_RETAIN && (is_leaf || is_kept(f, made)))
+        return false;
+    return st->kind != STEP_ACCUMULATE_HOOK || is_leaf;
 }
 
 static bool plan(fuzz *f, step *st, slot *out)
@@ -198,7 +212,7 @@ static bool plan(fuzz *f, step *st, slot *out)
     if (st->a < 0 || st->b < 0)
         return false;
     *out = f->p.slots[st->a];
-    if (st->kind == STEP_HOOK)
+    if (is_hook(st->kind))
         return plan_hook(f, st, out);
     if (is_inplace(st->kind))
         return plan_inplace(f, st, out);
@@ -238,14 +252,15 @@ static void mark_saved(fuzz *f, const step *st)
     static const bool inputs[N_STEP_KINDS] = {
         [STEP_SIN] = true,     [STEP_SQUARE] = true, [STEP_MUL] = true,
         [STEP_DIV] = true,     [STEP_MATMUL] = true, [STEP_FN_SIN] = true,
-        [STEP_FN_PAIR] = true, [STEP_DETACH] = true};
+        [STEP_FN_PAIR] = true, [STEP_DETACH] = true, [STEP_RETAIN] = true};
     static const bool outputs[N_STEP_KINDS] = {
         [STEP_RELU] = true,    [STEP_TANH] = true, [STEP_SIGMOID] = true,
         [STEP_SOFTMAX] = true, [STEP_DIV] = true,  [STEP_DETACH] = true};
     const slot *slots = f->p.slots;
     if (inputs[st->kind]) {
         f->is_saved[slots[st->a].storage] = true;
-        f->is_saved[slots[st->b].storage] = true;
+        if (st->b >= 0)
+            f->is_saved[slots[st->b].storage] = true;
     }
     if (outputs[st->kind])
         f->is_saved[slots[st->out].storage] = true;
@@ -255,7 +270,7 @@ static void mark_saved(fuzz *f, const step *st)
 
 static bool perform(fuzz *f, step st, slot out)
 {
-    if (is_inplace(st.kind))
+    if (is_inplace(st.kind) || is_hook(st.kind))
         st.out = st.a;
     else
         st.out = add_slot(f, out, makes_view(st.kind));
@@ -265,12 +280,12 @@ static bool perform(fuzz *f, step st, slot out)
     if (st.kind == STEP_LEAF || st.kind == STEP_CONSTANT)
         for (int i = 0; i < numel_of(s); i++)
             f->p.leaf[s->storage][i] = brg_test_uniform(&f->random, -1.5, 1.5);
-    f->p.steps[f->p.n_steps] = st;
-    run_step(&f->m, &st);
+    const step *placed = &f->p.steps[f->p.n_steps++];
+    f->p.steps[f->p.n_steps - 1] = st;
+    run_step(&f->m, placed);
     brg_error_clear();
-    f->t[st.out] = emit(f, &st);
-    f->p.n_steps++;
-    mark_saved(f, &st);
+    f->t[st.out] = emit(f, placed);
+    mark_saved(f, placed);
     if (f->t[st.out])
         return true;
     snprintf(f->why, sizeof f->why, "%s failed: %s", step_names[st.kind],
@@ -284,6 +299,8 @@ static step_kind choose(fuzz *f)
     static const step_kind often[] = {STEP_COPY,  STEP_ADD,       STEP_SELECT,
                                       STEP_SLICE, STEP_SCALE_,    STEP_ADD_,
                                       STEP_COPY_, STEP_FN_DOUBLE_};
+    if (draw(f, 8) == 0)
+        return STEP_RETAIN + draw(f, N_STEP_KINDS - STEP_RETAIN);
     if (draw(f, 3) == 0)
         return often[draw(f, (int)(sizeof often / sizeof *often))];
     return (step_kind)draw(f, N_STEP_KINDS);

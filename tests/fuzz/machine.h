@@ -6,7 +6,13 @@
  * A program is a list of steps over slots; a slot is a strided view of a
  * storage, so that changes in place are seen through all views, as in the
  * library. What changes gradients but not values (hooks, detach, a function
- * with a gradient of its own) is a change of the derivatives here. */
+ * with a gradient of its own) is a change of the derivatives here.
+ *
+ * A hook makes f g + c of a gradient g. Derivatives go the other way, so the
+ * hooks of a node are met in the reverse of the order in which backward runs
+ * them: post-hooks, the rule, pre-hooks, (a retained gradient), tensor hooks;
+ * each list from its last. f scales what passes; c is a sum of what passes,
+ * added to the derivative of the loss. */
 #ifndef BRG_TESTS_FUZZ_MACHINE_H
 #define BRG_TESTS_FUZZ_MACHINE_H
 
@@ -30,7 +36,9 @@
         X(SHIFT) X(ADD) X(SUB) X(MUL) X(DIV) X(MATMUL) X(SUM) X(MEAN)          \
             X(SOFTMAX) X(RESHAPE) X(TRANSPOSE) X(SLICE) X(SELECT) X(EXPAND)    \
                 X(CAT) X(DETACH) X(NO_GRAD_SIN) X(FN_SIN) X(FN_PAIR)           \
-                    X(FN_DOUBLE_) X(ADD_) X(SCALE_) X(COPY_) X(FILL_) X(HOOK)
+                    X(FN_DOUBLE_) X(ADD_) X(SCALE_) X(COPY_) X(FILL_)          \
+                        X(RETAIN) X(TENSOR_HOOK) X(PRE_HOOK) X(POST_HOOK)      \
+                            X(ACCUMULATE_HOOK)
 /* clang-format on */
 
 typedef enum step_kind {
@@ -49,9 +57,23 @@ static const char *const step_names[] = {
 typedef struct step {
     step_kind kind;
     int a, b, out, out2; /* slots; in place: a is changed */
-    int i[3];
-    double f;
+    int i[3];            /* of a hook, i[0]: its life (hook_life) */
+    double f, c;         /* c of hooks only */
 } step;
+
+typedef enum hook_life {
+    HOOK_STAYS,
+    HOOK_RUNS_ONCE,    /* and removes itself then */
+    HOOK_REMOVES_NEXT, /* of its list, while it runs */
+    HOOK_IS_REMOVED,   /* before it could run */
+    N_HOOK_LIVES
+} hook_life;
+
+/* What became of a hook: whether it is there, and in the last backward which
+ * of the gradients it saw were defined. An undefined one has no c. */
+typedef struct hook_state {
+    bool is_there, has_run, is_defined[2];
+} hook_state;
 
 typedef struct slot {
     int storage, offset, rank;
@@ -67,6 +89,7 @@ typedef struct program {
     int n_slots;
     int n_storages;
     double leaf[MAX_SLOTS][MAX_NUMEL]; /* by storage */
+    hook_state hooks[MAX_STEPS];       /* by step */
 } program;
 
 typedef struct dual {
@@ -76,8 +99,13 @@ typedef struct dual {
 typedef struct machine {
     const program *p;
     dual at[MAX_SLOTS][MAX_NUMEL]; /* by storage */
-    int seed_storage, seed_element;
-    double nudge; /* added to the seed's value: for differences */
+    /* What derivatives are by: an element of a leaf, or of the gradient that
+     * step seed_step keeps; -1: none. */
+    int seed_storage, seed_step, seed_element;
+    double nudge;      /* added to the seed's value: for differences */
+    bool is_capturing; /* no pre-hooks at leaves */
+    double passes;     /* of the derivatives that the step at hand loads */
+    double added;      /* by hooks to the derivative of the loss */
 } machine;
 
 /* ---- Places ---------------------------------------------------------------- */
@@ -106,8 +134,10 @@ static int place(const slot *s, const slot *out, int i)
 static void load(const machine *m, int s, const slot *out, dual *x)
 {
     const slot *from = &m->p->slots[s];
-    for (int i = 0; i < numel_of(out); i++)
+    for (int i = 0; i < numel_of(out); i++) {
         x[i] = m->at[from->storage][place(from, out, i)];
+        x[i].t *= m->passes;
+    }
 }
 
 static void store(machine *m, int s, const dual *x)
@@ -174,8 +204,6 @@ static dual unary(const step *st, dual x)
         return (dual){st->f, 0};
     case STEP_DETACH:
         return (dual){x.v, 0};
-    case STEP_HOOK:
-        return (dual){x.v, x.t * st->f};
     default: /* COPY */
         return x;
     }
@@ -313,12 +341,10 @@ static void run_leaf(machine *m, const step *st, dual *y)
     }
 }
 
-static void run_step(machine *m, const step *st)
+static void run_rule(machine *m, const step *st)
 {
     const slot *out = &m->p->slots[st->out];
     dual y[MAX_NUMEL], b[MAX_NUMEL];
-    if (makes_view(st->kind))
-        return;
     if (st->kind == STEP_FN_PAIR) {
         run_pair(m, st);
         return;
@@ -344,6 +370,98 @@ static void run_step(machine *m, const step *st)
     store(m, st->out, y);
 }
 
+/* ---- Hooks ------------------------------------------------------------------------ */
+
+static bool is_hook(step_kind k)
+{
+    return k >= STEP_RETAIN;
+}
+
+/* How many hooks there are of step st: they follow it. */
+static int n_hooks_of(const program *p, const step *st)
+{
+    int n = 0;
+    while (st + n + 1 < p->steps + p->n_steps && is_hook(st[n + 1].kind))
+        n++;
+    return n;
+}
+
+static const hook_state *state_of(const machine *m, const step *hook)
+{
+    return &m->p->hooks[hook - m->p->steps];
+}
+
+static double sum_of(const machine *m, int s)
+{
+    dual x[MAX_NUMEL];
+    double sum = 0;
+    load(m, s, &m->p->slots[s], x);
+    for (int i = 0; i < numel_of(&m->p->slots[s]); i++)
+        sum += x[i].t;
+    return sum;
+}
+
+/* Post-hooks: what of the derivatives of a and b reaches the rule. */
+static void meet_post_hooks(machine *m, const step *st, int n)
+{
+    for (const step *h = st + n; h > st; h--) {
+        if (h->kind != STEP_POST_HOOK || !state_of(m, h)->is_there)
+            continue;
+        if (state_of(m, h)->is_defined[0])
+            m->added += h->c * sum_of(m, st->a);
+        if (state_of(m, h)->is_defined[1])
+            m->added += h->c * sum_of(m, st->b);
+        m->passes *= h->f;
+    }
+}
+
+/* One hook that sees the gradient of slot s, its k-th. */
+static void meet(machine *m, const step *h, int s, int k)
+{
+    dual x[MAX_NUMEL];
+    if (s < 0 || !state_of(m, h)->is_there)
+        return;
+    const slot *to = &m->p->slots[s];
+    if (state_of(m, h)->is_defined[k])
+        m->added += h->c * sum_of(m, s);
+    load(m, s, to, x);
+    for (int i = 0; i < numel_of(to); i++)
+        x[i].t *= h->f;
+    store(m, s, x);
+}
+
+static void seed_kept_gradient(machine *m, const step *st)
+{
+    dual x[MAX_NUMEL];
+    const slot *out = &m->p->slots[st->out];
+    load(m, st->out, out, x);
+    for (int i = 0; i < numel_of(out); i++)
+        x[i].t = i == m->seed_element;
+    store(m, st->out, x);
+}
+
+static void run_step(machine *m, const step *st)
+{
+    if (makes_view(st->kind) || is_hook(st->kind))
+        return;
+    const int n = n_hooks_of(m->p, st);
+    const bool is_leaf = st->kind == STEP_LEAF;
+    if (!is_leaf)
+        meet_post_hooks(m, st, n);
+    run_rule(m, st);
+    m->passes = 1;
+    for (const step *h = st + n; h > st; h--)
+        if (h->kind == STEP_PRE_HOOK && !(is_leaf && m->is_capturing)) {
+            meet(m, h, st->out, 0);
+            meet(m, h, st->out2, 1);
+        }
+    if (m->seed_step == st - m->p->steps)
+        seed_kept_gradient(m, st);
+    for (const step *h = st + n; h > st; h--)
+        if (h->kind == STEP_TENSOR_HOOK)
+            meet(m, h, h->a, 0);
+}
+
 /* ---- Programs ------------------------------------------------------------------ */
 
 /* How much of a slot is in the loss: 0 for most. Depends on the seed and the
@@ -360,9 +478,10 @@ static double loss_weight(const program *p, int s)
 
 static dual run_program(machine *m)
 {
+    m->added = 0;
     for (int k = 0; k < m->p->n_steps; k++)
         run_step(m, &m->p->steps[k]);
-    dual loss = {0, 0}, x[MAX_NUMEL];
+    dual loss = {0, m->added}, x[MAX_NUMEL];
     for (int s = 0; s < m->p->n_slots; s++) {
         const double w = loss_weight(m->p, s);
         const int n = numel_of(&m->p->slots[s]);
@@ -375,6 +494,42 @@ static dual run_program(machine *m)
     return loss;
 }
 
+/* Which storages a change of the wanted leaves (all: NULL) could reach. */
+static void find_tainted(const program *p, const bool *is_wanted, bool *tainted)
+{
+    memset(tainted, 0, MAX_SLOTS * sizeof *tainted);
+    for (int k = 0; k < p->n_steps; k++) {
+        const step *st = &p->steps[k];
+        bool *out = &tainted[p->slots[st->out].storage];
+        if (st->kind == STEP_LEAF)
+            *out = !is_wanted || is_wanted[st->out];
+        if (st->a >= 0)
+            *out |= tainted[p->slots[st->a].storage];
+        if (st->b >= 0)
+            *out |= tainted[p->slots[st->b].storage];
+        if (st->out2 >= 0)
+            tainted[p->slots[st->out2].storage] = *out;
+    }
+}
+
+/* Which storages could reach the loss. */
+static void find_live(const program *p, bool *live)
+{
+    memset(live, 0, MAX_SLOTS * sizeof *live);
+    for (int s = 0; s < p->n_slots; s++)
+        live[p->slots[s].storage] |= loss_weight(p, s) != 0;
+    for (int k = p->n_steps - 1; k >= 0; k--) {
+        const step *st = &p->steps[k];
+        if (!live[p->slots[st->out].storage] &&
+            (st->out2 < 0 || !live[p->slots[st->out2].storage]))
+            continue;
+        if (st->a >= 0)
+            live[p->slots[st->a].storage] = true;
+        if (st->b >= 0)
+            live[p->slots[st->b].storage] = true;
+    }
+}
+
 static void print_program(const program *p)
 {
     for (int k = 0; k < p->n_steps; k++) {
@@ -383,8 +538,8 @@ static void print_program(const program *p)
         printf("  %%%d", st->out);
         if (st->out2 >= 0)
             printf(", %%%d", st->out2);
-        printf(" = %s(%%%d, %%%d; %d %d %d; %g)  [", step_names[st->kind],
-               st->a, st->b, st->i[0], st->i[1], st->i[2], st->f);
+        printf(" = %s(%%%d, %%%d; %d %d %d; %g %g)  [", step_names[st->kind],
+               st->a, st->b, st->i[0], st->i[1], st->i[2], st->f, st->c);
         for (int d = 0; d < s->rank; d++)
             printf("%s%d", d ? ", " : "", s->shape[d]);
         printf("]%s loss %.3g\n", s->is_view ? " view," : "",

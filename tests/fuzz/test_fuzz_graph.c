@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Random graphs: pointwise ops, products, reductions, views, changes in place
- * of tensors and views, hooks, custom functions, detached parts, shared
- * sub-graphs; values and gradients against the machine's (machine.h).
+ * of tensors and views, hooks of all kinds, custom functions, detached parts,
+ * shared sub-graphs; values and gradients against the machine's (machine.h).
  *
  * BRG_TEST_SEED repeats a program (the message says which); BRG_FUZZ_SECONDS
  * is how long to go on, 4 by default; BRG_TEST_COMPILED=1 tries compiled
@@ -103,16 +103,27 @@ static void free_functions(void)
 
 /* ---- The library's side ----------------------------------------------------------- */
 
-typedef struct fuzz {
+typedef struct fuzz fuzz;
+
+/* The user pointer of a hook. */
+typedef struct fuzz_hook {
+    fuzz *f;
+    const step *st;
+    brg_hook *handle; /* NULL: removed, or none */
+    int n_runs, n_destroyed;
+} fuzz_hook;
+
+struct fuzz {
     program p;
     machine m;
     uint64_t random;
     brg_tensor *t[MAX_SLOTS];
-    bool is_saved[MAX_SLOTS]; /* by storage: a change would be an error */
-    bool is_leaf[MAX_SLOTS];  /* by storage */
-    double scales[MAX_STEPS]; /* of hooks */
+    bool is_saved[MAX_SLOTS];   /* by storage: a change would be an error */
+    bool is_leaf[MAX_SLOTS];    /* by storage */
+    fuzz_hook hooks[MAX_STEPS]; /* by step */
+    brg_node *nodes[MAX_STEPS]; /* held: those of leaves live as long */
     char why[512];
-} fuzz;
+};
 
 static void shape64(const slot *s, int64_t *shape)
 {
@@ -120,12 +131,9 @@ static void shape64(const slot *s, int64_t *shape)
         shape[d] = s->shape[d];
 }
 
-static brg_status scale_hook(brg_tensor *grad, brg_tensor **replacement,
-                             void *user)
-{
-    *replacement = brg_mul_scalar(grad, *(double *)user);
-    return *replacement ? BRG_OK : brg_error_code();
-}
+#define FAIL(...) (snprintf(f->why, sizeof f->why, __VA_ARGS__), false)
+
+#include "tests/fuzz/hooks.h"
 
 static brg_tensor *emit_view(const fuzz *f, const step *st)
 {
@@ -171,11 +179,7 @@ static brg_tensor *emit_inplace(fuzz *f, const step *st)
         status = brg_copy_(a, f->t[st->b]);
     else if (st->kind == STEP_FILL_)
         status = brg_fill_(a, st->f);
-    else if (st->kind == STEP_HOOK) {
-        double *scale = &f->scales[f->p.n_steps];
-        *scale = st->f;
-        status = brg_tensor_add_hook(NULL, a, scale_hook, scale, NULL);
-    } else {
+    else {
         brg_value arg = brg_value_tensor(a);
         brg_tensor *y = brg_function_call(fn_double, &arg, 1);
         if (y != a)
@@ -258,16 +262,16 @@ static brg_tensor *emit(fuzz *f, const step *st)
         return brg_function_call(fn_sin, &arg, 1);
     case STEP_FN_PAIR:
         return emit_pair(f, st);
+    case STEP_RETAIN:
+        return brg_retain_grad(a) == BRG_OK ? a : NULL;
     default:
-        return emit_inplace(f, st);
+        return is_hook(st->kind) ? emit_hook(f, st) : emit_inplace(f, st);
     }
 }
 
 #include "tests/fuzz/generate.h"
 
 /* ---- Comparing ----------------------------------------------------------------------- */
-
-#define FAIL(...) (snprintf(f->why, sizeof f->why, __VA_ARGS__), false)
 
 static bool close_to(double a, double b, double scale)
 {
@@ -291,21 +295,29 @@ static bool compare_values(fuzz *f, int s)
     return true;
 }
 
-/* times * the derivative by each element of leaf s. */
-static bool compare_grad(fuzz *f, int s, const brg_tensor *grad, double times)
+/* The derivative of the loss by each element of a leaf, or of what step
+ * `kept` keeps the gradient of. */
+static void derivatives(fuzz *f, int s, int kept, double *want)
 {
-    const slot *leaf = &f->p.slots[s];
-    const int n = numel_of(leaf);
-    double want[MAX_NUMEL], got[MAX_NUMEL] = {0}, scale = 0;
+    const slot *of = &f->p.slots[s];
+    f->m.seed_storage = kept < 0 ? of->storage : -1;
+    f->m.seed_step = kept;
+    for (int i = 0; i < numel_of(of); i++) {
+        f->m.seed_element = i;
+        want[i] = run_program(&f->m).t;
+    }
+    f->m.seed_storage = f->m.seed_step = -1;
+}
+
+static bool compare_grad(fuzz *f, int s, const brg_tensor *grad,
+                         const double *want)
+{
+    const int n = numel_of(&f->p.slots[s]);
+    double got[MAX_NUMEL] = {0}, scale = 0;
     if (grad && brg_tensor_read(grad, got, (size_t)n * sizeof *got) != BRG_OK)
         return FAIL("gradient of %%%d: %s", s, brg_error_message());
-    for (int i = 0; i < n; i++) {
-        f->m.seed_storage = leaf->storage;
-        f->m.seed_element = i;
-        want[i] = times * run_program(&f->m).t;
+    for (int i = 0; i < n; i++)
         scale = fmax(scale, fabs(want[i]));
-    }
-    f->m.seed_storage = -1;
     for (int i = 0; i < n; i++)
         if (!close_to(got[i], want[i], scale))
             return FAIL("gradient of %%%d, element %d: %.17g, expected %.17g",
@@ -335,33 +347,63 @@ static int leaves_of(const fuzz *f, int *leaves)
     return n;
 }
 
-/* .grad of every leaf, after `times` backwards. */
+/* sums[s]: what .grad of slot s should be so far; adds this backward's. */
+static bool add_expected(fuzz *f, double (*sums)[MAX_NUMEL])
+{
+    for (int k = 0; k < f->p.n_steps; k++) {
+        const step *st = &f->p.steps[k];
+        const int kept = is_kept(f, st) ? k : -1;
+        if (st->kind != STEP_LEAF && kept < 0)
+            continue;
+        double want[MAX_NUMEL], *sum = sums[st->out];
+        const int n = numel_of(&f->p.slots[st->out]);
+        derivatives(f, st->out, kept, want);
+        for (int i = 0; i < n; i++)
+            sum[i] += want[i];
+        if (kept < 0 && !run_leaf_hooks(f, st, want, sum))
+            return false;
+        if (!compare_grad(f, st->out, brg_tensor_grad(f->t[st->out]), sum))
+            return false;
+    }
+    return true;
+}
+
+/* .grad of every leaf and of what keeps it, after each of `times` backwards. */
 static bool check_backward(fuzz *f, brg_tensor *loss, int times)
 {
-    int leaves[MAX_SLOTS];
-    const int n = leaves_of(f, leaves);
+    static double sums[MAX_SLOTS][MAX_NUMEL];
     brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
-    options.retain_graph = true;
-    for (int i = 1; i < times; i++)
+    memset(sums, 0, sizeof sums);
+    for (int i = 1; i <= times; i++) {
+        options.retain_graph = i < times;
+        before_backward(f);
         if (brg_backward_with(&loss, 1, &options) != BRG_OK)
             return FAIL("backward: %s", brg_error_message());
-    if (brg_backward(loss) != BRG_OK)
-        return FAIL("backward: %s", brg_error_message());
-    for (int i = 0; i < n; i++)
-        if (!compare_grad(f, leaves[i], brg_tensor_grad(f->t[leaves[i]]),
-                          times))
+        if (!check_hooks(f, NULL) || !add_expected(f, sums))
             return false;
+        after_backward(f);
+    }
     return true;
+}
+
+static void forget_kept_gradients(fuzz *f)
+{
+    for (int k = 0; k < f->p.n_steps; k++)
+        if (f->p.steps[k].kind == STEP_RETAIN)
+            assert_brg_ok(brg_tensor_set_grad(f->t[f->p.steps[k].a], NULL));
 }
 
 /* brg_grad of some leaves, twice; then all by backward. */
 static bool check_grad(fuzz *f, brg_tensor *loss, bool create_graph)
 {
     int leaves[MAX_SLOTS], n_wanted = 0;
+    bool is_wanted[MAX_SLOTS] = {false};
+    double want[MAX_NUMEL];
     const int n = leaves_of(f, leaves);
     brg_tensor *wanted[MAX_SLOTS], *grads[MAX_SLOTS];
     for (int i = 0; i < n; i++)
         if (loss_weight(&f->p, 1000 + i) != 0 || i == n - 1) {
+            is_wanted[leaves[i]] = true;
             leaves[n_wanted] = leaves[i];
             wanted[n_wanted++] = f->t[leaves[i]];
         }
@@ -369,13 +411,22 @@ static bool check_grad(fuzz *f, brg_tensor *loss, bool create_graph)
     options.retain_graph = true;
     options.create_graph = create_graph;
     for (int round = 0; round < 2; round++) {
+        before_backward(f);
         if (brg_grad(grads, &loss, 1, wanted, (size_t)n_wanted, &options) !=
             BRG_OK)
             return FAIL("brg_grad: %s", brg_error_message());
-        for (int i = 0; i < n_wanted; i++)
-            if (!compare_grad(f, leaves[i], grads[i], 1))
+        if (!check_hooks(f, is_wanted))
+            return false;
+        f->m.is_capturing = true;
+        for (int i = 0; i < n_wanted; i++) {
+            derivatives(f, leaves[i], -1, want);
+            if (!compare_grad(f, leaves[i], grads[i], want))
                 return false;
+        }
+        f->m.is_capturing = false;
+        after_backward(f);
     }
+    forget_kept_gradients(f);
     return check_backward(f, loss, 1);
 }
 
@@ -385,7 +436,7 @@ static bool has_plain_gradient(const program *p)
 {
     for (int k = 0; k < p->n_steps; k++) {
         const step_kind kind = p->steps[k].kind;
-        if (kind == STEP_HOOK || kind == STEP_DETACH || kind == STEP_RELU ||
+        if (is_hook(kind) || kind == STEP_DETACH || kind == STEP_RELU ||
             kind == STEP_NO_GRAD_SIN || kind == STEP_FN_SIN)
             return false;
     }
@@ -420,7 +471,8 @@ static bool run_eager(fuzz *f, uint64_t seed, int n_steps)
     memset(f, 0, sizeof *f);
     f->random = f->p.seed = seed;
     f->m.p = &f->p;
-    f->m.seed_storage = -1;
+    f->m.seed_storage = f->m.seed_step = -1;
+    f->m.passes = 1;
     brg_scope *scope = brg_scope_begin();
     bool is_right = generate(f, n_steps);
     for (int s = 0; is_right && s < f->p.n_slots; s++)
@@ -435,8 +487,9 @@ static bool run_eager(fuzz *f, uint64_t seed, int n_steps)
             is_right = check_grad(f, loss, seed % 4 == 3);
     }
     is_right = is_right && check_machine(f);
+    release_hooks(f);
     brg_scope_end(scope);
-    return is_right;
+    return is_right && check_destroyed(f);
 }
 
 static bool run_one(fuzz *f, uint64_t seed, int n_steps)
