@@ -386,6 +386,18 @@ static brg_status trace_rule(brg__capturing *c, brg_node *node,
     return BRG_OK;
 }
 
+/* It does what no plan can hold, or unpacks what only that can unpack. */
+static bool cuts_plan(const brg_node *node)
+{
+    if (brg__node_tracing(node) == BRG_FUNCTION_UNTRACEABLE)
+        return true;
+    for (uint16_t k = 0; k < node->n_saved; k++)
+        if (node->saved[k].pack &&
+            node->saved[k].pack->hooks.split != BRG_PACK_SPLIT_NEVER)
+            return true;
+    return false;
+}
+
 /* A node with code of its own: called when the plan runs. */
 static brg_status trace_call(brg__capturing *c, const brg_node *node,
                              const int *grads, int *grad_in)
@@ -399,8 +411,7 @@ static brg_status trace_call(brg__capturing *c, const brg_node *node,
                 &node->edges[i].node->slots[node->edges[i].slot]);
     brg__ir_node call = {.kind = BRG__IR_CALL,
                          .visit = (int)c->visit,
-                         .is_split = brg__node_tracing(node) ==
-                                     BRG_FUNCTION_UNTRACEABLE,
+                         .is_split = cuts_plan(node),
                          .n_out = node->n_edges};
     BRG_TRY(brg__capture_node(c, call, grads, node->n_slots, layouts, outs));
     for (uint16_t i = 0; i < node->n_edges; i++)

@@ -330,6 +330,15 @@ static void put_grad(brg__collected *c, const brg_node *node)
     c->is_sparse |= grad && grad->sparse;
 }
 
+/* Where unpacking cuts the plan, of a function that unpacks for itself. */
+static void put_splits(brg__bytes *key, const brg_node *node)
+{
+    for (uint16_t k = 0; k < node->n_saved; k++) {
+        const brg__pack_hooks *pack = node->saved[k].pack;
+        PUT(key, (uint8_t)(pack ? 1 + pack->hooks.split : 0));
+    }
+}
+
 static brg_status collect_visit(brg__collected *c, const brg__task *task,
                                 const brg__visit *visit)
 {
@@ -350,8 +359,10 @@ static brg_status collect_visit(brg__collected *c, const brg__task *task,
     BRG_TRY(put_edges(c, task, node));
     BRG_TRY(put_hooks(c, node, visit->is_needed && !task->is_capturing));
     bool is_function = brg__node_is_function(node);
-    if (is_function)
+    if (is_function) {
+        put_splits(&c->key, node);
         BRG_TRY(put_attributes(&c->key, node->payload));
+    }
     if (is_function && brg__node_tracing(node) != BRG_FUNCTION_TRACEABLE)
         return BRG_OK; /* it unpacks for itself */
     BRG_TRY(brg__node_check_alive(node));

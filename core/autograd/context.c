@@ -190,8 +190,21 @@ static brg__attribute *find(const brg_context *ctx, const char *name)
     return NULL;
 }
 
-/* Numbers, and what a list or the caller's memory holds, may differ from call
- * to call of a captured plan; bools and strings are part of its key. */
+/* Part of a plan's key: bools, strings, and lists of these and of numbers. */
+static bool is_constant(const brg_value *v, bool is_inside)
+{
+    if (v->kind == BRG_VALUE_LIST) {
+        for (size_t i = 0; i < v->as.list.n; i++)
+            if (!is_constant(&v->as.list.items[i], true))
+                return false;
+        return true;
+    }
+    bool is_number = v->kind == BRG_VALUE_INT || v->kind == BRG_VALUE_FLOAT;
+    return v->kind == BRG_VALUE_BOOL || v->kind == BRG_VALUE_STRING ||
+           v->kind == BRG_VALUE_NONE || (is_number && is_inside);
+}
+
+/* Others may differ from call to call of the plan. */
 static brg_value traced_value(const brg_context *ctx,
                               const brg__attribute *attribute)
 {
@@ -199,7 +212,7 @@ static brg_value traced_value(const brg_context *ctx,
     if (kind == BRG_VALUE_TENSOR)
         return brg_value_tensor(
             ctx->trace->attributes[attribute - ctx->attributes.at]);
-    if (kind != BRG_VALUE_BOOL && kind != BRG_VALUE_STRING)
+    if (!is_constant(&attribute->value, false))
         ctx->trace->has_read_value = true;
     return attribute->value;
 }

@@ -103,6 +103,23 @@ static inline ROW_UNUSED void run_both(both_body body, uint64_t n_captures)
     assert_int_equal(both_stats().fallbacks, 0);
 }
 
+/* The same, and so many pieces of plans. */
+static inline ROW_UNUSED void run_counted(both_body body, uint64_t n_captures,
+                                          uint64_t n_compiles)
+{
+    run_both(body, n_captures);
+    assert_int_equal(both_stats().compiles, n_compiles);
+}
+
+/* Whether a word stands in the text of plan i. */
+static inline ROW_UNUSED bool plan_has(size_t i, const char *word)
+{
+    static char text[16384];
+    size_t n = brg_compile_print(i, text, sizeof text);
+    assert_in_range(n, 1, sizeof text - 1);
+    return strstr(text, word) != NULL;
+}
+
 /* A row that is a body and its number of captures. */
 #define BOTH_ROW(name, n_captures)                                             \
     static void name(void **state)                                             \

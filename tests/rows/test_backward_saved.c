@@ -181,10 +181,38 @@ static void test_cpu_offloading(void **state)
     check_offload(offload_host_body);
 }
 
+/* One load, in a function: the plan is cut there. */
+static void one_load_body(yields *y)
+{
+    static const int64_t sizes[] = {10, 100, 10, 15, 20};
+    brg_offload_options options = BRG_OFFLOAD_OPTIONS_INIT;
+    options.kind = BRG_OFFLOAD_DISK;
+    options.folder = temp_path(".");
+    brg_function *f = function_of("MatMul", matmul_forward, matmul_backward, 1);
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        brg_tensor *x = leaf_from(0.5, BRG_SHAPE(sizes[s], 4));
+        brg_tensor *w = leaf_from(-2, BRG_SHAPE(4, 3));
+        assert_brg_ok(brg_offload_begin(&options));
+        brg_tensor *loss = brg_sum_all(CALL(f, x, w));
+        assert_brg_ok(brg_offload_end());
+        assert_brg_ok(brg_backward(loss));
+        yield_grad(y, x);
+        yield_grad(y, w);
+    }
+    brg_function_release(f);
+}
+
 static void test_disk_offloading(void **state)
 {
     (void)state;
     check_offload(offload_disk_body);
+    assert_true(both_stats().splits > 0);
+    run_counted(one_load_body, 1, 2);
+    assert_int_equal(both_stats().splits, 1);
+    assert_int_equal(both_stats().hits, 4);
+    /* In host memory nothing is cut. */
+    run_both(offload_host_body, 1);
+    assert_int_equal(both_stats().splits, 0);
 }
 
 int main(void)

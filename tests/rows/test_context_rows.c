@@ -25,6 +25,41 @@ static void step(yields *y, const brg_function *f, int64_t n, double square,
     yield_grad(y, x);
 }
 
+/* How plans meet the functions of this file. */
+static brg_function_tracing tracing;
+
+static brg_function *
+traced(brg_status (*forward)(brg_context *, const brg_value *, size_t,
+                             brg_value *),
+       brg_status (*backward)(brg_context *, brg_tensor *const *, brg_tensor **,
+                              size_t *))
+{
+    return function_traced(tracing, "CustomOp", forward, backward, 1);
+}
+
+/* In each of the three ways; untraceable, each plan is two pieces. */
+static void run_all_ways(both_body body, uint64_t n_captures)
+{
+    for (tracing = BRG_FUNCTION_OPAQUE; tracing <= BRG_FUNCTION_UNTRACEABLE;
+         tracing++) {
+        bool is_split = tracing == BRG_FUNCTION_UNTRACEABLE;
+        run_counted(body, n_captures, n_captures * (is_split ? 2 : 1));
+        assert_int_equal(both_stats().splits, is_split ? n_captures : 0);
+        /* Traced, its ops are in the plan. */
+        assert_int_equal(plan_has(0, "call@"),
+                         tracing != BRG_FUNCTION_TRACEABLE);
+        assert_int_equal(plan_has(0, "split"), is_split);
+    }
+    tracing = BRG_FUNCTION_OPAQUE;
+}
+
+#define TRACED_ROW(name, n_captures)                                           \
+    static void name(void **state)                                             \
+    {                                                                          \
+        (void)state;                                                           \
+        run_all_ways(name##_body, (n_captures));                               \
+    }
+
 /* ---- Identity -------------------------------------------------------------------- */
 
 FORWARD(identity_forward)
@@ -41,7 +76,7 @@ BACKWARD(identity_backward)
 
 static brg_function *identity(void)
 {
-    return function_of("CustomOp", identity_forward, identity_backward, 1);
+    return traced(identity_forward, identity_backward);
 }
 
 static void basic_body(yields *y)
@@ -55,7 +90,7 @@ static void basic_body(yields *y)
 static void test_autograd_cpp_node_basic(void **state)
 {
     (void)state;
-    run_both(basic_body, 1);
+    run_all_ways(basic_body, 1);
     assert_int_equal(both_stats().hits, 4);
 }
 
@@ -69,17 +104,22 @@ BACKWARD(counting_backward)
     return BRG_OK;
 }
 
-static void test_autograd_cpp_node_non_traceable_body(yields *y)
+static void non_traceable_body(yields *y)
 {
-    brg_function *f =
-        function_of("CustomOp", identity_forward, counting_backward, 1);
+    brg_function *f = function_traced(BRG_FUNCTION_UNTRACEABLE, "CustomOp",
+                                      identity_forward, counting_backward, 1);
     n_untraceable = 0;
     for (size_t i = 0; i < COUNT(five_sizes); i++)
         step(y, f, five_sizes[i], 0, 2);
     assert_int_equal(n_untraceable, 5); /* once a step, never in a capture */
     brg_function_release(f);
 }
-BOTH_ROW(test_autograd_cpp_node_non_traceable, 1)
+
+static void test_autograd_cpp_node_non_traceable(void **state)
+{
+    (void)state;
+    run_counted(non_traceable_body, 1, 2);
+}
 
 static void one_function_body(yields *y)
 {
@@ -140,8 +180,7 @@ BACKWARD(varying_backward)
 
 static void varying_body(yields *y)
 {
-    brg_function *f =
-        function_of("CustomOp", varying_forward, varying_backward, 1);
+    brg_function *f = traced(varying_forward, varying_backward);
     n_call = 0;
     entry_name = "call";
     for (int i = 0; i < 4; i++)
@@ -152,8 +191,7 @@ static void varying_body(yields *y)
 static void names_body(yields *y)
 {
     static const char *const names[] = {"call", "again", "call"};
-    brg_function *f =
-        function_of("CustomOp", varying_forward, varying_backward, 1);
+    brg_function *f = traced(varying_forward, varying_backward);
     n_call = 10;
     for (size_t i = 0; i < COUNT(names); i++) {
         entry_name = names[i];
@@ -165,7 +203,7 @@ static void names_body(yields *y)
 static void test_autograd_cpp_node_data_dependent(void **state)
 {
     (void)state;
-    run_both(varying_body, 3);
+    run_all_ways(varying_body, 3);
     assert_int_equal(both_stats().hits, 1); /* the fourth: the first plan */
     run_both(names_body, 2);
 }
@@ -211,8 +249,8 @@ BACKWARD(bag_backward)
         dict.as.list.items[0].as.list.items[1].as.real != 0.25)
         return brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__, "the bag");
     brg_tensor *sum = brg_add(brg_add(x, y), brg_sum_all(aux));
-    double integer = (double)brg_context_get(ctx, "integer").as.integer;
-    GRAD(0, brg_mul(g[0], brg_add_scalar(sum, integer)));
+    brg_tensor *integer = brg_context_get_tensor(ctx, "integer", BRG_DTYPE_F32);
+    GRAD(0, brg_mul(g[0], brg_add(sum, integer)));
     GRAD(1, brg_mul(g[0], x));
     return BRG_OK;
 }
@@ -236,7 +274,7 @@ static void bag_step(yields *y, const brg_function *f, int64_t n, bag what)
 
 static brg_function *bag_function(void)
 {
-    return function_of("CustomOp", bag_forward, bag_backward, 1);
+    return traced(bag_forward, bag_backward);
 }
 
 static void bag_sizes_body(yields *y)
@@ -261,8 +299,8 @@ static void bag_constants_body(yields *y)
 static void test_autograd_cpp_node_saved_basic(void **state)
 {
     (void)state;
-    run_both(bag_sizes_body, 1);
-    run_both(bag_constants_body, 3);
+    run_all_ways(bag_sizes_body, 1);
+    run_all_ways(bag_constants_body, 3);
 }
 
 /* ---- Attributes that the plan reads at run time ----------------------------------------- */
@@ -285,7 +323,7 @@ BACKWARD(flat_backward)
 static void test_autograd_cpp_node_saved_dynamic_body(yields *y)
 {
     static const int64_t sizes[] = {10, 30, 10, 20, 10};
-    brg_function *f = function_of("CustomOp", flat_forward, flat_backward, 1);
+    brg_function *f = traced(flat_forward, flat_backward);
     for (size_t i = 0; i < COUNT(sizes); i++) {
         brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(sizes[i], 2));
         assert_brg_ok(brg_set_requires_grad(x, true));
@@ -295,7 +333,7 @@ static void test_autograd_cpp_node_saved_dynamic_body(yields *y)
     }
     brg_function_release(f);
 }
-BOTH_ROW(test_autograd_cpp_node_saved_dynamic, 1)
+TRACED_ROW(test_autograd_cpp_node_saved_dynamic, 1)
 
 FORWARD(number_forward)
 {
@@ -306,16 +344,14 @@ FORWARD(number_forward)
 
 BACKWARD(number_backward)
 {
-    brg_value v = brg_context_get(ctx, "number");
-    double number = v.kind == BRG_VALUE_INT ? (double)v.as.integer : v.as.real;
-    GRAD(0, brg_mul_scalar(g[0], number));
+    brg_tensor *number = brg_context_get_tensor(ctx, "number", BRG_DTYPE_F32);
+    GRAD(0, brg_mul(g[0], number));
     return BRG_OK;
 }
 
 static void numbers(yields *y, const brg_value *values, size_t n)
 {
-    brg_function *f =
-        function_of("CustomOp", number_forward, number_backward, 1);
+    brg_function *f = traced(number_forward, number_backward);
     for (size_t i = 0; i < n; i++) {
         brg_value out;
         brg_tensor *x = leaf_from(1, BRG_SHAPE(10));
@@ -335,7 +371,7 @@ static void test_autograd_cpp_node_saved_float_body(yields *y)
                                 brg_value_float(3.3), brg_value_float(1.1)};
     numbers(y, values, COUNT(values));
 }
-BOTH_ROW(test_autograd_cpp_node_saved_float, 1)
+TRACED_ROW(test_autograd_cpp_node_saved_float, 1)
 
 static void test_autograd_cpp_node_saved_int_body(yields *y)
 {
@@ -343,7 +379,7 @@ static void test_autograd_cpp_node_saved_int_body(yields *y)
                                 brg_value_int(3), brg_value_int(1)};
     numbers(y, values, COUNT(values));
 }
-BOTH_ROW(test_autograd_cpp_node_saved_int, 1)
+TRACED_ROW(test_autograd_cpp_node_saved_int, 1)
 
 int main(void)
 {

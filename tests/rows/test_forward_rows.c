@@ -82,10 +82,45 @@ static void callback_body(yields *y)
     brg_function_release(f);
 }
 
+/* The plan is cut at the function that queues: nothing is queued, and no leaf
+ * is reached. With fullgraph nothing runs at all. */
+static void check_cut(void)
+{
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    for (int fullgraph = 0; fullgraph < 2; fullgraph++) {
+        callbacks c = {.order = ""};
+        brg_function_def def = BRG_FUNCTION_DEF_INIT;
+        def.name = "Queues";
+        def.n_outputs = 1;
+        def.forward = double_forward;
+        def.backward = queueing_backward;
+        def.tracing = BRG_FUNCTION_UNTRACEABLE;
+        def.user = &c;
+        brg_function *f;
+        int scope;
+        assert_brg_ok(brg_function_create(&f, &def));
+        brg_tensor *x = leaf_full(3, BRG_SHAPE(4));
+        brg_tensor *loss = brg_sum_all(CALL(f, x));
+        options.fullgraph = fullgraph;
+        assert_brg_ok(brg_compile_begin(&scope, &options));
+        assert_brg_fails_with(
+            brg_backward(loss), BRG_ERR_UNSUPPORTED,
+            fullgraph ? "fullgraph: the plan would be cut at the backward of "
+                        "Queues (NodeCall 2)"
+                      : "only supported when Compiled Autograd is enabled with "
+                        "fullgraph=True");
+        assert_brg_ok(brg_compile_end(scope));
+        assert_string_equal(c.order, fullgraph ? "" : "backward ");
+        assert_null(brg_tensor_grad(x));
+        brg_function_release(f);
+    }
+}
+
 static void test_callback_graph_break_throws_error(void **state)
 {
     (void)state;
     run_both(callback_body, 1);
+    check_cut();
     callbacks c = {.order = "", .fails = true};
     brg_function *f = queueing_function(&c);
     brg_tensor *x = leaf_full(3, BRG_SHAPE(4));

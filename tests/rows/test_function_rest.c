@@ -104,16 +104,39 @@ static void test_autograd_function_has_graph_break(void **state)
     brg_function_release(f);
 }
 
+/* fullgraph names the function and runs nothing of the backward; without it
+ * the plan is cut once. */
 static void test_print_in_bwd(void **state)
 {
     (void)state;
-    brg_function *f =
-        function_of("PrintInBwd", opaque_forward, opaque_backward, 1);
-    brg_tensor *x = leaf_full(1, BRG_SHAPE(3));
-    n_side_effects = 0;
-    backward_of_sum(CALL(f, x));
-    assert_int_equal(n_side_effects, 2);
-    expect_all(brg_tensor_grad(x), 1);
+    brg_function *f = function_traced(BRG_FUNCTION_UNTRACEABLE, "PrintInBwd",
+                                      opaque_forward, opaque_backward, 1);
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    for (int round = 0; round < 2; round++) { /* a miss, then a hit */
+        brg_tensor *x = leaf_full(1, BRG_SHAPE(3)), *y = CALL(f, x);
+        brg_tensor *loss = brg_sum_all(y);
+        brg_compile_stats before, after;
+        int scope;
+        n_side_effects = 0;
+        brg_compile_get_stats(&before);
+        options.fullgraph = true;
+        assert_brg_ok(brg_compile_begin(&scope, &options));
+        assert_brg_fails_with(brg_backward(loss), BRG_ERR_UNSUPPORTED,
+                              "fullgraph: the plan would be cut at the "
+                              "backward of PrintInBwd (NodeCall ");
+        assert_brg_ok(brg_compile_end(scope));
+        assert_int_equal(n_side_effects, 0);
+        assert_null(brg_tensor_grad(x));
+        options.fullgraph = false;
+        assert_brg_ok(brg_compile_begin(&scope, &options));
+        assert_brg_ok(brg_backward(loss)); /* the graph is whole */
+        assert_brg_ok(brg_compile_end(scope));
+        brg_compile_get_stats(&after);
+        assert_int_equal(n_side_effects, 1);
+        expect_all(brg_tensor_grad(x), 1);
+        assert_int_equal(after.splits - before.splits, round == 0);
+        assert_int_equal(after.compiles - before.compiles, round == 0 ? 2 : 0);
+    }
     brg_function_release(f);
 }
 
