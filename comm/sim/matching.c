@@ -81,10 +81,12 @@ static brg_status join_meeting(brg__sim_rank *rank, brg_call *call)
     }
     meeting->calls[rank->rank] = call;
     meeting->n_joined++;
+    meeting->at = call->mark[0] > meeting->at ? call->mark[0] : meeting->at;
     rank->n_calls++;
     if (meeting->n_joined == world->n_ranks && !meeting->is_mismatch)
         push_event(world, (brg__sim_event){.kind = BRG__SIM_RUN,
                                            .rank = -1,
+                                           .at = meeting->at,
                                            .meeting = meeting});
     return BRG_OK;
 }
@@ -113,10 +115,12 @@ static void meet_peer(brg__sim_rank *rank, brg_call *call, brg__sim_p2p *peer)
         return;
     }
     bool is_send = call->coll == BRG_COLL_SEND;
+    uint64_t a = call->mark[0], b = peer->call->mark[0];
     peer->is_matched = true;
     push_event(rank->world, (brg__sim_event){
                                 .kind = BRG__SIM_COPY,
                                 .rank = is_send ? rank->rank : peer->rank,
+                                .at = a > b ? a : b,
                                 .call = is_send ? call : peer->call,
                                 .other = is_send ? peer->call : call,
                             });
@@ -150,11 +154,15 @@ brg_status brg__sim_join(brg__sim_rank *rank, brg_call *call)
 
 static void run_meeting(brg__sim_world *world, brg__sim_meeting *meeting)
 {
+    uint64_t begin =
+        meeting->at > world->net_free ? meeting->at : world->net_free;
     brg__local_run(meeting->calls, world->n_ranks, world->node_size);
     meeting->has_run = true;
+    world->net_free = begin + brg__sim_cost(world, meeting->calls[0]);
     for (int r = 0; r < world->n_ranks; r++)
         push_event(world, (brg__sim_event){.kind = BRG__SIM_TELL,
                                            .rank = r,
+                                           .at = world->net_free,
                                            .meeting = meeting,
                                            .call = meeting->calls[r]});
 }
@@ -163,11 +171,14 @@ static void copy_message(brg__sim_world *world, const brg__sim_event *event)
 {
     if (event->call->nbytes)
         memmove(event->other->recv, event->call->send, event->call->nbytes);
+    uint64_t at = event->at + brg__sim_cost(world, event->call);
     push_event(world, (brg__sim_event){.kind = BRG__SIM_TELL,
                                        .rank = event->rank,
+                                       .at = at,
                                        .call = event->call});
     push_event(world, (brg__sim_event){.kind = BRG__SIM_TELL,
                                        .rank = event->call->peer,
+                                       .at = at,
                                        .call = event->other});
 }
 
@@ -183,10 +194,24 @@ static void drop_p2p(brg__sim_world *world, const brg_call *call)
         }
 }
 
+/* One bit of what the call has received, in the middle; of an f32, one of its
+ * exponent. */
+static void corrupt(const brg_call *call)
+{
+    size_t at = call->nbytes / 2 | 3;
+    if (call->recv && call->nbytes)
+        ((unsigned char *)
+             call->recv)[at < call->nbytes ? at : call->nbytes - 1] ^= 4;
+}
+
 static void tell(brg__sim_world *world, const brg__sim_event *event)
 {
-    if (event->call)
+    if (event->call) {
+        if (event->call->mark[1])
+            corrupt(event->call);
+        event->call->mark[0] = event->at;
         event->call->is_done = true;
+    }
     if (!event->meeting)
         drop_p2p(world, event->call);
     else if (++event->meeting->n_told == world->n_ranks)
@@ -280,7 +305,9 @@ static brg_status fail_peer(const brg__sim_rank *rank, const brg_call *call,
                     "rank %d: %s waits for rank %d, which %s after %llu "
                     "collectives",
                     rank->rank, text, peer->rank,
-                    peer->has_ended ? "ended" : "failed",
+                    peer->has_died    ? "died"
+                    : peer->has_ended ? "ended"
+                                      : "failed",
                     (unsigned long long)peer->n_calls);
 }
 
@@ -341,7 +368,8 @@ static void describe_rank(const brg__sim_rank *rank, char *text, size_t size)
         snprintf(text, size, "rank %d ended", rank->rank);
     } else if (rank->waits_for) {
         brg__call_describe(rank->waits_for, call, sizeof call);
-        snprintf(text, size, "rank %d waits for %s", rank->rank, call);
+        snprintf(text, size, "rank %d waits for %s%s", rank->rank, call,
+                 rank->lost == rank->waits_for ? ", which was lost" : "");
     } else {
         snprintf(text, size, "rank %d polls", rank->rank);
     }

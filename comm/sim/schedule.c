@@ -15,6 +15,24 @@ static uint64_t draw(brg__sim_world *world)
     return z ^ (z >> 31);
 }
 
+size_t brg__sim_choose(brg__sim_world *world, size_t n)
+{
+    brg__sim_choices *c = &world->choices;
+    if (n == 1)
+        return 0;
+    size_t i = 0, k = c->n;
+    if (k < c->n_given)
+        i = c->at[k] < n ? c->at[k] : n - 1;
+    else if (k >= c->depth)
+        i = (size_t)(draw(world) % n);
+    if (k < BRG__SIM_MAX_DEPTH) {
+        c->at[k] = (uint16_t)i;
+        c->of[k] = (uint16_t)n;
+        c->n++;
+    }
+    return i;
+}
+
 static bool can_run(const brg__sim_rank *rank)
 {
     if (rank->has_ended)
@@ -23,21 +41,76 @@ static bool can_run(const brg__sim_rank *rank)
            brg__sim_is_doomed(rank);
 }
 
-static size_t count_runnable(const brg__sim_world *world)
+/* What may come next: ranks first, then events. */
+typedef struct options {
+    size_t n_ranks;
+    size_t n_events;
+    uint64_t earliest; /* only what is not later */
+    bool wants_late;
+} options;
+
+/* Done before the rank looks: its clock moves on to that when it runs. */
+static uint64_t time_of(const brg__sim_rank *rank)
 {
-    size_t n = 0;
+    const brg_call *call = rank->waits_for;
+    bool is_later = call && call->is_done && call->mark[0] > rank->clock;
+    return is_later ? call->mark[0] : rank->clock;
+}
+
+static bool is_rank_open(const options *o, const brg__sim_rank *rank)
+{
+    return can_run(rank) && (!rank->is_late || o->wants_late) &&
+           time_of(rank) <= o->earliest;
+}
+
+static void count(const brg__sim_world *world, options *o)
+{
+    o->n_ranks = o->n_events = 0;
     for (int r = 0; r < world->n_ranks; r++)
-        n += can_run(&world->ranks[r]);
-    return n;
+        o->n_ranks += is_rank_open(o, &world->ranks[r]);
+    for (size_t i = 0; i < world->events.n; i++)
+        o->n_events += world->events.at[i].at <= o->earliest;
+}
+
+static uint64_t find_earliest(const brg__sim_world *world)
+{
+    uint64_t earliest = UINT64_MAX;
+    for (int r = 0; r < world->n_ranks; r++)
+        if (can_run(&world->ranks[r]) && time_of(&world->ranks[r]) < earliest)
+            earliest = time_of(&world->ranks[r]);
+    for (size_t i = 0; i < world->events.n; i++)
+        if (world->events.at[i].at < earliest)
+            earliest = world->events.at[i].at;
+    return earliest;
+}
+
+static options find_options(const brg__sim_world *world)
+{
+    options o = {.earliest = UINT64_MAX};
+    if (world->has_time)
+        o.earliest = find_earliest(world);
+    count(world, &o);
+    o.wants_late = o.n_ranks + o.n_events == 0;
+    if (o.wants_late)
+        count(world, &o);
+    return o;
 }
 
 /* The i-th of the ranks that can run. */
-static int nth_runnable(const brg__sim_world *world, size_t i)
+static int nth_rank(const brg__sim_world *world, const options *o, size_t i)
 {
     int r = 0;
-    while (!can_run(&world->ranks[r]) || i-- > 0)
+    while (!is_rank_open(o, &world->ranks[r]) || i-- > 0)
         r++;
     return r;
+}
+
+static size_t nth_event(const brg__sim_world *world, const options *o, size_t i)
+{
+    size_t k = 0;
+    while (world->events.at[k].at > o->earliest || i-- > 0)
+        k++;
+    return k;
 }
 
 static bool all_ended(const brg__sim_world *world)
@@ -52,18 +125,17 @@ static bool all_ended(const brg__sim_world *world)
 static int draw_holder(brg__sim_world *world)
 {
     for (;;) {
-        size_t n_ranks = count_runnable(world);
-        size_t n_choices = n_ranks + world->events.n;
-        if (n_choices == 0) {
+        options o = find_options(world);
+        if (o.n_ranks + o.n_events == 0) {
             if (all_ended(world))
                 return -1;
             brg__sim_deadlock(world);
             continue;
         }
-        size_t i = (size_t)(draw(world) % n_choices);
-        if (i < n_ranks)
-            return nth_runnable(world, i);
-        brg__sim_happen(world, i - n_ranks);
+        size_t i = brg__sim_choose(world, o.n_ranks + o.n_events);
+        if (i < o.n_ranks)
+            return nth_rank(world, &o, i);
+        brg__sim_happen(world, nth_event(world, &o, i - o.n_ranks));
         world->n_idle = 0;
     }
 }

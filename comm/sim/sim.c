@@ -2,14 +2,46 @@
  * The simulated group's slots, and running a program on every rank. */
 #include <string.h>
 
+#include "comm/call.h"
 #include "comm/local.h"
 #include "comm/sim/world.h"
 #include "core/base/options.h"
 
+static brg_status die(brg__sim_rank *rank, const brg_call *call)
+{
+    char text[120];
+    brg__call_describe(call, text, sizeof text);
+    rank->has_died = true;
+    brg__sim_forget(rank);
+    return BRG_FAIL(BRG_ERR_COMM, "rank %d died at %s, by script", rank->rank,
+                    text);
+}
+
+/* Comes when nothing else can happen, or later by the clock. */
+static void come_late(brg__sim_rank *rank, brg_call *call, uint64_t ns)
+{
+    call->mark[0] += ns;
+    rank->is_late = !rank->world->has_time;
+    if (rank->is_late)
+        brg__sim_yield(rank);
+    rank->is_late = false;
+}
+
+/* mark[0]: when it came, and then when it was done; mark[1]: to be spoilt. */
 static brg_status sim_start(void *group, brg_call *call)
 {
     brg__sim_rank *rank = group;
-    BRG_TRY(brg__sim_join(rank, call));
+    const struct brg_sim_fault *fault = brg__sim_next_fault(rank);
+    call->mark[0] = rank->clock;
+    if (fault && fault->kind == BRG_SIM_DIE)
+        return die(rank, call);
+    if (fault && fault->kind == BRG_SIM_DELAY)
+        come_late(rank, call, fault->ns);
+    call->mark[1] = fault && fault->kind == BRG_SIM_CORRUPT;
+    if (fault && fault->kind == BRG_SIM_DROP)
+        rank->lost = call;
+    else
+        BRG_TRY(brg__sim_join(rank, call));
     brg__sim_yield(rank);
     return BRG_OK;
 }
@@ -17,6 +49,8 @@ static brg_status sim_start(void *group, brg_call *call)
 static brg_status sim_progress(void *group)
 {
     brg__sim_rank *rank = group;
+    if (rank->world->has_time)
+        rank->clock += BRG__SIM_POLL_NS;
     brg__sim_yield(rank);
     return brg__sim_check(rank);
 }
@@ -32,6 +66,8 @@ static brg_status sim_wait(void *group, brg_call *call)
             status = brg__sim_check(rank);
     }
     rank->waits_for = NULL;
+    if (call->is_done && call->mark[0] > rank->clock)
+        rank->clock = call->mark[0];
     return status;
 }
 
@@ -90,7 +126,7 @@ static brg_status run_program(brg__sim_rank *rank)
 static void note_failure(brg__sim_rank *rank)
 {
     brg__sim_world *world = rank->world;
-    if (world->first_failed >= 0)
+    if (world->first_failed >= 0 || rank->has_died)
         return;
     world->first_failed = rank->rank;
     (void)brg__error_prefix("rank %d: ", rank->rank);
@@ -138,6 +174,8 @@ static brg_status init_world(brg__sim_world *world, int n,
     world->n_ranks = n;
     world->node_size = options->node_size;
     world->random = options->seed;
+    world->options = *options;
+    world->has_time = options->latency_ns > 0 || options->bytes_per_s > 0;
     world->holder = -1;
     world->first_failed = -1;
     world->ranks =
@@ -183,23 +221,32 @@ static brg_status run_world(brg__sim_world *world)
     return world->failure.code;
 }
 
-brg_status brg_sim_run(int world_size, const brg_sim_options *options,
-                       brg_sim_rank_fn fn, void *user)
+brg_status brg__sim_run(int world_size, const brg_sim_options *options,
+                        brg_sim_rank_fn fn, void *user,
+                        brg__sim_choices *choices)
 {
-    brg_sim_options complete = BRG_SIM_OPTIONS_INIT;
-    BRG_TRY(BRG_TAKE_OPTIONS(&complete, options, "brg_sim_run",
-                             BRG_SIM_OPTIONS_INIT));
-    BRG_CHECK_ARG(world_size >= 1 && world_size <= BRG__LOCAL_MAX_RANKS,
-                  "brg_sim_run: world size is %d, expected 1 to %d", world_size,
-                  BRG__LOCAL_MAX_RANKS);
-    BRG_CHECK_ARG(complete.node_size >= 0,
-                  "brg_sim_run: node_size is %d, expected 0 or more",
-                  complete.node_size);
-    BRG_CHECK_ARG(fn, "brg_sim_run: the program is NULL");
-    brg__sim_world world = {.fn = fn, .user = user};
-    brg_status status = init_world(&world, world_size, &complete);
+    brg__sim_world world = {.fn = fn, .user = user, .choices = *choices};
+    brg_status status = init_world(&world, world_size, options);
     if (status == BRG_OK)
         status = run_world(&world);
+    *choices = world.choices;
     free_world(&world);
     return status;
+}
+
+/* ---- Virtual time --------------------------------------------------------------- */
+
+uint64_t brg_sim_now_ns(const brg_pg *pg)
+{
+    const brg__sim_rank *rank = brg__pg_group_of(pg, &sim_ops);
+    return rank ? rank->clock : 0;
+}
+
+void brg_sim_spend_ns(brg_pg *pg, uint64_t ns)
+{
+    brg__sim_rank *rank = brg__pg_group_of(pg, &sim_ops);
+    if (!rank || !rank->world->has_time)
+        return;
+    rank->clock += ns;
+    brg__sim_yield(rank);
 }

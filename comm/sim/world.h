@@ -9,21 +9,34 @@
  *
  *   meeting  a collective by sequence number; it runs when all have come
  *   event    something that will happen: a meeting's data moves, then each
- *            rank learns of it, at a time of its own */
+ *            rank learns of it, at a time of its own
+ *
+ * With virtual time only the earliest of them are drawn from. What is drawn is
+ * written down, so that a run can be repeated choice by choice. */
 #ifndef BRG_COMM_SIM_WORLD_H
 #define BRG_COMM_SIM_WORLD_H
 
 #include <pthread.h>
 
+#include <brigade/sim.h>
+
 #include "comm/pg.h"
+
+#define BRG__SIM_MAX_DEPTH 64
+#define BRG__SIM_POLL_NS 1000
 
 typedef struct brg__sim_rank {
     struct brg__sim_world *world;
     int rank;
-    bool is_dead;     /* starts nothing any more: failed or ended */
-    bool has_ended;   /* its program has returned */
-    int death;        /* its place among those that died, from 1 */
-    uint64_t n_calls; /* collectives started */
+    bool is_dead;         /* starts nothing any more: failed or ended */
+    bool has_ended;       /* its program has returned */
+    int death;            /* its place among those that died, from 1 */
+    bool has_died;        /* by script */
+    bool is_late;         /* waits until nothing else can happen */
+    uint64_t n_calls;     /* collectives started */
+    uint64_t n_starts;    /* these, sends and recvs */
+    uint64_t clock;       /* ns */
+    const brg_call *lost; /* by script */
     brg_call *waits_for;
     brg__error_record verdict; /* imposed on it: mismatch, deadlock */
     brg_status status;
@@ -36,6 +49,7 @@ typedef struct brg__sim_meeting {
     uint64_t seq;
     int n_joined;
     int n_told;
+    uint64_t at; /* the last to join did so */
     bool has_run;
     bool is_mismatch;
     brg_signature first; /* of whoever came first */
@@ -51,7 +65,8 @@ typedef enum brg__sim_event_kind {
 
 typedef struct brg__sim_event {
     brg__sim_event_kind kind;
-    int rank; /* of TELL, and of the sender of COPY */
+    int rank;    /* of TELL, and of the sender of COPY */
+    uint64_t at; /* not before */
     brg__sim_meeting *meeting;
     brg_call *call;
     brg_call *other;
@@ -64,12 +79,25 @@ typedef struct brg__sim_p2p {
     brg_call *call;
 } brg__sim_p2p;
 
+/* What was drawn of how many, where there was a choice: the first ones. */
+typedef struct brg__sim_choices {
+    size_t n_given; /* to be followed */
+    size_t depth;   /* after these the first, so far; then by the seed */
+    size_t n;       /* made */
+    uint16_t at[BRG__SIM_MAX_DEPTH];
+    uint16_t of[BRG__SIM_MAX_DEPTH];
+} brg__sim_choices;
+
 typedef struct brg__sim_world {
     pthread_mutex_t lock;
     int holder; /* rank whose turn it is; -1: nobody's */
     int n_ranks;
     int node_size;
     uint64_t random;
+    brg_sim_options options;
+    bool has_time;
+    uint64_t net_free; /* the last collective is over */
+    brg__sim_choices choices;
     uint64_t n_idle; /* turns passed since anything happened */
     int n_dead;
     int first_failed; /* rank, or -1 */
@@ -87,6 +115,9 @@ typedef struct brg__sim_world {
 
 /* Lets others run; returns when the turn comes back. */
 void brg__sim_yield(brg__sim_rank *rank);
+
+/* One of n, 0 to n - 1. */
+size_t brg__sim_choose(brg__sim_world *world, size_t n);
 
 /* Hands the turn on for good. */
 void brg__sim_leave(brg__sim_rank *rank);
@@ -112,8 +143,24 @@ bool brg__sim_is_doomed(const brg__sim_rank *rank);
 /* Every living rank waits and nothing can happen: all are told so. */
 void brg__sim_deadlock(brg__sim_world *world);
 
-/* Which ranks the call waits for, in words. */
-void brg__sim_explain(const brg__sim_rank *rank, const brg_call *call,
-                      char *text, size_t size);
+/* ---- Scripts and time (script.c) --------------------------------------------- */
+
+/* What the script says of the rank's next call; NULL: nothing. */
+const struct brg_sim_fault *brg__sim_next_fault(brg__sim_rank *rank);
+
+/* ns that a call takes. */
+uint64_t brg__sim_cost(const brg__sim_world *world, const brg_call *call);
+
+/* ---- Runs (sim.c) -------------------------------------------------------------- */
+
+/* One run; the choices are given and filled. */
+brg_status brg__sim_run(int world_size, const brg_sim_options *options,
+                        brg_sim_rank_fn fn, void *user,
+                        brg__sim_choices *choices);
+
+/* The caller's options, checked, with all fields. */
+brg_status brg__sim_options_take(brg_sim_options *filled, int world_size,
+                                 const brg_sim_options *options,
+                                 brg_sim_rank_fn fn);
 
 #endif

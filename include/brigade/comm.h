@@ -209,6 +209,13 @@ typedef struct brg_sim_options {
     size_t struct_size;
     uint64_t seed;
     int node_size; /* ranks per simulated node; 0: all on one */
+    /* Of virtual time, faults and replays: sim.h. */
+    uint64_t latency_ns;                /* of one message */
+    double bytes_per_s;                 /* 0: no time passes for them */
+    const struct brg_sim_fault *faults; /* borrowed */
+    size_t n_faults;
+    const char *replay; /* the first choices, "0.2.1", as messages of failures
+                           give them; NULL: all by the seed */
 } brg_sim_options;
 
 #define BRG_SIM_OPTIONS_INIT                                                   \
@@ -220,7 +227,8 @@ typedef struct brg_sim_options {
 typedef brg_status (*brg_sim_rank_fn)(brg_pg *pg, void *user);
 
 /* Runs `fn` on every rank and returns when all have ended. The first failing
- * rank's status is returned, with "rank r: " before its message; a rank that
+ * rank's status is returned, with "seed s: rank r: " before its message, which
+ * repeats the run; a rank that
  * ends early, or waits for ranks that have ended, makes the others' waits fail
  * with BRG_ERR_PEER instead of hanging. */
 BRG_API BRG_NODISCARD brg_status brg_sim_run(int world_size,

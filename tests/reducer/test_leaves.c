@@ -165,6 +165,20 @@ static void test_leaves__one_hash_for_every_world_and_cap(void **state)
     check_one_hash(how, small_caps, 4, 0);
 }
 
+static void test_leaves__alone_without_a_world(void **state)
+{
+    (void)state;
+    uint64_t hash, expected;
+    brg_pg *pg;
+    leaf_train how = {
+        .n_steps = 20, .batch = 24, .n_leaves = 8, .n_hidden = 24, .cap = 4096};
+    assert_brg_ok(leaf_train_sim(3, 0, &how, &expected));
+    assert_brg_ok(brg_pg_create_self(&pg));
+    assert_brg_ok(leaf_train_run(pg, &how, &hash));
+    assert_int_equal(hash, expected);
+    brg_pg_destroy(pg);
+}
+
 /* The caps of real models: 1.1 MB of gradients. */
 static void test_leaves__one_hash_for_large_buckets(void **state)
 {
@@ -352,6 +366,7 @@ int main(void)
         cmocka_unit_test(test_leaves__average_of_every_dtype_and_layout),
         cmocka_unit_test(test_leaves__may_leave_parameters_out),
         cmocka_unit_test(test_leaves__one_hash_for_every_world_and_cap),
+        cmocka_unit_test(test_leaves__alone_without_a_world),
         cmocka_unit_test(test_leaves__one_hash_for_large_buckets),
         cmocka_unit_test(test_leaves__compiled_has_the_hash_of_eager),
         cmocka_unit_test(test_leaves__the_default_has_another_hash_per_world),

@@ -21,8 +21,10 @@ typedef struct leaf_train {
  * memory is asked for after the first steps. Collective. */
 brg_status leaf_train_run(brg_pg *pg, const leaf_train *how, uint64_t *hash);
 
-/* The same in a simulated world; prints nothing. */
+/* The same in a simulated world. */
 brg_status leaf_train_sim(int n, uint64_t seed, const leaf_train *how,
                           uint64_t *hash);
+brg_status leaf_train_sim_with(int n, const brg_sim_options *options,
+                               const leaf_train *how, uint64_t *hash);
 
 #endif
