@@ -149,7 +149,10 @@ static inline const int *brg__ir_in(const brg__ir *ir, const brg__ir_node *n)
 
 /* Stable text, one node a line; returns the length that all of it needs. */
 size_t brg__ir_print(const brg__ir *ir, char *filled, size_t size);
-/* The same to the log, each line behind `prefix`. */
+/* The same as a graph for Graphviz: effects are grey, reductions blue, and
+ * dashed arrows lead from effect to effect in their order. */
+size_t brg__ir_print_dot(const brg__ir *ir, char *filled, size_t size);
+/* The text to the log, each line behind `prefix`. */
 void brg__ir_log(const brg__ir *ir, brg_log_level level, const char *prefix);
 
 /* Every operand is defined before its use, every id is in range, every op has

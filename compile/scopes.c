@@ -172,12 +172,24 @@ void brg_compile_get_stats(brg_compile_stats *filled)
     *filled = mine.stats;
 }
 
-size_t brg_compile_print(size_t i, char *filled, size_t size)
+static const brg__ir *ir_of_plan(size_t i)
 {
     for (size_t k = 0; k < mine.cache.plans.n; k++) {
         const brg__plan *p = mine.cache.plans.at[k];
         if (!p->unsupported && p->number == i)
-            return brg__ir_print(&p->ir, filled, size);
+            return &p->ir;
     }
-    return 0;
+    return NULL;
+}
+
+size_t brg_compile_print(size_t i, char *filled, size_t size)
+{
+    const brg__ir *ir = ir_of_plan(i);
+    return ir ? brg__ir_print(ir, filled, size) : 0;
+}
+
+size_t brg_compile_print_dot(size_t i, char *filled, size_t size)
+{
+    const brg__ir *ir = ir_of_plan(i);
+    return ir ? brg__ir_print_dot(ir, filled, size) : 0;
 }

@@ -186,6 +186,9 @@ BRG_API const char *brg_compile_reason(void);
  * more). A new plan is logged as well: its lines as information, the reason
  * for debugging; the level is read where the scope begins. */
 BRG_API size_t brg_compile_print(size_t i, char *filled, size_t size);
+/* The same as a graph for Graphviz (dot -Tsvg): effects are grey, reductions
+ * blue; dashed arrows lead from effect to effect in their order. */
+BRG_API size_t brg_compile_print_dot(size_t i, char *filled, size_t size);
 
 BRG_END_DECLS
 
