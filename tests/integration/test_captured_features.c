@@ -9,6 +9,7 @@
 #include <brigade/ops.h>
 #include <brigade/random.h>
 #include <brigade/recompute.h>
+#include <brigade/sparse.h>
 
 #include "tests/support/brg_test.h"
 #include "tests/support/ddp_model.h"
