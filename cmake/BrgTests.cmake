@@ -7,6 +7,7 @@
 #                       The same holds for every test in tests/mpi.
 #
 #   cuda/test_<unit>.c  only with brigade::cuda, which it loads; label gpu
+#   cuda/test_<unit>_mpi.c  with brigade::nccl too; at 1 and 2 ranks
 #
 # A line "brg-test: slow" in the file adds the label slow and a longer timeout.
 set(BRG_TEST_ENV
@@ -60,6 +61,9 @@ function(brg_add_test_file file)
   if(_layer STREQUAL "cuda" AND NOT BRG_HAVE_CUDA)
     return()
   endif()
+  if(_layer STREQUAL "cuda" AND _unit MATCHES "_mpi$" AND NOT BRG_HAVE_NCCL)
+    return()
+  endif()
   set(_is_mpi FALSE)
   if(_unit MATCHES "_mpi$" OR _layer STREQUAL "mpi")
     set(_is_mpi TRUE)
@@ -71,6 +75,14 @@ function(brg_add_test_file file)
   target_link_libraries(${_target} PRIVATE brg_test_support)
   if(_is_mpi)
     target_link_libraries(${_target} PRIVATE brigade_mpi_static MPI::MPI_C)
+    if(_layer STREQUAL "cuda")
+      foreach(_ranks 1 2)
+        brg_mpi_test(${_layer}/${_unit}_${_ranks} ${_ranks} $<TARGET_FILE:${_target}>)
+        brg_gpu_test(${_layer}/${_unit}_${_ranks} ${_target})
+      endforeach()
+      add_dependencies(${_target} brigade_nccl_shared)
+      return()
+    endif()
     foreach(_ranks 1 2 3 4)
       brg_mpi_test(${_layer}/${_unit}_${_ranks} ${_ranks} $<TARGET_FILE:${_target}>)
     endforeach()

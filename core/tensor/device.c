@@ -179,6 +179,16 @@ brg_status brg_device_synchronize(brg_device device)
     return vtable->synchronize ? vtable->synchronize(device) : BRG_OK;
 }
 
+brg_status brg_device_stream(brg_device device, void **out)
+{
+    BRG_CHECK_ARG(out, "brg_device_stream: out is NULL");
+    *out = NULL;
+    BRG_TRY(check_device("brg_device_stream", device));
+    const brg_device_vtable *vtable;
+    BRG_TRY(brg__device_find(device, &vtable));
+    return vtable->stream ? vtable->stream(device, out) : BRG_OK;
+}
+
 brg_status brg_device_parse(brg_device *out, const char *text)
 {
     BRG_CHECK_ARG(text, "brg_device_parse: the text is NULL");

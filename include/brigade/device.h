@@ -39,6 +39,11 @@ BRG_API brg_tensor *brg_to(brg_tensor *t, brg_device device);
 /* Waits for what is queued on the device. */
 BRG_API BRG_NODISCARD brg_status brg_device_synchronize(brg_device device);
 
+/* The device's own handle of its queue, borrowed (CUDA: a cudaStream_t); NULL
+ * where work is done at once. */
+BRG_API BRG_NODISCARD brg_status brg_device_stream(brg_device device,
+                                                   void **out);
+
 /* "cpu", "cuda" or "cuda:1" as a device; BRG_ERR_ARG for other texts. */
 BRG_API BRG_NODISCARD brg_status brg_device_parse(brg_device *out,
                                                   const char *text);

@@ -7,6 +7,7 @@
 
 #include <brigade/comm.h>
 #include <brigade/device.h>
+#include <brigade/ext/backend.h>
 #include <brigade/runtime.h>
 #include <brigade/version.h>
 
@@ -53,5 +54,7 @@ int main(int argc, char **argv)
     }
     if (argc > 1 && strcmp(argv[1], "cuda") == 0)
         return load_device(argv[1]);
+    if (argc > 1 && strcmp(argv[1], "nccl") == 0)
+        return brg_backend_load(argv[1]) == BRG_OK ? 0 : failed("nccl");
     return sum_over_ranks(argc > 1 ? argv[1] : "self");
 }

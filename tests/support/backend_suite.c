@@ -532,7 +532,7 @@ static brg_status run_in_heap(suite *s)
     return status;
 }
 
-brg_status brg_suite_run(brg_pg *pg, int node_size)
+static brg_status run_suite(brg_pg *pg, int node_size, bool in_group_memory)
 {
     suite s = {.pg = pg,
                .rank = brg_pg_rank(pg),
@@ -540,6 +540,8 @@ brg_status brg_suite_run(brg_pg *pg, int node_size)
                .node_size = node_size};
     brg_status status;
     BRG_TRY_GOTO(run_in_heap(&s), out);
+    if (!in_group_memory)
+        goto out;
     BRG_TRY_GOTO(brg_pg_alloc(pg, (void **)&s.send, ARENA), out);
     BRG_TRY_GOTO(brg_pg_alloc(pg, (void **)&s.recv, ARENA), out);
     s.memory = "group";
@@ -548,6 +550,16 @@ brg_status brg_suite_run(brg_pg *pg, int node_size)
 out:
     brg_host_get()->free(s.expected);
     return status;
+}
+
+brg_status brg_suite_run(brg_pg *pg, int node_size)
+{
+    return run_suite(pg, node_size, true);
+}
+
+brg_status brg_suite_run_on_host(brg_pg *pg)
+{
+    return run_suite(pg, 0, false);
 }
 
 /* ---- Steady state ------------------------------------------------------------------- */

@@ -14,6 +14,9 @@
  * all ranks are on one node. */
 brg_status brg_suite_run(brg_pg *pg, int node_size);
 
+/* For groups whose memory is not the host's: all but that memory. */
+brg_status brg_suite_run_on_host(brg_pg *pg);
+
 /* The reproducible sum: every element as the definition of the tree has it,
  * and so alike for every world size (leaves_suite.c). */
 brg_status brg_suite_leaves(brg_pg *pg);

@@ -1,0 +1,384 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Calls of a group over NCCL: see group.h for the order of things.
+ *
+ * Of a call, `state` is its event; mark[0] and mark[1] are device copies of
+ * host buffers (send, recv) or 0; mark[2] says that the host has to wait. */
+#include "comm/nccl/group.h"
+
+#include <sched.h>
+
+enum { SEND_COPY, RECV_COPY, HOST_WAITS };
+
+static brg__nccl_event *event_of(const brg_call *call)
+{
+    return call->state;
+}
+
+static void *copy_of(const brg_call *call, int which)
+{
+    return (void *)(uintptr_t)call->mark[which];
+}
+
+/* ---- Events ------------------------------------------------------------------- */
+
+static brg_status take_event(brg__nccl_group *g, brg_call *call)
+{
+    brg__nccl_event *event = g->spare;
+    if (event) {
+        g->spare = event->next;
+        call->state = event;
+        return BRG_OK;
+    }
+    event = g->host->alloc(sizeof *event, "an event");
+    if (!event)
+        return BRG_ERR_NOMEM;
+    brg_status status = brg__nccl_check_cuda(
+        g, cudaEventCreateWithFlags(&event->event, cudaEventDisableTiming),
+        "an event");
+    if (status != BRG_OK) {
+        g->host->free(event);
+        return status;
+    }
+    call->state = event;
+    return BRG_OK;
+}
+
+/* What the call held goes back; the buffers are the caller's again. */
+static void let_go(brg__nccl_group *g, brg_call *call)
+{
+    for (int i = SEND_COPY; i <= RECV_COPY; i++)
+        if (call->mark[i] &&
+            (i == RECV_COPY || call->mark[SEND_COPY] != call->mark[RECV_COPY]))
+            (void)cudaFreeAsync(copy_of(call, i), g->own);
+    call->mark[SEND_COPY] = call->mark[RECV_COPY] = 0;
+    brg__nccl_event *event = event_of(call);
+    if (!event)
+        return;
+    call->state = NULL;
+    event->next = g->spare;
+    g->spare = event;
+}
+
+/* ---- Buffers in host memory ------------------------------------------------------ */
+
+static bool is_on_device(const void *p)
+{
+    struct cudaPointerAttributes a;
+    if (cudaPointerGetAttributes(&a, p) == cudaSuccess)
+        return a.type == cudaMemoryTypeDevice ||
+               a.type == cudaMemoryTypeManaged;
+    (void)cudaGetLastError();
+    return false;
+}
+
+/* How many times `count` elements the buffer holds. */
+static size_t times(const brg__nccl_group *g, const brg_call *call, bool sends)
+{
+    switch (call->coll) {
+    case BRG_COLL_REDUCE_SCATTER:
+        return sends ? (size_t)g->n_ranks : 1;
+    case BRG_COLL_ALL_GATHER:
+        return sends ? 1 : (size_t)g->n_ranks;
+    case BRG_COLL_BARRIER:
+        return 0;
+    case BRG_COLL_SEND:
+        return sends;
+    case BRG_COLL_RECV:
+        return !sends;
+    default:
+        return 1;
+    }
+}
+
+static brg_status stage(brg__nccl_group *g, brg_call *call, int which,
+                        const void *from, size_t nbytes)
+{
+    void *copy;
+    BRG__NCCL_TRY(brg__nccl_check_cuda(
+        g, cudaMallocAsync(&copy, nbytes, g->own), "memory for a host buffer"));
+    call->mark[which] = (uint64_t)(uintptr_t)copy;
+    call->mark[HOST_WAITS] = 1;
+    if (!from)
+        return BRG_OK;
+    /* The pool's memory may be in use by what own has queued. */
+    BRG__NCCL_TRY(brg__nccl_check_cuda(
+        g, cudaEventRecord(event_of(call)->event, g->own), "an event"));
+    BRG__NCCL_TRY(brg__nccl_check_cuda(
+        g, cudaEventSynchronize(event_of(call)->event), "an event"));
+    BRG__NCCL_TRY(brg__nccl_check_cuda(
+        g,
+        cudaMemcpyAsync(copy, from, nbytes, cudaMemcpyHostToDevice, g->copies),
+        "a host buffer"));
+    return brg__nccl_check_cuda(g, cudaStreamSynchronize(g->copies),
+                                "a host buffer");
+}
+
+static brg_status stage_buffers(brg__nccl_group *g, brg_call *call)
+{
+    const size_t send = times(g, call, true) * call->nbytes;
+    const size_t recv = times(g, call, false) * call->nbytes;
+    if (send && !is_on_device(call->send))
+        BRG__NCCL_TRY(stage(g, call, SEND_COPY, call->send, send));
+    if (call->send == call->recv && call->mark[SEND_COPY] && send == recv)
+        call->mark[RECV_COPY] = call->mark[SEND_COPY];
+    else if (recv && !is_on_device(call->recv))
+        BRG__NCCL_TRY(stage(g, call, RECV_COPY, NULL, recv));
+    return BRG_OK;
+}
+
+static const void *send_of(const brg_call *call)
+{
+    return call->mark[SEND_COPY] ? copy_of(call, SEND_COPY) : call->send;
+}
+
+static void *recv_of(const brg_call *call)
+{
+    return call->mark[RECV_COPY] ? copy_of(call, RECV_COPY) : call->recv;
+}
+
+/* ---- Handing over to NCCL ----------------------------------------------------------- */
+
+static ncclDataType_t type_of(brg_dtype dtype)
+{
+    static const ncclDataType_t types[BRG_N_DTYPES] = {
+        ncclFloat64, ncclFloat32, ncclFloat16, ncclBfloat16,
+        ncclInt64,   ncclInt32,   ncclUint8,   ncclUint8};
+    return types[dtype];
+}
+
+static ncclRedOp_t op_of(brg_reduce_op op)
+{
+    static const ncclRedOp_t ops[BRG_N_REDUCE_OPS] = {ncclSum, ncclAvg, ncclMin,
+                                                      ncclMax, ncclProd};
+    return ops[op];
+}
+
+static ncclResult_t hand_over(brg__nccl_group *g, const brg_call *call)
+{
+    const ncclDataType_t type = type_of(call->dtype);
+    const void *send = send_of(call);
+    void *recv = recv_of(call);
+    switch (call->coll) {
+    case BRG_COLL_ALL_REDUCE:
+        return ncclAllReduce(send, recv, call->count, type, op_of(call->op),
+                             g->comm, g->own);
+    case BRG_COLL_REDUCE_SCATTER:
+        return ncclReduceScatter(send, recv, call->count, type, op_of(call->op),
+                                 g->comm, g->own);
+    case BRG_COLL_ALL_GATHER:
+        return ncclAllGather(send, recv, call->count, type, g->comm, g->own);
+    case BRG_COLL_BROADCAST:
+        return ncclBroadcast(send, recv, call->count, type, call->peer, g->comm,
+                             g->own);
+    case BRG_COLL_BARRIER:
+        return ncclAllReduce(g->byte, g->byte, 1, ncclUint8, ncclSum, g->comm,
+                             g->own);
+    case BRG_COLL_SEND:
+        return ncclSend(send, call->count, type, call->peer, g->comm, g->own);
+    case BRG_COLL_RECV:
+        return ncclRecv(recv, call->count, type, call->peer, g->comm, g->own);
+    default:
+        return ncclInvalidUsage;
+    }
+}
+
+static void enqueue(brg__nccl_group *g, brg_call *call)
+{
+    call->next = NULL;
+    *g->last = call;
+    g->last = &call->next;
+}
+
+static void dequeue(brg__nccl_group *g, brg_call *call)
+{
+    brg_call **at = &g->first;
+    while (*at && *at != call)
+        at = &(*at)->next;
+    if (!*at)
+        return;
+    *at = call->next;
+    if (g->last == &call->next)
+        g->last = at;
+}
+
+static brg_status order_behind_compute(brg__nccl_group *g)
+{
+    BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaEventRecord(g->ready, g->compute),
+                                       "an event"));
+    return brg__nccl_check_cuda(g, cudaStreamWaitEvent(g->own, g->ready, 0),
+                                "an event");
+}
+
+static brg_status mark_end(brg__nccl_group *g, brg_call *call)
+{
+    BRG__NCCL_TRY(brg__nccl_check_cuda(
+        g, cudaEventRecord(event_of(call)->event, g->own), "an event"));
+    enqueue(g, call);
+    return BRG_OK;
+}
+
+/* All that were held, as one: a send and a recv that wait for each other must
+ * run together. */
+static brg_status flush_held(brg__nccl_group *g)
+{
+    brg_call *first = g->held;
+    ncclResult_t result = ncclSuccess, end;
+    if (!first)
+        return BRG_OK;
+    g->held = NULL;
+    g->held_last = &g->held;
+    BRG__NCCL_TRY(order_behind_compute(g));
+    BRG__NCCL_TRY(brg__nccl_check(g, ncclGroupStart(), "send and recv"));
+    for (brg_call *call = first; call && result == ncclSuccess;
+         call = call->next)
+        result = hand_over(g, call);
+    end = ncclGroupEnd();
+    BRG__NCCL_TRY(brg__nccl_check(g, result != ncclSuccess ? result : end,
+                                  "send and recv"));
+    for (brg_call *call = first, *next; call; call = next) {
+        next = call->next;
+        BRG__NCCL_TRY(mark_end(g, call));
+    }
+    return BRG_OK;
+}
+
+static brg_status check_peers(brg__nccl_group *g)
+{
+    ncclResult_t state = ncclSuccess;
+    BRG__NCCL_TRY(brg__nccl_check(g, ncclCommGetAsyncError(g->comm, &state),
+                                  "the group"));
+    return brg__nccl_check(g, state, "the group");
+}
+
+static brg_status start_now(brg__nccl_group *g, brg_call *call)
+{
+    BRG__NCCL_TRY(flush_held(g));
+    BRG__NCCL_TRY(order_behind_compute(g));
+    BRG__NCCL_TRY(brg__nccl_check(g, hand_over(g, call), "a collective"));
+    return mark_end(g, call);
+}
+
+static void hold(brg__nccl_group *g, brg_call *call)
+{
+    call->next = NULL;
+    *g->held_last = call;
+    g->held_last = &call->next;
+}
+
+brg_status brg__nccl_start(void *group, brg_call *call)
+{
+    brg__nccl_group *g = group;
+    if (call->count == 0 && call->coll != BRG_COLL_BARRIER) {
+        call->is_done = true;
+        return BRG_OK;
+    }
+    BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaSetDevice(g->device), "the GPU"));
+    BRG__NCCL_TRY(take_event(g, call));
+    call->mark[HOST_WAITS] = call->coll == BRG_COLL_BARRIER;
+    brg_status status = stage_buffers(g, call);
+    if (status == BRG_OK &&
+        (call->coll == BRG_COLL_SEND || call->coll == BRG_COLL_RECV))
+        hold(g, call);
+    else if (status == BRG_OK)
+        status = start_now(g, call);
+    if (status != BRG_OK)
+        let_go(g, call);
+    return status;
+}
+
+/* ---- Ends ------------------------------------------------------------------------------ */
+
+/* The event has happened. */
+static brg_status finish(brg__nccl_group *g, brg_call *call)
+{
+    brg_status status = BRG_OK;
+    if (call->mark[RECV_COPY]) {
+        const size_t nbytes = times(g, call, false) * call->nbytes;
+        cudaError_t error =
+            cudaMemcpyAsync(call->recv, copy_of(call, RECV_COPY), nbytes,
+                            cudaMemcpyDeviceToHost, g->copies);
+        if (error == cudaSuccess)
+            error = cudaStreamSynchronize(g->copies);
+        status = brg__nccl_check_cuda(g, error, "a host buffer");
+    }
+    dequeue(g, call);
+    let_go(g, call);
+    call->is_done = status == BRG_OK;
+    return status;
+}
+
+brg_status brg__nccl_progress(void *group)
+{
+    brg__nccl_group *g = group;
+    if (!g->first && !g->held)
+        return BRG_OK;
+    BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaSetDevice(g->device), "the GPU"));
+    BRG__NCCL_TRY(flush_held(g));
+    BRG__NCCL_TRY(check_peers(g));
+    while (g->first) {
+        cudaError_t state = cudaEventQuery(event_of(g->first)->event);
+        if (state == cudaErrorNotReady) {
+            (void)cudaGetLastError();
+            return BRG_OK;
+        }
+        BRG__NCCL_TRY(brg__nccl_check_cuda(g, state, "a collective"));
+        BRG__NCCL_TRY(finish(g, g->first));
+    }
+    return BRG_OK;
+}
+
+static brg_status fail_timeout(brg__nccl_group *g, const brg_call *call)
+{
+    char text[120];
+    brg_signature mine;
+    g->host->sign(call, g->rank, &mine);
+    g->host->describe(&mine, text, sizeof text);
+    return g->host->fail(BRG_ERR_TIMEOUT, __FILE__, __LINE__,
+                         "rank %d: %s timed out after %g s", g->rank, text,
+                         (double)g->timeout_ns * 1e-9);
+}
+
+static brg_status wait_on_host(brg__nccl_group *g, brg_call *call)
+{
+    const uint64_t start = g->host->clock_ns();
+    while (!call->is_done) {
+        BRG__NCCL_TRY(brg__nccl_progress(g));
+        if (call->is_done)
+            break;
+        if (g->host->clock_ns() - start > g->timeout_ns)
+            return fail_timeout(g, call);
+        (void)sched_yield();
+    }
+    return BRG_OK;
+}
+
+brg_status brg__nccl_wait(void *group, brg_call *call)
+{
+    brg__nccl_group *g = group;
+    if (call->is_done)
+        return BRG_OK;
+    BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaSetDevice(g->device), "the GPU"));
+    BRG__NCCL_TRY(flush_held(g));
+    if (call->mark[HOST_WAITS])
+        return wait_on_host(g, call);
+    BRG__NCCL_TRY(check_peers(g));
+    BRG__NCCL_TRY(brg__nccl_check_cuda(
+        g, cudaStreamWaitEvent(g->compute, event_of(call)->event, 0),
+        "a collective"));
+    return finish(g, call);
+}
+
+void brg__nccl_forget(brg__nccl_group *g)
+{
+    for (brg_call *call = g->first, *next; call; call = next) {
+        next = call->next;
+        let_go(g, call);
+    }
+    for (brg_call *call = g->held, *next; call; call = next) {
+        next = call->next;
+        let_go(g, call);
+    }
+    g->first = g->held = NULL;
+    g->last = &g->first;
+    g->held_last = &g->held;
+}

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The NCCL backend: what brg_pg_create(&pg, "nccl", ...) takes. */
+#ifndef BRG_NCCL_H
+#define BRG_NCCL_H
+
+#include <brigade/comm.h>
+#include <brigade/device.h>
+
+BRG_BEGIN_DECLS
+
+/* One GPU per rank. Collectives run on a stream of high priority, behind what
+ * is queued on the device when they start; brg_work_wait makes what is queued
+ * next wait for them and returns: the host waits for nothing. Buffers in host
+ * memory are taken too: they are copied, and waiting for them is waiting.
+ *
+ * What NCCL does differently from the other backends: sums are in NCCL's order
+ * (and of 16-bit floats rounded at each step), a NaN does not win MIN and MAX,
+ * and calls that differ between ranks are not noticed.
+ *
+ * A peer that is gone is noticed by the next call or poll after NCCL did. */
+
+/* backend_data of brg_pg_options. */
+typedef struct brg_nccl_options {
+    size_t struct_size;
+    int rank;
+    int world_size;
+    brg_device device; /* this rank's GPU */
+    void *stream;      /* its queue, a cudaStream_t: brg_device_stream */
+    /* Sends `nbytes` at `data` from rank 0 to all: how the ranks find each
+     * other. */
+    brg_status (*broadcast)(void *user, void *data, size_t nbytes);
+    void *user;
+} brg_nccl_options;
+
+/* A broadcast over another group, for example one of MPI. */
+static inline brg_status brg_nccl_broadcast_over(void *pg, void *data,
+                                                 size_t nbytes)
+{
+    brg_work *work;
+    brg_status status =
+        brg_broadcast((brg_pg *)pg, &work, data, nbytes, BRG_DTYPE_U8, 0);
+    return status == BRG_OK ? brg_work_wait(work) : status;
+}
+
+/* The NCCL group of the ranks of `over`, each on its `device`. Collective.
+ * *out: owned. */
+static inline brg_status brg_nccl_create(brg_pg **out, brg_pg *over,
+                                         brg_device device)
+{
+    brg_nccl_options nccl = {sizeof(brg_nccl_options),
+                             brg_pg_rank(over),
+                             brg_pg_world_size(over),
+                             device,
+                             NULL,
+                             brg_nccl_broadcast_over,
+                             over};
+    brg_pg_options options = {sizeof(brg_pg_options), 0, &nccl};
+    brg_status status = brg_device_stream(device, &nccl.stream);
+    return status == BRG_OK ? brg_pg_create(out, "nccl", &options) : status;
+}
+
+/* The backend, for programs that link it: brg_backend_register takes it.
+ * brg_pg_create finds it by name otherwise. */
+BRG_API const brg_backend *brg_comm_nccl(void);
+
+BRG_END_DECLS
+
+#endif
