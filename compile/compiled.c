@@ -32,8 +32,7 @@ brg_status brg_compiled_create(brg_compiled **out, brg_compiled_fn fn,
     brg__function_init(&compiled->function);
     compiled->function.is_all_dynamic =
         checked.dynamic == BRG_COMPILE_DYNAMIC_ALL;
-    compiled->function.has_passes =
-        checked.backend != BRG_COMPILE_BACKEND_EAGER;
+    compiled->function.backend = checked.backend;
     *out = compiled;
     return BRG_OK;
 }

@@ -11,7 +11,7 @@
 
 void brg__function_init(brg__function *f)
 {
-    *f = (brg__function){.has_passes = true};
+    *f = (brg__function){.backend = BRG_COMPILE_BACKEND_PASSES};
     pthread_mutex_init(&f->lock, NULL);
 }
 
@@ -184,7 +184,7 @@ static brg_status capture(brg__function *f, const brg__traced_call *call,
 {
     brg__segment *segment;
     char *reason = NULL;
-    brg_status status = brg__segment_create(&segment, call, f->has_passes);
+    brg_status status = brg__segment_create(&segment, call, f->backend);
     if (status == BRG_ERR_UNSUPPORTED) {
         reason = brg__mem_strdup(brg_error_message());
         status = reason ? BRG_OK : BRG_ERR_NOMEM;

@@ -10,6 +10,8 @@
 #ifndef BRG_COMPILE_FUNCTION_H
 #define BRG_COMPILE_FUNCTION_H
 
+#include <brigade/compile.h>
+
 #include "compile/segment.h"
 
 #define BRG__MAX_SEGMENTS 16 /* of a function; the least recently used goes */
@@ -32,7 +34,7 @@ typedef struct brg__function {
     uint64_t clock;
     uint8_t marked[BRG__MAX_MARKED]; /* bit d: dim d of the input is dynamic */
     bool is_all_dynamic;             /* all sizes, from the start */
-    bool has_passes;
+    brg_compile_backend backend;
     pthread_mutex_t lock;
     uint64_t n_segments; /* ids given */
 } brg__function;

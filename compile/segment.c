@@ -52,11 +52,11 @@ static brg_status give_inputs(brg__segment *s, brg_tensor *const *inputs,
 }
 
 static brg_status make_ready(brg__segment *s, const brg__traced_call *call,
-                             bool has_passes)
+                             brg_compile_backend backend)
 {
     brg__captured *c = &s->captured;
-    if (has_passes)
-        BRG_TRY(brg__passes_run(&c->forward, BRG_COMPILE_BACKEND_PASSES));
+    if (backend != BRG_COMPILE_BACKEND_EAGER)
+        BRG_TRY(brg__passes_run(&c->forward, backend));
     BRG_TRY(note_constants(s));
     s->outputs = brg__mem_alloc_array(
         (size_t)c->n_outputs + 1, sizeof *s->outputs, "a segment's results");
@@ -73,7 +73,7 @@ static brg_status make_ready(brg__segment *s, const brg__traced_call *call,
 }
 
 brg_status brg__segment_create(brg__segment **out, const brg__traced_call *call,
-                               bool has_passes)
+                               brg_compile_backend backend)
 {
     *out = NULL;
     brg__segment *s = BRG__NEW(brg__segment);
@@ -88,7 +88,7 @@ brg_status brg__segment_create(brg__segment **out, const brg__traced_call *call,
         (brg__effect){.name = "backward_end", .run = end_backward, .object = s};
     brg_status status = brg__trace(&s->captured, &traced);
     if (status == BRG_OK)
-        status = make_ready(s, call, has_passes);
+        status = make_ready(s, call, backend);
     if (status != BRG_OK) {
         brg__segment_release(s);
         return status;

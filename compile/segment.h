@@ -10,6 +10,8 @@
 
 #include <pthread.h>
 
+#include <brigade/compile.h>
+
 #include "compile/plan.h"
 #include "compile/trace.h"
 
@@ -38,7 +40,7 @@ typedef struct brg__segment {
 /* Captures. *out: owned; NULL on failure, BRG_ERR_UNSUPPORTED as brg__trace
  * says. */
 brg_status brg__segment_create(brg__segment **out, const brg__traced_call *call,
-                               bool has_passes);
+                               brg_compile_backend backend);
 void brg__segment_retain(brg__segment *segment);
 void brg__segment_release(brg__segment *segment);
 

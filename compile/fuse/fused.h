@@ -7,7 +7,7 @@
  * outputs never leave the cache. Values are rounded to their dtype, sums taken
  * in the pieces of the eager reductions, so all bits are the eager ones.
  *
- * A generated kernel (generate.h) computes a tile in one loop instead. */
+ * A generated kernel (generate.h) computes a tile in one call instead. */
 #ifndef BRG_COMPILE_FUSE_FUSED_H
 #define BRG_COMPILE_FUSE_FUSED_H
 
@@ -16,7 +16,7 @@
 #include "core/ops/rows.h"
 #include "core/ops/tiles.h"
 
-/* n elements of each: out[] are the values that leave the group or are summed,
+/* n elements of each, a tile at most: out[] are the values that leave the group or are summed,
  * in the order of their ops; in[] the operands that are read; p[] two scalars
  * of each op, then 0. All of the compute type, none overlaps another. */
 typedef void (*brg__fused_fn)(size_t n, void *const *out, const void *const *in,

@@ -69,7 +69,59 @@ static bool is_hidden(const brg__fused *f, int k)
     return false;
 }
 
-static brg_status put_op(text *t, const brg__fused *f, int k, int *n_exports)
+/* ---- Loops of a kernel ---------------------------------------------------------
+ * Functions like exp are long chains of dependent instructions. Several in one
+ * loop leave the processor nothing to do beside them; in loops of their own the
+ * elements overlap. So a kernel is cut into loops of bounded cost, and what a
+ * later loop reads waits in the cache, in an array of a tile. */
+
+#define LOOP_COST 28
+
+static int cost_of(const brg_op *op)
+{
+    static const char *const cheap[] = {"FN(max)",   "FN(min)",  "FN(abs)",
+                                        "FN(floor)", "FN(ceil)", "FN(rint)"};
+    const char *fn = strstr(op->expr, "FN(");
+    for (size_t i = 0; fn && i < sizeof cheap / sizeof *cheap; i++)
+        if (strncmp(fn, cheap[i], strlen(cheap[i])) == 0)
+            fn = NULL;
+    bool divides = strchr(op->expr, '/') || strstr(op->expr, "FN(div)") ||
+                   strstr(op->expr, "FN(sqrt)");
+    return divides ? 6 : fn ? 24 : 1;
+}
+
+typedef struct layout {
+    int loop[BRG__GROUP_MAX_OPS];     /* of each op */
+    int export[BRG__GROUP_MAX_OPS];   /* its number, or NONE */
+    bool is_kept[BRG__GROUP_MAX_OPS]; /* in an array, for later loops */
+    int n_loops, n_exports;
+} layout;
+
+static void lay_out(layout *l, const brg__fused *f)
+{
+    int cost = 0;
+    *l = (layout){.n_loops = 1};
+    for (int k = 0; k < f->n_ops; k++) {
+        l->export[k] = f->ops[k].is_export ? l->n_exports++ : BRG__GROUP_NONE;
+        if (!f->ops[k].kernel)
+            continue;
+        int more = cost_of(f->group->ops[k].op);
+        if (cost > 0 && cost + more > LOOP_COST) {
+            l->n_loops++;
+            cost = 0;
+        }
+        cost += more;
+        l->loop[k] = l->n_loops - 1;
+        for (int i = 0; i < f->group->ops[k].n_in; i++) {
+            int from = f->ops[k].in[i] - f->n_loads;
+            if (from >= 0 && l->loop[from] != l->loop[k] &&
+                !f->ops[from].is_export)
+                l->is_kept[from] = true;
+        }
+    }
+}
+
+static brg_status put_op(text *t, const brg__fused *f, const layout *l, int k)
 {
     const brg__fused_op *op = &f->ops[k];
     const brg__group_op *from = &f->group->ops[k];
@@ -82,22 +134,49 @@ static brg_status put_op(text *t, const brg__fused *f, int k, int *n_exports)
     BRG_TRY(put(t, "            v%d = %s(T)(%s)%s;\n        }\n", op->to,
                 is_hidden(f, k) ? "HIDE(" : "", from->op->expr,
                 is_hidden(f, k) ? ")" : ""));
-    if (op->is_export)
-        BRG_TRY(put(t, "        o%d[i] = v%d;\n", (*n_exports)++, op->to));
-    return BRG_OK;
+    if (l->export[k] != BRG__GROUP_NONE)
+        return put(t, "        o%d[i] = v%d;\n", l->export[k], op -> to);
+    return l->is_kept[k] ? put(t, "        k%d[i] = v%d;\n", k, op->to)
+                         : BRG_OK;
 }
 
-static int count_exports(const brg__fused *f)
+/* Register r, if this loop reads it and does not make it. */
+static brg_status put_read(text *t, const brg__fused *f, const layout *l,
+                           int loop, int r)
 {
-    int n = 0;
+    int made_by = r - f->n_loads;
+    bool is_read = false;
+    if (made_by >= 0 && (!f->ops[made_by].kernel || l->loop[made_by] >= loop))
+        return BRG_OK;
     for (int k = 0; k < f->n_ops; k++)
-        n += f->ops[k].is_export;
-    return n;
+        for (int i = 0; f->ops[k].kernel && i < f->group->ops[k].n_in; i++)
+            is_read = is_read || (l->loop[k] == loop && f->ops[k].in[i] == r);
+    if (!is_read)
+        return BRG_OK;
+    if (made_by < 0)
+        return put(t, "        const T v%d = i%d[i];\n", r, r);
+    if (l->export[made_by] != BRG__GROUP_NONE)
+        return put(t, "        const T v%d = o%d[i];\n", r, l->export[made_by]);
+    return put(t, "        const T v%d = k%d[i];\n", r, made_by);
+}
+
+static brg_status put_loop(text *t, const brg__fused *f, const layout *l,
+                           int loop)
+{
+    BRG_TRY(put(t, "    INDEPENDENT for (size_t i = 0; i < n; i++)\n    {\n"));
+    for (int r = 0; r < f->n_loads + f->n_ops; r++)
+        BRG_TRY(put_read(t, f, l, loop, r));
+    for (int k = 0; k < f->n_ops; k++)
+        if (f->ops[k].kernel && l->loop[k] == loop)
+            BRG_TRY(put_op(t, f, l, k));
+    return put(t, "    }\n");
 }
 
 /* Without the name, so that equal ones are found. */
 static brg_status put_kernel(text *t, const brg__fused *f)
 {
+    layout l;
+    lay_out(&l, f);
     BRG_TRY(put(t, "(size_t n, void *const *out, const void *const *in,\n"
                    "    const double *scalars)\n{\n"));
     BRG_TRY(put(t, "    T s[%d];\n", 2 * f->n_ops));
@@ -106,18 +185,16 @@ static brg_status put_kernel(text *t, const brg__fused *f)
                 "        s[k] = (T)scalars[k];\n",
                 2 * f->n_ops));
     BRG_TRY(put(t, "    const U zero = (U)scalars[%d];\n", 2 * f->n_ops));
-    for (int i = 0; i < count_exports(f); i++)
+    for (int i = 0; i < l.n_exports; i++)
         BRG_TRY(put(t, "    T *restrict const o%d = out[%d];\n", i, i));
     for (int i = 0; i < f->n_loads; i++)
         BRG_TRY(put(t, "    const T *const i%d = in[%d];\n", i, i));
-    BRG_TRY(put(t, "    INDEPENDENT for (size_t i = 0; i < n; i++)\n    {\n"));
-    for (int i = 0; i < f->n_loads; i++)
-        BRG_TRY(put(t, "        const T v%d = i%d[i];\n", i, i));
-    int n_exports = 0;
     for (int k = 0; k < f->n_ops; k++)
-        if (f->ops[k].kernel)
-            BRG_TRY(put_op(t, f, k, &n_exports));
-    return put(t, "    }\n}\n");
+        if (l.is_kept[k])
+            BRG_TRY(put(t, "    T k%d[%d / sizeof(T)];\n", k, BRG__TILE_BYTES));
+    for (int loop = 0; loop < l.n_loops; loop++)
+        BRG_TRY(put_loop(t, f, &l, loop));
+    return put(t, "}\n");
 }
 
 /* ---- All of them --------------------------------------------------------------- */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * C source for groups: one loop a group, over tiles of contiguous values.
+ * C source for groups: a function each, over tiles of contiguous values.
  *
  * Each op is the expression of its row in ops.def, with the functions of
  * core/ops/vmath.h, as in the eager kernels, compiled for the same instruction
@@ -13,7 +13,7 @@
 #include "compile/fuse/fused.h"
 
 /* To be counted up when brg__fused_fn or the text around kernels changes. */
-#define BRG__KERNEL_ABI 1
+#define BRG__KERNEL_ABI 2
 
 /* Why the group has no kernel of its own; NULL: it may have one. */
 const char *brg__generate_refuses(const brg__fused *fused);
