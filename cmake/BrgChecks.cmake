@@ -18,6 +18,9 @@ if(Python3_FOUND)
   brg_check(docs ${Python3_EXECUTABLE} ${_scripts}/gen_docs.py --check)
 endif()
 
+brg_check(api_docs ${_scripts}/api_docs.sh ${CMAKE_CURRENT_BINARY_DIR}/api)
+set_property(TEST check/api_docs APPEND PROPERTY LABELS slow)
+
 file(GLOB_RECURSE _headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/brigade/*.h)
 set(_check_headers ${CMAKE_CURRENT_SOURCE_DIR}/headers/check_headers.sh
   ${PROJECT_SOURCE_DIR}/include ${PROJECT_BINARY_DIR}/include)
@@ -51,4 +54,8 @@ if(NOT BRG_SANITIZE)
     ${PROJECT_BINARY_DIR} ${CMAKE_COMMAND} ${CMAKE_C_COMPILER} ${_components})
   set_tests_properties(check/install PROPERTIES
     PROCESSORS 2 TIMEOUT 300 ENVIRONMENT "${BRG_TEST_ENV}")
+  if(TARGET brigade_tool)
+    brg_check(package ${CMAKE_CURRENT_SOURCE_DIR}/install/package.sh
+      ${PROJECT_BINARY_DIR})
+  endif()
 endif()

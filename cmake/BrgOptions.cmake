@@ -1,6 +1,7 @@
 # Options of the build and the libraries it needs. AUTO parts are used when
 # found; a part asked for (ON) and not found is an error.
 option(BRG_BUILD_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
+option(BRG_BUILD_TOOLS "Build the program brigade" ${PROJECT_IS_TOP_LEVEL})
 option(BRG_BUILD_BENCH "Build the benchmarks" ${PROJECT_IS_TOP_LEVEL})
 option(BRG_BUILD_EXAMPLES "Build the examples" ${PROJECT_IS_TOP_LEVEL})
 option(BRG_WERROR "Treat warnings as errors" OFF)

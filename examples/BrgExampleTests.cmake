@@ -13,6 +13,7 @@ set(_env
   BRG_FASHION_MNIST=$<TARGET_FILE:fashion_mnist>
   BRG_GPT=$<TARGET_FILE:gpt>
   BRG_EXAMPLES=$<TARGET_FILE_DIR:01_tensor>
+  BRG_TOOL=$<$<TARGET_EXISTS:brigade_tool>:$<TARGET_FILE:brigade_tool>>
   BRG_BYO_ALONE=$<TARGET_FILE:byo_alone>
   "BRG_BYO_PROGRAMS=${_byo}"
   PYTHONDONTWRITEBYTECODE=1)
@@ -42,6 +43,9 @@ add_test(NAME examples/plugin_op
 brg_set_test(examples/plugin_op unit 120)
 brg_example_test(small)
 brg_example_test(bring_your_own)
+if(TARGET brigade_tool)
+  brg_example_test(tools)
+endif()
 foreach(_class Training Resuming Failing Real)
   brg_example_test(fashion_mnist ${_class})
 endforeach()

@@ -8,7 +8,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = ["core", "comm", "reducer", "compile", "include", "tests", "examples",
-           "bench"]
+           "bench", "tools"]
 MAX_FUNCTION, MAX_FILE, MAX_PUBLIC_HEADER = 70, 800, 300
 
 # path, or path:function -> reason

@@ -1,0 +1,130 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The program `brigade`: what its commands print, bad arguments, man pages."""
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import unittest
+
+from support import MPIRUN, ROOT, ProgramTest
+
+TOOL = os.environ.get("BRG_TOOL", "")
+COMMANDS = re.findall(r"X\((\w+), \"", (ROOT / "tools/commands.h").read_text())
+
+
+def write_safetensors(path, tensors):
+    """name -> (dtype, bytes of an element, shape); zeros."""
+    header, at = {}, 0
+    for name, (dtype, size, shape) in tensors.items():
+        n = size
+        for dim in shape:
+            n *= dim
+        header[name] = {"dtype": dtype, "shape": shape,
+                        "data_offsets": [at, at + n]}
+        at += n
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(at))
+    return path
+
+
+class ToolTest(ProgramTest):
+    def run_tool(self, *arguments, ranks=0, code=0):
+        run = self.run_program(TOOL, *arguments, ranks=ranks)
+        self.assertEqual(run.code, code, f"\n{run}")
+        return run
+
+    def test_help_names_every_command(self):
+        self.assertGreaterEqual(len(COMMANDS), 3)
+        run = self.run_tool("--help")
+        for name in COMMANDS:
+            self.assertIn(f"  {name} ", run.out)
+            self.assertIn(f"brigade {name}",
+                          self.run_tool(name, "--help").out)
+        self.assertRegex(self.run_tool("--version").out, r"^brigade \d")
+
+    def test_bad_arguments(self):
+        for arguments in ([], ["nothing"], ["info", "x"], ["bench", "--min"],
+                          ["bench", "--min", "4Q"], ["bench", "--rounds", "0"],
+                          ["bench", "--min", "8M", "--max", "4M"], ["plan"],
+                          ["plan", "a", "b"], ["plan", "--bucket", "x", "a"]):
+            with self.subTest(arguments=arguments):
+                run = self.run_tool(*arguments, code=2)
+                self.assertTrue(run.err)
+                self.assertEqual(run.out, "")
+
+    def test_info(self):
+        lines = dict(line.split("=", 1)
+                     for line in self.run_tool("info").out.splitlines())
+        self.assertIn("version", lines)
+        self.assertEqual(lines["device.cpu"], "1")
+        self.assertTrue(lines["BRG_TIMEOUT_S"].endswith("(default)"))
+        if MPIRUN:
+            self.assertEqual(lines["backend.mpi"], "yes")
+        if lines["backend.nccl"] == "no":
+            self.assertTrue(lines["backend.nccl.why"])
+
+    def test_bench(self):
+        for ranks in (0, 2) if MPIRUN else (0,):
+            run = self.run_tool("bench", "--csv", "--max", "64K", "--rounds",
+                                "3", ranks=ranks)
+            rows = list(csv.DictReader(io.StringIO(run.out)))
+            self.assertEqual([int(row["bytes"]) for row in rows],
+                             [4096, 16384, 65536])
+            for row in rows:
+                self.assertGreaterEqual(float(row["median_us"]),
+                                        float(row["best_us"]))
+                self.assertGreater(float(row["gb_per_s"]), 0)
+
+    def test_plan(self):
+        path = write_safetensors(self.folder / "model.safetensors", {
+            "a.weight": ("F32", 4, [1024, 256]),
+            "b.weight": ("F32", 4, [1024, 256]),
+            "c.bias": ("F32", 4, [10]),
+            "half": ("BF16", 2, [64]),
+            "steps": ("I64", 8, [1])})
+        run = self.run_tool("plan", "--first-bucket", "1K", "--bucket", "1M",
+                            path)
+        lines = run.out.splitlines()
+        self.assertRegex(lines[0], "^4 gradients in 3 buckets, ")
+        self.assertNotIn("steps", run.out)
+        buckets = re.findall(r"^bucket \d+: (\w+), \d+ bytes\n((?:  .*\n)*)",
+                             run.out, re.M)
+        # Ready from the last on; a bucket closes when it has enough.
+        self.assertEqual([(dtype, re.findall(r"  (\S+) ", names))
+                          for dtype, names in buckets],
+                         [("bf16", ["half"]),
+                          ("f32", ["c.bias", "b.weight"]),
+                          ("f32", ["a.weight"]), ])
+
+    def test_plan_of_a_bad_file(self):
+        run = self.run_tool("plan", self.folder / "none", code=1)
+        self.assertIn("No such file", run.err)
+        (self.folder / "bad").write_text("not a model")
+        self.assertTrue(self.run_tool("plan", self.folder / "bad",
+                                      code=1).err)
+
+    def test_man_pages(self):
+        pages = [ROOT / "tools/man/brigade.1"]
+        pages += [ROOT / f"tools/man/brigade-{name}.1" for name in COMMANDS]
+        for page in pages:
+            text = page.read_text()
+            for section in ".SH NAME", ".SH SYNOPSIS", ".SH DESCRIPTION":
+                self.assertIn(section, text, page)
+            if shutil.which("groff"):
+                done = subprocess.run(["groff", "-man", "-Tascii", "-ww", page],
+                                      capture_output=True, text=True)
+                self.assertEqual(done.stderr, "", page)
+        for name in COMMANDS:  # every option of the help is in the page
+            page = (ROOT / f"tools/man/brigade-{name}.1").read_text()
+            for option in re.findall(r"^  (--[\w-]+)",
+                                     self.run_tool(name, "--help").out, re.M):
+                self.assertIn(option, page)
+
+
+if __name__ == "__main__":
+    unittest.main()
