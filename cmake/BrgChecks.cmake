@@ -15,6 +15,7 @@ if(Python3_FOUND)
   brg_check(includes ${Python3_EXECUTABLE} ${_scripts}/check_includes.py)
   brg_check(sizes ${Python3_EXECUTABLE} ${_scripts}/check_sizes.py)
   brg_check(rows ${Python3_EXECUTABLE} ${_scripts}/check_rows.py ${CMAKE_CURRENT_BINARY_DIR})
+  brg_check(features ${Python3_EXECUTABLE} ${_scripts}/check_features.py)
   brg_check(docs ${Python3_EXECUTABLE} ${_scripts}/gen_docs.py --check)
 endif()
 

@@ -23,6 +23,7 @@ enum {
     KEY_CHECKPOINT,
     KEY_RESUME,
     KEY_LOG_LOSSES,
+    KEY_METRICS,
     KEY_OPTIMIZER,
     KEY_EPOCHS,
     KEY_BATCH,
@@ -62,6 +63,8 @@ static const struct argp_option option_rows[] = {
     {"resume", KEY_RESUME, "FILE", 0, "Go on from a checkpoint", 2},
     {"log-losses", KEY_LOG_LOSSES, "FILE", 0,
      "Write the loss of every step here", 2},
+    {"metrics", KEY_METRICS, "FILE", 0,
+     "Write loss and times of every step here, comma-separated", 2},
     {0, 0, 0, 0, "Running:", 3},
     {"backend", KEY_BACKEND, "NAME", 0,
      "mpi, self or another backend (default: mpi under mpirun, else self)", 3},
@@ -187,6 +190,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case KEY_LOG_LOSSES:
         options->log_losses = arg;
+        return 0;
+    case KEY_METRICS:
+        options->metrics = arg;
         return 0;
     case KEY_OPTIMIZER:
         options->optimizer =

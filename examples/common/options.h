@@ -16,6 +16,7 @@ typedef struct train_options {
     const char *checkpoint;
     const char *resume;
     const char *log_losses;
+    const char *metrics;
     const char *optimizer; /* "sgd" or "adamw" */
     int64_t epochs;
     int64_t batch;      /* all ranks together */

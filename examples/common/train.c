@@ -18,6 +18,7 @@
 #include <brigade/reducer.h>
 #include <brigade/tensor.h>
 
+#include "common/metrics.h"
 #include "common/progress.h"
 #include "common/report.h"
 #include "common/state.h"
@@ -32,7 +33,8 @@ typedef struct run {
     brg_compiled *compiled; /* the step; NULL: it is eager */
     double *losses;         /* of this step, one per rank or leaf */
     int n_losses;
-    FILE *log; /* rank 0 only */
+    FILE *log;        /* rank 0 only */
+    metrics *metrics; /* the same */
     progress progress;
     int64_t step;
     int64_t n_steps;
@@ -221,15 +223,23 @@ static brg_status eager_step(double *loss, run *r, const brg_batch *batch)
 }
 
 /* Times of the step that has ended. */
-static void measure(run *r, uint64_t started, double loss, int64_t epoch)
+static brg_status measure(run *r, uint64_t started, double loss, int64_t epoch)
 {
     brg_reducer_stats stats = {0};
     if (r->ddp != NULL)
         brg_ddp_get_stats(r->ddp, &stats);
-    progress_step(&r->progress, now_ns() - started, stats.wait_ns, loss, epoch);
+    uint64_t step_ns = now_ns() - started;
+    progress_step(&r->progress, step_ns, stats.wait_ns, loss, epoch);
     if (stats.last_ready_ns > 0)
         r->first_launch +=
             (double)stats.first_launch_ns / (double)stats.last_ready_ns;
+    return metrics_write(
+        r->metrics, &(metrics_row){.step = r->step,
+                                   .epoch = epoch,
+                                   .loss = loss,
+                                   .lr = brg_optim_lr(r->optim),
+                                   .step_ms = 1e-6 * (double)step_ns,
+                                   .wait_ms = 1e-6 * (double)stats.wait_ns});
 }
 
 static brg_status train_step(run *r, const brg_batch *batch)
@@ -243,7 +253,7 @@ static brg_status train_step(run *r, const brg_batch *batch)
                                     : eager_step(&loss, r, batch);
     brg_scope_end(scope);
     BRG_TRY(status);
-    measure(r, started, loss, batch->position.epoch);
+    BRG_TRY(measure(r, started, loss, batch->position.epoch));
     if (r->log != NULL)
         fprintf(r->log, "%" PRId64 " %.9g\n", r->step, loss);
     r->step++;
@@ -350,7 +360,10 @@ static brg_status open_sampler(run *r)
 
 static brg_status open_log(run *r)
 {
-    if (r->options->log_losses == NULL || r->w->rank != 0)
+    if (r->w->rank != 0)
+        return BRG_OK;
+    BRG_TRY(metrics_open(&r->metrics, r->options->metrics));
+    if (r->options->log_losses == NULL)
         return BRG_OK;
     r->log = fopen(r->options->log_losses, "w");
     return r->log != NULL
@@ -472,6 +485,7 @@ brg_status train(train_result *out, const train_task *task,
         status = brg_error_code();
     if (r.log != NULL && fclose(r.log) != 0 && status == BRG_OK)
         status = fail(BRG_ERR_IO, "cannot write", options->log_losses);
+    metrics_close(r.metrics);
     progress_end(&r.progress);
     brg_compiled_destroy(r.compiled);
     brg_ddp_destroy(r.ddp);

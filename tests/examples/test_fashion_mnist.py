@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """The Fashion-MNIST trainer as a program, on a small made-up data set."""
+import csv
 import pathlib
 import unittest
 
-from support import (FASHION_MNIST, ProgramTest, write_idx, write_images)
+from support import (MPIRUN, FASHION_MNIST, ProgramTest, write_idx, write_images)
 
 REAL = pathlib.Path("/usr/share/datasets/fashion-mnist")
 
@@ -73,6 +74,25 @@ class Training(FashionMnistTest):
         self.assertIn("epoch 1, step 3:", run.out)
         self.assertNotIn("\x1b", run.out, "not a terminal")
         self.assertEqual(run.err, "")
+
+    def test_metrics(self):
+        path = self.folder / "metrics.csv"
+        losses = self.folder / "losses"
+        for ranks in (0, 2) if MPIRUN else (0,):
+            self.train("--steps", 3, "--metrics", path, "--log-losses", losses,
+                       ranks=ranks)
+            with path.open() as file:
+                rows = list(csv.DictReader(file))
+            steps, expected = self.losses(losses)
+            self.assertEqual([int(row["step"]) for row in rows], steps)
+            self.assertEqual([float(row["loss"]) for row in rows], expected)
+            for row in rows:
+                self.assertEqual(row["epoch"], "0")
+                self.assertGreater(float(row["step_ms"]),
+                                   float(row["wait_ms"]))
+                self.assertGreater(float(row["lr"]), 0)
+        self.bad(FASHION_MNIST, "--data", self.data, "--metrics",
+                 self.folder / "none" / "file", says=["cannot write"])
 
     def test_seed(self):
         runs = [self.train("--steps", 3, "--seed", seed).result["params_hash"]
