@@ -305,6 +305,7 @@ bool brg_ddp_set_sync(brg_ddp *ddp, bool is_on)
         return false;
     bool was_on = ddp->is_sync;
     ddp->is_sync = is_on;
+    ddp->reducer->pace += was_on != is_on;
     return was_on;
 }
 

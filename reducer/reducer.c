@@ -112,8 +112,9 @@ brg_status brg__reducer_reserve(brg_reducer *r, const brg__plan *plan)
 static brg_status allocate(brg_reducer *r)
 {
     size_t n = r->n_params, n_notes;
-    BRG_CHECK_ARG(brg__mul_size(n + 2, (size_t)r->world_size + 1, &n_notes),
-                  "brg_reducer_create: %zu parameters", n);
+    BRG_CHECK_ARG(
+        brg__mul_size(BRG__N_NOTES(r), (size_t)r->world_size + 1, &n_notes),
+        "brg_reducer_create: %zu parameters", n);
     r->members = brg__mem_alloc_array(n, sizeof *r->members, "gradients");
     r->buckets = brg__mem_alloc_array(n + 1, sizeof *r->buckets, "buckets");
     r->arrivals = brg__mem_alloc_array(n, sizeof *r->arrivals, "an order");

@@ -8,7 +8,8 @@
  *
  * The tail, in the last bucket, says for every parameter how many ranks used
  * it, how many ranks gave up, and how many have no more data: small integers in f32, which add exactly
- * (and survive the average: times world size, rounded). It costs 4 bytes a
+ * (and survive the average: times world size, rounded). Whether all ranks are
+ * at one place and have one plan is found there as well. It costs 4 bytes a
  * parameter and saves every step a collective. What follows from it is the
  * same on every rank, so all may enter one more collective to find out who is
  * to blame.
@@ -74,6 +75,8 @@ struct brg_reducer {
     bool is_shadow;     /* this rank takes part in the step without data */
     uint32_t n_shadows; /* ranks that did, in the last step */
     bool is_rebuilt;    /* or never to be */
+    uint32_t
+        pace; /* how often it was switched off and on since the last step */
     size_t n_ready;
     size_t n_launched;
     size_t n_waited;           /* buckets, of those launched */
@@ -84,7 +87,12 @@ struct brg_reducer {
     brg__error_record broken; /* sticky: out of step with the other ranks */
 };
 
-#define BRG__N_TAIL(r) ((r)->n_params + 2)
+/* What all ranks must have alike, as numbers below BRG__MARK_BASE: pace, and
+ * pieces of the hash of the plan. */
+#define BRG__N_MARKS 4
+#define BRG__MARK_BASE 31
+#define BRG__N_TAIL(r) ((r)->n_params + 2 + 2 * BRG__N_MARKS)
+#define BRG__N_NOTES(r) ((r)->n_params + 2 + BRG__N_MARKS)
 
 /* "parameter fc1.weight" or "parameter 3", for messages. */
 const char *brg__member_name(const brg_reducer *r, size_t i);

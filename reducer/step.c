@@ -159,13 +159,28 @@ static void keep_failure(brg_reducer *r)
         brg__error_save(&r->failure);
 }
 
+/* "bucket 2 (fc1.weight and 3 more): " */
+static void prefix_bucket(const brg_reducer *r, size_t k)
+{
+    const brg__plan_bucket *b = &r->plan.buckets[k];
+    if (b->n_params == 0)
+        (void)brg__error_prefix("bucket %zu: ", k);
+    else if (b->n_params == 1)
+        (void)brg__error_prefix("bucket %zu (%s): ", k,
+                                brg__member_name(r, r->plan.order[b->first]));
+    else
+        (void)brg__error_prefix("bucket %zu (%s and %zu more): ", k,
+                                brg__member_name(r, r->plan.order[b->first]),
+                                b->n_params - 1);
+}
+
 static void wait_one(brg_reducer *r, size_t k)
 {
     uint64_t start = brg__clock_ns();
     brg_status status = end_bucket(r, k);
     r->stats.wait_ns += r->buckets[k].done_ns - start;
     if (status != BRG_OK) {
-        (void)brg__error_prefix("bucket %zu: ", k);
+        prefix_bucket(r, k);
         keep_failure(r);
         return;
     }
@@ -204,6 +219,7 @@ static void arm(brg_reducer *r)
         r->members[i].is_ready = r->members[i].is_used = false;
     brg__inbox_clear(&r->inbox);
     r->leaf = 0;
+    r->pace = 0;
     r->is_running = r->is_shadow = false;
 }
 

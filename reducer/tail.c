@@ -2,10 +2,13 @@
  * The tail of the last bucket, and what follows from it.
  *
  *     used[0] used[1] ... used[n-1] failed shadows      f32, 0 or 1
+ *     mark[0] mark[0]^2 mark[1] ...             below 31, and their squares
  *
- * After the reduction each is a count of ranks. The counts are the same on
- * every rank, so if they tell of an error all ranks exchange their notes
- * (the same flags as bytes) and name the same parameters and ranks. */
+ * After the reduction a flag is a count of ranks, and a mark is alike on all n
+ * of them (but for shadows) if and only if n times the sum of its squares is the square of its
+ * sum. The sums are the same on every rank, so if they tell of an error all
+ * ranks exchange their notes (flags and marks as bytes) and name the same
+ * parameters and ranks. */
 #include <math.h>
 #include <string.h>
 
@@ -17,6 +20,16 @@ static float *tail_of(const brg_reducer *r)
     return (float *)(void *)(r->arena + r->plan.tail_offset);
 }
 
+/* Mark k of this rank: what it did since the last step; pieces of its plan's
+ * hash. */
+static uint8_t mark_of(const brg_reducer *r, size_t k)
+{
+    uint64_t value = r->pace;
+    if (k > 0)
+        value = r->plan_hash >> 16 * (k - 1);
+    return (uint8_t)(value % BRG__MARK_BASE);
+}
+
 void brg__tail_write(brg_reducer *r)
 {
     float *tail = tail_of(r);
@@ -24,18 +37,25 @@ void brg__tail_write(brg_reducer *r)
         tail[i] = r->members[i].is_used;
     tail[r->n_params] = r->has_failed;
     tail[r->n_params + 1] = r->is_shadow;
+    for (size_t k = 0; k < BRG__N_MARKS; k++) {
+        float mark = r->is_shadow ? 0 : mark_of(r, k);
+        tail[r->n_params + 2 + 2 * k] = mark;
+        tail[r->n_params + 3 + 2 * k] = mark * mark;
+    }
 }
 
 /* ---- Blame ------------------------------------------------------------------- */
 
 static brg_status exchange_notes(brg_reducer *r)
 {
-    size_t n = BRG__N_TAIL(r);
+    size_t n = BRG__N_NOTES(r);
     uint8_t *mine = r->notes + n * (size_t)r->world_size;
     for (size_t i = 0; i < r->n_params; i++)
         mine[i] = r->members[i].is_used;
     mine[r->n_params] = r->has_failed;
     mine[r->n_params + 1] = r->is_shadow;
+    for (size_t k = 0; k < BRG__N_MARKS; k++)
+        mine[r->n_params + 2 + k] = mark_of(r, k);
     brg_work *work;
     BRG_TRY(brg_all_gather(r->pg, &work, r->notes, mine, n, BRG_DTYPE_U8));
     return brg_work_wait(work);
@@ -44,7 +64,7 @@ static brg_status exchange_notes(brg_reducer *r)
 /* Rank k has this note, and data. */
 static bool is_meant(const brg_reducer *r, int k, size_t i, uint8_t value)
 {
-    const uint8_t *notes = r->notes + (size_t)k * BRG__N_TAIL(r);
+    const uint8_t *notes = r->notes + (size_t)k * BRG__N_NOTES(r);
     return notes[i] == value && !notes[r->n_params + 1];
 }
 
@@ -61,6 +81,43 @@ static void add_ranks(brg__text *text, const brg_reducer *r, size_t i,
             brg__text_add(text, "%s %d", n_shown++ ? "," : "", k);
     if (n > n_shown)
         brg__text_add(text, " and %zu more", n - n_shown);
+}
+
+/* The mark that fewest ranks have; of equal numbers the one of later ranks. */
+static uint8_t find_odd_mark(const brg_reducer *r, size_t i)
+{
+    uint8_t odd = 0;
+    int n_odd = r->world_size + 1;
+    for (int k = r->world_size; k-- > 0;) {
+        uint8_t value = r->notes[(size_t)k * BRG__N_NOTES(r) + i];
+        int n = 0;
+        for (int other = 0; other < r->world_size; other++)
+            n += is_meant(r, other, i, value);
+        if (n > 0 && n < n_odd) {
+            n_odd = n;
+            odd = value;
+        }
+    }
+    return odd;
+}
+
+static brg_status blame_mark(brg_reducer *r, size_t k)
+{
+    char names[120];
+    brg__text text = brg__text_begin(names, sizeof names);
+    size_t i = r->n_params + 2 + k;
+    add_ranks(&text, r, i, find_odd_mark(r, i));
+    if (k > 0)
+        return BRG_FAIL(BRG_ERR_MISMATCH,
+                        "rank %d: the gradients of %s and %zu more were mixed "
+                        "up: %s has another bucket plan than the other ranks",
+                        r->rank, brg__member_name(r, 0), r->n_params - 1,
+                        names);
+    return BRG_FAIL(BRG_ERR_MISMATCH,
+                    "rank %d: the ranks that reduce %s and %zu more are out of "
+                    "step: %s had brg_ddp_set_sync off for other backwards "
+                    "than the other ranks",
+                    r->rank, brg__member_name(r, 0), r->n_params - 1, names);
 }
 
 static brg_status blame_failed(brg_reducer *r)
@@ -105,6 +162,20 @@ static uint32_t count_of(const brg_reducer *r, float reduced)
     return n > 0 ? (uint32_t)lroundf(n) : 0;
 }
 
+/* The first mark that is not alike on all ranks; BRG__N_MARKS: all are. */
+static size_t find_mark(const brg_reducer *r, const float *tail)
+{
+    size_t k = 0;
+    uint64_t n = (uint64_t)r->world_size - r->n_shadows;
+    for (; k < BRG__N_MARKS; k++) {
+        uint64_t sum = count_of(r, tail[r->n_params + 2 + 2 * k]);
+        uint64_t squares = count_of(r, tail[r->n_params + 3 + 2 * k]);
+        if (n * squares != sum * sum)
+            break;
+    }
+    return k;
+}
+
 brg_status brg__tail_judge(brg_reducer *r)
 {
     const float *tail = tail_of(r);
@@ -117,10 +188,13 @@ brg_status brg__tail_judge(brg_reducer *r)
             r->members[i].n_used < (uint32_t)r->world_size - r->n_shadows;
     }
     is_missing &= !r->options.allow_unused;
-    if (n_failed == 0 && !is_missing)
+    size_t mark = find_mark(r, tail);
+    if (n_failed == 0 && !is_missing && mark == BRG__N_MARKS)
         return BRG_OK;
     BRG_TRY(exchange_notes(r));
     if (r->has_failed)
         return BRG_OK; /* its own error says more */
+    if (mark < BRG__N_MARKS)
+        return blame_mark(r, mark);
     return n_failed > 0 ? blame_failed(r) : blame_missing(r);
 }
