@@ -119,6 +119,63 @@ static void run_chain(const char *name, brg_compile_backend backend,
     graph_deinit(&gr);
 }
 
+/* 20 ops forward, as a function compiled whole. */
+static brg_status chain_forward(brg_tensor *const *in, size_t n_in,
+                                brg_tensor **out, size_t n_out, void *user)
+{
+    const bool has_functions = *(const bool *)user;
+    brg_tensor *y = in[0];
+    (void)n_in;
+    (void)n_out;
+    for (int i = 0; i < 20; i++)
+        y = i % 4 == 0   ? brg_mul(y, in[1])
+            : i % 4 == 1 ? has_functions ? brg_tanh(y) : brg_mul_scalar(y, 0.9)
+            : i % 4 == 2 ? brg_add(y, in[1])
+                         : brg_relu(y);
+    out[0] = y;
+    return y ? BRG_OK : brg_error_code();
+}
+
+static double time_call(brg_compiled *compiled, brg_tensor *const *in,
+                        bool *has_functions)
+{
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *out[1] = {NULL};
+    const double start = bench_seconds();
+    bench_must(compiled ? brg_compiled_call(compiled, in, 2, out, 1)
+                        : chain_forward(in, 2, out, 1, has_functions));
+    const double seconds = bench_seconds() - start;
+    brg_scope_end(scope);
+    return seconds;
+}
+
+static void run_forward_chain(const char *name, bool has_functions,
+                              brg_compile_backend backend, double least)
+{
+    const int64_t shape[] = {1024, 1024};
+    brg_tensor *in[] = {bench_random(1, 1, 2, shape),
+                        bench_random(1, 2, 1, shape)};
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    brg_compiled *compiled;
+    bench_pairs pairs = {0};
+    options.backend = backend;
+    options.whole = true;
+    bench_must(brg_compiled_create(&compiled, chain_forward, &has_functions,
+                                   &options));
+    for (int pass = -2; pass < 60; pass++) {
+        const double start = bench_switches();
+        const double eager = time_call(NULL, in, &has_functions);
+        const double fused = time_call(compiled, in, NULL);
+        if (pass >= 0)
+            bench_pairs_add(&pairs, eager, fused, bench_switches() - start);
+    }
+    bench_at_least(bench_name("compile.forward", name),
+                   bench_pairs_ratio(&pairs, 0.5), "x", least);
+    brg_compiled_destroy(compiled);
+    brg_release(in[0]);
+    brg_release(in[1]);
+}
+
 /* From the start of a backward of 100 nodes to its plan. */
 static void run_lookup(void)
 {
@@ -238,6 +295,9 @@ int main(int argc, char **argv)
     if (is_alone && !only) {
         run_chain("interpreted", BRG_COMPILE_BACKEND_PASSES, 1);
         run_chain("fused", BRG_COMPILE_BACKEND_FUSED, 5);
+        run_forward_chain("interpreted", false, BRG_COMPILE_BACKEND_PASSES, 1);
+        run_forward_chain("fused", false, BRG_COMPILE_BACKEND_FUSED, 5);
+        run_forward_chain("tanh_fused", true, BRG_COMPILE_BACKEND_FUSED, 1);
         run_lookup();
         run_capture();
     }
