@@ -193,3 +193,96 @@ int brg__cu_attention_backward(const brg__cu_queue *q,
 #undef LAUNCH
     return (int)cudaGetLastError();
 }
+
+/* ---- Scores as matrices: what lies between the products ---------------------- */
+
+/* A block per row of scores: p = softmax(scale * scores), zero where masked. */
+template <typename T, typename C>
+__global__ void scores_kernel(const __grid_constant__ brg__cu_scores a)
+{
+    const int64_t row = blockIdx.x, at = row * a.s;
+    const int64_t n = a.is_causal ? min(row % a.t + 1, a.s) : a.s;
+    const C *x = (const C *)a.scores + at;
+    T *p = (T *)a.p + at;
+    const C scale = (C)a.scale;
+    C top = -INFINITY, sum = 0;
+    for (int64_t i = threadIdx.x; i < n; i += blockDim.x)
+        top = max_of::join(top, x[i] * scale);
+    top = over_block<max_of>(top);
+    for (int64_t i = threadIdx.x; i < n; i += blockDim.x)
+        sum += exp_of(x[i] * scale - top);
+    sum = over_block<sum_of>(sum);
+    const C factor = 1 / sum;
+    for (int64_t i = threadIdx.x; i < a.s; i += blockDim.x)
+        p[i] = as<T>::of(i < n ? exp_of(x[i] * scale - top) * factor : (C)0);
+    if (threadIdx.x == 0)
+        ((C *)a.lse)[row] = top + (C)log((double)sum);
+}
+
+/* p again from lse, and ds = p (dp - delta) scale. */
+template <typename T, typename C>
+__global__ void scores_grad_kernel(const __grid_constant__ brg__cu_scores a)
+{
+    const int64_t row = blockIdx.x, at = row * a.s;
+    const int64_t n = a.is_causal ? min(row % a.t + 1, a.s) : a.s;
+    const C *x = (const C *)a.scores + at, *dp = (const C *)a.dp + at;
+    const C scale = (C)a.scale, lse = ((const C *)a.lse)[row];
+    const C delta = ((const C *)a.delta)[row];
+    for (int64_t i = threadIdx.x; i < a.s; i += blockDim.x) {
+        const C v = i < n ? exp_of(x[i] * scale - lse) : (C)0;
+        ((T *)a.p)[at + i] = as<T>::of(v);
+        ((T *)a.ds)[at + i] = as<T>::of(i < n ? v * (dp[i] - delta) * scale
+                                              : (C)0);
+    }
+}
+
+/* delta = g . out of every query. */
+template <typename T, typename C>
+__global__ void __launch_bounds__(32 * WARPS)
+    delta_kernel(const __grid_constant__ brg__cu_attention a)
+{
+    row_at at;
+    if (!row_of(a, a.t, &at))
+        return;
+    C g[PARTS], out[PARTS];
+    load_row<T, C>(g, a.g, at, at.r, (int)a.d_out);
+    load_row<T, C>(out, a.out, at, at.r, (int)a.d_out);
+    const C delta = dot(g, out);
+    if ((threadIdx.x & 31) == 0)
+        ((C *)a.delta)[(at.b * a.n_heads + at.h) * a.t + at.r] = delta;
+}
+
+static int threads_for(int64_t n)
+{
+    return n <= 256 ? 64 : n <= 1024 ? 128 : 256;
+}
+
+int brg__cu_scores_softmax(const brg__cu_queue *q, const brg__cu_scores *a)
+{
+#define LAUNCH(T, C)                                                           \
+    scores_kernel<T, C>                                                        \
+        <<<(unsigned)a->rows, threads_for(a->s), 0, stream_of(q)>>>(*a)
+    WITH_FLOAT(a->dtype, LAUNCH);
+#undef LAUNCH
+    return (int)cudaGetLastError();
+}
+
+int brg__cu_scores_grad(const brg__cu_queue *q, const brg__cu_scores *a)
+{
+#define LAUNCH(T, C)                                                           \
+    scores_grad_kernel<T, C>                                                   \
+        <<<(unsigned)a->rows, threads_for(a->s), 0, stream_of(q)>>>(*a)
+    WITH_FLOAT(a->dtype, LAUNCH);
+#undef LAUNCH
+    return (int)cudaGetLastError();
+}
+
+int brg__cu_attention_delta(const brg__cu_queue *q, const brg__cu_attention *a)
+{
+#define LAUNCH(T, C)                                                           \
+    delta_kernel<T, C>                                                         \
+        <<<grid_of(a, a->t), 32 * WARPS, 0, stream_of(q)>>>(*a)
+    WITH_FLOAT(a->dtype, LAUNCH);
+#undef LAUNCH
+    return (int)cudaGetLastError();
+}

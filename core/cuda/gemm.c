@@ -16,8 +16,8 @@
 /* What tells problems apart: plain memory, compared as bytes. */
 typedef struct key {
     int64_t m, n, k, n_batch;
-    int64_t ld[2], step[2];
-    int32_t dtype, is_t[2], has_bias, alignment, unused;
+    int64_t ld[3], step[3];
+    int32_t dtype, c_dtype, is_t[2], has_bias, alignment;
 } key;
 
 typedef struct plan {
@@ -109,6 +109,10 @@ static key key_of(const brg__cu_gemm *g)
     (void)read_as(&g->a, g->m, g->k, &k.is_t[1], &k.ld[1]);
     k.step[0] = g->n_batch > 1 ? g->b.batch : 0;
     k.step[1] = g->n_batch > 1 ? g->a.batch : 0;
+    k.ld[2] = g->ldc ? g->ldc : g->n;
+    k.step[2] = g->c_batch ? g->c_batch : g->m * g->n;
+    k.c_dtype =
+        g->c_is_wide && g->dtype != BRG_DTYPE_F64 ? BRG_DTYPE_F32 : g->dtype;
     k.alignment = least(alignment_of(g->c),
                         least(alignment_of(g->a.at), alignment_of(g->b.at)));
     if (g->bias)
@@ -134,12 +138,14 @@ static cudaDataType_t type_of(int dtype)
     return types[dtype];
 }
 
-static brg_status set_layout(cublasLtMatrixLayout_t *out, const key *k,
-                             int64_t rows, int64_t cols, int64_t ld,
-                             int64_t step)
+/* Operand i: 0 b, 1 a, 2 c. */
+static brg_status set_layout(cublasLtMatrixLayout_t *out, const key *k, int i,
+                             int64_t rows, int64_t cols)
 {
+    const int64_t ld = k->ld[i], step = k->step[i];
+    const int dtype = i == 2 ? k->c_dtype : k->dtype;
     BRG__CU_TRY(
-        check(cublasLtMatrixLayoutCreate(out, type_of(k->dtype), (uint64_t)rows,
+        check(cublasLtMatrixLayoutCreate(out, type_of(dtype), (uint64_t)rows,
                                          (uint64_t)cols, ld),
               "a layout"));
     if (k->n_batch == 1)
@@ -179,11 +185,11 @@ static brg_status describe(plan *p)
     if (k->has_bias)
         BRG__CU_TRY(
             set_flag(p, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS));
-    BRG__CU_TRY(set_layout(&p->layout[0], k, k->is_t[0] ? k->k : k->n,
-                           k->is_t[0] ? k->n : k->k, k->ld[0], k->step[0]));
-    BRG__CU_TRY(set_layout(&p->layout[1], k, k->is_t[1] ? k->m : k->k,
-                           k->is_t[1] ? k->k : k->m, k->ld[1], k->step[1]));
-    return set_layout(&p->layout[2], k, k->n, k->m, k->n, k->m * k->n);
+    BRG__CU_TRY(set_layout(&p->layout[0], k, 0, k->is_t[0] ? k->k : k->n,
+                           k->is_t[0] ? k->n : k->k));
+    BRG__CU_TRY(set_layout(&p->layout[1], k, 1, k->is_t[1] ? k->m : k->k,
+                           k->is_t[1] ? k->k : k->m));
+    return set_layout(&p->layout[2], k, 2, k->n, k->m);
 }
 
 static brg_status choose(brg__cu *cu, plan *p)

@@ -20,6 +20,9 @@ typedef struct brg__cu_gemm {
     int64_t m, n, k, n_batch;
     brg__cu_mat a, b;
     void *c;
+    int64_t ldc;      /* from row to row of c; 0: n */
+    int64_t c_batch;  /* from one c to the next; 0: m * n */
+    bool c_is_wide;   /* c is f32 although a and b have 16 bits */
     const void *bias; /* NULL: none */
 } brg__cu_gemm;
 

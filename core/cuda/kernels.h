@@ -276,6 +276,23 @@ int brg__cu_attention_forward(const brg__cu_queue *q,
 int brg__cu_attention_backward(const brg__cu_queue *q,
                                const brg__cu_attention *a);
 
+/* Scores of (heads, t) rows by s keys, wide (f64 for f64, else f32); p and ds
+ * have `dtype`. */
+typedef struct brg__cu_scores {
+    int dtype;
+    int64_t rows, t, s;
+    double scale;
+    bool is_causal;
+    const void *scores, *dp;
+    void *p, *ds;
+    void *lse;
+    const void *delta;
+} brg__cu_scores;
+
+int brg__cu_scores_softmax(const brg__cu_queue *q, const brg__cu_scores *a);
+int brg__cu_scores_grad(const brg__cu_queue *q, const brg__cu_scores *a);
+int brg__cu_attention_delta(const brg__cu_queue *q, const brg__cu_attention *a);
+
 /* ---- Optimizers (optim.cu) --------------------------------------------------------------- */
 
 struct brg_device_update;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Attention: from tensors to the problem that the kernels take. */
-#include "core/cuda/cu.h"
+#include "core/cuda/attention.h"
 
 #include <math.h>
 
@@ -94,6 +94,8 @@ static bool is_empty(const brg_op_call *call)
 static brg_status forward(brg__cu *cu, const brg_op_call *call,
                           const brg__cu_attention *a)
 {
+    if (brg__cu_attention_by_products(a, false))
+        return brg__cu_attention_products_forward(cu, a);
     BRG__CU_TRY(check_size(call, a));
     return brg__cu_check(brg__cu_attention_forward(&cu->queue, a),
                          call->op->name);
@@ -113,8 +115,10 @@ static brg_status backward(brg__cu *cu, const brg_op_call *call,
                               (size_t)lse->numel * (is_f64 ? 8 : 4));
     if (status == BRG_OK) {
         a->lse = (void *)(uintptr_t)at;
-        status = brg__cu_check(brg__cu_attention_backward(&cu->queue, a),
-                               call->op->name);
+        status = brg__cu_attention_by_products(a, true)
+                     ? brg__cu_attention_products_backward(cu, a)
+                     : brg__cu_check(brg__cu_attention_backward(&cu->queue, a),
+                                     call->op->name);
     }
     brg__cu_temps_free(&temps);
     return status;

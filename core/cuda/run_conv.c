@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Convolution: from tensors to the problem that the kernels take.
  * Attributes: i[0..1] stride, [2..3] padding, [4..5] dilation, [6] groups. */
-#include "core/cuda/cu.h"
+#include "core/cuda/dnn.h"
 
 static brg__cu_conv problem_of(const brg_attrs *attrs, const brg_tensor *x,
                                const brg_tensor *weight, const brg_tensor *y)
@@ -25,8 +25,6 @@ static brg__cu_conv problem_of(const brg_attrs *attrs, const brg_tensor *x,
     return v;
 }
 
-typedef int (*launch_fn)(const brg__cu_queue *q, const brg__cu_conv *v);
-
 static brg_status rows_of(brg__cu_temps *temps, const brg_tensor *t, void **at)
 {
     const void *from;
@@ -35,12 +33,24 @@ static brg_status rows_of(brg__cu_temps *temps, const brg_tensor *t, void **at)
     return BRG_OK;
 }
 
+/* By cuDNN, or the plain kernel. */
+static brg_status run(brg__cu *cu, brg__cu_conv_kind kind,
+                      const brg__cu_conv *v, const char *name)
+{
+    static int (*const plain[])(const brg__cu_queue *, const brg__cu_conv *) = {
+        brg__cu_conv_forward, brg__cu_conv_grad_input,
+        brg__cu_conv_grad_weight};
+    bool is_done;
+    BRG__CU_TRY(brg__cu_dnn_conv(cu, kind, v, &is_done));
+    return is_done ? BRG_OK : brg__cu_check(plain[kind](&cu->queue, v), name);
+}
+
 static brg_status finish(brg__cu_temps *temps, const brg_op_call *call,
-                         brg_status status, launch_fn launch,
+                         brg_status status, brg__cu_conv_kind kind,
                          const brg__cu_conv *v)
 {
     if (status == BRG_OK)
-        status = brg__cu_check(launch(&temps->cu->queue, v), call->op->name);
+        status = run(temps->cu, kind, v, call->op->name);
     brg__cu_temps_free(temps);
     return status;
 }
@@ -59,7 +69,7 @@ brg_status brg__cu_run_conv2d(brg_op_call *call)
         status = rows_of(&temps, w, &v.weight);
     if (status == BRG_OK)
         status = brg__cu_rows_of(&temps, call->in[2], &v.bias);
-    return finish(&temps, call, status, brg__cu_conv_forward, &v);
+    return finish(&temps, call, status, BRG__CU_CONV_FORWARD, &v);
 }
 
 /* Of g, w, like x. */
@@ -75,7 +85,7 @@ brg_status brg__cu_run_conv2d_grad_input(brg_op_call *call)
     brg_status status = rows_of(&temps, g, &v.y);
     if (status == BRG_OK)
         status = rows_of(&temps, w, &v.weight);
-    return finish(&temps, call, status, brg__cu_conv_grad_input, &v);
+    return finish(&temps, call, status, BRG__CU_CONV_INPUT, &v);
 }
 
 /* Of g, x, like w. */
@@ -91,5 +101,5 @@ brg_status brg__cu_run_conv2d_grad_weight(brg_op_call *call)
     brg_status status = rows_of(&temps, g, &v.y);
     if (status == BRG_OK)
         status = rows_of(&temps, x, &v.x);
-    return finish(&temps, call, status, brg__cu_conv_grad_weight, &v);
+    return finish(&temps, call, status, BRG__CU_CONV_WEIGHT, &v);
 }

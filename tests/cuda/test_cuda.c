@@ -77,6 +77,20 @@ CALL(attention,
                        &(brg_attention_options){
                            .struct_size = sizeof(brg_attention_options),
                            .is_causal = true}))
+/* Of qkv, out, lse, g. */
+static brg_tensor *call_attention_grad(brg_tensor *const *x)
+{
+    const brg_attrs attrs = {.i = {true, 4}};
+    brg_tensor *made[BRG_MAX_OP_OUTPUTS] = {0};
+    if (brg_op_apply(&brg__op_attention_qkv, 1, x, &attrs, made) != BRG_OK)
+        return NULL;
+    return brg__call(&brg__op_attention_qkv_grad, 4,
+                     (brg_tensor *[]){x[0], made[0], made[1], x[1]}, &attrs);
+}
+CALL(conv_grad_input, brg__call3(&brg__op_conv2d_grad_input, x[0], x[1], x[2],
+                                 &(brg_attrs){.i = {1, 1, 1, 1, 1, 1, 2}}))
+CALL(conv_grad_weight, brg__call3(&brg__op_conv2d_grad_weight, x[0], x[1], x[2],
+                                  &(brg_attrs){.i = {1, 1, 1, 1, 1, 1, 2}}))
 CALL(conv, brg_conv2d(x[0], x[1], x[2], NULL))
 CALL(layer_norm_gw,
      first_of(&brg__op_layer_norm_grad, 5,
@@ -193,6 +207,27 @@ static const example examples[] = {
      1,
      {3},
      {{2, 200, 3 * 4 * 64}},
+     0,
+     {1e-12, 1e-5, 1e-2}},
+    {"attention_grad",
+     call_attention_grad,
+     2,
+     {3, 3},
+     {{2, 200, 3 * 4 * 64}, {2, 200, 4 * 64}},
+     0,
+     {1e-12, 1e-5, 2e-2}},
+    {"conv_grad_input",
+     call_conv_grad_input,
+     3,
+     {4, 4, 4},
+     {{8, 32, 20, 20}, {32, 8, 3, 3}, {8, 16, 20, 20}},
+     0,
+     {1e-12, 1e-5, 1e-2}},
+    {"conv_grad_weight",
+     call_conv_grad_weight,
+     3,
+     {4, 4, 4},
+     {{8, 32, 20, 20}, {8, 16, 20, 20}, {32, 8, 3, 3}},
      0,
      {1e-12, 1e-5, 1e-2}},
     {"conv",

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * What is checked of every case, one mode each. */
 #include <brigade/autograd.h>
+#include <brigade/device.h>
 
 #include "tests/support/op_case.h"
 
@@ -245,7 +246,8 @@ static brg_tensor *direction(const brg_tensor *y)
         v[i] = brg_test_uniform(&state, -1.0, 1.0);
     brg_tensor *g = brg_from_data(BRG_DTYPE_F64, y->ndim, y->shape, v);
     free(v);
-    return brg_cast(assert_brg_some(g), (brg_dtype)y->dtype);
+    g = brg_cast(assert_brg_some(g), (brg_dtype)y->dtype);
+    return brg_to(g, y->device);
 }
 
 static brg_status gradients(const subject *s, brg_tensor *const *inputs,

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Convolution through cuDNN, which is looked for when it is first needed. */
+#ifndef BRG_CORE_CUDA_DNN_H
+#define BRG_CORE_CUDA_DNN_H
+
+#include "core/cuda/cu.h"
+
+typedef enum brg__cu_conv_kind {
+    BRG__CU_CONV_FORWARD,
+    BRG__CU_CONV_INPUT,
+    BRG__CU_CONV_WEIGHT
+} brg__cu_conv_kind;
+
+/* *is_done is false where cuDNN is absent or has no way of doing it; then
+ * nothing was queued. */
+brg_status brg__cu_dnn_conv(brg__cu *cu, brg__cu_conv_kind kind,
+                            const brg__cu_conv *v, bool *is_done);
+
+#endif
