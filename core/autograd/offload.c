@@ -3,9 +3,9 @@
  *
  * A stretch between begin and end has one store, kept by the hooks until its
  * last piece is gone. A disk store is one file, deleted as soon as it is open,
- * so that nothing is left whatever ends the process; pieces are appended, and
- * when none is left the file starts again from nothing. Pieces may be read and
- * freed by any thread. */
+ * so that nothing is left whatever ends the process; pieces are appended, one
+ * that is freed becomes a hole, and when none is left the file starts again
+ * from nothing. Pieces may be read and freed by any thread. */
 #include <brigade/offload.h>
 
 #include <errno.h>
@@ -83,8 +83,17 @@ static off_t take_place(store *s, size_t n)
     return at;
 }
 
-static void give_place_back(store *s)
+/* Its space on the disk is free at once where the file system knows holes,
+ * otherwise with the last piece. */
+static void give_place_back(store *s, size_t n, off_t at)
 {
+#ifdef FALLOC_FL_PUNCH_HOLE
+    (void)!fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at,
+                     (off_t)n);
+#else
+    (void)n;
+    (void)at;
+#endif
     pthread_mutex_lock(&s->lock);
     if (--s->n_live == 0) {
         s->end = 0;
@@ -168,7 +177,7 @@ static void piece_free(void *packed, void *user)
 {
     piece *p = packed;
     if (!p->tensor)
-        give_place_back(user);
+        give_place_back(user, p->nbytes, p->at);
     brg_release(p->tensor);
     brg__obj_free(p, sizeof *p);
 }
@@ -197,7 +206,7 @@ static brg_status to_disk(piece *p, store *s, brg_tensor *t)
     status = write_all(s, brg__tensor_ptr(flat), p->nbytes, p->at);
     brg_release(own);
     if (status != BRG_OK)
-        give_place_back(s);
+        give_place_back(s, p->nbytes, p->at);
     return status;
 }
 

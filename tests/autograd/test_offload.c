@@ -2,8 +2,10 @@
  * Offload of saved tensors: equal gradients, when things move, what is left
  * behind, and what goes wrong. */
 #include <dirent.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -131,6 +133,53 @@ static void test_offload__disk_file_grows_and_goes(void **state)
     assert_brg_ok(brg_backward(brg_sum_all(y)));
     brg_scope_end(scope);
     assert_int_equal(file_in_use(), -1);
+}
+
+/* Bytes on the disk, as far as they have got there. */
+static off_t file_space(void)
+{
+    struct stat st;
+    assert_int_equal(fsync(file_in_use()), 0);
+    assert_int_equal(fstat(file_in_use(), &st), 0);
+    return st.st_blocks * 512;
+}
+
+/* Whether the file system of the folder can free the middle of a file. */
+static bool knows_holes(void)
+{
+    int fd = open(temp_path("."), O_TMPFILE | O_RDWR, 0600);
+    assert_true(fd >= 0);
+    assert_int_equal(ftruncate(fd, 1 << 20), 0);
+    int failed =
+        fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 1 << 20);
+    close(fd);
+    return !failed;
+}
+
+/* One of two saved tensors is used and freed: the other stays, whole. */
+static void test_offload__each_tensor_gives_its_space_back(void **state)
+{
+    (void)state;
+    brg_offload_options options = disk();
+    const off_t nbytes = 1 << 20;
+    brg_tensor *x[2], *loss[2];
+    assert_brg_ok(brg_offload_begin(&options));
+    for (int k = 0; k < 2; k++) {
+        x[k] = brg_full(BRG_DTYPE_F32, BRG_SHAPE(nbytes / 4), k);
+        assert_brg_ok(brg_set_requires_grad(x[k], true));
+        loss[k] = brg_sum_all(brg_exp(x[k]));
+    }
+    assert_brg_ok(brg_offload_end());
+    off_t before = file_space();
+    assert_true(before >= 2 * nbytes);
+    assert_brg_ok(brg_backward(loss[0]));
+    assert_int_equal(file_size(), 2 * nbytes);
+    assert_true(file_space() <= before - (knows_holes() ? nbytes : 0));
+    assert_brg_ok(brg_backward(loss[1]));
+    assert_int_equal(file_in_use(), -1);
+    for (int k = 0; k < 2; k++)
+        assert_float_equal(element(brg_tensor_grad(x[k]), 77),
+                           k ? 2.718281828 : 1, 1e-5);
 }
 
 static void test_offload__memory_of_activations_is_given_back(void **state)
@@ -321,6 +370,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         scoped_test(test_offload__same_gradients),
         scoped_test(test_offload__disk_file_grows_and_goes),
+        scoped_test(test_offload__each_tensor_gives_its_space_back),
         scoped_test(test_offload__memory_of_activations_is_given_back),
         scoped_test(test_offload__parameters_and_small_tensors_stay),
         scoped_test(test_offload__nothing_is_left_by_a_killed_process),
