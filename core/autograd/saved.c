@@ -6,6 +6,7 @@
 #include "core/base/alloc.h"
 #include "core/base/error.h"
 #include "core/base/options.h"
+#include "core/tensor/shape.h"
 
 /* ---- The stack of pack hooks -------------------------------------------------- */
 
@@ -162,6 +163,19 @@ static brg_status with_history(brg_tensor *t, brg__edge history,
     return brg__tensor_set_history(*out, history.node, (int)history.slot);
 }
 
+/* What comes back is what rules count on; of sparse tensors nothing is kept. */
+static brg_status check_unpacked(const brg_tensor *packed, const brg_tensor *t)
+{
+    char a[BRG_TENSOR_TEXT_MAX], b[BRG_TENSOR_TEXT_MAX];
+    if (!packed ||
+        (packed->dtype == t->dtype &&
+         brg__shape_equal(packed->ndim, packed->shape, t->ndim, t->shape)))
+        return BRG_OK;
+    return BRG_FAIL(BRG_ERR_CALLBACK,
+                    "a saved tensor unpack hook gave back %s, packed was %s",
+                    brg__tensor_text(t, a), brg__tensor_text(packed, b));
+}
+
 static brg_status unpack(const brg__saved *saved, brg_tensor **out)
 {
     bool mode = brg_grad_mode_set(false);
@@ -171,7 +185,7 @@ static brg_status unpack(const brg__saved *saved, brg_tensor **out)
     if (status == BRG_OK && !*out)
         status = BRG_FAIL(BRG_ERR_CALLBACK,
                           "a saved tensor unpack hook gave back nothing");
-    return status;
+    return status == BRG_OK ? check_unpacked(saved->tensor, *out) : status;
 }
 
 brg_status brg__saved_get(brg_node *owner, const brg__saved *saved,

@@ -403,6 +403,23 @@ static brg_status nothing_unpack(void *packed, brg_tensor **out, void *user)
     return BRG_OK;
 }
 
+/* Another shape than (2), and another dtype than f32. */
+static brg_status longer_unpack(void *packed, brg_tensor **out, void *user)
+{
+    (void)packed;
+    (void)user;
+    *out = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(3));
+    return BRG_OK;
+}
+
+static brg_status wider_unpack(void *packed, brg_tensor **out, void *user)
+{
+    (void)packed;
+    (void)user;
+    *out = brg_ones(BRG_DTYPE_F64, BRG_SHAPE(2));
+    return BRG_OK;
+}
+
 static brg_tensor *
 exp_packed(brg_tensor *x, brg_status (*pack)(brg_tensor *, void **, void *),
            brg_status (*unpack)(void *, brg_tensor **, void *))
@@ -430,6 +447,12 @@ static void test_bad_input__pack_hooks_that_fail(void **state)
     y = exp_packed(x, nothing_pack, nothing_unpack);
     assert_brg_fails_with(brg_backward(brg_sum_all(y)), BRG_ERR_CALLBACK,
                           "gave back nothing");
+    y = exp_packed(x, nothing_pack, longer_unpack);
+    assert_brg_fails_with(brg_backward(brg_sum_all(y)), BRG_ERR_CALLBACK,
+                          "unpack hook gave back");
+    y = exp_packed(x, nothing_pack, wider_unpack);
+    assert_brg_fails_with(brg_backward(brg_sum_all(y)), BRG_ERR_CALLBACK,
+                          "unpack hook gave back");
     assert_null(brg_tensor_grad(x));
     assert_brg_fails(brg_pack_hooks_pop(), BRG_ERR_STATE);
     expect_usable();
