@@ -248,9 +248,16 @@ brg_status brg_recompute(brg_tensor **outputs, brg_stretch_fn fn, void *user,
                              BRG_RECOMPUTE_OPTIONS_INIT));
     if (chosen.n_outputs == 0)
         chosen.n_outputs = 1;
-    BRG_TRY(check_call(fn, inputs, n_inputs, &chosen));
     brg__frame *frame;
-    BRG_TRY(brg__frame_new(&frame, fn, user, inputs, n_inputs, &chosen));
+    brg_status made = check_call(fn, inputs, n_inputs, &chosen);
+    if (made == BRG_OK)
+        made = brg__frame_new(&frame, fn, user, inputs, n_inputs, &chosen);
+    if (made != BRG_OK) {
+        memset(outputs, 0, chosen.n_outputs * sizeof *outputs);
+        if (chosen.destroy)
+            chosen.destroy(user);
+        return made;
+    }
     if (chosen.is_reentrant)
         return brg__recompute_reentrant(frame, outputs);
     brg_scope *scope = brg_scope_begin();
@@ -308,7 +315,7 @@ brg_tensor *brg_recompute_chain(brg_layer_fn layer, void *user, size_t n,
     for (size_t k = 0; k < n_segments && x; k++) {
         segment *s = BRG__NEW(segment);
         if (!s)
-            return NULL;
+            return NULL; /* below, brg_recompute frees it */
         *s = (segment){layer, user, k * n / n_segments,
                        (k + 1) * n / n_segments};
         brg_tensor *y;

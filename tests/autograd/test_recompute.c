@@ -6,6 +6,7 @@
 #include <brigade/recompute.h>
 
 #include "tests/autograd/graph.h"
+#include "tests/support/fail_alloc.h"
 
 typedef struct stretch {
     int n_runs;
@@ -97,6 +98,53 @@ static void test_recompute__same_gradients(void **state)
     (void)state;
     check_equal(false, 0);
     check_equal(true, 0);
+}
+
+/* A call that fails has no use for `user` any more, either. */
+static void test_recompute__destroys_after_a_failed_call(void **state)
+{
+    (void)state;
+    stretch s = {.dropout = 0};
+    brg_recompute_options options = BRG_RECOMPUTE_OPTIONS_INIT;
+    options.destroy = destroyed;
+    brg_tensor *x = leaf_from(1, BRG_SHAPE(2)), *y = x;
+    brg_tensor *inputs[] = {x, x};
+    assert_brg_fails(brg_recompute(&y, NULL, &s, inputs, 2, &options),
+                     BRG_ERR_ARG);
+    assert_null(y);
+    assert_int_equal(s.n_destroyed, 1);
+}
+
+/* One call and its end; fails if `user` was not destroyed once. */
+static brg_status call_once(void *user)
+{
+    stretch s = {.dropout = 0};
+    brg_recompute_options options = BRG_RECOMPUTE_OPTIONS_INIT;
+    options.destroy = destroyed;
+    options.is_reentrant = *(bool *)user;
+    brg_scope *scope = brg_scope_begin();
+    if (!scope)
+        return BRG_ERR_NOMEM;
+    brg_tensor *x = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(2)), *y;
+    brg_tensor *inputs[] = {x, x};
+    brg_status status = x ? brg_set_requires_grad(x, true) : brg_error_code();
+    bool is_called = status == BRG_OK;
+    if (is_called)
+        status = brg_recompute(&y, run, &s, inputs, 2, &options);
+    brg_scope_end(scope);
+    if (s.n_destroyed != is_called)
+        return brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__,
+                             "destroyed %d times", s.n_destroyed);
+    return status;
+}
+
+static void test_recompute__out_of_memory(void **state)
+{
+    (void)state;
+    bool is_reentrant = false;
+    assert_oom_clean(call_once, &is_reentrant);
+    is_reentrant = true;
+    assert_oom_clean(call_once, &is_reentrant);
 }
 
 static void test_recompute__same_random_numbers(void **state)
@@ -234,9 +282,12 @@ static void test_recompute__memory_grows_with_the_square_root(void **state)
 
 int main(void)
 {
+    fail_alloc_install();
     const struct CMUnitTest tests[] = {
         scoped_test(test_recompute__same_gradients),
+        scoped_test(test_recompute__destroys_after_a_failed_call),
         scoped_test(test_recompute__same_random_numbers),
+        cmocka_unit_test(test_recompute__out_of_memory),
         scoped_test(test_recompute__reentrant_refuses_selected_inputs),
         scoped_test(test_recompute__a_changed_stretch_is_detected),
         scoped_test(test_recompute__policy_keeps_what_it_names),
