@@ -474,6 +474,7 @@ brg_status brg_grad(brg_tensor **grads, brg_tensor *const *outputs,
     brg_backward_options o = BRG_BACKWARD_OPTIONS_INIT;
     BRG_TRY(
         BRG_TAKE_OPTIONS(&o, options, "brg_grad", BRG_BACKWARD_OPTIONS_INIT));
+    BRG_CHECK_ARG(grads, "brg_grad: grads is NULL");
     BRG_CHECK_ARG(outputs && n_outputs > 0, "brg_grad: no outputs");
     BRG_CHECK_ARG(inputs && n_inputs > 0,
                   "brg_grad: grad requires non-empty inputs");

@@ -11,9 +11,14 @@ BRG_BEGIN_DECLS
 /* ---- Recording --------------------------------------------------------------
  * An op with an input that requires gradients is recorded, and its outputs
  * require gradients too; a tensor that was not computed so is a *leaf*, and
- * backward adds to its .grad. */
+ * backward adds to its .grad.
+ *
+ * A tensor, its hooks and its graph are for one thread at a time, which need
+ * not be the one that made them; threads may share leaves (brg_backward). Grad
+ * mode and pack hooks are the thread's own. */
 
-/* Marks a leaf of float dtype. */
+/* Marks a leaf of float dtype. BRG_ERR_DTYPE for any other dtype, BRG_ERR_STATE
+ * for a tensor that was computed. */
 BRG_API BRG_NODISCARD brg_status brg_set_requires_grad(brg_tensor *t,
                                                        bool requires_grad);
 BRG_API bool brg_requires_grad(const brg_tensor *t);
@@ -21,12 +26,14 @@ BRG_API bool brg_is_leaf(const brg_tensor *t);
 
 /* The accumulated gradient, or NULL; borrowed from t. */
 BRG_API brg_tensor *brg_tensor_grad(const brg_tensor *t);
-/* Replaces it (NULL: removes it). Same shape, dtype and device as t;
- * retained. */
+/* Replaces it (NULL: removes it). Same shape, dtype and device as t, or
+ * BRG_ERR_SHAPE; retained. */
 BRG_API BRG_NODISCARD brg_status brg_tensor_set_grad(brg_tensor *t,
                                                      brg_tensor *grad);
 
-/* Keeps the gradient of a computed tensor in its .grad too. */
+/* Keeps the gradient of a computed tensor in its .grad too, as its tensor hooks
+ * leave it; one more backward adds to it. Nothing to do for a leaf;
+ * BRG_ERR_STATE if t does not require gradients. */
 BRG_API BRG_NODISCARD brg_status brg_retain_grad(brg_tensor *t);
 
 /* Grad mode of the thread: on at start. Each returns the mode before, to be
@@ -43,13 +50,21 @@ BRG_API const char *brg_grad_fn_name(const brg_tensor *t);
 /* Adds d(loss)/d(leaf) to the .grad of every leaf that the one-element `loss`
  * was computed from. Frees what the graph saved. A NULL loss returns the
  * error that made it NULL. Other threads may run their own backward at the
- * same time; gradients of a shared leaf are added under its lock. */
+ * same time; gradients of a shared leaf are added under its lock. May be called
+ * from inside a backward, 60 deep.
+ * Errors: BRG_ERR_SHAPE (more than one element), BRG_ERR_STATE (no history, its
+ * saved values are gone, too deep), BRG_ERR_MODIFIED (a saved tensor was
+ * changed in place), those of rules and hooks. Gradients that had arrived by
+ * then stay. */
 BRG_API BRG_NODISCARD brg_status brg_backward(brg_tensor *loss);
 
 typedef struct brg_backward_options {
     size_t struct_size;
-    brg_tensor *const *grad_outputs; /* one per output; NULL: ones */
-    /* Only these leaves get their .grad; NULL: all. */
+    /* One per output, of its shape and dtype, or NULL: one, for an output of
+     * one element. All NULL: NULL. */
+    brg_tensor *const *grad_outputs;
+    /* Only these leaves get their .grad, and only what leads to them runs;
+     * NULL: all. */
     brg_tensor *const *inputs;
     size_t n_inputs;
     bool retain_graph; /* the graph can be used again */
@@ -61,6 +76,7 @@ typedef struct brg_backward_options {
         .struct_size = sizeof(brg_backward_options)                            \
     }
 
+/* brg_backward of the sum of outputs times their grad_outputs. */
 BRG_API BRG_NODISCARD brg_status
 brg_backward_with(brg_tensor *const *outputs, size_t n_outputs,
                   const brg_backward_options *options);
@@ -78,8 +94,12 @@ BRG_API BRG_NODISCARD brg_status brg_grad(brg_tensor **grads,
 /* ---- Hooks -------------------------------------------------------------------
  * Run by the thread that runs the backward, in the order of their
  * registration, inside a scope of their own. A hook that fails ends the
- * backward with its status; gradients accumulated so far stay. `destroy(user)`
- * is called once, when the hook is removed or its owner dies; may be NULL. */
+ * backward with its status; gradients accumulated so far stay. One that gives
+ * another shape, dtype or device, or something for nothing, ends it with
+ * BRG_ERR_CALLBACK. docs/hooks.md has the order of the kinds. `destroy(user)`
+ * is called once, when the hook is removed (after its run, if it runs) or its
+ * owner dies; may be NULL. Adding a hook to a tensor that does not require
+ * gradients is BRG_ERR_STATE. */
 
 typedef struct brg_hook brg_hook;
 
@@ -112,8 +132,10 @@ BRG_API BRG_NODISCARD brg_status brg_hook_set_capture(brg_hook *hook,
                                                       brg_hook_capture_fn fn,
                                                       uint64_t version);
 
-/* Sees the gradient of one tensor before it is used. *replacement starts as
- * NULL: keep the gradient. A replacement keeps shape, dtype and device. */
+/* Sees the gradient of one tensor before it is used; not called if it is
+ * undefined. *replacement starts as NULL: keep the gradient. A replacement,
+ * borrowed from the scope, keeps shape, dtype and device. The hook belongs to t
+ * as it is now: not to what a later change in place makes of it. */
 typedef brg_status (*brg_grad_hook_fn)(brg_tensor *grad,
                                        brg_tensor **replacement, void *user);
 /* *out (may be NULL): the handle, owned. */
@@ -123,7 +145,7 @@ brg_tensor_add_hook(brg_hook **out, brg_tensor *t, brg_grad_hook_fn fn,
 
 /* Runs right after a leaf's gradient has been accumulated: what a reducer
  * hangs on. Reads brg_tensor_grad(leaf), which is NULL if the gradient was
- * undefined and none was there. */
+ * undefined and none was there. BRG_ERR_STATE for a tensor that was computed. */
 typedef brg_status (*brg_post_accumulate_fn)(brg_tensor *leaf, void *user);
 BRG_API BRG_NODISCARD brg_status brg_tensor_add_post_accumulate_hook(
     brg_hook **out, brg_tensor *leaf, brg_post_accumulate_fn fn, void *user,
@@ -154,8 +176,9 @@ BRG_API BRG_NODISCARD brg_status
 brg_node_add_post_hook(brg_hook **out, brg_node *node, brg_node_post_hook_fn fn,
                        void *user, void (*destroy)(void *user));
 
-/* Inside a backward: `fn` runs when all its nodes have, in the order queued;
- * it may queue more. */
+/* Inside a backward: `fn` runs on its thread when all its nodes have, in the
+ * order queued; it may queue more. If the backward fails, those that have not
+ * run are dropped. BRG_ERR_STATE outside one. */
 typedef brg_status (*brg_final_callback_fn)(void *user);
 BRG_API BRG_NODISCARD brg_status
 brg_queue_final_callback(brg_final_callback_fn fn, void *user);
@@ -178,8 +201,9 @@ typedef struct brg_pack_hooks {
     /* Called once for each tensor saved, grad mode off; `t` has no history
      * and must not be changed. *packed is what unpack will get. */
     brg_status (*pack)(brg_tensor *t, void **packed, void *user);
-    /* Called at each use. *out: borrowed from the scope, with the values,
-     * shape and dtype that were packed. */
+    /* Called at each use, by the thread of the backward. *out: borrowed from
+     * the scope, with the values, shape and dtype that were packed; another
+     * shape or dtype is BRG_ERR_CALLBACK. */
     brg_status (*unpack)(void *packed, brg_tensor **out, void *user);
     /* (optional) Called once when the packed value is no longer needed. */
     void (*free)(void *packed, void *user);
@@ -195,7 +219,8 @@ typedef struct brg_pack_hooks {
         .struct_size = sizeof(brg_pack_hooks)                                  \
     }
 
-/* From now on, until the pop, on this thread; copied. */
+/* From now on, until the pop, on this thread; copied. Fails without effect:
+ * destroy is not called. BRG_ERR_STATE if there are none to pop. */
 BRG_API BRG_NODISCARD brg_status
 brg_pack_hooks_push(const brg_pack_hooks *hooks);
 BRG_API BRG_NODISCARD brg_status brg_pack_hooks_pop(void);

@@ -58,7 +58,9 @@ brg_composite_unflatten(brg_composite **out, const brg_composite *like,
 /* Whether a part does. */
 BRG_API bool brg_composite_requires_grad(const brg_composite *c);
 
-/* ---- Ops and functions of composites -------------------------------------------- */
+/* ---- Ops and functions of composites ----------------------------------------------
+ * BRG_ERR_ARG for inputs of different classes or numbers of parts; otherwise
+ * the errors of fn, op, function and the class. */
 
 /* One part of the result from the same part of each input. */
 typedef brg_status (*brg_composite_fn)(brg_tensor *const *parts, size_t n_parts,

@@ -12,7 +12,8 @@ BRG_BEGIN_DECLS
  * While on (for the calling thread), backward checks what every node gives and
  * fails with BRG_ERR_NAN at the first value that is not a number, naming the
  * op, which of its gradients it is, and the place of the op's call if the
- * caller compiled with BRG_TRACE_CALLS. Returns the mode before. */
+ * caller compiled with BRG_TRACE_CALLS. A compiled backward (compile.h) is
+ * checked at its two ends only. Returns the mode before. */
 BRG_API bool brg_anomaly_mode_set(bool is_on);
 BRG_API bool brg_anomaly_mode(void);
 
@@ -26,7 +27,9 @@ BRG_API brg_tensor *brg_place_pop(brg_tensor *result);
 /* ---- Observers -------------------------------------------------------------------
  * Told of each op of the thread after it ran, those of backward included, the
  * innermost observer first. Ops called by an observer are not observed. The
- * tensors are borrowed for the call. A failure makes the op fail. */
+ * tensors are borrowed for the call. A failure makes the op fail. `user` must
+ * live until the pop. BRG_ERR_STATE for one observer too many, and if there is
+ * none to pop. */
 typedef struct brg_observation {
     const brg_op *op;
     const char *name;

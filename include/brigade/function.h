@@ -118,7 +118,10 @@ typedef struct brg_function_def {
     const char *name; /* copied */
     size_t n_outputs;
 
-    /* Required. Fills outputs[0..n_outputs) (tensors borrowed from the scope;
+    /* All run on the calling thread, the last two on that of the backward; a
+     * failure is returned to the caller, the function's name before its text.
+     *
+     * Required. Fills outputs[0..n_outputs) (tensors borrowed from the scope;
      * inputs may be returned). Grad mode is off. */
     brg_status (*forward)(brg_context *ctx, const brg_value *args,
                           size_t n_args, brg_value *outputs);
@@ -129,7 +132,8 @@ typedef struct brg_function_def {
      * entries (undefined ones are zeros, or NULL with materialising off; always
      * NULL for outputs that are not differentiable tensors). Fills
      * grad_in[0..*n_grad_in), which comes in as all NULL and n_args: one per
-     * argument, NULL for "none". Grad mode is on only under create_graph. */
+     * argument, NULL for "none". Grad mode is on only under create_graph; the
+     * autocast policy is that of the forward. */
     brg_status (*backward)(brg_context *ctx, brg_tensor *const *grad_out,
                            brg_tensor **grad_in, size_t *n_grad_in);
     /* backward uses things that cannot be differentiated: it runs with grad
@@ -160,8 +164,14 @@ BRG_API uint64_t brg_function_id(const brg_function *function);
 BRG_API size_t brg_function_n_outputs(const brg_function *function);
 
 /* Calls it; recorded if a tensor argument requires gradients. Tensors in
- * outputs[0..n_outputs) are borrowed from the scope. A NULL tensor argument is
- * allowed (an absent one). */
+ * outputs[0..n_outputs) are borrowed from the scope, NULL on failure. An
+ * argument that forward returns unchanged comes out as a view of it. A NULL
+ * tensor argument is allowed (an absent one).
+ * Errors: those of forward and setup_context; BRG_ERR_STATE for a leaf that
+ * requires gradients and was changed in place, BRG_ERR_CALLBACK for a tensor
+ * that was marked dirty and not returned. In backward: BRG_ERR_CALLBACK for a
+ * wrong number of gradients or one for an argument that is no tensor,
+ * BRG_ERR_SHAPE for one that cannot be summed to its argument. */
 BRG_API BRG_NODISCARD brg_status
 brg_function_apply(const brg_function *function, const brg_value *args,
                    size_t n_args, brg_value *outputs);
@@ -170,28 +180,32 @@ brg_function_apply(const brg_function *function, const brg_value *args,
 BRG_API brg_tensor *brg_function_call(const brg_function *function,
                                       const brg_value *args, size_t n_args);
 
-/* ---- The context: what forward leaves for backward ------------------------------- */
+/* ---- The context: what forward leaves for backward ---------------------------------
+ * Lives as long as the recorded call; for the callbacks it is handed to only. */
 
 /* Forward. The last call wins; entries may be NULL; inputs, outputs and
  * temporaries may be saved. Versions are checked at their use. */
 BRG_API BRG_NODISCARD brg_status brg_context_save(brg_context *ctx,
                                                   brg_tensor *const *tensors,
                                                   size_t n);
-/* Inputs that forward changed in place; each must be returned. */
+/* Inputs that forward changed in place; each must be returned, and is the
+ * output then, with this call as its history and a higher version. */
 BRG_API BRG_NODISCARD brg_status
 brg_context_mark_dirty(brg_context *ctx, brg_tensor *const *tensors, size_t n);
 /* Outputs that carry no gradient. */
 BRG_API BRG_NODISCARD brg_status brg_context_mark_non_differentiable(
     brg_context *ctx, brg_tensor *const *tensors, size_t n);
-/* On by default. */
+/* Whether backward gets zeros for undefined gradients; on by default. */
 BRG_API void brg_context_set_materialize_grads(brg_context *ctx, bool is_on);
 
 /* Backward. The i-th saved tensor, borrowed from the scope, in *out; NULL if
- * NULL was saved. */
+ * NULL was saved. BRG_ERR_MODIFIED if it was changed in place since,
+ * BRG_ERR_STATE if an earlier backward has freed it. */
 BRG_API BRG_NODISCARD brg_status brg_context_saved(brg_context *ctx, size_t i,
                                                    brg_tensor **out);
 BRG_API size_t brg_context_n_saved(const brg_context *ctx);
-/* Whether argument i wants a gradient (in this backward). */
+/* Whether argument i wants a gradient (in this backward); false past the last
+ * argument. */
 BRG_API bool brg_context_needs_grad(const brg_context *ctx, size_t i);
 
 /* Both. Named attributes of any kind; copied, tensors retained (without
@@ -206,6 +220,7 @@ BRG_API brg_value brg_context_get(const brg_context *ctx, const char *name);
  * plan reads it at each run. */
 BRG_API brg_tensor *brg_context_get_tensor(const brg_context *ctx,
                                            const char *name, brg_dtype dtype);
+/* `user` of the definition. */
 BRG_API void *brg_context_user(const brg_context *ctx);
 
 BRG_END_DECLS

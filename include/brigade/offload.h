@@ -32,7 +32,11 @@ typedef struct brg_offload_options {
  * and stay; they and the small ones are checked for changes at their use.
  * A pair of pack hooks: the innermost is in force. NULL options: host memory.
  * BRG_ERR_IO names the folder if there can be no file in it; a full disk makes
- * the op fail whose tensor found no place. */
+ * the op fail whose tensor found no place. The file has no name: nothing is
+ * left, whatever ends the process. Each tensor gives its space back when it is
+ * used and freed.
+ * The end is BRG_ERR_STATE if none has begun on this thread, or other pack
+ * hooks have come since. */
 BRG_API BRG_NODISCARD brg_status
 brg_offload_begin(const brg_offload_options *options);
 BRG_API BRG_NODISCARD brg_status brg_offload_end(void);

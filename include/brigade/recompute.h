@@ -35,7 +35,8 @@ typedef struct brg_recompute_options {
     bool keeps_random_state;
     /* (optional) Which ops to keep; not with is_reentrant. */
     brg_recompute_policy_fn policy;
-    /* (optional) Called with `user` when no backward can come any more. */
+    /* (optional) Called with `user` once when no backward can come any more;
+     * also if the call fails. */
     void (*destroy)(void *user);
 } brg_recompute_options;
 
@@ -44,10 +45,12 @@ typedef struct brg_recompute_options {
         .struct_size = sizeof(brg_recompute_options)                           \
     }
 
-/* outputs = fn(inputs), recorded so that its inner values are not kept. `user`
- * must stay valid until the backward has run, or the outputs are gone. Entries
- * of inputs may be NULL. A second run that saves other things than the first
- * (number, shapes or dtypes) makes backward fail with BRG_ERR_MISMATCH. */
+/* outputs = fn(inputs), recorded so that its inner values are not kept; borrowed
+ * from the scope, NULL on failure. `user` must stay valid until the backward
+ * has run, or the outputs are gone. Entries of inputs may be NULL. The second
+ * run is on the thread of the backward, with the random numbers and the
+ * autocast policy of the first. If it saves other things than the first
+ * (number, shapes or dtypes), backward fails with BRG_ERR_MISMATCH. */
 BRG_API BRG_NODISCARD brg_status
 brg_recompute(brg_tensor **outputs, brg_stretch_fn fn, void *user,
               brg_tensor *const *inputs, size_t n_inputs,

@@ -30,7 +30,8 @@ BRG_API int64_t brg_sparse_nnz(const brg_tensor *t);
 /* True if the entries are known to be sorted and of different places. */
 BRG_API bool brg_sparse_is_coalesced(const brg_tensor *t);
 
-/* ---- Ops, all differentiable ---------------------------------------------------- */
+/* ---- Ops, all differentiable -------------------------------------------------------
+ * Results are borrowed from the scope, NULL on failure. */
 
 /* Entries sorted by place, those of one place added up in their order. Shares
  * the parts if there is nothing to do. */
@@ -39,8 +40,8 @@ BRG_API brg_tensor *brg_sparse_coalesce(brg_tensor *t);
 BRG_API brg_tensor *brg_to_dense(brg_tensor *t);
 /* With parts of its own. */
 BRG_API brg_tensor *brg_sparse_copy(brg_tensor *t);
-/* a + b of equal shape and dtype, where one or both are sparse; sparse if both
- * are: the entries of a, then those of b. */
+/* a + b of equal shape and dtype; sparse if both are: the entries of a, then
+ * those of b. Two dense ones: brg_add. */
 BRG_API brg_tensor *brg_sparse_add(brg_tensor *a, brg_tensor *b);
 /* t s */
 BRG_API brg_tensor *brg_sparse_mul_scalar(brg_tensor *t, double s);

@@ -149,7 +149,9 @@ struct brg_op {
 /* Calls an op: runs it and, when gradients are recorded and an input requires
  * one, records it. out[0..n_out) become borrowed from the innermost scope, or
  * all NULL on failure. A required input that is NULL keeps the earlier error.
- * attrs may be NULL (all zero). */
+ * attrs may be NULL (all zero). Any thread; the row is static and unchanging.
+ * BRG_ERR_ABI for a row of another version, BRG_ERR_ARG for a wrong number of
+ * inputs, otherwise what the row's functions return. */
 BRG_API brg_status brg_op_apply(const brg_op *op, int n_in,
                                 brg_tensor *const *in, const brg_attrs *attrs,
                                 brg_tensor **out);
