@@ -164,19 +164,23 @@ static brg_status with_history(brg_tensor *t, brg__edge history,
 }
 
 /* What comes back is what rules count on; of sparse tensors nothing is kept. */
-static brg_status check_unpacked(const brg_tensor *packed, const brg_tensor *t)
+static brg_status check_unpacked(const brg_node *owner,
+                                 const brg_tensor *packed, const brg_tensor *t)
 {
     char a[BRG_TENSOR_TEXT_MAX], b[BRG_TENSOR_TEXT_MAX];
     if (!packed ||
-        (packed->dtype == t->dtype &&
+        (packed->dtype == t->dtype && !t->sparse &&
          brg__shape_equal(packed->ndim, packed->shape, t->ndim, t->shape)))
         return BRG_OK;
     return BRG_FAIL(BRG_ERR_CALLBACK,
-                    "a saved tensor unpack hook gave back %s, packed was %s",
-                    brg__tensor_text(t, a), brg__tensor_text(packed, b));
+                    "a saved tensor unpack hook of %s gave back another shape "
+                    "or dtype than was packed: %s, packed was %s",
+                    brg_node_name(owner), brg__tensor_text(t, a),
+                    brg__tensor_text(packed, b));
 }
 
-static brg_status unpack(const brg__saved *saved, brg_tensor **out)
+static brg_status unpack(const brg_node *owner, const brg__saved *saved,
+                         brg_tensor **out)
 {
     bool mode = brg_grad_mode_set(false);
     brg_status status =
@@ -185,7 +189,8 @@ static brg_status unpack(const brg__saved *saved, brg_tensor **out)
     if (status == BRG_OK && !*out)
         status = BRG_FAIL(BRG_ERR_CALLBACK,
                           "a saved tensor unpack hook gave back nothing");
-    return status == BRG_OK ? check_unpacked(saved->tensor, *out) : status;
+    return status == BRG_OK ? check_unpacked(owner, saved->tensor, *out)
+                            : status;
 }
 
 brg_status brg__saved_get(brg_node *owner, const brg__saved *saved,
@@ -195,7 +200,7 @@ brg_status brg__saved_get(brg_node *owner, const brg__saved *saved,
     if (saved->kind == BRG__SAVED_NOTHING || saved->kind == BRG__SAVED_META)
         return BRG_OK;
     if (saved->pack)
-        BRG_TRY(unpack(saved, out));
+        BRG_TRY(unpack(owner, saved, out));
     else
         BRG_TRY(check_version(owner, saved));
     if (brg__grad_mode_is_off)
