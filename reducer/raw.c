@@ -18,9 +18,22 @@ static const void *this_thread(void)
     return &mark;
 }
 
+static void set_owner(brg_reducer *r)
+{
+    atomic_store_explicit(&r->owner, this_thread(), memory_order_relaxed);
+}
+
+/* Other threads ask this while the owner polls; whoever asks knows for sure
+ * only that it is the owner itself, which is all that counts. */
+static bool is_owner(const brg_reducer *r)
+{
+    return atomic_load_explicit(&r->owner, memory_order_relaxed) ==
+           this_thread();
+}
+
 void brg__raw_init(brg_reducer *r)
 {
-    r->owner = this_thread();
+    set_owner(r);
 }
 
 static brg_status check_raw(const brg_reducer *r, const char *what)
@@ -48,7 +61,7 @@ static brg_status check_index(const brg_reducer *r, size_t i, const char *what)
 static brg_status own(brg_reducer *r, const char *what)
 {
     BRG_TRY(check_raw(r, what));
-    r->owner = this_thread();
+    set_owner(r);
     return brg__reducer_check(r);
 }
 
@@ -80,7 +93,7 @@ static brg_status mark_from_afar(brg_reducer *r, size_t i)
 brg_status brg_reducer_mark_ready(brg_reducer *r, size_t i)
 {
     BRG_TRY(check_index(r, i, "brg_reducer_mark_ready"));
-    if (r->owner != this_thread())
+    if (!is_owner(r))
         return mark_from_afar(r, i);
     BRG_TRY(brg__reducer_check(r));
     BRG_TRY(claim(r, i));

@@ -59,11 +59,11 @@ struct brg_reducer {
     char *arena; /* the group's memory */
     brg__bucket *buckets;
     brg__hook_binding hooked;
-    uint32_t *arrivals; /* of this step, in order */
-    brg__inbox inbox;   /* marks of other threads */
-    const void *owner;  /* the thread that drives it; see raw.c */
-    uint8_t *notes;     /* of all ranks, then this one's (tail.c) */
-    size_t n_works;     /* handles that the group keeps for it */
+    uint32_t *arrivals;          /* of this step, in order */
+    brg__inbox inbox;            /* marks of other threads */
+    _Atomic(const void *) owner; /* the thread that drives it; see raw.c */
+    uint8_t *notes;              /* of all ranks, then this one's (tail.c) */
+    size_t n_works;              /* handles that the group keeps for it */
 
     brg_leaf_run run; /* n_leaves 0: the default reduction (leaves.h) */
     uint32_t leaf;    /* of the run, under way */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Periodic averaging in simulated worlds. */
 #include "tests/reducer/average_checks.h"
+#include "tests/support/fail_alloc.h"
 
 static brg_status averages(brg_pg *pg, void *user)
 {
@@ -77,12 +78,40 @@ static void test_average__goes_on_from_a_count(void **state)
     brg_scope_end(scope);
 }
 
+static brg_status make_and_average(void *user)
+{
+    brg_averager *a;
+    brg_scope *scope = brg_scope_begin();
+    if (!scope)
+        return BRG_ERR_NOMEM;
+    brg_tensor *t = brg_zeros(BRG_DTYPE_F32, 1, (int64_t[]){4});
+    brg_status status =
+        t ? brg_averager_create(&a, user, &t, 1, NULL) : brg_error_code();
+    if (status == BRG_OK) {
+        status = brg_averager_now(a);
+        brg_averager_destroy(a);
+    }
+    brg_scope_end(scope);
+    return status;
+}
+
+static void test_average__runs_out_of_memory_cleanly(void **state)
+{
+    (void)state;
+    brg_pg *pg;
+    assert_brg_ok(brg_pg_create_self(&pg));
+    assert_oom_clean(make_and_average, pg);
+    brg_pg_destroy(pg);
+}
+
 int main(void)
 {
+    fail_alloc_install();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_average__local_steps_then_the_mean),
         cmocka_unit_test(test_average__ranks_that_differ_all_hear_of_it),
         cmocka_unit_test(test_average__goes_on_from_a_count),
+        cmocka_unit_test(test_average__runs_out_of_memory_cleanly),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -62,6 +62,8 @@ static brg_status compiled_features(brg_pg *pg)
     BRG_TRY(brg_compile_begin(&scope, NULL));
     brg_status status = check_grads_apart(pg);
     if (status == BRG_OK)
+        status = check_static_graph(pg);
+    if (status == BRG_OK)
         status = check_join(pg);
     if (status == BRG_OK)
         status = check_buffers(pg);
