@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Re-introduces known bugs, one at a time, into a copy of the sources; each
+must make its test fail. Prints the score.
+
+    tests/mutations/run.py [<name>...]
+
+A patch begins with "test: <target>" and a line that says what the bug is. The
+numbers are those of the bug classes in the order in which users of other
+systems met them: accumulation, rebuilding, layouts, overlap, stale state.
+"""
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+TIMEOUT_S = 120
+JOBS = os.environ.get("BRG_JOBS", "2")
+OPTIONS = ("-DBRG_BUILD_BENCH=OFF", "-DBRG_BUILD_EXAMPLES=OFF",
+           "-DBRG_WITH_CUDA=OFF", "-DBRG_WITH_NCCL=OFF",
+           "-DCMAKE_BUILD_TYPE=Release")
+
+
+def run(*command, **options):
+    return subprocess.run(list(map(str, command)), text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          **options)
+
+
+def copy_sources(folder):
+    files = run("git", "-C", ROOT, "ls-files", "-co", "--exclude-standard")
+    for name in files.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+def build(folder, *targets):
+    return run("ninja", "-C", folder / "build", "-j", JOBS, *targets)
+
+
+def passes(folder, target):
+    try:
+        return run(folder / "build" / "tests" / target,
+                   timeout=TIMEOUT_S).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def judge(folder, patch, target):
+    """What became of one mutation."""
+    done = run("patch", "-p1", "-s", "-d", folder, "-i", patch)
+    if done.returncode != 0:
+        return "the patch does not apply: " + done.stdout.strip()
+    try:
+        if build(folder, target).returncode != 0:
+            return "does not build"
+        return "survived" if passes(folder, target) else "caught"
+    finally:
+        run("patch", "-p1", "-s", "-R", "-d", folder, "-i", patch)
+
+
+def main(names):
+    patches = [p for p in sorted(HERE.glob("*.patch"))
+               if not names or p.stem in names]
+    targets = {p: p.read_text().splitlines()[0].removeprefix("test: ")
+               for p in patches}
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="brg-mutations-"))
+    try:
+        copy_sources(folder)
+        run("cmake", "-S", folder, "-B", folder / "build", "-G", "Ninja",
+            *OPTIONS)
+        done = build(folder, *sorted(set(targets.values())))
+        if done.returncode != 0:
+            print(done.stdout[-2000:])
+            return 1
+        for target in sorted(set(targets.values())):
+            if not passes(folder, target):
+                print(f"{target} fails without any mutation")
+                return 1
+        n_caught = 0
+        for patch, target in targets.items():
+            result = judge(folder, patch, target)
+            n_caught += result == "caught"
+            print(f"{patch.stem}: {result} ({target})", flush=True)
+        print(f"mutations caught: {n_caught} of {len(patches)}")
+        return 0 if n_caught == len(patches) else 1
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
