@@ -36,10 +36,11 @@ ctest --test-dir "$build" -L gpu --output-on-failure | tee "$log"
 failed=${PIPESTATUS[0]}
 grep -q Skipped "$log" && echo "NOT TESTED: what is marked Skipped above"
 
-checked="cuda_test_cuda cuda_test_train"
 if test -n "$sanitizer" && command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
-        for program in $checked; do
+        programs=cuda_test_cuda
+        test $tool = memcheck && programs="$programs cuda_test_train"
+        for program in $programs; do
             echo "== compute-sanitizer $tool, $program"
             BRG_BACKEND_PATH=$build compute-sanitizer --tool $tool \
                 --report-api-errors no --error-exitcode 9 \
