@@ -42,20 +42,23 @@ static brg_status reserve_sizes(brg__collected *c, size_t n)
 }
 
 /* Dims of size 1 broadcast, so they are part of what a plan is. */
-static void put_sizes(brg__collected *c, int ndim, const int64_t *shape)
+static inline void put_sizes(brg__collected *c, int ndim, const int64_t *shape)
 {
     unsigned ones = 0;
+    int64_t *to = c->sizes.at + c->sizes.n;
     for (int d = 0; d < ndim; d++) {
         ones |= (unsigned)(shape[d] == 1) << d;
-        c->sizes.at[c->sizes.n++] = shape[d];
+        to[d] = shape[d];
     }
+    c->sizes.n += (size_t)ndim;
     c->ones.at[c->ones.n++] = (unsigned char)ones;
 }
 
 /* ---- Tensors ---------------------------------------------------------------------- */
 
-/* The input that t is; its sizes are written down the first time. */
-static brg_status add_input(brg__collected *c, brg_tensor *t, int *input)
+/* The input that t is; its sizes are written down the first time, where room
+ * was made for them. */
+static inline brg_status add_input(brg__collected *c, brg_tensor *t, int *input)
 {
     uint32_t id;
     bool is_new;
@@ -69,21 +72,23 @@ static brg_status add_input(brg__collected *c, brg_tensor *t, int *input)
         c->unsupported = "a tensor that is not on the CPU";
     BRG_TRY(brg__array_push(&c->inputs, t));
     brg_retain(t);
-    BRG_TRY(reserve_sizes(c, 1));
     put_sizes(c, t->ndim, t->shape);
+    int64_t *to = c->strides.at + c->strides.n;
     for (int d = 0; d < t->ndim; d++)
-        c->strides.at[c->strides.n++] = t->stride[d];
+        to[d] = t->stride[d];
+    c->strides.n += t->ndim;
     return BRG_OK;
 }
 
 /* What the key says of a tensor: which one it is, and of what kind. */
-static void put_tensor(brg__bytes *key, int input, const brg_tensor *t)
+static inline void put_tensor(brg__bytes *key, int input, const brg_tensor *t)
 {
-    uint8_t kind[5] = {t->dtype, t->ndim, (uint8_t)t->device.type,
-                       t->sparse ? 2 : t->storage == NULL,
-                       brg__requires_grad(t)};
-    PUT(key, input);
-    put(key, kind, sizeof kind);
+    uint64_t form = t->sparse ? 2 : t->storage == NULL;
+    uint64_t kind = t->dtype | (uint64_t)t->ndim << 8 |
+                    (uint64_t)(uint8_t)t->device.type << 16 | form << 24 |
+                    (uint64_t)(uint32_t)input << 32;
+    PUT(key, kind);
+    PUT(key, brg__requires_grad(t));
 }
 
 /* Only of what kind it is: the packed value stays with its node. */
@@ -102,6 +107,17 @@ static brg_status put_packed(brg__collected *c, const brg__saved *saved)
     return BRG_OK;
 }
 
+/* Nothing to do but to take it. */
+static inline bool is_as_saved(const brg__saved *saved)
+{
+    const brg_tensor *t = saved->tensor;
+    if (saved->kind == BRG__SAVED_META)
+        return true;
+    return brg__grad_mode_is_off && t->storage &&
+           atomic_load_explicit(&t->storage->version, memory_order_acquire) ==
+               saved->version;
+}
+
 static brg_status collect_saved(brg__collected *c, brg_node *node,
                                 const brg__saved *saved)
 {
@@ -112,8 +128,9 @@ static brg_status collect_saved(brg__collected *c, brg_node *node,
         else
             BRG_TRY(put_packed(c, saved));
     } else if (saved->kind != BRG__SAVED_NOTHING) {
-        brg_tensor *t;
-        BRG_TRY(brg__saved_get(node, saved, &t)); /* checks the version */
+        brg_tensor *t = saved->tensor;
+        if (!is_as_saved(saved)) /* it says what is wrong, or adds history */
+            BRG_TRY(brg__saved_get(node, saved, &t));
         BRG_TRY(add_input(c, t, &input));
         put_tensor(&c->key, input, t);
     }
@@ -208,28 +225,27 @@ static brg_status put_hooks(brg__collected *c, const brg_node *node,
     return BRG_OK;
 }
 
-static void put_slots(brg__collected *c, const brg_node *node)
+static inline void put_slots(brg__collected *c, const brg_node *node)
 {
     for (uint16_t j = 0; j < node->n_slots; j++) {
         const brg__slot *slot = &node->slots[j];
-        uint8_t kind[4] = {slot->dtype, slot->ndim, slot->is_differentiable,
-                           (uint8_t)slot->device.type};
-        put(&c->key, kind, sizeof kind);
+        uint32_t kind = slot->dtype | (uint32_t)slot->ndim << 8 |
+                        (uint32_t)slot->is_differentiable << 16 |
+                        (uint32_t)(uint8_t)slot->device.type << 24;
+        PUT(&c->key, kind);
         put_sizes(c, slot->ndim, slot->shape);
     }
 }
 
-static brg_status put_edges(brg__collected *c, const brg__task *task,
-                            const brg_node *node)
+static void put_edges(brg__collected *c, const brg__task *task,
+                      const brg_node *node)
 {
     for (uint16_t i = 0; i < node->n_edges; i++) {
         uint32_t to = UINT32_MAX;
         if (node->edges[i].node)
-            (void)brg__map_get(&task->index, node->edges[i].node, &to);
-        PUT(&c->key, to);
-        PUT(&c->key, node->edges[i].slot);
+            (void)brg__map_look(&task->index, node->edges[i].node, &to);
+        PUT(&c->key, to | (uint64_t)node->edges[i].slot << 32);
     }
-    return BRG_OK;
 }
 
 /* What is copied into the plan as a constant. A number or a tensor given
@@ -284,6 +300,7 @@ static brg_status collect_attributes(brg__collected *c, const brg_context *ctx)
         if (!t && is_number)
             return brg_error_code();
         if (t) {
+            BRG_TRY(reserve_sizes(c, 1));
             BRG_TRY(add_input(c, t, &input));
             put_tensor(&c->key, input, t);
         }
@@ -299,22 +316,52 @@ static bool has_sizes_for_attrs(const brg_op *op)
     return op == &brg__op_reshape || op == &brg__op_expand;
 }
 
-/* What an op node is. The attributes of an op that draws random numbers change
- * with each call: the plan reads them at run time. */
+/* Those that are part of what the op is. Of an op that draws random numbers
+ * they change with each call: the plan reads them at run time. */
+static bool has_attrs(const brg_node *node)
+{
+    uint64_t any = 0, words[sizeof node->attrs / 8];
+    memcpy(words, &node->attrs, sizeof words);
+    for (size_t i = 0; i < sizeof words / 8; i++)
+        any |= words[i];
+    return any && node->op && !(node->op->flags & BRG_OP_IMPURE) &&
+           !has_sizes_for_attrs(node->op);
+}
+
+static bool has_hooks(const brg_node *node)
+{
+    return node->hooks || brg__node_is_accumulate(node);
+}
+
+/* Whole words at once: bytes put together in memory cost more. */
+static inline void put_head(brg__collected *c, const brg__visit *visit)
+{
+    const brg_node *node = visit->node;
+    bool is_long = has_attrs(node);
+    uint64_t flags = visit->is_needed | (uint64_t)visit->is_wanted << 1 |
+                     (uint64_t)has_hooks(node) << 2 | (uint64_t)is_long << 3 |
+                     (uint64_t)node->saves << 32;
+    uint64_t counts = node->n_edges | (uint64_t)node->n_slots << 16 |
+                      (uint64_t)node->n_saved << 32 |
+                      (uint64_t)(uint16_t)visit->n_waiting << 48;
+    PUT(&c->key, node->cls);
+    PUT(&c->key, node->op);
+    PUT(&c->key, flags);
+    PUT(&c->key, counts);
+    if (is_long)
+        PUT(&c->key, node->attrs);
+}
+
+/* What nodes that are no ops are. */
 static void put_class(brg__bytes *key, const brg_node *node)
 {
-    PUT(key, node->cls);
-    PUT(key, node->op);
-    PUT(key, node->saves);
-    if (node->op && !(node->op->flags & BRG_OP_IMPURE) &&
-        !has_sizes_for_attrs(node->op))
-        put(key, &node->attrs, sizeof node->attrs);
     const brg__segment *segment = brg__segment_of(node);
     if (segment)
         PUT(key, segment->id);
     if (brg__node_is_function(node)) {
         const brg_context *ctx = node->payload;
         PUT(key, ctx->function->id);
+        PUT(key, ctx->tensors);
         PUT(key, ctx->needs);
         PUT(key, ctx->is_materializing);
     }
@@ -348,16 +395,15 @@ static brg_status collect_visit(brg__collected *c, const brg__task *task,
     BRG_TRY(reserve(&c->key, most));
     BRG_TRY(reserve_sizes(c, node->n_slots + (size_t)node->n_saved));
     BRG_TRY(brg__array_push(&c->first_saved, (int)c->saved_input.n));
-    put_class(&c->key, node);
+    put_head(c, visit);
+    if (!node->op)
+        put_class(&c->key, node);
     if (brg__node_is_accumulate(node))
         put_grad(c, node);
-    uint16_t counts[6] = {node->n_edges,    node->n_slots,
-                          node->n_saved,    visit->is_needed,
-                          visit->is_wanted, (uint16_t)visit->n_waiting};
-    put(&c->key, counts, sizeof counts);
     put_slots(c, node);
-    BRG_TRY(put_edges(c, task, node));
-    BRG_TRY(put_hooks(c, node, visit->is_needed && !task->is_capturing));
+    put_edges(c, task, node);
+    if (has_hooks(node))
+        BRG_TRY(put_hooks(c, node, visit->is_needed && !task->is_capturing));
     bool is_function = brg__node_is_function(node);
     if (is_function) {
         put_splits(&c->key, node);
@@ -390,6 +436,7 @@ static brg_status collect_root(brg__collected *c, const brg__task *task)
         int input = BRG__IR_NONE;
         brg_tensor *t = task->buffers.at[i];
         if (t) {
+            BRG_TRY(reserve_sizes(c, 1));
             BRG_TRY(add_input(c, t, &input));
             PUT(&c->key, (uint32_t)i);
             put_tensor(&c->key, input, t);

@@ -255,13 +255,13 @@ static brg_status start(brg__task *task, brg_tensor *const *outputs,
         brg_tensor *grad;
         BRG_TRY(first_gradient(
             outputs[i], grad_outputs ? grad_outputs[i] : NULL, i, &grad));
-        uint32_t visit;
+        uint32_t visit = 0;
         (void)brg__map_get(&task->index, task->roots.at[i].node, &visit);
         BRG_TRY(
             brg__task_add_gradient(task, visit, task->roots.at[i].slot, grad));
     }
     for (size_t i = 0; i < task->roots.n; i++) {
-        uint32_t visit;
+        uint32_t visit = 0;
         (void)brg__map_get(&task->index, task->roots.at[i].node, &visit);
         brg__visit *v = &task->visits.at[visit];
         if (v->n_waiting == 0) {

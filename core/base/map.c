@@ -5,22 +5,6 @@
 #include "core/base/alloc.h"
 #include "core/base/error.h"
 
-static size_t home_of(const brg__map *map, const void *key)
-{
-    uint64_t h = (uint64_t)(uintptr_t)key >> 6; /* objects are line-aligned */
-    h *= 0x9E3779B97F4A7C15u;                   /* Fibonacci hashing */
-    return (size_t)(h >> 20) & (map->capacity - 1);
-}
-
-static brg__map_slot *find(const brg__map *map, const void *key)
-{
-    size_t i = home_of(map, key);
-    while (map->slots[i].generation == map->generation &&
-           map->slots[i].key != key)
-        i = (i + 1) & (map->capacity - 1);
-    return &map->slots[i];
-}
-
 static brg_status grow(brg__map *map)
 {
     brg__map old = *map;
@@ -34,7 +18,7 @@ static brg_status grow(brg__map *map)
     map->generation = 1;
     for (size_t i = 0; i < old.capacity; i++)
         if (old.slots[i].generation == old.generation) {
-            brg__map_slot *slot = find(map, old.slots[i].key);
+            brg__map_slot *slot = brg__map_find(map, old.slots[i].key);
             *slot = old.slots[i];
             slot->generation = 1;
         }
@@ -64,7 +48,7 @@ brg_status brg__map_put(brg__map *map, const void *key, uint32_t fresh,
 {
     if (2 * (map->n + 1) > map->capacity)
         BRG_TRY(grow(map));
-    brg__map_slot *slot = find(map, key);
+    brg__map_slot *slot = brg__map_find(map, key);
     *is_new = slot->generation != map->generation;
     if (*is_new) {
         *slot = (brg__map_slot){key, fresh, map->generation};
@@ -76,11 +60,5 @@ brg_status brg__map_put(brg__map *map, const void *key, uint32_t fresh,
 
 bool brg__map_get(const brg__map *map, const void *key, uint32_t *value)
 {
-    if (map->capacity == 0)
-        return false;
-    const brg__map_slot *slot = find(map, key);
-    if (slot->generation != map->generation)
-        return false;
-    *value = slot->value;
-    return true;
+    return brg__map_look(map, key, value);
 }

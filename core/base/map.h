@@ -31,7 +31,37 @@ void brg__map_deinit(brg__map *map);
 brg_status brg__map_put(brg__map *map, const void *key, uint32_t fresh,
                         uint32_t *value, bool *is_new);
 
+static inline size_t brg__map_home(const brg__map *map, const void *key)
+{
+    uint64_t h = (uint64_t)(uintptr_t)key >> 6; /* objects are line-aligned */
+    h *= 0x9E3779B97F4A7C15u;                   /* Fibonacci hashing */
+    return (size_t)(h >> 20) & (map->capacity - 1);
+}
+
+/* The slot of `key`, or the free one where it would go; there is room. */
+static inline brg__map_slot *brg__map_find(const brg__map *map, const void *key)
+{
+    size_t i = brg__map_home(map, key);
+    while (map->slots[i].generation == map->generation &&
+           map->slots[i].key != key)
+        i = (i + 1) & (map->capacity - 1);
+    return &map->slots[i];
+}
+
 /* False if `key` is not there. */
 bool brg__map_get(const brg__map *map, const void *key, uint32_t *value);
+
+/* The same at once, where it is called very often. */
+static inline bool brg__map_look(const brg__map *map, const void *key,
+                                 uint32_t *value)
+{
+    if (map->capacity == 0)
+        return false;
+    const brg__map_slot *slot = brg__map_find(map, key);
+    if (slot->generation != map->generation)
+        return false;
+    *value = slot->value;
+    return true;
+}
 
 #endif
