@@ -18,8 +18,8 @@ brg_status brg_compiled_create(brg_compiled **out, brg_compiled_fn fn,
                                void *user, const brg_compile_options *options)
 {
     BRG_CHECK_ARG(out, "brg_compiled_create: out is NULL");
-    BRG_CHECK_ARG(fn, "brg_compiled_create: fn is NULL");
     *out = NULL;
+    BRG_CHECK_ARG(fn, "brg_compiled_create: fn is NULL");
     brg_compile_options checked;
     BRG_TRY(brg__compile_options_init(&checked, options,
                                       BRG_COMPILE_DYNAMIC_CHANGED));

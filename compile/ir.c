@@ -107,11 +107,38 @@ static brg_status verify_group(const brg__ir *ir, size_t at)
     return brg__group_verify(group);
 }
 
+/* A reduction's nodes follow each other, of one bucket: pack, start, wait,
+ * write-back. Its tokens are nothing to compute with. */
+static brg_status verify_tokens(const brg__ir *ir, size_t at)
+{
+    const brg__ir_node *n = &ir->nodes.at[at];
+    for (int i = 0; i < n->n_in; i++) {
+        int id = brg__ir_in(ir, n)[i];
+        if (id == BRG__IR_NONE || !ir->values.at[id].is_token)
+            continue;
+        const brg__ir_node *maker = &ir->nodes.at[brg__ir_maker(ir, id)];
+        if (brg__ir_is_pure(n))
+            return BRG_FAIL(BRG_ERR_INTERNAL,
+                            "plan: node %zu computes with token %d", at, id);
+        if (brg__ir_is_reduction(n) &&
+            (maker->kind + 1 != n->kind ||
+             maker->bucket.reduction != n->bucket.reduction ||
+             maker->bucket.number != n->bucket.number))
+            return BRG_FAIL(BRG_ERR_INTERNAL,
+                            "plan: node %zu, of bucket %d of reduction %d, "
+                            "follows a node of bucket %d of reduction %d",
+                            at, n->bucket.number, n->bucket.reduction,
+                            maker->bucket.number, maker->bucket.reduction);
+    }
+    return BRG_OK;
+}
+
 brg_status brg__ir_verify(const brg__ir *ir)
 {
     for (size_t at = 0; at < ir->nodes.n; at++) {
         const brg__ir_node *n = &ir->nodes.at[at];
         BRG_TRY(verify_operands(ir, at));
+        BRG_TRY(verify_tokens(ir, at));
         if (n->kind == BRG__IR_OP &&
             (n->n_in != n->op->n_in || n->n_out != n->op->n_out))
             return BRG_FAIL(BRG_ERR_INTERNAL,

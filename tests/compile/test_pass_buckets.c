@@ -177,6 +177,31 @@ static void test_pass_overlap__starts_behind_what_they_send(void **state)
     brg__ir_deinit(&ir);
 }
 
+/* What a wrong pass would make of a reduction is found. */
+static void test_pass_buckets__verification_knows_reductions(void **state)
+{
+    (void)state;
+    brg__ir ir = {0};
+    make(&ir, 0, 2, (const int[]){0, 1}, (const int[]){1, 1});
+    assert_brg_ok(brg__ir_verify(&ir));
+    int starts[2], n = 0;
+    for (size_t at = 0; at < ir.nodes.n; at++)
+        if (ir.nodes.at[at].kind == BRG__IR_START)
+            starts[n++] = (int)at;
+    int *operand = ir.operands.at + ir.nodes.at[starts[1]].first_in;
+    int kept = *operand;
+    *operand = brg__ir_in(&ir, &ir.nodes.at[starts[0]])[0];
+    assert_brg_fails_with(brg__ir_verify(&ir), BRG_ERR_INTERNAL,
+                          "of bucket 1 of reduction 0, follows a node of "
+                          "bucket 0 of reduction 0");
+    *operand = kept;
+    assert_brg_ok(brg__ir_verify(&ir));
+    ir_op(&ir, "sin", IN(kept));
+    assert_brg_fails_with(brg__ir_verify(&ir), BRG_ERR_INTERNAL,
+                          "computes with token");
+    brg__ir_deinit(&ir);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -185,6 +210,7 @@ int main(void)
             test_pass_buckets__start_in_the_order_of_their_numbers),
         cmocka_unit_test(test_pass_buckets__unfinished_ones_are_left_alone),
         cmocka_unit_test(test_pass_buckets__reducers_do_not_mix),
+        cmocka_unit_test(test_pass_buckets__verification_knows_reductions),
         cmocka_unit_test(test_pass_overlap__waits_before_the_first_use),
         cmocka_unit_test(test_pass_overlap__starts_behind_what_they_send),
     };
