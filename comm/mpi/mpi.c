@@ -98,6 +98,22 @@ static brg_status mpi_idle(void *group, brg_call *call, uint64_t n)
     return check_peers(g, call);
 }
 
+/* The last collective that a rank of the node has started, in words; false:
+ * none so far. */
+static bool describe_last(const mpi_group *g, int local, char *text,
+                          size_t size)
+{
+    uint64_t last = 0;
+    for (uint64_t k = 0; k < RING; k++) {
+        uint64_t stamp = atomic_load_explicit(&line_of(g, local, k)->stamp,
+                                              memory_order_acquire);
+        last = stamp > last ? stamp : last;
+    }
+    if (last > 0)
+        g->host->describe(&line_of(g, local, last - 1)->signature, text, size);
+    return last > 0;
+}
+
 static void mpi_explain(void *group, const brg_call *call, char *text,
                         size_t size)
 {
@@ -105,9 +121,13 @@ static void mpi_explain(void *group, const brg_call *call, char *text,
     size_t n = 0;
     for (int r = 0; r < g->n_local && n + 1 < size; r++) {
         const char *what = r == g->local ? NULL : owes(g, call, r);
-        if (what)
-            n += (size_t)snprintf(text + n, size - n, "%srank %d %s",
-                                  n ? ", " : "", rank_of(g, r), what);
+        char last[120];
+        if (!what)
+            continue;
+        n += (size_t)snprintf(text + n, size - n, "%srank %d %s", n ? ", " : "",
+                              rank_of(g, r), what);
+        if (n + 1 < size && describe_last(g, r, last, sizeof last))
+            n += (size_t)snprintf(text + n, size - n, " (its last: %s)", last);
     }
     if (n == 0 && g->n_nodes > 1)
         snprintf(text, size, "another node has not come");
