@@ -272,9 +272,60 @@ BACKWARD(enum_backward)
     return BRG_OK;
 }
 
+/* A constant of the key is given inside a list. */
+FORWARD(enum_list_forward)
+{
+    SAVE(ARG(0));
+    BRG_TRY(brg_context_set(ctx, "kind", brg_value_list(&args[1], 1)));
+    OUT(0, args[1].as.integer == ENUM_SIN ? brg_sin(ARG(0)) : brg_cos(ARG(0)));
+    return BRG_OK;
+}
+
+BACKWARD(enum_list_backward)
+{
+    SAVED(x, 0);
+    brg_value kind = brg_context_get(ctx, "kind").as.list.items[0];
+    GRAD(0, brg_mul(g[0], kind.as.integer == ENUM_SIN ? brg_cos(x)
+                                                      : brg_neg(brg_sin(x))));
+    return BRG_OK;
+}
+
+/* Traced, each value has its plan, in which the other branch is not. */
+static void check_enum_plans(void)
+{
+    brg_function *f = function_traced(BRG_FUNCTION_TRACEABLE, "SomeEnum",
+                                      enum_list_forward, enum_list_backward, 1);
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.backend = BRG_COMPILE_BACKEND_EAGER;
+    brg_compile_stats stats;
+    brg_value out[1];
+    char text[2048];
+    int scope;
+    assert_brg_ok(brg_compile_reset());
+    assert_brg_ok(brg_compile_begin(&scope, &options));
+    for (int i = 0; i < 4; i++) {
+        brg_tensor *x = leaf_full(0.5, BRG_SHAPE(2));
+        assert_brg_ok(APPLY(f, out, brg_value_tensor(x), brg_value_int(i % 2)));
+        backward_of_sum(out[0].as.tensor);
+        expect_all(brg_tensor_grad(x), i % 2 ? -sin(0.5) : cos(0.5));
+    }
+    assert_brg_ok(brg_compile_end(scope));
+    brg_compile_get_stats(&stats);
+    assert_int_equal(stats.captures, 2);
+    assert_int_equal(stats.hits, 2);
+    for (size_t kind = 0; kind < 2; kind++) {
+        assert_true(brg_compile_print(kind, text, sizeof text) < sizeof text);
+        assert_null(strstr(text, "call@"));
+        assert_int_equal(strstr(text, "cos(") != NULL, kind == ENUM_SIN);
+        assert_int_equal(strstr(text, "sin(") != NULL, kind == ENUM_COS);
+    }
+    brg_function_release(f);
+}
+
 static void test_enum_arg(void **state)
 {
     (void)state;
+    check_enum_plans();
     brg_function *f = function_of("SomeEnum", enum_forward, enum_backward, 1);
     const double value[] = {sin(0.5), cos(0.5)},
                  slope[] = {cos(0.5), -sin(0.5)};

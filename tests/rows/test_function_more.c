@@ -340,9 +340,37 @@ BACKWARD(needs_backward)
     return BRG_OK;
 }
 
+/* Traced, the branch that is not taken is not in the plan: what is left is the
+ * product and the cosine. */
+static void check_dead_branch(void)
+{
+    brg_function *f = function_traced(BRG_FUNCTION_TRACEABLE, "NeedsInputGrad",
+                                      sin_forward, needs_backward, 1);
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.backend = BRG_COMPILE_BACKEND_EAGER;
+    brg_tensor *x = leaf_full(0.3, BRG_SHAPE(4, 2));
+    brg_tensor *plain = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(4, 2));
+    char text[2048];
+    int scope;
+    assert_brg_ok(brg_compile_reset());
+    assert_brg_ok(brg_compile_begin(&scope, &options));
+    backward_of_sum(CALL(f, x, plain));
+    assert_brg_ok(brg_compile_end(scope));
+    expect_all(brg_tensor_grad(x), cos(0.3));
+    assert_true(brg_compile_print(0, text, sizeof text) < sizeof text);
+    assert_null(strstr(text, "call@"));
+    const char *product = strstr(text, "= mul("), *slope = strstr(text, "cos(");
+    assert_non_null(product);
+    assert_non_null(slope);
+    assert_null(strstr(product + 1, "= mul("));
+    assert_null(strstr(slope + 1, "cos("));
+    brg_function_release(f);
+}
+
 static void test_needs_input_grad(void **state)
 {
     (void)state;
+    check_dead_branch();
     brg_function *f =
         function_of("NeedsInputGrad", sin_forward, needs_backward, 1);
     brg_tensor *x = leaf_full(0.3, BRG_SHAPE(4, 2));

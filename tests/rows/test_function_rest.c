@@ -439,6 +439,10 @@ static void test_smoke_from_test_autograd(void **state)
     smoke_identity();
     smoke_dirty();
     smoke_nan_and_view();
+    brg_compile_stats stats; /* compiled, all of it is in plans */
+    brg_compile_get_stats(&stats);
+    assert_int_equal(stats.fallbacks, 0);
+    assert_int_equal(stats.captures > 0, is_compiled_run());
 }
 
 int main(void)
