@@ -93,7 +93,7 @@ static brg_status start(brg_pg *pg, brg_work **out, brg_call call)
     *out = NULL;
     BRG_CHECK_ARG(pg, "%s: the group is NULL", name);
     if (brg__is_traced())
-        return brg__tracer_refuse(name, "call it outside of the function");
+        BRG_TRY(brg__tracer_settle(name, "call it outside of the function"));
     BRG_TRY(brg__pg_check(pg));
     size_t payload = 0;
     BRG_TRY(check_call(pg, &call, &payload));

@@ -97,6 +97,12 @@ static brg_status call_captured(brg_compiled *compiled,
                         "fullgraph: this function cannot be captured: %s",
                         outcome.why);
     stats->function_fallbacks++;
+    if (status != BRG_OK || outcome.is_unfit)
+        return status;
+    uint64_t n = compiled->function.n_pieces;
+    *why = NULL;
+    status = brg__pieces_call(&compiled->function, &call, outputs);
+    stats->function_pieces += compiled->function.n_pieces - n;
     return status;
 }
 

@@ -15,7 +15,7 @@ void brg__function_init(brg__function *f)
     pthread_mutex_init(&f->lock, NULL);
 }
 
-static void variant_clear(brg__variant *v)
+void brg__variant_clear(brg__variant *v)
 {
     brg__segment_release(v->segment);
     brg__mem_free(v->reason);
@@ -27,7 +27,10 @@ static void variant_clear(brg__variant *v)
 void brg__function_deinit(brg__function *f)
 {
     for (size_t i = 0; i < f->n_variants; i++)
-        variant_clear(&f->variants[i]);
+        brg__variant_clear(&f->variants[i]);
+    for (size_t i = 0; i < f->pieces.n; i++)
+        brg__variant_clear(&f->pieces.at[i]);
+    brg__array_deinit(&f->pieces);
     brg__mem_free(f->key.at);
     brg__mem_free(f->shapes.at);
     pthread_mutex_destroy(&f->lock);
@@ -47,7 +50,7 @@ static _Atomic uint64_t next_thread = 1;
 static _Thread_local uint64_t thread_id;
 
 /* Segments are the thread's: one that runs is not entered by another. */
-static uint64_t this_thread(void)
+uint64_t brg__this_thread(void)
 {
     if (thread_id == 0)
         thread_id = atomic_fetch_add(&next_thread, 1);
@@ -86,7 +89,7 @@ static brg_status make_key(brg__function *f, const brg__traced_call *call)
         uint8_t autocast[sizeof(brg_autocast)];
     } head;
     memset(&head, 0, sizeof head);
-    head.thread = this_thread();
+    head.thread = brg__this_thread();
     head.n_inputs = call->n_inputs;
     head.n_outputs = call->n_outputs;
     head.mode = brg_grad_mode();
@@ -126,6 +129,11 @@ static bool may_share(const brg__function *f, const brg__variant *v,
 
 static _Atomic uint64_t next_segment;
 
+uint64_t brg__next_segment_id(void)
+{
+    return atomic_fetch_add(&next_segment, 1);
+}
+
 /* The id of a new segment, and whether others may differ from it in size. */
 static void name_segment(brg__function *f, const brg__traced_call *call,
                          brg__variant *fresh)
@@ -143,7 +151,7 @@ static void name_segment(brg__function *f, const brg__traced_call *call,
         fresh->is_dynamic = v->is_dynamic;
         return;
     }
-    fresh->segment->id = atomic_fetch_add(&next_segment, 1);
+    fresh->segment->id = brg__next_segment_id();
     fresh->is_dynamic = f->is_all_dynamic || has_sibling;
     f->n_segments++;
 }
@@ -159,7 +167,7 @@ static brg__variant *find(brg__function *f)
         if (!v->segment || v->segment->is_running ||
             brg__segment_is_valid(v->segment))
             return v;
-        variant_clear(v); /* parameters have changed */
+        brg__variant_clear(v); /* parameters have changed */
         *v = f->variants[--f->n_variants];
         f->variants[f->n_variants] = (brg__variant){0};
         return NULL;
@@ -175,7 +183,7 @@ static brg__variant *new_variant(brg__function *f)
     for (size_t i = 1; i < f->n_variants; i++)
         if (f->variants[i].last_use < oldest->last_use)
             oldest = &f->variants[i];
-    variant_clear(oldest);
+    brg__variant_clear(oldest);
     return oldest;
 }
 
@@ -250,6 +258,7 @@ brg_status brg__function_call(brg__function *f, const brg__traced_call *call,
 {
     brg__segment *segment = NULL;
     outcome->why = unfit_input(call);
+    outcome->is_unfit = outcome->why != NULL;
     if (outcome->why)
         return BRG_OK;
     pthread_mutex_lock(&f->lock);

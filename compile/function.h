@@ -15,7 +15,8 @@
 #include "compile/segment.h"
 
 #define BRG__MAX_SEGMENTS 16 /* of a function; the least recently used goes */
-#define BRG__MAX_MARKED 16   /* inputs with dims marked dynamic */
+#define BRG__MAX_PIECES 64
+#define BRG__MAX_MARKED 16 /* inputs with dims marked dynamic */
 
 typedef struct brg__variant {
     brg__bytes key;
@@ -29,7 +30,9 @@ typedef struct brg__variant {
 typedef struct brg__function {
     brg__variant variants[BRG__MAX_SEGMENTS];
     size_t n_variants;
-    brg__bytes key; /* of the call at hand */
+    BRG__ARRAY(brg__variant) pieces; /* of calls that are not one plan */
+    uint64_t n_pieces;               /* made so far */
+    brg__bytes key;                  /* of the call at hand */
     brg__bytes shapes;
     uint64_t clock;
     uint8_t marked[BRG__MAX_MARKED]; /* bit d: dim d of the input is dynamic */
@@ -42,9 +45,19 @@ typedef struct brg__function {
 void brg__function_init(brg__function *f);
 void brg__function_deinit(brg__function *f);
 
+void brg__variant_clear(brg__variant *v);
+uint64_t brg__next_segment_id(void);
+/* Unique among all threads ever. */
+uint64_t brg__this_thread(void);
+
+/* Calls the function, which cannot be captured, in pieces (pieces.c). */
+brg_status brg__pieces_call(brg__function *f, const brg__traced_call *call,
+                            brg_tensor **outputs);
+
 typedef struct brg__call_outcome {
     bool is_captured; /* by this call */
     bool is_hit;      /* it was before */
+    bool is_unfit;    /* nor can it run in pieces */
     const char *why;  /* it has not run: it is to be called eagerly; or NULL */
 } brg__call_outcome;
 

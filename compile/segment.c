@@ -51,8 +51,8 @@ static brg_status give_inputs(brg__segment *s, brg_tensor *const *inputs,
     return BRG_OK;
 }
 
-static brg_status make_ready(brg__segment *s, const brg__traced_call *call,
-                             brg_compile_backend backend)
+static brg_status make_ready(brg__segment *s, brg_tensor *const *inputs,
+                             size_t n_inputs, brg_compile_backend backend)
 {
     brg__captured *c = &s->captured;
     if (backend != BRG_COMPILE_BACKEND_EAGER)
@@ -65,22 +65,39 @@ static brg_status make_ready(brg__segment *s, const brg__traced_call *call,
     if (!s->outputs || !s->draws)
         return BRG_ERR_NOMEM;
     s->io = (brg__run_io){s->outputs, s->draws};
-    BRG_TRY(give_inputs(s, call->inputs, call->n_inputs));
+    BRG_TRY(give_inputs(s, inputs, n_inputs));
     BRG_TRY(brg__exec_create(&s->forward, &c->forward, &s->task, &s->given));
     s->forward->io = &s->io;
     brg__collected_clear(&s->given);
     return BRG_OK;
 }
 
-brg_status brg__segment_create(brg__segment **out, const brg__traced_call *call,
-                               brg_compile_backend backend)
+static brg_status new_segment(brg__segment **out)
 {
-    *out = NULL;
     brg__segment *s = BRG__NEW(brg__segment);
+    *out = s;
     if (!s)
         return BRG_ERR_NOMEM;
     brg__ref_init(&s->refs);
     pthread_mutex_init(&s->lock, NULL);
+    return BRG_OK;
+}
+
+static brg_status finish(brg__segment **out, brg__segment *s, brg_status status)
+{
+    if (status == BRG_OK)
+        *out = s;
+    else
+        brg__segment_release(s);
+    return status;
+}
+
+brg_status brg__segment_create(brg__segment **out, const brg__traced_call *call,
+                               brg_compile_backend backend)
+{
+    brg__segment *s;
+    *out = NULL;
+    BRG_TRY(new_segment(&s));
     brg__traced_call traced = *call;
     traced.backward_begin = (brg__effect){
         .name = "backward_begin", .run = begin_backward, .object = s};
@@ -88,13 +105,20 @@ brg_status brg__segment_create(brg__segment **out, const brg__traced_call *call,
         (brg__effect){.name = "backward_end", .run = end_backward, .object = s};
     brg_status status = brg__trace(&s->captured, &traced);
     if (status == BRG_OK)
-        status = make_ready(s, call, backend);
-    if (status != BRG_OK) {
-        brg__segment_release(s);
-        return status;
-    }
-    *out = s;
-    return BRG_OK;
+        status = make_ready(s, call->inputs, call->n_inputs, backend);
+    return finish(out, s, status);
+}
+
+brg_status brg__segment_adopt(brg__segment **out, brg__captured *captured,
+                              brg_tensor *const *inputs, size_t n_inputs,
+                              brg_compile_backend backend)
+{
+    brg__segment *s;
+    *out = NULL;
+    BRG_TRY(new_segment(&s));
+    s->captured = *captured;
+    *captured = (brg__captured){0};
+    return finish(out, s, make_ready(s, inputs, n_inputs, backend));
 }
 
 void brg__segment_retain(brg__segment *s)

@@ -41,6 +41,10 @@ typedef struct brg__segment {
  * says. */
 brg_status brg__segment_create(brg__segment **out, const brg__traced_call *call,
                                brg_compile_backend backend);
+/* The same of what was captured already, which it takes over. */
+brg_status brg__segment_adopt(brg__segment **out, brg__captured *captured,
+                              brg_tensor *const *inputs, size_t n_inputs,
+                              brg_compile_backend backend);
 void brg__segment_retain(brg__segment *segment);
 void brg__segment_release(brg__segment *segment);
 

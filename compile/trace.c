@@ -53,7 +53,7 @@ static brg_status constant(brg__tracing *t, brg_tensor *real, brg_tensor **out)
     char text[BRG_TENSOR_TEXT_MAX];
     uint32_t at;
     bool is_new;
-    if (real->sparse || !brg_is_leaf(real))
+    if (real->sparse || (!t->is_piece && !brg_is_leaf(real)))
         return BRG_FAIL(BRG_ERR_UNSUPPORTED,
                         "capture: the function uses %s, which is no input and "
                         "%s: make it an input",
@@ -71,9 +71,18 @@ static brg_status constant(brg__tracing *t, brg_tensor *real, brg_tensor **out)
     brg__layout layout = brg__layout_of(real);
     layout.offset = 0;
     brg__ir_value value = {.source = BRG__IR_FROM_CONST, .constant = real};
+    if (t->is_piece)
+        value = (brg__ir_value){.source = BRG__IR_FROM_INPUT,
+                                .index = (int)t->piece_inputs.n};
     BRG_TRY(brg__trace_new(t, value, &layout, out));
-    brg_retain(real); /* the IR's */
-    brg__trace_symbol(t, *out)->real = real;
+    if (t->is_piece) {
+        BRG_TRY(brg__array_push(&t->piece_inputs, real));
+        brg__trace_symbol(t, *out)->input = (int)t->piece_inputs.n;
+        t->ir->n_inputs = (int)t->piece_inputs.n;
+    } else {
+        brg__trace_symbol(t, *out)->real = real;
+    }
+    brg_retain(real); /* the IR's, or the list's */
     t->constants.at[at] = *out;
     return brg__requires_grad(real) ? brg_set_requires_grad(*out, true)
                                     : BRG_OK;
@@ -184,7 +193,7 @@ static brg_status find_draw(brg__tracing *t, const brg_op_call *call,
     return BRG_OK;
 }
 
-static brg_status write_down(brg__tracing *t, brg_op_call *call)
+brg_status brg__trace_op(brg__tracing *t, brg_op_call *call)
 {
     int in[BRG_MAX_OP_INPUTS];
     brg__ir_node node = {.kind = BRG__IR_OP,
@@ -200,14 +209,15 @@ static brg_status write_down(brg__tracing *t, brg_op_call *call)
         BRG_TRY(brg__trace_operand(t, &t->in[i], &in[i]));
     memset(call->info, 0, (size_t)call->n_out * sizeof *call->info);
     BRG_TRY(call->op->infer(call));
-    BRG_TRY(find_draw(t, call, &node));
-    BRG_TRY(brg__ir_add_node(t->ir, &node, in, call->n_in));
-    int at = (int)t->ir->nodes.n - 1;
-    for (int j = 0; j < call->n_out; j++) {
+    for (int j = 0; j < call->n_out; j++)
         if (call->info[j].is_sparse)
             return BRG_FAIL(BRG_ERR_UNSUPPORTED,
                             "capture: %s makes a sparse tensor",
                             call->op->name);
+    BRG_TRY(find_draw(t, call, &node));
+    BRG_TRY(brg__ir_add_node(t->ir, &node, in, call->n_in));
+    int at = (int)t->ir->nodes.n - 1;
+    for (int j = 0; j < call->n_out; j++) {
         brg__ir_value value = {.source = BRG__IR_FROM_NODE, .node = at};
         brg__layout layout = layout_of_output(call, j);
         BRG_TRY(brg__trace_new(t, value, &layout, &call->out[j]));
@@ -230,7 +240,7 @@ static void refuse(brg__tracer *self)
 static brg_status emit(brg__emitter *self, brg_op_call *call)
 {
     brg__tracing *t = (brg__tracing *)self;
-    brg_status status = write_down(t, call);
+    brg_status status = brg__trace_op(t, call);
     if (status == BRG_ERR_UNSUPPORTED)
         refuse(&t->tracer);
     return status;
@@ -369,7 +379,7 @@ static void leave(const surroundings *before)
     brg__emitter_set(before->emitter);
 }
 
-static void trace_deinit(brg__tracing *t)
+void brg__tracing_deinit(brg__tracing *t)
 {
     for (size_t i = 0; i < t->symbols.n; i++)
         brg_release(t->symbols.at[i].tensor);
@@ -378,14 +388,20 @@ static void trace_deinit(brg__tracing *t)
     brg__array_deinit(&t->inputs);
     brg__array_deinit(&t->draws);
     brg__array_deinit(&t->kept_values);
+    for (size_t i = 0; i < t->piece_inputs.n; i++)
+        brg_release(t->piece_inputs.at[i]);
+    brg__array_deinit(&t->piece_inputs);
     brg__map_deinit(&t->index);
 }
 
 brg_status brg__trace(brg__captured *out, const brg__traced_call *call)
 {
     brg__tracing t = {.emitter.emit = emit,
-                      .tracer = {defer, brg__trace_call, brg__trace_trial_begin,
-                                 brg__trace_trial_end, refuse},
+                      .tracer = {.defer = defer,
+                                 .call = brg__trace_call,
+                                 .trial_begin = brg__trace_trial_begin,
+                                 .trial_end = brg__trace_trial_end,
+                                 .refuse = refuse},
                       .runner.run = brg__trace_backward,
                       .captured = out,
                       .call = call,
@@ -402,7 +418,7 @@ brg_status brg__trace(brg__captured *out, const brg__traced_call *call)
     brg_status status = call_function(&t, call, outputs);
     brg_scope_end(scope);
     leave(&before);
-    trace_deinit(&t);
+    brg__tracing_deinit(&t);
     brg__mem_free(outputs);
     if (status == BRG_OK)
         status = brg__ir_verify(&out->forward);

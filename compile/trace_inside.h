@@ -40,6 +40,9 @@ typedef struct brg__tracing {
     BRG__ARRAY(brg_attrs) draws;        /* of random numbers */
     BRG__ARRAY(int) kept_values;        /* in the backward, of what is kept */
     brg_tensor *in[BRG_MAX_OP_INPUTS];  /* of the op being written down */
+    /* Of a piece: real tensors are its inputs, none is a constant. */
+    bool is_piece;
+    BRG__ARRAY(brg_tensor *) piece_inputs; /* retained */
     brg__trial trial;
     bool is_refused;
     brg__error_record refusal;
@@ -53,6 +56,9 @@ brg_status brg__trace_new(brg__tracing *t, brg__ir_value value,
                           const brg__layout *layout, brg_tensor **out);
 /* The value that an operand is, NONE for NULL; *tensor becomes its symbol. */
 brg_status brg__trace_operand(brg__tracing *t, brg_tensor **tensor, int *id);
+/* Writes an op down; call->in become symbols. */
+brg_status brg__trace_op(brg__tracing *t, brg_op_call *call);
+void brg__tracing_deinit(brg__tracing *t);
 brg_status brg__trace_effect(brg__tracing *t, const brg__effect *effect);
 brg_status brg__trace_output(brg__tracing *t, brg_tensor *tensor, int slot);
 /* Constants may have changed: who reads them again reads another value. */

@@ -384,10 +384,11 @@ brg_status brg_cond(brg_tensor **outputs, size_t n_outputs,
     BRG_TRY(check_inputs("brg_cond", inputs, n_inputs));
     if (!predicate)
         return brg__error_pending("brg_cond");
-    BRG_TRY(brg__is_traced() ? trace_cond(out, n_outputs, predicate, then,
-                                          otherwise, inputs, n_inputs)
-                             : cond(out, n_outputs, predicate, then, otherwise,
-                                    inputs, n_inputs));
+    BRG_TRY(brg__is_traced() && !brg__tracer_now->flush
+                ? trace_cond(out, n_outputs, predicate, then, otherwise, inputs,
+                             n_inputs)
+                : cond(out, n_outputs, predicate, then, otherwise, inputs,
+                       n_inputs));
     memcpy(outputs, out, n_outputs * sizeof *outputs);
     return BRG_OK;
 }
@@ -399,7 +400,7 @@ brg_status brg_while_loop(brg_tensor **outputs, brg_region condition,
     BRG_TRY(check_sizes("brg_while_loop", condition, n, 1));
     BRG_TRY(check_sizes("brg_while_loop", body, n, n));
     BRG_TRY(check_inputs("brg_while_loop", inputs, n));
-    brg_status status = brg__is_traced()
+    brg_status status = brg__is_traced() && !brg__tracer_now->flush
                             ? trace_loop(out, condition, body, inputs, n)
                             : loop(out, condition, body, inputs, n);
     for (size_t i = 0; i < n; i++)

@@ -8,6 +8,7 @@
 #include "core/base/error.h"
 #include "core/base/options.h"
 #include "core/base/progress.h"
+#include "core/base/tracer.h"
 #include "core/tensor/device.h"
 #include "core/tensor/shape.h"
 
@@ -455,9 +456,12 @@ brg_status brg_backward_with(brg_tensor *const *outputs, size_t n_outputs,
     BRG_CHECK_ARG(!o.inputs || o.n_inputs > 0,
                   "backward: inputs is given but empty");
     brg__task *task;
+    BRG_TRY(brg__tracer_flush());
     BRG_TRY(task_begin(&task));
+    brg__tracer *tracer = brg__tracer_suspend();
     brg_status status =
         backward(task, outputs, n_outputs, &o, o.inputs, o.n_inputs);
+    brg__tracer_resume(tracer);
     task_end(task);
     return status;
 }
@@ -480,10 +484,13 @@ brg_status brg_grad(brg_tensor **grads, brg_tensor *const *outputs,
                   "brg_grad: grad requires non-empty inputs");
     memset(grads, 0, n_inputs * sizeof *grads);
     brg__task *task;
+    BRG_TRY(brg__tracer_flush());
     BRG_TRY(task_begin(&task));
     task->is_capturing = true;
+    brg__tracer *tracer = brg__tracer_suspend();
     brg_status status =
         backward(task, outputs, n_outputs, &o, inputs, n_inputs);
+    brg__tracer_resume(tracer);
     for (size_t i = 0; status == BRG_OK && i < n_inputs; i++)
         if (task->captures.at[i].grad) {
             grads[i] = brg__scope_adopt(brg_retain(task->captures.at[i].grad));

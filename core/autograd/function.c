@@ -13,6 +13,7 @@
 #include "core/autograd/context.h"
 #include "core/autograd/engine.h"
 #include "core/base/error.h"
+#include "core/base/tracer.h"
 #include "core/base/options.h"
 #include "core/tensor/shape.h"
 
@@ -491,12 +492,19 @@ brg_status brg_function_apply(const brg_function *function,
                   n_args, BRG_MAX_FUNCTION_ARGS);
     for (size_t j = 0; j < function->def.n_outputs; j++)
         outputs[j] = (brg_value){BRG_VALUE_NONE, {0}};
+    bool is_called =
+        brg__is_traced() && function->def.tracing != BRG_FUNCTION_TRACEABLE;
+    if (is_called)
+        BRG_TRY(brg__tracer_settle(function->name,
+                                   "mark it traceable, or call it outside"));
     brg_context *ctx;
     BRG_TRY(brg__context_new(&ctx, (brg_function *)function));
     ctx->n_args = n_args;
     ctx->tensors = arguments_that(args, n_args, false);
     ctx->needs = arguments_that(args, n_args, true);
+    brg__tracer *tracer = is_called ? brg__tracer_suspend() : NULL;
     brg_status status = call(ctx, args, outputs);
+    brg__tracer_resume(tracer);
     brg_node *node = ctx->node; /* owns ctx if there is one */
     if (node)
         brg_node_release(node);

@@ -37,6 +37,7 @@ brg_status brg_set_requires_grad(brg_tensor *t, bool requires_grad)
 {
     if (!t)
         return brg__error_pending("brg_set_requires_grad: tensor");
+    BRG_TRY(brg__tracer_flush());
     char text[BRG_TENSOR_TEXT_MAX];
     if (requires_grad && !brg__tensor_is_float(t))
         return BRG_FAIL(BRG_ERR_DTYPE,
@@ -71,11 +72,10 @@ bool brg_is_leaf(const brg_tensor *t)
 
 brg_tensor *brg_tensor_grad(const brg_tensor *t)
 {
-    if (brg__is_traced() && brg_requires_grad(t) && brg_is_leaf(t)) {
-        (void)brg__tracer_refuse("brg_tensor_grad", "gradients arrive when the "
-                                                    "plan runs");
+    if (brg__is_traced() && brg_requires_grad(t) && brg_is_leaf(t) &&
+        brg__tracer_settle("brg_tensor_grad",
+                           "gradients arrive when the plan runs") != BRG_OK)
         return NULL;
-    }
     return t && t->grad_info ? brg__autograd_of(t)->grad : NULL;
 }
 
@@ -101,7 +101,7 @@ brg_status brg_tensor_set_grad(brg_tensor *t, brg_tensor *grad)
 {
     if (!t)
         return brg__error_pending("brg_tensor_set_grad: tensor");
-    if (brg__is_traced() && brg_is_leaf(t)) {
+    if (brg__is_traced() && brg_is_leaf(t) && !brg__tracer_now->flush) {
         brg__effect effect = {.name = "drop_grad", .run = drop_grad};
         if (grad)
             return brg__tracer_refuse("brg_tensor_set_grad", "only NULL can be "
@@ -160,6 +160,7 @@ brg_status brg_tensor_node(brg_node **out, brg_tensor *t)
     *out = NULL;
     if (!t)
         return brg__error_pending("brg_tensor_node: tensor");
+    BRG_TRY(brg__tracer_flush());
     brg__edge edge;
     BRG_TRY(brg__edge_of(t, &edge));
     char text[BRG_TENSOR_TEXT_MAX];
@@ -187,6 +188,7 @@ static brg_status check_hookable(const char *what, brg_tensor *t)
 {
     if (!t)
         return brg__error_pending(what);
+    BRG_TRY(brg__tracer_flush());
     char text[BRG_TENSOR_TEXT_MAX];
     if (!brg__requires_grad(t))
         return BRG_FAIL(BRG_ERR_STATE,

@@ -12,3 +12,29 @@ brg_status brg__tracer_refuse(const char *what, const char *remedy)
         brg__tracer_now->refuse(brg__tracer_now);
     return status;
 }
+
+brg_status brg__tracer_flush(void)
+{
+    brg__tracer *tracer = brg__tracer_now;
+    return tracer && tracer->flush ? tracer->flush(tracer) : BRG_OK;
+}
+
+brg_status brg__tracer_settle(const char *what, const char *remedy)
+{
+    brg__tracer *tracer = brg__tracer_now;
+    if (!tracer || tracer->flush)
+        return brg__tracer_flush();
+    return brg__tracer_refuse(what, remedy);
+}
+
+brg__tracer *brg__tracer_suspend(void)
+{
+    brg__tracer *tracer = brg__tracer_now;
+    return tracer && tracer->suspend && tracer->suspend(tracer) ? tracer : NULL;
+}
+
+void brg__tracer_resume(brg__tracer *tracer)
+{
+    if (tracer)
+        tracer->resume(tracer);
+}

@@ -8,6 +8,8 @@
 #ifndef BRG_CORE_BASE_TRACER_H
 #define BRG_CORE_BASE_TRACER_H
 
+#include <stdbool.h>
+
 #include <brigade/types.h>
 
 #include "core/base/error.h"
@@ -58,6 +60,12 @@ struct brg__tracer {
     brg_status (*trial_begin)(brg__tracer *self);
     brg_status (*trial_end)(brg__tracer *self, brg_tensor *const *in, int n_in,
                             bool is_recorded);
+    /* (optional) A tracer that works piece by piece has it: what was written down
+     * so far runs, and symbols become tensors. */
+    brg_status (*flush)(brg__tracer *self);
+    /* With flush: the thread's tracing stops and goes on. */
+    bool (*suspend)(brg__tracer *self); /* false: it does not */
+    void (*resume)(brg__tracer *self);
     /* The capture cannot serve; what is wrong is the error record. */
     void (*refuse)(brg__tracer *self);
 };
@@ -72,6 +80,16 @@ static inline bool brg__is_traced(void)
 /* Fails with BRG_ERR_UNSUPPORTED and marks the capture, also where nobody looks
  * at the result. `what`: the call; `remedy`: what to do instead. */
 brg_status brg__tracer_refuse(const char *what, const char *remedy);
+
+/* Values are needed: a tracer that can make them does, another refuses. */
+brg_status brg__tracer_settle(const char *what, const char *remedy);
+/* The first half alone: nothing happens in a capture of one piece. */
+brg_status brg__tracer_flush(void);
+
+/* A stretch that is not traced, after brg__tracer_flush, if there are pieces;
+ * what begin gave goes to end. */
+brg__tracer *brg__tracer_suspend(void);
+void brg__tracer_resume(brg__tracer *tracer);
 
 static inline brg_status brg__tracer_defer(const brg__effect *effect)
 {

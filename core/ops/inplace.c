@@ -20,7 +20,7 @@ static brg_status check_memory(const char *name, const brg_tensor *t)
     if (!t)
         return brg__error_pending(name);
     if (t->symbol)
-        return brg__tracer_refuse(name, "the values are not there yet");
+        BRG_TRY(brg__tracer_settle(name, "the values are not there yet"));
     if (brg__tensor_is_meta(t))
         return BRG_FAIL(BRG_ERR_STATE, "%s: the tensor has no memory", name);
     char text[BRG_TENSOR_TEXT_MAX];
@@ -214,12 +214,12 @@ static brg_status defer(const char *name, const brg__effect *effect)
     brg_tensor *dst = effect->target;
     if (!dst)
         return brg__error_pending(name);
-    if (dst->symbol)
+    if (dst->symbol && !brg__tracer_now->flush)
         return brg__tracer_refuse(name, "it changes a tensor of the function "
                                         "itself; compute a new one");
     bool is_recorded = brg_grad_mode() && (brg_requires_grad(dst) ||
                                            brg_requires_grad(effect->in));
-    if (is_recorded)
+    if (is_recorded && !brg__tracer_now->flush)
         return brg__tracer_refuse(name, "the change would be recorded; turn "
                                         "recording off around it");
     return brg__tracer_defer(effect);
@@ -380,8 +380,8 @@ static brg_status check_nbytes(const char *name, const brg_tensor *t,
 brg_status brg_tensor_item(const brg_tensor *t, double *filled)
 {
     if (brg__is_traced())
-        return brg__tracer_refuse("brg_tensor_item",
-                                  "the values are not there yet");
+        BRG_TRY(brg__tracer_settle("brg_tensor_item",
+                                   "the values are not there yet"));
     BRG_TRY(check_memory("brg_tensor_item", t));
     if (t->numel != 1) {
         char text[BRG_TENSOR_TEXT_MAX];
@@ -399,8 +399,8 @@ brg_status brg_tensor_item(const brg_tensor *t, double *filled)
 brg_status brg_tensor_read(const brg_tensor *t, void *filled, size_t nbytes)
 {
     if (brg__is_traced())
-        return brg__tracer_refuse("brg_tensor_read",
-                                  "the values are not there yet");
+        BRG_TRY(brg__tracer_settle("brg_tensor_read",
+                                   "the values are not there yet"));
     BRG_TRY(check_nbytes("brg_tensor_read", t, filled, nbytes));
     brg__storage storage;
     brg_tensor plain = around(&storage, filled, t);
@@ -410,8 +410,8 @@ brg_status brg_tensor_read(const brg_tensor *t, void *filled, size_t nbytes)
 brg_status brg_tensor_write(brg_tensor *t, const void *data, size_t nbytes)
 {
     if (brg__is_traced())
-        return brg__tracer_refuse("brg_tensor_write",
-                                  "write the tensor outside of the function");
+        BRG_TRY(brg__tracer_settle("brg_tensor_write",
+                                   "write the tensor outside of the function"));
     BRG_TRY(check_nbytes("brg_tensor_write", t, data, nbytes));
     bool is_recorded;
     BRG_TRY(check_change("brg_tensor_write", t, NULL, &is_recorded));

@@ -26,7 +26,7 @@ static _Thread_local brg_random_state state;
 void brg_seed(uint64_t seed)
 {
     if (brg__is_traced())
-        (void)brg__tracer_refuse("brg_seed", "seed outside of the function");
+        (void)brg__tracer_settle("brg_seed", "seed outside of the function");
     state = (brg_random_state){.seed = seed};
 }
 
@@ -179,10 +179,8 @@ static int bits_of(brg_dtype dtype)
 static brg_tensor *new_float(const char *name, brg_dtype dtype, int ndim,
                              const int64_t *shape)
 {
-    if (brg__is_traced()) {
-        (void)brg__tracer_refuse(name, INSTEAD);
+    if (brg__is_traced() && brg__tracer_settle(name, INSTEAD) != BRG_OK)
         return NULL;
-    }
     brg_tensor *t = brg_empty(dtype, ndim, shape);
     if (!t || brg__tensor_is_float(t))
         return t;
@@ -211,7 +209,7 @@ static brg_status change(const char *name, brg_tensor *t, const recipe *r)
     if (!t)
         return brg__error_pending(name);
     if (brg__is_traced())
-        return brg__tracer_refuse(name, INSTEAD);
+        BRG_TRY(brg__tracer_settle(name, INSTEAD));
     if (!brg__tensor_is_float(t))
         return BRG_FAIL(BRG_ERR_DTYPE, "%s: %s is not of a float dtype", name,
                         brg__tensor_text(t, text));
@@ -250,10 +248,9 @@ brg_tensor *brg_randint(int64_t low, int64_t high, int ndim,
     BRG_CHECK_ARG_NULL(low < high && range <= (uint64_t)1 << 32,
                        "brg_randint: [%lld, %lld) is empty or wider than 2^32",
                        (long long)low, (long long)high);
-    if (brg__is_traced()) {
-        (void)brg__tracer_refuse("brg_randint", INSTEAD);
+    if (brg__is_traced() &&
+        brg__tracer_settle("brg_randint", INSTEAD) != BRG_OK)
         return NULL;
-    }
     brg_tensor *t = brg__empty_host(BRG_DTYPE_I64, ndim, shape);
     if (!t || t->numel == 0)
         return brg__to_current(t);
@@ -275,10 +272,9 @@ brg_tensor *brg_randperm(int64_t n)
     BRG_CHECK_ARG_NULL(n >= 0 && n <= (int64_t)UINT32_MAX,
                        "brg_randperm: n is %lld, expected 0 to 2^32 - 1",
                        (long long)n);
-    if (brg__is_traced()) {
-        (void)brg__tracer_refuse("brg_randperm", INSTEAD);
+    if (brg__is_traced() &&
+        brg__tracer_settle("brg_randperm", INSTEAD) != BRG_OK)
         return NULL;
-    }
     brg_tensor *t = brg__empty_host(BRG_DTYPE_I64, BRG_SHAPE(n));
     if (!t || n == 0)
         return brg__to_current(t);

@@ -209,10 +209,12 @@ brg_status brg_clip_grad_norm(double *total_norm, const brg_params *params,
     BRG_CHECK_ARG(params, "brg_clip_grad_norm: params is NULL");
     BRG_CHECK_ARG(max_norm > 0.0,
                   "brg_clip_grad_norm: max_norm %g must be positive", max_norm);
-    if (brg__is_traced() && total_norm)
+    if (brg__is_traced() && total_norm && !brg__tracer_now->flush)
         return brg__tracer_refuse("brg_clip_grad_norm", "total_norm must be "
                                                         "NULL");
-    if (brg__is_traced())
+    if (brg__is_traced() && total_norm)
+        BRG_TRY(brg__tracer_flush());
+    else if (brg__is_traced())
         return brg__tracer_defer(
             &(brg__effect){.name = "clip_grad_norm",
                            .run = clip_norm_later,

@@ -168,8 +168,8 @@ brg_status brg_optim_set_lr(brg_optim *optim, double lr)
 {
     BRG_CHECK_ARG(optim, "brg_optim_set_lr: optim is NULL");
     if (brg__is_traced())
-        return brg__tracer_refuse("brg_optim_set_lr",
-                                  "set the rate before the call");
+        BRG_TRY(brg__tracer_settle("brg_optim_set_lr",
+                                   "set the rate before the call"));
     BRG_CHECK_ARG(lr >= 0.0 && isfinite(lr),
                   "optimizer: lr %g must be finite and not negative", lr);
     optim->lr = lr;

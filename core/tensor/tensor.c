@@ -178,10 +178,9 @@ brg_tensor *brg_from_data(brg_dtype dtype, int ndim, const int64_t *shape,
                           const void *data)
 {
     BRG_CHECK_ARG_NULL(data, "brg_from_data: data is NULL");
-    if (brg__is_traced()) {
-        (void)brg__tracer_refuse("brg_from_data", INSTEAD);
+    if (brg__is_traced() &&
+        brg__tracer_settle("brg_from_data", INSTEAD) != BRG_OK)
         return NULL;
-    }
     brg_tensor *t = brg_empty(dtype, ndim, shape);
     if (t && brg__device_copy(t->device, t->storage->data, BRG_CPU, data,
                               t->storage->nbytes) != BRG_OK)
@@ -196,10 +195,8 @@ brg_tensor *brg_wrap(brg_dtype dtype, int ndim, const int64_t *shape,
     if (brg__layout_init(&layout, "brg_wrap", dtype, ndim, shape) != BRG_OK)
         return NULL;
     BRG_CHECK_ARG_NULL(data, "brg_wrap: data is NULL");
-    if (brg__is_traced()) {
-        (void)brg__tracer_refuse("brg_wrap", INSTEAD);
+    if (brg__is_traced() && brg__tracer_settle("brg_wrap", INSTEAD) != BRG_OK)
         return NULL;
-    }
     brg__storage *storage;
     if (brg__storage_new(&storage, BRG_CPU, 0) != BRG_OK)
         return NULL;
@@ -223,6 +220,8 @@ brg_tensor *brg_wrap(brg_dtype dtype, int ndim, const int64_t *shape,
 brg_tensor *brg_detach(brg_tensor *t)
 {
     brg_tensor *alias;
+    if (t && t->symbol && brg__tracer_flush() != BRG_OK)
+        return NULL;
     if (!t || brg__tensor_new_alias(&alias, t) != BRG_OK)
         return NULL;
     return brg__scope_adopt(alias);
@@ -257,10 +256,9 @@ brg_tensor *brg_as_strided(brg_tensor *t, int ndim, const int64_t *shape,
                          shape) != BRG_OK)
         return NULL;
     BRG_CHECK_ARG_NULL(ndim == 0 || strides, "brg_as_strided: strides is NULL");
-    if (t->symbol && brg__is_traced()) {
-        (void)brg__tracer_refuse("brg_as_strided", "use a view op");
+    if (t->symbol &&
+        brg__tracer_settle("brg_as_strided", "use a view op") != BRG_OK)
         return NULL;
-    }
     BRG_CHECK_ARG_NULL(t->storage, "brg_as_strided: the tensor has no memory");
     layout.device = t->device;
     layout.offset = offset;
@@ -347,11 +345,10 @@ void *brg_tensor_data(const brg_tensor *t)
 {
     if (t)
         note_read(t);
-    if (brg__is_traced()) {
-        (void)brg__tracer_refuse("brg_tensor_data",
-                                 "the values are not there yet");
+    if (brg__is_traced() &&
+        brg__tracer_settle("brg_tensor_data", "the values are not there yet") !=
+            BRG_OK)
         return NULL;
-    }
     return t && t->storage && t->storage->data ? brg__tensor_ptr(t) : NULL;
 }
 

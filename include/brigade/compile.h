@@ -149,7 +149,8 @@ typedef struct brg_compile_stats {
     /* Of functions compiled whole: */
     uint64_t functions;          /* captured */
     uint64_t function_hits;      /* calls that found their plan */
-    uint64_t function_fallbacks; /* calls that ran uncaptured */
+    uint64_t function_fallbacks; /* calls that ran in pieces, or eagerly */
+    uint64_t function_pieces;    /* made for those */
 } brg_compile_stats;
 
 BRG_API void brg_compile_get_stats(brg_compile_stats *filled);
