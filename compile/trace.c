@@ -46,6 +46,14 @@ brg_status brg__trace_new(brg__tracing *t, brg__ir_value value,
     return BRG_OK;
 }
 
+static brg_status mark_leaf(brg_tensor *symbol)
+{
+    brg__autograd *a;
+    BRG_TRY(brg__autograd_get(symbol, &a));
+    a->requires_grad = true;
+    return BRG_OK;
+}
+
 /* A tensor from outside. Its leaf is a symbol of its own, so that no hook and
  * no gradient of the real one is met while capturing. */
 static brg_status constant(brg__tracing *t, brg_tensor *real, brg_tensor **out)
@@ -84,8 +92,7 @@ static brg_status constant(brg__tracing *t, brg_tensor *real, brg_tensor **out)
     }
     brg_retain(real); /* the IR's, or the list's */
     t->constants.at[at] = *out;
-    return brg__requires_grad(real) ? brg_set_requires_grad(*out, true)
-                                    : BRG_OK;
+    return brg__requires_grad(real) ? mark_leaf(*out) : BRG_OK;
 }
 
 void brg__trace_forget_constants(brg__tracing *t)
@@ -318,7 +325,7 @@ static brg_status make_inputs(brg__tracing *t, const brg__traced_call *call)
             BRG_TRY(brg__trace_new(t, value, &layout, &symbol));
             brg__trace_symbol(t, symbol)->input = (int)i + 1;
             if (brg__requires_grad(real))
-                BRG_TRY(brg_set_requires_grad(symbol, true));
+                BRG_TRY(mark_leaf(symbol));
         }
         BRG_TRY(brg__array_push(&t->inputs, symbol));
     }

@@ -99,9 +99,12 @@ BRG_API BRG_NODISCARD brg_status brg_compile_reset(void);
  * is as it was in the first call; what changes from call to call must be in a
  * tensor, in an optimizer (its rate, its count of steps), or outside. What a
  * symbol cannot do (values read by the host, data of the caller, collectives, a
- * change of the function's own tensors in place) makes the function run
- * uncaptured from its start, or fail with fullgraph, naming the call. Objects
- * that the function uses must outlive it or not be used by another call. */
+ * change of the function's own tensors in place, custom functions that are not
+ * TRACEABLE) makes the function run in pieces: it is called again from its
+ * start and from then on in each call, what it asks of tensors is put off until
+ * a value is needed and runs as segments then. With fullgraph it fails,
+ * naming the call. Objects that the function uses must outlive it or not be
+ * used by another call. */
 
 typedef brg_status (*brg_compiled_fn)(brg_tensor *const *inputs,
                                       size_t n_inputs, brg_tensor **outputs,

@@ -162,6 +162,32 @@ BACKWARD(printing_backward)
     return BRG_OK;
 }
 
+/* The function between two ops: y = 2 f(x / 2 + x / 2) / 2. */
+static brg_status around_printing(brg_tensor *const *in, size_t n_in,
+                                  brg_tensor **out, size_t n_out, void *user)
+{
+    (void)n_in;
+    (void)n_out;
+    brg_tensor *half = brg_mul_scalar(in[0], 0.5);
+    brg_value arg = brg_value_tensor(brg_add(half, half));
+    brg_tensor *h = brg_function_call(user, &arg, 1);
+    out[0] = brg_mul_scalar(brg_add(h, h), 0.5);
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+/* Compiled whole: the forward is cut at the function, into two pieces for each
+ * of the five sizes; the backward, in one plan, only if the function's
+ * backward prints. */
+static brg_compiled *compiled_around(brg_function *f)
+{
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    brg_compiled *c;
+    options.whole = true;
+    options.dynamic = BRG_COMPILE_DYNAMIC_ALL;
+    assert_brg_ok(brg_compiled_create(&c, around_printing, f, &options));
+    return c;
+}
+
 static void printing_body(yields *y, bool in_backward)
 {
     static const int64_t sizes[] = {10, 100, 10, 15, 20, 25};
@@ -172,12 +198,15 @@ static void printing_body(yields *y, bool in_backward)
     def.forward = printing_forward;
     def.backward = printing_backward;
     def.user = &p;
+    def.tracing = in_backward ? BRG_FUNCTION_UNTRACEABLE : BRG_FUNCTION_OPAQUE;
     brg_function *f;
     assert_brg_ok(brg_function_create(&f, &def));
+    brg_compiled *c = y->is_compiled ? compiled_around(f) : NULL;
     for (int i = 0; i < 6; i++) {
-        brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(sizes[i]));
+        brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(sizes[i])), *out;
         assert_brg_ok(brg_set_requires_grad(x, true));
-        brg_tensor *out = CALL(f, x);
+        assert_brg_ok(c ? brg_compiled_call(c, &x, 1, &out, 1)
+                        : around_printing(&x, 1, &out, 1, f));
         assert_int_equal(p.n_forward, i + 1);
         backward_of_sum(out);
         assert_int_equal(p.n_forward, i + 1); /* backward ran none of it */
@@ -191,6 +220,7 @@ static void printing_body(yields *y, bool in_backward)
         yield(y, out);
         yield_grad(y, x);
     }
+    brg_compiled_destroy(c);
     brg_function_release(f);
 }
 
@@ -208,12 +238,19 @@ static void test_custom_fn_compiled_fw_graph_break(void **state)
 {
     (void)state;
     run_both(forward_prints_body, 1);
+    assert_int_equal(both_stats().function_pieces, 10);
+    assert_int_equal(both_stats().function_fallbacks, 6);
+    assert_int_equal(both_stats().splits, 0);
+    assert_int_equal(both_stats().compiles, 1);
 }
 
 static void test_custom_fn_compiled_fw_bw_graph_break(void **state)
 {
     (void)state;
     run_both(both_print_body, 1);
+    assert_int_equal(both_stats().function_pieces, 10);
+    assert_int_equal(both_stats().splits, 1);
+    assert_int_equal(both_stats().compiles, 2); /* before and after it */
 }
 
 /* ---- Sizes that change ----------------------------------------------------------------- */
@@ -227,8 +264,7 @@ static brg_status layer(brg_tensor *const *in, size_t n_in, brg_tensor **out,
     return out[0] ? BRG_OK : brg_error_code();
 }
 
-/* The same, the layer compiled whole if the body is. */
-static brg_compiled *compiled_layer;
+static brg_compiled *compiled_layer; /* if the body is */
 
 static brg_compiled *whole(brg_compiled_fn fn, void *user)
 {

@@ -93,6 +93,57 @@ static void check_split_model(const brg_function *f, int model, bool with_grad)
     brg_grad_mode_set(mode);
 }
 
+/* Compiled whole, a model is cut at the function, which reads a value: what
+ * lies before and behind it are two pieces, the same in each call. */
+typedef struct split_user {
+    const brg_function *f;
+    int model;
+} split_user;
+
+static brg_status split_call(brg_tensor *const *in, size_t n_in,
+                             brg_tensor **out, size_t n_out, void *user)
+{
+    const split_user *s = user;
+    (void)n_in;
+    (void)n_out;
+    brg_tensor *h = brg_add(in[0], in[0]);
+    if (s->model == 1)
+        h = brg_mul_scalar(brg_exp(brg_log(h)), 4);
+    brg_value arg = brg_value_tensor(h);
+    h = brg_function_call(s->f, &arg, 1);
+    out[0] = brg_mul_scalar(h, s->model == 1 ? 0.125 : 0.5);
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+static void check_split_compiled(const brg_function *f, int model,
+                                 bool with_grad)
+{
+    split_user user = {f, model};
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    brg_compiled *c;
+    brg_compile_stats before, after;
+    options.whole = true;
+    assert_brg_ok(brg_compiled_create(&c, split_call, &user, &options));
+    bool mode = brg_grad_mode_set(with_grad);
+    brg_compile_get_stats(&before);
+    n_side_effects = 0;
+    for (int i = 1; i <= 3; i++) {
+        brg_tensor *x = leaf_full(i, BRG_SHAPE(3)), *y;
+        assert_brg_ok(brg_compiled_call(c, &x, 1, &y, 1));
+        expect_all(y, i);
+        assert_int_equal(brg_requires_grad(y), with_grad);
+        if (with_grad) {
+            backward_of_sum(y);
+            expect_all(brg_tensor_grad(x), 1);
+        }
+        assert_int_equal(n_side_effects, with_grad ? 2 * i : i);
+        brg_compile_get_stats(&after);
+        assert_int_equal(after.function_pieces - before.function_pieces, 2);
+    }
+    brg_grad_mode_set(mode);
+    brg_compiled_destroy(c);
+}
+
 static void test_autograd_function_has_graph_break(void **state)
 {
     (void)state;
@@ -101,6 +152,9 @@ static void test_autograd_function_has_graph_break(void **state)
     for (int model = 0; model < 2; model++)
         for (int with_grad = 0; with_grad < 2; with_grad++)
             check_split_model(f, model, with_grad);
+    for (int model = 0; model < 2; model++)
+        for (int with_grad = 0; with_grad < 2; with_grad++)
+            check_split_compiled(f, model, with_grad);
     brg_function_release(f);
 }
 
