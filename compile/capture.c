@@ -11,6 +11,7 @@
 #include "compile/capture_inside.h"
 #include "compile/segment.h"
 #include "core/autograd/context.h"
+#include "core/autograd/recompute.h"
 #include "core/base/error.h"
 #include "core/ops/op.h"
 #include "core/tensor/sparse.h"
@@ -398,6 +399,13 @@ static bool cuts_plan(const brg_node *node)
     return false;
 }
 
+static bool runs_stretch(const brg_node *node)
+{
+    const brg_context *ctx = node->payload;
+    return brg__node_is_function(node) &&
+           ctx->function->id == BRG__RECOMPUTE_ID;
+}
+
 /* A node with code of its own: called when the plan runs. */
 static brg_status trace_call(brg__capturing *c, const brg_node *node,
                              const int *grads, int *grad_in)
@@ -412,6 +420,7 @@ static brg_status trace_call(brg__capturing *c, const brg_node *node,
     brg__ir_node call = {.kind = BRG__IR_CALL,
                          .visit = (int)c->visit,
                          .is_split = cuts_plan(node),
+                         .is_stretch = runs_stretch(node),
                          .n_out = node->n_edges};
     BRG_TRY(brg__capture_node(c, call, grads, node->n_slots, layouts, outs));
     for (uint16_t i = 0; i < node->n_edges; i++)

@@ -56,6 +56,7 @@ brg__ir_pieces brg__ir_count_pieces(const brg__ir *ir)
             p.n_splits += !is_cut;
             if (p.first_split == BRG__IR_NONE)
                 p.first_split = (int)at;
+            p.n_pieces += n->is_stretch;
             is_cut = is_empty = true;
         } else if (computes(n)) {
             p.n_pieces += is_empty;

@@ -81,6 +81,7 @@ typedef struct brg__ir_node {
     brg__hook_range hooks; /* which of the list: hook nodes */
     brg__ir_bucket bucket; /* PACK, START, WAIT, WRITE_BACK */
     bool is_split;         /* CALL, UNPACK: the plan is cut here */
+    bool is_stretch;       /* CALL: it runs a stretch of the forward again */
     int n_in, n_out;
     int first_in;  /* in `operands`: value ids, NONE where there is none */
     int first_out; /* value ids are consecutive: first_out .. + n_out */
@@ -160,7 +161,8 @@ void brg__ir_log(const brg__ir *ir, brg_log_level level, const char *prefix);
 brg_status brg__ir_verify(const brg__ir *ir);
 
 /* How often the plan is cut: stretches of it between cuts that compute
- * something are its pieces, and cuts with nothing between them are one. */
+ * something are its pieces, and cuts with nothing between them are one. A
+ * re-entrant stretch runs between cuts, so it is a piece of its own. */
 typedef struct brg__ir_pieces {
     size_t n_splits;
     size_t n_pieces;

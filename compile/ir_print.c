@@ -120,6 +120,7 @@ static void put_node(text *t, const brg__ir *ir, const brg__ir_node *n)
         put(t, " ");
         put_group(t, ir, n);
     }
+    put(t, n->is_stretch ? " stretch" : "");
     put(t, n->is_split ? " split\n" : "\n");
 }
 

@@ -213,7 +213,10 @@ static brg_status run_first(brg__frame *frame, brg_tensor **outputs)
     hooks.unpack = unpack_token;
     hooks.free = free_token;
     hooks.user = frame;
-    hooks.split = BRG_PACK_SPLIT_FIRST; /* which runs the stretch */
+    /* The first runs the stretch. Under a policy values come from the first
+     * run and from the second: each is asked for where it is needed. */
+    hooks.split =
+        frame->options.policy ? BRG_PACK_SPLIT_EACH : BRG_PACK_SPLIT_FIRST;
     BRG_TRY(brg_pack_hooks_push(&hooks));
     brg__selective selective;
     if (frame->options.policy)

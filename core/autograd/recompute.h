@@ -12,6 +12,9 @@
 #include "core/ops/op.h"
 
 #define BRG__STRETCH_MAX 16 /* inputs, outputs */
+/* Of all functions that are re-entrant stretches: to a plan they are the same.
+ * No other has it. */
+#define BRG__RECOMPUTE_ID 0
 
 /* What stands in a node for a saved tensor. */
 typedef struct brg__token {

@@ -10,9 +10,6 @@
 #include "core/autograd/recompute.h"
 #include "core/base/error.h"
 
-/* Of all such functions: to a plan they are the same. No other has it. */
-#define RECOMPUTE_ID 0
-
 static brg_status forward(brg_context *ctx, const brg_value *args,
                           size_t n_args, brg_value *out)
 {
@@ -97,7 +94,7 @@ brg_status brg__recompute_reentrant(brg__frame *frame, brg_tensor **outputs)
         brg__frame_release(frame);
         return status;
     }
-    function->id = RECOMPUTE_ID;
+    function->id = BRG__RECOMPUTE_ID;
     brg_value args[BRG__STRETCH_MAX], results[BRG_MAX_FUNCTION_OUTPUTS];
     for (size_t i = 0; i < frame->n_inputs; i++)
         args[i] = brg_value_tensor(frame->inputs[i]);

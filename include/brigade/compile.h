@@ -142,7 +142,8 @@ typedef struct brg_compile_stats {
     uint64_t hits;            /* backwards that found their plan */
     uint64_t specialisations; /* times a plan was made concrete for sizes */
     uint64_t fallbacks;       /* backwards that ran eagerly instead */
-    uint64_t compiles;        /* pieces of the plans captured */
+    uint64_t compiles;        /* pieces of the plans captured; a re-entrant
+                                 stretch (recompute.h) is one */
     uint64_t splits;          /* places at which plans were cut */
     uint64_t evictions;       /* plans dropped for want of room */
     uint64_t buckets;         /* reductions that the plans captured start */

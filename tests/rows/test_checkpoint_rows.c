@@ -12,7 +12,7 @@ static brg_status sin_cos(brg_tensor *const *in, brg_tensor **out, void *user)
 {
     (void)user;
     n_runs++;
-    out[0] = brg_sum_all(brg_mul(brg_sin(in[0]), brg_cos(in[0])));
+    out[0] = brg_mul(brg_sin(in[0]), brg_cos(in[0]));
     return out[0] ? BRG_OK : brg_error_code();
 }
 
@@ -20,10 +20,11 @@ static void simple(yields *y, bool is_reentrant)
 {
     brg_recompute_options options = BRG_RECOMPUTE_OPTIONS_INIT;
     options.is_reentrant = is_reentrant;
-    brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(10, 10)), *loss;
+    brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(10, 10)), *out, *loss;
     assert_brg_ok(brg_set_requires_grad(x, true));
     n_runs = 0;
-    assert_brg_ok(brg_recompute(&loss, sin_cos, NULL, &x, 1, &options));
+    assert_brg_ok(brg_recompute(&out, sin_cos, NULL, &x, 1, &options));
+    loss = brg_sum_all(out);
     assert_int_equal(n_runs, 1);
     assert_brg_ok(brg_backward(loss));
     assert_int_equal(n_runs, 2);
@@ -65,9 +66,12 @@ static void test_checkpointing_simple(void **state)
 {
     (void)state;
     char text[4096];
-    run_both(reentrant_body, 1);
+    /* Before the stretch, the stretch, and behind it. */
+    run_counted(reentrant_body, 1, 3);
+    assert_int_equal(both_stats().splits, 1);
+    assert_true(plan_has(0, " stretch split\n"));
     both_backend = BRG_COMPILE_BACKEND_EAGER;
-    run_both(not_reentrant_body, 1);
+    run_counted(not_reentrant_body, 1, 0);
     both_backend = BRG_COMPILE_BACKEND_DEFAULT;
     assert_true(brg_compile_print(0, text, sizeof text) < sizeof text);
     assert_string_equal(text, simple_plan);
@@ -86,19 +90,18 @@ static brg_recompute_choice matmuls_again(const brg_op *op, void *user)
 static brg_status four_layers(brg_tensor *const *in, brg_tensor **out,
                               void *user)
 {
-    (void)user;
     n_runs++;
     brg_tensor *h = in[0];
     for (int i = 0; i < 4; i++) {
         h = brg_linear(h, in[1 + 2 * i], in[2 + 2 * i]);
-        if (i < 3)
-            h = brg_sigmoid(h);
+        if (i < 3 && user)
+            h = brg_sigmoid(h); /* kept */
     }
     out[0] = h;
     return h ? BRG_OK : brg_error_code();
 }
 
-static void test_checkpointing_sac_body(yields *y)
+static void selective(yields *y, void *with_sigmoid)
 {
     brg_recompute_options options = BRG_RECOMPUTE_OPTIONS_INIT;
     options.policy = matmuls_again;
@@ -110,7 +113,8 @@ static void test_checkpointing_sac_body(yields *y)
         assert_brg_ok(brg_set_requires_grad(in[i], true));
     }
     n_runs = 0;
-    assert_brg_ok(brg_recompute(&out, four_layers, NULL, in, 9, &options));
+    assert_brg_ok(
+        brg_recompute(&out, four_layers, with_sigmoid, in, 9, &options));
     assert_brg_ok(brg_backward(brg_sum_all(out)));
     assert_in_range(n_runs, 1, 2);
     brg_tensor *grads[9];
@@ -121,7 +125,7 @@ static void test_checkpointing_sac_body(yields *y)
         assert_brg_ok(brg_tensor_set_grad(in[i], NULL));
     }
     if (!y->is_compiled) { /* and what no checkpoint gives */
-        assert_brg_ok(four_layers(in, &out, NULL));
+        assert_brg_ok(four_layers(in, &out, with_sigmoid));
         assert_brg_ok(brg_backward(brg_sum_all(out)));
         for (int i = 1; i < 9; i++)
             for (int64_t k = 0; k < brg_tensor_numel(grads[i]); k++)
@@ -131,7 +135,26 @@ static void test_checkpointing_sac_body(yields *y)
     for (int i = 1; i < 9; i++)
         brg_release(grads[i]);
 }
-BOTH_ROW(test_checkpointing_sac, 1)
+
+static void linear_body(yields *y)
+{
+    selective(y, NULL);
+}
+
+static void sigmoid_body(yields *y)
+{
+    static int yes = 1;
+    selective(y, &yes);
+}
+
+/* Each layer unpacks its recomputed input for itself: four cuts. */
+static void test_checkpointing_sac(void **state)
+{
+    (void)state;
+    run_counted(linear_body, 1, 5);
+    assert_int_equal(both_stats().splits, 4);
+    run_both(sigmoid_body, 1);
+}
 
 int main(void)
 {
