@@ -6,6 +6,7 @@
  * capture's emitter, which writes them down and answers with new symbols. */
 #include "compile/capture.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "compile/capture_inside.h"
@@ -537,6 +538,26 @@ static bool is_all_undefined(const brg_node *node, const int *grads)
     return !node->cls->wants_undefined;
 }
 
+/* What is written down of it, whichever way it is met. */
+static brg_status put_function(brg__capturing *c, const brg_node *node)
+{
+    const brg_context *ctx = node->payload;
+    brg__ir_function f = {.visit = (int)c->visit,
+                          .n_args = (int)ctx->n_args,
+                          .n_out = node->n_slots,
+                          .n_saved = node->n_saved,
+                          .tensors = ctx->tensors,
+                          .saved_args = ctx->saved_args};
+    snprintf(f.name, sizeof f.name, "%s", brg_node_name(node));
+    for (uint16_t i = 0; i < node->n_edges; i++)
+        if (node->edges[i].node && brg__task_runs(c->task, node->edges[i].node))
+            f.grads |= 1u << i;
+    for (uint16_t j = 0; j < node->n_slots; j++)
+        if (!node->slots[j].is_differentiable)
+            f.non_differentiable |= 1u << j;
+    return brg__array_push(&c->ir->functions, f);
+}
+
 static brg_status trace_apply(brg__capturing *c, brg_node *node,
                               const int *grads, int *grad_in)
 {
@@ -546,6 +567,8 @@ static brg_status trace_apply(brg__capturing *c, brg_node *node,
         return brg__capture_accumulate(c, node, grads);
     bool is_done = true;
     brg_status status = BRG_OK;
+    if (brg__node_is_function(node))
+        BRG_TRY(put_function(c, node));
     brg_scope *scope = brg_scope_begin();
     if (!scope)
         return BRG_ERR_NOMEM;

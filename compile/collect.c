@@ -363,6 +363,7 @@ static void put_class(brg__bytes *key, const brg_node *node)
         PUT(key, ctx->function->id);
         PUT(key, ctx->tensors);
         PUT(key, ctx->needs);
+        PUT(key, ctx->saved_args);
         PUT(key, ctx->is_materializing);
     }
 }

@@ -16,6 +16,7 @@ void brg__ir_deinit(brg__ir *ir)
     brg__array_deinit(&ir->values);
     brg__array_deinit(&ir->operands);
     brg__array_deinit(&ir->traced);
+    brg__array_deinit(&ir->functions);
 }
 
 brg_status brg__ir_add_value(brg__ir *ir, const brg__ir_value *value, int *id)

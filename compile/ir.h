@@ -106,11 +106,24 @@ typedef struct brg__ir_value {
     brg_tensor *constant; /* owned */
 } brg__ir_value;
 
+/* What the plan knows of a custom function that it calls or has traced. Bit i
+ * of a mask: argument or output i. */
+typedef struct brg__ir_function {
+    char name[48];
+    int visit;
+    int n_args, n_out, n_saved;
+    uint32_t tensors;    /* arguments that are tensors */
+    uint32_t saved_args; /* that it saved; the rest of n_saved is its own */
+    uint32_t grads;      /* that get a gradient; null for all others */
+    uint32_t non_differentiable; /* outputs */
+} brg__ir_function;
+
 typedef struct brg__ir {
     BRG__ARRAY(brg__ir_node) nodes;
     BRG__ARRAY(brg__ir_value) values;
     BRG__ARRAY(int) operands;
-    BRG__ARRAY(brg__group *) groups; /* owned */
+    BRG__ARRAY(brg__group *) groups;        /* owned */
+    BRG__ARRAY(brg__ir_function) functions; /* in the order of the plan */
     BRG__ARRAY(int) traced; /* visits of functions whose ops are in the plan */
     /* Each op is called as if it were eager, with tensors of its own: results
      * are recorded, or sparse. */

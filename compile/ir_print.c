@@ -124,9 +124,34 @@ static void put_node(text *t, const brg__ir *ir, const brg__ir_node *n)
     put(t, n->is_split ? " split\n" : "\n");
 }
 
+static void put_mask(text *t, const char *what, uint32_t mask)
+{
+    put(t, ", %s", what);
+    for (int i = 0; i < 32; i++)
+        if (mask >> i & 1u)
+            put(t, " %d", i);
+    if (!mask)
+        put(t, " none");
+}
+
+/* "function@1 MyFn(2 -> 1): saved 1, of arguments 0, tensors 0 1, gradients 0,
+ * non-differentiable none" */
+static void put_function(text *t, const brg__ir_function *f)
+{
+    put(t, "function@%d %s(%d -> %d): saved %d", f->visit, f->name, f->n_args,
+        f->n_out, f->n_saved);
+    put_mask(t, "of arguments", f->saved_args);
+    put_mask(t, "tensors", f->tensors);
+    put_mask(t, "gradients", f->grads);
+    put_mask(t, "non-differentiable", f->non_differentiable);
+    put(t, "\n");
+}
+
 size_t brg__ir_print(const brg__ir *ir, char *filled, size_t size)
 {
     text t = {filled, size, 0};
+    for (size_t i = 0; i < ir->functions.n; i++)
+        put_function(&t, &ir->functions.at[i]);
     for (size_t i = 0; i < ir->nodes.n; i++)
         put_node(&t, ir, &ir->nodes.at[i]);
     put(&t, "final_callbacks()\n");

@@ -37,6 +37,7 @@ struct brg_context {
     brg_node *node;         /* that owns it; NULL until recorded */
     uint32_t tensors;       /* bit i: argument i is a tensor */
     uint32_t needs;         /* bit i: argument i requires gradients */
+    uint32_t saved_args;    /* bit i: argument i is among what it saved */
     size_t n_args;
     bool is_materializing;
     brg__call_trace *trace; /* NULL: this is no capture */

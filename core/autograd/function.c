@@ -368,8 +368,10 @@ static brg_status save(brg_context *ctx, brg_node *node, const brg_value *args,
     for (size_t k = 0; k < ctx->saved.n; k++) {
         brg_tensor *t = ctx->saved.at[k];
         int j = output_index(outputs, def->n_outputs, t);
-        if (j >= 0 && def->setup_context &&
-            argument_index(args, ctx->n_args, t) >= 0 &&
+        int i = t ? argument_index(args, ctx->n_args, t) : -1;
+        if (i >= 0)
+            ctx->saved_args |= 1u << i;
+        if (j >= 0 && def->setup_context && i >= 0 &&
             !brg__tensor_list_has(&ctx->dirty, t))
             return BRG_FAIL(BRG_ERR_CALLBACK,
                             "%s: setup_context saves an input that forward "

@@ -233,9 +233,8 @@ BACKWARD(default_backward)
     return BRG_OK;
 }
 
-static void test_default_values(void **state)
+static void test_default_values_checks(void)
 {
-    (void)state;
     brg_function *f = function_of("Foo", default_forward, default_backward, 1);
     brg_tensor *x = leaf_full(1, BRG_SHAPE(2));
     brg_value out[1];
@@ -252,6 +251,70 @@ static void test_default_values(void **state)
     expect_all(CALL(f, x), 2);
     brg_grad_mode_set(mode);
     brg_function_release(f);
+}
+
+/* Scales by 2, and by its negative if the second argument says so. */
+FORWARD(default_sign_forward)
+{
+    bool is_negative = n_args > 1 && args[1].as.truth;
+    BRG_TRY(brg_context_set(ctx, "is_negative", brg_value_bool(is_negative)));
+    OUT(0, brg_mul_scalar(ARG(0), is_negative ? -2 : 2));
+    return BRG_OK;
+}
+
+BACKWARD(default_sign_backward)
+{
+    bool is_negative = brg_context_get(ctx, "is_negative").as.truth;
+    GRAD(0, brg_mul_scalar(g[0], is_negative ? -2 : 2));
+    return BRG_OK;
+}
+
+/* Calls with one more argument than the function needs. */
+static void expect_sign(const brg_function *f, int given, double want)
+{
+    brg_tensor *x = leaf_full(1, BRG_SHAPE(2));
+    brg_value args[] = {brg_value_tensor(x), brg_value_bool(given == 1)};
+    brg_tensor *y =
+        assert_brg_some(brg_function_call(f, args, given < 0 ? 1 : 2));
+    expect_all(y, want);
+    backward_of_sum(y);
+    expect_all(brg_tensor_grad(x), want);
+}
+
+static void default_sign_checks(void)
+{
+    brg_function *f =
+        function_traced(BRG_FUNCTION_TRACEABLE, "Sign", default_sign_forward,
+                        default_sign_backward, 1);
+    expect_sign(f, 0, 2);
+    expect_sign(f, 1, -2);
+    expect_sign(f, 0, 2);
+    expect_sign(f, 1, -2);
+    brg_function_release(f);
+}
+
+static void left_out_checks(void)
+{
+    brg_function *f =
+        function_traced(BRG_FUNCTION_TRACEABLE, "Sign", default_sign_forward,
+                        default_sign_backward, 1);
+    expect_sign(f, -1, 2);
+    expect_sign(f, 1, -2);
+    expect_sign(f, -1, 2);
+    brg_function_release(f);
+}
+
+/* A number is read at each run, so that one plan serves the default and any
+ * other; a truth value, given or not, is in the key. */
+static void test_default_values(void **state)
+{
+    (void)state;
+    check_both(test_default_values_checks, 2);
+    check_both(default_sign_checks, 2);
+    assert_int_equal(both_stats().hits, 2);
+    assert_int_equal(count_calls(), 0);
+    check_both(left_out_checks, 2);
+    assert_int_equal(both_stats().hits, 1);
 }
 
 enum { ENUM_SIN, ENUM_COS };
@@ -659,9 +722,8 @@ BACKWARD(mark_second_backward)
     return BRG_OK;
 }
 
-static void test_mark_non_differentiable(void **state)
+static void test_mark_non_differentiable_checks(void)
 {
-    (void)state;
     brg_function *f =
         function_of("MyFunction", mark_second_forward, mark_second_backward, 2);
     brg_tensor *x = leaf_full(1, BRG_SHAPE(2));
@@ -672,6 +734,14 @@ static void test_mark_non_differentiable(void **state)
     backward_of_sum(out[0].as.tensor);
     expect_all(brg_tensor_grad(x), 2);
     brg_function_release(f);
+}
+
+static void test_mark_non_differentiable(void **state)
+{
+    (void)state;
+    check_both(test_mark_non_differentiable_checks, 1);
+    assert_true(plan_has(0, "MyFunction(1 -> 2): saved 0, of arguments none, "
+                            "tensors 0, gradients 0, non-differentiable 1\n"));
 }
 
 int main(void)

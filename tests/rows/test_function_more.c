@@ -302,10 +302,12 @@ BACKWARD(object_backward)
     return BRG_OK;
 }
 
-static void test_user_defined_object_as_input(void **state)
+static brg_function_tracing object_tracing;
+
+static void test_user_defined_object_as_input_checks(void)
 {
-    (void)state;
-    brg_function *f = function_of("Foo", object_forward, object_backward, 1);
+    brg_function *f = function_traced(object_tracing, "Foo", object_forward,
+                                      object_backward, 1);
     brg_tensor *x = leaf_full(1, BRG_SHAPE(2)), *z = leaf_full(4, BRG_SHAPE(2));
     pair p = {leaf_full(2, BRG_SHAPE(2)), leaf_full(0.75, BRG_SHAPE(2))};
     brg_value out[1];
@@ -318,6 +320,24 @@ static void test_user_defined_object_as_input(void **state)
     assert_null(brg_tensor_grad(p.a));
     assert_null(brg_tensor_grad(p.b));
     brg_function_release(f);
+}
+
+/* The struct's tensors are saved beside the arguments 0 and 2; the struct's
+ * place has no gradient. */
+static void test_user_defined_object_as_input(void **state)
+{
+    (void)state;
+    for (int k = 0; k < 2; k++) {
+        object_tracing = k ? BRG_FUNCTION_TRACEABLE : BRG_FUNCTION_OPAQUE;
+        check_both(test_user_defined_object_as_input_checks, 1);
+        assert_true(plan_has(0, "Foo(3 -> 1): saved 4, of arguments 0 2, "
+                                "tensors 0 2, gradients 0 2, "
+                                "non-differentiable none\n"));
+    }
+    /* Traced, they are inputs of the plan: x, z, a, b and the root's. */
+    assert_int_equal(count_calls(), 0);
+    assert_true(plan_has(0, "in4"));
+    assert_false(plan_has(0, "in6"));
 }
 
 /* ---- What backward branches on -------------------------------------------------------------- */
@@ -515,9 +535,11 @@ static void test_save_for_bwd(void **state)
     brg_function_release(f);
 }
 
+static int64_t second_int = 5;
+
 FORWARD(smuggle_forward)
 {
-    brg_value ints[] = {brg_value_int(2), brg_value_int(5)};
+    brg_value ints[] = {brg_value_int(2), brg_value_int(second_int)};
     BRG_TRY(brg_context_set(ctx, "x", brg_value_tensor(ARG(0))));
     BRG_TRY(brg_context_set(ctx, "ints", brg_value_list(ints, 2)));
     OUT(0, brg_square(ARG(0)));
@@ -534,17 +556,40 @@ BACKWARD(smuggle_backward)
     return BRG_OK;
 }
 
+static brg_function_tracing smuggle_tracing;
+
 static void test_smuggle_tensor_and_complex_structures_checks(void)
 {
-    brg_function *f = function_of("Foo", smuggle_forward, smuggle_backward, 1);
+    brg_function *f = function_traced(smuggle_tracing, "Foo", smuggle_forward,
+                                      smuggle_backward, 1);
     brg_tensor *x = leaf_full(3, BRG_SHAPE(2)), *h = brg_mul_scalar(x, 1);
     brg_tensor *y = CALL(f, h);
     assert_brg_ok(brg_mul_scalar_(h, 1)); /* no version check on attributes */
     backward_of_sum(y);
     expect_all(brg_tensor_grad(x), 30);
+    /* Another tensor, of another size, in the same plan. */
+    brg_tensor *x2 = leaf_full(7, BRG_SHAPE(5));
+    backward_of_sum(CALL(f, brg_mul_scalar(x2, 1)));
+    expect_all(brg_tensor_grad(x2), 70);
+    /* Another list of ints is another plan. */
+    second_int = 4;
+    brg_tensor *x3 = leaf_full(7, BRG_SHAPE(5));
+    backward_of_sum(CALL(f, brg_mul_scalar(x3, 1)));
+    expect_all(brg_tensor_grad(x3), 56);
+    second_int = 5;
     brg_function_release(f);
 }
-CHECK_ROW(test_smuggle_tensor_and_complex_structures, 1)
+
+static void test_smuggle_tensor_and_complex_structures(void **state)
+{
+    (void)state;
+    for (int k = 0; k < 2; k++) {
+        smuggle_tracing = k ? BRG_FUNCTION_TRACEABLE : BRG_FUNCTION_OPAQUE;
+        check_both(test_smuggle_tensor_and_complex_structures_checks, 2);
+        assert_int_equal(both_stats().hits, 1);
+        assert_int_equal(count_calls(), k ? 0 : 1);
+    }
+}
 
 int main(void)
 {
