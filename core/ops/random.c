@@ -192,8 +192,10 @@ static brg_tensor *new_float(const char *name, brg_dtype dtype, int ndim,
 brg_tensor *brg_rand(brg_dtype dtype, int ndim, const int64_t *shape)
 {
     brg_tensor *t = new_float("brg_rand", dtype, ndim, shape);
+    if (!t)
+        return NULL;
     const recipe r = {UNIFORM, 0.0, 1.0, bits_of(dtype)};
-    return t && fill_float(t, &r) == BRG_OK ? t : NULL;
+    return fill_float(t, &r) == BRG_OK ? t : NULL;
 }
 
 brg_tensor *brg_randn(brg_dtype dtype, int ndim, const int64_t *shape)
