@@ -12,4 +12,9 @@
 brg_status brg__capture_task(brg__ir *ir, brg__task *task,
                              const brg__collected *c);
 
+/* Asked at each step of a capture, unless it is NULL: a test makes them fail.
+ * Steps are each visit's beginning, what comes before its rule, the rule, what
+ * comes after it, and each op that a rule calls. */
+extern brg_status (*brg__capture_step)(void);
+
 #endif
