@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Rows of the suite `backward` on custom functions in a plan. */
 #include "tests/rows/both.h"
+#include "tests/support/fake_device.h"
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
@@ -414,10 +415,13 @@ static void test_custom_fn_non_variable_input_body(yields *y)
 }
 BOTH_ROW(test_custom_fn_non_variable_input, 1)
 
+static brg_device metadata_device; /* of the tensors, HOME at first */
+
 BACKWARD(same_metadata_backward)
 {
-    if (brg_tensor_dtype(g[0]) != BRG_DTYPE_F16 ||
-        brg_tensor_shape(g[0])[0] != 12)
+    if (brg_tensor_dtype(g[0]) != BRG_DTYPE_F16 || brg_tensor_ndim(g[0]) != 1 ||
+        brg_tensor_shape(g[0])[0] != 12 ||
+        brg_tensor_device(g[0]).type != metadata_device.type)
         return brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__, "metadata");
     GRAD(0, g[0]);
     return BRG_OK;
@@ -437,9 +441,31 @@ static void output_metadata_body(yields *y)
     assert_brg_ok(brg_set_requires_grad(x, true));
     brg_tensor *out = CALL(f, brg_reshape(x, BRG_SHAPE(12)));
     assert_brg_ok(brg_backward(brg_sum_all(out)));
-    assert_int_equal(brg_tensor_dtype(brg_tensor_grad(x)), BRG_DTYPE_F16);
+    brg_tensor *grad = brg_tensor_grad(x);
+    assert_int_equal(brg_tensor_dtype(grad), BRG_DTYPE_F16);
+    assert_int_equal(brg_tensor_device(grad).type, metadata_device.type);
     yield_grad(y, x);
     brg_function_release(f);
+}
+
+/* On another device: nothing is moved, and the bits are the same. */
+static void check_metadata_there(void)
+{
+    yields home = run_one(output_metadata_body, false);
+    assert_brg_ok(brg_device_register(BRG_DEVICE_CUDA, &fake));
+    assert_brg_ok(brg_device_set(THERE));
+    metadata_device = THERE;
+    int64_t before = seen.n_copies;
+    yields there = run_one(output_metadata_body, false);
+    /* The one element of the root's gradient, and the test's look at .grad. */
+    assert_in_range(seen.n_copies - before, 1, 2);
+    metadata_device = HOME;
+    assert_brg_ok(brg_device_set(HOME));
+    assert_int_equal(seen.n_blocks, 0);
+    assert_int_equal(home.n, there.n);
+    assert_memory_equal(home.at, there.at, home.n);
+    free(home.at);
+    free(there.at);
 }
 
 static void test_custom_fn_output_metadata(void **state)
@@ -450,6 +476,8 @@ static void test_custom_fn_output_metadata(void **state)
     plan_text(text, sizeof text);
     assert_null(strstr(text, "cast"));
     assert_null(strstr(text, "= copy("));
+    assert_null(strstr(text, "= to("));
+    check_metadata_there();
 }
 
 /* ---- Side effects ---------------------------------------------------------------------------- */
