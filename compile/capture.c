@@ -164,6 +164,16 @@ static brg__layout out_layout(const brg_out_info *info)
     return layout;
 }
 
+static brg_device device_of(const brg_op_call *call, int j)
+{
+    if (call->info[j].is_elsewhere)
+        return call->info[j].device;
+    for (int i = 0; i < call->n_in; i++)
+        if (call->in[i])
+            return call->in[i]->device;
+    return BRG_CPU;
+}
+
 /* An op that repeats the attributes of a random op reads them at run time. */
 static int lifted_from(const brg__capturing *c, const brg_op_call *call)
 {
@@ -233,6 +243,7 @@ static brg_status emit_captured(brg__emitter *self, brg_op_call *call)
     int at = (int)c->ir->nodes.n - 1;
     for (int j = 0; j < call->n_out; j++) {
         brg__layout layout = out_layout(&call->info[j]);
+        layout.device = device_of(call, j);
         brg__ir_value value = {.source = BRG__IR_FROM_NODE, .node = at};
         int id;
         BRG_TRY(call->info[j].is_sparse
@@ -723,7 +734,8 @@ brg_status brg__capture_task(brg__ir *ir, brg__task *task,
     if (status == BRG_OK) {
         brg__emitter *before = brg__emitter_set(&c.base);
         bool mode = brg_grad_mode_set(false);
-        ir->is_loose = collected->records_graph || collected->is_sparse;
+        ir->is_loose = collected->records_graph || collected->is_sparse ||
+                       collected->is_elsewhere;
         status = walk(&c);
         brg_grad_mode_set(mode);
         brg__emitter_set(before);

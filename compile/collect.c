@@ -68,8 +68,7 @@ static inline brg_status add_input(brg__collected *c, brg_tensor *t, int *input)
         return BRG_OK;
     if (t->sparse)
         c->is_sparse = true;
-    if (t->device.type != BRG_DEVICE_CPU)
-        c->unsupported = "a tensor that is not on the CPU";
+    c->is_elsewhere |= t->device.type != BRG_DEVICE_CPU;
     BRG_TRY(brg__array_push(&c->inputs, t));
     brg_retain(t);
     put_sizes(c, t->ndim, t->shape);
@@ -233,6 +232,7 @@ static inline void put_slots(brg__collected *c, const brg_node *node)
                         (uint32_t)slot->is_differentiable << 16 |
                         (uint32_t)(uint8_t)slot->device.type << 24;
         PUT(&c->key, kind);
+        c->is_elsewhere |= slot->device.type != BRG_DEVICE_CPU;
         put_sizes(c, slot->ndim, slot->shape);
     }
 }
@@ -457,7 +457,7 @@ brg_status brg__collect(brg__collected *c, const brg__task *task,
 {
     brg__collected_clear(c);
     c->mode = mode;
-    c->is_sparse = false;
+    c->is_sparse = c->is_elsewhere = false;
     c->records_graph = !brg__grad_mode_is_off;
     BRG_TRY(collect_root(c, task));
     for (size_t i = 0; i < task->visits.n; i++) {

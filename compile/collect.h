@@ -54,6 +54,7 @@ typedef struct brg__collected {
     BRG__ARRAY(int) root_input;  /* of each buffer of the task, or NONE */
     BRG__ARRAY(brg__reduction) reductions;
     bool is_sparse;          /* a tensor or a .grad of it */
+    bool is_elsewhere;       /* something is not on the CPU */
     bool records_graph;      /* create_graph */
     const char *unsupported; /* why no plan can serve; NULL: it can */
 } brg__collected;

@@ -81,6 +81,7 @@ typedef struct brg__exec {
     size_t bytes_moved; /* read and written by the ops of a run */
     size_t bytes_unfused;
     brg__kernels *kernels; /* that groups run; NULL: interpreted */
+    bool is_judged;        /* whether it can be replayed has been counted */
 } brg__exec;
 
 /* For the sizes of what was collected. Owned. */

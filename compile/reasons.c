@@ -137,6 +137,17 @@ void brg__reason_of_fallback(brg__compiler *c, const char *why)
     snprintf(r->text, sizeof r->text, "%s", why);
 }
 
+void brg__reason_of_skip(brg__compiler *c, const brg__plan *plan,
+                         const char *why)
+{
+    brg_compile_record *r = new_record(c);
+    r->cause = BRG_COMPILE_REPLAY_SKIP;
+    r->plan = plan->number;
+    snprintf(r->text, sizeof r->text, "skipping replay due to %s", why);
+    if (c->now.log_level >= BRG_LOG_DEBUG)
+        brg__log(BRG_LOG_DEBUG, "compile", "%s", r->text);
+}
+
 bool brg_compile_get_record(size_t i, brg_compile_record *filled)
 {
     const brg__compiler *c = brg__compiler_mine();

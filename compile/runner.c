@@ -3,6 +3,7 @@
  * capture the plan, find or make the executable, run it. */
 #include "compile/anomaly.h"
 #include "compile/compiler.h"
+#include "compile/replay.h"
 #include "core/base/clock.h"
 #include "core/base/error.h"
 
@@ -92,6 +93,22 @@ static void count(brg__compiler *c, const brg__exec *exec,
     c->stats.bytes_unfused += exec->bytes_unfused;
 }
 
+/* Once an executable. */
+static void judge_replay(brg__compiler *c, const brg__task *task,
+                         const brg__plan *plan, brg__exec *exec)
+{
+    if (!c->now.options.replay || exec->is_judged)
+        return;
+    char why[128];
+    exec->is_judged = true;
+    if (brg__replay_allows(plan, task, &c->collected, why, sizeof why)) {
+        c->stats.replays++;
+        return;
+    }
+    c->stats.replay_skips++;
+    brg__reason_of_skip(c, plan, why);
+}
+
 static brg_status run_compiled(brg__compiler *c, brg__task *task)
 {
     brg__plan *plan;
@@ -112,6 +129,7 @@ static brg_status run_compiled(brg__compiler *c, brg__task *task)
     BRG_TRY(
         brg__plan_exec(&c->cache, plan, task, &c->collected, &c->stats, &exec));
     count(c, exec, &before, start);
+    judge_replay(c, task, plan, exec);
     c->is_running = true;
     brg_status status = brg__exec_run(exec, task, &c->collected);
     c->is_running = false;

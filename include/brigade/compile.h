@@ -46,6 +46,9 @@ typedef struct brg_compile_options {
     size_t max_plans; /* the least recently used go; 0: 64 */
     /* Of brg_compiled only: the function itself is captured too. */
     bool whole;
+    /* Of each executable is asked whether a device could replay it as one graph
+     * of kernels: counted, with the reason if not (docs/compiled.md). */
+    bool replay;
 } brg_compile_options;
 
 #define BRG_COMPILE_OPTIONS_INIT                                               \
@@ -155,6 +158,9 @@ typedef struct brg_compile_stats {
     uint64_t function_hits;      /* calls that found their plan */
     uint64_t function_fallbacks; /* calls that ran in pieces, or eagerly */
     uint64_t function_pieces;    /* made for those */
+    /* With options.replay, executables that a device */
+    uint64_t replays;      /* could replay */
+    uint64_t replay_skips; /* could not */
 } brg_compile_stats;
 
 BRG_API void brg_compile_get_stats(brg_compile_stats *filled);
@@ -162,10 +168,12 @@ BRG_API void brg_compile_get_stats(brg_compile_stats *filled);
 typedef enum brg_compile_cause {
     BRG_COMPILE_NEW_NODE,      /* a capture: no plan has this node there */
     BRG_COMPILE_CHANGED_SIZES, /* a capture: for other sizes only */
-    BRG_COMPILE_FALLBACK       /* a backward that ran eagerly */
+    BRG_COMPILE_FALLBACK,      /* a backward that ran eagerly */
+    BRG_COMPILE_REPLAY_SKIP    /* an executable that cannot be replayed */
 } brg_compile_cause;
 
-/* Why one plan more was captured, or a backward ran eagerly. */
+/* Why one plan more was captured, a backward ran eagerly, or an executable
+ * cannot be replayed. */
 typedef struct brg_compile_record {
     brg_compile_cause cause;
     uint64_t plan;     /* number of the plan, in order of capture */
