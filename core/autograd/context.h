@@ -30,6 +30,7 @@ typedef struct brg__call_trace {
     brg_tensor *const *saved;      /* borrowed */
     brg_tensor *const *attributes; /* of numbers and tensors; NULL: others */
     bool has_read_value;           /* something that the plan cannot follow */
+    bool has_asked_layout;         /* whether a gradient is row-major */
 } brg__call_trace;
 
 struct brg_context {

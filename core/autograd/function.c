@@ -263,9 +263,10 @@ brg_status brg__function_trace(brg_node *node, brg__call_trace *trace,
 {
     brg_context *ctx = node->payload;
     ctx->trace = trace;
-    brg__symbol_was_read = false;
+    brg__symbol_was_read = brg__symbol_layout_was_asked = false;
     brg_status status = function_backward(node, grad_out, grad_in);
     trace->has_read_value |= brg__symbol_was_read;
+    trace->has_asked_layout = brg__symbol_layout_was_asked;
     ctx->trace = NULL;
     return status;
 }

@@ -281,6 +281,7 @@ brg_tensor *brg_as_strided(brg_tensor *t, int ndim, const int64_t *shape,
 /* ---- Questions ---------------------------------------------------------------- */
 
 _Thread_local bool brg__symbol_was_read;
+_Thread_local bool brg__symbol_layout_was_asked;
 
 static void note_read(const brg_tensor *t)
 {
@@ -337,7 +338,10 @@ brg_device brg_tensor_device(const brg_tensor *t)
 
 bool brg_tensor_is_contiguous(const brg_tensor *t)
 {
-    note_read(t);
+    if ((uintptr_t)t->symbol & BRG__SYMBOL_GRADIENT)
+        brg__symbol_layout_was_asked = true;
+    else
+        note_read(t);
     return t->is_contiguous;
 }
 

@@ -60,6 +60,10 @@ static inline void *brg__symbol_of_shape(void *symbol)
     return (void *)((uintptr_t)symbol | BRG__SYMBOL_SHAPE);
 }
 
+/* The symbol of a gradient handed to a traceable function: whether it is
+ * row-major may be asked, and the plan sees to it that it is. */
+#define BRG__SYMBOL_GRADIENT ((uintptr_t)1 << (8 * sizeof(uintptr_t) - 3))
+
 #define BRG_CPU ((brg_device){BRG_DEVICE_CPU, 0})
 
 /* Sizes, strides and dtype of a tensor to be made. */
@@ -108,6 +112,8 @@ void brg__storage_release(brg__storage *storage);
 
 /* Set when a user asks a symbol for what only a tensor has: sizes, memory. */
 extern _Thread_local bool brg__symbol_was_read;
+/* Set when a user asks the symbol of a gradient whether it is row-major. */
+extern _Thread_local bool brg__symbol_layout_was_asked;
 
 /* ---- Small questions ------------------------------------------------------- */
 

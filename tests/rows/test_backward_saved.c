@@ -4,6 +4,7 @@
 
 #include "tests/rows/both.h"
 #include "tests/rows/rows.h"
+#include "tests/support/fake_device.h"
 #include "tests/support/temp_dir.h"
 
 /* ---- Hooks that count ------------------------------------------------------------ */
@@ -175,10 +176,87 @@ static void check_offload(both_body body)
     assert_non_null(strstr(text, "call@"));
 }
 
+/* ---- To another device and back ------------------------------------------------------ */
+
+static brg_status move_pack(brg_tensor *t, void **packed, void *user)
+{
+    (void)user;
+    *packed = brg_retain(brg_to(t, THERE));
+    return *packed ? BRG_OK : brg_error_code();
+}
+
+static brg_status move_unpack(void *packed, brg_tensor **out, void *user)
+{
+    if (brg_tensor_device(packed).type != THERE.type)
+        return brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__, "moved");
+    ++*(int *)user;
+    *out = brg_to(packed, HOME);
+    return *out ? BRG_OK : brg_error_code();
+}
+
+static void move_free(void *packed, void *user)
+{
+    (void)user;
+    brg_release(packed);
+}
+
+static void moved_body(yields *y)
+{
+    static const int64_t sizes[] = {10, 100, 10, 15, 20};
+    int n_unpacked = 0;
+    brg_pack_hooks hooks = BRG_PACK_HOOKS_INIT;
+    hooks.pack = move_pack;
+    hooks.unpack = move_unpack;
+    hooks.free = move_free;
+    hooks.user = &n_unpacked;
+    brg_function *f = function_traced(BRG_FUNCTION_TRACEABLE, "MatMul",
+                                      matmul_forward, matmul_backward, 1);
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        brg_tensor *x = leaf_from(0.5, BRG_SHAPE(sizes[s], 4));
+        brg_tensor *w = leaf_from(-2, BRG_SHAPE(4, 3));
+        assert_brg_ok(brg_pack_hooks_push(&hooks));
+        brg_tensor *loss = brg_sum_all(CALL(f, x, w));
+        assert_brg_ok(brg_pack_hooks_pop());
+        assert_int_equal(seen.n_blocks, 2); /* x and w are there */
+        assert_brg_ok(brg_backward(loss));
+        assert_int_equal(n_unpacked, 2 * (int)(s + 1));
+        assert_int_equal(seen.n_blocks, 0);
+        yield_grad(y, x);
+        yield_grad(y, w);
+    }
+    brg_function_release(f);
+}
+
+/* Each unpack, of one saved tensor of the function, stands right before what
+ * uses it. */
+static void check_golden_moved(void)
+{
+    char text[4096];
+    assert_true(brg_compile_print(0, text, sizeof text) < sizeof text);
+    const char *nodes = strstr(text, "\nv2");
+    assert_non_null(nodes);
+    assert_string_equal(nodes, "\nv2 f32/2 = unsqueeze(in0)\n"
+                               "v3 f32/2 = expand_like(v2, in1)\n"
+                               "v5 f32/2 = unpack@1()\n"
+                               "v6 f32/2 = permute(v5)\n"
+                               "v7 f32/2 = matmul(v3, v6)\n"
+                               "accumulate@2(v7)\n"
+                               "v4 f32/2 = unpack@1()\n"
+                               "v8 f32/2 = permute(v4)\n"
+                               "v9 f32/2 = matmul(v8, v3)\n"
+                               "accumulate@3(v9)\n"
+                               "final_callbacks()\n");
+}
+
 static void test_cpu_offloading(void **state)
 {
     (void)state;
     check_offload(offload_host_body);
+    assert_brg_ok(brg_device_register(BRG_DEVICE_CUDA, &fake));
+    run_both(moved_body, 1);
+    assert_int_equal(both_stats().hits, 4);
+    assert_int_equal(both_stats().splits, 0);
+    check_golden_moved();
 }
 
 /* One load, in a function: the plan is cut there. */

@@ -476,7 +476,7 @@ static void test_custom_fn_output_metadata(void **state)
     plan_text(text, sizeof text);
     assert_null(strstr(text, "cast"));
     assert_null(strstr(text, "= copy("));
-    assert_null(strstr(text, "= to("));
+    assert_null(strstr(text, "to_device("));
     check_metadata_there();
 }
 

@@ -68,6 +68,53 @@ BACKWARD(contiguous_grad_backward)
     return BRG_OK;
 }
 
+/* Fails unless gO is row-major. */
+BACKWARD(assert_contiguous_backward)
+{
+    BRG_TRY(expect_contiguous(g[0], "gO"));
+    GRAD(0, brg_mul_scalar(g[0], 2));
+    return BRG_OK;
+}
+
+static bool is_turned; /* gO comes transposed */
+
+static void contiguous_in_plan_body(yields *y)
+{
+    brg_function *f =
+        function_traced(BRG_FUNCTION_TRACEABLE, "MyFunction", copy_forward,
+                        assert_contiguous_backward, 1);
+    for (int64_t n = 2; n < 5; n++) {
+        brg_tensor *x = leaf_from(0, BRG_SHAPE(n, 3));
+        brg_tensor *w = brg_detach(leaf_from(1, BRG_SHAPE(3, n)));
+        brg_tensor *out = CALL(f, x);
+        /* Eagerly the function refuses what only a plan makes row-major. */
+        bool turns = is_turned && y->is_compiled;
+        backward_of_sum(turns ? brg_mul(brg_transpose(out, 0, 1), w)
+                              : brg_mul(out, brg_copy(brg_transpose(w, 0, 1))));
+        yield(y, brg_tensor_grad(x));
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t k = 0; k < 3; k++)
+                assert_float_equal(element(brg_tensor_grad(x), i * 3 + k),
+                                   2 * (double)(1 + k * n + i), 0);
+    }
+    brg_function_release(f);
+}
+
+/* The product is row-major in any run; its transpose is copied, in the plan. */
+static void check_contiguous_in_plan(void)
+{
+    for (int k = 0; k < 2; k++) {
+        is_turned = k;
+        both_backend = BRG_COMPILE_BACKEND_EAGER;
+        run_both(contiguous_in_plan_body, 1);
+        both_backend = BRG_COMPILE_BACKEND_DEFAULT;
+        assert_int_equal(both_stats().hits, 2);
+        assert_int_equal(count_calls(), 0);
+        assert_int_equal(plan_has(0, "= copy("), k);
+        run_both(contiguous_in_plan_body, 1);
+    }
+}
+
 static void test_assert_is_contiguous_on_grad_output_directly(void **state)
 {
     (void)state;
@@ -85,6 +132,7 @@ static void test_assert_is_contiguous_on_grad_output_directly(void **state)
     assert_false(was_contiguous);
     EXPECT_VALUES(brg_tensor_grad(x), 2, 6, 10, 4, 8, 12);
     brg_function_release(f);
+    check_contiguous_in_plan();
 }
 
 BACKWARD(stride_backward)
