@@ -20,9 +20,11 @@ void brg__call_sign(const brg_call *call, int rank, brg_signature *filled)
     *filled = (brg_signature){
         .seq = call->seq,
         .count = call->count,
-        .coll = (int16_t)call->coll,
-        .dtype = (int16_t)call->dtype,
-        .op = reduces ? (int16_t)call->op : -1,
+        .coll = (int8_t)call->coll,
+        .dtype = (int8_t)call->dtype,
+        .op = reduces ? (int8_t)call->op : -1,
+        .reducer = call->reducer,
+        .plan = call->plan,
         .n_leaves = (uint16_t)call->n_leaves,
         .peer = call->peer,
         .rank = rank,
@@ -38,7 +40,8 @@ bool brg__signatures_match(const brg_signature *a, const brg_signature *b)
     if (brg__coll_is_p2p((brg_coll)a->coll))
         return brg__coll_is_p2p((brg_coll)b->coll) && a->coll != b->coll;
     return a->seq == b->seq && a->coll == b->coll && a->peer == b->peer &&
-           a->op == b->op && a->n_leaves == b->n_leaves;
+           a->op == b->op && a->n_leaves == b->n_leaves &&
+           a->reducer == b->reducer && a->plan == b->plan;
 }
 
 static void describe_detail(const brg_signature *s, char *text, size_t size)
@@ -69,17 +72,20 @@ void brg__signature_describe(const brg_signature *s, char *text, size_t size)
         return;
     }
     const brg__coll_row *row = &brg__coll_rows[s->coll];
-    char peer[32];
+    char peer[32], reducer[40] = "";
     describe_detail(s, peer, sizeof peer);
+    if (s->reducer)
+        snprintf(reducer, sizeof reducer, ", reducer %d, plan %04x",
+                 (int)s->reducer, (unsigned)s->plan);
     unsigned long long seq = (unsigned long long)s->seq;
     if (s->coll == BRG_COLL_BARRIER)
         snprintf(text, size, "%s #%llu", row->name, seq);
     else
-        snprintf(text, size, "%s #%llu (%llu %s%s%s%s)", row->name, seq,
+        snprintf(text, size, "%s #%llu (%llu %s%s%s%s%s)", row->name, seq,
                  (unsigned long long)s->count,
                  brg_dtype_name((brg_dtype)s->dtype), s->op >= 0 ? ", " : "",
                  s->op >= 0 ? brg_reduce_op_name((brg_reduce_op)s->op) : "",
-                 peer);
+                 peer, reducer);
 }
 
 void brg__call_describe(const brg_call *call, char *text, size_t size)

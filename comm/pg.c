@@ -190,6 +190,18 @@ void brg__pg_kill(brg_pg *pg)
         pg->end.ops->abort(pg->end.group);
 }
 
+uint8_t brg__pg_number_reducer(brg_pg *pg)
+{
+    pg->n_reducers = (uint8_t)(pg->n_reducers % 255 + 1);
+    return pg->n_reducers;
+}
+
+void brg__pg_label(brg_pg *pg, uint8_t reducer, uint16_t plan)
+{
+    pg->reducer = reducer;
+    pg->plan = plan;
+}
+
 brg_status brg__pg_check(const brg_pg *pg)
 {
     if (pg->error.code != BRG_OK)

@@ -29,7 +29,10 @@ struct brg_pg {
     size_t n_released;      /* of these, given up by their owners */
     brg_work *spares;       /* n_spares handles for the works to come */
     size_t n_spares;
-    size_t n_reserved; /* kept at the most: spares and those in use */
+    size_t n_reserved;  /* kept at the most: spares and those in use */
+    uint8_t n_reducers; /* numbers given so far; begins again behind 255 */
+    uint8_t reducer;    /* signs the calls to come: see brg__pg_label */
+    uint16_t plan;
     bool is_coalescing;
     bool is_registered; /* with the thread's progress hook */
     brg_pg_stats stats;
@@ -50,6 +53,15 @@ void brg__pg_kill(brg_pg *pg);
 
 /* Failures after which the ranks are no longer in step. */
 bool brg__status_is_fatal(brg_status status);
+
+/* A number from 1 for a reducer of this group: the same on every rank, as all
+ * make their reducers in one order. */
+uint8_t brg__pg_number_reducer(brg_pg *pg);
+
+/* Calls from now on belong to this reducer and its plan (0, 0: to none). Ranks
+ * whose calls do not agree in it get BRG_ERR_MISMATCH before data moves, from
+ * backends that compare signatures. */
+void brg__pg_label(brg_pg *pg, uint8_t reducer, uint16_t plan);
 
 /* Returns and restores the sticky error. */
 brg_status brg__pg_check(const brg_pg *pg);

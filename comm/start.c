@@ -100,6 +100,8 @@ static brg_status start(brg_pg *pg, brg_work **out, brg_call call)
     uint64_t *counter =
         brg__coll_is_p2p(call.coll) ? &pg->n_p2p_started : &pg->n_started;
     call.seq = *counter;
+    call.reducer = pg->reducer;
+    call.plan = pg->plan;
     brg_work *work = brg__work_create(pg, &call);
     if (!work)
         return BRG_ERR_NOMEM;

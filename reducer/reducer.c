@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "comm/pg.h"
 #include "comm/work.h"
 #include "core/base/alloc.h"
 #include "core/base/options.h"
@@ -194,6 +195,7 @@ brg_status brg__reducer_attach(brg_reducer *r)
 {
     void *arena;
     size_t nbytes;
+    r->number = brg__pg_number_reducer(r->pg);
     BRG_TRY(brg__leaves_arena(r, &nbytes));
     BRG_TRY(brg_pg_alloc(r->pg, &arena, nbytes));
     r->arena = arena;

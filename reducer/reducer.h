@@ -56,7 +56,8 @@ struct brg_reducer {
     brg__member *members;
     brg__plan plan;
     uint64_t plan_hash;
-    char *arena; /* the group's memory */
+    uint8_t number; /* among the reducers of its group (comm/pg.h) */
+    char *arena;    /* the group's memory */
     brg__bucket *buckets;
     brg__hook_binding hooked;
     uint32_t *arrivals;          /* of this step, in order */

@@ -3,6 +3,7 @@
 #include <sched.h>
 #include <string.h>
 
+#include "comm/pg.h"
 #include "core/base/clock.h"
 #include "reducer/leaves.h"
 
@@ -56,9 +57,24 @@ brg_status brg__reducer_fail_twice(const brg_reducer *r, size_t i)
                     r->rank, brg__member_name(r, i), r->members[i].bucket);
 }
 
+/* "bucket 2 (fc1.weight and 3 more): " */
+static void prefix_bucket(const brg_reducer *r, size_t k)
+{
+    const brg__plan_bucket *b = &r->plan.buckets[k];
+    if (b->n_params == 0)
+        (void)brg__error_prefix("bucket %zu: ", k);
+    else if (b->n_params == 1)
+        (void)brg__error_prefix("bucket %zu (%s): ", k,
+                                brg__member_name(r, r->plan.order[b->first]));
+    else
+        (void)brg__error_prefix("bucket %zu (%s and %zu more): ", k,
+                                brg__member_name(r, r->plan.order[b->first]),
+                                b->n_params - 1);
+}
+
 /* ---- Starting buckets --------------------------------------------------------- */
 
-static brg_status start_bucket(brg_reducer *r, size_t k)
+static brg_status reduce_bucket(brg_reducer *r, size_t k)
 {
     brg__bucket *bucket = &r->buckets[k];
     brg_reduce_op op = r->options.sum ? BRG_REDUCE_SUM : BRG_REDUCE_AVG;
@@ -68,6 +84,16 @@ static brg_status start_bucket(brg_reducer *r, size_t k)
     BRG_TRY(brg__hook_start(r, k));
     bucket->state = BRG__BUCKET_LAUNCHED;
     return BRG_OK;
+}
+
+/* Ranks that start buckets of different reducers, or by different plans, must
+ * not mix them up, however alike they look. */
+static brg_status start_bucket(brg_reducer *r, size_t k)
+{
+    brg__pg_label(r->pg, r->number, (uint16_t)r->plan_hash);
+    brg_status status = reduce_bucket(r, k);
+    brg__pg_label(r->pg, 0, 0);
+    return status;
 }
 
 static brg_status end_bucket(brg_reducer *r, size_t k)
@@ -91,8 +117,10 @@ brg_status brg__reducer_launch(brg_reducer *r, size_t n)
             break;
         if (r->n_launched + 1 == r->plan.n_buckets)
             brg__tail_write(r);
-        if (start_bucket(r, r->n_launched) != BRG_OK)
-            return brg__error_prefix("starting bucket %zu: ", r->n_launched);
+        if (start_bucket(r, r->n_launched) != BRG_OK) {
+            prefix_bucket(r, r->n_launched);
+            return brg__error_prefix("starting ");
+        }
         if (r->n_launched == 0)
             r->stats.first_launch_ns = bucket->launch_ns - r->start_ns;
         r->n_launched++;
@@ -157,21 +185,6 @@ static void keep_failure(brg_reducer *r)
 {
     if (r->failure.code == BRG_OK)
         brg__error_save(&r->failure);
-}
-
-/* "bucket 2 (fc1.weight and 3 more): " */
-static void prefix_bucket(const brg_reducer *r, size_t k)
-{
-    const brg__plan_bucket *b = &r->plan.buckets[k];
-    if (b->n_params == 0)
-        (void)brg__error_prefix("bucket %zu: ", k);
-    else if (b->n_params == 1)
-        (void)brg__error_prefix("bucket %zu (%s): ", k,
-                                brg__member_name(r, r->plan.order[b->first]));
-    else
-        (void)brg__error_prefix("bucket %zu (%s and %zu more): ", k,
-                                brg__member_name(r, r->plan.order[b->first]),
-                                b->n_params - 1);
 }
 
 static void wait_one(brg_reducer *r, size_t k)

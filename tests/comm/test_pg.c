@@ -245,7 +245,8 @@ static void test_registry__refuses_what_it_cannot_use(void **state)
                          .struct_size = sizeof wrong,
                          .name = "wrong",
                          .create = never_create};
-    assert_brg_fails_with(brg_backend_register(&wrong), BRG_ERR_ABI, "ABI 2");
+    assert_brg_fails_with(brg_backend_register(&wrong), BRG_ERR_ABI,
+                          "expected ABI 3");
     wrong.abi = BRG_BACKEND_ABI;
     wrong.name = "Not A Name";
     assert_brg_fails_with(brg_backend_register(&wrong), BRG_ERR_ARG,

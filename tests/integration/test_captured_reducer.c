@@ -6,6 +6,7 @@
 #include <brigade/compile.h>
 #include <brigade/ops.h>
 
+#include "tests/reducer/order_checks.h"
 #include "tests/support/brg_test.h"
 #include "tests/support/ddp_model.h"
 
@@ -297,6 +298,48 @@ test_captured_reducer__a_plan_that_cannot_be_made_body(ddp_model *m)
 }
 ON_RANKS(test_captured_reducer__a_plan_that_cannot_be_made, false)
 
+/* A rank whose plan starts buckets in another order, before data moves; and
+ * again in a group of its own, after that. */
+static brg_status order_rank(brg_pg *pg, void *user)
+{
+    (void)user;
+    return order_check(pg);
+}
+
+static void test_captured_reducer__a_plan_of_another_order(void **state)
+{
+    (void)state;
+    for (int n = 1; n <= 4; n++)
+        for (uint64_t seed = 0; seed < 4; seed++) {
+            brg_sim_options options = BRG_SIM_OPTIONS_INIT;
+            options.seed = seed;
+            assert_brg_ok(brg_sim_run(n, &options, order_rank, NULL));
+        }
+}
+
+/* One rank makes its plan anew, the others replay theirs: no call more than
+ * one for each bucket on any of them. */
+static brg_status
+test_captured_reducer__agreeing_sends_nothing_body(ddp_model *m)
+{
+    for (int step = 0; step < 8; step++) {
+        brg_pg_stats before, after;
+        size_t n = brg_reducer_n_buckets(brg_ddp_reducer(m->ddp));
+        if (step > 3 && m->rank == step - 4)
+            BRG_TRY(brg_compile_reset());
+        BRG_TRY(ddp_model_zero(m, false));
+        brg_pg_get_stats(m->pg, &before);
+        BRG_TRY(compiled(m, step, DDP_MODEL_ALL));
+        brg_pg_get_stats(m->pg, &after);
+        size_t n_calls = (size_t)(after.n_collectives - before.n_collectives);
+        RANK_CHECK(step == 0 || n_calls == n,
+                   "step %d: %zu calls for %zu buckets", step, n_calls, n);
+        BRG_TRY(ddp_model_check(m, step, step + 1));
+    }
+    return BRG_OK;
+}
+ON_RANKS(test_captured_reducer__agreeing_sends_nothing, false)
+
 /* ---- Beside hooks, graphs kept, parts of the model ------------------------------------------- */
 
 typedef struct seen {
@@ -484,6 +527,8 @@ int main(void)
         cmocka_unit_test(test_captured_reducer__no_sync_is_in_the_key),
         cmocka_unit_test(test_captured_reducer__a_plan_that_fails),
         cmocka_unit_test(test_captured_reducer__a_plan_that_cannot_be_made),
+        cmocka_unit_test(test_captured_reducer__a_plan_of_another_order),
+        cmocka_unit_test(test_captured_reducer__agreeing_sends_nothing),
         cmocka_unit_test(test_captured_reducer__between_hooks_of_the_user),
         cmocka_unit_test(test_captured_reducer__two_reducers_in_one_plan),
         cmocka_unit_test(test_captured_reducer__graphs_kept),

@@ -2,6 +2,8 @@
  * Ranks that do not do the same: each way is found in the step in which it
  * begins, on every rank, with the rank's name and the parameters'; nothing is
  * waited for long, and no weight is touched by what was mixed up. */
+#include <brigade/compile.h>
+
 #include "core/base/clock.h"
 #include "reducer/ddp.h"
 #include "tests/support/brg_test.h"
@@ -79,6 +81,24 @@ static brg_status other_plan(ddp_model *m, int step)
     return ddp_model_backward(m, step, DDP_MODEL_ALL);
 }
 
+static brg_status other_plan_compiled(ddp_model *m, int step)
+{
+    int scope;
+    BRG_TRY(brg_compile_begin(&scope, NULL));
+    brg_status status = other_plan(m, step);
+    brg_status ended = brg_compile_end(scope);
+    return status == BRG_OK ? ended : status;
+}
+
+/* One whose digest in the calls is that of the others: the marks in the tail
+ * tell, which is all that a backend without signatures has. */
+static brg_status other_marks(ddp_model *m, int step)
+{
+    brg_reducer *r = (brg_reducer *)brg_ddp_reducer(m->ddp);
+    r->plan_hash ^= (uint64_t)1 << 16;
+    return ddp_model_backward(m, step, DDP_MODEL_ALL);
+}
+
 static const fault faults[] = {
     {"a step left out", skip_step, BRG_ERR_MISMATCH, "rank 1 called barrier",
      BRG_ERR_MISMATCH, "rank 1 called barrier"},
@@ -88,7 +108,11 @@ static const fault faults[] = {
      "out of step: rank 1 ", BRG_ERR_MISMATCH, "out of step: rank 1 "},
     {"no sync from now on", no_sync_for_good, BRG_ERR_MISMATCH,
      "rank 1 called barrier", BRG_ERR_MISMATCH, "rank 1 called barrier"},
-    {"another plan", other_plan, BRG_ERR_MISMATCH,
+    {"another plan", other_plan, BRG_ERR_MISMATCH, "rank 1 called all_reduce",
+     BRG_ERR_MISMATCH, "bucket 0 ("},
+    {"another plan, compiled", other_plan_compiled, BRG_ERR_MISMATCH,
+     "reducer 1, plan ", BRG_ERR_MISMATCH, "rank 1 called all_reduce"},
+    {"another plan, by its marks", other_marks, BRG_ERR_MISMATCH,
      "rank 1 has another bucket plan", BRG_ERR_MISMATCH,
      "rank 1 has another bucket plan"},
 };

@@ -13,7 +13,7 @@ BRG_BEGIN_DECLS
  * one function, brg_comm_<name>, and calls back through brg_host. See
  * docs/adding-a-backend.md. */
 
-#define BRG_BACKEND_ABI 2
+#define BRG_BACKEND_ABI 3
 
 /* ---- Calls ----------------------------------------------------------------
  * X(NAME, value, text, send, recv, reduces, peer): how many times `count`
@@ -56,6 +56,11 @@ typedef struct brg_call {
      * part_stride bytes. A divisor of AVG is n_leaves. */
     uint32_t n_leaves;
     size_t part_stride;
+    /* Of a reducer's bucket: which reducer of this group (from 1; 0: none of
+     * them) and a digest of its plan, so that calls which only look alike do
+     * not meet. */
+    uint8_t reducer;
+    uint16_t plan;
     bool is_done; /* set by the backend, last */
 
     /* The backend's own; zero at the start. */
@@ -69,10 +74,12 @@ typedef struct brg_call {
 typedef struct brg_signature {
     uint64_t seq;
     uint64_t count;
-    int16_t coll;
-    int16_t dtype;
-    int16_t op;
+    int8_t coll;
+    int8_t dtype;
+    int8_t op;
+    uint8_t reducer;
     uint16_t n_leaves;
+    uint16_t plan;
     int32_t peer;
     int32_t rank;
 } brg_signature;
