@@ -62,7 +62,7 @@ static inline brg_status add_input(brg__collected *c, brg_tensor *t, int *input)
 {
     uint32_t id;
     bool is_new;
-    BRG_TRY(brg__map_put(&c->index, t, (uint32_t)c->inputs.n, &id, &is_new));
+    BRG_TRY(brg__map_add(&c->index, t, (uint32_t)c->inputs.n, &id, &is_new));
     *input = (int)id;
     if (!is_new)
         return BRG_OK;
@@ -85,9 +85,9 @@ static inline void put_tensor(brg__bytes *key, int input, const brg_tensor *t)
     uint64_t form = t->sparse ? 2 : t->storage == NULL;
     uint64_t kind = t->dtype | (uint64_t)t->ndim << 8 |
                     (uint64_t)(uint8_t)t->device.type << 16 | form << 24 |
+                    (uint64_t)brg__requires_grad(t) << 31 |
                     (uint64_t)(uint32_t)input << 32;
     PUT(key, kind);
-    PUT(key, brg__requires_grad(t));
 }
 
 /* Only of what kind it is: the packed value stays with its node. */
@@ -237,13 +237,21 @@ static inline void put_slots(brg__collected *c, const brg_node *node)
     }
 }
 
-static void put_edges(brg__collected *c, const brg__task *task,
-                      const brg_node *node)
+/* Most edges lead to the node visited next, or are looked up. */
+static inline void put_edges(brg__collected *c, const brg__task *task,
+                             const brg__visit *visit)
 {
+    const brg_node *node = visit->node;
+    size_t next = (size_t)(visit - task->visits.at) + 1;
+    const brg_node *guess =
+        next < task->visits.n ? task->visits.at[next].node : NULL;
     for (uint16_t i = 0; i < node->n_edges; i++) {
         uint32_t to = UINT32_MAX;
-        if (node->edges[i].node)
-            (void)brg__map_look(&task->index, node->edges[i].node, &to);
+        const brg_node *leads_to = node->edges[i].node;
+        if (leads_to && leads_to == guess)
+            to = (uint32_t)next;
+        else if (leads_to)
+            (void)brg__map_look(&task->index, leads_to, &to);
         PUT(&c->key, to | (uint64_t)node->edges[i].slot << 32);
     }
 }
@@ -402,7 +410,7 @@ static brg_status collect_visit(brg__collected *c, const brg__task *task,
     if (brg__node_is_accumulate(node))
         put_grad(c, node);
     put_slots(c, node);
-    put_edges(c, task, node);
+    put_edges(c, task, visit);
     if (has_hooks(node))
         BRG_TRY(put_hooks(c, node, visit->is_needed && !task->is_capturing));
     bool is_function = brg__node_is_function(node);

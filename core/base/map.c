@@ -48,14 +48,7 @@ brg_status brg__map_put(brg__map *map, const void *key, uint32_t fresh,
 {
     if (2 * (map->n + 1) > map->capacity)
         BRG_TRY(grow(map));
-    brg__map_slot *slot = brg__map_find(map, key);
-    *is_new = slot->generation != map->generation;
-    if (*is_new) {
-        *slot = (brg__map_slot){key, fresh, map->generation};
-        map->n++;
-    }
-    *value = slot->value;
-    return BRG_OK;
+    return brg__map_add(map, key, fresh, value, is_new);
 }
 
 bool brg__map_get(const brg__map *map, const void *key, uint32_t *value)

@@ -48,6 +48,23 @@ static inline brg__map_slot *brg__map_find(const brg__map *map, const void *key)
     return &map->slots[i];
 }
 
+/* The same at once, where it is called very often. */
+static inline brg_status brg__map_add(brg__map *map, const void *key,
+                                      uint32_t fresh, uint32_t *value,
+                                      bool *is_new)
+{
+    if (2 * (map->n + 1) > map->capacity)
+        return brg__map_put(map, key, fresh, value, is_new);
+    brg__map_slot *slot = brg__map_find(map, key);
+    *is_new = slot->generation != map->generation;
+    if (*is_new) {
+        *slot = (brg__map_slot){key, fresh, map->generation};
+        map->n++;
+    }
+    *value = slot->value;
+    return BRG_OK;
+}
+
 /* False if `key` is not there. */
 bool brg__map_get(const brg__map *map, const void *key, uint32_t *value);
 
