@@ -2,6 +2,7 @@
  * Compiled backwards against eager ones and against the models' matrix
  * products alone, in turn:
  *     bench_compile alone             one rank: chain, lookup, capture, models
+ *     bench_compile alone whole       whole steps
  *     mpirun -n 2 bench_compile       models with their gradients averaged */
 #include <stdio.h>
 #include <string.h>
@@ -287,6 +288,72 @@ static void run_model(const limit *l, brg_pg *pg)
     bench_model_deinit(&m);
 }
 
+/* ---- Whole steps ----------------------------------------------------------- */
+
+static brg_status step_of(brg_tensor *const *in, size_t n_in, brg_tensor **out,
+                          size_t n_out, void *user)
+{
+    const bench_model *m = user;
+    (void)in;
+    (void)n_in;
+    (void)n_out;
+    BRG_TRY(brg_optim_zero_grad(m->optim, false));
+    out[0] = m->loss(m);
+    BRG_TRY(brg_backward(out[0]));
+    return brg_optim_step(m->optim);
+}
+
+static double time_whole(bench_model *m, brg_compiled *step, int n)
+{
+    const double start = bench_seconds();
+    for (int i = 0; i < n; i++) {
+        brg_scope *scope = brg_scope_begin();
+        brg_tensor *loss = NULL;
+        bench_must(brg_compiled_call(step, NULL, 0, &loss, 1));
+        bench_must(brg_tensor_item(loss, &m->last_loss));
+        brg_scope_end(scope);
+    }
+    return (bench_seconds() - start) / n;
+}
+
+static const char *const whole_models[] = {"mlp-a8", "mlp-a", "gpt"};
+
+/* Eager step, compiled backward and whole step in turn, on one rank. */
+static void run_whole(const char *name)
+{
+    bench_model m;
+    brg_compiled *step;
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.whole = options.fullgraph = true;
+    options.backend = BRG_COMPILE_BACKEND_FUSED;
+    bench_model_init(&m, name, 1);
+    bench_must(brg_compiled_create(&step, step_of, &m, &options));
+    bench_model_warm_up(&m, 5);
+    (void)time_steps(&m, 3, true, true);
+    (void)time_whole(&m, step, 3);
+    const int n = 1 + (int)(PASS_SECONDS / time_steps(&m, 3, false, true));
+    bench_pairs eager = {0}, compiled = {0};
+    const double stop = bench_seconds() + MODEL_SECONDS;
+    while (eager.n < BENCH_MAX_PASSES && bench_seconds() < stop) {
+        const double start = bench_switches();
+        const double e = time_steps(&m, n, false, true);
+        const double c = time_steps(&m, n, true, true);
+        const double w = time_whole(&m, step, n);
+        const double noise = bench_switches() - start;
+        bench_pairs_add(&eager, e, w, noise);
+        bench_pairs_add(&compiled, c, w, noise);
+    }
+    const char *prefix = prefix_of(name, true);
+    bench_at_least(bench_name(prefix, "eager_to_whole"),
+                   bench_pairs_ratio(&eager, 0.5), "x", 1);
+    bench_print(bench_name(prefix, "compiled_to_whole"),
+                bench_pairs_ratio(&compiled, 0.5), "x");
+    bench_print(bench_name(prefix, "whole_step"), 1e3 * bench_pairs_b(&eager),
+                "ms");
+    brg_compiled_destroy(step);
+    bench_model_deinit(&m);
+}
+
 int main(int argc, char **argv)
 {
     const bool is_alone = argc > 1 && strcmp(argv[1], "alone") == 0;
@@ -304,6 +371,10 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < sizeof(limits) / sizeof(limits[0]); i++)
         if (!only || strcmp(only, limits[i].model) == 0)
             run_model(&limits[i], pg);
+    if (is_alone && only && strcmp(only, "whole") == 0)
+        for (size_t i = 0; i < sizeof(whole_models) / sizeof(*whole_models);
+             i++)
+            run_whole(whole_models[i]);
     if (pg)
         bench_ranks_end(pg);
     return 0;
