@@ -95,7 +95,7 @@ static brg_status call_callback(brg__capturing *c, const site *s,
 static brg_status trace_callback(brg__capturing *c, const site *s,
                                  const brg_hook *hook)
 {
-    char why[96];
+    char why[160];
     brg_scope *scope = brg_scope_begin();
     if (!scope)
         return BRG_ERR_NOMEM;

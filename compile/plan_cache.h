@@ -40,7 +40,7 @@ typedef struct brg__plan {
     brg__sized_exec execs[BRG__MAX_EXECS];
     size_t n_execs;
     const char *unsupported; /* why it runs eagerly; NULL: it does not */
-    char reason[160];
+    char reason[256];
 } brg__plan;
 
 typedef struct brg__plan_cache {

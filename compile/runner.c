@@ -119,7 +119,10 @@ static brg_status run_compiled(brg__compiler *c, brg__task *task)
     brg_compile_stats before = c->stats;
     BRG_TRY(brg__collect(&c->collected, task, mode));
     BRG_TRY(begin_reductions(&c->collected));
-    BRG_TRY(find_plan(c, task, &plan));
+    brg__runner_captures = true;
+    brg_status found = find_plan(c, task, &plan);
+    brg__runner_captures = false;
+    BRG_TRY(found);
     if (plan->unsupported)
         return run_eagerly(c, task, plan->unsupported);
     if (plan->pieces.n_splits > 0 && c->now.options.fullgraph)

@@ -156,6 +156,9 @@ brg_status brg_compile_reset(void)
 {
     if (mine.is_running)
         return BRG_FAIL(BRG_ERR_STATE, "brg_compile_reset: a plan is running");
+    if (brg__runner_captures)
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "brg_compile_reset: a plan is being captured");
     brg__plan_cache_clear(&mine.cache);
     mine.now = (brg__compile_state){0};
     mine.n_scopes = 0;

@@ -317,6 +317,7 @@ brg_status brg__task_run(brg__task *task)
 }
 
 static _Thread_local brg__runner *runner;
+_Thread_local bool brg__runner_captures;
 
 brg__runner *brg__runner_set(brg__runner *fresh)
 {
@@ -327,6 +328,11 @@ brg__runner *brg__runner_set(brg__runner *fresh)
 
 static brg_status run(brg__task *task)
 {
+    if (brg__runner_captures)
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "Trying to run compiled autograd within another "
+                        "compiled autograd call, this is not supported yet. (a "
+                        "backward was started while a plan was captured)");
     if (!runner)
         return brg__task_run(task);
     brg__runner *mine = brg__runner_set(NULL);

@@ -121,6 +121,9 @@ typedef struct brg__runner {
     brg_status (*run)(struct brg__runner *self, brg__task *task);
 } brg__runner;
 
+/* While a runner captures a plan, no backward may start. */
+extern _Thread_local bool brg__runner_captures;
+
 /* NULL: the engine itself. Returns the one before. While a runner runs, none is
  * set: a backward inside is the engine's. */
 brg__runner *brg__runner_set(brg__runner *runner);

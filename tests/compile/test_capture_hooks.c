@@ -360,6 +360,81 @@ static void test_capture_hooks__bad_arguments(void **state)
     assert_brg_fails(brg_hook_set_capture(NULL, write_bad, 0), BRG_ERR_ARG);
 }
 
+/* ---- A capture inside a capture -------------------------------------------------- */
+
+static brg_tensor *inside[2]; /* a result and its gradient */
+
+static brg_status write_backward(brg_tensor **grads, size_t n,
+                                 brg_tensor *const *others, size_t n_others,
+                                 void *user)
+{
+    (void)grads;
+    (void)n;
+    (void)others;
+    (void)n_others;
+    (void)user;
+    brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
+    options.grad_outputs = &inside[1];
+    return brg_backward_with(&inside[0], 1, &options);
+}
+
+static brg_status write_reset(brg_tensor **grads, size_t n,
+                              brg_tensor *const *others, size_t n_others,
+                              void *user)
+{
+    (void)grads;
+    (void)n;
+    (void)others;
+    (void)n_others;
+    (void)user;
+    return brg_compile_reset();
+}
+
+/* The backward inside is refused; the one around it runs eagerly and says why,
+ * or fails with that under fullgraph, and both graphs are as they were. */
+static void check_inside(brg_status (*write)(brg_tensor **, size_t,
+                                             brg_tensor *const *, size_t,
+                                             void *),
+                         const char *text)
+{
+    brg_compile_options whole = BRG_COMPILE_OPTIONS_INIT;
+    brg_hook *hook;
+    int scope;
+    brg_tensor *v = leaf_from(1, BRG_SHAPE(3)), *w = leaf_from(1, BRG_SHAPE(3));
+    brg_tensor *inner = brg_mul_scalar(v, 2);
+    scaling s = {.factor = 1};
+    inside[0] = inner;
+    inside[1] = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(3));
+    brg_tensor *outer = brg_sum_all(brg_mul_scalar(w, 3));
+    assert_brg_ok(brg_tensor_add_hook(&hook, w, on_tensor, &s, NULL));
+    assert_brg_ok(brg_hook_set_capture(hook, write, 0));
+    assert_brg_ok(brg_compile_reset());
+    whole.fullgraph = true;
+    assert_brg_ok(brg_compile_begin(&scope, &whole));
+    assert_brg_fails_with(brg_backward(outer), BRG_ERR_UNSUPPORTED, text);
+    assert_null(brg_tensor_grad(v));
+    assert_null(brg_tensor_grad(w));
+    assert_brg_ok(brg_compile_end(scope));
+    assert_brg_ok(brg_compile_begin(&scope, NULL));
+    assert_brg_ok(brg_backward(outer));
+    assert_non_null(strstr(brg_compile_reason(), text));
+    assert_null(brg_tensor_grad(v));
+    expect_all(brg_tensor_grad(w), 3);
+    brg_hook_remove(hook);
+    backward_of_sum(inner);
+    assert_brg_ok(brg_compile_end(scope));
+    expect_all(brg_tensor_grad(v), 2);
+}
+
+static void test_capture_hooks__no_capture_inside_a_capture(void **state)
+{
+    (void)state;
+    check_inside(write_backward,
+                 "Trying to run compiled autograd within another compiled "
+                 "autograd call, this is not supported yet.");
+    check_inside(write_reset, "a plan is being captured");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -369,6 +444,7 @@ int main(void)
         scoped_test(test_capture_hooks__tensor_hooks_in_a_row),
         scoped_test(test_capture_hooks__what_cannot_be_written_runs_eagerly),
         scoped_test(test_capture_hooks__bad_arguments),
+        scoped_test(test_capture_hooks__no_capture_inside_a_capture),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
