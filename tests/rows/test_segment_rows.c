@@ -22,14 +22,20 @@ static brg_tensor *run(brg_compiled *c, brg_tensor *const *in, size_t n)
 }
 
 /* As captured, so that the plan's text shows where each op comes from. */
-static void backward_compiled(brg_tensor *y)
+static void backward_with(brg_compile_backend backend, brg_tensor *y)
 {
     int scope;
     brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
-    options.backend = BRG_COMPILE_BACKEND_EAGER;
+    options.backend = backend;
     assert_brg_ok(brg_compile_begin(&scope, &options));
     backward_of_sum(y);
     assert_brg_ok(brg_compile_end(scope));
+}
+
+/* The plan as captured, which is what the texts below show. */
+static void backward_compiled(brg_tensor *y)
+{
+    backward_with(BRG_COMPILE_BACKEND_EAGER, y);
 }
 
 static size_t count_text(const char *text, const char *word)
@@ -300,7 +306,7 @@ static void check_attention(brg_compiled *c, attention *a, int64_t n)
     backward_of_sum(out);
     out = run(c, same, 3);
     yield(&y, out);
-    backward_compiled(out);
+    backward_with(BRG_COMPILE_BACKEND_PASSES, out); /* counts its pieces */
     for (int i = 0; i < 3; i++) {
         yield_grad(&x, in[i]);
         yield_grad(&y, same[i]);
@@ -319,8 +325,10 @@ static void test_flex_attention(void **state)
     for (int64_t n = 8; n <= 24; n += 8)
         check_attention(c, &square, n);
     assert_int_equal(both_stats().captures, 2); /* static, then dynamic */
+    assert_int_equal(both_stats().compiles, 2);
     check_attention(d, &cube, 8); /* another callback: another segment */
     assert_int_equal(both_stats().captures, 3);
+    assert_int_equal(both_stats().compiles, 3);
     brg_compiled_destroy(c);
     brg_compiled_destroy(d);
 }
