@@ -22,6 +22,16 @@ void brg__bucket_arrive(brg__bucket *bucket)
         bucket->state = BRG__BUCKET_READY;
 }
 
+/* In place: this rank's piece of the result stays where it lies. */
+static brg_status scatter(brg__bucket *bucket, brg_pg *pg, brg_reduce_op op)
+{
+    size_t n = bucket->count / (size_t)brg_pg_world_size(pg);
+    char *mine = (char *)bucket->data +
+                 (size_t)brg_pg_rank(pg) * n * brg_dtype_size(bucket->dtype);
+    return brg_reduce_scatter(pg, &bucket->work, mine, bucket->data, n,
+                              bucket->dtype, op);
+}
+
 brg_status brg__bucket_launch(brg__bucket *bucket, brg_pg *pg, brg_reduce_op op)
 {
     brg_assert(bucket->state == BRG__BUCKET_READY);
@@ -29,6 +39,8 @@ brg_status brg__bucket_launch(brg__bucket *bucket, brg_pg *pg, brg_reduce_op op)
     if (bucket->parts.n_leaves)
         BRG_TRY(brg_sum_leaves(pg, &bucket->work, bucket->data, &bucket->parts,
                                bucket->count, bucket->dtype, op));
+    else if (bucket->is_sharded)
+        BRG_TRY(scatter(bucket, pg, op));
     else
         BRG_TRY(brg_all_reduce(pg, &bucket->work, bucket->data, bucket->count,
                                bucket->dtype, op));

@@ -26,6 +26,7 @@ typedef struct brg__bucket {
     size_t count; /* elements, padding and tail included */
     brg_dtype dtype;
     brg_leaf_parts parts; /* n_leaves 0: of the default reduction */
+    bool is_sharded;      /* each rank gets its piece of the result */
     brg_work *work;       /* while LAUNCHED; owned */
     uint64_t launch_ns;
     uint64_t done_ns;
@@ -37,7 +38,7 @@ void brg__bucket_arm(brg__bucket *bucket);
 /* One of its gradients is in place. */
 void brg__bucket_arrive(brg__bucket *bucket);
 
-/* Starts the all-reduce of a READY bucket; stays READY on failure. */
+/* Starts the reduction of a READY bucket; stays READY on failure. */
 brg_status brg__bucket_launch(brg__bucket *bucket, brg_pg *pg,
                               brg_reduce_op op);
 

@@ -47,7 +47,7 @@ static brg_status check_order(const brg__plan_request *q, draft *drafts)
 
 static brg_status check_sizes(const brg__plan_request *q)
 {
-    size_t total = q->n_tail, slack = 2 * BRG__PLAN_ALIGN;
+    size_t total = q->n_tail, slack = (2 + q->n_shards) * BRG__PLAN_ALIGN;
     BRG_CHECK_ARG(q->n_limits > 0, "bucket plan: no limits");
     BRG_CHECK_ARG(q->n_params < UINT32_MAX, "bucket plan: %zu parameters",
                   q->n_params);
@@ -183,8 +183,9 @@ static void place_tail(brg__plan *plan, size_t n_tail, bool is_alone)
     plan->nbytes += nbytes;
 }
 
-static void place(brg__plan *plan)
+static void place(brg__plan *plan, size_t n_shards)
 {
+    size_t whole = BRG__PLAN_ALIGN * (n_shards ? n_shards : 1);
     for (size_t k = 0; k < plan->n_buckets; k++) {
         brg__plan_bucket *b = &plan->buckets[k];
         b->offset = plan->nbytes;
@@ -193,7 +194,8 @@ static void place(brg__plan *plan)
             slot->offset = plan->nbytes;
             plan->nbytes += brg__round_up(slot->nbytes, BRG__PLAN_ALIGN);
         }
-        b->nbytes = plan->nbytes - b->offset;
+        b->nbytes = (plan->nbytes - b->offset + whole - 1) / whole * whole;
+        plan->nbytes = b->offset + b->nbytes;
     }
 }
 
@@ -211,7 +213,7 @@ brg_status brg__plan_make(brg__plan *out, const brg__plan_request *request)
     BRG_TRY_GOTO(allocate(&plan, request->n_params), out);
     (void)group(request, drafts, plan.slots);
     number(&plan, request, drafts);
-    place(&plan);
+    place(&plan, request->n_shards);
     place_tail(&plan, request->n_tail, request->is_tail_alone);
     *out = plan;
 out:

@@ -15,7 +15,12 @@
  * reduced and stay zero. The arena's size does not depend on the order.
  *
  * The tail is a few f32 at the end of the last bucket, or in a bucket of
- * their own after it if that one is not f32. */
+ * their own after it if that one is not f32.
+ *
+ * With shards, the bytes of a bucket of parameters are a multiple of the
+ * alignment times their number, so that each is cut into equal, aligned
+ * pieces; parameters may lie across the cuts. The arena's size depends on the
+ * order then. */
 #ifndef BRG_REDUCER_BUCKET_PLAN_H
 #define BRG_REDUCER_BUCKET_PLAN_H
 
@@ -40,6 +45,7 @@ typedef struct brg__plan_request {
     size_t n_limits;
     size_t n_tail;      /* f32 elements; 0: no tail */
     bool is_tail_alone; /* in a bucket of its own, whatever the last one is */
+    size_t n_shards;    /* 0: 1 */
 } brg__plan_request;
 
 typedef struct brg__plan_slot {

@@ -9,6 +9,7 @@
 #include "core/base/map.h"
 #include "core/base/options.h"
 #include "reducer/leaves.h"
+#include "reducer/shard.h"
 
 /* ---- Making: what needs no other rank -------------------------------------------- */
 
@@ -105,8 +106,11 @@ static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
         return status;
     if (options->reduction == BRG_REDUCTION_REPRODUCIBLE)
         BRG_TRY(brg__leaves_prepare(ddp->reducer, options->n_leaves));
+    if (options->shard)
+        BRG_TRY(brg__shard_prepare(ddp));
     ddp->reducer->is_inner = true;
-    ddp->reducer->is_rebuilt = options->keep_order; /* slots may move */
+    /* Slots may move, unless state elsewhere hangs on their places. */
+    ddp->reducer->is_rebuilt = options->keep_order || options->shard;
     return BRG_OK;
 }
 
@@ -186,6 +190,8 @@ static brg_status attach(brg_ddp *ddp, bool is_fresh)
     for (size_t i = 0; i < ddp->n_params; i++)
         brg__ddp_view_place(&ddp->params[i]);
     brg__ddp_leaf_place(ddp);
+    if (ddp->options.shard)
+        BRG_TRY(brg__shard_attach(ddp));
     if (!is_fresh)
         return BRG_OK;
     BRG_TRY(brg__ddp_broadcast_params(ddp));
@@ -219,6 +225,10 @@ static brg_status complete_options(brg_ddp_options *filled,
                       (!filled->static_graph && !filled->grads_apart),
                   "brg_ddp_create: static_graph and grads_apart do not go "
                   "with BRG_REDUCTION_REPRODUCIBLE");
+    BRG_CHECK_ARG(!filled->shard || (!filled->hook && filled->n_leaves == 0 &&
+                                     !filled->grads_apart),
+                  "brg_ddp_create: a hook, grads_apart and "
+                  "BRG_REDUCTION_REPRODUCIBLE do not go with shard");
     BRG_CHECK_ARG((unsigned)filled->sync_buffers <= BRG_DDP_BUFFERS_AVERAGE,
                   "brg_ddp_create: sync_buffers %d is none of "
                   "BRG_DDP_BUFFERS_LEAVE, _BROADCAST and _AVERAGE",
@@ -288,6 +298,7 @@ void brg_ddp_destroy(brg_ddp *ddp)
         brg_release(p->kept);
         brg__ddp_view_drop(p);
     }
+    brg__shard_detach(ddp);
     brg_reducer_destroy(ddp->reducer);
     brg__mem_free(ddp->params);
     brg__mem_free(ddp->late);

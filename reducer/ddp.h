@@ -41,6 +41,13 @@ typedef enum brg__ddp_graph {
     BRG__GRAPH_FIXED      /* and later ones are held to it */
 } brg__ddp_graph;
 
+/* With options.shard: parameters in the layout of the buckets (shard.c). */
+typedef struct brg__ddp_weights {
+    char *arena;      /* the group's memory; NULL: not moved there */
+    brg_work **works; /* of each bucket; owned */
+    size_t n_in_flight;
+} brg__ddp_weights;
+
 struct brg_ddp {
     brg_pg *pg; /* borrowed */
     brg_reducer *reducer;
@@ -53,6 +60,7 @@ struct brg_ddp {
     uint32_t *late; /* parameters of this step whose .grad is no view yet */
     size_t n_late;
     brg_ddp_options options; /* complete */
+    brg__ddp_weights weights;
     brg__ddp_graph graph;
     bool has_leaves; /* the reproducible reduction */
     bool is_sync;

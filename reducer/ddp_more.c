@@ -4,7 +4,7 @@
 #include <math.h>
 
 #include "core/autograd/node.h"
-#include "reducer/ddp.h"
+#include "reducer/shard.h"
 
 brg_status brg_ddp_join(brg_ddp *ddp, bool *is_over)
 {
@@ -45,6 +45,12 @@ brg_status brg_ddp_refresh(brg_ddp *ddp)
         return BRG_FAIL(BRG_ERR_STATE,
                         "rank %d: brg_ddp_refresh: a backward is under way",
                         brg_pg_rank(ddp->pg));
+    if (ddp->options.shard)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "rank %d: brg_ddp_refresh: the ranges of optimizer "
+                        "state hang on the buckets of a ddp with shard; gather "
+                        "the state, make a new ddp and a new optimizer",
+                        brg_pg_rank(ddp->pg));
     brg_ddp *fresh;
     brg_comm_hook *hook = ddp->options.hook;
     if (hook) /* it moves on to the new reducer */
@@ -79,7 +85,11 @@ static brg_status scale_all(brg_ddp *ddp, double factor)
         if (m->n_used == 0 || !grad)
             continue;
         if (grad == p->view) {
-            brg__norm_scale(m->slot, m->dtype, m->count, factor);
+            brg_optim_range own =
+                brg__shard_of(ddp->reducer, i, ddp->reducer->rank);
+            brg__norm_scale((char *)m->slot +
+                                own.first * brg_dtype_size(m->dtype),
+                            m->dtype, own.n, factor);
             brg_tensor_touch(grad);
         } else {
             brg__norm_scale(m->slot, m->dtype, m->count, factor);
@@ -100,6 +110,8 @@ brg_status brg_ddp_clip_grad_norm(brg_ddp *ddp, double max_norm, double *norm)
                         "brg_ddp_clip_grad_norm: the ddp was made without "
                         "options.measure_norm");
     double found = brg_reducer_grad_norm(ddp->reducer);
+    if (ddp->options.shard)
+        BRG_TRY(brg__shard_add_norms(ddp, &found));
     if (norm)
         *norm = found;
     double factor = max_norm / (found + 1e-6);

@@ -6,6 +6,7 @@
 #include "core/base/log.h"
 #include "reducer/ddp.h"
 #include "reducer/leaves.h"
+#include "reducer/shard.h"
 
 /* ---- The end of a backward ------------------------------------------------------ */
 
@@ -218,6 +219,7 @@ static brg_status join(brg_ddp *ddp)
     if (ddp->has_joined)
         return BRG_OK;
     BRG_TRY(brg__reducer_check(ddp->reducer));
+    BRG_TRY(brg__shard_check(ddp));
     ddp->has_joined = true;
     brg_status status = brg__queue_at_end(finish, on_failure, ddp);
     if (status == BRG_OK && ddp->graph == BRG__GRAPH_FIXED)

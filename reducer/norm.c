@@ -3,7 +3,7 @@
  * made in f64, in one order: the same bits wherever the same gradients are,
  * whatever the buckets. */
 #include "core/ops/convert.h"
-#include "reducer/reducer.h"
+#include "reducer/shard.h"
 
 #define BLOCK 256
 #define LANES 8
@@ -51,12 +51,16 @@ void brg__norm_measure(brg_reducer *r, size_t k)
     const brg__plan_bucket *b = &r->plan.buckets[k];
     for (size_t j = 0; j < b->n_params; j++) {
         brg__member *m = &r->members[r->plan.order[b->first + j]];
+        brg_optim_range own =
+            brg__shard_of(r, r->plan.order[b->first + j], r->rank);
+        const void *at =
+            (const char *)m->slot + own.first * brg_dtype_size(m->dtype);
         if (m->dtype == BRG_DTYPE_F64)
-            m->sum_squares = sum_f64(m->slot, m->count);
+            m->sum_squares = sum_f64(at, own.n);
         else if (m->dtype == BRG_DTYPE_F32)
-            m->sum_squares = sum_f32(m->slot, m->count);
+            m->sum_squares = sum_f32(at, own.n);
         else
-            m->sum_squares = sum_narrow(m->slot, m->dtype, m->count);
+            m->sum_squares = sum_narrow(at, m->dtype, own.n);
     }
 }
 

@@ -91,13 +91,15 @@ brg_status brg__reducer_plan(const brg_reducer *r, const uint32_t *order,
                                       .dtype = r->members[i].dtype,
                                       .device = r->members[i].device};
     brg_status status = brg__plan_make(
-        out, &(brg__plan_request){.params = params,
-                                  .n_params = r->n_params,
-                                  .order = order,
-                                  .limits = limits,
-                                  .n_limits = 2,
-                                  .n_tail = BRG__N_TAIL(r),
-                                  .is_tail_alone = r->options.hook});
+        out, &(brg__plan_request){
+                 .params = params,
+                 .n_params = r->n_params,
+                 .order = order,
+                 .limits = limits,
+                 .n_limits = 2,
+                 .n_tail = BRG__N_TAIL(r),
+                 .is_tail_alone = r->options.hook || r->is_sharded,
+                 .n_shards = r->is_sharded ? (size_t)r->world_size : 1});
     brg__mem_free(params);
     return status;
 }
@@ -184,6 +186,7 @@ void brg__reducer_lay_out(brg_reducer *r)
                                          brg_dtype_size(planned->dtype),
                                 .dtype = planned->dtype};
         brg__leaves_lay_out(r, bucket, planned->offset);
+        bucket->is_sharded = r->is_sharded && planned->n_params > 0;
         brg__bucket_arm(bucket);
         r->stats.n_bytes += planned->nbytes;
     }
@@ -207,7 +210,8 @@ uint32_t brg__reducer_flags(const brg_reducer *r)
 {
     return (r->options.sum ? BRG__FLAG_SUM : 0u) |
            (r->options.allow_unused ? BRG__FLAG_ALLOW_UNUSED : 0u) |
-           (r->is_rebuilt ? BRG__FLAG_KEEP_ORDER : 0u);
+           (r->is_rebuilt ? BRG__FLAG_KEEP_ORDER : 0u) |
+           (r->is_sharded ? BRG__FLAG_SHARD : 0u);
 }
 
 static brg_status verify(brg_pg *pg, const brg_reducer *r, brg_status status)

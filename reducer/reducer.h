@@ -68,6 +68,7 @@ struct brg_reducer {
 
     brg_leaf_run run; /* n_leaves 0: the default reduction (leaves.h) */
     uint32_t leaf;    /* of the run, under way */
+    bool is_sharded;  /* a bucket is reduced to each rank's shard of it */
     bool has_halves;  /* gradients whose partial sums are wider; with leaves */
 
     bool is_running;    /* a step has begun */

@@ -30,11 +30,12 @@ enum {
     BRG__FLAG_KEEP_ORDER = 1 << 2,
     BRG__FLAG_STATIC_GRAPH = 1 << 3,
     BRG__FLAG_BROADCAST_BUFFERS = 1 << 4,
-    BRG__FLAG_AVERAGE_BUFFERS = 1 << 5
+    BRG__FLAG_AVERAGE_BUFFERS = 1 << 5,
+    BRG__FLAG_SHARD = 1 << 6
 };
 #define BRG__FLAG_NAMES                                                        \
     "sum", "allow_unused", "keep_order", "static_graph",                       \
-        "sync_buffers BROADCAST", "sync_buffers AVERAGE"
+        "sync_buffers BROADCAST", "sync_buffers AVERAGE", "shard"
 
 typedef struct brg__agreement {
     const char *what;               /* "brg_ddp_create" */

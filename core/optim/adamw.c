@@ -83,7 +83,9 @@ brg_status brg_optim_create_adamw(brg_optim **out, const brg_params *params,
     *out = NULL;
     brg_adamw_options o = BRG_ADAMW_OPTIONS_INIT;
     BRG_TRY(take_options(&o, options));
+    const brg_optim_range *ranges = o.ranges;
+    o.ranges = NULL; /* not kept */
     brg_optim blank = {.rule = &brg__optim_adamw, .options.adamw = o};
-    return brg__optim_create(out, &blank, params, o.lr, o.weight_decay,
+    return brg__optim_create(out, &blank, params, ranges, o.lr, o.weight_decay,
                              o.decay_min_ndim);
 }

@@ -23,9 +23,9 @@ static brg_status new_zeros(brg_tensor **out, brg_dtype dtype, int ndim,
                             (*out)->storage->nbytes);
 }
 
-/* Lists `t` as "kind/name". */
+/* Lists `t`, state of `owner`, as "kind/name". */
 static brg_status list_state(brg_optim *optim, const char *kind,
-                             const char *name, brg_tensor *t)
+                             const char *name, brg_tensor *t, brg_tensor *owner)
 {
     size_t size = strlen(kind) + strlen(name) + 2;
     char *text = brg__mem_alloc(size, "the name of optimizer state");
@@ -33,6 +33,8 @@ static brg_status list_state(brg_optim *optim, const char *kind,
         return BRG_ERR_NOMEM;
     snprintf(text, size, "%s%s%s", kind, name[0] ? "/" : "", name);
     brg_status status = brg_tensor_set_name(t, text);
+    if (status == BRG_OK)
+        status = brg__array_push(&optim->owners, owner);
     brg_named_tensor entry = {text, t};
     if (status == BRG_OK)
         status = brg__array_push(&optim->state, entry);
@@ -46,9 +48,10 @@ static brg_status add_state(brg_optim *optim, brg__slot *slot, brg_tensor **out,
 {
     brg_dtype dtype =
         slot->dtype == BRG_DTYPE_F64 ? BRG_DTYPE_F64 : BRG_DTYPE_F32;
-    BRG_TRY(
-        new_zeros(out, dtype, slot->ndim, slot->shape, slot->param->device));
-    return list_state(optim, kind, slot->name, *out);
+    const int64_t n = (int64_t)slot->n;
+    BRG_TRY(new_zeros(out, dtype, slot->is_part ? 1 : slot->ndim,
+                      slot->is_part ? &n : slot->shape, slot->param->device));
+    return list_state(optim, kind, slot->name, *out, slot->param);
 }
 
 static brg_status check_param(const brg_param *param)
@@ -70,12 +73,30 @@ static brg_status check_param(const brg_param *param)
     return BRG_OK;
 }
 
-static brg_status add_slot(brg_optim *optim, const brg_param *param)
+static brg_status check_range(const brg_param *param,
+                              const brg_optim_range *range)
+{
+    size_t numel = (size_t)param->tensor->numel;
+    BRG_CHECK_ARG(
+        !range || (range->first <= numel && range->n <= numel - range->first),
+        "optimizer: the range of %zu elements from %zu is not inside "
+        "'%s', which has %zu",
+        range->n, range->first, param->name, numel);
+    return BRG_OK;
+}
+
+/* `range` may be NULL: all of it. */
+static brg_status add_slot(brg_optim *optim, const brg_param *param,
+                           const brg_optim_range *range)
 {
     const brg__optim_rule *rule = optim->rule;
     BRG_TRY(check_param(param));
+    BRG_TRY(check_range(param, range));
     brg__slot *slot = &optim->slots[optim->n_slots++];
     slot->param = brg_retain(param->tensor);
+    slot->is_part = range != NULL;
+    slot->first = range ? range->first : 0;
+    slot->n = range ? range->n : (size_t)param->tensor->numel;
     slot->lr_scale = 1.0;
     slot->dtype = (brg_dtype)param->tensor->dtype;
     slot->ndim = param->tensor->ndim;
@@ -92,7 +113,8 @@ static brg_status add_slot(brg_optim *optim, const brg_param *param)
     return BRG_OK;
 }
 
-static brg_status add_slots(brg_optim *optim, const brg_params *params)
+static brg_status add_slots(brg_optim *optim, const brg_params *params,
+                            const brg_optim_range *ranges)
 {
     size_t n = 0;
     for (size_t i = 0; i < brg_params_count(params); i++)
@@ -103,19 +125,21 @@ static brg_status add_slots(brg_optim *optim, const brg_params *params)
         return BRG_ERR_NOMEM;
     BRG_TRY(new_zeros(&optim->steps, BRG_DTYPE_I64, 1, &(int64_t){(int64_t)n},
                       BRG_CPU));
-    BRG_TRY(list_state(optim, "steps", "", optim->steps));
+    BRG_TRY(list_state(optim, "steps", "", optim->steps, NULL));
     optim->updates =
         brg__mem_alloc_array(n, sizeof *optim->updates, "optimizer updates");
     if (!optim->updates)
         return BRG_ERR_NOMEM;
     for (size_t i = 0; i < brg_params_count(params); i++)
         if (brg_params_at(params, i)->kind == BRG_PARAM_TRAINED)
-            BRG_TRY(add_slot(optim, brg_params_at(params, i)));
+            BRG_TRY(add_slot(optim, brg_params_at(params, i),
+                             ranges ? &ranges[optim->n_slots] : NULL));
     return BRG_OK;
 }
 
 brg_status brg__optim_create(brg_optim **out, const brg_optim *blank,
-                             const brg_params *params, double lr,
+                             const brg_params *params,
+                             const brg_optim_range *ranges, double lr,
                              double weight_decay, int decay_min_ndim)
 {
     BRG_CHECK_ARG(params, "optimizer: params is NULL");
@@ -125,7 +149,7 @@ brg_status brg__optim_create(brg_optim **out, const brg_optim *blank,
     *optim = *blank;
     brg_status status;
     BRG_TRY_GOTO(brg_optim_set_lr(optim, lr), out);
-    BRG_TRY_GOTO(add_slots(optim, params), out);
+    BRG_TRY_GOTO(add_slots(optim, params, ranges), out);
     for (size_t i = 0; i < optim->n_slots; i++)
         if (optim->slots[i].ndim >= decay_min_ndim)
             optim->slots[i].weight_decay = weight_decay;
@@ -152,6 +176,7 @@ void brg_optim_destroy(brg_optim *optim)
     for (size_t i = 0; i < optim->state.n; i++)
         brg__mem_free((char *)optim->state.at[i].name);
     brg__array_deinit(&optim->state);
+    brg__array_deinit(&optim->owners);
     brg__mem_free(optim->updates);
     brg__mem_free(optim->slots);
     brg__mem_free(optim);
@@ -211,4 +236,9 @@ size_t brg_optim_state_count(const brg_optim *optim)
 const brg_named_tensor *brg_optim_state_at(const brg_optim *optim, size_t i)
 {
     return i < optim->state.n ? &optim->state.at[i] : NULL;
+}
+
+brg_tensor *brg_optim_state_param(const brg_optim *optim, size_t i)
+{
+    return i < optim->owners.n ? optim->owners.at[i] : NULL;
 }

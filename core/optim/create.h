@@ -6,10 +6,11 @@
 #include "core/base/error.h"
 #include "core/optim/optim.h"
 
-/* A copy of `blank` (rule and options) with slots and state for the trained
- * tensors of `params`. */
+/* A copy of `blank` (rule and options) with slots and state for these ranges of
+ * the trained tensors of `params` (NULL: all). */
 brg_status brg__optim_create(brg_optim **out, const brg_optim *blank,
-                             const brg_params *params, double lr,
+                             const brg_params *params,
+                             const brg_optim_range *ranges, double lr,
                              double weight_decay, int decay_min_ndim);
 
 #endif

@@ -26,13 +26,14 @@ static void fill_update(brg_optim *optim, size_t i, const brg_tensor *grad,
 {
     brg__slot *slot = &optim->slots[i];
     int64_t *steps = brg__tensor_ptr(optim->steps);
+    size_t at = slot->first * brg_dtype_size(slot->dtype);
     brg__step_scalars scalars;
     optim->rule->prepare(optim, slot, ++steps[i], &scalars);
     *u = (brg_device_update){
         .dtype = slot->dtype,
-        .numel = (size_t)grad->numel,
-        .param = brg__tensor_ptr(slot->param),
-        .grad = brg__tensor_ptr(grad),
+        .numel = slot->n,
+        .param = (char *)brg__tensor_ptr(slot->param) + at,
+        .grad = (const char *)brg__tensor_ptr(grad) + at,
         .master = slot->master ? brg__tensor_ptr(slot->master) : NULL,
         .follows = brg_tensor_version(slot->param) != slot->version};
     optim->rule->describe(&scalars, u);
@@ -68,7 +69,8 @@ brg_status brg__optim_step_devices(brg_optim *optim)
         if (!brg__device_equal(device, slot->param->device))
             BRG_TRY(flush(optim, device, &n));
         device = slot->param->device;
-        fill_update(optim, i, grad, &optim->updates[n++]);
+        fill_update(optim, i, grad, &optim->updates[n]);
+        n += slot->n > 0;
     }
     return flush(optim, device, &n);
 }

@@ -3,7 +3,8 @@
  *
  * A *rule* (SGD, AdamW) says how many state arrays a parameter has and how one
  * run of elements is updated; everything else is common. A *slot* is one
- * parameter with its state. The parameter's arithmetic is done in f64 for f64
+ * parameter with the range of its elements that this optimizer owns, and the
+ * state of those; a whole parameter is a range like any other. The parameter's arithmetic is done in f64 for f64
  * and in f32 otherwise; a 16-bit parameter has a master copy in f32, which the
  * rule updates and which is then rounded into the parameter. */
 #ifndef BRG_CORE_OPTIM_OPTIM_H
@@ -20,6 +21,10 @@
 
 typedef struct brg__slot {
     brg_tensor *param;
+    size_t first; /* owns elements [first, first + n) */
+    size_t n;
+    bool is_part; /* a range was given */
+    /* Of the range: element i of these is first + i of the parameter. */
     brg_tensor *state[BRG__OPTIM_MAX_STATE];
     brg_tensor *master; /* NULL unless the parameter has 16 bits */
     char *name;
@@ -72,6 +77,7 @@ struct brg_optim {
     size_t n_slots;
     brg_tensor *steps;                  /* i64, one per slot: steps taken */
     BRG__ARRAY(brg_named_tensor) state; /* names are owned */
+    BRG__ARRAY(brg_tensor *) owners;    /* of each; NULL: of the optimizer */
     brg_device_update *updates; /* room for a step on a device, or NULL */
 };
 

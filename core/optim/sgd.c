@@ -73,7 +73,9 @@ brg_status brg_optim_create_sgd(brg_optim **out, const brg_params *params,
     *out = NULL;
     brg_sgd_options o = BRG_SGD_OPTIONS_INIT;
     BRG_TRY(take_options(&o, options));
+    const brg_optim_range *ranges = o.ranges;
+    o.ranges = NULL; /* not kept */
     brg_optim blank = {.rule = &brg__optim_sgd, .options.sgd = o};
-    return brg__optim_create(out, &blank, params, o.lr, o.weight_decay,
+    return brg__optim_create(out, &blank, params, ranges, o.lr, o.weight_decay,
                              o.decay_min_ndim);
 }

@@ -62,7 +62,8 @@ static brg_status check_slots(const brg_optim *optim)
 
 /* ---- Updates ----------------------------------------------------------------------- */
 
-/* Elements of a slot that one run of the rule updates. */
+/* Elements of a parameter that one run of the rule updates, of those that its
+ * slot owns. */
 typedef struct range {
     const void *grad;
     size_t first;
@@ -75,8 +76,10 @@ static void update_real(const brg_optim *optim, const brg__slot *slot,
 {
     const brg__optim_kernels *kernels = brg__optim_kernels_get();
     bool is_f64 = slot->dtype == BRG_DTYPE_F64;
-    size_t at = r->first * (is_f64 ? sizeof(double) : sizeof(float));
-    brg__run run = {.param = (char *)brg__tensor_ptr(slot->param) + at,
+    size_t size = is_f64 ? sizeof(double) : sizeof(float);
+    size_t at = (r->first - slot->first) * size;
+    brg__run run = {.param =
+                        (char *)brg__tensor_ptr(slot->param) + r->first * size,
                     .grad = r->grad,
                     .n = r->n};
     for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
@@ -106,11 +109,12 @@ static void update_16(const brg_optim *optim, const brg__slot *slot,
     brg__wide wide = brg__wide_of(kernels, slot->dtype);
     uint16_t *param = (uint16_t *)brg__tensor_ptr(slot->param) + r->first;
     const uint16_t *narrow = r->grad;
-    float *master = (float *)brg__tensor_ptr(slot->master) + r->first;
+    size_t at = r->first - slot->first;
+    float *master = (float *)brg__tensor_ptr(slot->master) + at;
     float *state[BRG__OPTIM_MAX_STATE] = {NULL};
     for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
         if (slot->state[k])
-            state[k] = (float *)brg__tensor_ptr(slot->state[k]) + r->first;
+            state[k] = (float *)brg__tensor_ptr(slot->state[k]) + at;
     for (size_t i = 0; i < r->n; i += BRG__WIDE_BLOCK) {
         size_t n = r->n - i < BRG__WIDE_BLOCK ? r->n - i : BRG__WIDE_BLOCK;
         float block[BRG__WIDE_BLOCK];
@@ -125,18 +129,36 @@ static void update_16(const brg_optim *optim, const brg__slot *slot,
     }
 }
 
+/* What the slot owns of a range of its parameter. */
+static range owned(const brg__slot *slot, const range *r)
+{
+    size_t end = slot->first + slot->n, first = r->first,
+           last = r->first + r->n;
+    first = first < slot->first ? slot->first : first;
+    last = last > end ? end : last;
+    range part = *r;
+    part.first = first;
+    part.n = last > first ? last - first : 0;
+    part.grad = (const char *)r->grad +
+                (first - r->first) * brg_dtype_size(slot->dtype);
+    return part;
+}
+
 static void update(const brg_optim *optim, const brg__slot *slot,
                    const range *r, const brg__step_scalars *scalars)
 {
-    (slot->master ? update_16 : update_real)(optim, slot, r, scalars);
+    range part = owned(slot, r);
+    if (part.n > 0)
+        (slot->master ? update_16 : update_real)(optim, slot, &part, scalars);
 }
 
 static void follow_all(const brg__slot *slot)
 {
     brg__wide wide = brg__wide_of(brg__optim_kernels_get(), slot->dtype);
-    const uint16_t *param = brg__tensor_ptr(slot->param);
+    const uint16_t *param =
+        (const uint16_t *)brg__tensor_ptr(slot->param) + slot->first;
     float *master = brg__tensor_ptr(slot->master);
-    size_t numel = (size_t)slot->param->numel;
+    size_t numel = slot->n;
     for (size_t i = 0; i < numel; i += BRG__WIDE_BLOCK)
         follow_param(master + i, param + i,
                      numel - i < BRG__WIDE_BLOCK ? numel - i : BRG__WIDE_BLOCK,

@@ -59,6 +59,7 @@ typedef struct brg_ddp_options {
      * gradient, and unused ones at once. Another count is an error. */
     bool static_graph;
     brg_ddp_buffers sync_buffers; /* after each reduced backward */
+    bool shard;                   /* sharded optimizer state: shard.h */
 } brg_ddp_options;
 
 #define BRG_DDP_OPTIONS_INIT                                                   \
@@ -108,7 +109,8 @@ BRG_API BRG_NODISCARD brg_status brg_ddp_refresh(brg_ddp *ddp);
 /* Needs measure_norm: scales all gradients by min(1, max_norm / (norm + 1e-6))
  * with the norm of the last reduced backward, filled into *norm (may be NULL);
  * a norm that is not finite leaves them as they are. One pass over memory where
- * brg_clip_grad_norm takes two. */
+ * brg_clip_grad_norm takes two. With shard: collective; each rank scales what
+ * it owns, and brg_reducer_grad_norm is the norm of that. */
 BRG_API BRG_NODISCARD brg_status brg_ddp_clip_grad_norm(brg_ddp *ddp,
                                                         double max_norm,
                                                         double *norm);

@@ -18,6 +18,12 @@ BRG_BEGIN_DECLS
  * state, without decay. t counts the steps of the whole parameter. */
 typedef struct brg_optim brg_optim;
 
+/* Elements [first, first + n) of a parameter, counted row-major. */
+typedef struct brg_optim_range {
+    size_t first;
+    size_t n;
+} brg_optim_range;
+
 /* Stochastic gradient descent. With g the gradient, p the parameter:
  *     g = g + weight_decay p
  *     b = momentum b + (1 - dampening) g        (b = g at the first step)
@@ -34,6 +40,11 @@ typedef struct brg_sgd_options {
     /* Weight decay only for parameters of at least so many dims: 2 leaves out
      * biases and norms. */
     int decay_min_ndim;
+    /* What the optimizer updates and has state for, one range for each trained
+     * tensor in their order (borrowed while it is made); elements outside stay
+     * as they are. State tensors then have one dim of n elements. NULL: all
+     * elements. */
+    const brg_optim_range *ranges;
 } brg_sgd_options;
 
 #define BRG_SGD_OPTIONS_INIT                                                   \
@@ -55,7 +66,8 @@ typedef struct brg_adamw_options {
     double beta2;
     double eps;
     double weight_decay;
-    int decay_min_ndim; /* as above */
+    int decay_min_ndim;            /* as above */
+    const brg_optim_range *ranges; /* as above */
 } brg_adamw_options;
 
 #define BRG_ADAMW_OPTIONS_INIT                                                 \
@@ -102,6 +114,8 @@ BRG_API const char *brg_optim_kind(const brg_optim *optim);
 BRG_API size_t brg_optim_state_count(const brg_optim *optim);
 BRG_API const brg_named_tensor *brg_optim_state_at(const brg_optim *optim,
                                                    size_t i);
+/* The parameter that the i-th belongs to, borrowed; NULL for "steps". */
+BRG_API brg_tensor *brg_optim_state_param(const brg_optim *optim, size_t i);
 
 /* ---- Gradients ----------------------------------------------------------------- */
 

@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Which elements are whose, and parameters on their way. See shard.h. */
+#include "reducer/shard.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "comm/work.h"
+#include "core/base/alloc.h"
+#include "core/base/log.h"
+#include "core/tensor/device.h"
+
+/* ---- Ranges -------------------------------------------------------------------- */
+
+brg_optim_range brg__shard_of(const brg_reducer *r, size_t i, int rank)
+{
+    const brg__member *m = &r->members[i];
+    if (!r->is_sharded)
+        return (brg_optim_range){0, m->count};
+    const brg__plan_slot *slot = &r->plan.slots[i];
+    const brg__plan_bucket *b = &r->plan.buckets[slot->bucket];
+    size_t shard = b->nbytes / (size_t)r->world_size;
+    size_t low = b->offset + (size_t)rank * shard, high = low + shard;
+    size_t first = slot->offset, last = first + slot->nbytes;
+    low = low < first ? first : low;
+    high = high > last ? last : high;
+    if (low >= high)
+        return (brg_optim_range){0, 0};
+    size_t size = brg_dtype_size(m->dtype);
+    return (brg_optim_range){(low - first) / size, (high - low) / size};
+}
+
+const brg__ddp_param *brg__ddp_find(const brg_ddp *ddp, const brg_tensor *leaf)
+{
+    for (size_t i = 0; i < ddp->n_params; i++)
+        if (ddp->params[i].leaf == leaf)
+            return &ddp->params[i];
+    return NULL;
+}
+
+static brg_status check_is_sharded(const char *op, const brg_ddp *ddp)
+{
+    BRG_CHECK_ARG(ddp, "%s: the ddp is NULL", op);
+    BRG_CHECK_ARG(ddp->options.shard,
+                  "%s: the ddp was made without options.shard", op);
+    return BRG_OK;
+}
+
+brg_status brg_ddp_shard(const brg_ddp *ddp, const brg_params *params,
+                         brg_optim_range *filled, size_t n)
+{
+    size_t n_trained = 0;
+    BRG_TRY(check_is_sharded("brg_ddp_shard", ddp));
+    BRG_CHECK_ARG(params && (filled || n == 0), "brg_ddp_shard: %s is NULL",
+                  params ? "filled" : "params");
+    brg_tensor *const *trained =
+        brg_params_tensors(params, BRG_PARAM_TRAINED, &n_trained);
+    BRG_CHECK_ARG(n == n_trained,
+                  "brg_ddp_shard: room for %zu ranges, there are %zu trained "
+                  "tensors",
+                  n, n_trained);
+    for (size_t i = 0; i < n; i++) {
+        const brg__ddp_param *p = brg__ddp_find(ddp, trained[i]);
+        filled[i] =
+            p ? brg__shard_of(ddp->reducer, p->index, ddp->reducer->rank)
+              : (brg_optim_range){0, 0};
+    }
+    return BRG_OK;
+}
+
+/* ---- Making -------------------------------------------------------------------- */
+
+static brg_status check_param(const brg__ddp_param *p)
+{
+    const brg_tensor *t = p->leaf;
+    const brg__storage *s = t->storage;
+    bool is_alone = t->is_contiguous && t->offset == 0 && !s->is_external &&
+                    s->nbytes == brg_tensor_nbytes(t);
+    for (size_t k = 0; k < p->index; k++)
+        is_alone &= p->ddp->params[k].leaf->storage != s;
+    if (t->numel == 0 || is_alone)
+        return BRG_OK;
+    return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                    "brg_ddp_create: shard: %s is not row-major, shares its "
+                    "memory, or lies in memory that is not the library's",
+                    brg__member_name(p->ddp->reducer, p->index));
+}
+
+brg_status brg__shard_prepare(brg_ddp *ddp)
+{
+    brg_reducer *r = ddp->reducer;
+    for (size_t i = 0; i < ddp->n_params; i++)
+        BRG_TRY(check_param(&ddp->params[i]));
+    r->is_sharded = true;
+    brg__plan_deinit(&r->plan);
+    BRG_TRY(brg__reducer_plan(r, NULL, &r->plan));
+    BRG_TRY(brg__reducer_reserve(r, &r->plan));
+    size_t n_more = r->plan.n_buckets + 1; /* the gathers, and a norm */
+    BRG_TRY(brg__work_reserve(r->pg, n_more));
+    r->n_works += n_more;
+    ddp->weights.works = brg__mem_alloc_array(
+        r->plan.n_buckets, sizeof *ddp->weights.works, "works of gathers");
+    return ddp->weights.works ? BRG_OK : BRG_ERR_NOMEM;
+}
+
+static brg_status move_in(const brg__ddp_param *p, char *arena)
+{
+    brg__storage *s = p->leaf->storage;
+    const brg_device_vtable *vtable;
+    if (s->nbytes == 0)
+        return BRG_OK;
+    BRG_TRY(brg__device_find(s->device, &vtable));
+    char *to = arena + p->ddp->reducer->plan.slots[p->index].offset;
+    memcpy(to, s->data, s->nbytes);
+    vtable->free(s->device, s->data, s->nbytes);
+    s->data = to;
+    s->is_external = true;
+    return BRG_OK;
+}
+
+brg_status brg__shard_attach(brg_ddp *ddp)
+{
+    void *arena;
+    BRG_TRY(brg_pg_alloc(ddp->pg, &arena, ddp->reducer->plan.nbytes));
+    ddp->weights.arena = arena;
+    for (size_t i = 0; i < ddp->n_params; i++)
+        BRG_TRY(move_in(&ddp->params[i], arena));
+    return BRG_OK;
+}
+
+static bool move_out(const brg__ddp_param *p)
+{
+    brg__storage *s = p->leaf->storage;
+    const brg_device_vtable *vtable;
+    void *own;
+    if (s->nbytes == 0 || !s->is_external)
+        return true;
+    if (brg__device_find(s->device, &vtable) != BRG_OK ||
+        vtable->alloc(s->device, &own, s->nbytes) != BRG_OK)
+        return false;
+    memcpy(own, s->data, s->nbytes);
+    s->data = own;
+    s->is_external = false;
+    return true;
+}
+
+void brg__shard_detach(brg_ddp *ddp)
+{
+    brg__ddp_weights *w = &ddp->weights;
+    bool is_free = true;
+    for (size_t k = 0; w->works && k < ddp->reducer->plan.n_buckets; k++)
+        if (w->works[k]) { /* still going: others use it */
+            is_free &= brg_work_test(w->works[k]);
+            brg_work_release(w->works[k]);
+        }
+    for (size_t i = 0; w->arena && i < ddp->n_params; i++)
+        if (!move_out(&ddp->params[i])) {
+            is_free = false;
+            brg__log(BRG_LOG_ERROR, "reducer",
+                     "no memory of its own for %s: it goes with its group",
+                     brg__member_name(ddp->reducer, i));
+        }
+    if (is_free && w->arena)
+        brg_pg_free(ddp->pg, w->arena);
+    brg__mem_free(w->works);
+    *w = (brg__ddp_weights){0};
+}
+
+/* ---- Gathering ------------------------------------------------------------------ */
+
+brg_status brg__shard_check(const brg_ddp *ddp)
+{
+    if (ddp->weights.n_in_flight == 0)
+        return BRG_OK;
+    return BRG_FAIL(BRG_ERR_STATE,
+                    "rank %d: backward while parameters are being gathered: "
+                    "call brg_ddp_wait_params before the forward uses them",
+                    brg_pg_rank(ddp->pg));
+}
+
+static brg_status gather_bucket(brg_ddp *ddp, size_t k)
+{
+    const brg_reducer *r = ddp->reducer;
+    const brg__plan_bucket *b = &r->plan.buckets[k];
+    size_t shard = b->nbytes / (size_t)r->world_size;
+    char *data = ddp->weights.arena + b->offset;
+    BRG_TRY(brg_all_gather(ddp->pg, &ddp->weights.works[k], data,
+                           data + (size_t)r->rank * shard,
+                           shard / brg_dtype_size(b->dtype), b->dtype));
+    ddp->weights.n_in_flight++;
+    return BRG_OK;
+}
+
+brg_status brg_ddp_gather_params(brg_ddp *ddp)
+{
+    BRG_TRY(check_is_sharded("brg_ddp_gather_params", ddp));
+    if (ddp->has_joined || ddp->weights.n_in_flight > 0)
+        return BRG_FAIL(BRG_ERR_STATE, "rank %d: brg_ddp_gather_params: %s",
+                        brg_pg_rank(ddp->pg),
+                        ddp->has_joined ? "a backward is under way"
+                                        : "the last gather was not waited for");
+    for (size_t k = ddp->reducer->plan.n_buckets; k-- > 0;)
+        if (ddp->reducer->plan.buckets[k].n_params > 0)
+            BRG_TRY(gather_bucket(ddp, k));
+    return BRG_OK;
+}
+
+static brg_status wait_bucket(brg_ddp *ddp, size_t k)
+{
+    brg_work *work = ddp->weights.works[k];
+    if (!work)
+        return BRG_OK;
+    const brg_reducer *r = ddp->reducer;
+    const brg__plan_bucket *b = &r->plan.buckets[k];
+    ddp->weights.works[k] = NULL;
+    ddp->weights.n_in_flight--;
+    if (brg_work_wait(work) != BRG_OK)
+        return brg__error_prefix("gathering parameters of bucket %zu: ", k);
+    for (size_t j = 0; j < b->n_params; j++)
+        brg_tensor_touch(ddp->params[r->plan.order[b->first + j]].leaf);
+    return BRG_OK;
+}
+
+static brg_status wait_all(brg_ddp *ddp)
+{
+    brg__error_record first = {.code = BRG_OK};
+    for (size_t k = ddp->reducer->plan.n_buckets; k-- > 0;)
+        if (wait_bucket(ddp, k) != BRG_OK && first.code == BRG_OK)
+            brg__error_save(&first);
+    if (first.code != BRG_OK)
+        brg__error_restore(&first);
+    return first.code;
+}
+
+brg_status brg_ddp_wait_params(brg_ddp *ddp, const brg_tensor *param)
+{
+    BRG_TRY(check_is_sharded("brg_ddp_wait_params", ddp));
+    if (ddp->weights.n_in_flight == 0)
+        return BRG_OK;
+    if (!param)
+        return wait_all(ddp);
+    const brg__ddp_param *p = brg__ddp_find(ddp, param);
+    /* What is not reduced is not on its way. */
+    return p ? wait_bucket(ddp, ddp->reducer->members[p->index].bucket)
+             : BRG_OK;
+}
+
+/* ---- Norms ------------------------------------------------------------------------ */
+
+brg_status brg__shard_add_norms(brg_ddp *ddp, double *norm)
+{
+    double sum = *norm * *norm;
+    brg_work *work;
+    BRG_TRY(
+        brg_all_reduce(ddp->pg, &work, &sum, 1, BRG_DTYPE_F64, BRG_REDUCE_SUM));
+    BRG_TRY(brg_work_wait(work));
+    *norm = sqrt(sum);
+    return BRG_OK;
+}

@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Optimizer state between its shards and the whole on rank 0, one tensor after
+ * the other: no rank but 0 ever holds more than its part. */
+#include <string.h>
+
+#include "reducer/shard.h"
+#include "reducer/verify.h"
+
+typedef struct transfer {
+    const char *op;
+    brg_ddp *ddp;
+    brg_optim *full; /* on rank 0 */
+    brg_optim *part;
+    bool is_gather;
+} transfer;
+
+/* ---- Checks ----------------------------------------------------------------------- */
+
+static brg_status check_state(const transfer *t, size_t i)
+{
+    const brg_named_tensor *f = brg_optim_state_at(t->full, i);
+    const brg_named_tensor *p = brg_optim_state_at(t->part, i);
+    const brg_tensor *owner = brg_optim_state_param(t->full, i);
+    int64_t numel = owner ? owner->numel : p->tensor->numel;
+    char a[BRG_TENSOR_TEXT_MAX], b[BRG_TENSOR_TEXT_MAX];
+    BRG_CHECK_ARG(
+        strcmp(f->name, p->name) == 0 && f->tensor->dtype == p->tensor->dtype &&
+            f->tensor->numel == numel,
+        "%s: the whole optimizer has %s, the sharded one %s", t->op,
+        brg__tensor_text(f->tensor, a), brg__tensor_text(p->tensor, b));
+    return BRG_OK;
+}
+
+/* The part has the ranges of this ddp. */
+static brg_status check_range(const transfer *t, size_t i)
+{
+    const brg_named_tensor *s = brg_optim_state_at(t->part, i);
+    const brg_tensor *owner = brg_optim_state_param(t->part, i);
+    const brg_reducer *r = t->ddp->reducer;
+    const brg__ddp_param *p = brg__ddp_find(t->ddp, owner);
+    size_t n = p ? brg__shard_of(r, p->index, r->rank).n : 0;
+    BRG_CHECK_ARG(!owner || (size_t)s->tensor->numel == n,
+                  "%s: '%s' has %lld elements, this rank owns %zu; make the "
+                  "optimizer with the ranges of brg_ddp_shard",
+                  t->op, s->name, (long long)s->tensor->numel, n);
+    return BRG_OK;
+}
+
+static brg_status check(const transfer *t)
+{
+    bool is_root = t->ddp->reducer->rank == 0;
+    BRG_CHECK_ARG(t->part && (t->full || !is_root), "%s: %s is NULL", t->op,
+                  t->part ? "full" : "part");
+    size_t n = brg_optim_state_count(t->part);
+    for (size_t i = 0; i < n; i++)
+        BRG_TRY(check_range(t, i));
+    if (!is_root)
+        return BRG_OK;
+    const char *whole = brg_optim_kind(t->full),
+               *kind = brg_optim_kind(t->part);
+    BRG_CHECK_ARG(strcmp(whole, kind) == 0 &&
+                      brg_optim_state_count(t->full) == n,
+                  "%s: the whole optimizer is %s with %zu tensors of state, "
+                  "the sharded one %s with %zu",
+                  t->op, whole, brg_optim_state_count(t->full), kind, n);
+    for (size_t i = 0; i < n; i++)
+        BRG_TRY(check_state(t, i));
+    return BRG_OK;
+}
+
+/* ---- Sending ------------------------------------------------------------------------ */
+
+static brg_status exchange(const transfer *t, void *data, size_t n,
+                           brg_dtype dtype, int peer, bool sends)
+{
+    brg_work *work;
+    brg_pg *pg = t->ddp->pg;
+    brg_status status = sends ? brg_send(pg, &work, data, n, dtype, peer)
+                              : brg_recv(pg, &work, data, n, dtype, peer);
+    return status == BRG_OK ? brg_work_wait(work) : status;
+}
+
+static void copy(const transfer *t, void *full, void *part, size_t nbytes)
+{
+    if (nbytes > 0)
+        memcpy(t->is_gather ? full : part, t->is_gather ? part : full, nbytes);
+}
+
+static void *data_of(const brg_optim *optim, size_t i)
+{
+    return brg__tensor_ptr(brg_optim_state_at(optim, i)->tensor);
+}
+
+/* State i of the elements that `rank` owns. */
+static brg_status move_range(const transfer *t, size_t i, int rank)
+{
+    const brg_reducer *r = t->ddp->reducer;
+    const brg__ddp_param *p =
+        brg__ddp_find(t->ddp, brg_optim_state_param(t->part, i));
+    if (!p)
+        return BRG_OK;
+    brg_optim_range range = brg__shard_of(r, p->index, rank);
+    brg_dtype dtype = brg_tensor_dtype(brg_optim_state_at(t->part, i)->tensor);
+    if (range.n == 0 || (r->rank != 0 && r->rank != rank))
+        return BRG_OK;
+    if (r->rank != 0)
+        return exchange(t, data_of(t->part, i), range.n, dtype, 0,
+                        t->is_gather);
+    size_t size = brg_dtype_size(dtype);
+    char *full = (char *)data_of(t->full, i) + range.first * size;
+    if (rank != 0)
+        return exchange(t, full, range.n, dtype, rank, !t->is_gather);
+    copy(t, full, data_of(t->part, i), range.n * size);
+    return BRG_OK;
+}
+
+static brg_status broadcast(const transfer *t, void *data, size_t n,
+                            brg_dtype dtype)
+{
+    brg_work *work;
+    BRG_TRY(brg_broadcast(t->ddp->pg, &work, data, n, dtype, 0));
+    return brg_work_wait(work);
+}
+
+/* The counts of steps, which all ranks have alike. */
+static brg_status move_common(const transfer *t, size_t i)
+{
+    brg_tensor *part = brg_optim_state_at(t->part, i)->tensor;
+    if (t->ddp->reducer->rank == 0)
+        copy(t, data_of(t->full, i), data_of(t->part, i),
+             brg_tensor_nbytes(part));
+    if (t->is_gather)
+        return BRG_OK;
+    return broadcast(t, brg__tensor_ptr(part), (size_t)part->numel,
+                     brg_tensor_dtype(part));
+}
+
+static brg_status move_state(const transfer *t, size_t i)
+{
+    if (!brg_optim_state_param(t->part, i))
+        BRG_TRY(move_common(t, i));
+    else
+        for (int rank = 0; rank < t->ddp->reducer->world_size; rank++)
+            BRG_TRY(move_range(t, i, rank));
+    if (!t->is_gather)
+        brg_tensor_touch(brg_optim_state_at(t->part, i)->tensor);
+    else if (t->ddp->reducer->rank == 0)
+        brg_tensor_touch(brg_optim_state_at(t->full, i)->tensor);
+    return BRG_OK;
+}
+
+static brg_status move_rate(const transfer *t)
+{
+    bool is_root = t->ddp->reducer->rank == 0;
+    if (t->is_gather)
+        return is_root ? brg_optim_set_lr(t->full, brg_optim_lr(t->part))
+                       : BRG_OK;
+    double lr = is_root ? brg_optim_lr(t->full) : 0;
+    BRG_TRY(broadcast(t, &lr, 1, BRG_DTYPE_F64));
+    return brg_optim_set_lr(t->part, lr);
+}
+
+static brg_status run(const transfer *t)
+{
+    BRG_CHECK_ARG(t->ddp && t->ddp->options.shard,
+                  "%s: the ddp is NULL or was made without options.shard",
+                  t->op);
+    brg__agreement mine = {.what = t->op, .status = check(t)};
+    BRG_TRY(brg__verify_ranks(t->ddp->pg, &mine));
+    for (size_t i = 0; i < brg_optim_state_count(t->part); i++)
+        BRG_TRY(move_state(t, i));
+    return move_rate(t);
+}
+
+brg_status brg_ddp_gather_optim(brg_ddp *ddp, brg_optim *full, brg_optim *part)
+{
+    return run(&(transfer){"brg_ddp_gather_optim", ddp, full, part, true});
+}
+
+brg_status brg_ddp_scatter_optim(brg_ddp *ddp, brg_optim *part, brg_optim *full)
+{
+    return run(&(transfer){"brg_ddp_scatter_optim", ddp, full, part, false});
+}
