@@ -138,8 +138,8 @@ static brg_status join_p2p(brg__sim_rank *rank, brg_call *call)
             meet_peer(rank, call, &world->p2p.at[i]);
             is_matched = true;
         }
-    world->p2p.at[world->p2p.n++] =
-        (brg__sim_p2p){rank->rank, is_matched, call};
+    world->p2p.at[world->p2p.n++] = (brg__sim_p2p){
+        .rank = rank->rank, .is_matched = is_matched, .call = call};
     return BRG_OK;
 }
 
@@ -171,6 +171,10 @@ static void copy_message(brg__sim_world *world, const brg__sim_event *event)
 {
     if (event->call->nbytes)
         memmove(event->other->recv, event->call->send, event->call->nbytes);
+    for (size_t i = 0; i < world->p2p.n; i++) {
+        brg__sim_p2p *p = &world->p2p.at[i];
+        p->is_over |= p->call == event->call || p->call == event->other;
+    }
     uint64_t at = event->at + brg__sim_cost(world, event->call);
     push_event(world, (brg__sim_event){.kind = BRG__SIM_TELL,
                                        .rank = event->rank,
@@ -333,7 +337,7 @@ static doom find_doom(const brg__sim_rank *rank)
     }
     for (size_t i = 0; i < world->p2p.n && !d.call; i++) {
         const brg__sim_p2p *p = &world->p2p.at[i];
-        if (p->rank == rank->rank && !p->call->is_done &&
+        if (p->rank == rank->rank && !p->call->is_done && !p->is_over &&
             world->ranks[p->call->peer].is_dead)
             d = (doom){NULL, p->call, p->call->peer};
     }

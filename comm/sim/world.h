@@ -76,6 +76,7 @@ typedef struct brg__sim_event {
 typedef struct brg__sim_p2p {
     int rank;
     bool is_matched;
+    bool is_over; /* the message is there; its rank is yet to be told */
     brg_call *call;
 } brg__sim_p2p;
 

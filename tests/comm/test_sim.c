@@ -2,6 +2,7 @@
  * The simulated world: the contract, determinism, and ways to fail. */
 #include "tests/support/backend_suite.h"
 #include "tests/support/brg_test.h"
+#include "tests/support/ranks.h"
 
 static const int world_sizes[] = {1, 2, 3, 4, 7, 8};
 #define N_WORLDS 6
@@ -233,6 +234,29 @@ static void test_sim__message_of_another_size_is_an_error(void **state)
     assert_brg_ok(brg_sim_run(2, NULL, run_bad_message, NULL));
 }
 
+/* Rank 1 leaves as soon as its message is away: it arrives all the same. */
+static brg_status run_sender_leaves(brg_pg *pg, void *user)
+{
+    (void)user;
+    brg_work *work;
+    int32_t x = brg_pg_rank(pg) ? 7 : 0;
+    if (brg_pg_rank(pg) == 1)
+        BRG_TRY(brg_send(pg, &work, &x, 1, BRG_DTYPE_I32, 0));
+    else
+        BRG_TRY(brg_recv(pg, &work, &x, 1, BRG_DTYPE_I32, 1));
+    BRG_TRY(brg_work_wait(work));
+    RANK_CHECK(x == 7, "rank %d has %d", brg_pg_rank(pg), (int)x);
+    return BRG_OK;
+}
+
+static void test_sim__a_message_outlives_its_sender(void **state)
+{
+    (void)state;
+    brg_sim_options options = BRG_SIM_OPTIONS_INIT;
+    for (options.seed = 0; options.seed < 64; options.seed++)
+        assert_brg_ok(brg_sim_run(2, &options, run_sender_leaves, NULL));
+}
+
 static void test_sim__checks_arguments(void **state)
 {
     (void)state;
@@ -259,6 +283,7 @@ int main(void)
         cmocka_unit_test(test_sim__reports_the_first_failure),
         cmocka_unit_test(test_sim__deadlock_names_who_waits_for_what),
         cmocka_unit_test(test_sim__message_of_another_size_is_an_error),
+        cmocka_unit_test(test_sim__a_message_outlives_its_sender),
         cmocka_unit_test(test_sim__checks_arguments),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
