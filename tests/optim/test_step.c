@@ -141,11 +141,11 @@ static void test_optim__sgd_follows_its_formula(void **state)
 {
     (void)state;
     const brg_sgd_options cases[] = {
-        {sizeof(brg_sgd_options), 0.1, 0, 0, 0, false, 0},
-        {sizeof(brg_sgd_options), 0.1, 0, 0, 0.01, false, 0},
-        {sizeof(brg_sgd_options), 0.1, 0.9, 0, 0, false, 0},
-        {sizeof(brg_sgd_options), 0.1, 0.9, 0.5, 0.01, false, 0},
-        {sizeof(brg_sgd_options), 0.1, 0.9, 0, 0.01, true, 0},
+        {sizeof(brg_sgd_options), 0.1, 0, 0, 0, false, 0, NULL},
+        {sizeof(brg_sgd_options), 0.1, 0, 0, 0.01, false, 0, NULL},
+        {sizeof(brg_sgd_options), 0.1, 0.9, 0, 0, false, 0, NULL},
+        {sizeof(brg_sgd_options), 0.1, 0.9, 0.5, 0.01, false, 0, NULL},
+        {sizeof(brg_sgd_options), 0.1, 0.9, 0, 0.01, true, 0, NULL},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         for (int dtype = BRG_DTYPE_F64; dtype <= BRG_DTYPE_BF16; dtype++)
@@ -437,6 +437,76 @@ static void test_optim__out_of_memory(void **state)
 
 /* ---- Errors -------------------------------------------------------------------------- */
 
+/* Two optimizers with a part each do what one with all of it does, and touch
+ * nothing else; 16-bit ones have their master copies in parts too. */
+static void check_ranges(brg_dtype dtype, bool is_sgd)
+{
+    brg_scope *scope = brg_scope_begin();
+    const brg_optim_range ranges[2] = {{0, 29}, {29, N - 29}};
+    uint64_t seed = 5, seed_whole = 5;
+    model m, whole;
+    double g[N];
+    brg_optim *parts[2], *one;
+    brg_sgd_options sgd = BRG_SGD_OPTIONS_INIT;
+    brg_adamw_options adamw = BRG_ADAMW_OPTIONS_INIT;
+    sgd.momentum = 0.9;
+    model_init(&m, dtype, 1, &seed);
+    model_init(&whole, dtype, 1, &seed_whole);
+    for (int k = 0; k < 3; k++) {
+        brg_optim **out = k < 2 ? &parts[k] : &one;
+        brg_params *params = k < 2 ? m.params : whole.params;
+        sgd.ranges = adamw.ranges = k < 2 ? &ranges[k] : NULL;
+        assert_brg_ok(is_sgd ? brg_optim_create_sgd(out, params, &sgd)
+                             : brg_optim_create_adamw(out, params, &adamw));
+    }
+    assert_int_equal(brg_tensor_numel(brg_optim_state_at(parts[0], 1)->tensor),
+                     29);
+    assert_ptr_equal(brg_optim_state_param(parts[0], 1), m.w);
+    assert_null(brg_optim_state_param(parts[0], 0));
+    for (int t = 1; t <= 4; t++) {
+        new_grad(&m, g, &seed);
+        new_grad(&whole, g, &seed_whole);
+        double last = get(m.w, N - 1);
+        assert_brg_ok(brg_optim_step(parts[0]));
+        assert_true(get(m.w, N - 1) == last);
+        assert_brg_ok(brg_optim_step(parts[1]));
+        assert_brg_ok(brg_optim_step(one));
+        assert_memory_equal(brg_tensor_data(m.w), brg_tensor_data(whole.w),
+                            brg_tensor_nbytes(m.w));
+    }
+    for (int k = 0; k < 2; k++)
+        brg_optim_destroy(parts[k]);
+    brg_optim_destroy(one);
+    brg_params_destroy(m.params);
+    brg_params_destroy(whole.params);
+    brg_scope_end(scope);
+}
+
+static void test_optim__parts_make_up_the_whole(void **state)
+{
+    (void)state;
+    for (int dtype = BRG_DTYPE_F64; dtype <= BRG_DTYPE_BF16; dtype++) {
+        check_ranges((brg_dtype)dtype, false);
+        check_ranges((brg_dtype)dtype, true);
+    }
+}
+
+static void test_optim__a_range_must_be_inside(void **state)
+{
+    (void)state;
+    brg_scope *scope = brg_scope_begin();
+    uint64_t seed = 5;
+    model m;
+    brg_optim *optim;
+    brg_adamw_options adamw = BRG_ADAMW_OPTIONS_INIT;
+    adamw.ranges = &(brg_optim_range){N - 3, 4};
+    model_init(&m, BRG_DTYPE_F32, 1, &seed);
+    assert_brg_fails_with(brg_optim_create_adamw(&optim, m.params, &adamw),
+                          BRG_ERR_ARG, "the range of 4 elements from 64");
+    brg_params_destroy(m.params);
+    brg_scope_end(scope);
+}
+
 static void test_optim__wrong_options(void **state)
 {
     (void)state;
@@ -533,6 +603,8 @@ int main(void)
         cmocka_unit_test(test_optim__strided_gradient),
         cmocka_unit_test(test_optim__a_step_allocates_nothing),
         cmocka_unit_test(test_optim__out_of_memory),
+        cmocka_unit_test(test_optim__parts_make_up_the_whole),
+        cmocka_unit_test(test_optim__a_range_must_be_inside),
         cmocka_unit_test(test_optim__wrong_options),
         cmocka_unit_test(test_optim__a_changed_parameter_is_named),
         cmocka_unit_test(test_optim__row_major_parameters_only),

@@ -19,6 +19,7 @@ typedef struct plan_case {
     size_t limits[3];
     size_t n_limits;
     size_t n_tail;
+    size_t n_shards;
     const char *text;
 } plan_case;
 
@@ -29,12 +30,15 @@ static brg_status make(brg__plan *plan, const plan_case *c,
     for (size_t i = 0; i < c->n_params; i++)
         params[i] = (brg__plan_param){
             c->nbytes[i], c->has_dtypes ? c->dtype[i] : BRG_DTYPE_F32, cpu};
-    return brg__plan_make(plan, &(brg__plan_request){.params = params,
-                                                     .n_params = c->n_params,
-                                                     .order = order,
-                                                     .limits = c->limits,
-                                                     .n_limits = c->n_limits,
-                                                     .n_tail = c->n_tail});
+    return brg__plan_make(plan,
+                          &(brg__plan_request){.params = params,
+                                               .n_params = c->n_params,
+                                               .order = order,
+                                               .limits = c->limits,
+                                               .n_limits = c->n_limits,
+                                               .n_tail = c->n_tail,
+                                               .is_tail_alone = c->n_shards > 0,
+                                               .n_shards = c->n_shards});
 }
 
 static const plan_case cases[] = {
@@ -63,6 +67,17 @@ static const plan_case cases[] = {
      .text = "4 parameters, 2 buckets, 256 bytes\n"
              "bucket 0 f32, 128 bytes at 0: 3@0 2@64\n"
              "bucket 1 f32, 128 bytes at 128: 1@128 0@192\n"},
+    {.name = "with shards, buckets are cut evenly and the tail is apart",
+     .n_params = 3,
+     .nbytes = {64, 300, 64},
+     .limits = {128},
+     .n_limits = 1,
+     .n_tail = 4,
+     .n_shards = 3,
+     .text = "3 parameters, 3 buckets, 832 bytes\n"
+             "bucket 0 f32, 576 bytes at 0: 2@0 1@64\n"
+             "bucket 1 f32, 192 bytes at 576: 0@576\n"
+             "bucket 2 f32, 64 bytes at 768: tail@768\n"},
     {.name = "one byte less is not",
      .n_params = 4,
      .nbytes = {64, 64, 63, 64},

@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Sharded optimizer state in simulated worlds. */
+#include "tests/reducer/shard_checks.h"
+#include "tests/support/fail_alloc.h"
+#include "tests/support/temp_dir.h"
+
+typedef brg_status (*check_fn)(brg_pg *pg);
+
+static brg_status call(brg_pg *pg, void *check)
+{
+    return (*(check_fn *)check)(pg);
+}
+
+static void in_worlds(check_fn check)
+{
+    for (int i = 0; i < N_RANKS_WORLDS; i++)
+        assert_brg_ok(brg_sim_run(ranks_worlds[i], NULL, call, &check));
+}
+
+static void test_shard__bits_of_the_whole_optimizer(void **state)
+{
+    (void)state;
+    in_worlds(check_shard_bits);
+}
+
+static void test_shard__clips_by_the_global_norm(void **state)
+{
+    (void)state;
+    in_worlds(check_shard_clipping);
+}
+
+static void test_shard__state_is_one_part_in_n(void **state)
+{
+    (void)state;
+    in_worlds(check_shard_memory);
+}
+
+static void test_shard__misuse_is_an_error(void **state)
+{
+    (void)state;
+    in_worlds(check_shard_errors);
+}
+
+/* ---- Checkpoints ------------------------------------------------------------------ */
+
+typedef struct stage {
+    const char *path;
+    int first, last; /* steps */
+    bool is_sharded;
+    bool loads;
+    double *weights; /* of "emb", from rank 0 */
+} stage;
+
+static brg_status save(shard_run *r, const char *path)
+{
+    brg_optim *whole = NULL;
+    bool is_root = brg_pg_rank(r->pg) == 0;
+    brg_checkpoint c = BRG_CHECKPOINT_INIT;
+    brg_status status = BRG_OK;
+    if (is_root && r->is_sharded)
+        status = shard_make_optim(r, &whole, NULL);
+    if (status == BRG_OK && r->is_sharded)
+        status = brg_ddp_gather_optim(r->ddp, whole, r->optim);
+    c.params = r->params;
+    c.optim = r->is_sharded ? whole : r->optim;
+    if (status == BRG_OK && is_root)
+        status = brg_checkpoint_save(path, &c);
+    brg_optim_destroy(whole);
+    return status;
+}
+
+static brg_status load(shard_run *r, const char *path)
+{
+    brg_optim *whole = NULL;
+    bool is_root = brg_pg_rank(r->pg) == 0;
+    brg_checkpoint c = BRG_CHECKPOINT_INIT;
+    brg_status status = BRG_OK;
+    if (is_root && r->is_sharded)
+        status = shard_make_optim(r, &whole, NULL);
+    c.params = r->params;
+    c.optim = r->is_sharded ? whole : r->optim;
+    if (status == BRG_OK)
+        status = brg_checkpoint_load(&c, path);
+    if (status == BRG_OK && r->is_sharded)
+        status = brg_ddp_scatter_optim(r->ddp, r->optim, whole);
+    brg_optim_destroy(whole);
+    return status;
+}
+
+static brg_status run_stage(shard_run *r, stage *s)
+{
+    if (s->loads)
+        BRG_TRY(load(r, s->path));
+    for (int step = s->first; step < s->last; step++)
+        BRG_TRY(shard_step(r, step, 0, NULL));
+    if (r->is_sharded)
+        BRG_TRY(brg_ddp_wait_params(r->ddp, NULL));
+    BRG_TRY(save(r, s->path));
+    const brg_tensor *p = brg_params_at(r->params, 0)->tensor;
+    for (size_t k = 0; k < (size_t)brg_tensor_numel(p); k++)
+        if (brg_pg_rank(r->pg) == 0)
+            s->weights[k] = ranks_load(brg_tensor_data(p), k, BRG_DTYPE_F32);
+    return BRG_OK;
+}
+
+static brg_status make_and_run(brg_pg *pg, void *user)
+{
+    stage *s = user;
+    shard_run r = {.is_sharded = s->is_sharded, .is_alike = true};
+    brg_status status = shard_run_init(&r, pg);
+    if (status == BRG_OK)
+        status = run_stage(&r, s);
+    shard_run_deinit(&r);
+    return status;
+}
+
+/* World sizes that average equal numbers exactly. */
+static void test_shard__resumes_at_another_world_size(void **state)
+{
+    (void)state;
+    static const struct {
+        int before, after;
+        bool was_sharded, is_sharded;
+    } cases[] = {{4, 2, true, true},
+                 {2, 4, true, true},
+                 {1, 4, false, true},
+                 {4, 1, true, false},
+                 {2, 2, true, true}};
+    enum { NUMEL = 61 * 13 };
+    double expected[NUMEL], found[NUMEL];
+    stage whole = {
+        .path = temp_path("whole"), .last = SHARD_STEPS, .weights = expected};
+    assert_brg_ok(brg_sim_run(1, NULL, make_and_run, &whole));
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        stage s = {.path = temp_path("part"),
+                   .last = 3,
+                   .is_sharded = cases[i].was_sharded,
+                   .weights = found};
+        assert_brg_ok(brg_sim_run(cases[i].before, NULL, make_and_run, &s));
+        assert_memory_not_equal(found, expected, sizeof expected);
+        s.first = 3;
+        s.last = SHARD_STEPS;
+        s.loads = true;
+        s.is_sharded = cases[i].is_sharded;
+        assert_brg_ok(brg_sim_run(cases[i].after, NULL, make_and_run, &s));
+        assert_memory_equal(found, expected, sizeof expected);
+    }
+}
+
+/* ---- Making ------------------------------------------------------------------------ */
+
+static void test_shard__refuses_what_it_cannot_move(void **state)
+{
+    (void)state;
+    brg_pg *pg;
+    brg_ddp *ddp;
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *wide = brg_zeros(BRG_DTYPE_F32, 2, (int64_t[]){4, 6});
+    brg_tensor *t = brg_transpose(wide, 0, 1);
+    assert_brg_ok(brg_pg_create_self(&pg));
+    assert_brg_ok(brg_set_requires_grad(t, true));
+    options.shard = true;
+    assert_brg_fails_with(brg_ddp_create(&ddp, pg, &t, 1, NULL, 0, &options),
+                          BRG_ERR_UNSUPPORTED, "is not row-major");
+    assert_brg_ok(brg_set_requires_grad(wide, true));
+    options.grads_apart = true;
+    assert_brg_fails_with(brg_ddp_create(&ddp, pg, &wide, 1, NULL, 0, &options),
+                          BRG_ERR_ARG, "do not go with shard");
+    brg_pg_destroy(pg);
+    brg_scope_end(scope);
+}
+
+/* Values outlive the ddp and its group. */
+static void test_shard__gives_parameters_back(void **state)
+{
+    (void)state;
+    brg_pg *pg;
+    brg_ddp *ddp;
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *t = brg_zeros(BRG_DTYPE_F32, 1, (int64_t[]){33});
+    brg_tensor *view = brg_narrow(t, 0, 3, 4);
+    assert_brg_ok(brg_pg_create_self(&pg));
+    assert_brg_ok(brg_set_requires_grad(t, true));
+    options.shard = true;
+    const void *before = brg_tensor_data(t);
+    assert_brg_ok(brg_ddp_create(&ddp, pg, &t, 1, NULL, 0, &options));
+    assert_ptr_not_equal(brg_tensor_data(t), before);
+    ((float *)brg_tensor_data(t))[4] = 2.5f;
+    brg_ddp_destroy(ddp);
+    brg_pg_destroy(pg);
+    assert_float_equal(((float *)brg_tensor_data(t))[4], 2.5f, 0);
+    assert_float_equal(((float *)brg_tensor_data(view))[1], 2.5f, 0);
+    brg_scope_end(scope);
+}
+
+static brg_status differs(brg_pg *pg, void *user)
+{
+    (void)user;
+    shard_run r = {.is_sharded = brg_pg_rank(pg) == 1};
+    brg_status status = shard_run_init(&r, pg);
+    shard_run_deinit(&r);
+    RANK_FAILS(status, BRG_ERR_MISMATCH, "shard off");
+    return BRG_OK;
+}
+
+static void test_shard__ranks_that_differ_all_hear_of_it(void **state)
+{
+    (void)state;
+    assert_brg_ok(brg_sim_run(2, NULL, differs, NULL));
+}
+
+static brg_status make_and_step(void *user)
+{
+    shard_run r = {.is_sharded = true};
+    brg_status status = shard_run_init(&r, user);
+    if (status == BRG_OK)
+        status = shard_step(&r, 0, 0, NULL);
+    if (status == BRG_OK)
+        status = brg_ddp_wait_params(r.ddp, NULL);
+    shard_run_deinit(&r);
+    return status;
+}
+
+static void test_shard__runs_out_of_memory_cleanly(void **state)
+{
+    (void)state;
+    brg_pg *pg;
+    assert_brg_ok(brg_pg_create_self(&pg));
+    assert_oom_clean(make_and_step, pg);
+    brg_pg_destroy(pg);
+}
+
+int main(void)
+{
+    fail_alloc_install();
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_shard__bits_of_the_whole_optimizer),
+        cmocka_unit_test(test_shard__clips_by_the_global_norm),
+        cmocka_unit_test(test_shard__state_is_one_part_in_n),
+        cmocka_unit_test(test_shard__misuse_is_an_error),
+        cmocka_unit_test(test_shard__resumes_at_another_world_size),
+        cmocka_unit_test(test_shard__refuses_what_it_cannot_move),
+        cmocka_unit_test(test_shard__gives_parameters_back),
+        cmocka_unit_test(test_shard__ranks_that_differ_all_hear_of_it),
+        cmocka_unit_test(test_shard__runs_out_of_memory_cleanly),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
