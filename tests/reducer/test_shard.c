@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Sharded optimizer state in simulated worlds. */
+#include <brigade/compile.h>
+
 #include "tests/reducer/shard_checks.h"
 #include "tests/support/fail_alloc.h"
 #include "tests/support/temp_dir.h"
@@ -39,6 +41,51 @@ static void test_shard__misuse_is_an_error(void **state)
 {
     (void)state;
     in_worlds(check_shard_errors);
+}
+
+static brg_status compiled(brg_pg *pg)
+{
+    int scope;
+    BRG_TRY(brg_compile_begin(&scope, NULL));
+    brg_status status = check_shard_bits(pg);
+    BRG_TRY(brg_compile_end(scope));
+    return status;
+}
+
+static void test_shard__compiled_too(void **state)
+{
+    (void)state;
+    in_worlds(compiled);
+}
+
+static brg_status steady(brg_pg *pg)
+{
+    shard_run r = {.is_sharded = true};
+    brg_memory_stats before, after;
+    brg_status status = shard_run_init(&r, pg);
+    memset(&before, 0, sizeof before);
+    for (int step = 0; step < 12 && status == BRG_OK; step++) {
+        if (step == 6)
+            brg_memory_get_stats(&before);
+        status = shard_step(&r, 1, 1e-3, NULL);
+    }
+    brg_memory_get_stats(&after);
+    shard_run_deinit(&r);
+    RANK_CHECK(status != BRG_OK || after.n_allocs == before.n_allocs,
+               "%d allocations", (int)(after.n_allocs - before.n_allocs));
+    return status;
+}
+
+static void test_shard__a_steady_step_allocates_nothing(void **state)
+{
+    (void)state;
+#if defined(__SANITIZE_ADDRESS__)
+    skip(); /* objects are not cached, so that each is seen */
+#endif
+    brg_pg *pg;
+    assert_brg_ok(brg_pg_create_self(&pg));
+    assert_brg_ok(steady(pg));
+    brg_pg_destroy(pg);
 }
 
 /* ---- Checkpoints ------------------------------------------------------------------ */
@@ -240,6 +287,8 @@ int main(void)
         cmocka_unit_test(test_shard__clips_by_the_global_norm),
         cmocka_unit_test(test_shard__state_is_one_part_in_n),
         cmocka_unit_test(test_shard__misuse_is_an_error),
+        cmocka_unit_test(test_shard__compiled_too),
+        cmocka_unit_test(test_shard__a_steady_step_allocates_nothing),
         cmocka_unit_test(test_shard__resumes_at_another_world_size),
         cmocka_unit_test(test_shard__refuses_what_it_cannot_move),
         cmocka_unit_test(test_shard__gives_parameters_back),
