@@ -9,6 +9,7 @@
 
 #include <brigade/autograd.h>
 #include <brigade/ops.h>
+#include <brigade/shard.h>
 
 #include "bench/bench.h"
 
@@ -68,13 +69,23 @@ static brg_tensor *random_ids(int64_t n_values, uint64_t seed, int ndim,
     return brg_retain(ids);
 }
 
+/* The next n parameters are about to be used. */
+static void use(const bench_model *m, brg_tensor *const *p, int n)
+{
+    for (int i = 0; i < n && m->is_sharded; i++)
+        bench_must(brg_ddp_wait_params(m->ddp, p[i]));
+}
+
 /* ---- MLP: 784 - hidden - hidden - 10 ------------------------------------- */
 
 static brg_tensor *mlp_loss(const bench_model *m)
 {
     brg_tensor *const *p = m->p;
+    use(m, p, 2);
     brg_tensor *h = brg_relu(brg_linear(m->x, p[0], p[1]));
+    use(m, p + 2, 2);
     h = brg_relu(brg_linear(h, p[2], p[3]));
+    use(m, p + 4, 2);
     return brg_cross_entropy(brg_linear(h, p[4], p[5]), m->y);
 }
 
@@ -96,9 +107,12 @@ static brg_tensor *cnn_loss(const bench_model *m)
     brg_tensor *const *p = m->p;
     brg_pool2d_options pool = BRG_POOL2D_OPTIONS_INIT;
     pool.kernel[0] = pool.kernel[1] = 2;
+    use(m, p, 2);
     brg_tensor *h = brg_relu(brg_conv2d(m->x, p[0], p[1], NULL));
+    use(m, p + 2, 2);
     h = brg_relu(brg_conv2d(h, p[2], p[3], NULL));
     h = brg_flatten(brg_max_pool2d(h, &pool), 1, -1);
+    use(m, p + 4, 4);
     h = brg_relu(brg_linear(h, p[4], p[5]));
     return brg_cross_entropy(brg_linear(h, p[6], p[7]), m->y);
 }
@@ -142,10 +156,14 @@ static brg_tensor *gpt_block(brg_tensor *x, brg_tensor *const *p)
 static brg_tensor *gpt_loss(const bench_model *m)
 {
     brg_tensor *const *p = m->p;
+    use(m, p, 2);
     brg_tensor *x = brg_add(brg_embedding(p[0], m->x), p[1]);
-    for (int i = 0; i < GPT_BLOCKS; i++)
+    for (int i = 0; i < GPT_BLOCKS; i++) {
+        use(m, p + 2 + i * GPT_BLOCK_PARAMS, GPT_BLOCK_PARAMS);
         x = gpt_block(x, p + 2 + i * GPT_BLOCK_PARAMS);
+    }
     brg_tensor *const *norm = p + 2 + GPT_BLOCKS * GPT_BLOCK_PARAMS;
+    use(m, norm, 2);
     x = brg_layer_norm(x, norm[0], norm[1], 1, 1e-5);
     brg_tensor *logits = brg_linear(brg_flatten(x, 0, 1), p[0], NULL);
     return brg_cross_entropy(logits, m->y);
@@ -209,6 +227,22 @@ void bench_model_distribute(bench_model *m, brg_pg *pg)
     bench_must(brg_ddp_create(&m->ddp, pg, m->p, m->n_params, NULL, 0, NULL));
 }
 
+void bench_model_distribute_adamw(bench_model *m, brg_pg *pg, bool is_sharded)
+{
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    brg_adamw_options adamw = BRG_ADAMW_OPTIONS_INIT;
+    brg_optim_range ranges[BENCH_MAX_PARAMS];
+    options.shard = m->is_sharded = is_sharded;
+    bench_must(
+        brg_ddp_create(&m->ddp, pg, m->p, m->n_params, NULL, 0, &options));
+    if (is_sharded) {
+        bench_must(brg_ddp_shard(m->ddp, m->params, ranges, m->n_params));
+        adamw.ranges = ranges;
+    }
+    brg_optim_destroy(m->optim);
+    bench_must(brg_optim_create_adamw(&m->optim, m->params, &adamw));
+}
+
 void bench_model_deinit(bench_model *m)
 {
     brg_ddp_destroy(m->ddp);
@@ -225,6 +259,8 @@ void bench_model_step(bench_model *m)
     brg_tensor *loss = m->loss(m);
     bench_must(brg_backward(loss));
     bench_must(brg_optim_step(m->optim));
+    if (m->is_sharded)
+        bench_must(brg_ddp_gather_params(m->ddp));
     bench_must(brg_tensor_item(loss, &m->last_loss));
     brg_scope_end(scope);
 }

@@ -23,6 +23,7 @@ typedef struct bench_model {
     brg_tensor *(*loss)(const struct bench_model *m);
     brg_optim *optim;
     brg_ddp *ddp; /* NULL: this rank alone */
+    bool is_sharded;
     double last_loss;
 } bench_model;
 
@@ -32,6 +33,8 @@ void bench_model_init(bench_model *m, const char *name, uint64_t seed);
 /* From now on gradients are averaged over the ranks of pg; BENCH_BUCKET_KB in
  * the environment sets the size of buckets. */
 void bench_model_distribute(bench_model *m, brg_pg *pg);
+/* The same with AdamW, its state in shards or not. */
+void bench_model_distribute_adamw(bench_model *m, brg_pg *pg, bool is_sharded);
 void bench_model_deinit(bench_model *m);
 
 /* Forward, backward, update. */
