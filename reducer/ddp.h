@@ -45,6 +45,7 @@ typedef enum brg__ddp_graph {
 typedef struct brg__ddp_weights {
     char *arena;      /* the group's memory; NULL: not moved there */
     brg_work **works; /* of each bucket; owned */
+    struct brg__stranded *stranded; /* owned; for want of memory at the end */
     size_t n_in_flight;
 } brg__ddp_weights;
 

@@ -86,6 +86,24 @@ static brg_status check_param(const brg__ddp_param *p)
                     brg__member_name(p->ddp->reducer, p->index));
 }
 
+/* The arena, once the ddp has gone, of parameters that found no memory of
+ * their own: goes with the last of them. */
+typedef struct brg__stranded {
+    brg_pg *pg;  /* borrowed */
+    void *arena; /* NULL: it goes with the group */
+    _Atomic size_t n;
+} brg__stranded;
+
+static void leave(void *user)
+{
+    brg__stranded *s = user;
+    if (--s->n > 0)
+        return;
+    if (s->arena)
+        brg_pg_free(s->pg, s->arena);
+    brg__mem_free(s);
+}
+
 brg_status brg__shard_prepare(brg_ddp *ddp)
 {
     brg_reducer *r = ddp->reducer;
@@ -100,7 +118,8 @@ brg_status brg__shard_prepare(brg_ddp *ddp)
     r->n_works += n_more;
     ddp->weights.works = brg__mem_alloc_array(
         r->plan.n_buckets, sizeof *ddp->weights.works, "works of gathers");
-    return ddp->weights.works ? BRG_OK : BRG_ERR_NOMEM;
+    ddp->weights.stranded = BRG__NEW(brg__stranded);
+    return ddp->weights.works && ddp->weights.stranded ? BRG_OK : BRG_ERR_NOMEM;
 }
 
 static brg_status move_in(const brg__ddp_param *p, char *arena)
@@ -128,12 +147,15 @@ brg_status brg__shard_attach(brg_ddp *ddp)
     return BRG_OK;
 }
 
+/* Only if somebody else has the parameter, too. */
 static bool move_out(const brg__ddp_param *p)
 {
     brg__storage *s = p->leaf->storage;
     const brg_device_vtable *vtable;
     void *own;
-    if (s->nbytes == 0 || !s->is_external)
+    bool is_held =
+        brg__ref_count(&p->leaf->refs) > 1 || brg__ref_count(&s->refs) > 1;
+    if (s->nbytes == 0 || !s->is_external || !is_held)
         return true;
     if (brg__device_find(s->device, &vtable) != BRG_OK ||
         vtable->alloc(s->device, &own, s->nbytes) != BRG_OK)
@@ -147,21 +169,32 @@ static bool move_out(const brg__ddp_param *p)
 void brg__shard_detach(brg_ddp *ddp)
 {
     brg__ddp_weights *w = &ddp->weights;
-    bool is_free = true;
+    bool is_idle = true;
+    size_t n_stranded = 0;
     for (size_t k = 0; w->works && k < ddp->reducer->plan.n_buckets; k++)
         if (w->works[k]) { /* still going: others use it */
-            is_free &= brg_work_test(w->works[k]);
+            is_idle &= brg_work_test(w->works[k]);
             brg_work_release(w->works[k]);
         }
     for (size_t i = 0; w->arena && i < ddp->n_params; i++)
         if (!move_out(&ddp->params[i])) {
-            is_free = false;
+            brg__storage *s = ddp->params[i].leaf->storage;
+            s->free_fn = leave;
+            s->user = w->stranded;
+            n_stranded++;
             brg__log(BRG_LOG_ERROR, "reducer",
-                     "no memory of its own for %s: it goes with its group",
+                     "no memory of its own for %s: it must go before its group",
                      brg__member_name(ddp->reducer, i));
         }
-    if (is_free && w->arena)
-        brg_pg_free(ddp->pg, w->arena);
+    if (n_stranded > 0) {
+        w->stranded->pg = ddp->pg;
+        w->stranded->arena = is_idle ? w->arena : NULL;
+        w->stranded->n = n_stranded;
+    } else {
+        if (is_idle && w->arena)
+            brg_pg_free(ddp->pg, w->arena);
+        brg__mem_free(w->stranded);
+    }
     brg__mem_free(w->works);
     *w = (brg__ddp_weights){0};
 }

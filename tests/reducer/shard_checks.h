@@ -97,9 +97,9 @@ static inline brg_status shard_run_init(shard_run *r, brg_pg *pg)
 static inline void shard_run_deinit(shard_run *r)
 {
     brg_optim_destroy(r->optim);
-    brg_ddp_destroy(r->ddp);
     brg_params_destroy(r->params);
     brg_scope_end(r->scope);
+    brg_ddp_destroy(r->ddp);
 }
 
 /* loss = sum of p^2 x over the parameters in the mask, each waited for just

@@ -52,6 +52,33 @@ static brg_status compiled(brg_pg *pg)
     return status;
 }
 
+/* What one step starts, by a group that logs it. */
+static void test_shard__sends_shards(void **state)
+{
+    (void)state;
+    brg_pg *pg;
+    shard_run r = {.is_sharded = true};
+    size_t n[3] = {0}; /* whole buckets, shards out, shards back */
+    assert_brg_ok(brg_pg_create_fake(&pg, 1, 4));
+    assert_brg_ok(shard_run_init(&r, pg));
+    size_t first = brg_fake_n_calls(pg);
+    assert_brg_ok(shard_step(&r, 1, 0, NULL));
+    for (size_t i = first; i < brg_fake_n_calls(pg); i++) {
+        brg_fake_call called;
+        assert_brg_ok(brg_fake_call_at(pg, i, &called));
+        n[0] += strcmp(called.name, "all_reduce") == 0;
+        n[1] += strcmp(called.name, "reduce_scatter") == 0;
+        n[2] += strcmp(called.name, "all_gather") == 0;
+    }
+    size_t n_buckets = brg_reducer_n_buckets(brg_ddp_reducer(r.ddp));
+    assert_int_equal(n[0], 1); /* who used what */
+    assert_int_equal(n[1], n_buckets - 1);
+    assert_int_equal(n[2], n_buckets - 1);
+    assert_int_equal(brg_fake_n_calls(pg) - first, 2 * n_buckets - 1);
+    shard_run_deinit(&r);
+    brg_pg_destroy(pg);
+}
+
 static void test_shard__compiled_too(void **state)
 {
     (void)state;
@@ -287,6 +314,7 @@ int main(void)
         cmocka_unit_test(test_shard__clips_by_the_global_norm),
         cmocka_unit_test(test_shard__state_is_one_part_in_n),
         cmocka_unit_test(test_shard__misuse_is_an_error),
+        cmocka_unit_test(test_shard__sends_shards),
         cmocka_unit_test(test_shard__compiled_too),
         cmocka_unit_test(test_shard__a_steady_step_allocates_nothing),
         cmocka_unit_test(test_shard__resumes_at_another_world_size),
