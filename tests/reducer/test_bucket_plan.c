@@ -74,10 +74,10 @@ static const plan_case cases[] = {
      .n_limits = 1,
      .n_tail = 4,
      .n_shards = 3,
-     .text = "3 parameters, 3 buckets, 832 bytes\n"
-             "bucket 0 f32, 576 bytes at 0: 2@0 1@64\n"
-             "bucket 1 f32, 192 bytes at 576: 0@576\n"
-             "bucket 2 f32, 64 bytes at 768: tail@768\n"},
+     .text = "3 parameters, 3 buckets, 640 bytes\n"
+             "bucket 0 f32, 384 bytes at 0: 2@0 1@64\n"
+             "bucket 1 f32, 192 bytes at 384: 0@384\n"
+             "bucket 2 f32, 64 bytes at 576: tail@576\n"},
     {.name = "one byte less is not",
      .n_params = 4,
      .nbytes = {64, 64, 63, 64},
