@@ -51,6 +51,12 @@ bool brg__pg_poll(brg_pg *pg);
 /* The group has failed with the caller's error record: keep it. */
 void brg__pg_kill(brg_pg *pg);
 
+/* Where the memory of brg_pg_alloc lies. */
+static inline brg_device brg__pg_device(const brg_pg *pg)
+{
+    return pg->end.device;
+}
+
 /* Failures after which the ranks are no longer in step. */
 bool brg__status_is_fatal(brg_status status);
 

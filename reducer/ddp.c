@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "comm/pg.h"
 #include "core/autograd/node.h"
 #include "core/base/alloc.h"
 #include "core/base/map.h"
@@ -13,18 +14,28 @@
 
 /* ---- Making: what needs no other rank -------------------------------------------- */
 
-static brg_status check_tensor(const brg_tensor *t, const char *kind, size_t i)
+static brg_status check_tensor(const brg_ddp *ddp, const brg_tensor *t,
+                               const char *kind, size_t i)
 {
+    const brg_device where = brg__pg_device(ddp->pg);
+    char there[24], here[24];
     const char *name = t ? brg_tensor_name(t) : NULL;
     BRG_CHECK_ARG(t, "brg_ddp_create: %s %zu is NULL", kind, i);
     BRG_CHECK_ARG(brg_is_leaf(t),
                   "brg_ddp_create: %s %zu (%s) was computed by %s, so it is "
                   "no leaf",
                   kind, i, name ? name : "no name", brg_grad_fn_name(t));
-    if (t->device.type != BRG_DEVICE_CPU || !t->storage)
+    if (!brg__device_equal(t->device, where))
         return BRG_FAIL(BRG_ERR_UNSUPPORTED,
-                        "brg_ddp_create: %s %zu (%s) is not in host memory",
-                        kind, i, name ? name : "no name");
+                        "brg_ddp_create: %s %zu (%s) is on %s, the group "
+                        "reduces on %s (for GPUs: brg_nccl_create)",
+                        kind, i, name ? name : "no name",
+                        brg__device_text(t->device, there),
+                        brg__device_text(where, here));
+    if (!t->storage)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "brg_ddp_create: %s %zu (%s) is sparse", kind, i,
+                        name ? name : "no name");
     return BRG_OK;
 }
 
@@ -38,7 +49,7 @@ static brg_status take_params(brg_ddp *ddp, brg_tensor *const *params, size_t n,
         brg_tensor *t = params[i];
         uint32_t unused;
         bool is_new;
-        BRG_TRY(check_tensor(t, "parameter", i));
+        BRG_TRY(check_tensor(ddp, t, "parameter", i));
         BRG_TRY(brg__map_put(seen, t, 0, &unused, &is_new));
         if (!is_new)
             continue;
@@ -62,7 +73,7 @@ static brg_status take_buffers(brg_ddp *ddp, brg_tensor *const *buffers,
     for (size_t i = 0; i < n; i++) {
         uint32_t unused;
         bool is_new;
-        BRG_TRY(check_tensor(buffers[i], "buffer", i));
+        BRG_TRY(check_tensor(ddp, buffers[i], "buffer", i));
         BRG_TRY(brg__map_put(seen, buffers[i], 0, &unused, &is_new));
         if (is_new)
             ddp->buffers[ddp->n_buffers++] = brg_retain(buffers[i]);
@@ -324,6 +335,12 @@ brg_status brg_ddp_sync_buffers(brg_ddp *ddp)
 {
     BRG_CHECK_ARG(ddp, "brg_ddp_sync_buffers: the ddp is NULL");
     return brg__ddp_broadcast_buffers(ddp);
+}
+
+brg_status brg_ddp_confirm(brg_ddp *ddp)
+{
+    BRG_CHECK_ARG(ddp, "brg_ddp_confirm: the ddp is NULL");
+    return brg_reducer_confirm(ddp->reducer);
 }
 
 bool brg_ddp_next_leaf(const brg_ddp *ddp, uint32_t *leaf)

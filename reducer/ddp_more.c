@@ -51,6 +51,7 @@ brg_status brg_ddp_refresh(brg_ddp *ddp)
                         "state hang on the buckets of a ddp with shard; gather "
                         "the state, make a new ddp and a new optimizer",
                         brg_pg_rank(ddp->pg));
+    BRG_TRY(brg_ddp_confirm(ddp)); /* the fresh one would not know */
     brg_ddp *fresh;
     brg_comm_hook *hook = ddp->options.hook;
     if (hook) /* it moves on to the new reducer */

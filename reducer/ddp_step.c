@@ -36,7 +36,8 @@ brg_status brg__ddp_pack(brg__ddp_param *p, brg_tensor *grad)
 {
     brg_reducer *r = p->ddp->reducer;
     if (!grad)
-        memset(p->home->storage->data, 0, r->members[p->index].nbytes);
+        BRG_TRY(brg__device_zero(r->device, p->home->storage->data,
+                                 r->members[p->index].nbytes));
     if (!grad || grad == p->home)
         return BRG_OK;
     r->stats.n_packed_bytes += r->members[p->index].nbytes;
@@ -169,7 +170,8 @@ static brg_status finish(void *user)
     if (status != BRG_OK) { /* this rank's own; it must not leave the others */
         brg__error_record kept;
         brg__error_save(&kept);
-        (void)brg__reducer_give_up(r);
+        if (brg__reducer_give_up(r) == BRG_OK && brg__tail_is_late(r))
+            (void)brg__ddp_sync_buffers(ddp); /* as the other ranks do */
         brg__error_restore(&kept);
     } else if (!brg__leaf_is_last(r)) {
         brg__leaf_next(r);
@@ -192,6 +194,8 @@ static void on_failure(void *user)
     brg_status status = brg__reducer_give_up(ddp->reducer);
     if (status == BRG_OK && !ddp->reducer->has_failed)
         (void)brg__ddp_hand_over_all(ddp); /* as the other ranks do */
+    else if (status == BRG_OK && brg__tail_is_late(ddp->reducer))
+        (void)brg__ddp_sync_buffers(ddp); /* the same */
     end_recording(ddp, status == BRG_OK && !ddp->reducer->has_failed);
     for (size_t i = 0; i < ddp->n_params; i++)
         ddp->params[i].is_used = ddp->params[i].is_written = false;
@@ -277,6 +281,7 @@ brg_status brg__ddp_shadow_step(brg_ddp *ddp)
     brg_reducer *r = ddp->reducer;
     r->is_shadow = true;
     BRG_TRY(brg__reducer_close(r));
+    brg_status status = BRG_OK;
     for (size_t i = 0; i < ddp->n_params; i++) {
         brg__ddp_param *p = &ddp->params[i];
         brg__ddp_remember_late(p);
@@ -286,11 +291,14 @@ brg_status brg__ddp_shadow_step(brg_ddp *ddp)
                      "no memory to keep the gradient of %s, should no rank "
                      "use it",
                      brg__member_name(r, i));
-        memset(r->members[i].slot, 0, r->members[i].nbytes);
+        if (brg__device_zero(r->device, r->members[i].slot,
+                             r->members[i].nbytes) != BRG_OK)
+            status = brg_error_code();
         /* If a bucket does not start, completing tries again. */
         (void)brg__reducer_arrive(r, i, false);
     }
-    brg_status status = brg__reducer_complete(r);
+    brg_status ended = brg__reducer_complete(r);
+    status = ended != BRG_OK ? ended : status;
     if (status == BRG_OK)
         status = brg__ddp_hand_over_all(ddp);
     drop_kept(ddp);
@@ -369,7 +377,7 @@ void brg__ddp_describe(const brg__ddp_param *p, brg__reduction_part *part)
     const brg_comm_hook *hook = r->options.hook;
     /* A hook with two rounds needs all buckets to have started before the
      * first is waited for; the other two know their results at the end. */
-    if (!p->ddp->is_sync || brg__has_leaves(r) || (hook && hook->ops.again) ||
+    if (!p->ddp->is_sync || brg__has_leaves(r) || r->tail.vtable || (hook && hook->ops.again) ||
         p->ddp->options.grads_apart || p->ddp->graph != BRG__GRAPH_FREE)
         return;
     *part = (brg__reduction_part){

@@ -5,6 +5,7 @@
 #include "core/base/alloc.h"
 #include "core/base/assert.h"
 #include "core/base/log.h"
+#include "core/tensor/device.h"
 #include "core/tensor/shape.h"
 #include "reducer/ddp.h"
 
@@ -61,9 +62,38 @@ static void free_block(void *user)
     brg__block_free(storage->data, block_size(storage), BRG_CACHE_LINE);
 }
 
+static void free_there(void *user)
+{
+    brg__storage *storage = user;
+    const brg_device_vtable *vtable;
+    if (brg__device_find(storage->device, &vtable) == BRG_OK)
+        vtable->free(storage->device, storage->data, block_size(storage));
+}
+
+static bool move_out_there(brg__storage *storage)
+{
+    const brg_device d = storage->device;
+    const brg_device_vtable *vtable;
+    void *block;
+    if (brg__device_find(d, &vtable) != BRG_OK ||
+        vtable->alloc(d, &block, block_size(storage)) != BRG_OK)
+        return false;
+    if (brg__device_copy(d, block, d, storage->data, storage->nbytes) !=
+        BRG_OK) {
+        vtable->free(d, block, block_size(storage));
+        return false;
+    }
+    storage->data = block;
+    storage->free_fn = free_there;
+    storage->user = storage;
+    return true;
+}
+
 /* From the bucket into memory of its own. */
 static bool move_out(brg__storage *storage)
 {
+    if (storage->device.type != BRG_DEVICE_CPU)
+        return move_out_there(storage);
     void *block = brg__block_alloc(block_size(storage), BRG_CACHE_LINE,
                                    "gradients that outlive their reducer");
     if (!block)
@@ -123,10 +153,11 @@ brg_status brg__ddp_copy(brg_tensor *dst, brg_tensor *src)
     if (dst->numel == 0)
         return BRG_OK;
     if (src->storage && is_laid_out_alike(dst, src)) {
-        memcpy(brg__tensor_ptr(dst), brg__tensor_ptr(src),
-               brg_tensor_nbytes(dst));
+        brg_status status =
+            brg__device_copy(dst->device, brg__tensor_ptr(dst), src->device,
+                             brg__tensor_ptr(src), brg_tensor_nbytes(dst));
         brg_tensor_touch(dst);
-        return BRG_OK;
+        return status;
     }
     bool mode = brg_grad_mode_set(false);
     brg_status status = brg_copy_(dst, src);

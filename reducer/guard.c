@@ -92,7 +92,7 @@ static bool is_unmapped(void *at, size_t nbytes)
 brg_status brg__guard_buffer(const brg_reducer *r, size_t i)
 {
     const brg__member *m = &r->members[i];
-    if (!m->grad || m->nbytes == 0 ||
+    if (!m->grad || m->nbytes == 0 || m->device.type != BRG_DEVICE_CPU ||
         (!is_unmapped(m->grad, m->nbytes) && !is_freed(m->grad, m->nbytes)))
         return BRG_OK;
     return BRG_FAIL(BRG_ERR_STATE,

@@ -17,6 +17,11 @@ static bool is_half(brg_dtype dtype)
 
 brg_status brg__leaves_prepare(brg_reducer *r, uint32_t n_leaves)
 {
+    if (r->device.type != BRG_DEVICE_CPU)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "rank %d: the reproducible reduction needs gradients "
+                        "in host memory",
+                        r->rank);
     BRG_TRY(brg_leaf_run_of(&r->run, n_leaves, r->rank, r->world_size));
     for (size_t i = 0; i < r->n_params; i++)
         r->has_halves |= is_half(r->members[i].dtype);

@@ -75,19 +75,20 @@ static brg_status claim(brg_reducer *r, size_t i)
                                           : brg__reducer_fail_twice(r, i);
 }
 
-static void pack(const brg_reducer *r, size_t i)
+static brg_status pack(const brg_reducer *r, size_t i)
 {
     const brg__member *m = &r->members[i];
-    if (m->grad && m->nbytes > 0)
-        memcpy(m->slot, m->grad, m->nbytes);
+    if (!m->grad)
+        return BRG_OK;
+    return brg__device_copy(r->device, m->slot, r->device, m->grad, m->nbytes);
 }
 
 static brg_status mark_from_afar(brg_reducer *r, size_t i)
 {
     BRG_TRY(claim(r, i));
-    pack(r, i);
-    brg__inbox_put(&r->inbox, i);
-    return BRG_OK;
+    brg_status status = pack(r, i);
+    brg__inbox_put(&r->inbox, i); /* the others wait for it */
+    return status;
 }
 
 brg_status brg_reducer_mark_ready(brg_reducer *r, size_t i)
@@ -97,14 +98,14 @@ brg_status brg_reducer_mark_ready(brg_reducer *r, size_t i)
         return mark_from_afar(r, i);
     BRG_TRY(brg__reducer_check(r));
     BRG_TRY(claim(r, i));
-    pack(r, i);
+    brg_status packed = pack(r, i); /* it arrives: the others wait for it */
     BRG_TRY(brg__reducer_expect(r, i));
     if (r->members[i].grad)
         r->stats.n_packed_bytes += r->members[i].nbytes;
     BRG_TRY(brg__reducer_arrive(r, i, true));
     BRG_TRY(brg__reducer_drain(r));
     brg__progress_poll();
-    return BRG_OK;
+    return packed;
 }
 
 brg_status brg_reducer_poll(brg_reducer *r)
@@ -148,10 +149,10 @@ static void copy_back(brg_reducer *r, size_t i)
     const brg__member *m = &r->members[i];
     if (r->options.keep_in_slots || !m->grad || m->nbytes == 0)
         return;
-    if (brg__guard_buffer(r, i) != BRG_OK)
+    if (brg__guard_buffer(r, i) != BRG_OK ||
+        brg__device_copy(r->device, m->grad, r->device, m->slot, m->nbytes) !=
+            BRG_OK)
         refuse(r);
-    else
-        memcpy(m->grad, m->slot, m->nbytes);
 }
 
 static void tell(brg_reducer *r, size_t bucket)

@@ -30,14 +30,33 @@ static brg_status agree(brg_reducer *r, bool mine, bool *all)
 
 /* The contents of the slots from where the present plan has them to where
  * `plan` wants them; `copy` is as large as the arena. */
-static void move(brg_reducer *r, const brg__plan *plan, char *copy)
+static brg_status move(brg_reducer *r, const brg__plan *plan, char *copy)
 {
-    memset(copy, 0, plan->nbytes);
+    const brg_device d = r->device;
+    BRG_TRY(brg__device_zero(d, copy, plan->nbytes));
     for (size_t i = 0; i < r->n_params; i++)
-        memcpy(copy + plan->slots[i].offset, r->members[i].slot,
-               r->members[i].nbytes);
-    memcpy(r->arena, copy, plan->nbytes);
+        BRG_TRY(brg__device_copy(d, copy + plan->slots[i].offset, d,
+                                 r->members[i].slot, r->members[i].nbytes));
+    BRG_TRY(brg__device_copy(d, r->arena, d, copy, plan->nbytes));
     brg__leaves_clear(r);
+    return BRG_OK;
+}
+
+static void *copy_alloc(const brg_reducer *r, size_t nbytes)
+{
+    void *copy = NULL;
+    if (!r->tail.vtable)
+        return brg__block_alloc(nbytes, BRG__PLAN_ALIGN, "a copy of buckets");
+    return r->tail.vtable->alloc(r->device, &copy, nbytes) == BRG_OK ? copy
+                                                                     : NULL;
+}
+
+static void copy_free(const brg_reducer *r, void *copy, size_t nbytes)
+{
+    if (copy && r->tail.vtable)
+        r->tail.vtable->free(r->device, copy, nbytes);
+    else if (copy)
+        brg__block_free(copy, nbytes, BRG__PLAN_ALIGN);
 }
 
 brg_status brg__reducer_rebuild(brg_reducer *r)
@@ -52,22 +71,22 @@ brg_status brg__reducer_rebuild(brg_reducer *r)
     bool is_able = brg__reducer_plan(r, r->arrivals, &plan) == BRG_OK &&
                    brg__reducer_reserve(r, &plan) == BRG_OK;
     if (is_able)
-        copy = brg__block_alloc(nbytes, BRG__PLAN_ALIGN, "a copy of buckets");
+        copy = copy_alloc(r, nbytes);
     brg__error_restore(&kept);
     bool all_are = false;
     brg_status status = agree(r, copy != NULL, &all_are);
     if (status == BRG_OK && all_are &&
         brg__plan_hash(&plan) != brg__plan_hash(&r->plan)) {
-        move(r, &plan, copy);
+        status = move(r, &plan, copy);
         brg__plan old = r->plan;
         r->plan = plan;
         plan = old;
         brg__reducer_lay_out(r);
-        status = brg__hook_lay_out(r);
+        if (status == BRG_OK)
+            status = brg__hook_lay_out(r);
         r->stats.n_rebuilds++;
     }
-    if (copy)
-        brg__block_free(copy, nbytes, BRG__PLAN_ALIGN);
+    copy_free(r, copy, nbytes);
     brg__plan_deinit(&plan);
     return status;
 }

@@ -56,11 +56,13 @@ static brg_status set_member(brg_reducer *r, size_t i,
                   "brg_reducer_create: parameter %zu has dtype %d, which does "
                   "not exist",
                   i, (int)param->dtype);
-    if (param->device.type != BRG_DEVICE_CPU)
+    char there[24], here[24];
+    if (!brg__device_equal(param->device, r->device))
         return BRG_FAIL(BRG_ERR_UNSUPPORTED,
-                        "brg_reducer_create: parameter %zu is not in host "
-                        "memory",
-                        i);
+                        "brg_reducer_create: parameter %zu is on %s, the group "
+                        "reduces on %s (for GPUs: brg_nccl_create)",
+                        i, brg__device_text(param->device, there),
+                        brg__device_text(r->device, here));
     BRG_CHECK_ARG(
         brg__mul_size(param->count, brg_dtype_size(param->dtype), &m->nbytes),
         "brg_reducer_create: parameter %zu has %zu elements", i, param->count);
@@ -112,6 +114,21 @@ brg_status brg__reducer_reserve(brg_reducer *r, const brg__plan *plan)
     return BRG_OK;
 }
 
+/* What looks at values on the host. */
+static brg_status check_device(const brg_reducer *r)
+{
+    char text[24];
+    const char *what = r->options.hook           ? "a communication hook"
+                       : r->options.measure_norm ? "options.measure_norm"
+                                                 : NULL;
+    if (!what || r->device.type == BRG_DEVICE_CPU)
+        return BRG_OK;
+    return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                    "brg_reducer_create: %s needs gradients in host memory, "
+                    "these are on %s",
+                    what, brg__device_text(r->device, text));
+}
+
 static brg_status allocate(brg_reducer *r)
 {
     size_t n = r->n_params, n_notes;
@@ -143,6 +160,7 @@ brg_status brg__reducer_prepare(brg_reducer **out, brg_pg *pg,
     r->rank = brg_pg_rank(pg);
     r->world_size = brg_pg_world_size(pg);
     r->n_params = n_params;
+    r->device = brg__pg_device(pg);
     BRG_TRY_GOTO(complete_options(&r->options, options), out);
     r->is_rebuilt = r->options.keep_order;
     if ((status = allocate(r)) != BRG_OK)
@@ -152,7 +170,11 @@ brg_status brg__reducer_prepare(brg_reducer **out, brg_pg *pg,
         r->is_rebuilt |= !params[i].grad;
     }
     if (status == BRG_OK)
+        status = check_device(r);
+    if (status == BRG_OK)
         status = brg__guard_distinct(r);
+    if (status == BRG_OK)
+        status = brg__device_tail_prepare(r);
     if (status == BRG_OK)
         status = brg__reducer_plan(r, NULL, &r->plan);
     if (status == BRG_OK)
@@ -280,6 +302,7 @@ void brg_reducer_destroy(brg_reducer *r)
         brg_pg_free(r->pg, r->arena);
     }
     brg__hook_detach(r, is_in_flight);
+    brg__device_tail_free(r);
     for (size_t i = 0; r->members && i < r->n_params; i++)
         brg__mem_free(r->members[i].name);
     brg__mem_free(r->members);
@@ -337,6 +360,12 @@ brg_status brg_reducer_find(const brg_reducer *r, size_t i, size_t *bucket,
 size_t brg_reducer_n_used(const brg_reducer *r, size_t i)
 {
     return r && i < r->n_params ? r->members[i].n_used : 0;
+}
+
+brg_status brg_reducer_confirm(brg_reducer *r)
+{
+    BRG_CHECK_ARG(r, "brg_reducer_confirm: the reducer is NULL");
+    return r->tail.vtable ? brg__device_tail_tell(r) : BRG_OK;
 }
 
 double brg_reducer_grad_norm(const brg_reducer *r)

@@ -21,6 +21,7 @@
 #include <brigade/reducer.h>
 
 #include "core/base/error.h"
+#include "core/tensor/device.h"
 #include "reducer/bucket.h"
 #include "reducer/bucket_plan.h"
 #include "reducer/hooks/hook.h"
@@ -43,6 +44,18 @@ typedef struct brg__member {
     double sum_squares; /* of the result, with measure_norm */
 } brg__member;
 
+/* The tail of gradients on a device (tail_device.c). */
+typedef struct brg__device_tail {
+    const brg_device_vtable *vtable; /* NULL: the tail is in host memory */
+    float *values; /* owned, host: what `mine` holds, and room for the next */
+    void *mine;    /* on the device: what this rank has to say */
+    bool is_sent;  /* mine holds values */
+    void *fetch;   /* the device's: the tail of the last step, on its way */
+    bool is_pending; /* that has not been looked at */
+    uint64_t n_sent; /* steps */
+    brg__error_record verdict; /* on the last step, not told yet */
+} brg__device_tail;
+
 struct brg_reducer {
     brg_pg *pg; /* borrowed */
     int rank;
@@ -51,6 +64,9 @@ struct brg_reducer {
     bool is_inner;               /* a ddp drives it */
     /* A bucket has been reduced; may be NULL. */
     void (*on_reduced)(brg_reducer *r, size_t bucket);
+
+    brg_device device; /* of gradients, slots and buckets */
+    brg__device_tail tail;
 
     size_t n_params;
     brg__member *members;
@@ -168,9 +184,34 @@ brg_status brg__reducer_give_up(brg_reducer *r);
 
 /* ---- The tail (tail.c) ----------------------------------------------------------- */
 
-void brg__tail_write(brg_reducer *r);
-/* What the step came to; sets n_used of the members. */
+brg_status brg__tail_write(brg_reducer *r);
+/* What the step came to; sets n_used of the members. On a device: what the
+ * step before came to (tail_device.c). */
 brg_status brg__tail_judge(brg_reducer *r);
+
+/* What reduced values of a tail say; n_used and n_shadows are set. */
+typedef struct brg__tail_counts {
+    uint32_t n_failed; /* ranks */
+    bool is_missing;   /* a gradient that may not be */
+    size_t mark;       /* the first not alike; BRG__N_MARKS: all are */
+} brg__tail_counts;
+void brg__tail_fill(const brg_reducer *r, float *tail);
+brg__tail_counts brg__tail_count(brg_reducer *r, const float *tail);
+
+brg_status brg__device_tail_prepare(brg_reducer *r);
+void brg__device_tail_free(brg_reducer *r);
+brg_status brg__device_tail_write(brg_reducer *r, void *tail);
+brg_status brg__device_tail_judge(brg_reducer *r, const void *tail);
+/* n_used and n_shadows are those of the last step. May wait for the device. */
+brg_status brg__device_tail_read(brg_reducer *r);
+/* What the last step came to, if that was not told yet. */
+brg_status brg__device_tail_tell(brg_reducer *r);
+
+/* Do the other ranks take a step as good that this one has given up? */
+static inline bool brg__tail_is_late(const brg_reducer *r)
+{
+    return r->tail.vtable && r->is_rebuilt;
+}
 
 /* ---- Norms (norm.c) ------------------------------------------------------------------ */
 

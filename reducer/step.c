@@ -115,8 +115,9 @@ brg_status brg__reducer_launch(brg_reducer *r, size_t n)
         brg__bucket *bucket = &r->buckets[r->n_launched];
         if (bucket->state != BRG__BUCKET_READY)
             break;
-        if (r->n_launched + 1 == r->plan.n_buckets)
-            brg__tail_write(r);
+        bool is_last = r->n_launched + 1 == r->plan.n_buckets;
+        if (is_last && brg__tail_write(r) != BRG_OK)
+            return brg__error_prefix("the tail of the last bucket: ");
         if (start_bucket(r, r->n_launched) != BRG_OK) {
             prefix_bucket(r, r->n_launched);
             return brg__error_prefix("starting ");
@@ -275,6 +276,8 @@ static void await_mark(brg_reducer *r, size_t i)
 
 brg_status brg__reducer_settle(brg_reducer *r)
 {
+    brg_status own = BRG_OK;
+    brg__error_record kept;
     BRG_TRY(brg__reducer_check(r));
     /* If a bucket does not start, completing tries again. */
     (void)brg__reducer_drain(r);
@@ -286,10 +289,17 @@ brg_status brg__reducer_settle(brg_reducer *r)
             await_mark(r, i);
             continue;
         }
-        memset(brg__leaf_home(r, i), 0, r->members[i].nbytes);
+        if (brg__device_zero(r->device, brg__leaf_home(r, i),
+                             r->members[i].nbytes) != BRG_OK) {
+            own = brg_error_code(); /* of the device; the others go on */
+            brg__error_save(&kept);
+        }
         (void)brg__reducer_arrive(r, i, false);
     }
-    return brg__reducer_complete(r);
+    brg_status status = brg__reducer_complete(r);
+    if (own != BRG_OK)
+        brg__error_restore(&kept);
+    return own != BRG_OK ? own : status;
 }
 
 brg_status brg__reducer_give_up(brg_reducer *r)

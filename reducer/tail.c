@@ -30,9 +30,8 @@ static uint8_t mark_of(const brg_reducer *r, size_t k)
     return (uint8_t)(value % BRG__MARK_BASE);
 }
 
-void brg__tail_write(brg_reducer *r)
+void brg__tail_fill(const brg_reducer *r, float *tail)
 {
-    float *tail = tail_of(r);
     for (size_t i = 0; i < r->n_params; i++)
         tail[i] = r->members[i].is_used;
     tail[r->n_params] = r->has_failed;
@@ -42,6 +41,14 @@ void brg__tail_write(brg_reducer *r)
         tail[r->n_params + 2 + 2 * k] = mark;
         tail[r->n_params + 3 + 2 * k] = mark * mark;
     }
+}
+
+brg_status brg__tail_write(brg_reducer *r)
+{
+    if (r->tail.vtable)
+        return brg__device_tail_write(r, tail_of(r));
+    brg__tail_fill(r, tail_of(r));
+    return BRG_OK;
 }
 
 /* ---- Blame ------------------------------------------------------------------- */
@@ -176,9 +183,8 @@ static size_t find_mark(const brg_reducer *r, const float *tail)
     return k;
 }
 
-brg_status brg__tail_judge(brg_reducer *r)
+brg__tail_counts brg__tail_count(brg_reducer *r, const float *tail)
 {
-    const float *tail = tail_of(r);
     bool is_missing = false;
     uint32_t n_failed = count_of(r, tail[r->n_params]);
     r->n_shadows = count_of(r, tail[r->n_params + 1]);
@@ -188,13 +194,20 @@ brg_status brg__tail_judge(brg_reducer *r)
             r->members[i].n_used < (uint32_t)r->world_size - r->n_shadows;
     }
     is_missing &= !r->options.allow_unused;
-    size_t mark = find_mark(r, tail);
-    if (n_failed == 0 && !is_missing && mark == BRG__N_MARKS)
+    return (brg__tail_counts){n_failed, is_missing, find_mark(r, tail)};
+}
+
+brg_status brg__tail_judge(brg_reducer *r)
+{
+    if (r->tail.vtable)
+        return brg__device_tail_judge(r, tail_of(r));
+    const brg__tail_counts found = brg__tail_count(r, tail_of(r));
+    if (found.n_failed == 0 && !found.is_missing && found.mark == BRG__N_MARKS)
         return BRG_OK;
     BRG_TRY(exchange_notes(r));
     if (r->has_failed)
         return BRG_OK; /* its own error says more */
-    if (mark < BRG__N_MARKS)
-        return blame_mark(r, mark);
-    return n_failed > 0 ? blame_failed(r) : blame_missing(r);
+    if (found.mark < BRG__N_MARKS)
+        return blame_mark(r, found.mark);
+    return found.n_failed > 0 ? blame_failed(r) : blame_missing(r);
 }

@@ -311,7 +311,7 @@ brg_status brg__nccl_progress(void *group)
 {
     brg__nccl_group *g = group;
     if (!g->first && !g->held)
-        return BRG_OK;
+        return check_peers(g);
     BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaSetDevice(g->device), "the GPU"));
     BRG__NCCL_TRY(flush_held(g));
     BRG__NCCL_TRY(check_peers(g));

@@ -209,7 +209,8 @@ static brg_status nccl_create(const brg_host *host,
     *filled = (brg_group){.ops = &nccl_ops,
                           .group = g,
                           .rank = g->rank,
-                          .world_size = g->n_ranks};
+                          .world_size = g->n_ranks,
+                          .device = o->device};
     return BRG_OK;
 }
 

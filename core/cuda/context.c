@@ -286,6 +286,9 @@ static const brg_device_vtable table = {
     .kernel = brg__cu_kernel,
     .update = cu_update,
     .stream = cu_stream,
+    .fetch = brg__cu_fetch,
+    .fetched = brg__cu_fetched,
+    .fetch_free = brg__cu_fetch_free,
 };
 
 /* What the driver can do, and what this was built for. */

@@ -57,6 +57,12 @@ brg_status brg__cu_enter(brg_device device, brg__cu **out);
 brg_status brg__cu_alloc(brg_device device, void **out, size_t nbytes);
 void brg__cu_free(brg_device device, void *ptr, size_t nbytes);
 
+/* The slots of the table (memory.c). */
+brg_status brg__cu_fetch(brg_device device, void **fetch, const void *src,
+                         size_t nbytes);
+brg_status brg__cu_fetched(brg_device device, void *fetch, const void **out);
+void brg__cu_fetch_free(brg_device device, void *fetch);
+
 /* Pieces of memory of one call, freed together when what was queued is done.
  * Zero-initialised; brg__cu_temps_free takes any state. */
 #define BRG__CU_MAX_TEMPS 8

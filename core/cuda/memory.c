@@ -54,3 +54,72 @@ void brg__cu_temps_free(brg__cu_temps *temps)
         (void)cudaFreeAsync(temps->at[i], temps->cu->stream);
     temps->n = 0;
 }
+
+/* ---- Values that the host looks at later ------------------------------------------ */
+
+typedef struct fetch_state {
+    cudaEvent_t event;
+    void *host; /* pinned */
+} fetch_state;
+
+void brg__cu_fetch_free(brg_device device, void *fetch)
+{
+    brg__cu *cu;
+    fetch_state *f = fetch;
+    if (!f || brg__cu_enter(device, &cu) != BRG_OK)
+        return;
+    if (f->event) {
+        (void)cudaEventSynchronize(f->event);
+        (void)cudaEventDestroy(f->event);
+    }
+    if (f->host)
+        (void)cudaFreeHost(f->host);
+    brg__cu_host->free(f);
+}
+
+static brg_status make_fetch(brg_device device, void **out, size_t nbytes)
+{
+    fetch_state *f = brg__cu_host->alloc(sizeof *f, "a copy for the host");
+    if (!f)
+        return BRG_ERR_NOMEM;
+    int error = cudaEventCreateWithFlags(&f->event, cudaEventDisableTiming);
+    if (error == cudaSuccess)
+        error = cudaHostAlloc(&f->host, nbytes, cudaHostAllocDefault);
+    brg_status status = brg__cu_check(error, "cuda: a copy for the host");
+    if (status == BRG_OK)
+        *out = f;
+    else
+        brg__cu_fetch_free(device, f);
+    return status;
+}
+
+brg_status brg__cu_fetch(brg_device device, void **fetch, const void *src,
+                         size_t nbytes)
+{
+    brg__cu *cu;
+    BRG__CU_TRY(brg__cu_enter(device, &cu));
+    if (!*fetch)
+        BRG__CU_TRY(make_fetch(device, fetch, nbytes));
+    fetch_state *f = *fetch;
+    int error = cudaMemcpyAsync(f->host, src, nbytes, cudaMemcpyDeviceToHost,
+                                cu->stream);
+    if (error == cudaSuccess)
+        error = cudaEventRecord(f->event, cu->stream);
+    return brg__cu_check(error, "cuda: a copy for the host");
+}
+
+brg_status brg__cu_fetched(brg_device device, void *fetch, const void **out)
+{
+    brg__cu *cu;
+    fetch_state *f = fetch;
+    *out = NULL;
+    BRG__CU_TRY(brg__cu_enter(device, &cu));
+    int state = cudaEventQuery(f->event);
+    if (state == cudaErrorNotReady) {
+        (void)cudaGetLastError();
+        return BRG_OK;
+    }
+    BRG__CU_TRY(brg__cu_check(state, "cuda: queued work"));
+    *out = f->host;
+    return BRG_OK;
+}

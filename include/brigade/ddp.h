@@ -89,6 +89,10 @@ BRG_API void brg_ddp_destroy(brg_ddp *ddp);
  * Returns what it was. */
 BRG_API bool brg_ddp_set_sync(brg_ddp *ddp, bool is_on);
 
+/* Parameters on a GPU: what the last backward came to on all ranks; see
+ * brg_reducer_confirm. Call it before a checkpoint is written. */
+BRG_API BRG_NODISCARD brg_status brg_ddp_confirm(brg_ddp *ddp);
+
 /* Fills the number, among all leaves, of the one that the next backward counts
  * as; true if it is this rank's last. Under the default reduction false, and
  * nothing is filled. */

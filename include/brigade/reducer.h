@@ -32,7 +32,7 @@ typedef struct brg_reducer_param {
     void *grad;
     size_t count;
     brg_dtype dtype;
-    brg_device device; /* the CPU for now */
+    brg_device device; /* where the group reduces: its GPU, or the CPU */
     size_t n_rows;     /* of a matrix, for hooks that compress; 0: none */
 } brg_reducer_param;
 
@@ -114,6 +114,14 @@ BRG_API BRG_NODISCARD brg_status brg_reducer_wait(brg_reducer *reducer);
 BRG_API BRG_NODISCARD brg_status brg_reducer_wait_bucket(brg_reducer *reducer,
                                                          size_t bucket);
 
+/* Gradients on a GPU: a step is queued, and what it came to on all ranks (a
+ * gradient missing, a rank that gave up) is the status of the next step's end,
+ * on every rank alike, in which parameters have been updated already: they may
+ * differ between ranks then, so go back to a checkpoint. This waits until it is
+ * known, before a checkpoint is written for example. In host memory steps have
+ * said it themselves: returns BRG_OK at once. */
+BRG_API BRG_NODISCARD brg_status brg_reducer_confirm(brg_reducer *reducer);
+
 /* Ends the step instead of brg_reducer_wait when this rank cannot complete
  * it: the other ranks' wait fails with BRG_ERR_PEER naming this rank, and all
  * are ready for the next step. */
@@ -161,6 +169,8 @@ BRG_API BRG_NODISCARD brg_status brg_reducer_find(const brg_reducer *reducer,
                                                   size_t *offset);
 
 /* How many ranks marked gradient i in the last step that ended well. */
+/* On a GPU before the first brg_reducer_confirm after a step: all ranks, if
+ * this one did. */
 BRG_API size_t brg_reducer_n_used(const brg_reducer *reducer, size_t i);
 
 /* With measure_norm: the Euclidean norm of all gradients after the last step,

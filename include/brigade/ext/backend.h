@@ -194,6 +194,9 @@ typedef struct brg_group {
     int world_size;
     bool wants_polls; /* progress is worth calling while the thread computes */
     bool sums_leaves; /* start takes sum_leaves */
+    /* Where memory of `alloc` lies. Not the CPU: buffers there are taken, in
+     * the order of the device's queue, and buffers in host memory too. */
+    brg_device device;
 } brg_group;
 
 struct brg_backend {

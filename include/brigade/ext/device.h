@@ -15,7 +15,7 @@
 
 BRG_BEGIN_DECLS
 
-#define BRG_DEVICE_ABI 2
+#define BRG_DEVICE_ABI 3
 
 /* ---- What the library lends ------------------------------------------------ */
 
@@ -105,6 +105,16 @@ typedef struct brg_device_vtable {
     /* (optional) The device's own handle of the queue that kernels go to (a
      * cudaStream_t), for code that shares it. */
     brg_status (*stream)(brg_device device, void **out);
+
+    /* (optional, all or none) Values that the host looks at later. fetch queues
+     * a copy of `nbytes`, the same in each call, into host memory that belongs
+     * to *fetch (made if it is NULL). fetched: *out is that memory once the
+     * copy is there, until then NULL; it does not wait. Absent: such values are
+     * waited for. */
+    brg_status (*fetch)(brg_device device, void **fetch, const void *src,
+                        size_t nbytes);
+    brg_status (*fetched)(brg_device device, void *fetch, const void **out);
+    void (*fetch_free)(brg_device device, void *fetch);
 } brg_device_vtable;
 
 BRG_API BRG_NODISCARD brg_status
