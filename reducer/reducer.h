@@ -47,7 +47,8 @@ typedef struct brg__member {
 /* The tail of gradients on a device (tail_device.c). */
 typedef struct brg__device_tail {
     const brg_device_vtable *vtable; /* NULL: the tail is in host memory */
-    float *values; /* owned, host: what `mine` holds, and room for the next */
+    float *values; /* owned, host: what `mine` holds; the next; the last result
+                      where the device has no fetch */
     void *mine;    /* on the device: what this rank has to say */
     bool is_sent;  /* mine holds values */
     void *fetch;   /* the device's: the tail of the last step, on its way */

@@ -32,7 +32,7 @@ brg_status brg__device_tail_prepare(brg_reducer *r)
     if (r->device.type == BRG_DEVICE_CPU)
         return BRG_OK;
     BRG_TRY(brg__device_find(r->device, &t->vtable));
-    t->values = brg__mem_alloc_array(2 * BRG__N_TAIL(r), sizeof *t->values,
+    t->values = brg__mem_alloc_array(3 * BRG__N_TAIL(r), sizeof *t->values,
                                      "the tail of buckets");
     if (!t->values)
         return BRG_ERR_NOMEM;
@@ -147,7 +147,7 @@ static brg_status await(brg_reducer *r, const void **tail)
 brg_status brg__device_tail_read(brg_reducer *r)
 {
     brg__device_tail *t = &r->tail;
-    const void *tail = t->values + BRG__N_TAIL(r);
+    const void *tail = t->values + 2 * BRG__N_TAIL(r);
     if (!t->is_pending)
         return BRG_OK;
     t->is_pending = false;
@@ -179,7 +179,7 @@ static brg_status fetch(brg_reducer *r, const void *tail)
     if (t->vtable->fetch)
         BRG_TRY(t->vtable->fetch(r->device, &t->fetch, tail, n_bytes(r)));
     else
-        BRG_TRY(t->vtable->copy(host, t->values + BRG__N_TAIL(r), r->device,
+        BRG_TRY(t->vtable->copy(host, t->values + 2 * BRG__N_TAIL(r), r->device,
                                 tail, n_bytes(r)));
     t->is_pending = true;
     return BRG_OK;

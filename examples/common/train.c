@@ -294,6 +294,8 @@ static brg_status evaluate(run *r)
 static brg_status evaluate_and_save(run *r, int64_t epoch)
 {
     char accuracy[48] = "";
+    if (r->ddp != NULL) /* nothing wrong is evaluated or saved */
+        BRG_TRY(brg_ddp_confirm(r->ddp));
     BRG_TRY(evaluate(r));
     if (r->task->has_accuracy)
         snprintf(accuracy, sizeof accuracy, ", accuracy %.2f%%",
@@ -439,7 +441,9 @@ static brg_status open_ddp(run *r)
     options.n_leaves = (uint32_t)r->options->leaves;
     if (options.n_leaves > 0)
         options.reduction = BRG_REDUCTION_REPRODUCIBLE;
-    return brg_ddp_create(&r->ddp, r->w->pg, tensors, n, buffers, n_buffers,
+    brg_pg *pg = NULL;
+    BRG_TRY(world_gradients(r->w, &pg));
+    return brg_ddp_create(&r->ddp, pg, tensors, n, buffers, n_buffers,
                           &options);
 }
 

@@ -4,14 +4,20 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <brigade/device.h>
+#include <brigade/nccl.h>
 
 /* Open MPI, MPICH and others, Slurm's PMIx. */
 static const char *const size_variables[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE",
                                              "MV2_COMM_WORLD_SIZE"};
 static const char *const rank_variables[] = {"OMPI_COMM_WORLD_RANK", "PMI_RANK",
                                              "MV2_COMM_WORLD_RANK"};
+
+static const char *const local_variables[] = {
+    "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
+    "MV2_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"};
 
 static int from_environment(const char *const *names, size_t n, int otherwise)
 {
@@ -41,8 +47,9 @@ brg_status world_open(world *w, const char *backend)
 
 void world_close(world *w)
 {
+    brg_pg_destroy(w->gpus); /* it met over pg */
     brg_pg_destroy(w->pg);
-    w->pg = NULL;
+    w->gpus = w->pg = NULL;
 }
 
 brg_status world_use_device(const char *name)
@@ -53,7 +60,21 @@ brg_status world_use_device(const char *name)
     BRG_TRY(brg_device_parse(&device, name));
     if (device.type == BRG_DEVICE_CUDA)
         BRG_TRY(brg_device_load("cuda"));
+    if (device.type == BRG_DEVICE_CUDA && strchr(name, ':') == NULL)
+        device.index = (int16_t)from_environment(local_variables, 4, 0);
     return brg_device_set(device);
+}
+
+brg_status world_gradients(world *w, brg_pg **out)
+{
+    const brg_device device = brg_device_get();
+    *out = w->pg;
+    if (device.type == BRG_DEVICE_CPU)
+        return BRG_OK;
+    if (w->gpus == NULL)
+        BRG_TRY(brg_nccl_create(&w->gpus, w->pg, device));
+    *out = w->gpus;
+    return BRG_OK;
 }
 
 brg_status world_sum(const world *w, double *values, size_t n)

@@ -8,6 +8,7 @@
 
 typedef struct world {
     brg_pg *pg;
+    brg_pg *gpus; /* over NCCL, where gradients are reduced; NULL: in pg */
     int rank;
     int size;
     int failed_rank; /* after world_agree: who prints; -1: nobody failed */
@@ -22,8 +23,12 @@ BRG_NODISCARD brg_status world_open(world *w, const char *backend);
 void world_close(world *w);
 
 /* Makes `name` ("cuda", NULL: the CPU) the device of new tensors, and loads
- * its component. */
+ * its component. "cuda" is the GPU of this rank: its number on this machine. */
 BRG_NODISCARD brg_status world_use_device(const char *name);
+
+/* The group for gradients: over NCCL if tensors are made on a GPU. Collective;
+ * *out: borrowed. */
+BRG_NODISCARD brg_status world_gradients(world *w, brg_pg **out);
 
 /* Sums of n values over the ranks, in place. */
 BRG_NODISCARD brg_status world_sum(const world *w, double *values, size_t n);

@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Data-parallel training on GPUs, one per rank, the ranks started by mpirun,
+ * equals training of the whole batch on the CPU: losses of each step, the
+ * parameters after the last. */
+#include <mpi.h>
+
+#include <brigade/mpi.h>
+#include <brigade/nccl.h>
+
+#include "core/tensor/device.h"
+#include "tests/cuda/compare.h"
+
+#define N_STEPS 12
+#define BATCH 16 /* of all ranks */
+#define SIDE 10
+#define N_CLASSES 7
+#define VOCAB 29
+#define CONTEXT 16
+#define DIM 32
+
+static int rank, n_ranks;
+static brg_pg *over;
+
+static brg_device mine(void)
+{
+    return (brg_device){BRG_DEVICE_CUDA, (int16_t)rank};
+}
+
+typedef enum kind { MLP, GPT } kind;
+
+typedef struct model {
+    kind kind;
+    brg_params *params;
+    brg_optim *optim;
+    brg_nn_linear linear[2];
+    brg_nn_embedding tokens, positions;
+    brg_nn_block block;
+} model;
+
+static void model_init(model *m, kind k, brg_dtype dtype)
+{
+    *m = (model){.kind = k};
+    assert_brg_ok(brg_params_create(&m->params));
+    brg_nn_options nn = BRG_NN_OPTIONS_INIT;
+    const brg_nn_block_options block = {
+        .dim = DIM, .n_heads = 4, .n_blocks = 1};
+    nn.params = m->params;
+    nn.dtype = dtype;
+    brg_seed(2);
+    if (k == GPT) {
+        assert_brg_ok(
+            brg_nn_embedding_init(&m->tokens, &nn, "wte", VOCAB, DIM));
+        assert_brg_ok(
+            brg_nn_embedding_init(&m->positions, &nn, "wpe", CONTEXT, DIM));
+        assert_brg_ok(brg_nn_block_init(&m->block, &nn, "h.0", &block));
+    } else {
+        assert_brg_ok(brg_nn_linear_init(&m->linear[0], &nn, "fc1",
+                                         (int64_t)SIDE * SIDE, 64));
+        assert_brg_ok(
+            brg_nn_linear_init(&m->linear[1], &nn, "fc2", 64, N_CLASSES));
+    }
+    brg_adamw_options adamw = BRG_ADAMW_OPTIONS_INIT;
+    brg_sgd_options sgd = BRG_SGD_OPTIONS_INIT;
+    sgd.momentum = 0.9;
+    sgd.lr = 0.05;
+    adamw.lr = 3e-3;
+    adamw.eps = 1e-4; /* see test_train.c */
+    assert_brg_ok(k == MLP
+                      ? brg_optim_create_sgd(&m->optim, m->params, &sgd)
+                      : brg_optim_create_adamw(&m->optim, m->params, &adamw));
+}
+
+/* This rank's part of the batch of a step; the whole one where n is 1. */
+static brg_tensor *loss_of(model *m, int step, brg_dtype dtype, int part, int n)
+{
+    const int64_t each = BATCH / n, first = part * each;
+    brg_seed(1000 + (uint64_t)step);
+    if (m->kind == GPT) {
+        brg_tensor *ids = brg_narrow(
+            brg_randint(0, VOCAB, BRG_SHAPE(BATCH, CONTEXT)), 0, first, each);
+        brg_tensor *next = brg_narrow(
+            brg_randint(0, VOCAB, BRG_SHAPE(BATCH, CONTEXT)), 0, first, each);
+        brg_tensor *x = brg_add(brg_nn_embedding_forward(&m->tokens, ids),
+                                m->positions.weight);
+        x = brg_nn_block_forward(&m->block, x);
+        return brg_cross_entropy(brg_linear(x, m->tokens.weight, NULL), next);
+    }
+    brg_tensor *x = brg_cast(
+        brg_randn(BRG_DTYPE_F32, BRG_SHAPE(BATCH, (int64_t)SIDE * SIDE)),
+        dtype);
+    brg_tensor *t = brg_randint(0, N_CLASSES, BRG_SHAPE(BATCH));
+    x = brg_nn_linear_forward(&m->linear[0], brg_narrow(x, 0, first, each));
+    x = brg_nn_linear_forward(&m->linear[1], brg_relu(x));
+    return brg_cross_entropy(x, brg_narrow(t, 0, first, each));
+}
+
+static double mean_over_ranks(double value)
+{
+    brg_work *work;
+    assert_brg_ok(brg_all_reduce(over, &work, &value, 1, BRG_DTYPE_F64,
+                                 BRG_REDUCE_AVG));
+    assert_brg_ok(brg_work_wait(work));
+    return value;
+}
+
+static brg_tensor *flatten(const model *m)
+{
+    brg_tensor *flat[64];
+    const size_t n = brg_params_count(m->params);
+    assert_true(n < 64);
+    bool mode = brg_grad_mode_set(false);
+    for (size_t i = 0; i < n; i++)
+        flat[i] = brg_flatten(
+            brg_cast(brg_params_at(m->params, i)->tensor, BRG_DTYPE_F32), 0, -1);
+    brg_tensor *all = assert_brg_some(brg_cat(flat, (int)n, 0));
+    (void)brg_grad_mode_set(mode);
+    return all;
+}
+
+/* `pg` NULL: one process, the whole batch. */
+static brg_tensor *train(kind k, brg_dtype dtype, brg_pg *pg,
+                         double losses[N_STEPS])
+{
+    model m;
+    brg_ddp *ddp = NULL;
+    assert_brg_ok(brg_device_set(pg ? mine() : CPU));
+    model_init(&m, k, dtype);
+    if (pg) {
+        size_t n = 0;
+        brg_tensor *const *tensors =
+            brg_params_tensors(m.params, BRG_PARAM_TRAINED, &n);
+        brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+        options.first_bucket_bytes = 4096; /* several buckets */
+        options.bucket_bytes = 16384;
+        assert_brg_ok(brg_ddp_create(&ddp, pg, tensors, n, NULL, 0, &options));
+    }
+    for (int step = 0; step < N_STEPS; step++) {
+        brg_scope *scope = brg_scope_begin();
+        brg_tensor *loss = assert_brg_some(
+            loss_of(&m, step, dtype, pg ? rank : 0, pg ? n_ranks : 1));
+        assert_brg_ok(brg_backward(loss));
+        assert_brg_ok(brg_optim_step(m.optim));
+        assert_brg_ok(brg_optim_zero_grad(m.optim, step % 2 == 0));
+        assert_brg_ok(brg_tensor_item(loss, &losses[step]));
+        if (pg)
+            losses[step] = mean_over_ranks(losses[step]);
+        brg_scope_end(scope);
+    }
+    if (ddp) {
+        brg_reducer_stats stats;
+        assert_brg_ok(brg_ddp_confirm(ddp));
+        brg_ddp_get_stats(ddp, &stats);
+        assert_int_equal(stats.n_steps, N_STEPS);
+        assert_true(stats.n_buckets > 1);
+    }
+    brg_tensor *all = flatten(&m);
+    brg_ddp_destroy(ddp);
+    brg_optim_destroy(m.optim);
+    brg_params_destroy(m.params);
+    assert_brg_ok(brg_device_set(CPU));
+    return all;
+}
+
+static void check(kind k, brg_dtype dtype, double tolerance)
+{
+    static const char *const names[] = {"mlp", "gpt"};
+    double here[N_STEPS], there[N_STEPS], worst = 0;
+    brg_pg *pg;
+    assert_brg_ok(brg_nccl_create(&pg, over, mine()));
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *want = train(k, dtype, NULL, here);
+    brg_tensor *got = train(k, dtype, pg, there);
+    const double d = distance(got, want);
+    for (int i = 0; i < N_STEPS; i++)
+        worst = fmax(worst, fabs(here[i] - there[i]));
+    printf("%s %s, %d ranks: parameters off by %.2g, losses by %.2g, %.4f to "
+           "%.4f\n",
+           names[k], brg_dtype_name(dtype), n_ranks, d, worst, here[0],
+           here[N_STEPS - 1]);
+    assert_true(d <= tolerance && worst <= 10 * tolerance);
+    brg_scope_end(scope);
+    brg_pg_destroy(pg);
+}
+
+static void test_ddp__equals_the_cpu(void **state)
+{
+    (void)state;
+    check(MLP, BRG_DTYPE_F64, 1e-7);
+    check(GPT, BRG_DTYPE_F64, 1e-7);
+    check(MLP, BRG_DTYPE_F32, 1e-5);
+    check(GPT, BRG_DTYPE_F32, 1e-4);
+    check(GPT, BRG_DTYPE_BF16, 3e-2);
+}
+
+/* Gradients of raw buffers; the step ends before they are there. */
+static void test_ddp__raw_buffers(void **state)
+{
+    (void)state;
+    enum { N = 4 };
+    const int64_t count = 100000;
+    brg_pg *pg;
+    brg_reducer *reducer;
+    brg_reducer_param params[N];
+    brg_tensor *grads[N];
+    assert_brg_ok(brg_nccl_create(&pg, over, mine()));
+    assert_brg_ok(brg_device_set(mine()));
+    brg_scope *scope = brg_scope_begin();
+    for (size_t i = 0; i < N; i++) {
+        grads[i] = assert_brg_some(brg_empty(BRG_DTYPE_F32, BRG_SHAPE(count)));
+        params[i] = (brg_reducer_param){.grad = brg_tensor_data(grads[i]),
+                                        .count = (size_t)count,
+                                        .dtype = BRG_DTYPE_F32,
+                                        .device = mine()};
+    }
+    brg_reducer_options options = BRG_REDUCER_OPTIONS_INIT;
+    options.first_bucket_bytes = options.bucket_bytes = 500000;
+    assert_brg_ok(brg_reducer_create(&reducer, pg, params, N, &options));
+    for (int step = 0; step < 5; step++) {
+        for (size_t i = 0; i < N; i++) {
+            assert_brg_ok(brg_fill_(
+                grads[i], (double)(step + (int)i * 10 + 100 * rank)));
+            assert_brg_ok(brg_reducer_mark_ready(reducer, i));
+        }
+        assert_brg_ok(brg_reducer_wait(reducer));
+        for (size_t i = 0; i < N; i++) {
+            double low, high, want = step + (double)i * 10 + 50 * (n_ranks - 1);
+            assert_brg_ok(
+                brg_tensor_item(brg_amin(grads[i], 0, NULL, false), &low));
+            assert_brg_ok(
+                brg_tensor_item(brg_amax(grads[i], 0, NULL, false), &high));
+            assert_float_equal(low, want, 1e-4);
+            assert_float_equal(high, want, 1e-4);
+        }
+    }
+    assert_brg_ok(brg_reducer_mark_ready(reducer, 0)); /* the others are not */
+    assert_brg_ok(brg_reducer_wait(reducer));
+    assert_brg_fails_with(brg_reducer_confirm(reducer), BRG_ERR_STATE,
+                          "no gradient in step 6 for parameter 1 on");
+    brg_reducer_destroy(reducer);
+    brg_scope_end(scope);
+    assert_brg_ok(brg_device_set(CPU));
+    brg_pg_destroy(pg);
+}
+
+static void test_ddp__the_group_must_reduce_there(void **state)
+{
+    (void)state;
+    brg_ddp *ddp;
+    brg_scope *scope = brg_scope_begin();
+    assert_brg_ok(brg_device_set(mine()));
+    brg_tensor *w = assert_brg_some(brg_zeros(BRG_DTYPE_F32, BRG_SHAPE(3)));
+    assert_brg_ok(brg_set_requires_grad(w, true));
+    assert_brg_fails_with(brg_ddp_create(&ddp, over, &w, 1, NULL, 0, NULL),
+                          BRG_ERR_UNSUPPORTED, "brg_nccl_create");
+    assert_brg_ok(brg_device_set(CPU));
+    brg_scope_end(scope);
+}
+
+int main(int argc, char **argv)
+{
+    MPI_Init(&argc, &argv);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &n_ranks);
+    int status = require_gpu();
+    if (!status && brg_device_count(BRG_DEVICE_CUDA) < n_ranks) {
+        printf("SKIPPED, nothing was tested: %d GPUs for %d ranks\n",
+               brg_device_count(BRG_DEVICE_CUDA), n_ranks);
+        status = BRG_TEST_SKIPPED;
+    }
+    if (status) {
+        MPI_Finalize();
+        return status;
+    }
+    if (rank > 0 && !freopen("/dev/null", "w", stdout))
+        return 1;
+    if (brg_backend_register(brg_comm_mpi()) != BRG_OK ||
+        brg_pg_create(&over, "mpi", NULL) != BRG_OK)
+        return 1;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_ddp__raw_buffers),
+        cmocka_unit_test(test_ddp__the_group_must_reduce_there),
+        cmocka_unit_test(test_ddp__equals_the_cpu),
+    };
+    int n_failed = cmocka_run_group_tests_name("ddp", tests, NULL, NULL);
+    brg_pg_destroy(over);
+    MPI_Finalize();
+    return n_failed;
+}
