@@ -240,8 +240,8 @@ uint64_t brg__plan_hash(const brg__plan *plan)
     for (size_t k = 0; k < plan->n_buckets; k++) {
         const brg__plan_bucket *b = &plan->buckets[k];
         hash = mix(hash, b->n_params, b->offset, b->nbytes);
-        hash = mix(hash, (size_t)b->dtype, (size_t)b->device.type,
-                   (size_t)b->device.index);
+        /* Each rank has a GPU of its own, so its number does not count. */
+        hash = mix(hash, (size_t)b->dtype, (size_t)b->device.type, 0);
     }
     return hash;
 }

@@ -16,7 +16,8 @@
 #include "tests/support/brg_test.h"
 #include "tests/support/ranks.h"
 
-#define THERE ((brg_device){BRG_DEVICE_CUDA, 0})
+/* Each rank has a device of its own; the memory is one. */
+#define THERE(rank) ((brg_device){BRG_DEVICE_CUDA, (int16_t)(rank)})
 #define HOME ((brg_device){BRG_DEVICE_CPU, 0})
 #define N_BYTES ((size_t)64 << 20)
 #define N_ASKS 3 /* until a fetched value is there */
@@ -149,6 +150,11 @@ static brg_status (*fake_kernel(const brg_op *op))(brg_op_call *call)
     return run_there;
 }
 
+static int fake_count(void)
+{
+    return 8;
+}
+
 static brg_device_vtable fake = {
     .abi = BRG_DEVICE_ABI,
     .struct_size = sizeof(brg_device_vtable),
@@ -157,6 +163,7 @@ static brg_device_vtable fake = {
     .free = fake_free,
     .copy = fake_copy,
     .fill_zero = fake_zero,
+    .count = fake_count,
     .kernel = fake_kernel,
 };
 
@@ -197,14 +204,14 @@ static brg_status group_start(void *group, brg_call *call)
 static brg_status group_alloc(void *group, void **out, size_t nbytes)
 {
     (void)group;
-    BRG_TRY(fake_alloc(THERE, out, nbytes));
-    return fake_zero(THERE, *out, nbytes);
+    BRG_TRY(fake_alloc(HOME, out, nbytes));
+    return fake_zero(HOME, *out, nbytes);
 }
 
 static void group_free(void *group, void *ptr)
 {
     (void)group;
-    fake_free(THERE, ptr, 0);
+    fake_free(HOME, ptr, 0);
 }
 
 /* ---- A model ----------------------------------------------------------------------- */
@@ -328,11 +335,11 @@ static brg_status on_rank(brg_pg *pg, void *user)
     const run *r = user;
     world w = {.pg = pg, .rank = brg_pg_rank(pg), .n = brg_pg_world_size(pg)};
     const brg_group_ops *own = pg->end.ops;
-    pg->end.device = THERE;
+    pg->end.device = THERE(w.rank);
     pg->end.ops = &ops;
     brg_scope *scope = brg_scope_begin();
     brg_seed(5 + (uint64_t)w.rank);
-    brg_status status = brg_device_set(THERE);
+    brg_status status = brg_device_set(THERE(w.rank));
     if (status == BRG_OK)
         status = make_params(&w);
     if (status == BRG_OK && !r->is_bare)
@@ -615,8 +622,8 @@ static brg_status raw_body(world *w, const run *r)
     (void)r;
     for (size_t i = 0; i < N; i++) {
         params[i] = (brg_reducer_param){
-            .count = COUNT, .dtype = BRG_DTYPE_F32, .device = THERE};
-        BRG_TRY(fake_alloc(THERE, &params[i].grad, COUNT * sizeof(float)));
+            .count = COUNT, .dtype = BRG_DTYPE_F32, .device = THERE(w->rank)};
+        BRG_TRY(fake_alloc(THERE(w->rank), &params[i].grad, COUNT * sizeof(float)));
     }
     brg_reducer_options options = BRG_REDUCER_OPTIONS_INIT;
     options.first_bucket_bytes = options.bucket_bytes = 300;
@@ -648,7 +655,7 @@ static brg_status raw_body(world *w, const run *r)
     RANK_FAILS(brg_reducer_confirm(reducer), BRG_ERR_PEER, "step 6 on 1 of");
     brg_reducer_destroy(reducer);
     for (size_t i = 0; i < N; i++)
-        fake_free(THERE, params[i].grad, COUNT * sizeof(float));
+        fake_free(THERE(w->rank), params[i].grad, COUNT * sizeof(float));
     return BRG_OK;
 }
 
@@ -668,14 +675,14 @@ static brg_status refuses(world *w, const run *r)
     brg_ddp_options options = r->options;
     BRG_TRY(brg_device_set(HOME));
     brg_tensor *stray = brg_rand(BRG_DTYPE_F32, BRG_SHAPE(3));
-    BRG_TRY(brg_device_set(THERE));
+    BRG_TRY(brg_device_set(THERE(w->rank)));
     BRG_TRY(brg_set_requires_grad(stray, true));
     RANK_FAILS(brg_ddp_create(&ddp, w->pg, &stray, 1, NULL, 0, &options),
-               BRG_ERR_UNSUPPORTED, "is on cpu:0, the group reduces on cuda:0");
+               BRG_ERR_UNSUPPORTED, "is on cpu:0, the group reduces on cuda:");
     w->pg->end.device = HOME;
     RANK_FAILS(brg_ddp_create(&ddp, w->pg, w->params, 4, NULL, 0, &options),
-               BRG_ERR_UNSUPPORTED, "parameter 0 (a) is on cuda:0");
-    w->pg->end.device = THERE;
+               BRG_ERR_UNSUPPORTED, "parameter 0 (a) is on cuda:");
+    w->pg->end.device = THERE(w->rank);
     options.measure_norm = true;
     RANK_FAILS(brg_ddp_create(&ddp, w->pg, w->params, 4, NULL, 0, &options),
                BRG_ERR_UNSUPPORTED, "measure_norm needs gradients in host");
