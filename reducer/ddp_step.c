@@ -377,8 +377,9 @@ void brg__ddp_describe(const brg__ddp_param *p, brg__reduction_part *part)
     const brg_comm_hook *hook = r->options.hook;
     /* A hook with two rounds needs all buckets to have started before the
      * first is waited for; the other two know their results at the end. */
-    if (!p->ddp->is_sync || brg__has_leaves(r) || r->tail.vtable || (hook && hook->ops.again) ||
-        p->ddp->options.grads_apart || p->ddp->graph != BRG__GRAPH_FREE)
+    if (!p->ddp->is_sync || brg__has_leaves(r) || r->tail.vtable ||
+        (hook && hook->ops.again) || p->ddp->options.grads_apart ||
+        p->ddp->graph != BRG__GRAPH_FREE)
         return;
     *part = (brg__reduction_part){
         .ops = &ops,

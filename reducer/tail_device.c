@@ -60,8 +60,8 @@ brg_status brg__device_tail_write(brg_reducer *r, void *tail)
     if (!t->is_sent || memcmp(next, t->values, n_bytes(r)) != 0) {
         memcpy(t->values, next, n_bytes(r));
         t->is_sent = false;
-        BRG_TRY(t->vtable->copy(r->device, t->mine, host, t->values,
-                                n_bytes(r)));
+        BRG_TRY(
+            t->vtable->copy(r->device, t->mine, host, t->values, n_bytes(r)));
         t->is_sent = true;
     }
     return t->vtable->copy(r->device, tail, r->device, t->mine, n_bytes(r));
@@ -79,8 +79,9 @@ static brg_status blame_missing(const brg_reducer *r)
         const uint32_t n_used = r->members[i].n_used;
         if (n_used >= n_data || n_missing++ >= 4)
             continue;
-        brg__text_add(&text, "%s%s on %u of %u ranks", n_missing > 1 ? "; " : "",
-                      brg__member_name(r, i), n_data - n_used, n_data);
+        brg__text_add(&text, "%s%s on %u of %u ranks",
+                      n_missing > 1 ? "; " : "", brg__member_name(r, i),
+                      n_data - n_used, n_data);
     }
     if (n_missing > 4)
         brg__text_add(&text, "; and %zu more", n_missing - 4);

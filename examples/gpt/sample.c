@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include <brigade/autograd.h>
+#include <brigade/device.h>
 #include <brigade/ops.h>
 #include <brigade/random.h>
 
@@ -94,8 +95,9 @@ brg_status sample_print(const gpt *m, const char *prompt, int64_t n,
     bool mode = brg_grad_mode_set(false);
     brg_scope *scope = brg_scope_begin();
     brg_seed(seed);
-    brg_status status = generate(
-        m, ids, n_ids, brg_rand(BRG_DTYPE_F64, BRG_SHAPE(n)), temperature);
+    brg_tensor *chances = brg_to(brg_rand(BRG_DTYPE_F64, BRG_SHAPE(n)),
+                                 (brg_device){BRG_DEVICE_CPU, 0});
+    brg_status status = generate(m, ids, n_ids, chances, temperature);
     brg_scope_end(scope);
     brg_grad_mode_set(mode);
     free(ids);

@@ -97,8 +97,8 @@ static brg_tensor *loss_of(model *m, int step, brg_dtype dtype, int part, int n)
 static double mean_over_ranks(double value)
 {
     brg_work *work;
-    assert_brg_ok(brg_all_reduce(over, &work, &value, 1, BRG_DTYPE_F64,
-                                 BRG_REDUCE_AVG));
+    assert_brg_ok(
+        brg_all_reduce(over, &work, &value, 1, BRG_DTYPE_F64, BRG_REDUCE_AVG));
     assert_brg_ok(brg_work_wait(work));
     return value;
 }
@@ -111,7 +111,8 @@ static brg_tensor *flatten(const model *m)
     bool mode = brg_grad_mode_set(false);
     for (size_t i = 0; i < n; i++)
         flat[i] = brg_flatten(
-            brg_cast(brg_params_at(m->params, i)->tensor, BRG_DTYPE_F32), 0, -1);
+            brg_cast(brg_params_at(m->params, i)->tensor, BRG_DTYPE_F32), 0,
+            -1);
     brg_tensor *all = assert_brg_some(brg_cat(flat, (int)n, 0));
     (void)brg_grad_mode_set(mode);
     return all;
@@ -217,8 +218,8 @@ static void test_ddp__raw_buffers(void **state)
     assert_brg_ok(brg_reducer_create(&reducer, pg, params, N, &options));
     for (int step = 0; step < 5; step++) {
         for (size_t i = 0; i < N; i++) {
-            assert_brg_ok(brg_fill_(
-                grads[i], (double)(step + (int)i * 10 + 100 * rank)));
+            assert_brg_ok(
+                brg_fill_(grads[i], (double)(step + (int)i * 10 + 100 * rank)));
             assert_brg_ok(brg_reducer_mark_ready(reducer, i));
         }
         assert_brg_ok(brg_reducer_wait(reducer));

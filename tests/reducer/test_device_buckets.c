@@ -439,9 +439,8 @@ static brg_status crosses_nothing(world *w, const run *r)
         brg_tensor *loss = NULL;
         BRG_TRY(zero(w));
         for (size_t i = 0; i < N_PARAMS; i++) {
-            brg_tensor *term =
-                brg_cast(brg_sum_all(brg_mul(w->params[i], data[i])),
-                         BRG_DTYPE_F32);
+            brg_tensor *term = brg_cast(
+                brg_sum_all(brg_mul(w->params[i], data[i])), BRG_DTYPE_F32);
             loss = loss ? brg_add(loss, term) : term;
         }
         BRG_TRY(brg_barrier(w->pg, &work));
@@ -493,7 +492,8 @@ static brg_status misses(world *w, const run *r)
     return step_of(w, 7);
 }
 
-static void test_device_buckets__missing_gradients_show_in_the_next(void **state)
+static void
+test_device_buckets__missing_gradients_show_in_the_next(void **state)
 {
     (void)state;
     run r = make_run(misses);
@@ -623,7 +623,8 @@ static brg_status raw_body(world *w, const run *r)
     for (size_t i = 0; i < N; i++) {
         params[i] = (brg_reducer_param){
             .count = COUNT, .dtype = BRG_DTYPE_F32, .device = THERE(w->rank)};
-        BRG_TRY(fake_alloc(THERE(w->rank), &params[i].grad, COUNT * sizeof(float)));
+        BRG_TRY(
+            fake_alloc(THERE(w->rank), &params[i].grad, COUNT * sizeof(float)));
     }
     brg_reducer_options options = BRG_REDUCER_OPTIONS_INIT;
     options.first_bucket_bytes = options.bucket_bytes = 300;
