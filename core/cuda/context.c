@@ -105,6 +105,7 @@ static brg_status make_ready(brg__cu *cu, int index)
                               "cuda: pinned memory"));
     cu->queue = (brg__cu_queue){cu->stream, seen, n_sm};
     (void)pthread_mutex_init(&cu->lock, NULL);
+    (void)pthread_mutex_init(&cu->graphs.lock, NULL);
     return BRG_OK;
 }
 
@@ -168,6 +169,8 @@ static brg_status copy_between(brg_device to, void *dst, brg_device from,
     cudaEvent_t event = NULL;
     BRG__CU_TRY(brg__cu_enter(to, &b));
     BRG__CU_TRY(brg__cu_enter(from, &a));
+    BRG__CU_TRY(brg__cu_graph_give_up(a, "a copy between GPUs"));
+    BRG__CU_TRY(brg__cu_graph_give_up(b, "a copy between GPUs"));
     int error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
     if (error == cudaSuccess)
         error = cudaEventRecord(event, a->stream);
@@ -178,6 +181,7 @@ static brg_status copy_between(brg_device to, void *dst, brg_device from,
                                     b->stream);
     (void)cudaEventDestroy(event);
     BRG__CU_TRY(brg__cu_check(error, "cuda: a copy between GPUs"));
+    BRG__CU_TRY(brg__cu_begin_wait(b));
     return brg__cu_check(cudaStreamSynchronize(b->stream),
                          "cuda: a copy between GPUs");
 }
@@ -189,12 +193,15 @@ static brg_status cu_copy(brg_device to, void *dst, brg_device from,
     if (to.type == from.type && to.index != from.index)
         return copy_between(to, dst, from, src, nbytes);
     BRG__CU_TRY(brg__cu_enter(gpu_of(to, from), &cu));
+    if (to.type != from.type)
+        BRG__CU_TRY(brg__cu_graph_give_up(cu, "a copy to or from the host"));
     BRG__CU_TRY(brg__cu_check(
         cudaMemcpyAsync(dst, src, nbytes, cudaMemcpyDefault, cu->stream),
         "cuda: a copy"));
     bool reads = to.type != BRG_DEVICE_CUDA;
     if (!reads && (from.type == BRG_DEVICE_CUDA || !is_pinned(src)))
         return BRG_OK;
+    BRG__CU_TRY(brg__cu_begin_wait(cu));
     BRG__CU_TRY(
         brg__cu_check(cudaStreamSynchronize(cu->stream), "cuda: queued work"));
     return reads ? check_fault(cu) : BRG_OK;
@@ -214,6 +221,7 @@ static brg_status cu_synchronize(brg_device device)
 {
     brg__cu *cu;
     BRG__CU_TRY(brg__cu_enter(device, &cu));
+    BRG__CU_TRY(brg__cu_begin_wait(cu));
     BRG__CU_TRY(
         brg__cu_check(cudaStreamSynchronize(cu->stream), "cuda: queued work"));
     return check_fault(cu);
@@ -223,6 +231,7 @@ static brg_status cu_event_record(brg_device device, void **event)
 {
     brg__cu *cu;
     BRG__CU_TRY(brg__cu_enter(device, &cu));
+    BRG__CU_TRY(brg__cu_graph_give_up(cu, "an event"));
     if (!*event)
         BRG__CU_TRY(
             brg__cu_check(cudaEventCreateWithFlags((cudaEvent_t *)event,
@@ -235,6 +244,7 @@ static brg_status cu_event_wait(brg_device device, void *event)
 {
     brg__cu *cu;
     BRG__CU_TRY(brg__cu_enter(device, &cu));
+    BRG__CU_TRY(brg__cu_graph_give_up(cu, "an event"));
     return brg__cu_check(cudaStreamWaitEvent(cu->stream, event, 0),
                          "cuda: an event");
 }
@@ -267,7 +277,30 @@ static brg_status cu_update(brg_device device, const brg_device_update *updates,
 {
     brg__cu *cu;
     BRG__CU_TRY(brg__cu_enter(device, &cu));
-    return brg__cu_check(brg__cu_update(&cu->queue, updates, n), "optimizer");
+    if (brg__cu_recording(cu))
+        return brg__cu_graph_update(cu, updates, n);
+    return brg__cu_check(brg__cu_update(&cu->queue, updates, n, NULL),
+                         "optimizer");
+}
+
+/* Memory of the pool counts as reserved also while nothing uses it. */
+static brg_status cu_counts(brg_device device, brg_device_counts *filled)
+{
+    brg__cu *cu;
+    cudaMemPool_t pool;
+    uint64_t reserved = 0;
+    BRG__CU_TRY(brg__cu_enter(device, &cu));
+    BRG__CU_TRY(brg__cu_check(cudaDeviceGetDefaultMemPool(&pool, cu->index),
+                              "cuda: the memory pool"));
+    BRG__CU_TRY(
+        brg__cu_check(cudaMemPoolGetAttribute(
+                          pool, cudaMemPoolAttrReservedMemCurrent, &reserved),
+                      "cuda: the memory pool"));
+    *filled = (brg_device_counts){atomic_load(&cu->n_waits),
+                                  atomic_load(&cu->n_allocs),
+                                  atomic_load(&cu->n_launches),
+                                  (size_t)reserved + brg__cu_graph_bytes(cu)};
+    return BRG_OK;
 }
 
 static const brg_device_vtable table = {
@@ -289,6 +322,12 @@ static const brg_device_vtable table = {
     .fetch = brg__cu_fetch,
     .fetched = brg__cu_fetched,
     .fetch_free = brg__cu_fetch_free,
+    .graph_record = brg__cu_graph_record,
+    .graph_recorded = brg__cu_graph_recorded,
+    .graph_updates = brg__cu_graph_updates,
+    .graph_launch = brg__cu_graph_launch,
+    .graph_free = brg__cu_graph_free,
+    .counts = cu_counts,
 };
 
 /* What the driver can do, and what this was built for. */

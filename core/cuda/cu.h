@@ -9,6 +9,7 @@
 #define BRG_CORE_CUDA_CU_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include <cuda_runtime_api.h>
 
@@ -18,6 +19,16 @@
 #include "core/tensor/tensor.h"
 
 #define BRG__CU_MAX_DEVICES 16
+
+typedef struct brg__cu_graph brg__cu_graph;
+
+/* Of a GPU: one thread at a time records. */
+typedef struct brg__cu_graphs {
+    pthread_mutex_t lock; /* of the graphs' memory */
+    brg__cu_graph *first; /* all there are */
+    _Atomic int n;
+    _Atomic(brg__cu_graph *) recording; /* what is queued goes there */
+} brg__cu_graphs;
 
 typedef struct brg__cu {
     int index;
@@ -31,6 +42,8 @@ typedef struct brg__cu {
     void *blas_plans; /* chosen algorithms (gemm.c) */
     void *dnn;        /* cudnnHandle_t, or NULL */
     bool dnn_is_tried;
+    brg__cu_graphs graphs; /* graph.c */
+    _Atomic uint64_t n_waits, n_allocs, n_launches;
 } brg__cu;
 
 /* The library's side, set when the component is loaded. */
@@ -62,6 +75,38 @@ brg_status brg__cu_fetch(brg_device device, void **fetch, const void *src,
                          size_t nbytes);
 brg_status brg__cu_fetched(brg_device device, void *fetch, const void **out);
 void brg__cu_fetch_free(brg_device device, void *fetch);
+
+/* ---- Graphs (graph.c) ---------------------------------------------------------- */
+
+brg_status brg__cu_graph_record(brg_device device, void **graph);
+brg_status brg__cu_graph_recorded(brg_device device, void *graph);
+void brg__cu_graph_updates(brg_device device, void *graph, size_t i,
+                           brg_device_update **updates, size_t *n);
+brg_status brg__cu_graph_launch(brg_device device, void *graph);
+void brg__cu_graph_free(brg_device device, void *graph);
+
+static inline brg__cu_graph *brg__cu_recording(brg__cu *cu)
+{
+    return atomic_load_explicit(&cu->graphs.recording, memory_order_relaxed);
+}
+
+/* Memory of the graph that is being recorded. */
+brg_status brg__cu_graph_alloc(brg__cu *cu, void **out, size_t nbytes);
+/* Takes the memory back if a graph holds it or is being recorded; else false. */
+bool brg__cu_graph_take_back(brg__cu *cu, void *ptr);
+/* A fetch to be made after the launch. */
+brg_status brg__cu_graph_fetch(brg__cu *cu, void *fetch, const void *src,
+                               size_t nbytes);
+/* Records an optimizer's step. */
+brg_status brg__cu_graph_update(brg__cu *cu, const brg_device_update *updates,
+                                size_t n);
+/* What the host is about to do cannot be recorded: all so far runs, and the
+ * rest as without a graph. BRG_OK where nothing is being recorded. */
+brg_status brg__cu_graph_give_up(brg__cu *cu, const char *why);
+/* Taken from the driver for graphs. */
+size_t brg__cu_graph_bytes(brg__cu *cu);
+/* Before any wait of the host: counts it. */
+brg_status brg__cu_begin_wait(brg__cu *cu);
 
 /* Pieces of memory of one call, freed together when what was queued is done.
  * Zero-initialised; brg__cu_temps_free takes any state. */

@@ -296,8 +296,14 @@ int brg__cu_attention_delta(const brg__cu_queue *q, const brg__cu_attention *a);
 /* ---- Optimizers (optim.cu) --------------------------------------------------------------- */
 
 struct brg_device_update;
+/* numbers: on the device, f[] of each update one after another; NULL: those of
+ * the updates. */
 int brg__cu_update(const brg__cu_queue *q,
-                   const struct brg_device_update *updates, uint64_t n);
+                   const struct brg_device_update *updates, uint64_t n,
+                   const double *numbers);
+/* to[i] = from[i], which is read before the call returns. */
+int brg__cu_store(const brg__cu_queue *q, double *to, const double *from,
+                  uint64_t n);
 
 #ifdef __cplusplus
 }

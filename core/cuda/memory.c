@@ -19,6 +19,9 @@ brg_status brg__cu_alloc(brg_device device, void **out, size_t nbytes)
     brg__cu *cu;
     *out = NULL;
     BRG__CU_TRY(brg__cu_enter(device, &cu));
+    if (brg__cu_recording(cu))
+        return brg__cu_graph_alloc(cu, out, nbytes);
+    atomic_fetch_add_explicit(&cu->n_allocs, 1, memory_order_relaxed);
     int error = cudaMallocAsync(out, nbytes, cu->stream);
     if (error == cudaSuccess)
         return BRG_OK;
@@ -32,7 +35,8 @@ void brg__cu_free(brg_device device, void *ptr, size_t nbytes)
 {
     brg__cu *cu;
     (void)nbytes;
-    if (ptr && brg__cu_enter(device, &cu) == BRG_OK)
+    if (ptr && brg__cu_enter(device, &cu) == BRG_OK &&
+        !brg__cu_graph_take_back(cu, ptr))
         (void)cudaFreeAsync(ptr, cu->stream);
 }
 
@@ -51,7 +55,7 @@ brg_status brg__cu_temp(brg__cu_temps *temps, void **out, size_t nbytes)
 void brg__cu_temps_free(brg__cu_temps *temps)
 {
     for (int i = 0; i < temps->n; i++)
-        (void)cudaFreeAsync(temps->at[i], temps->cu->stream);
+        brg__cu_free(brg__cu_device(temps->cu), temps->at[i], 0);
     temps->n = 0;
 }
 
@@ -100,6 +104,8 @@ brg_status brg__cu_fetch(brg_device device, void **fetch, const void *src,
     BRG__CU_TRY(brg__cu_enter(device, &cu));
     if (!*fetch)
         BRG__CU_TRY(make_fetch(device, fetch, nbytes));
+    if (brg__cu_recording(cu))
+        return brg__cu_graph_fetch(cu, *fetch, src, nbytes);
     fetch_state *f = *fetch;
     int error = cudaMemcpyAsync(f->host, src, nbytes, cudaMemcpyDeviceToHost,
                                 cu->stream);

@@ -189,6 +189,16 @@ brg_status brg_device_stream(brg_device device, void **out)
     return vtable->stream ? vtable->stream(device, out) : BRG_OK;
 }
 
+brg_status brg_device_get_counts(brg_device device, brg_device_counts *filled)
+{
+    BRG_CHECK_ARG(filled, "brg_device_get_counts: filled is NULL");
+    *filled = (brg_device_counts){0};
+    BRG_TRY(check_device("brg_device_get_counts", device));
+    const brg_device_vtable *vtable;
+    BRG_TRY(brg__device_find(device, &vtable));
+    return vtable->counts ? vtable->counts(device, filled) : BRG_OK;
+}
+
 brg_status brg_device_parse(brg_device *out, const char *text)
 {
     BRG_CHECK_ARG(text, "brg_device_parse: the text is NULL");

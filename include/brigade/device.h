@@ -39,6 +39,19 @@ BRG_API brg_tensor *brg_to(brg_tensor *t, brg_device device);
 /* Waits for what is queued on the device. */
 BRG_API BRG_NODISCARD brg_status brg_device_synchronize(brg_device device);
 
+/* What the process has done on a device so far, to see that a step does none of
+ * what it should not: the differences over it are 0. */
+typedef struct brg_device_counts {
+    uint64_t n_waits;  /* times the host waited for queued work */
+    uint64_t n_allocs; /* pieces of memory handed out, most of them reused */
+    uint64_t n_graphs; /* launches of recorded graphs */
+    size_t reserved;   /* bytes taken from the driver (cudaMalloc) */
+} brg_device_counts;
+
+/* All 0 where the device does not count. */
+BRG_API BRG_NODISCARD brg_status
+brg_device_get_counts(brg_device device, brg_device_counts *filled);
+
 /* The device's own handle of its queue, borrowed (CUDA: a cudaStream_t); NULL
  * where work is done at once. */
 BRG_API BRG_NODISCARD brg_status brg_device_stream(brg_device device,

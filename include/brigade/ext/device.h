@@ -8,6 +8,7 @@
 #ifndef BRG_EXT_DEVICE_H
 #define BRG_EXT_DEVICE_H
 
+#include <brigade/device.h>
 #include <brigade/ext/op.h>
 #include <brigade/runtime.h>
 #include <brigade/status.h>
@@ -15,7 +16,7 @@
 
 BRG_BEGIN_DECLS
 
-#define BRG_DEVICE_ABI 3
+#define BRG_DEVICE_ABI 4
 
 /* ---- What the library lends ------------------------------------------------ */
 
@@ -60,6 +61,7 @@ typedef struct brg_device_update {
     void *master;   /* of 16-bit parameters, else NULL */
     bool follows;   /* where master does not round to param, it takes param */
     double f[6];
+    size_t slot; /* of the optimizer */
 } brg_device_update;
 
 /* ---- The device ------------------------------------------------------------ */
@@ -115,6 +117,33 @@ typedef struct brg_device_vtable {
                         size_t nbytes);
     brg_status (*fetched)(brg_device device, void *fetch, const void **out);
     void (*fetch_free)(brg_device device, void *fetch);
+
+    /* (optional, all or none) What is queued, recorded once and launched again
+     * and again with the same addresses. Absent: nothing is replayed.
+     *
+     *     record    what the calling thread queues from now on is written down
+     *               instead of run; memory that alloc gives meanwhile belongs
+     *               to *graph (made if it is NULL, else it records anew and
+     *               keeps what is still in use)
+     *     recorded  ends that; a failure says what could not be written down:
+     *               all has run then, and there is nothing to launch
+     *     updates   what the i-th call of update was given (*n 0: there was
+     *               none); the numbers in f[] may be changed and go with the
+     *               next launch
+     *     launch    queues it all
+     *
+     * Memory of others that was freed meanwhile is given back after the first
+     * launch, and fetches are made after it. Memory of the graph lives until it
+     * is freed, if need be after graph_free. */
+    brg_status (*graph_record)(brg_device device, void **graph);
+    brg_status (*graph_recorded)(brg_device device, void *graph);
+    void (*graph_updates)(brg_device device, void *graph, size_t i,
+                          brg_device_update **updates, size_t *n);
+    brg_status (*graph_launch)(brg_device device, void *graph);
+    void (*graph_free)(brg_device device, void *graph);
+
+    /* (optional) What it has done so far. */
+    brg_status (*counts)(brg_device device, brg_device_counts *filled);
 } brg_device_vtable;
 
 BRG_API BRG_NODISCARD brg_status
