@@ -59,6 +59,22 @@ static void let_go(brg__nccl_group *g, brg_call *call)
     g->spare = event;
 }
 
+/* What is queued is recorded, to be launched later (ext/device.h): nothing
+ * ends meanwhile, and events may not be asked for. */
+static bool is_recorded(const brg__nccl_group *g)
+{
+    enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    return cudaStreamIsCapturing(g->compute, &status) == cudaSuccess &&
+           status != cudaStreamCaptureStatusNone;
+}
+
+static brg_status fail_recorded(const brg__nccl_group *g, const char *what)
+{
+    return g->host->fail(BRG_ERR_STATE, __FILE__, __LINE__,
+                         "rank %d: nccl: %s cannot be part of a graph", g->rank,
+                         what);
+}
+
 /* ---- Buffers in host memory ------------------------------------------------------ */
 
 static bool is_on_device(const void *p)
@@ -94,6 +110,8 @@ static brg_status stage(brg__nccl_group *g, brg_call *call, int which,
                         const void *from, size_t nbytes)
 {
     void *copy;
+    if (is_recorded(g))
+        return fail_recorded(g, "a buffer in host memory");
     BRG__NCCL_TRY(brg__nccl_check_cuda(
         g, cudaMallocAsync(&copy, nbytes, g->own), "memory for a host buffer"));
     call->mark[which] = (uint64_t)(uintptr_t)copy;
@@ -315,6 +333,8 @@ brg_status brg__nccl_progress(void *group)
     BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaSetDevice(g->device), "the GPU"));
     BRG__NCCL_TRY(flush_held(g));
     BRG__NCCL_TRY(check_peers(g));
+    if (is_recorded(g))
+        return BRG_OK;
     while (g->first) {
         cudaError_t state = cudaEventQuery(event_of(g->first)->event);
         if (state == cudaErrorNotReady) {
@@ -359,6 +379,8 @@ brg_status brg__nccl_wait(void *group, brg_call *call)
         return BRG_OK;
     BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaSetDevice(g->device), "the GPU"));
     BRG__NCCL_TRY(flush_held(g));
+    if (call->mark[HOST_WAITS] && is_recorded(g))
+        return fail_recorded(g, "a barrier");
     if (call->mark[HOST_WAITS])
         return wait_on_host(g, call);
     BRG__NCCL_TRY(check_peers(g));
