@@ -361,6 +361,51 @@ static brg_status plan_write_back(void *self, size_t member)
     return BRG_OK;
 }
 
+/* ---- The same launched again (core/autograd/reduction.h) ------------------------------- */
+
+/* What makes the host look at a step, or do other work in the next. */
+static const char *in_the_way(const brg_ddp *ddp)
+{
+    const brg_reducer *r = ddp->reducer;
+    if (!r->tail.vtable)
+        return "gradients are reduced on the host";
+    if (!r->is_rebuilt || ddp->graph == BRG__GRAPH_RECORDING)
+        return "the reducer's buckets are not final";
+    if (!ddp->is_sync || r->broken.code != BRG_OK)
+        return "reductions are off";
+    if (r->options.hook || r->options.measure_norm || brg__has_leaves(r) ||
+        ddp->options.shard || ddp->options.grads_apart)
+        return "the reducer's options need the host";
+    return ddp->n_buffers > 0 && ddp->options.sync_buffers
+               ? "buffers are synchronized"
+               : NULL;
+}
+
+static brg_status note(void *self, brg__words *state)
+{
+    const brg_ddp *ddp = self;
+    const brg_reducer *r = ddp->reducer;
+    const char *why = in_the_way(ddp);
+    if (why)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED, "%s", why);
+    BRG_TRY(brg__array_push(state, (uintptr_t)ddp));
+    BRG_TRY(brg__array_push(state, (uintptr_t)r->arena));
+    BRG_TRY(brg__array_push(state, (uintptr_t)r->tail.mine));
+    return brg__array_push(state, (uintptr_t)r->plan_hash);
+}
+
+static brg_status launched(void *self)
+{
+    brg_ddp *ddp = self;
+    brg_reducer *r = ddp->reducer;
+    for (size_t i = 0; i < ddp->n_params; i++)
+        brg_tensor_touch(ddp->params[i].view);
+    r->stats.n_steps++;
+    return brg__device_tail_launched(r);
+}
+
+static const brg__reduction_relaunch relaunch_ops = {note, launched};
+
 static uint32_t divisor_of(const brg_reducer *r)
 {
     if (r->options.hook)
@@ -375,18 +420,19 @@ void brg__ddp_describe(const brg__ddp_param *p, brg__reduction_part *part)
     const brg_reducer *r = p->ddp->reducer;
     uint32_t bucket = r->members[p->index].bucket;
     const brg_comm_hook *hook = r->options.hook;
+    part->relaunch = &relaunch_ops;
+    part->relaunch_self = p->ddp;
     /* A hook with two rounds needs all buckets to have started before the
      * first is waited for; the other two know their results at the end. */
     if (!p->ddp->is_sync || brg__has_leaves(r) || r->tail.vtable ||
         (hook && hook->ops.again) || p->ddp->options.grads_apart ||
         p->ddp->graph != BRG__GRAPH_FREE)
         return;
-    *part = (brg__reduction_part){
-        .ops = &ops,
-        .self = p->ddp,
-        .version = r->plan_hash,
-        .member = (uint32_t)p->index,
-        .bucket = bucket,
-        .n_in_bucket = (uint32_t)r->plan.buckets[bucket].n_params,
-        .divisor = divisor_of(r)};
+    part->ops = &ops;
+    part->self = p->ddp;
+    part->version = r->plan_hash;
+    part->member = (uint32_t)p->index;
+    part->bucket = bucket;
+    part->n_in_bucket = (uint32_t)r->plan.buckets[bucket].n_params;
+    part->divisor = divisor_of(r);
 }

@@ -203,6 +203,10 @@ brg_status brg__device_tail_prepare(brg_reducer *r);
 void brg__device_tail_free(brg_reducer *r);
 brg_status brg__device_tail_write(brg_reducer *r, void *tail);
 brg_status brg__device_tail_judge(brg_reducer *r, const void *tail);
+/* What the step before came to; `tail` will tell of this one. */
+brg_status brg__device_tail_next(brg_reducer *r, const void *tail);
+/* The same of a step whose work was launched again: the tail is on its way. */
+brg_status brg__device_tail_launched(brg_reducer *r);
 /* n_used and n_shadows are those of the last step. May wait for the device. */
 brg_status brg__device_tail_read(brg_reducer *r);
 /* What the last step came to, if that was not told yet. */

@@ -211,3 +211,8 @@ brg_status brg__tail_judge(brg_reducer *r)
         return blame_mark(r, found.mark);
     return found.n_failed > 0 ? blame_failed(r) : blame_missing(r);
 }
+
+brg_status brg__device_tail_launched(brg_reducer *r)
+{
+    return brg__device_tail_next(r, tail_of(r));
+}

@@ -217,3 +217,15 @@ brg_status brg__device_tail_judge(brg_reducer *r, const void *tail)
     brg_status status = brg__device_tail_tell(r);
     return r->has_failed ? BRG_OK : status; /* its own error says more */
 }
+
+brg_status brg__device_tail_next(brg_reducer *r, const void *tail)
+{
+    brg_status before = brg__device_tail_tell(r);
+    brg__error_record kept;
+    if (before != BRG_OK)
+        brg__error_save(&kept);
+    BRG_TRY(fetch(r, tail));
+    if (before != BRG_OK)
+        brg__error_restore(&kept);
+    return before;
+}

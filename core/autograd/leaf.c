@@ -97,12 +97,20 @@ static brg_status drop_grad(const brg__effect *effect, brg_tensor *in)
     return brg_tensor_set_grad(effect->target ? effect->target : in, NULL);
 }
 
+/* Gradients are again what they were. */
+static void drop_grad_again(const brg__effect *effect, brg__relaunch *launch)
+{
+    (void)effect;
+    (void)launch;
+}
+
 brg_status brg_tensor_set_grad(brg_tensor *t, brg_tensor *grad)
 {
     if (!t)
         return brg__error_pending("brg_tensor_set_grad: tensor");
     if (brg__is_traced() && brg_is_leaf(t) && !brg__tracer_now->flush) {
-        brg__effect effect = {.name = "drop_grad", .run = drop_grad};
+        brg__effect effect = {
+            .name = "drop_grad", .run = drop_grad, .relaunch = drop_grad_again};
         if (grad)
             return brg__tracer_refuse("brg_tensor_set_grad", "only NULL can be "
                                                              "set");

@@ -20,6 +20,8 @@
 #include <brigade/status.h>
 #include <brigade/types.h>
 
+#include "core/base/array.h"
+
 typedef struct brg__reduction_ops {
     brg_status (*begin)(void *self);
     brg_status (*pack)(void *self, size_t member);
@@ -28,6 +30,17 @@ typedef struct brg__reduction_ops {
     brg_status (*wait)(void *self, size_t bucket);
     brg_status (*write_back)(void *self, size_t member);
 } brg__reduction_ops;
+
+/* Of a reducer whose work is all queued on a device, so that what a step has
+ * queued can be launched again (compile/relaunch.h). */
+typedef struct brg__reduction_relaunch {
+    /* All that the work depends on. BRG_ERR_UNSUPPORTED: it has to be done by
+     * the host each time; the message says why. */
+    brg_status (*note)(void *self, brg__words *state);
+    /* Behind a launch, in the place of all that the hooks do: what the step
+     * before came to. */
+    brg_status (*launched)(void *self);
+} brg__reduction_relaunch;
 
 /* What a plan depends on, but for `self`, which comes with each backward. */
 typedef struct brg__reduction_part {
@@ -38,6 +51,8 @@ typedef struct brg__reduction_part {
     uint32_t bucket;      /* that it lies in */
     uint32_t n_in_bucket; /* gradients there */
     uint32_t divisor;     /* 1: a sum; 0: a communication hook decides */
+    const brg__reduction_relaunch *relaunch; /* or NULL; of relaunch_self */
+    void *relaunch_self;
 } brg__reduction_part;
 
 #endif

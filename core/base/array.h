@@ -9,6 +9,7 @@
 #define BRG_CORE_BASE_ARRAY_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #include "core/base/alloc.h"
 #include "core/base/error.h"
@@ -53,5 +54,8 @@ static inline brg_status brg__array_grow(void **at, size_t *capacity,
     *capacity = n;
     return BRG_OK;
 }
+
+/* Addresses and the like, to be compared. */
+typedef BRG__ARRAY(uintptr_t) brg__words;
 
 #endif

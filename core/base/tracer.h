@@ -12,7 +12,17 @@
 
 #include <brigade/types.h>
 
+#include "core/base/array.h"
 #include "core/base/error.h"
+
+/* A launch of what a run has queued on a device, recorded once; its host code
+ * does not run again. */
+typedef struct brg__relaunch {
+    brg_device device;
+    const struct brg_device_vtable *vtable;
+    void *graph;
+    size_t n_updates; /* calls of the table's update so far */
+} brg__relaunch;
 
 /* A call to be made by the plan each time it runs. */
 typedef struct brg__effect brg__effect;
@@ -20,6 +30,12 @@ struct brg__effect {
     const char *name; /* static */
     /* `in`: the operand's value of this run, or NULL. */
     brg_status (*run)(const brg__effect *effect, brg_tensor *in);
+    /* (optional) Before a launch: what else than work of the device run would
+     * have done. Absent: it must run each time. */
+    void (*relaunch)(const brg__effect *effect, brg__relaunch *launch);
+    /* (optional) All that the work which it queues depends on but the values
+     * on the device: its addresses. */
+    brg_status (*note)(const brg__effect *effect, brg__words *state);
     void *object;       /* what it acts on, if no tensor; borrowed */
     brg_tensor *target; /* the tensor that it acts on, or NULL */
     brg_tensor *in;     /* a tensor that it reads, or NULL */

@@ -208,6 +208,12 @@ static brg_status scale_later(const brg__effect *effect, brg_tensor *in)
     return brg_mul_scalar_(effect->target, effect->f);
 }
 
+static void change_again(const brg__effect *effect, brg__relaunch *launch)
+{
+    (void)launch;
+    brg_tensor_touch(effect->target);
+}
+
 /* The plan will change dst, a tensor from outside. */
 static brg_status defer(const char *name, const brg__effect *effect)
 {
@@ -232,6 +238,7 @@ brg_status brg_copy_(brg_tensor *dst, brg_tensor *src)
     if (brg__is_traced())
         return defer("brg_copy_", &(brg__effect){.name = "copy_",
                                                  .run = copy_later,
+                                                 .relaunch = change_again,
                                                  .target = dst,
                                                  .in = src});
     if (src->sparse)
@@ -260,6 +267,7 @@ brg_status brg_fill_(brg_tensor *dst, double value)
     if (brg__is_traced())
         return defer("brg_fill_", &(brg__effect){.name = "fill_",
                                                  .run = fill_later,
+                                                 .relaunch = change_again,
                                                  .target = dst,
                                                  .f = value});
     BRG_TRY(check_change("brg_fill_", dst, NULL, &is_recorded));
@@ -286,6 +294,7 @@ brg_status brg_add_(brg_tensor *dst, brg_tensor *src, double alpha)
     if (brg__is_traced())
         return defer("brg_add_", &(brg__effect){.name = "add_",
                                                 .run = add_later,
+                                                .relaunch = change_again,
                                                 .target = dst,
                                                 .in = src,
                                                 .f = alpha});
@@ -321,6 +330,7 @@ brg_status brg_mul_scalar_(brg_tensor *dst, double s)
     if (brg__is_traced())
         return defer("brg_mul_scalar_", &(brg__effect){.name = "mul_scalar_",
                                                        .run = scale_later,
+                                                       .relaunch = change_again,
                                                        .target = dst,
                                                        .f = s});
     BRG_TRY(check_change("brg_mul_scalar_", dst, NULL, &is_recorded));

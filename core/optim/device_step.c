@@ -30,6 +30,7 @@ static void fill_update(brg_optim *optim, size_t i, const brg_tensor *grad,
     brg__step_scalars scalars;
     optim->rule->prepare(optim, slot, ++steps[i], &scalars);
     *u = (brg_device_update){
+        .slot = i,
         .dtype = slot->dtype,
         .numel = slot->n,
         .param = (char *)brg__tensor_ptr(slot->param) + at,
@@ -73,4 +74,50 @@ brg_status brg__optim_step_devices(brg_optim *optim)
         n += slot->n > 0;
     }
     return flush(optim, device, &n);
+}
+
+/* ---- A step that is launched again ------------------------------------------------- */
+
+static brg_status note(brg__words *to, const brg_tensor *t)
+{
+    return brg__array_push(to,
+                           t && t->storage ? (uintptr_t)brg__tensor_ptr(t) : 0);
+}
+
+brg_status brg__optim_note(const brg_optim *optim, brg__words *state)
+{
+    for (size_t i = 0; i < optim->n_slots; i++) {
+        const brg__slot *slot = &optim->slots[i];
+        const bool follows = brg_tensor_version(slot->param) != slot->version;
+        if (slot->param->device.type == BRG_DEVICE_CPU ||
+            !brg__device_equal(slot->param->device,
+                               optim->slots[0].param->device))
+            return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                            "an optimizer of parameters on several devices");
+        BRG_TRY(note(state, slot->param));
+        BRG_TRY(note(state, brg_tensor_grad(slot->param)));
+        BRG_TRY(note(state, slot->master));
+        for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
+            BRG_TRY(note(state, slot->state[k]));
+        BRG_TRY(brg__array_push(state, (uintptr_t)follows));
+    }
+    return BRG_OK;
+}
+
+void brg__optim_relaunch(brg_optim *optim, brg__relaunch *launch)
+{
+    int64_t *steps = brg__tensor_ptr(optim->steps);
+    brg_device_update *updates;
+    size_t n;
+    launch->vtable->graph_updates(launch->device, launch->graph,
+                                  launch->n_updates++, &updates, &n);
+    for (size_t k = 0; k < n; k++) {
+        const size_t i = updates[k].slot;
+        brg__slot *slot = &optim->slots[i];
+        brg__step_scalars scalars;
+        optim->rule->prepare(optim, slot, ++steps[i], &scalars);
+        optim->rule->describe(&scalars, &updates[k]);
+        brg_tensor_touch(slot->param);
+        slot->version = brg_tensor_version(slot->param);
+    }
 }

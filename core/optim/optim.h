@@ -14,6 +14,7 @@
 #include <brigade/optim.h>
 
 #include "core/base/array.h"
+#include "core/base/tracer.h"
 #include "core/optim/kernels.h"
 #include "core/tensor/tensor.h"
 
@@ -84,6 +85,11 @@ struct brg_optim {
 /* One step of the slots whose parameters are not on the CPU, all that are on
  * one device at once; the checks of brg_optim_step are done. */
 brg_status brg__optim_step_devices(brg_optim *optim);
+
+/* The same when what it queues is launched again: rates and counts of steps go
+ * into the launch. All parameters are on one device. */
+brg_status brg__optim_note(const brg_optim *optim, brg__words *state);
+void brg__optim_relaunch(brg_optim *optim, brg__relaunch *launch);
 
 extern const brg__optim_rule brg__optim_sgd;
 extern const brg__optim_rule brg__optim_adamw;

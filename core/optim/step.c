@@ -238,11 +238,31 @@ static brg_status zero_later(const brg__effect *effect, brg_tensor *in)
     return brg_optim_zero_grad(effect->object, effect->i != 0);
 }
 
+static brg_status note_step(const brg__effect *effect, brg__words *state)
+{
+    return brg__optim_note(effect->object, state);
+}
+
+static void step_again(const brg__effect *effect, brg__relaunch *launch)
+{
+    brg__optim_relaunch(effect->object, launch);
+}
+
+/* Gradients are again what they were. */
+static void zero_again(const brg__effect *effect, brg__relaunch *launch)
+{
+    (void)effect;
+    (void)launch;
+}
+
 brg_status brg_optim_step(brg_optim *optim)
 {
     if (brg__is_traced() && optim)
-        return brg__tracer_defer(&(brg__effect){
-            .name = "optim_step", .run = step_later, .object = optim});
+        return brg__tracer_defer(&(brg__effect){.name = "optim_step",
+                                                .run = step_later,
+                                                .relaunch = step_again,
+                                                .note = note_step,
+                                                .object = optim});
     BRG_TRY(check_slots(optim));
     for (size_t i = 0; i < optim->n_slots; i++)
         BRG_TRY(update_slot(optim, i));
@@ -255,6 +275,8 @@ brg_status brg_optim_zero_grad(brg_optim *optim, bool keep_memory)
     if (brg__is_traced())
         return brg__tracer_defer(&(brg__effect){.name = "zero_grad",
                                                 .run = zero_later,
+                                                .relaunch = zero_again,
+                                                .note = note_step,
                                                 .object = optim,
                                                 .i = keep_memory});
     for (size_t i = 0; i < optim->n_slots; i++) {
