@@ -33,6 +33,7 @@ brg_status brg_compiled_create(brg_compiled **out, brg_compiled_fn fn,
     compiled->function.is_all_dynamic =
         checked.dynamic == BRG_COMPILE_DYNAMIC_ALL;
     compiled->function.backend = checked.backend;
+    compiled->function.is_relaunched = checked.replay;
     *out = compiled;
     return BRG_OK;
 }

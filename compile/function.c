@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "compile/relaunch.h"
 #include "core/autograd/autocast.h"
 #include "core/base/error.h"
 
@@ -193,6 +194,10 @@ static brg_status capture(brg__function *f, const brg__traced_call *call,
     brg__segment *segment;
     char *reason = NULL;
     brg_status status = brg__segment_create(&segment, call, f->backend);
+    if (status == BRG_OK && f->is_relaunched && segment->captured.is_step)
+        status = brg__relauncher_create(&segment->relauncher);
+    if (status != BRG_OK && status != BRG_ERR_UNSUPPORTED)
+        brg__segment_release(segment);
     if (status == BRG_ERR_UNSUPPORTED) {
         reason = brg__mem_strdup(brg_error_message());
         status = reason ? BRG_OK : BRG_ERR_NOMEM;

@@ -38,6 +38,7 @@ typedef struct brg__function {
     uint8_t marked[BRG__MAX_MARKED]; /* bit d: dim d of the input is dynamic */
     bool is_all_dynamic;             /* all sizes, from the start */
     brg_compile_backend backend;
+    bool is_relaunched; /* its steps, where a device can (relaunch.h) */
     pthread_mutex_t lock;
     uint64_t n_segments; /* ids given */
 } brg__function;

@@ -142,7 +142,7 @@ void brg__reason_of_skip(brg__compiler *c, const brg__plan *plan,
 {
     brg_compile_record *r = new_record(c);
     r->cause = BRG_COMPILE_REPLAY_SKIP;
-    r->plan = plan->number;
+    r->plan = plan ? plan->number : 0;
     snprintf(r->text, sizeof r->text, "skipping replay due to %s", why);
     if (c->now.log_level >= BRG_LOG_DEBUG)
         brg__log(BRG_LOG_DEBUG, "compile", "%s", r->text);

@@ -68,18 +68,29 @@ static void end(brg__running *r)
 
 /* Where the gradient that this root holds should lie (see brg__placement): its
  * last use is the leaf that it goes to, whole. */
-static brg_tensor *home_of(const brg__running *r, const brg__root *root)
+brg_tensor *brg__run_home(const brg__running *r, const brg__root *root)
 {
     const brg__ir_node *user = r->exec->steps[root->last].node;
     if (user->kind != BRG__IR_ACCUMULATE && user->kind != BRG__IR_LEAF)
         return NULL;
     const brg_node *node = r->task->visits.at[user->visit].node;
     const brg__autograd *a = brg__autograd_of(node->leaf);
-    const brg_tensor *t = &r->exec->values[brg__ir_in(r->exec->ir, user)[0]].t;
     brg_tensor *home = a->home;
     bool is_seen = user->kind == BRG__IR_LEAF && a->hooks.first;
-    if (!home || a->grad || node->hooks || is_seen || !home->is_contiguous ||
-        t->offset != 0 || !t->is_contiguous || t->dtype != home->dtype ||
+    return !home || a->grad || node->hooks || is_seen || !home->is_contiguous
+               ? NULL
+               : home;
+}
+
+/* The same if it is of the root's sizes. */
+static brg_tensor *home_of(const brg__running *r, const brg__root *root)
+{
+    brg_tensor *home = brg__run_home(r, root);
+    if (!home)
+        return NULL;
+    const brg__ir_node *user = r->exec->steps[root->last].node;
+    const brg_tensor *t = &r->exec->values[brg__ir_in(r->exec->ir, user)[0]].t;
+    if (t->offset != 0 || !t->is_contiguous || t->dtype != home->dtype ||
         t->numel != home->numel ||
         (size_t)t->numel * brg__tensor_item_size(t) != root->nbytes)
         return NULL;

@@ -32,6 +32,10 @@ brg_status brg__run_make(brg__running *r, const brg__ir_node *node);
  * as it is: hooks and leaves take it, ops and sums refuse it. */
 brg_status brg__run_give(brg__running *r, int id, brg_tensor *t);
 
+/* Where a gradient that waits for this root's last use should lie (see
+ * brg__placement), or NULL. */
+brg_tensor *brg__run_home(const brg__running *r, const brg__root *root);
+
 /* ---- run_ops.c ----------------------------------------------------------------- */
 
 /* A step that is an op, a fan-in or a fused group. */

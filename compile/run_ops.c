@@ -25,6 +25,14 @@ static brg_status check_dense(const brg__running *r, const brg__ir_node *node)
     return BRG_OK;
 }
 
+static int64_t n_drawn(const brg__running *r, const brg__step *step)
+{
+    const brg_tensor *out = step->call.out[0];
+    const brg__root *x =
+        brg__run_root(r, brg__ir_in(r->exec->ir, step->node)[0]);
+    return out ? out->numel : x->real->numel;
+}
+
 /* Random numbers: drawn now, or those that were drawn. */
 static void set_attrs(brg__running *r, brg__step *step)
 {
@@ -36,7 +44,7 @@ static void set_attrs(brg__running *r, brg__step *step)
         brg_attrs *drawn = &r->exec->io->draws[node->draw - 1];
         if (node->is_drawing) {
             *drawn = node->attrs;
-            brg__dropout_redraw(drawn, step->call.out[0]->numel);
+            brg__dropout_redraw(drawn, n_drawn(r, step));
         }
         step->attrs = *drawn;
     }
@@ -113,6 +121,23 @@ static brg_tensor *loose_operand(const brg__running *r, int id)
     return root ? root->real : &r->exec->values[id].t;
 }
 
+/* Offers the place in a bucket that waits for what this node makes. */
+static void offer_home(const brg__running *r, const brg__ir_node *node)
+{
+    const brg__root *root =
+        node->n_out > 0 ? brg__run_root(r, node->first_out) : NULL;
+    brg_tensor *home = root && root->last >= 0 ? brg__run_home(r, root) : NULL;
+    if (home)
+        brg__offered =
+            (brg__placement){.homes = {home}, .is_open = true, .selected = 0};
+}
+
+static void close_offer(void)
+{
+    if (brg__offered.is_open)
+        brg__offered = (brg__placement){.selected = -1};
+}
+
 static brg_status run_op_loose(brg__running *r, brg__step *step)
 {
     const brg__ir_node *node = step->node;
@@ -125,7 +150,11 @@ static brg_status run_op_loose(brg__running *r, brg__step *step)
     }
     if (!is_missing) {
         set_attrs(r, step);
-        BRG_TRY(brg_op_apply(node->op, node->n_in, in, &step->attrs, out));
+        offer_home(r, node);
+        brg_status status =
+            brg_op_apply(node->op, node->n_in, in, &step->attrs, out);
+        close_offer();
+        BRG_TRY(status);
     }
     for (int j = 0; j < node->n_out; j++)
         BRG_TRY(brg__run_give(r, node->first_out + j, out[j]));
@@ -136,7 +165,9 @@ static brg_status run_add_loose(brg__running *r, const brg__ir_node *node)
 {
     const int *in = brg__ir_in(r->exec->ir, node);
     brg_tensor *a = loose_operand(r, in[0]), *b = loose_operand(r, in[1]);
+    offer_home(r, node);
     brg_tensor *sum = a && b ? brg_sparse_add(a, b) : (a ? a : b);
+    close_offer();
     if (a && b && !sum)
         return brg_error_code();
     return brg__run_give(r, node->first_out, sum);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "compile/passes/passes.h"
+#include "compile/relaunch.h"
 #include "core/autograd/autocast.h"
 #include "core/base/error.h"
 
@@ -27,6 +28,13 @@ static brg_status end_backward(const brg__effect *effect, brg_tensor *in)
     brg__segment *s = effect->object;
     s->is_in_backward = false;
     return brg__task_leave(&s->task, BRG_OK);
+}
+
+/* What both leave is noted and told by reducers. */
+static void again(const brg__effect *effect, brg__relaunch *launch)
+{
+    (void)effect;
+    (void)launch;
 }
 
 static brg_status note_constants(brg__segment *s)
@@ -99,10 +107,14 @@ brg_status brg__segment_create(brg__segment **out, const brg__traced_call *call,
     *out = NULL;
     BRG_TRY(new_segment(&s));
     brg__traced_call traced = *call;
-    traced.backward_begin = (brg__effect){
-        .name = "backward_begin", .run = begin_backward, .object = s};
-    traced.backward_end =
-        (brg__effect){.name = "backward_end", .run = end_backward, .object = s};
+    traced.backward_begin = (brg__effect){.name = "backward_begin",
+                                          .run = begin_backward,
+                                          .relaunch = again,
+                                          .object = s};
+    traced.backward_end = (brg__effect){.name = "backward_end",
+                                        .run = end_backward,
+                                        .relaunch = again,
+                                        .object = s};
     brg_status status = brg__trace(&s->captured, &traced);
     if (status == BRG_OK)
         status = make_ready(s, call->inputs, call->n_inputs, backend);
@@ -130,6 +142,7 @@ void brg__segment_release(brg__segment *s)
 {
     if (!s || !brg__ref_release(&s->refs))
         return;
+    brg__relauncher_destroy(s->relauncher);
     brg__exec_destroy(s->forward);
     brg__exec_destroy(s->backward);
     brg__captured_deinit(&s->captured);
@@ -260,8 +273,8 @@ static void forget_leaves(brg__segment *s)
 }
 
 /* The forward plan, with everything off that would meddle with its steps. */
-static brg_status run_forward(brg__segment *s, brg_tensor *const *inputs,
-                              size_t n_inputs)
+brg_status brg__segment_run_forward(brg__segment *s, brg_tensor *const *inputs,
+                                    size_t n_inputs)
 {
     memset(s->outputs, 0, (size_t)s->captured.n_outputs * sizeof *s->outputs);
     brg_status status = find_leaves(s, inputs);
@@ -326,7 +339,9 @@ brg_status brg__segment_run(brg__segment *s, brg_tensor *const *inputs,
                             size_t n_inputs, brg_tensor **outputs,
                             size_t n_outputs)
 {
-    brg_status status = run_forward(s, inputs, n_inputs);
+    brg_status status = s->relauncher
+                            ? brg__relaunch_step(s, inputs, n_inputs)
+                            : brg__segment_run_forward(s, inputs, n_inputs);
     if (status != BRG_OK) {
         for (int i = 0; i < s->captured.n_outputs; i++)
             brg_release(s->outputs[i]);

@@ -31,6 +31,7 @@ typedef struct brg__segment {
     /* Of a step: the leaves that it reaches, while it runs. */
     brg__task task;
     bool is_in_backward;
+    struct brg__relauncher *relauncher; /* of a step; or NULL */
     /* Any thread may run the backward; one at a time. */
     pthread_mutex_t lock;
     brg__exec *backward;
@@ -56,6 +57,11 @@ bool brg__segment_is_valid(const brg__segment *segment);
 brg_status brg__segment_run(brg__segment *segment, brg_tensor *const *inputs,
                             size_t n_inputs, brg_tensor **outputs,
                             size_t n_outputs);
+
+/* Fills segment->outputs, owned by the caller then; whatever is there on
+ * failure is his too. */
+brg_status brg__segment_run_forward(brg__segment *segment,
+                                    brg_tensor *const *inputs, size_t n_inputs);
 
 /* The two have the same backward, sizes apart. */
 bool brg__segment_is_like(const brg__segment *a, const brg__segment *b);

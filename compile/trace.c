@@ -33,6 +33,7 @@ brg_status brg__trace_new(brg__tracing *t, brg__ir_value value,
     value.dtype = layout->dtype;
     value.ndim = layout->ndim;
     value.ones = brg__ir_ones(layout);
+    t->ir->is_loose |= layout->device.type != BRG_DEVICE_CPU;
     BRG_TRY(brg__tensor_new_view(&symbol.tensor, layout, NULL));
     brg_status status = brg__array_push(&t->symbols, symbol);
     if (status != BRG_OK) {
@@ -175,6 +176,8 @@ static brg__layout layout_of_output(const brg_op_call *call, int j)
     for (int i = call->n_in - 1; i >= 0; i--)
         if (call->in[i])
             layout.device = call->in[i]->device;
+    if (info->is_elsewhere)
+        layout.device = info->device;
     return layout;
 }
 

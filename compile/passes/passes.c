@@ -42,7 +42,9 @@ brg_status brg__passes_run(brg__ir *ir, brg_compile_backend backend)
     ir->wants_kernels = backend == BRG_COMPILE_BACKEND_FUSED;
     for (size_t i = 0; i < sizeof passes / sizeof *passes; i++) {
         size_t n_before = ir->nodes.n;
-        if (passes[i].backend > backend)
+        /* Groups are code for the CPU. */
+        if (passes[i].backend > backend ||
+            (ir->is_loose && passes[i].run == brg__pass_fuse))
             continue;
         brg_status status = passes[i].run(ir);
         if (status == BRG_OK)

@@ -1,0 +1,432 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Whole steps that a device records once and is then told to do again, on a
+ * device made for tests: losses and parameters have the bits of eager steps. */
+#include <brigade/brigade.h>
+
+#include "tests/rows/both.h"
+#include "tests/support/recording_device.h"
+
+#define N_STEPS 9
+#define N_PARAMS 4
+
+/* ---- A model -------------------------------------------------------------------- */
+
+typedef struct model {
+    brg_tensor *p[N_PARAMS];
+    brg_tensor *seen; /* changed in place by each step */
+    brg_optim *optim;
+    brg_params *params;
+    brg_status (*end)(struct model *m); /* what follows the backward */
+    bool zeroes_first;                  /* gradients go when a step begins */
+    double dropout;
+} model;
+
+static brg_tensor *there(brg_tensor *t)
+{
+    return assert_brg_some(brg_to(t, THERE));
+}
+
+static brg_status end_plainly(model *m)
+{
+    return brg_optim_step(m->optim);
+}
+
+static void model_make(model *m, bool is_adamw)
+{
+    static const int64_t shapes[N_PARAMS][2] = {{6, 5}, {6, 0}, {3, 6}, {3, 0}};
+    *m = (model){.end = end_plainly};
+    brg_seed(11);
+    assert_brg_ok(brg_params_create(&m->params));
+    for (int i = 0; i < N_PARAMS; i++) {
+        char name[8];
+        m->p[i] = brg_retain(
+            there(brg_randn(BRG_DTYPE_F32, shapes[i][1] ? 2 : 1, shapes[i])));
+        assert_brg_ok(brg_set_requires_grad(m->p[i], true));
+        snprintf(name, sizeof name, "p%d", i);
+        assert_brg_ok(
+            brg_params_add(m->params, name, m->p[i], BRG_PARAM_TRAINED));
+    }
+    m->seen = brg_retain(there(brg_zeros(BRG_DTYPE_F32, BRG_SHAPE(3))));
+    if (is_adamw) {
+        brg_adamw_options adamw = BRG_ADAMW_OPTIONS_INIT;
+        assert_brg_ok(brg_optim_create_adamw(&m->optim, m->params, &adamw));
+    } else {
+        brg_sgd_options sgd = BRG_SGD_OPTIONS_INIT;
+        sgd.lr = 0.1;
+        sgd.momentum = 0.9;
+        assert_brg_ok(brg_optim_create_sgd(&m->optim, m->params, &sgd));
+    }
+}
+
+static void model_free(model *m)
+{
+    brg_optim_destroy(m->optim);
+    brg_params_destroy(m->params);
+    for (int i = 0; i < N_PARAMS; i++)
+        brg_release(m->p[i]);
+    brg_release(m->seen);
+}
+
+/* in: x (n, 5) and y (n, 3). */
+static brg_status step(brg_tensor *const *in, size_t n_in, brg_tensor **out,
+                       size_t n_out, void *user)
+{
+    model *m = user;
+    (void)n_in;
+    (void)n_out;
+    if (m->zeroes_first)
+        BRG_TRY(brg_optim_zero_grad(m->optim, false));
+    brg_tensor *h = brg_relu(brg_linear(in[0], m->p[0], m->p[1]));
+    if (m->dropout > 0)
+        h = brg_dropout(h, m->dropout, true);
+    brg_tensor *y = brg_linear(h, m->p[2], m->p[3]);
+    out[0] = brg_mean_all(brg_square(brg_sub(y, in[1])));
+    if (!out[0])
+        return brg_error_code();
+    BRG_TRY(brg_backward(out[0]));
+    BRG_TRY(brg_add_(m->seen, brg_sum(brg_detach(y), 1, (int[]){0}, false), 1));
+    BRG_TRY(m->end(m));
+    return m->zeroes_first ? BRG_OK : brg_optim_zero_grad(m->optim, false);
+}
+
+/* ---- Runs of it -------------------------------------------------------------------- */
+
+typedef struct history {
+    float loss[N_STEPS];
+    float end[64];
+    size_t n;
+} history;
+
+static void read_all(history *h, const model *m)
+{
+    brg_tensor *tensors[N_PARAMS + 1] = {m->p[0], m->p[1], m->p[2], m->p[3],
+                                         m->seen};
+    h->n = 0;
+    for (int i = 0; i <= N_PARAMS; i++) {
+        brg_tensor *t = assert_brg_some(brg_to(tensors[i], HOME));
+        memcpy(h->end + h->n, brg_tensor_data(t), brg_tensor_nbytes(t));
+        h->n += (size_t)brg_tensor_numel(t);
+    }
+}
+
+static void one_step(model *m, brg_compiled *compiled, int k, int n, history *h)
+{
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *in[2], *out = NULL;
+    double loss;
+    brg_seed(100 + (uint64_t)k);
+    in[0] = there(brg_randn(BRG_DTYPE_F32, BRG_SHAPE(n, 5)));
+    in[1] = there(brg_randn(BRG_DTYPE_F32, BRG_SHAPE(n, 3)));
+    assert_brg_ok(brg_optim_set_lr(m->optim, 0.1 / (1 + k)));
+    assert_brg_ok(compiled ? brg_compiled_call(compiled, in, 2, &out, 1)
+                           : step(in, 2, &out, 1, m));
+    assert_brg_ok(brg_tensor_item(out, &loss));
+    h->loss[k] = (float)loss;
+    brg_scope_end(scope);
+}
+
+static brg_compiled *compile(model *m)
+{
+    brg_compiled *compiled;
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.fullgraph = options.whole = options.replay = true;
+    assert_brg_ok(brg_compiled_create(&compiled, step, m, &options));
+    return compiled;
+}
+
+typedef struct variant {
+    bool is_adamw, zeroes_first;
+    double dropout;
+    brg_status (*end)(model *m);
+} variant;
+
+static void run(const variant *v, bool is_compiled, history *h)
+{
+    model m;
+    brg_scope *scope = brg_scope_begin();
+    model_make(&m, v->is_adamw);
+    m.zeroes_first = v->zeroes_first;
+    m.dropout = v->dropout;
+    m.end = v->end ? v->end : end_plainly;
+    brg_compiled *compiled = is_compiled ? compile(&m) : NULL;
+    memset(h, 0, sizeof *h);
+    for (int k = 0; k < N_STEPS; k++)
+        one_step(&m, compiled, k, 4, h);
+    read_all(h, &m);
+    brg_compiled_destroy(compiled);
+    model_free(&m);
+    brg_scope_end(scope);
+}
+
+static brg_compile_stats stats_of(void)
+{
+    brg_compile_stats stats;
+    brg_compile_get_stats(&stats);
+    return stats;
+}
+
+/* Eager and compiled alike; the counts of what was compiled. */
+static brg_compile_stats check(const variant *v)
+{
+    static history eager, launched;
+    int64_t before = seen.n_blocks;
+    assert_brg_ok(brg_compile_reset());
+    run(v, false, &eager);
+    run(v, true, &launched);
+    assert_memory_equal(&eager, &launched, sizeof eager);
+    assert_true(eager.loss[0] != eager.loss[N_STEPS - 1]);
+    assert_int_equal(seen.n_blocks, before);
+    assert_int_equal(stats_of().function_fallbacks, 0);
+    return stats_of();
+}
+
+static void expect_skip(const char *why)
+{
+    brg_compile_record record;
+    assert_true(brg_compile_get_record(0, &record));
+    assert_int_equal(record.cause, BRG_COMPILE_REPLAY_SKIP);
+    if (!strstr(record.text, why))
+        fail_msg("'%s' does not say '%s'", record.text, why);
+}
+
+/* ---- What is launched --------------------------------------------------------------- */
+
+static void test_relaunch__a_step_is_recorded_once(void **state)
+{
+    (void)state;
+    for (int is_adamw = 0; is_adamw < 2; is_adamw++) {
+        brg_compile_stats s = check(&(variant){.is_adamw = is_adamw});
+        assert_int_equal(s.replays, 1);
+        assert_int_equal(s.replay_skips, 0);
+        assert_int_equal(s.replay_recordings, 1);
+        assert_int_equal(s.replay_launches, N_STEPS - 3);
+    }
+}
+
+/* Each recording drops the gradients of the one before. */
+static void test_relaunch__gradients_dropped_first(void **state)
+{
+    (void)state;
+    brg_compile_stats s = check(&(variant){.zeroes_first = true});
+    assert_int_equal(s.replay_skips, 0);
+    assert_in_range(s.replay_recordings, 1, 4);
+    assert_int_equal(s.replay_launches, N_STEPS - 2 - s.replay_recordings);
+}
+
+static void test_relaunch__the_host_calls_no_kernel(void **state)
+{
+    (void)state;
+    model m;
+    history h;
+    model_make(&m, true);
+    brg_compiled *compiled = compile(&m);
+    for (int k = 0; k < 3; k++)
+        one_step(&m, compiled, k, 4, &h);
+    int64_t n = seen.n_kernels;
+    for (int k = 3; k < N_STEPS; k++)
+        one_step(&m, compiled, k, 4, &h);
+    assert_int_equal(seen.n_kernels, n);
+    brg_compiled_destroy(compiled);
+    model_free(&m);
+}
+
+/* Each size has a graph of its own. */
+static void test_relaunch__two_sizes(void **state)
+{
+    (void)state;
+    static history h[2];
+    assert_brg_ok(brg_compile_reset());
+    for (int is_compiled = 0; is_compiled < 2; is_compiled++) {
+        model m;
+        model_make(&m, false);
+        brg_compiled *compiled = is_compiled ? compile(&m) : NULL;
+        for (int k = 0; k < N_STEPS; k++)
+            one_step(&m, compiled, k, 3 + k % 2, &h[is_compiled]);
+        read_all(&h[is_compiled], &m);
+        brg_compiled_destroy(compiled);
+        model_free(&m);
+    }
+    assert_memory_equal(&h[0], &h[1], sizeof h[0]);
+    assert_int_equal(stats_of().replay_recordings, 2);
+    assert_int_equal(stats_of().replay_launches, N_STEPS - 6);
+}
+
+/* The step is run as it is while somebody holds a gradient that it would
+ * overwrite. */
+static void test_relaunch__a_gradient_that_is_kept(void **state)
+{
+    (void)state;
+    model m;
+    history h;
+    assert_brg_ok(brg_compile_reset());
+    model_make(&m, false);
+    m.zeroes_first = true;
+    brg_compiled *compiled = compile(&m);
+    for (int k = 0; k < 7; k++)
+        one_step(&m, compiled, k, 4, &h);
+    uint64_t n = stats_of().replay_launches;
+    assert_true(n > 0);
+    brg_tensor *kept = brg_retain(brg_tensor_grad(m.p[0]));
+    float before[30], after[30];
+    assert_brg_ok(brg_tensor_read(kept, before, sizeof before));
+    one_step(&m, compiled, 7, 4, &h);
+    assert_brg_ok(brg_tensor_read(kept, after, sizeof after));
+    assert_memory_equal(before, after, sizeof before);
+    assert_int_equal(stats_of().replay_launches, n);
+    brg_release(kept);
+    brg_compiled_destroy(compiled);
+    model_free(&m);
+}
+
+/* What the caller got is his: the next launch does not change it. */
+static void test_relaunch__results_stay(void **state)
+{
+    (void)state;
+    model m;
+    history h;
+    model_make(&m, false);
+    brg_compiled *compiled = compile(&m);
+    for (int k = 0; k < 4; k++)
+        one_step(&m, compiled, k, 4, &h);
+    brg_tensor *in[2] = {there(brg_ones(BRG_DTYPE_F32, BRG_SHAPE(4, 5))),
+                         there(brg_ones(BRG_DTYPE_F32, BRG_SHAPE(4, 3)))};
+    brg_tensor *first, *second;
+    double a, b, again;
+    assert_brg_ok(brg_compiled_call(compiled, in, 2, &first, 1));
+    assert_brg_ok(brg_tensor_item(first, &a));
+    assert_brg_ok(brg_compiled_call(compiled, in, 2, &second, 1));
+    assert_brg_ok(brg_tensor_item(first, &again));
+    assert_brg_ok(brg_tensor_item(second, &b));
+    assert_true(a == again && a != b);
+    brg_compiled_destroy(compiled);
+    model_free(&m);
+}
+
+/* ---- What is not ----------------------------------------------------------------------- */
+
+static brg_status end_clipped(model *m)
+{
+    BRG_TRY(brg_clip_grad_norm(NULL, m->params, 0.5, true));
+    return brg_optim_step(m->optim);
+}
+
+static void test_relaunch__clipping_needs_the_host(void **state)
+{
+    (void)state;
+    brg_compile_stats s = check(&(variant){.end = end_clipped});
+    assert_int_equal(s.replay_launches, 0);
+    assert_int_equal(s.replay_skips, 1);
+    expect_skip("the host has to act: clip_grad_norm");
+}
+
+static void test_relaunch__dropout_draws_at_each_run(void **state)
+{
+    (void)state;
+    brg_compile_stats s = check(&(variant){.dropout = 0.25});
+    assert_int_equal(s.replay_launches, 0);
+    assert_int_equal(s.replay_skips, 1);
+    expect_skip("attributes read at each run: dropout");
+}
+
+static brg_status there_and_back(brg_tensor *const *in, size_t n_in,
+                                 brg_tensor **out, size_t n_out, void *user)
+{
+    model *m = user;
+    (void)n_in;
+    (void)n_out;
+    brg_tensor *y =
+        brg_linear(brg_linear(in[0], m->p[0], m->p[1]), m->p[2], m->p[3]);
+    y = brg_to(brg_to(y, HOME), THERE);
+    out[0] = brg_mean_all(brg_square(y));
+    BRG_TRY(brg_backward(out[0]));
+    BRG_TRY(brg_optim_step(m->optim));
+    return brg_optim_zero_grad(m->optim, false);
+}
+
+/* Found while half of the step is recorded: the rest runs, nothing is lost. */
+static void test_relaunch__a_copy_to_the_host_in_the_middle(void **state)
+{
+    (void)state;
+    double loss[2][6];
+    assert_brg_ok(brg_compile_reset());
+    for (int is_compiled = 0; is_compiled < 2; is_compiled++) {
+        model m;
+        brg_compiled *compiled;
+        brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+        options.fullgraph = options.whole = options.replay = true;
+        model_make(&m, false);
+        assert_brg_ok(
+            brg_compiled_create(&compiled, there_and_back, &m, &options));
+        brg_tensor *x = there(brg_ones(BRG_DTYPE_F32, BRG_SHAPE(4, 5))), *out;
+        for (int k = 0; k < 6; k++) {
+            assert_brg_ok(is_compiled
+                              ? brg_compiled_call(compiled, &x, 1, &out, 1)
+                              : there_and_back(&x, 1, &out, 1, &m));
+            assert_brg_ok(brg_tensor_item(out, &loss[is_compiled][k]));
+        }
+        brg_compiled_destroy(compiled);
+        model_free(&m);
+    }
+    assert_memory_equal(loss[0], loss[1], sizeof loss[0]);
+    assert_int_equal(stats_of().replay_recordings, 1);
+    assert_int_equal(stats_of().replay_launches, 0);
+    expect_skip("a copy to or from the host");
+}
+
+static brg_status twice(brg_tensor *grad, brg_tensor **replaced, void *user)
+{
+    (void)user;
+    *replaced = brg_mul_scalar(grad, 2);
+    return *replaced ? BRG_OK : brg_error_code();
+}
+
+/* A hook that comes and goes: the graph serves the calls without it. */
+static void test_relaunch__a_hook_at_a_leaf(void **state)
+{
+    (void)state;
+    static history h[2];
+    assert_brg_ok(brg_compile_reset());
+    for (int is_compiled = 0; is_compiled < 2; is_compiled++) {
+        model m;
+        brg_hook *hook = NULL;
+        model_make(&m, false);
+        brg_compiled *compiled = is_compiled ? compile(&m) : NULL;
+        for (int k = 0; k < N_STEPS; k++) {
+            if (k == 5)
+                assert_brg_ok(
+                    brg_tensor_add_hook(&hook, m.p[0], twice, NULL, NULL));
+            one_step(&m, compiled, k, 4, &h[is_compiled]);
+            if (k == 6)
+                brg_hook_remove(hook);
+        }
+        read_all(&h[is_compiled], &m);
+        brg_compiled_destroy(compiled);
+        model_free(&m);
+    }
+    assert_memory_equal(&h[0], &h[1], sizeof h[0]);
+    assert_int_equal(stats_of().replay_recordings, 1);
+    assert_int_equal(stats_of().replay_launches, N_STEPS - 3 - 2);
+}
+
+static int register_recording_device(void **state)
+{
+    (void)state;
+    return brg_device_register(BRG_DEVICE_CUDA, &recording_device);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        scoped_test(test_relaunch__a_step_is_recorded_once),
+        scoped_test(test_relaunch__gradients_dropped_first),
+        scoped_test(test_relaunch__the_host_calls_no_kernel),
+        scoped_test(test_relaunch__two_sizes),
+        scoped_test(test_relaunch__a_gradient_that_is_kept),
+        scoped_test(test_relaunch__results_stay),
+        scoped_test(test_relaunch__clipping_needs_the_host),
+        scoped_test(test_relaunch__dropout_draws_at_each_run),
+        scoped_test(test_relaunch__a_copy_to_the_host_in_the_middle),
+        scoped_test(test_relaunch__a_hook_at_a_leaf),
+    };
+    return cmocka_run_group_tests(tests, register_recording_device, NULL);
+}

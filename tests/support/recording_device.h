@@ -1,0 +1,329 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The device made for tests, with graphs: what it is given while it records is
+ * written down and done when the graph is launched, and its optimizer (SGD and
+ * AdamW on f32) changes parameters. Memory that a graph gives is first filled
+ * with NaN by each launch's recording, so that work that was not recorded
+ * shows. */
+#ifndef BRG_TESTS_SUPPORT_RECORDING_DEVICE_H
+#define BRG_TESTS_SUPPORT_RECORDING_DEVICE_H
+
+#include <math.h>
+
+#include "core/tensor/tensor.h"
+#include "tests/support/fake_device.h"
+
+#define MAX_JOBS 4096
+#define MAX_BLOCKS 1024
+
+typedef struct job {
+    brg_op_call call; /* op NULL: a copy, or zeros without `from` */
+    brg_attrs attrs;
+    brg_tensor *args[BRG_MAX_OP_INPUTS];
+    brg_tensor in[BRG_MAX_OP_INPUTS], out[BRG_MAX_OP_OUTPUTS];
+    brg__storage in_storage[BRG_MAX_OP_INPUTS];
+    brg__storage out_storage[BRG_MAX_OP_OUTPUTS];
+    void *to;
+    const void *from;
+    size_t nbytes;
+    brg_device_update *updates; /* an optimizer's step */
+    size_t n_updates;
+} job;
+
+typedef struct block {
+    void *at;
+    size_t nbytes;
+    bool is_used;
+} block;
+
+typedef struct tape {
+    job *jobs[MAX_JOBS];
+    size_t n_jobs;
+    block blocks[MAX_BLOCKS];
+    size_t n_blocks;
+    void *freed[MAX_BLOCKS]; /* of others, while it recorded */
+    size_t n_freed;
+    bool is_given_up;
+    bool is_orphan;
+} tape;
+
+static tape *recording, *tapes[8];
+
+/* ---- Memory ------------------------------------------------------------------- */
+
+static void tape_drop_jobs(tape *t)
+{
+    for (size_t i = 0; i < t->n_jobs; i++) {
+        free(t->jobs[i]->updates);
+        free(t->jobs[i]);
+    }
+    t->n_jobs = 0;
+}
+
+static void tape_free_if_unused(tape *t)
+{
+    size_t n_used = 0;
+    for (size_t i = 0; i < t->n_blocks; i++)
+        n_used += t->blocks[i].is_used;
+    if (!t->is_orphan || n_used > 0)
+        return;
+    for (size_t i = 0; i < t->n_blocks; i++)
+        fake_free(THERE, t->blocks[i].at, 0);
+    for (size_t i = 0; i < sizeof tapes / sizeof *tapes; i++)
+        if (tapes[i] == t)
+            tapes[i] = NULL;
+    free(t);
+}
+
+static brg_status record_alloc(brg_device device, void **out, size_t nbytes)
+{
+    tape *t = recording;
+    if (!t)
+        return fake_alloc(device, out, nbytes);
+    for (size_t i = 0; i < t->n_blocks; i++)
+        if (!t->blocks[i].is_used && t->blocks[i].nbytes == nbytes) {
+            t->blocks[i].is_used = true;
+            *out = t->blocks[i].at;
+            return BRG_OK;
+        }
+    if (t->n_blocks == MAX_BLOCKS)
+        abort();
+    BRG_TRY(fake_alloc(device, out, nbytes));
+    memset(*out, 0xff, nbytes);
+    t->blocks[t->n_blocks++] = (block){*out, nbytes, true};
+    return BRG_OK;
+}
+
+static void record_free(brg_device device, void *ptr, size_t nbytes)
+{
+    for (size_t k = 0; k < sizeof tapes / sizeof *tapes; k++)
+        for (size_t i = 0; tapes[k] && i < tapes[k]->n_blocks; i++)
+            if (tapes[k]->blocks[i].at == ptr) {
+                tapes[k]->blocks[i].is_used = false;
+                tape_free_if_unused(tapes[k]);
+                return;
+            }
+    if (recording)
+        recording->freed[recording->n_freed++] = ptr;
+    else
+        fake_free(device, ptr, nbytes);
+}
+
+/* ---- Work ------------------------------------------------------------------------ */
+
+static job *new_job(void)
+{
+    job *j = calloc(1, sizeof *j);
+    if (!j || recording->n_jobs == MAX_JOBS)
+        abort();
+    recording->jobs[recording->n_jobs++] = j;
+    return j;
+}
+
+static brg_tensor *twin_of(brg_tensor *t, brg__storage *s,
+                           const brg_tensor *from)
+{
+    if (!from)
+        return NULL;
+    memcpy(t, from, sizeof *t);
+    if (from->storage) {
+        memcpy(s, from->storage, sizeof *s);
+        t->storage = s;
+    }
+    return t;
+}
+
+static brg_status record_kernel(brg_op_call *call)
+{
+    if (!recording)
+        return run_there(call);
+    seen.n_kernels++;
+    job *j = new_job();
+    j->call = *call;
+    j->attrs = *call->attrs;
+    j->call.attrs = &j->attrs;
+    j->call.in = j->args;
+    for (int i = 0; i < call->n_in; i++)
+        j->args[i] = twin_of(&j->in[i], &j->in_storage[i], call->in[i]);
+    for (int i = 0; i < call->n_out; i++)
+        j->call.out[i] = twin_of(&j->out[i], &j->out_storage[i], call->out[i]);
+    return BRG_OK;
+}
+
+static brg_status (*record_find(const brg_op *op))(brg_op_call *call)
+{
+    return fake_kernel(op) ? record_kernel : NULL;
+}
+
+static void update_element(const brg_device_update *u, size_t i)
+{
+    float *p = u->param, *m = u->state[0], *v = u->state[1];
+    const double *f = u->f;
+    double g = ((const float *)u->grad)[i];
+    if (u->rule == BRG_UPDATE_ADAMW) {
+        m[i] = (float)(f[1] * (double)m[i] + (1 - f[1]) * g);
+        v[i] = (float)(f[2] * (double)v[i] + (1 - f[2]) * g * g);
+        p[i] =
+            (float)(f[0] * (double)p[i] -
+                    f[3] * (double)m[i] / (sqrt((double)v[i]) * f[4] + f[5]));
+        return;
+    }
+    double d = g + f[3] * (double)p[i];
+    if (m)
+        d = m[i] = (float)(f[1] * (double)m[i] + f[2] * d);
+    p[i] = (float)((double)p[i] - f[0] * d);
+}
+
+static void update_now(const brg_device_update *updates, size_t n)
+{
+    for (size_t k = 0; k < n; k++)
+        for (size_t i = 0; i < updates[k].numel; i++)
+            update_element(&updates[k], i);
+}
+
+static brg_status record_update(brg_device device,
+                                const brg_device_update *updates, size_t n)
+{
+    (void)device;
+    if (!recording) {
+        update_now(updates, n);
+        return BRG_OK;
+    }
+    job *j = new_job();
+    j->updates = malloc(n * sizeof *updates);
+    memcpy(j->updates, updates, n * sizeof *updates);
+    j->n_updates = n;
+    return BRG_OK;
+}
+
+static void do_job(job *j)
+{
+    if (j->updates) {
+        update_now(j->updates, j->n_updates);
+    } else if (j->call.op) {
+        if (run_there(&j->call) != BRG_OK)
+            abort();
+        seen.n_kernels--; /* it was counted when the host called it */
+    } else if (j->from) {
+        memmove(j->to, j->from, j->nbytes);
+    } else {
+        memset(j->to, 0, j->nbytes);
+    }
+}
+
+static brg_status tape_launch(brg_device device, void *graph)
+{
+    tape *t = graph;
+    for (size_t i = 0; i < t->n_jobs; i++)
+        do_job(t->jobs[i]);
+    for (size_t i = 0; i < t->n_freed; i++)
+        fake_free(device, t->freed[i], 0);
+    t->n_freed = 0;
+    return BRG_OK;
+}
+
+static void give_up(void)
+{
+    tape *t = recording;
+    if (!t)
+        return;
+    recording = NULL;
+    t->is_given_up = true;
+    (void)tape_launch(THERE, t);
+}
+
+static brg_status record_copy(brg_device to, void *dst, brg_device from,
+                              const void *src, size_t nbytes)
+{
+    if (to.type != from.type)
+        give_up();
+    if (!recording)
+        return fake_copy(to, dst, from, src, nbytes);
+    job *j = new_job();
+    j->to = dst;
+    j->from = src;
+    j->nbytes = nbytes;
+    return BRG_OK;
+}
+
+static brg_status record_zero(brg_device device, void *ptr, size_t nbytes)
+{
+    if (!recording)
+        return fake_zero(device, ptr, nbytes);
+    job *j = new_job();
+    j->to = ptr;
+    j->nbytes = nbytes;
+    return BRG_OK;
+}
+
+/* ---- Graphs ------------------------------------------------------------------------ */
+
+static brg_status tape_record(brg_device device, void **graph)
+{
+    (void)device;
+    tape *t = *graph;
+    if (!t) {
+        size_t i = 0;
+        *graph = t = calloc(1, sizeof *t);
+        while (tapes[i])
+            i++;
+        tapes[i] = t;
+    }
+    tape_drop_jobs(t);
+    t->is_given_up = false;
+    recording = t;
+    return BRG_OK;
+}
+
+static brg_status tape_recorded(brg_device device, void *graph)
+{
+    (void)device;
+    recording = NULL;
+    return ((tape *)graph)->is_given_up
+               ? brg_error_set(BRG_ERR_UNSUPPORTED, __FILE__, __LINE__,
+                               "a copy to or from the host")
+               : BRG_OK;
+}
+
+static void tape_updates(brg_device device, void *graph, size_t i,
+                         brg_device_update **updates, size_t *n)
+{
+    tape *t = graph;
+    (void)device;
+    *updates = NULL;
+    *n = 0;
+    for (size_t k = 0; k < t->n_jobs; k++)
+        if (t->jobs[k]->updates && i-- == 0) {
+            *updates = t->jobs[k]->updates;
+            *n = t->jobs[k]->n_updates;
+            return;
+        }
+}
+
+static void tape_free(brg_device device, void *graph)
+{
+    tape *t = graph;
+    (void)device;
+    tape_drop_jobs(t);
+    t->is_orphan = true;
+    tape_free_if_unused(t);
+}
+
+static const brg_device_vtable recording_device = {
+    .abi = BRG_DEVICE_ABI,
+    .struct_size = sizeof(brg_device_vtable),
+    .name = "cuda",
+    .alloc = record_alloc,
+    .free = record_free,
+    .copy = record_copy,
+    .fill_zero = record_zero,
+    .kernel = record_find,
+    .update = record_update,
+    .stream = fake_stream,
+    .graph_record = tape_record,
+    .graph_recorded = tape_recorded,
+    .graph_updates = tape_updates,
+    .graph_launch = tape_launch,
+    .graph_free = tape_free,
+};
+
+#endif
