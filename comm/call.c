@@ -28,6 +28,7 @@ void brg__call_sign(const brg_call *call, int rank, brg_signature *filled)
         .n_leaves = (uint16_t)call->n_leaves,
         .peer = call->peer,
         .rank = rank,
+        .bucket = call->bucket,
     };
 }
 
@@ -72,11 +73,13 @@ void brg__signature_describe(const brg_signature *s, char *text, size_t size)
         return;
     }
     const brg__coll_row *row = &brg__coll_rows[s->coll];
-    char peer[32], reducer[40] = "";
+    char peer[32], reducer[48] = "", bucket[24] = "";
     describe_detail(s, peer, sizeof peer);
+    if (s->reducer && s->bucket >= 0)
+        snprintf(bucket, sizeof bucket, ", bucket %d", (int)s->bucket);
     if (s->reducer)
-        snprintf(reducer, sizeof reducer, ", reducer %d, plan %04x",
-                 (int)s->reducer, (unsigned)s->plan);
+        snprintf(reducer, sizeof reducer, ", reducer %d, plan %04x%s",
+                 (int)s->reducer, (unsigned)s->plan, bucket);
     unsigned long long seq = (unsigned long long)s->seq;
     if (s->coll == BRG_COLL_BARRIER)
         snprintf(text, size, "%s #%llu", row->name, seq);

@@ -4,6 +4,7 @@
 
 #include "comm/call.h"
 #include "comm/reduce_kernels.h"
+#include "comm/trace.h"
 #include "core/base/alloc.h"
 #include "core/base/clock.h"
 #include "core/base/env.h"
@@ -34,6 +35,7 @@ static const brg_host host = {
     .describe = brg__signature_describe,
     .reduce = brg__reduce,
     .partial_size = brg__partial_size,
+    .progressed = brg__record_progressed,
 };
 
 const brg_host *brg_host_get(void)

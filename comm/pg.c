@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "comm/registry.h"
+#include "comm/trace.h"
 #include "comm/work.h"
 #include "core/base/env.h"
 #include "core/base/options.h"
@@ -58,6 +59,10 @@ brg_status brg__pg_make(brg_pg **out, const brg_backend *backend,
     pg->timeout_ns = (uint64_t)(complete.timeout_s * 1e9);
     BRG_TRY_GOTO(backend->create(brg_host_get(), &complete, &pg->end), out);
     BRG_TRY_GOTO(check_end(backend, &pg->end), out);
+    pg->bucket = -1;
+    pg->trace = brg__record_mine();
+    pg->number = brg__record_join(pg->trace, backend->name, pg->end.rank,
+                                  pg->end.world_size, pg->end.place);
     if (pg->end.wants_polls)
         BRG_TRY_GOTO(brg__progress_register(poll_from_engine, pg), out);
     pg->is_registered = pg->end.wants_polls;
@@ -95,6 +100,8 @@ void brg_pg_destroy(brg_pg *pg)
     brg__error_save(&kept);
     if (pg->is_registered)
         brg__progress_unregister(poll_from_engine, pg);
+    if (pg->trace)
+        brg__record_leave(pg->trace, pg->end.place);
     brg__work_reap(pg);
     for (size_t i = 0; i < pg->blocks.n; i++)
         free_block(pg, &pg->blocks.at[i]);
@@ -188,6 +195,8 @@ void brg__pg_kill(brg_pg *pg)
     brg__error_save(&pg->error);
     if (pg->end.ops->abort)
         pg->end.ops->abort(pg->end.group);
+    brg__record_failure(pg);
+    brg__error_restore(&pg->error);
 }
 
 uint8_t brg__pg_number_reducer(brg_pg *pg)
@@ -196,10 +205,11 @@ uint8_t brg__pg_number_reducer(brg_pg *pg)
     return pg->n_reducers;
 }
 
-void brg__pg_label(brg_pg *pg, uint8_t reducer, uint16_t plan)
+void brg__pg_label(brg_pg *pg, uint8_t reducer, uint16_t plan, int32_t bucket)
 {
     pg->reducer = reducer;
     pg->plan = plan;
+    pg->bucket = bucket;
 }
 
 brg_status brg__pg_check(const brg_pg *pg)
@@ -224,6 +234,7 @@ bool brg__pg_poll(brg_pg *pg)
         brg__pg_kill(pg);
         return false;
     }
+    brg__record_completed(pg);
     return true;
 }
 

@@ -13,6 +13,7 @@
 
 #include "core/base/array.h"
 #include "core/base/error.h"
+#include "core/trace/ring.h"
 
 typedef struct brg__pg_block {
     void *ptr;
@@ -33,6 +34,9 @@ struct brg_pg {
     uint8_t n_reducers; /* numbers given so far; begins again behind 255 */
     uint8_t reducer;    /* signs the calls to come: see brg__pg_label */
     uint16_t plan;
+    int32_t bucket;
+    uint8_t number; /* among the groups of this rank, in its trace */
+    brg__record_ring *trace;
     bool is_coalescing;
     bool is_registered; /* with the thread's progress hook */
     brg_pg_stats stats;
@@ -64,10 +68,10 @@ bool brg__status_is_fatal(brg_status status);
  * make their reducers in one order. */
 uint8_t brg__pg_number_reducer(brg_pg *pg);
 
-/* Calls from now on belong to this reducer and its plan (0, 0: to none). Ranks
- * whose calls do not agree in it get BRG_ERR_MISMATCH before data moves, from
- * backends that compare signatures. */
-void brg__pg_label(brg_pg *pg, uint8_t reducer, uint16_t plan);
+/* Calls from now on belong to this reducer, its plan and a bucket (0, 0, -1: to
+ * none). Ranks whose calls do not agree in the first two get BRG_ERR_MISMATCH
+ * before data moves, from backends that compare signatures. */
+void brg__pg_label(brg_pg *pg, uint8_t reducer, uint16_t plan, int32_t bucket);
 
 /* Returns and restores the sticky error. */
 brg_status brg__pg_check(const brg_pg *pg);

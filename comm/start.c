@@ -10,6 +10,7 @@
 #include "comm/leaves.h"
 #include "comm/patterns/tree.h"
 #include "comm/reduce_kernels.h"
+#include "comm/trace.h"
 #include "comm/work.h"
 #include "core/base/tracer.h"
 
@@ -77,6 +78,7 @@ static brg_status check_call(const brg_pg *pg, brg_call *call, size_t *payload)
 
 static brg_status submit(brg_pg *pg, brg_work *work)
 {
+    brg__record_call(pg, &work->call, BRG_TRACE_START, 0);
     brg_status status = pg->end.ops->start(pg->end.group, &work->call);
     if (status == BRG_OK)
         return BRG_OK;
@@ -102,6 +104,7 @@ static brg_status start(brg_pg *pg, brg_work **out, brg_call call)
     call.seq = *counter;
     call.reducer = pg->reducer;
     call.plan = pg->plan;
+    call.bucket = pg->bucket;
     brg_work *work = brg__work_create(pg, &call);
     if (!work)
         return BRG_ERR_NOMEM;
@@ -109,6 +112,8 @@ static brg_status start(brg_pg *pg, brg_work **out, brg_call call)
     ++*counter;
     pg->stats.n_collectives++;
     pg->stats.n_bytes += payload;
+    if (work->call.is_done)
+        brg__record_complete(work);
     *out = work;
     return BRG_OK;
 }

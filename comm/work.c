@@ -5,6 +5,7 @@
 #include <sched.h>
 
 #include "comm/call.h"
+#include "comm/trace.h"
 #include "core/base/clock.h"
 #include "core/base/thread.h"
 
@@ -130,18 +131,6 @@ bool brg_work_test(brg_work *work)
     return !brg__pg_poll(work->pg) || work->call.is_done;
 }
 
-static brg_status fail_timeout(brg_work *work)
-{
-    brg_pg *pg = work->pg;
-    char call[120], why[240] = "";
-    brg__call_describe(&work->call, call, sizeof call);
-    if (pg->end.ops->explain)
-        pg->end.ops->explain(pg->end.group, &work->call, why, sizeof why);
-    return BRG_FAIL(BRG_ERR_TIMEOUT, "rank %d: %s timed out after %g s%s%s",
-                    pg->end.rank, call, (double)pg->timeout_ns * 1e-9,
-                    why[0] ? ": " : "", why);
-}
-
 static brg_status idle(brg_work *work, uint64_t n)
 {
     const brg_group_ops *ops = work->pg->end.ops;
@@ -162,7 +151,7 @@ static brg_status poll_until_done(brg_work *work, uint64_t start)
         BRG_TRY(idle(work, n));
         if (n % POLLS_PER_CLOCK == 0 &&
             brg__clock_ns() - start > pg->timeout_ns)
-            return fail_timeout(work);
+            return brg__work_fail_timeout(work);
     }
 }
 
@@ -179,18 +168,31 @@ static brg_status poll_a_little(brg_work *work)
     return BRG_OK;
 }
 
-static brg_status wait_for(brg_work *work)
+static brg_status poll(brg_work *work)
 {
-    const brg_group_ops *ops = work->pg->end.ops;
-    if (ops->wait)
-        return ops->wait(work->pg->end.group, &work->call);
-    if (work->call.nbytes <= QUICK_NBYTES)
-        BRG_TRY(poll_a_little(work));
-    if (work->call.is_done)
-        return BRG_OK;
     uint64_t start = brg__clock_ns();
     brg_status status = poll_until_done(work, start);
     work->pg->stats.wait_ns += brg__clock_ns() - start;
+    return status;
+}
+
+static brg_status wait_for(brg_work *work)
+{
+    brg_pg *pg = work->pg;
+    const brg_group_ops *ops = pg->end.ops;
+    if (!ops->wait && work->call.nbytes <= QUICK_NBYTES)
+        BRG_TRY(poll_a_little(work));
+    if (work->call.is_done)
+        return BRG_OK;
+    uint64_t start = brg__record_now(pg->trace);
+    brg__record_call(pg, &work->call, BRG_TRACE_WAIT, 0);
+    brg_status status =
+        ops->wait ? ops->wait(pg->end.group, &work->call) : poll(work);
+    if (status == BRG_ERR_PEER)
+        status = brg__work_fail_peer(work);
+    brg__record_completed(pg);
+    brg__record_call(pg, &work->call, BRG_TRACE_WAKE,
+                     brg__record_now(pg->trace) - start);
     return status;
 }
 
@@ -214,6 +216,8 @@ brg_status brg_work_wait(brg_work *work)
                  (status = wait_for(work)) != BRG_OK)
             brg__pg_kill(pg);
     }
+    if (pg && work->call.is_done)
+        brg__record_complete(work);
     brg__work_free(work);
     if (pg && pg->n_released)
         brg__work_reap(pg);

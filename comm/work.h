@@ -4,12 +4,15 @@
 #ifndef BRG_COMM_WORK_H
 #define BRG_COMM_WORK_H
 
+#include <stddef.h>
+
 #include "comm/pg.h"
 
 struct brg_work {
     brg_call call;
     brg_pg *pg; /* NULL once the group was destroyed */
     bool is_released;
+    bool is_noted; /* in the trace: that it is complete */
     brg_work *prev;
     brg_work *next;
 };
@@ -27,6 +30,17 @@ void brg__work_reap(brg_pg *pg);
  * want of memory; and n fewer. */
 brg_status brg__work_reserve(brg_pg *pg, size_t n);
 void brg__work_unreserve(brg_pg *pg, size_t n);
+
+/* The wait for this work has lasted the whole time-out: says who is late, and
+ * where (watchdog.c). */
+brg_status brg__work_fail_timeout(const brg_work *work);
+/* The wait failed for a peer, as the thread's record says: adds the same. */
+brg_status brg__work_fail_peer(const brg_work *work);
+
+static inline brg_work *brg__work_of(const brg_call *call)
+{
+    return (brg_work *)((uintptr_t)call - offsetof(brg_work, call));
+}
 
 /* The group goes: its works are cut loose, to report an error when waited
  * for. */

@@ -10,7 +10,7 @@
 
 #include "core/base/alloc.h"
 #include "core/base/error.h"
-#include "reducer/text.h"
+#include "core/base/text.h"
 
 /* A bucket while the plan is made, in the order of its first tensor. */
 typedef struct draft {

@@ -8,8 +8,8 @@
 #include <string.h>
 
 #include "core/base/progress.h"
+#include "core/base/text.h"
 #include "reducer/guard.h"
-#include "reducer/text.h"
 
 /* Differs between threads that run. */
 static const void *this_thread(void)
@@ -94,7 +94,9 @@ static brg_status mark_from_afar(brg_reducer *r, size_t i)
 brg_status brg_reducer_mark_ready(brg_reducer *r, size_t i)
 {
     BRG_TRY(check_index(r, i, "brg_reducer_mark_ready"));
-    if (!is_owner(r))
+    bool is_mine = is_owner(r);
+    brg__reducer_trace_hook(r, i, is_mine);
+    if (!is_mine)
         return mark_from_afar(r, i);
     BRG_TRY(brg__reducer_check(r));
     BRG_TRY(claim(r, i));

@@ -224,6 +224,9 @@ brg_status brg__reducer_attach(brg_reducer *r)
     BRG_TRY(brg__leaves_arena(r, &nbytes));
     BRG_TRY(brg_pg_alloc(r->pg, &arena, nbytes));
     r->arena = arena;
+    for (size_t i = 0; i < r->n_params; i++)
+        brg__record_define(r->pg->trace, "param\t%u\t%u\t%zu\t%s",
+                           r->pg->number, r->number, i, r->members[i].name);
     brg__reducer_lay_out(r);
     return brg__hook_lay_out(r);
 }

@@ -19,6 +19,7 @@
 #define BRG_REDUCER_REDUCER_H
 
 #include <brigade/reducer.h>
+#include <brigade/trace.h>
 
 #include "core/base/error.h"
 #include "core/tensor/device.h"
@@ -96,6 +97,8 @@ struct brg_reducer {
     bool is_rebuilt;    /* or never to be */
     uint32_t
         pace; /* how often it was switched off and on since the last step */
+    uint64_t n_traced_bytes; /* of n_packed_bytes, in the trace */
+    uint64_t traced_ns; /* of the hook whose copy comes next; 0: look anew */
     size_t n_ready;
     size_t n_launched;
     size_t n_waited;           /* buckets, of those launched */
@@ -157,6 +160,10 @@ brg_status brg__reducer_arrive(brg_reducer *r, size_t i, bool is_used);
 /* The two halves of it: no bucket starts; those below n that are ready do. */
 void brg__reducer_take(brg_reducer *r, size_t i, bool is_used);
 brg_status brg__reducer_launch(brg_reducer *r, size_t n);
+
+/* For the trace: gradient i is complete. What is done at once by the same
+ * thread (its copy, if there is nothing to copy) counts as the same moment. */
+void brg__reducer_trace_hook(brg_reducer *r, size_t i, bool is_owner);
 
 /* Gradient i was marked before in this step. */
 brg_status brg__reducer_fail_twice(const brg_reducer *r, size_t i);

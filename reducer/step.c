@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "comm/pg.h"
+#include "comm/trace.h"
 #include "core/base/clock.h"
 #include "reducer/leaves.h"
 
@@ -23,7 +24,7 @@ static void begin(brg_reducer *r)
     r->n_ready = r->n_launched = r->n_waited = 0;
     r->failure.code = BRG_OK;
     r->start_ns = brg__clock_ns();
-    r->stats.n_packed_bytes = 0;
+    r->stats.n_packed_bytes = r->n_traced_bytes = 0;
     r->stats.first_launch_ns = r->stats.last_ready_ns = r->stats.wait_ns = 0;
     r->stats.n_early = 0;
 }
@@ -90,9 +91,9 @@ static brg_status reduce_bucket(brg_reducer *r, size_t k)
  * not mix them up, however alike they look. */
 static brg_status start_bucket(brg_reducer *r, size_t k)
 {
-    brg__pg_label(r->pg, r->number, (uint16_t)r->plan_hash);
+    brg__pg_label(r->pg, r->number, (uint16_t)r->plan_hash, (int32_t)k);
     brg_status status = reduce_bucket(r, k);
-    brg__pg_label(r->pg, 0, 0);
+    brg__pg_label(r->pg, 0, 0, -1);
     return status;
 }
 
@@ -134,8 +135,39 @@ static brg_status launch_ready(brg_reducer *r)
     return brg__reducer_launch(r, r->plan.n_buckets);
 }
 
+static void trace(const brg_reducer *r, size_t i, brg_trace_kind kind,
+                  const brg__record_gradient *what)
+{
+    brg__record_gradient gradient = *what;
+    gradient.reducer = r->number;
+    gradient.bucket = r->members[i].bucket;
+    gradient.param = i;
+    brg__record_param(r->pg, kind, &gradient);
+}
+
+void brg__reducer_trace_hook(brg_reducer *r, size_t i, bool is_owner)
+{
+    uint64_t now = brg__record_now(r->pg->trace);
+    if (is_owner)
+        r->traced_ns = now;
+    trace(r, i, BRG_TRACE_HOOK,
+          &(brg__record_gradient){.time_ns = now,
+                                  .nbytes = r->members[i].nbytes});
+}
+
+static void trace_copy(brg_reducer *r, size_t i)
+{
+    uint64_t nbytes = r->stats.n_packed_bytes - r->n_traced_bytes;
+    trace(r, i, BRG_TRACE_COPY,
+          &(brg__record_gradient){.time_ns = nbytes ? 0 : r->traced_ns,
+                                  .nbytes = (size_t)nbytes});
+    r->n_traced_bytes = r->stats.n_packed_bytes;
+    r->traced_ns = 0;
+}
+
 void brg__reducer_take(brg_reducer *r, size_t i, bool is_used)
 {
+    trace_copy(r, i);
     brg__member *member = &r->members[i];
     member->is_ready = true;
     member->is_used |= is_used; /* in any leaf */

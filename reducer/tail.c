@@ -12,8 +12,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/base/text.h"
 #include "reducer/leaves.h"
-#include "reducer/text.h"
 
 static float *tail_of(const brg_reducer *r)
 {

@@ -18,8 +18,8 @@
 #include "comm/pg.h"
 #include "core/base/alloc.h"
 #include "core/base/clock.h"
+#include "core/base/text.h"
 #include "reducer/reducer.h"
-#include "reducer/text.h"
 
 static size_t n_bytes(const brg_reducer *r)
 {

@@ -9,8 +9,8 @@
 
 #include "core/base/alloc.h"
 #include "core/base/error.h"
+#include "core/base/text.h"
 #include "core/tensor/shape.h"
-#include "reducer/text.h"
 
 /* What each rank sends first. */
 typedef struct header {

@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CORE = ["core/base", "core/tensor", "core/ops", "core/autograd"]
 MAY = {
     "core/base": [],
+    "core/trace": CORE[:1],
     "core/tensor": CORE[:1],
     "core/ops": CORE[:2],
     "core/autograd": CORE[:3],
@@ -20,10 +21,10 @@ MAY = {
     "core/io": CORE,
     "core/cuda": CORE[:3],  # structs and texts, no symbols: docs/adr/0005
     "comm/patterns": [],
-    "comm": CORE[:1] + ["comm/patterns"],
+    "comm": CORE[:1] + ["core/trace", "comm/patterns"],
     "comm/mpi": CORE[:1] + ["comm/patterns"],
     "comm/nccl": CORE[:1] + ["comm/patterns"],
-    "reducer": CORE + ["comm"],
+    "reducer": CORE + ["core/trace", "comm"],
     "compile": CORE + ["comm", "reducer"],
 }
 

@@ -49,6 +49,7 @@ typedef struct shared_rank {
     _Alignas(64) _Atomic uint64_t done;
     _Alignas(64) _Atomic int32_t gone; /* brg_status, or LEFT */
     int32_t pid;
+    _Alignas(64) unsigned char place[BRG_PLACE_NBYTES]; /* what it does */
     shared_line lines[RING];
     _Alignas(4096) unsigned char small[RING][SMALL_MAX];
     unsigned char bounce[2][BOUNCE];

@@ -98,10 +98,9 @@ static brg_status mpi_idle(void *group, brg_call *call, uint64_t n)
     return check_peers(g, call);
 }
 
-/* The last collective that a rank of the node has started, in words; false:
- * none so far. */
-static bool describe_last(const mpi_group *g, int local, char *text,
-                          size_t size)
+/* The last collective that a rank of the node has started; false: none so
+ * far. */
+static bool find_last(const mpi_group *g, int local, brg_signature *filled)
 {
     uint64_t last = 0;
     for (uint64_t k = 0; k < RING; k++) {
@@ -110,27 +109,44 @@ static bool describe_last(const mpi_group *g, int local, char *text,
         last = stamp > last ? stamp : last;
     }
     if (last > 0)
-        g->host->describe(&line_of(g, local, last - 1)->signature, text, size);
+        *filled = line_of(g, local, last - 1)->signature;
     return last > 0;
 }
 
-static void mpi_explain(void *group, const brg_call *call, char *text,
-                        size_t size)
+/* A rank of another node, through its header if this rank is to get one. */
+static void look_afar(const mpi_group *g, const brg_call *call, int rank,
+                      brg_peer *filled)
+{
+    int n = 0, flag = 0;
+    bool is_asked = g->cursor.call == call && g->cursor.sent_headers &&
+                    !g->cursor.has_headers;
+    for (int node = 0; is_asked && node < g->n_nodes; node++) {
+        if (node == g->my_node)
+            continue;
+        bool is_it = g->rank_at[node * g->n_local + g->local] == rank;
+        if (is_it && MPI_Request_get_status(g->header_requests[n], &flag,
+                                            MPI_STATUS_IGNORE) == MPI_SUCCESS)
+            *filled = (brg_peer){.is_visible = true,
+                                 .owes = flag ? NULL : "has not started it"};
+        n += 2;
+    }
+}
+
+static void mpi_look(void *group, const brg_call *call, int rank,
+                     brg_peer *filled)
 {
     const mpi_group *g = group;
-    size_t n = 0;
-    for (int r = 0; r < g->n_local && n + 1 < size; r++) {
-        const char *what = r == g->local ? NULL : owes(g, call, r);
-        char last[120];
-        if (!what)
-            continue;
-        n += (size_t)snprintf(text + n, size - n, "%srank %d %s", n ? ", " : "",
-                              rank_of(g, r), what);
-        if (n + 1 < size && describe_last(g, r, last, sizeof last))
-            n += (size_t)snprintf(text + n, size - n, " (its last: %s)", last);
+    int r = 0;
+    while (r < g->n_local && rank_of(g, r) != rank)
+        r++;
+    if (r == g->n_local) {
+        look_afar(g, call, rank, filled);
+        return;
     }
-    if (n == 0 && g->n_nodes > 1)
-        snprintf(text, size, "another node has not come");
+    filled->is_visible = true;
+    filled->owes = owes(g, call, r);
+    filled->has_last = find_last(g, r, &filled->last);
+    filled->place = g->shared[r]->place;
 }
 
 /* ---- Slots ------------------------------------------------------------------------------- */
@@ -201,7 +217,7 @@ static const brg_group_ops mpi_ops = {
     .start = mpi_start,
     .progress = mpi_progress,
     .idle = mpi_idle,
-    .explain = mpi_explain,
+    .look = mpi_look,
     .abort = mpi_abort_group,
     .alloc = brg__mpi_region_alloc,
     .free = brg__mpi_region_free,
@@ -234,7 +250,8 @@ static brg_status mpi_create(const brg_host *host,
                           .rank = g->rank,
                           .world_size = g->n_ranks,
                           .wants_polls = true,
-                          .sums_leaves = true};
+                          .sums_leaves = true,
+                          .place = g->shared[g->local]->place};
     return BRG_OK;
 }
 

@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+#include <brigade/trace.h>
+
 /* ---- Announcing ------------------------------------------------------------------ */
 
 static size_t payload_of(const mpi_group *g, const brg_call *call)
@@ -159,6 +161,8 @@ static brg_status get_ready(mpi_group *g, brg_call *call)
         status = check_lines(g, call, &c->is_node_ready);
     if (status != BRG_OK || !c->is_node_ready)
         return status;
+    if (!c->sent_headers)
+        g->host->progressed(call, BRG_TRACE_MET);
     bool is_direct = all_in_regions(g, call);
     if (g->n_nodes > 1) {
         BRG_TRY(brg__mpi_exchange_headers(g, call, is_direct, &c->has_headers));
@@ -210,6 +214,7 @@ static void finish_first(mpi_group *g)
     atomic_store_explicit(&g->shared[g->local]->done,
                           phase_mark(call->seq + 1, 0), memory_order_release);
     if (is_shared_until_all_done(g, call)) {
+        g->host->progressed(call, BRG_TRACE_SHARED);
         *g->finishing_end = call;
         g->finishing_end = &call->next;
     } else {

@@ -8,6 +8,7 @@
 
 #include "comm/call.h"
 #include "comm/local.h"
+#include "comm/trace.h"
 
 /* ---- Meetings -------------------------------------------------------------- */
 
@@ -83,6 +84,9 @@ static brg_status join_meeting(brg__sim_rank *rank, brg_call *call)
     meeting->n_joined++;
     meeting->at = call->mark[0] > meeting->at ? call->mark[0] : meeting->at;
     rank->n_calls++;
+    rank->last = signature;
+    rank->last_at = call->mark[0];
+    rank->has_last = true;
     if (meeting->n_joined == world->n_ranks && !meeting->is_mismatch)
         push_event(world, (brg__sim_event){.kind = BRG__SIM_RUN,
                                            .rank = -1,
@@ -215,6 +219,8 @@ static void tell(brg__sim_world *world, const brg__sim_event *event)
             corrupt(event->call);
         event->call->mark[0] = event->at;
         event->call->is_done = true;
+        brg__record_complete_at(brg__work_of(event->call),
+                                world->has_time ? event->at : 0);
     }
     if (!event->meeting)
         drop_p2p(world, event->call);
@@ -361,6 +367,34 @@ brg_status brg__sim_check(brg__sim_rank *rank)
     if (d.meeting && d.meeting->is_mismatch)
         return brg__fail_mismatch(&d.meeting->first, &d.meeting->other);
     return fail_peer(rank, d.call, &rank->world->ranks[d.peer]);
+}
+
+/* ---- Time-outs -------------------------------------------------------------- */
+
+/* By what it has started: a rank that has failed since counts as it stood. */
+static const char *owes(const brg__sim_rank *rank, const brg_call *call,
+                        uint64_t now)
+{
+    if (brg__coll_is_p2p(call->coll))
+        return rank->rank == call->peer ? "has not come" : NULL;
+    if (!rank->has_last || rank->last.seq < call->seq)
+        return "has not started it";
+    bool is_late = rank->world->has_time && rank->last.seq == call->seq &&
+                   rank->last_at > now;
+    return is_late ? "has started it, but is late" : NULL;
+}
+
+void brg__sim_look(void *group, const brg_call *call, int rank,
+                   brg_peer *filled)
+{
+    const brg__sim_rank *mine = group;
+    const brg__sim_rank *peer = &mine->world->ranks[rank];
+    *filled = (brg_peer){.is_visible = true,
+                         .owes = owes(peer, call, mine->clock),
+                         .has_last = peer->has_last,
+                         .last = peer->last,
+                         .place = &peer->place,
+                         .now_ns = mine->world->has_time ? mine->clock : 0};
 }
 
 /* ---- Deadlock ---------------------------------------------------------------- */

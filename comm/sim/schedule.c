@@ -33,11 +33,18 @@ size_t brg__sim_choose(brg__sim_world *world, size_t n)
     return i;
 }
 
+/* A wait that nothing ends any more is no time-out but a deadlock, so the
+ * deadline counts only while something else is to come. */
+static bool is_overdue(const brg__sim_rank *rank)
+{
+    return rank->is_overdue && rank->waits_for && !rank->waits_for->is_done;
+}
+
 static bool can_run(const brg__sim_rank *rank)
 {
     if (rank->has_ended)
         return false;
-    return !rank->waits_for || rank->waits_for->is_done ||
+    return !rank->waits_for || rank->waits_for->is_done || is_overdue(rank) ||
            brg__sim_is_doomed(rank);
 }
 
@@ -53,6 +60,8 @@ typedef struct options {
 static uint64_t time_of(const brg__sim_rank *rank)
 {
     const brg_call *call = rank->waits_for;
+    if (is_overdue(rank))
+        return rank->deadline;
     bool is_later = call && call->is_done && call->mark[0] > rank->clock;
     return is_later ? call->mark[0] : rank->clock;
 }
@@ -84,11 +93,23 @@ static uint64_t find_earliest(const brg__sim_world *world)
     return earliest;
 }
 
-static options find_options(const brg__sim_world *world)
+/* Waits whose time-out comes before anything else does. */
+static void find_overdue(brg__sim_world *world)
+{
+    uint64_t earliest = find_earliest(world);
+    for (int r = 0; r < world->n_ranks && earliest < UINT64_MAX; r++) {
+        brg__sim_rank *rank = &world->ranks[r];
+        rank->is_overdue |= rank->waits_for && rank->deadline < earliest;
+    }
+}
+
+static options find_options(brg__sim_world *world)
 {
     options o = {.earliest = UINT64_MAX};
-    if (world->has_time)
+    if (world->has_time) {
+        find_overdue(world);
         o.earliest = find_earliest(world);
+    }
     count(world, &o);
     o.wants_late = o.n_ranks + o.n_events == 0;
     if (o.wants_late)

@@ -5,6 +5,8 @@
 #include "comm/sim/world.h"
 #include "core/base/options.h"
 
+#define MAX_RECORDS ((size_t)1 << 24)
+
 const struct brg_sim_fault *brg__sim_next_fault(brg__sim_rank *rank)
 {
     const brg_sim_options *o = &rank->world->options;
@@ -13,6 +15,22 @@ const struct brg_sim_fault *brg__sim_next_fault(brg__sim_rank *rank)
         if (o->faults[i].rank == rank->rank && o->faults[i].call == call)
             return &o->faults[i];
     return NULL;
+}
+
+/* The list is most likely in the order of calls: the search goes on where it
+ * ended. */
+uint64_t brg__sim_next_arrival(brg__sim_rank *rank)
+{
+    const brg_sim_options *o = &rank->world->options;
+    for (size_t i = 0; i < o->n_arrivals; i++) {
+        size_t k = (rank->arrival_at + i) % o->n_arrivals;
+        const struct brg_sim_arrival *a = &o->arrivals[k];
+        if (a->rank != rank->rank || a->call != rank->n_starts)
+            continue;
+        rank->arrival_at = k + 1;
+        return a->at_ns;
+    }
+    return 0;
 }
 
 /* ---- Costs (sim.h has the formulas) ------------------------------------------ */
@@ -87,6 +105,12 @@ brg_status brg__sim_options_take(brg_sim_options *filled, int world_size,
     BRG_CHECK_ARG(filled->bytes_per_s >= 0,
                   "brg_sim_run: bytes_per_s is %g, expected 0 or more",
                   filled->bytes_per_s);
+    BRG_CHECK_ARG(filled->timeout_s >= 0,
+                  "brg_sim_run: timeout_s is %g, expected 0 or more",
+                  filled->timeout_s);
+    BRG_CHECK_ARG(filled->trace_records <= MAX_RECORDS,
+                  "brg_sim_run: trace_records is %zu, expected at most %zu",
+                  filled->trace_records, MAX_RECORDS);
     BRG_CHECK_ARG(fn, "brg_sim_run: the program is NULL");
     for (size_t i = 0; i < filled->n_faults; i++)
         BRG_TRY(check_fault(&filled->faults[i], world_size));

@@ -5,7 +5,12 @@
 #include "comm/call.h"
 #include "comm/local.h"
 #include "comm/sim/world.h"
+#include "comm/trace.h"
 #include "core/base/options.h"
+
+/* Of a rank, if nobody asks for more: enough for messages. */
+#define SMALL_TRACE 256
+#define SMALL_TEXT 4096
 
 static brg_status die(brg__sim_rank *rank, const brg_call *call)
 {
@@ -24,21 +29,36 @@ static void come_late(brg__sim_rank *rank, brg_call *call, uint64_t ns)
     rank->is_late = !rank->world->has_time;
     if (rank->is_late)
         brg__sim_yield(rank);
+    else
+        brg__record_progressed_at(call, BRG_TRACE_ARRIVED, call->mark[0]);
     rank->is_late = false;
+}
+
+/* Comes when it did in a recorded run, unless it is later already. */
+static void come_as_recorded(brg__sim_rank *rank, const brg_call *call,
+                             uint64_t at)
+{
+    if (!rank->world->has_time || at <= rank->clock || at == UINT64_MAX)
+        return;
+    rank->clock = at;
+    brg__record_progressed_at(call, BRG_TRACE_ARRIVED, at);
+    brg__sim_yield(rank);
 }
 
 /* mark[0]: when it came, and then when it was done; mark[1]: to be spoilt. */
 static brg_status sim_start(void *group, brg_call *call)
 {
     brg__sim_rank *rank = group;
+    uint64_t arrival = brg__sim_next_arrival(rank);
     const struct brg_sim_fault *fault = brg__sim_next_fault(rank);
+    come_as_recorded(rank, call, arrival);
     call->mark[0] = rank->clock;
     if (fault && fault->kind == BRG_SIM_DIE)
         return die(rank, call);
     if (fault && fault->kind == BRG_SIM_DELAY)
         come_late(rank, call, fault->ns);
     call->mark[1] = fault && fault->kind == BRG_SIM_CORRUPT;
-    if (fault && fault->kind == BRG_SIM_DROP)
+    if ((fault && fault->kind == BRG_SIM_DROP) || arrival == UINT64_MAX)
         rank->lost = call;
     else
         BRG_TRY(brg__sim_join(rank, call));
@@ -55,14 +75,24 @@ static brg_status sim_progress(void *group)
     return brg__sim_check(rank);
 }
 
+static brg_status time_out(brg__sim_rank *rank, const brg_call *call)
+{
+    rank->clock = rank->deadline;
+    return brg__work_fail_timeout(brg__work_of(call));
+}
+
 static brg_status sim_wait(void *group, brg_call *call)
 {
     brg__sim_rank *rank = group;
     brg_status status = BRG_OK;
     rank->waits_for = call;
+    rank->is_overdue = false;
+    rank->deadline = rank->clock + rank->timeout_ns;
     while (!call->is_done && status == BRG_OK) {
         brg__sim_yield(rank);
-        if (!call->is_done)
+        if (!call->is_done && rank->is_overdue)
+            status = time_out(rank, call);
+        else if (!call->is_done)
             status = brg__sim_check(rank);
     }
     rank->waits_for = NULL;
@@ -82,6 +112,7 @@ static const brg_group_ops sim_ops = {
     .start = sim_start,
     .progress = sim_progress,
     .wait = sim_wait,
+    .look = brg__sim_look,
     .abort = sim_abort,
     .destroy = sim_abort,
 };
@@ -91,11 +122,13 @@ static brg_status sim_create(const brg_host *host,
 {
     (void)host;
     brg__sim_rank *rank = (brg__sim_rank *)options->backend_data;
+    rank->timeout_ns = (uint64_t)(options->timeout_s * 1e9);
     *filled = (brg_group){.ops = &sim_ops,
                           .group = rank,
                           .rank = rank->rank,
                           .world_size = rank->world->n_ranks,
-                          .sums_leaves = true};
+                          .sums_leaves = true,
+                          .place = &rank->place};
     return BRG_OK;
 }
 
@@ -114,6 +147,7 @@ static brg_status run_program(brg__sim_rank *rank)
     brg_pg *pg = NULL;
     brg_pg_options options = BRG_PG_OPTIONS_INIT;
     options.backend_data = rank;
+    options.timeout_s = world->options.timeout_s;
     BRG_TRY(brg__pg_make(&pg, &backend_sim, &options));
     brg_error_clear();
     brg_status status = world->fn(pg, world->user);
@@ -141,7 +175,9 @@ static void *rank_main(void *user)
     while (world->holder != rank->rank)
         pthread_cond_wait(&rank->turn, &world->lock);
     pthread_mutex_unlock(&world->lock);
+    brg__record_adopt(rank->trace);
     rank->status = run_program(rank);
+    brg__record_adopt(NULL);
     if (rank->status != BRG_OK)
         note_failure(rank);
     brg__sim_forget(rank);
@@ -151,8 +187,10 @@ static void *rank_main(void *user)
 
 static void free_world(brg__sim_world *world)
 {
-    for (int r = 0; world->ranks && r < world->n_ranks; r++)
+    for (int r = 0; world->ranks && r < world->n_ranks; r++) {
         pthread_cond_destroy(&world->ranks[r].turn);
+        brg__record_ring_destroy(world->ranks[r].trace);
+    }
     for (size_t i = 0; i < world->open.n; i++)
         brg__mem_free(world->open.at[i]);
     while (world->free_meetings) {
@@ -165,6 +203,20 @@ static void free_world(brg__sim_world *world)
     brg__array_deinit(&world->p2p);
     brg__mem_free(world->ranks);
     pthread_mutex_destroy(&world->lock);
+}
+
+static brg_status init_traces(brg__sim_world *world)
+{
+    size_t n = 1, wanted = world->options.trace_records;
+    size_t n_text = wanted ? BRG__RECORD_TEXT : SMALL_TEXT;
+    while (n < (wanted ? wanted : SMALL_TRACE))
+        n *= 2;
+    for (int r = 0; r < world->n_ranks; r++) {
+        brg__sim_rank *rank = &world->ranks[r];
+        BRG_TRY(brg__record_ring_create(&rank->trace, n, n_text));
+        rank->trace->clock = world->has_time ? &rank->clock : NULL;
+    }
+    return BRG_OK;
 }
 
 static brg_status init_world(brg__sim_world *world, int n,
@@ -187,7 +239,7 @@ static brg_status init_world(brg__sim_world *world, int n,
         world->ranks[r].rank = r;
         pthread_cond_init(&world->ranks[r].turn, NULL);
     }
-    return BRG_OK;
+    return init_traces(world);
 }
 
 /* A rank without a thread counts as one that ended at once. */

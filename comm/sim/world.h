@@ -40,6 +40,15 @@ typedef struct brg__sim_rank {
     brg_call *waits_for;
     brg__error_record verdict; /* imposed on it: mismatch, deadlock */
     brg_status status;
+    uint64_t timeout_ns;
+    uint64_t deadline; /* of its wait, with virtual time */
+    bool is_overdue;   /* its wait has come to that */
+    size_t arrival_at; /* where its next one may be in the list of them */
+    bool has_last;
+    brg_signature last; /* collective that it has started */
+    uint64_t last_at;   /* which came then */
+    brg__record_ring *trace;
+    brg__record_place place;
     pthread_t thread;
     pthread_cond_t turn;
 } brg__sim_rank;
@@ -141,6 +150,10 @@ brg_status brg__sim_check(brg__sim_rank *rank);
 /* The same without a record. */
 bool brg__sim_is_doomed(const brg__sim_rank *rank);
 
+/* How a rank stands to a call of `group`, another one (brg_group_ops.look). */
+void brg__sim_look(void *group, const brg_call *call, int rank,
+                   brg_peer *filled);
+
 /* Every living rank waits and nothing can happen: all are told so. */
 void brg__sim_deadlock(brg__sim_world *world);
 
@@ -148,6 +161,10 @@ void brg__sim_deadlock(brg__sim_world *world);
 
 /* What the script says of the rank's next call; NULL: nothing. */
 const struct brg_sim_fault *brg__sim_next_fault(brg__sim_rank *rank);
+
+/* When the rank's next call is to arrive, by a recorded run: 0: whenever it is
+ * made; UINT64_MAX: never. To be asked before brg__sim_next_fault. */
+uint64_t brg__sim_next_arrival(brg__sim_rank *rank);
 
 /* ns that a call takes. */
 uint64_t brg__sim_cost(const brg__sim_world *world, const brg_call *call);

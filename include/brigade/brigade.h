@@ -32,6 +32,7 @@
 #include <brigade/sparse.h>
 #include <brigade/status.h>
 #include <brigade/tensor.h>
+#include <brigade/trace.h>
 #include <brigade/types.h>
 #include <brigade/version.h>
 

@@ -214,8 +214,12 @@ typedef struct brg_sim_options {
     double bytes_per_s;                 /* 0: no time passes for them */
     const struct brg_sim_fault *faults; /* borrowed */
     size_t n_faults;
-    const char *replay; /* the first choices, "0.2.1", as messages of failures
+    const char *replay;   /* the first choices, "0.2.1", as messages of failures
                            give them; NULL: all by the seed */
+    double timeout_s;     /* of each wait, in virtual time; 0: BRG_TIMEOUT_S */
+    size_t trace_records; /* kept of each rank; 0: 256 */
+    const struct brg_sim_arrival *arrivals; /* borrowed */
+    size_t n_arrivals;
 } brg_sim_options;
 
 #define BRG_SIM_OPTIONS_INIT                                                   \

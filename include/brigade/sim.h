@@ -48,6 +48,27 @@ struct brg_sim_fault {
     uint64_t ns;
 };
 
+struct brg_trace;
+
+/* ---- Runs of others, again --------------------------------------------------------
+ * With virtual time: the call-th communication call of a rank (counted as for
+ * faults) arrives at this time, or when it is made if that is later; UINT64_MAX:
+ * never. So a program that only communicates meets as a recorded one did. */
+struct brg_sim_arrival {
+    int rank;
+    uint64_t call;
+    uint64_t at_ns;
+};
+
+/* The arrivals of a recorded run: one trace of each rank (trace.h), clocks
+ * aligned, time 0 at the first of them; from the first collective on that all
+ * files still have. `group`: 0 is the first that the processes made. A rank
+ * whose group failed before it came to a collective that others came to never
+ * comes to it. Fills at most `size`; *n: how many there are. */
+BRG_API BRG_NODISCARD brg_status brg_sim_arrivals_of(
+    struct brg_sim_arrival *filled, size_t size, size_t *n,
+    struct brg_trace *const *traces, size_t n_traces, int group);
+
 /* ---- Every order ------------------------------------------------------------------
  * Runs the program again and again, once for every order in which the first
  * `depth` choices of the scheduler can be made (later ones follow the seed), or

@@ -110,7 +110,7 @@ static void test_mpi__time_out_names_who_is_missing(void **state)
     brg_work *work;
     brg_pg *pg = make_group(0, 0.3);
     snprintf(text, sizeof text,
-             "rank %d has not started it (its last: barrier #0)", n_ranks - 1);
+             "rank %d has not started it (its last: barrier #0", n_ranks - 1);
     assert_brg_ok(brg_barrier(pg, &work));
     assert_brg_ok(brg_work_wait(work));
     if (rank != n_ranks - 1) {

@@ -13,7 +13,7 @@ BRG_BEGIN_DECLS
  * one function, brg_comm_<name>, and calls back through brg_host. See
  * docs/adding-a-backend.md. */
 
-#define BRG_BACKEND_ABI 3
+#define BRG_BACKEND_ABI 4
 
 /* ---- Calls ----------------------------------------------------------------
  * X(NAME, value, text, send, recv, reduces, peer): how many times `count`
@@ -61,7 +61,8 @@ typedef struct brg_call {
      * not meet. */
     uint8_t reducer;
     uint16_t plan;
-    bool is_done; /* set by the backend, last */
+    int32_t bucket; /* -1: none */
+    bool is_done;   /* set by the backend, last */
 
     /* The backend's own; zero at the start. */
     struct brg_call *next;
@@ -82,6 +83,8 @@ typedef struct brg_signature {
     uint16_t plan;
     int32_t peer;
     int32_t rank;
+    int32_t bucket; /* for messages; not compared */
+    int32_t unused;
 } brg_signature;
 
 /* ---- Reduction on host memory ----------------------------------------------
@@ -136,7 +139,21 @@ typedef struct brg_host {
     void (*reduce)(const brg_reduction *reduction);
     /* Bytes of one partial of this dtype. */
     size_t (*partial_size)(brg_dtype dtype);
+    /* For the trace: the call has come to a brg_trace_stage. */
+    void (*progressed)(const brg_call *call, int stage);
 } brg_host;
+
+/* How another rank stands to a call, as far as this process can see. Comes in
+ * as zeros. */
+#define BRG_PLACE_NBYTES 192
+typedef struct brg_peer {
+    bool is_visible;    /* false: nothing is known of it */
+    const char *owes;   /* "has not started it"; NULL: it has come */
+    bool has_last;      /* it has started a collective: */
+    brg_signature last; /* the newest of them */
+    const void *place;  /* its brg_group.place; NULL: not readable here */
+    uint64_t now_ns;    /* on the clock of what is there; 0: the machine's */
+} brg_peer;
 
 /* ---- What a backend provides -----------------------------------------------
  * A group is driven by one thread at a time. A slot that fails sets the
@@ -164,9 +181,13 @@ typedef struct brg_group_ops {
      * sched_yield. */
     brg_status (*idle)(void *group, brg_call *call, uint64_t n);
 
-    /* Optional. Says what the call waits for ("rank 2 has not started it"),
-     * for the message of a time-out. Absent: nothing is said. */
+    /* Optional. Says what the call waits for, for the message of a time-out.
+     * Absent: nothing is said. */
     void (*explain)(void *group, const brg_call *call, char *text, size_t size);
+
+    /* Optional. How this rank (another than the group's own) stands to the
+     * call, for the same message. Absent: nothing is known. */
+    void (*look)(void *group, const brg_call *call, int rank, brg_peer *filled);
 
     /* Optional. The group has failed: forget all calls, touch no buffer of
      * theirs again, let the peers know. Absent: nothing to do. */
@@ -197,6 +218,10 @@ typedef struct brg_group {
     /* Where memory of `alloc` lies. Not the CPU: buffers there are taken, in
      * the order of the device's queue, and buffers in host memory too. */
     brg_device device;
+    /* Optional: BRG_PLACE_NBYTES zeros, aligned to 64, in memory that the peers
+     * can read, valid until destroy. The library writes there what this rank
+     * does. */
+    void *place;
 } brg_group;
 
 struct brg_backend {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Text put together piece by piece. */
-#include "reducer/text.h"
+#include "core/base/text.h"
 
 #include <stdarg.h>
 #include <stdio.h>

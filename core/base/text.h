@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Text put together piece by piece in a buffer of fixed size: what does not
- * fit is counted and left out. Used by messages and dumps of this room. */
-#ifndef BRG_REDUCER_TEXT_H
-#define BRG_REDUCER_TEXT_H
+ * fit is counted and left out. For messages and dumps. */
+#ifndef BRG_CORE_BASE_TEXT_H
+#define BRG_CORE_BASE_TEXT_H
 
 #include <stddef.h>
 
