@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Compiled backwards against eager ones and against the models' matrix
- * products alone, in turn:
+ * Compiled backwards and whole compiled steps against eager steps and against
+ * the models' matrix products alone, in turn:
  *     bench_compile alone             one rank: chain, lookup, capture, models
- *     bench_compile alone whole       whole steps
- *     mpirun -n 2 bench_compile       models with their gradients averaged */
+ *     mpirun -n 2 bench_compile       models with their gradients averaged
+ * A name behind it (chain, lookup, a model): only that. */
 #include <stdio.h>
 #include <string.h>
 
@@ -17,11 +17,11 @@
 #include "bench/ranks.h"
 
 #define PASS_SECONDS 0.01
-#define MODEL_SECONDS 6.0
+#define MODEL_SECONDS 8.0
 
 typedef struct limit {
     const char *model;
-    double least; /* eager step / compiled step */
+    double least; /* eager step / whole compiled step */
     double most;  /* compiled step / matrix products; 0: not stated */
 } limit;
 
@@ -30,13 +30,6 @@ static const limit limits[] = {{"mlp-a8", 1.3, 0},
                                {"mlp-b", 1.0, 1.25},
                                {"cnn", 1.0, 1.35},
                                {"gpt", 1.15, 1.25}};
-
-static const char *prefix_of(const char *what, bool is_alone)
-{
-    static char text[64];
-    snprintf(text, sizeof(text), "compile.%s%s", what, is_alone ? "" : ".2");
-    return text;
-}
 
 static int begin(brg_compile_backend backend)
 {
@@ -219,162 +212,163 @@ static void run_capture(void)
 
 /* ---- Models -------------------------------------------------------------- */
 
-static double time_products(const gemm_list *list, int n)
+/* One model while it is measured; PG: its ranks, NULL when alone. */
+typedef struct contest {
+    const limit *limit;
+    brg_pg *pg;
+    bench_model model;
+    gemm_list list;
+    int n_steps;                                   /* of a pass */
+    bench_pairs compiled, whole;                   /* eager step / this one */
+    bench_pairs compiled_products, whole_products; /* this one / products */
+    /* Time that a step waits for its reductions, of the rank that waits less:
+     * the other one waits for it too. */
+    bench_pairs compiled_wait, whole_wait; /* this one / eager */
+} contest;
+
+static double slowest(const contest *c, double seconds)
+{
+    return c->pg ? bench_max(seconds) : seconds;
+}
+
+static double time_products(const contest *c)
 {
     const double start = bench_seconds();
-    for (int i = 0; i < n; i++)
-        gemm_list_run(list);
-    return (bench_seconds() - start) / n;
+    for (int i = 0; i < c->n_steps; i++)
+        gemm_list_run(&c->list);
+    return (bench_seconds() - start) / c->n_steps;
 }
 
-static double slowest(double seconds, bool is_alone)
+static double waited(const contest *c)
 {
-    return is_alone ? seconds : bench_max(seconds);
+    brg_reducer_stats stats;
+    if (!c->pg)
+        return 0;
+    brg_ddp_get_stats(c->model.ddp, &stats);
+    return 1e-9 * (double)stats.total_wait_ns;
 }
 
-static double time_steps(bench_model *m, int n, bool is_compiled, bool is_alone)
+/* Seconds of a step; *wait: of them those spent waiting. */
+static double time_mode(contest *c, bench_mode mode, double *wait)
 {
-    int scope = 0;
-    if (!is_alone)
+    const double before = waited(c);
+    if (c->pg)
         bench_barrier();
-    if (is_compiled)
-        scope = begin(BRG_COMPILE_BACKEND_FUSED);
-    const double seconds = bench_model_time(m, n);
-    if (is_compiled)
-        end(scope);
-    return slowest(seconds, is_alone);
+    const double seconds = bench_model_time_as(&c->model, mode, c->n_steps);
+    *wait = (waited(c) - before) / c->n_steps;
+    if (c->pg)
+        *wait = -bench_max(-*wait);
+    return slowest(c, seconds);
 }
 
+static void time_pass(contest *c)
+{
+    double wait[3];
+    const double start = bench_switches();
+    const double e = time_mode(c, BENCH_EAGER, &wait[0]);
+    const double b = time_mode(c, BENCH_COMPILED, &wait[1]);
+    const double w = time_mode(c, BENCH_WHOLE, &wait[2]);
+    const double p = c->list.n ? time_products(c) : 1;
+    const double noise = slowest(c, bench_switches() - start);
+    bench_pairs_add(&c->compiled, e, b, noise);
+    bench_pairs_add(&c->whole, e, w, noise);
+    bench_pairs_add(&c->compiled_products, b, p, noise);
+    bench_pairs_add(&c->whole_products, w, p, noise);
+    bench_pairs_add(&c->compiled_wait, wait[1], wait[0], noise);
+    bench_pairs_add(&c->whole_wait, wait[2], wait[0], noise);
+}
+
+static void print_waits(const char *prefix, const contest *c)
+{
+    bench_print(bench_name(prefix, "exposed_eager"),
+                1e6 * bench_pairs_b(&c->compiled_wait), "us");
+    bench_print(bench_name(prefix, "exposed_compiled"),
+                1e6 * bench_pairs_a(&c->compiled_wait), "us");
+    bench_print(bench_name(prefix, "exposed_whole"),
+                1e6 * bench_pairs_a(&c->whole_wait), "us");
+    bench_at_most(bench_name(prefix, "exposed_compiled_to_eager"),
+                  bench_pairs_ratio(&c->compiled_wait, 0.5), "x", 1);
+    bench_at_most(bench_name(prefix, "exposed_whole_to_eager"),
+                  bench_pairs_ratio(&c->whole_wait, 0.5), "x", 1);
+}
+
+static void print_contest(const contest *c)
+{
+    char prefix[64];
+    const limit *l = c->limit;
+    snprintf(prefix, sizeof(prefix), "compile.%s%s", l->model,
+             c->pg ? ".2" : "");
+    bench_at_least(bench_name(prefix, "eager_to_compiled"),
+                   bench_pairs_ratio(&c->compiled, 0.5), "x", 1);
+    bench_at_least(bench_name(prefix, "eager_to_whole"),
+                   bench_pairs_ratio(&c->whole, 0.5), "x", l->least);
+    bench_print(bench_name(prefix, "eager_to_whole_quarter"),
+                bench_pairs_ratio(&c->whole, 0.25), "x");
+    bench_print(bench_name(prefix, "eager_to_whole_three_quarters"),
+                bench_pairs_ratio(&c->whole, 0.75), "x");
+    bench_print(bench_name(prefix, "eager"), 1e3 * bench_pairs_a(&c->whole),
+                "ms");
+    bench_print(bench_name(prefix, "compiled"),
+                1e3 * bench_pairs_b(&c->compiled), "ms");
+    bench_print(bench_name(prefix, "whole"), 1e3 * bench_pairs_b(&c->whole),
+                "ms");
+    if (c->list.n) {
+        bench_at_most(bench_name(prefix, "compiled_to_products"),
+                      bench_pairs_ratio(&c->compiled_products, 0.5), "x",
+                      l->most);
+        bench_at_most(bench_name(prefix, "whole_to_products"),
+                      bench_pairs_ratio(&c->whole_products, 0.5), "x", l->most);
+    }
+    if (c->pg)
+        print_waits(prefix, c);
+    bench_print(bench_name(prefix, "switches"), bench_pairs_noise(&c->whole),
+                "");
+}
+
+/* Eager step, compiled backward, whole step, and the products, in turn. */
 static void run_model(const limit *l, brg_pg *pg)
 {
-    const bool is_alone = pg == NULL;
-    const uint64_t seed = is_alone ? 1 : 1 + (uint64_t)brg_pg_rank(pg);
-    bench_model m;
-    gemm_list list = {0};
-    bench_model_init(&m, l->model, seed);
-    if (!is_alone)
-        bench_model_distribute(&m, pg);
-    bench_model_warm_up(&m, 5);
-    gemm_list_init_model(&list, l->model);
-    (void)time_steps(&m, 3, true, is_alone);
-    const int n = 1 + (int)(PASS_SECONDS / time_steps(&m, 3, false, is_alone));
-    bench_pairs eager = {0}, products = {0};
-    const double stop = slowest(bench_seconds() + MODEL_SECONDS, is_alone);
-    while (eager.n < BENCH_MAX_PASSES &&
-           !(slowest(bench_seconds(), is_alone) > stop)) {
-        const double start = bench_switches();
-        const double e = time_steps(&m, n, false, is_alone);
-        const double c = time_steps(&m, n, true, is_alone);
-        const double p = list.n ? time_products(&list, n) : 0;
-        const double noise = slowest(bench_switches() - start, is_alone);
-        bench_pairs_add(&eager, e, c, noise);
-        if (list.n)
-            bench_pairs_add(&products, c, p, noise);
-    }
-    if (is_alone || brg_pg_rank(pg) == 0) {
-        char prefix[64];
-        snprintf(prefix, sizeof(prefix), "%s", prefix_of(l->model, is_alone));
-        bench_at_least(bench_name(prefix, "eager_to_compiled"),
-                       bench_pairs_ratio(&eager, 0.5), "x", l->least);
-        bench_print(bench_name(prefix, "step"), 1e3 * bench_pairs_b(&eager),
-                    "ms");
-        if (list.n)
-            bench_at_most(bench_name(prefix, "compiled_to_products"),
-                          bench_pairs_ratio(&products, 0.5), "x", l->most);
-        bench_print(bench_name(prefix, "switches"), bench_pairs_noise(&eager),
-                    "");
-    }
-    gemm_list_deinit(&list);
-    bench_model_deinit(&m);
-}
-
-/* ---- Whole steps ----------------------------------------------------------- */
-
-static brg_status step_of(brg_tensor *const *in, size_t n_in, brg_tensor **out,
-                          size_t n_out, void *user)
-{
-    const bench_model *m = user;
-    (void)in;
-    (void)n_in;
-    (void)n_out;
-    BRG_TRY(brg_optim_zero_grad(m->optim, false));
-    out[0] = m->loss(m);
-    BRG_TRY(brg_backward(out[0]));
-    return brg_optim_step(m->optim);
-}
-
-static double time_whole(bench_model *m, brg_compiled *step, int n)
-{
-    const double start = bench_seconds();
-    for (int i = 0; i < n; i++) {
-        brg_scope *scope = brg_scope_begin();
-        brg_tensor *loss = NULL;
-        bench_must(brg_compiled_call(step, NULL, 0, &loss, 1));
-        bench_must(brg_tensor_item(loss, &m->last_loss));
-        brg_scope_end(scope);
-    }
-    return (bench_seconds() - start) / n;
-}
-
-static const char *const whole_models[] = {"mlp-a8", "mlp-a", "gpt"};
-
-/* Eager step, compiled backward and whole step in turn, on one rank. */
-static void run_whole(const char *name)
-{
-    bench_model m;
-    brg_compiled *step;
-    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
-    options.whole = options.fullgraph = true;
-    options.backend = BRG_COMPILE_BACKEND_FUSED;
-    bench_model_init(&m, name, 1);
-    bench_must(brg_compiled_create(&step, step_of, &m, &options));
-    bench_model_warm_up(&m, 5);
-    (void)time_steps(&m, 3, true, true);
-    (void)time_whole(&m, step, 3);
-    const int n = 1 + (int)(PASS_SECONDS / time_steps(&m, 3, false, true));
-    bench_pairs eager = {0}, compiled = {0};
-    const double stop = bench_seconds() + MODEL_SECONDS;
-    while (eager.n < BENCH_MAX_PASSES && bench_seconds() < stop) {
-        const double start = bench_switches();
-        const double e = time_steps(&m, n, false, true);
-        const double c = time_steps(&m, n, true, true);
-        const double w = time_whole(&m, step, n);
-        const double noise = bench_switches() - start;
-        bench_pairs_add(&eager, e, w, noise);
-        bench_pairs_add(&compiled, c, w, noise);
-    }
-    const char *prefix = prefix_of(name, true);
-    bench_at_least(bench_name(prefix, "eager_to_whole"),
-                   bench_pairs_ratio(&eager, 0.5), "x", 1);
-    bench_print(bench_name(prefix, "compiled_to_whole"),
-                bench_pairs_ratio(&compiled, 0.5), "x");
-    bench_print(bench_name(prefix, "whole_step"), 1e3 * bench_pairs_b(&eager),
-                "ms");
-    brg_compiled_destroy(step);
-    bench_model_deinit(&m);
+    static contest c;
+    double wait;
+    c = (contest){.limit = l, .pg = pg, .n_steps = 3};
+    bench_model_init(&c.model, l->model,
+                     pg ? 1 + (uint64_t)brg_pg_rank(pg) : 1);
+    if (pg)
+        bench_model_distribute(&c.model, pg);
+    bench_model_warm_up(&c.model, 5);
+    gemm_list_init_model(&c.list, l->model);
+    (void)time_mode(&c, BENCH_COMPILED, &wait);
+    (void)time_mode(&c, BENCH_WHOLE, &wait);
+    c.n_steps = 1 + (int)(PASS_SECONDS / time_mode(&c, BENCH_EAGER, &wait));
+    const double stop = slowest(&c, bench_seconds() + MODEL_SECONDS);
+    while (c.whole.n < BENCH_MAX_PASSES &&
+           !(slowest(&c, bench_seconds()) > stop))
+        time_pass(&c);
+    if (!pg || brg_pg_rank(pg) == 0)
+        print_contest(&c);
+    gemm_list_deinit(&c.list);
+    bench_model_deinit(&c.model);
 }
 
 int main(int argc, char **argv)
 {
     const bool is_alone = argc > 1 && strcmp(argv[1], "alone") == 0;
-    const char *only = argc > 2 ? argv[2] : NULL;
     brg_pg *pg = is_alone ? NULL : bench_ranks_begin(&argc, &argv);
-    if (is_alone && !only) {
+    const char *only = argc > 1 + is_alone ? argv[1 + is_alone] : NULL;
+    if (is_alone && (!only || strcmp(only, "chain") == 0)) {
         run_chain("interpreted", BRG_COMPILE_BACKEND_PASSES, 1);
         run_chain("fused", BRG_COMPILE_BACKEND_FUSED, 5);
         run_forward_chain("interpreted", false, BRG_COMPILE_BACKEND_PASSES, 1);
         run_forward_chain("fused", false, BRG_COMPILE_BACKEND_FUSED, 5);
         run_forward_chain("tanh_fused", true, BRG_COMPILE_BACKEND_FUSED, 1);
+    }
+    if (is_alone && (!only || strcmp(only, "lookup") == 0)) {
         run_lookup();
         run_capture();
     }
     for (size_t i = 0; i < sizeof(limits) / sizeof(limits[0]); i++)
         if (!only || strcmp(only, limits[i].model) == 0)
             run_model(&limits[i], pg);
-    if (is_alone && only && strcmp(only, "whole") == 0)
-        for (size_t i = 0; i < sizeof(whole_models) / sizeof(*whole_models);
-             i++)
-            run_whole(whole_models[i]);
     if (pg)
         bench_ranks_end(pg);
     return 0;

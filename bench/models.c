@@ -245,6 +245,7 @@ void bench_model_distribute_adamw(bench_model *m, brg_pg *pg, bool is_sharded)
 
 void bench_model_deinit(bench_model *m)
 {
+    brg_compiled_destroy(m->whole);
     brg_ddp_destroy(m->ddp);
     brg_optim_destroy(m->optim);
     brg_release(m->x);
@@ -298,4 +299,54 @@ double bench_model_time(bench_model *m, int n_steps)
     for (int i = 0; i < n_steps; i++)
         bench_model_step(m);
     return (bench_seconds() - start) / n_steps;
+}
+
+/* ---- Compiled ------------------------------------------------------------ */
+
+static brg_status whole_step(brg_tensor *const *in, size_t n_in,
+                             brg_tensor **out, size_t n_out, void *user)
+{
+    const bench_model *m = user;
+    (void)in;
+    (void)n_in;
+    (void)n_out;
+    BRG_TRY(brg_optim_zero_grad(m->optim, false));
+    out[0] = m->loss(m);
+    BRG_TRY(brg_backward(out[0]));
+    return brg_optim_step(m->optim);
+}
+
+static void run_whole(bench_model *m)
+{
+    if (!m->whole) {
+        brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+        options.whole = options.fullgraph = true;
+        options.backend = BRG_COMPILE_BACKEND_FUSED;
+        bench_must(brg_compiled_create(&m->whole, whole_step, m, &options));
+    }
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *loss = NULL;
+    bench_must(brg_compiled_call(m->whole, NULL, 0, &loss, 1));
+    bench_must(brg_tensor_item(loss, &m->last_loss));
+    brg_scope_end(scope);
+}
+
+double bench_model_time_as(bench_model *m, bench_mode mode, int n_steps)
+{
+    int scope = 0;
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.backend = BRG_COMPILE_BACKEND_FUSED;
+    if (mode == BENCH_COMPILED)
+        bench_must(brg_compile_begin(&scope, &options));
+    const double start = bench_seconds();
+    for (int i = 0; i < n_steps; i++) {
+        if (mode == BENCH_WHOLE)
+            run_whole(m);
+        else
+            bench_model_step(m);
+    }
+    const double seconds = (bench_seconds() - start) / n_steps;
+    if (mode == BENCH_COMPILED)
+        bench_must(brg_compile_end(scope));
+    return seconds;
 }

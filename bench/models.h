@@ -3,6 +3,7 @@
 #ifndef BRG_BENCH_MODELS_H
 #define BRG_BENCH_MODELS_H
 
+#include <brigade/compile.h>
 #include <brigade/optim.h>
 #include <brigade/reducer.h>
 #include <brigade/tensor.h>
@@ -24,8 +25,12 @@ typedef struct bench_model {
     brg_optim *optim;
     brg_ddp *ddp; /* NULL: this rank alone */
     bool is_sharded;
+    brg_compiled *whole; /* its step, once one was asked for */
     double last_loss;
 } bench_model;
+
+/* How a step runs: op by op, with its backward compiled, or as one plan. */
+typedef enum bench_mode { BENCH_EAGER, BENCH_COMPILED, BENCH_WHOLE } bench_mode;
 
 /* Weights depend on the model only, the data on `seed` too. Everything is
  * made in the innermost scope. */
@@ -46,5 +51,7 @@ void bench_model_warm_up(bench_model *m, int n_steps);
 
 /* Seconds of one step, from n. */
 double bench_model_time(bench_model *m, int n_steps);
+/* The same in that mode; plans are those of BRG_COMPILE_BACKEND_FUSED. */
+double bench_model_time_as(bench_model *m, bench_mode mode, int n_steps);
 
 #endif
