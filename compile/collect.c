@@ -324,16 +324,19 @@ static bool has_sizes_for_attrs(const brg_op *op)
     return op == &brg__op_reshape || op == &brg__op_expand;
 }
 
-/* Those that are part of what the op is. Of an op that draws random numbers
- * they change with each call: the plan reads them at run time. */
-static bool has_attrs(const brg_node *node)
+/* Which words of the attributes are part of what the op is: those that are
+ * not 0. Of an op that draws random numbers they change with each call: the
+ * plan reads them at run time. */
+static inline uint32_t attrs_mask(const brg_node *node, uint64_t *words)
 {
-    uint64_t any = 0, words[sizeof node->attrs / 8];
-    memcpy(words, &node->attrs, sizeof words);
-    for (size_t i = 0; i < sizeof words / 8; i++)
-        any |= words[i];
-    return any && node->op && !(node->op->flags & BRG_OP_IMPURE) &&
-           !has_sizes_for_attrs(node->op);
+    uint32_t mask = 0;
+    if (!node->has_attrs || !node->op || (node->op->flags & BRG_OP_IMPURE) ||
+        has_sizes_for_attrs(node->op))
+        return 0;
+    memcpy(words, &node->attrs, sizeof node->attrs);
+    for (size_t i = 0; i < sizeof(brg_attrs) / 8; i++)
+        mask |= (uint32_t)(words[i] != 0) << i;
+    return mask;
 }
 
 static bool has_hooks(const brg_node *node)
@@ -345,9 +348,10 @@ static bool has_hooks(const brg_node *node)
 static inline void put_head(brg__collected *c, const brg__visit *visit)
 {
     const brg_node *node = visit->node;
-    bool is_long = has_attrs(node);
+    uint64_t words[sizeof(brg_attrs) / 8];
+    uint32_t mask = attrs_mask(node, words);
     uint64_t flags = visit->is_needed | (uint64_t)visit->is_wanted << 1 |
-                     (uint64_t)has_hooks(node) << 2 | (uint64_t)is_long << 3 |
+                     (uint64_t)has_hooks(node) << 2 | (uint64_t)mask << 16 |
                      (uint64_t)node->saves << 32;
     uint64_t counts = node->n_edges | (uint64_t)node->n_slots << 16 |
                       (uint64_t)node->n_saved << 32 |
@@ -356,8 +360,8 @@ static inline void put_head(brg__collected *c, const brg__visit *visit)
     PUT(&c->key, node->op);
     PUT(&c->key, flags);
     PUT(&c->key, counts);
-    if (is_long)
-        PUT(&c->key, node->attrs);
+    for (; mask; mask &= mask - 1)
+        PUT(&c->key, words[__builtin_ctz(mask)]);
 }
 
 /* What nodes that are no ops are. */

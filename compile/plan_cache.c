@@ -52,17 +52,32 @@ static void plan_destroy(brg__plan *p)
     brg__mem_free(p);
 }
 
-brg__plan *brg__plan_find(brg__plan_cache *cache, const brg__collected *c,
-                          uint64_t hash)
+static brg__plan *search(const brg__plan_cache *cache, const brg__bytes *key,
+                         uint64_t hash)
 {
     for (size_t i = 0; i < cache->plans.n; i++) {
         brg__plan *p = cache->plans.at[i];
-        if (p->hash != hash || !is_same(&p->key, &c->key))
-            continue;
-        p->last_use = ++cache->clock;
-        return p;
+        if (p->hash == hash && is_same(&p->key, key))
+            return p;
     }
     return NULL;
+}
+
+brg__plan *brg__plan_find(brg__plan_cache *cache, const brg__collected *c,
+                          uint64_t *hash)
+{
+    brg__plan *p = cache->latest;
+    if (p && is_same(&p->key, &c->key)) {
+        *hash = p->hash;
+    } else {
+        *hash = brg__bytes_hash(&c->key);
+        p = search(cache, &c->key, *hash);
+    }
+    if (p) {
+        p->last_use = ++cache->clock;
+        cache->latest = p;
+    }
+    return p;
 }
 
 brg__plan *brg__plan_find_sibling(const brg__plan_cache *cache,
@@ -129,6 +144,7 @@ static brg_status enter(brg__plan_cache *cache, brg__plan *p, brg__plan *stale)
     for (size_t i = 0; stale && i < cache->plans.n; i++)
         if (cache->plans.at[i] == stale) {
             cache->plans.at[i] = p;
+            cache->latest = NULL;
             plan_destroy(stale);
             return BRG_OK;
         }
@@ -166,6 +182,7 @@ size_t brg__plan_cache_trim(brg__plan_cache *cache)
                 cache->plans.at[oldest]->last_use)
                 oldest = i;
         plan_destroy(cache->plans.at[oldest]);
+        cache->latest = NULL;
         memmove(cache->plans.at + oldest, cache->plans.at + oldest + 1,
                 (cache->plans.n - oldest - 1) * sizeof *cache->plans.at);
         cache->plans.n--;
@@ -178,6 +195,7 @@ void brg__plan_cache_clear(brg__plan_cache *cache)
     for (size_t i = 0; i < cache->plans.n; i++)
         plan_destroy(cache->plans.at[i]);
     brg__array_deinit(&cache->plans);
+    cache->latest = NULL;
     cache->clock = 0;
 }
 
@@ -219,28 +237,39 @@ static brg_status specialise(brg__plan *p, brg__task *task,
     return BRG_OK;
 }
 
+static brg__sized_exec *find_exec(brg__plan *plan, const brg__collected *c,
+                                  uint64_t *hash)
+{
+    brg__sized_exec *e = &plan->execs[plan->latest];
+    if (e->exec && is_same(&e->sizes, &c->sizes) &&
+        is_same(&e->strides, &c->strides))
+        return e;
+    *hash = hash_sizes(c);
+    for (size_t i = 0; i < plan->n_execs; i++) {
+        e = &plan->execs[i];
+        if (e->exec && e->hash == *hash && is_same(&e->sizes, &c->sizes) &&
+            is_same(&e->strides, &c->strides))
+            return e;
+    }
+    return NULL;
+}
+
 brg_status brg__plan_exec(brg__plan_cache *cache, brg__plan *plan,
                           brg__task *task, const brg__collected *c,
                           brg_compile_stats *stats, brg__exec **out)
 {
-    uint64_t hash = hash_sizes(c);
-    for (size_t i = 0; i < plan->n_execs; i++) {
-        brg__sized_exec *e = &plan->execs[i];
-        if (!e->exec || e->hash != hash || !is_same(&e->sizes, &c->sizes) ||
-            !is_same(&e->strides, &c->strides))
-            continue;
-        e->last_use = ++cache->clock;
-        *out = e->exec;
-        return BRG_OK;
+    uint64_t hash = 0;
+    brg__sized_exec *place = find_exec(plan, c, &hash);
+    if (!place) {
+        bool is_full = plan->n_execs == BRG__MAX_EXECS;
+        place = is_full ? oldest(plan) : &plan->execs[plan->n_execs];
+        BRG_TRY(specialise(plan, task, c, place));
+        plan->n_execs += !is_full;
+        place->hash = hash;
+        stats->specialisations++;
     }
-    bool is_full = plan->n_execs == BRG__MAX_EXECS;
-    brg__sized_exec *place =
-        is_full ? oldest(plan) : &plan->execs[plan->n_execs];
-    BRG_TRY(specialise(plan, task, c, place));
-    plan->n_execs += !is_full;
-    place->hash = hash;
     place->last_use = ++cache->clock;
-    stats->specialisations++;
+    plan->latest = (size_t)(place - plan->execs);
     *out = place->exec;
     return BRG_OK;
 }

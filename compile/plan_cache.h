@@ -39,13 +39,15 @@ typedef struct brg__plan {
     brg__bytes is_dynamic; /* CHANGED: of each size: any value will do */
     brg__sized_exec execs[BRG__MAX_EXECS];
     size_t n_execs;
+    size_t latest;           /* of them: the one that ran last */
     const char *unsupported; /* why it runs eagerly; NULL: it does not */
     char reason[256];
 } brg__plan;
 
 typedef struct brg__plan_cache {
     BRG__ARRAY(brg__plan *) plans;
-    size_t limit; /* 0: BRG__MAX_PLANS */
+    brg__plan *latest; /* that ran last; NULL: it is gone */
+    size_t limit;      /* 0: BRG__MAX_PLANS */
     uint64_t clock;
 } brg__plan_cache;
 
@@ -53,9 +55,10 @@ typedef struct brg__plan_cache {
 extern uint64_t brg__hash_mask;
 uint64_t brg__bytes_hash(const brg__bytes *bytes);
 
-/* The plan of what was collected, or NULL. */
+/* The plan of what was collected, or NULL. *hash: the key's, unless the plan is
+ * the one that ran last, which is asked without. */
 brg__plan *brg__plan_find(brg__plan_cache *cache, const brg__collected *c,
-                          uint64_t hash);
+                          uint64_t *hash);
 /* The plan captured last that differs from what was collected in sizes only,
  * or NULL. */
 brg__plan *brg__plan_find_sibling(const brg__plan_cache *cache,

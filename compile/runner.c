@@ -57,8 +57,8 @@ static brg_status capture(brg__compiler *c, brg__task *task, uint64_t hash,
 
 static brg_status find_plan(brg__compiler *c, brg__task *task, brg__plan **out)
 {
-    uint64_t hash = brg__bytes_hash(&c->collected.key);
-    brg__plan *found = brg__plan_find(&c->cache, &c->collected, hash);
+    uint64_t hash;
+    brg__plan *found = brg__plan_find(&c->cache, &c->collected, &hash);
     if (found && brg__plan_count_changed(found, &c->collected) == 0) {
         c->stats.hits += !found->unsupported;
         *out = found;

@@ -12,8 +12,6 @@
 #include "core/base/error.h"
 #include "core/ops/op.h"
 
-static const brg_attrs no_attrs;
-
 /* Required inputs must be there; a NULL one carries its own error. */
 static brg_status check_inputs(const brg_op *op, int n_in,
                                brg_tensor *const *in)
@@ -54,7 +52,7 @@ brg_status brg_op_apply(const brg_op *op, int n_in, brg_tensor *const *in,
     call.n_out = op->n_out;
     brg_tensor *cast[BRG_MAX_OP_INPUTS];
     call.in = in;
-    call.attrs = attrs ? attrs : &no_attrs;
+    call.attrs = attrs ? attrs : &brg__no_attrs;
     memset(call.out, 0, sizeof call.out);
     brg_status status = check_inputs(op, n_in, in);
     if (status == BRG_OK && brg__autocast.is_on) {

@@ -232,8 +232,7 @@ brg_status brg__inplace_record(const brg_op *op, int n_in,
 {
     brg_tensor *dst = in[0];
     brg_op_call call = {.op = op, .n_in = n_in, .n_out = 1, .in = in};
-    static const brg_attrs none;
-    call.attrs = attrs ? attrs : &none;
+    call.attrs = attrs ? attrs : &brg__no_attrs;
     call.out[0] = dst;
     brg_node *node;
     BRG_TRY(brg__op_node_new(&node, &call));

@@ -59,7 +59,8 @@ struct brg_node {
     uint16_t n_edges;
     uint16_t n_slots;
     uint16_t n_saved;
-    bool is_freed; /* saved values are gone */
+    bool is_freed;  /* saved values are gone */
+    bool has_attrs; /* false: they are all 0 */
     brg__edge *edges;
     brg__slot *slots;
     brg__saved *saved;

@@ -70,6 +70,7 @@ static brg_status connect_outputs(brg_node *node, const brg_op_call *call)
 }
 
 static const brg__node_class op_class;
+const brg_attrs brg__no_attrs;
 
 brg_status brg__op_node_new(brg_node **out, const brg_op_call *call)
 {
@@ -80,7 +81,9 @@ brg_status brg__op_node_new(brg_node **out, const brg_op_call *call)
     brg_node *node = *out;
     node->saves = saves;
     node->op = op;
-    node->attrs = *call->attrs;
+    node->has_attrs = call->attrs != &brg__no_attrs;
+    if (node->has_attrs)
+        node->attrs = *call->attrs;
     node->n_op_in = (uint8_t)call->n_in;
     node->n_op_out = (uint8_t)call->n_out;
     brg_status status = save_tensors(node, call);

@@ -6,6 +6,9 @@
 #include "core/autograd/node.h"
 
 /* Makes the node of a finished call and ties the outputs to it. */
+/* Those of a call that has none. */
+extern const brg_attrs brg__no_attrs;
+
 brg_status brg__op_node_record(brg_op_call *call);
 
 /* The node alone: edges and saved tensors, tied to no output. Owned. */
