@@ -61,6 +61,18 @@ static void touch_given(const brg__running *r, const brg__ir_node *node)
     }
 }
 
+static brg_status call_op(const brg__running *r, brg__step *step)
+{
+    const brg_op *op = step->call.op;
+    const brg__products *products = &r->exec->products;
+    if (!products->kernels || !op->flops)
+        return op->run[BRG_DEVICE_CPU](&step->call);
+    const brg__gemm_maker *before = brg__gemm_swap(&products->maker);
+    brg_status status = op->run[BRG_DEVICE_CPU](&step->call);
+    (void)brg__gemm_swap(before);
+    return status;
+}
+
 static brg_status run_op(brg__running *r, brg__step *step)
 {
     const brg__ir_node *node = step->node;
@@ -81,7 +93,7 @@ static brg_status run_op(brg__running *r, brg__step *step)
         return BRG_OK;
     BRG_TRY(brg__run_make(r, node));
     set_attrs(r, step);
-    BRG_TRY(step->call.op->run[BRG_DEVICE_CPU](&step->call));
+    BRG_TRY(call_op(r, step));
     if (node->op->flags & BRG_OP_IMPURE) /* it may have changed tensors */
         touch_given(r, node);
     return BRG_OK;

@@ -156,10 +156,21 @@ static void call_blas(const brg__gemm *g, const blas_operands *o)
         call_gemm(&h, o);
 }
 
+static _Thread_local const brg__gemm_maker *other_maker;
+
+const brg__gemm_maker *brg__gemm_swap(const brg__gemm_maker *maker)
+{
+    const brg__gemm_maker *before = other_maker;
+    other_maker = maker;
+    return before;
+}
+
 /* Operands that cannot be described to the library are copied. */
 static brg_status run_part(const brg__gemm *g)
 {
     brg__gemm h = *g;
+    if (other_maker && other_maker->run(other_maker, g))
+        return BRG_OK;
     blas_operands o;
     const bool has_a = blas_layout(&h.a, h.m, h.k, &o.ta, &o.lda);
     const bool has_b = blas_layout(&h.b, h.k, h.n, &o.tb, &o.ldb);

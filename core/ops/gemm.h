@@ -40,6 +40,15 @@ typedef struct brg__gemm {
     int64_t ldc;
 } brg__gemm;
 
+/* Somebody else's products, a plan's: `run` returns false for those that it
+ * leaves to the matrix library. NULL on a thread: nobody's. */
+typedef struct brg__gemm_maker {
+    bool (*run)(const struct brg__gemm_maker *self, const brg__gemm *g);
+} brg__gemm_maker;
+
+/* Asked first by the products of this thread; returns the one before. */
+const brg__gemm_maker *brg__gemm_swap(const brg__gemm_maker *maker);
+
 /* Sizes may be 0. */
 brg_status brg__gemm_run(const brg__gemm *g);
 
