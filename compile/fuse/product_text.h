@@ -20,8 +20,8 @@
 #endif
 #define COLS (2 * LANES)
 #define K_BLOCK 512
-#define A_BLOCK 98304 /* elements of a in the second cache */
-#define SPACE (K_BLOCK * COLS + A_BLOCK)
+#define B_BLOCK 131072 /* elements of b in the second cache */
+#define SPACE (B_BLOCK + K_BLOCK * ROWS)
 #define FEW_ROWS 32           /* inner products up to here, */
 #define LONG_ROWS (8 * LANES) /* of rows no shorter than this */
 #define DIRECT_ROWS 24        /* b is read where it is up to here */
@@ -98,63 +98,7 @@ INLINE void tile(int rows, int cols, long k, const float *a, long a_row,
         put_vec(to, r, v, sum[r][v]);
 }
 
-/* Rows of a by one panel of b; of a packed in tiles, a_row is 0. */
-typedef struct strip {
-    long m, k;
-    const float *a;
-    long a_row, a_col;
-    const float *b;
-    long b_row;
-    target to;
-} strip;
-
-INLINE void some_rows(int rows, int cols, strip *s)
-{
-    while (s->m >= rows) {
-        if (s->a_row == 0) {
-            tile(rows, cols, s->k, s->a, 1, rows, s->b, s->b_row, &s->to);
-            s->a += rows * s->k;
-        } else {
-            tile(rows, cols, s->k, s->a, s->a_row, s->a_col, s->b, s->b_row,
-                 &s->to);
-            s->a += rows * s->a_row;
-        }
-        s->to.c += rows * s->to.ldc;
-        s->m -= rows;
-    }
-}
-
-#define ALL_ROWS(do_rows)                                                      \
-    do_rows(ROWS) if (ROWS > 8) do_rows(8) do_rows(4) do_rows(2) do_rows(1)
-
-static void wide_strip(strip s)
-{
-#define WIDE(rows) some_rows(rows, 2, &s);
-    ALL_ROWS(WIDE)
-}
-
-static void narrow_strip(strip s)
-{
-#define NARROW(rows) some_rows(rows, 1, &s);
-    ALL_ROWS(NARROW)
-}
-
 /* ---- Packing --------------------------------------------------------------- */
-
-INLINE void pack_rows(int rows, long *m, long k, const float **a, long a_col,
-                      float **to)
-{
-    for (; *m >= rows; *m -= rows, *a += rows)
-        for (long l = 0; l < k; l++, *to += rows)
-            UNROLL for (int r = 0; r < rows; r++)(*to)[r] = (*a)[l * a_col + r];
-}
-
-/* Tiles of a whose columns are adjacent elements, in the order of use. */
-static void pack_a(long m, long k, const float *a, long a_col, float *to)
-{
-#define PACK(rows) pack_rows(rows, &m, k, &a, a_col, &to);
-    ALL_ROWS(PACK)
-}
 
 static void turn_four(const float *b, long b_col, float *to)
 {
@@ -252,36 +196,57 @@ static void inner_products(const brg_product *p)
 
 /* ---- The whole ------------------------------------------------------------- */
 
-/* Rows [i, i + m) by k [l, l + k). */
-static void block(const brg_product *p, long i, long m, long l, long k)
+/* All rows by columns [j, j + n) over k [l, l + k). */
+typedef struct sweep {
+    const brg_product *p;
+    long j, n, l, k;
+    long i; /* the next row */
+    int is_direct;
+    float *panels; /* of b, k * COLS each; behind them room for rows of a */
+} sweep;
+
+INLINE void sweep_rows(int rows, sweep *s)
 {
-    const int is_direct = p->b_col == 1 && p->m <= DIRECT_ROWS;
-    const int is_packed = p->a_row == 1 && k > 16 && p->n > 2 * COLS;
-    float *panel = p->space, *tiles = p->space + K_BLOCK * COLS;
-    const float *a = p->a + i * p->a_row + l * p->a_col;
-    if (is_packed)
-        pack_a(m, k, a, p->a_col, tiles);
-    for (long j = 0; j < p->n; j += COLS) {
-        const long n = p->n - j < COLS ? p->n - j : COLS;
-        const float *b = p->b + l * p->b_row + j * p->b_col;
-        const target to = {p->c + i * p->ldc + j, p->ldc,
-                           p->bias && l == 0 ? p->bias + j : NULL, p->alpha,
-                           p->is_added || l > 0};
-        if (!is_direct)
-            pack_b(k, n, b, p->b_row, p->b_col, panel);
-        const strip s = {m,
-                         k,
-                         is_packed ? tiles : a,
-                         is_packed ? 0 : p->a_row,
-                         p->a_col,
-                         is_direct ? b : panel,
-                         is_direct ? p->b_row : COLS,
-                         to};
-        if (n == COLS)
-            wide_strip(s);
-        else
-            narrow_strip(s);
+    const brg_product *p = s->p;
+    for (; s->i + rows <= p->m; s->i += rows) {
+        const float *a = p->a + s->i * p->a_row + s->l * p->a_col;
+        long a_row = p->a_row, a_col = p->a_col;
+        if (a_row == 1 && a_col != rows && s->n > 8 * COLS) {
+            float *to = p->space + B_BLOCK;
+            for (long l = 0; l < s->k; l++)
+                UNROLL for (int r = 0; r < rows; r++) to[l * rows + r] =
+                    a[l * a_col + r];
+            a = to;
+            a_col = rows;
+        }
+        for (long j = 0; j < s->n; j += COLS) {
+            const target to = {p->c + s->i * p->ldc + s->j + j, p->ldc,
+                               p->bias && s->l == 0 ? p->bias + s->j + j : NULL,
+                               p->alpha, p->is_added || s->l > 0};
+            const float *b = s->is_direct ? p->b + s->l * p->b_row + s->j + j
+                                          : s->panels + j * s->k;
+            const long b_row = s->is_direct ? p->b_row : COLS;
+            if (s->n - j >= COLS)
+                tile(rows, 2, s->k, a, a_row, a_col, b, b_row, &to);
+            else
+                tile(rows, 1, s->k, a, a_row, a_col, b, b_row, &to);
+        }
     }
+}
+
+static void run_sweep(sweep *s)
+{
+    const brg_product *p = s->p;
+    for (long j = 0; j < s->n && !s->is_direct; j += COLS)
+        pack_b(s->k, s->n - j < COLS ? s->n - j : COLS,
+               p->b + s->l * p->b_row + (s->j + j) * p->b_col, p->b_row,
+               p->b_col, s->panels + j * s->k);
+    sweep_rows(ROWS, s);
+    if (ROWS > 8)
+        sweep_rows(8, s);
+    sweep_rows(4, s);
+    sweep_rows(2, s);
+    sweep_rows(1, s);
 }
 
 const long brg_product_space = SPACE;
@@ -301,9 +266,17 @@ int brg_product_run(const brg_product *p)
         return 0;
     for (long l = 0; l < p->k; l += K_BLOCK) {
         const long k = p->k - l < K_BLOCK ? p->k - l : K_BLOCK;
-        const long rows = A_BLOCK / k / ROWS * ROWS;
-        for (long i = 0; i < p->m; i += rows)
-            block(p, i, p->m - i < rows ? p->m - i : rows, l, k);
+        const long cols = B_BLOCK / k / COLS * COLS;
+        for (long j = 0; j < p->n; j += cols) {
+            sweep s = {.p = p,
+                       .j = j,
+                       .n = p->n - j < cols ? p->n - j : cols,
+                       .l = l,
+                       .k = k,
+                       .is_direct = p->b_col == 1 && p->m <= DIRECT_ROWS,
+                       .panels = p->space};
+            run_sweep(&s);
+        }
     }
     return 1;
 }
