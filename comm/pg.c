@@ -7,6 +7,7 @@
 #include "comm/registry.h"
 #include "comm/trace.h"
 #include "comm/work.h"
+#include "core/base/clock.h"
 #include "core/base/env.h"
 #include "core/base/options.h"
 #include "core/base/progress.h"
@@ -197,6 +198,12 @@ void brg__pg_kill(brg_pg *pg)
         pg->end.ops->abort(pg->end.group);
     brg__record_failure(pg);
     brg__error_restore(&pg->error);
+}
+
+uint64_t brg__pg_clock_ns(const brg_pg *pg)
+{
+    const brg_group_ops *ops = pg->end.ops;
+    return ops->clock_ns ? ops->clock_ns(pg->end.group) : brg__clock_ns();
 }
 
 uint8_t brg__pg_number_reducer(brg_pg *pg)

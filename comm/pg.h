@@ -61,6 +61,9 @@ static inline brg_device brg__pg_device(const brg_pg *pg)
     return pg->end.device;
 }
 
+/* Time as the group has it: virtual in a simulated world. */
+uint64_t brg__pg_clock_ns(const brg_pg *pg);
+
 /* Failures after which the ranks are no longer in step. */
 bool brg__status_is_fatal(brg_status status);
 

@@ -6,6 +6,7 @@
 #include "comm/local.h"
 #include "comm/sim/world.h"
 #include "comm/trace.h"
+#include "core/base/clock.h"
 #include "core/base/options.h"
 
 /* Of a rank, if nobody asks for more: enough for messages. */
@@ -106,6 +107,12 @@ static void sim_abort(void *group)
     brg__sim_forget(group);
 }
 
+static uint64_t sim_clock_ns(void *group)
+{
+    const brg__sim_rank *rank = group;
+    return rank->world->has_time ? rank->clock : brg__clock_ns();
+}
+
 static const brg_group_ops sim_ops = {
     .abi = BRG_BACKEND_ABI,
     .struct_size = sizeof(brg_group_ops),
@@ -114,6 +121,7 @@ static const brg_group_ops sim_ops = {
     .wait = sim_wait,
     .look = brg__sim_look,
     .abort = sim_abort,
+    .clock_ns = sim_clock_ns,
     .destroy = sim_abort,
 };
 

@@ -203,6 +203,10 @@ typedef struct brg_group_ops {
     brg_status (*coalesce_begin)(void *group);
     brg_status (*coalesce_end)(void *group);
 
+    /* Optional. The group's own time, for worlds in which no real time passes.
+     * Absent: brg_host.clock_ns. */
+    uint64_t (*clock_ns)(void *group);
+
     /* Required. Frees the group; calls in flight are forgotten. */
     void (*destroy)(void *group);
 } brg_group_ops;
