@@ -2,8 +2,8 @@
  * The state machine of one bucket. See bucket.h. */
 #include "reducer/bucket.h"
 
+#include "comm/pg.h"
 #include "core/base/assert.h"
-#include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
 
@@ -35,7 +35,7 @@ static brg_status scatter(brg__bucket *bucket, brg_pg *pg, brg_reduce_op op)
 brg_status brg__bucket_launch(brg__bucket *bucket, brg_pg *pg, brg_reduce_op op)
 {
     brg_assert(bucket->state == BRG__BUCKET_READY);
-    bucket->launch_ns = brg__clock_ns();
+    bucket->launch_ns = brg__pg_clock_ns(pg);
     if (bucket->parts.n_leaves)
         BRG_TRY(brg_sum_leaves(pg, &bucket->work, bucket->data, &bucket->parts,
                                bucket->count, bucket->dtype, op));
@@ -48,17 +48,17 @@ brg_status brg__bucket_launch(brg__bucket *bucket, brg_pg *pg, brg_reduce_op op)
     return BRG_OK;
 }
 
-brg_status brg__bucket_wait(brg__bucket *bucket)
+brg_status brg__bucket_wait(brg__bucket *bucket, const brg_pg *pg)
 {
     brg_assert(bucket->state == BRG__BUCKET_LAUNCHED);
     brg_status status = brg_work_wait(bucket->work);
     bucket->work = NULL;
-    bucket->done_ns = brg__clock_ns();
+    bucket->done_ns = brg__pg_clock_ns(pg);
     bucket->state = BRG__BUCKET_REDUCED;
     return status;
 }
 
-void brg__bucket_end(brg__bucket *bucket)
+void brg__bucket_end(brg__bucket *bucket, const brg_pg *pg)
 {
     if (bucket->work) {
         brg__error_record kept;
@@ -68,7 +68,7 @@ void brg__bucket_end(brg__bucket *bucket)
         brg__error_restore(&kept);
     }
     bucket->work = NULL;
-    bucket->done_ns = brg__clock_ns();
+    bucket->done_ns = brg__pg_clock_ns(pg);
     bucket->state = BRG__BUCKET_REDUCED;
 }
 

@@ -43,11 +43,11 @@ brg_status brg__bucket_launch(brg__bucket *bucket, brg_pg *pg,
                               brg_reduce_op op);
 
 /* Waits for a LAUNCHED bucket. */
-brg_status brg__bucket_wait(brg__bucket *bucket);
+brg_status brg__bucket_wait(brg__bucket *bucket, const brg_pg *pg);
 
 /* A LAUNCHED bucket has been reduced by somebody else, or never will be: what
  * may still be in flight for it is waited for. */
-void brg__bucket_end(brg__bucket *bucket);
+void brg__bucket_end(brg__bucket *bucket, const brg_pg *pg);
 
 /* Lets go of a bucket in flight; false if it still is. */
 bool brg__bucket_drop(brg__bucket *bucket);

@@ -19,6 +19,7 @@ typedef struct draft {
     size_t n_params;
     size_t nbytes;       /* without padding: what the limit is about */
     size_t limit;        /* index of its limit */
+    size_t part;         /* closes that came before it */
     size_t completes_at; /* place in the order of its last tensor */
     uint32_t number;     /* in the finished plan */
     bool is_newest;      /* of its key */
@@ -48,7 +49,7 @@ static brg_status check_order(const brg__plan_request *q, draft *drafts)
 static brg_status check_sizes(const brg__plan_request *q)
 {
     size_t total = q->n_tail, slack = (2 + q->n_shards) * BRG__PLAN_ALIGN;
-    BRG_CHECK_ARG(q->n_limits > 0, "bucket plan: no limits");
+    BRG_CHECK_ARG(q->n_limits > 0 || q->closes, "bucket plan: no limits");
     BRG_CHECK_ARG(q->n_params < UINT32_MAX, "bucket plan: %zu parameters",
                   q->n_params);
     bool fits = brg__mul_size(total, sizeof(float), &total) &&
@@ -91,16 +92,21 @@ static bool has_key(const draft *d, const brg__plan_param *p)
            d->device.index == p->device.index;
 }
 
+static bool is_open(const brg__plan_request *q, const draft *d, size_t part)
+{
+    return q->closes ? d->part == part : d->nbytes < q->limits[d->limit];
+}
+
 /* The open bucket of the parameter's key; a new one if there is none. */
 static draft *open_bucket(const brg__plan_request *q, const brg__plan_param *p,
-                          draft *drafts, size_t *n)
+                          draft *drafts, size_t *n, size_t part)
 {
     size_t limit = 0;
     for (size_t i = *n; i-- > 0;) {
         draft *d = &drafts[i];
         if (!d->is_newest || !has_key(d, p))
             continue;
-        if (d->nbytes < q->limits[d->limit])
+        if (is_open(q, d, part))
             return d;
         d->is_newest = false;
         limit = d->limit + (d->limit + 1 < q->n_limits);
@@ -110,6 +116,7 @@ static draft *open_bucket(const brg__plan_request *q, const brg__plan_param *p,
     *fresh = (draft){.dtype = p->dtype,
                      .device = p->device,
                      .limit = limit,
+                     .part = part,
                      .is_newest = true};
     return fresh;
 }
@@ -118,15 +125,16 @@ static draft *open_bucket(const brg__plan_request *q, const brg__plan_param *p,
 static size_t group(const brg__plan_request *q, draft *drafts,
                     brg__plan_slot *slots)
 {
-    size_t n = 0;
+    size_t n = 0, part = 0;
     for (size_t place = 0; place < q->n_params; place++) {
         uint32_t i = nth(q, place);
-        draft *d = open_bucket(q, &q->params[i], drafts, &n);
+        draft *d = open_bucket(q, &q->params[i], drafts, &n, part);
         d->nbytes += q->params[i].nbytes;
         d->n_params++;
         d->completes_at = place;
         slots[i] = (brg__plan_slot){.bucket = (uint32_t)(d - drafts),
                                     .nbytes = q->params[i].nbytes};
+        part += q->closes && q->closes[place];
     }
     return n;
 }

@@ -9,7 +9,8 @@
  * Tensors are taken in the given order, one open bucket per (dtype, device).
  * A bucket closes once it holds at least its limit in bytes, so it may
  * overshoot and no tensor is split; the next bucket of that key has the next
- * limit, the last limit repeats. Buckets are numbered in the order in which
+ * limit, the last limit repeats. Or the places where buckets close are given
+ * (schedule.h). Buckets are numbered in the order in which
  * they become complete, since they are sent in that order. Slots begin at
  * multiples of 64 bytes and so do buckets; the gaps are part of what is
  * reduced and stay zero. The arena's size does not depend on the order.
@@ -41,8 +42,11 @@ typedef struct brg__plan_request {
     /* A permutation of the parameters, first to be ready first; NULL: last
      * registered first, as a backward pass goes. */
     const uint32_t *order;
-    const size_t *limits; /* bytes; at least one */
+    const size_t *limits; /* bytes; at least one, or closes */
     size_t n_limits;
+    /* By place in the order: every open bucket ends there. NULL: limits say
+     * where. */
+    const bool *closes;
     size_t n_tail;      /* f32 elements; 0: no tail */
     bool is_tail_alone; /* in a bucket of its own, whatever the last one is */
     size_t n_shards;    /* 0: 1 */

@@ -10,6 +10,7 @@
 #include "core/base/map.h"
 #include "core/base/options.h"
 #include "reducer/leaves.h"
+#include "reducer/schedule.h"
 #include "reducer/shard.h"
 
 /* ---- Making: what needs no other rank -------------------------------------------- */
@@ -98,6 +99,7 @@ static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
     inner.keep_order = options->keep_order;
     inner.hook = options->hook;
     inner.measure_norm = options->measure_norm;
+    inner.buckets = options->buckets;
     brg_reducer_param *list = brg__mem_alloc_array(ddp->n_params, sizeof *list,
                                                    "a list of parameters");
     if (!list)
@@ -122,7 +124,7 @@ static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
     ddp->reducer->is_inner = true;
     /* Slots may move, unless state elsewhere hangs on their places. */
     ddp->reducer->is_rebuilt = options->keep_order || options->shard;
-    return BRG_OK;
+    return brg__measured_check(ddp->reducer);
 }
 
 static brg_status allocate(brg_ddp *ddp, size_t n_params, size_t n_buffers)
@@ -240,6 +242,10 @@ static brg_status complete_options(brg_ddp_options *filled,
                                      !filled->grads_apart),
                   "brg_ddp_create: a hook, grads_apart and "
                   "BRG_REDUCTION_REPRODUCIBLE do not go with shard");
+    BRG_CHECK_ARG(filled->buckets == BRG_BUCKETS_BY_SIZE ||
+                      (filled->n_leaves == 0 && !filled->shard),
+                  "brg_ddp_create: shard and BRG_REDUCTION_REPRODUCIBLE do not "
+                  "go with BRG_BUCKETS_MEASURED");
     BRG_CHECK_ARG((unsigned)filled->sync_buffers <= BRG_DDP_BUFFERS_AVERAGE,
                   "brg_ddp_create: sync_buffers %d is none of "
                   "BRG_DDP_BUFFERS_LEAVE, _BROADCAST and _AVERAGE",

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Between the backwards of a ddp: ranks without data, parameters frozen or
- * unfrozen, clipping. */
+ * unfrozen, clipping, recording. */
 #include <math.h>
 
 #include "core/autograd/node.h"
+#include "reducer/schedule.h"
 #include "reducer/shard.h"
 
 brg_status brg_ddp_join(brg_ddp *ddp, bool *is_over)
@@ -117,4 +118,12 @@ brg_status brg_ddp_clip_grad_norm(brg_ddp *ddp, double max_norm, double *norm)
         *norm = found;
     double factor = max_norm / (found + 1e-6);
     return isfinite(found) && factor < 1 ? scale_all(ddp, factor) : BRG_OK;
+}
+
+/* ---- Recording -------------------------------------------------------------- */
+
+brg_status brg_ddp_record(brg_ddp *ddp, size_t n_steps)
+{
+    BRG_CHECK_ARG(ddp, "brg_ddp_record: the ddp is NULL");
+    return brg_reducer_record(ddp->reducer, n_steps);
 }

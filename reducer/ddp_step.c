@@ -96,7 +96,7 @@ static brg_status rebuild(brg_ddp *ddp)
 {
     /* The first step of a static graph shows no order. Steps are counted alike
      * on every rank. */
-    if (ddp->reducer->is_rebuilt ||
+    if (!brg__rebuild_is_due(ddp->reducer) ||
         (ddp->options.static_graph && ddp->reducer->stats.n_steps < 2))
         return BRG_OK;
     brg_status status = brg__reducer_rebuild(ddp->reducer);

@@ -233,7 +233,8 @@ brg_status brg_reducer_wait_bucket(brg_reducer *r, size_t bucket)
 
 static brg_status rebuild_once(brg_reducer *r)
 {
-    brg_status status = r->is_rebuilt ? BRG_OK : brg__reducer_rebuild(r);
+    brg_status status =
+        brg__rebuild_is_due(r) ? brg__reducer_rebuild(r) : BRG_OK;
     if (status != BRG_OK || r->refused.code == BRG_OK)
         return status;
     brg__error_restore(&r->refused); /* this rank's own; the step was good */

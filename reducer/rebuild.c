@@ -7,6 +7,7 @@
 
 #include "core/base/alloc.h"
 #include "reducer/leaves.h"
+#include "reducer/schedule.h"
 
 static brg_status take_order(brg_reducer *r)
 {
@@ -16,8 +17,7 @@ static brg_status take_order(brg_reducer *r)
     return brg_work_wait(work);
 }
 
-/* True in *all if `mine` is on every rank. */
-static brg_status agree(brg_reducer *r, bool mine, bool *all)
+brg_status brg__reducer_agree(brg_reducer *r, bool mine, bool *all)
 {
     int32_t flag = mine;
     brg_work *work;
@@ -59,10 +59,25 @@ static void copy_free(const brg_reducer *r, void *copy, size_t nbytes)
         brg__block_free(copy, nbytes, BRG__PLAN_ALIGN);
 }
 
+bool brg__rebuild_is_due(const brg_reducer *r)
+{
+    return !r->is_rebuilt && (r->options.buckets == BRG_BUCKETS_BY_SIZE ||
+                              r->stats.n_steps > BRG__MEASURED_STEPS);
+}
+
+/* The order, and with BRG_BUCKETS_MEASURED where it is cut. */
+static brg_status take_choice(brg_reducer *r)
+{
+    bool is_settled = false;
+    if (r->options.buckets == BRG_BUCKETS_MEASURED)
+        BRG_TRY(brg__measured_choose(r, &is_settled));
+    return is_settled ? BRG_OK : take_order(r);
+}
+
 brg_status brg__reducer_rebuild(brg_reducer *r)
 {
     r->is_rebuilt = true;
-    BRG_TRY(take_order(r));
+    BRG_TRY(take_choice(r));
     brg__error_record kept;
     brg__error_save(&kept);
     brg__plan plan;
@@ -74,7 +89,7 @@ brg_status brg__reducer_rebuild(brg_reducer *r)
         copy = copy_alloc(r, nbytes);
     brg__error_restore(&kept);
     bool all_are = false;
-    brg_status status = agree(r, copy != NULL, &all_are);
+    brg_status status = brg__reducer_agree(r, copy != NULL, &all_are);
     if (status == BRG_OK && all_are &&
         brg__plan_hash(&plan) != brg__plan_hash(&r->plan)) {
         status = move(r, &plan, copy);

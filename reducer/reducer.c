@@ -12,10 +12,8 @@
 #include "core/base/options.h"
 #include "reducer/guard.h"
 #include "reducer/leaves.h"
+#include "reducer/profile.h"
 #include "reducer/verify.h"
-
-#define FIRST_BUCKET_BYTES ((size_t)1 << 20)
-#define BUCKET_BYTES ((size_t)25 << 20)
 
 /* ---- Names ------------------------------------------------------------------ */
 
@@ -42,9 +40,13 @@ static brg_status complete_options(brg_reducer_options *filled,
     BRG_TRY(BRG_TAKE_OPTIONS(filled, options, "brg_reducer_create",
                              BRG_REDUCER_OPTIONS_INIT));
     if (filled->first_bucket_bytes == 0)
-        filled->first_bucket_bytes = FIRST_BUCKET_BYTES;
+        filled->first_bucket_bytes = BRG__FIRST_BUCKET_BYTES;
     if (filled->bucket_bytes == 0)
-        filled->bucket_bytes = BUCKET_BYTES;
+        filled->bucket_bytes = BRG__BUCKET_BYTES;
+    BRG_CHECK_ARG((unsigned)filled->buckets <= BRG_BUCKETS_MEASURED,
+                  "brg_reducer_create: buckets %d is none of "
+                  "BRG_BUCKETS_BY_SIZE and BRG_BUCKETS_MEASURED",
+                  (int)filled->buckets);
     return BRG_OK;
 }
 
@@ -99,6 +101,7 @@ brg_status brg__reducer_plan(const brg_reducer *r, const uint32_t *order,
                  .order = order,
                  .limits = limits,
                  .n_limits = 2,
+                 .closes = order && r->has_closes ? r->closes : NULL,
                  .n_tail = BRG__N_TAIL(r),
                  .is_tail_alone = r->options.hook || r->is_sharded,
                  .n_shards = r->is_sharded ? (size_t)r->world_size : 1});
@@ -139,6 +142,11 @@ static brg_status allocate(brg_reducer *r)
     r->buckets = brg__mem_alloc_array(n + 1, sizeof *r->buckets, "buckets");
     r->arrivals = brg__mem_alloc_array(n, sizeof *r->arrivals, "an order");
     r->notes = brg__mem_alloc(n_notes, "notes of ranks");
+    if (r->options.buckets == BRG_BUCKETS_MEASURED) {
+        r->closes = brg__mem_alloc_array(n, sizeof *r->closes, "an order");
+        BRG_TRY(r->closes ? BRG_OK : BRG_ERR_NOMEM);
+        BRG_TRY(brg__recording_prepare(r, BRG__MEASURED_STEPS));
+    }
     if (!r->members || !r->buckets || !r->arrivals || !r->notes)
         return BRG_ERR_NOMEM;
     return brg__inbox_init(&r->inbox, n);
@@ -236,7 +244,9 @@ uint32_t brg__reducer_flags(const brg_reducer *r)
     return (r->options.sum ? BRG__FLAG_SUM : 0u) |
            (r->options.allow_unused ? BRG__FLAG_ALLOW_UNUSED : 0u) |
            (r->is_rebuilt ? BRG__FLAG_KEEP_ORDER : 0u) |
-           (r->is_sharded ? BRG__FLAG_SHARD : 0u);
+           (r->is_sharded ? BRG__FLAG_SHARD : 0u) |
+           (r->options.buckets == BRG_BUCKETS_MEASURED ? BRG__FLAG_MEASURED
+                                                       : 0u);
 }
 
 static brg_status verify(brg_pg *pg, const brg_reducer *r, brg_status status)
@@ -280,6 +290,8 @@ brg_status brg_reducer_create(brg_reducer **out, brg_pg *pg,
     BRG_CHECK_ARG(pg, "brg_reducer_create: the group is NULL");
     brg_reducer *r;
     brg_status status = brg__reducer_prepare(&r, pg, params, n_params, options);
+    if (status == BRG_OK)
+        status = brg__measured_check(r);
     BRG_TRY_GOTO(verify(pg, r, status), out);
     BRG_TRY_GOTO(brg__reducer_attach(r), out);
     brg__raw_init(r);
@@ -311,6 +323,8 @@ void brg_reducer_destroy(brg_reducer *r)
     brg__mem_free(r->members);
     brg__mem_free(r->buckets);
     brg__mem_free(r->arrivals);
+    brg__mem_free(r->closes);
+    brg__recording_deinit(r);
     brg__mem_free(r->notes);
     brg__inbox_deinit(&r->inbox);
     brg__plan_deinit(&r->plan);

@@ -58,6 +58,25 @@ typedef struct brg__device_tail {
     brg__error_record verdict; /* on the last step, not told yet */
 } brg__device_tail;
 
+/* Times of the steps recorded so far, one row a step; see profile.c. */
+typedef struct brg__recording {
+    size_t n_rows; /* 0: none are, or were */
+    size_t n_done;
+    size_t n_spans;        /* steps whose length is known: the next has begun */
+    uint64_t *ready_ns;    /* owned block: n_rows x n_params, by parameter */
+    uint64_t *backward_ns; /* n_rows */
+    uint64_t *step_ns;     /* n_rows; less the wait */
+    bool is_on;
+    uint64_t start_ns; /* of the step before, if that was recorded; else 0 */
+    uint64_t wait_ns;  /* in it */
+} brg__recording;
+
+/* Steps recorded for BRG_BUCKETS_MEASURED, after one that warms up. */
+#define BRG__MEASURED_STEPS 5
+
+#define BRG__FIRST_BUCKET_BYTES ((size_t)1 << 20)
+#define BRG__BUCKET_BYTES ((size_t)25 << 20)
+
 struct brg_reducer {
     brg_pg *pg; /* borrowed */
     int rank;
@@ -95,6 +114,9 @@ struct brg_reducer {
     bool is_shadow;     /* this rank takes part in the step without data */
     uint32_t n_shadows; /* ranks that did, in the last step */
     bool is_rebuilt;    /* or never to be */
+    brg__recording recording;
+    bool *closes;    /* owned, by place in arrivals; see bucket_plan.h */
+    bool has_closes; /* they hold; else sizes decide */
     uint32_t
         pace; /* how often it was switched off and on since the last step */
     uint64_t n_traced_bytes; /* of n_packed_bytes, in the trace */
@@ -234,8 +256,11 @@ void brg__norm_scale(void *at, brg_dtype dtype, size_t n, double factor);
 
 /* ---- The order of arrival (rebuild.c) ---------------------------------------------- */
 
-/* After the first good step: buckets anew in the order in which rank 0's
- * gradients arrived; contents move along. Collective. If a rank has no memory
+/* Is it time to? Alike on every rank, after a good step. */
+bool brg__rebuild_is_due(const brg_reducer *r);
+
+/* Buckets anew in the order in which rank 0's gradients arrived (or as
+ * measured.c says); contents move along. Collective. If a rank has no memory
  * for it, all keep the old plan. */
 brg_status brg__reducer_rebuild(brg_reducer *r);
 

@@ -5,8 +5,8 @@
 
 #include "comm/pg.h"
 #include "comm/trace.h"
-#include "core/base/clock.h"
 #include "reducer/leaves.h"
+#include "reducer/profile.h"
 
 brg_status brg__reducer_check(const brg_reducer *r)
 {
@@ -23,10 +23,12 @@ static void begin(brg_reducer *r)
     r->has_failed = r->is_closing = false;
     r->n_ready = r->n_launched = r->n_waited = 0;
     r->failure.code = BRG_OK;
-    r->start_ns = brg__clock_ns();
+    r->start_ns = brg__pg_clock_ns(r->pg);
     r->stats.n_packed_bytes = r->n_traced_bytes = 0;
     r->stats.first_launch_ns = r->stats.last_ready_ns = r->stats.wait_ns = 0;
     r->stats.n_early = 0;
+    if (r->recording.n_rows)
+        brg__recording_begin(r);
 }
 
 brg_status brg__reducer_expect(brg_reducer *r, size_t i)
@@ -81,7 +83,7 @@ static brg_status reduce_bucket(brg_reducer *r, size_t k)
     brg_reduce_op op = r->options.sum ? BRG_REDUCE_SUM : BRG_REDUCE_AVG;
     if (!brg__hook_takes(r, k))
         return brg__bucket_launch(bucket, r->pg, op);
-    bucket->launch_ns = brg__clock_ns();
+    bucket->launch_ns = brg__pg_clock_ns(r->pg);
     BRG_TRY(brg__hook_start(r, k));
     bucket->state = BRG__BUCKET_LAUNCHED;
     return BRG_OK;
@@ -100,9 +102,9 @@ static brg_status start_bucket(brg_reducer *r, size_t k)
 static brg_status end_bucket(brg_reducer *r, size_t k)
 {
     if (!brg__hook_takes(r, k))
-        return brg__bucket_wait(&r->buckets[k]);
+        return brg__bucket_wait(&r->buckets[k], r->pg);
     brg_status status = brg__hook_finish(r, k);
-    brg__bucket_end(&r->buckets[k]);
+    brg__bucket_end(&r->buckets[k], r->pg);
     return status;
 }
 
@@ -174,9 +176,11 @@ void brg__reducer_take(brg_reducer *r, size_t i, bool is_used)
     r->arrivals[r->n_ready++] = (uint32_t)i;
     if (!r->is_closing) {
         if (r->n_ready == r->n_params) /* a look at the clock is not free */
-            r->stats.last_ready_ns = brg__clock_ns() - r->start_ns;
+            r->stats.last_ready_ns = brg__pg_clock_ns(r->pg) - r->start_ns;
         r->stats.n_early = r->n_launched;
     }
+    if (r->recording.is_on)
+        brg__recording_gradient(r, i);
     if (brg__has_leaves(r) && !r->has_failed)
         brg__leaf_take(r, i);
     if (brg__leaf_is_last(r))
@@ -208,7 +212,7 @@ brg_status brg__reducer_close(brg_reducer *r)
     BRG_TRY(brg__reducer_check(r));
     begin(r);
     if (r->n_ready < r->n_params)
-        r->stats.last_ready_ns = brg__clock_ns() - r->start_ns;
+        r->stats.last_ready_ns = brg__pg_clock_ns(r->pg) - r->start_ns;
     r->is_closing = true;
     return BRG_OK;
 }
@@ -222,7 +226,7 @@ static void keep_failure(brg_reducer *r)
 
 static void wait_one(brg_reducer *r, size_t k)
 {
-    uint64_t start = brg__clock_ns();
+    uint64_t start = brg__pg_clock_ns(r->pg);
     brg_status status = end_bucket(r, k);
     r->stats.wait_ns += r->buckets[k].done_ns - start;
     if (status != BRG_OK) {
@@ -291,8 +295,11 @@ brg_status brg__reducer_complete(brg_reducer *r)
         status = give_out(r);
     else if ((status = wait_all(r)) == BRG_OK)
         status = brg__tail_judge(r);
-    if (status == BRG_OK && !r->has_failed)
+    if (status == BRG_OK && !r->has_failed) {
         r->stats.n_steps++;
+        if (r->recording.is_on)
+            brg__recording_end(r);
+    }
     arm(r);
     return status;
 }

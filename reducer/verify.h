@@ -31,11 +31,13 @@ enum {
     BRG__FLAG_STATIC_GRAPH = 1 << 3,
     BRG__FLAG_BROADCAST_BUFFERS = 1 << 4,
     BRG__FLAG_AVERAGE_BUFFERS = 1 << 5,
-    BRG__FLAG_SHARD = 1 << 6
+    BRG__FLAG_SHARD = 1 << 6,
+    BRG__FLAG_MEASURED = 1 << 7
 };
 #define BRG__FLAG_NAMES                                                        \
     "sum", "allow_unused", "keep_order", "static_graph",                       \
-        "sync_buffers BROADCAST", "sync_buffers AVERAGE", "shard"
+        "sync_buffers BROADCAST", "sync_buffers AVERAGE", "shard",             \
+        "buckets MEASURED"
 
 typedef struct brg__agreement {
     const char *what;               /* "brg_ddp_create" */

@@ -27,6 +27,7 @@
 
 #include <brigade/reducer.h>
 #include <brigade/runtime.h>
+#include <brigade/schedule.h>
 #include <brigade/shard.h>
 #include <brigade/sim.h>
 #include <brigade/sparse.h>

@@ -60,6 +60,7 @@ typedef struct brg_ddp_options {
     bool static_graph;
     brg_ddp_buffers sync_buffers; /* after each reduced backward */
     bool shard;                   /* sharded optimizer state: shard.h */
+    brg_bucket_choice buckets;    /* as for the reducer */
 } brg_ddp_options;
 
 #define BRG_DDP_OPTIONS_INIT                                                   \

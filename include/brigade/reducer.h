@@ -36,6 +36,18 @@ typedef struct brg_reducer_param {
     size_t n_rows;     /* of a matrix, for hooks that compress; 0: none */
 } brg_reducer_param;
 
+/* Which gradients travel together. */
+typedef enum brg_bucket_choice {
+    BRG_BUCKETS_BY_SIZE, /* a bucket closes once it holds so many bytes */
+    /* After the sixth step: the cut of the order that leaves least exposed, by
+     * when gradients were ready in steps two to six on the slowest rank and by
+     * what all-reduces of this group take (schedule.h), measured there, once;
+     * rank 0 chooses for all. If sizes are predicted to be as good, they
+     * decide. Results have the same bits. Not with a hook, leaves, shards, keep_order,
+     * gradients that live in slots of a brg_reducer, or on a GPU. */
+    BRG_BUCKETS_MEASURED
+} brg_bucket_choice;
+
 typedef struct brg_reducer_options {
     size_t struct_size;
     /* A bucket closes once it holds so many bytes. 0: 1 MiB for the first,
@@ -60,6 +72,7 @@ typedef struct brg_reducer_options {
     void *user;          /* of on_bucket; borrowed */
     brg_comm_hook *hook; /* borrowed; NULL: plain all-reduces */
     bool measure_norm;   /* for brg_reducer_grad_norm */
+    brg_bucket_choice buckets;
 } brg_reducer_options;
 
 #define BRG_REDUCER_OPTIONS_INIT                                               \
@@ -192,6 +205,10 @@ typedef struct brg_reducer_stats {
     size_t n_early;           /* buckets started before that */
     uint64_t wait_ns;         /* then waited: communication not hidden */
     uint64_t total_wait_ns;   /* of all steps */
+    /* With BRG_BUCKETS_MEASURED, once buckets were chosen: the wait of a step as
+     * predicted for them, and for buckets by size. */
+    uint64_t predicted_wait_ns;
+    uint64_t predicted_by_size_ns;
 } brg_reducer_stats;
 
 BRG_API void brg_reducer_get_stats(const brg_reducer *reducer,

@@ -34,6 +34,7 @@ MPI_TEST(join)
 MPI_TEST(buffers)
 MPI_TEST(freezing)
 MPI_TEST(clipping)
+MPI_TEST(measured)
 
 int main(int argc, char **argv)
 {
@@ -51,6 +52,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_features_mpi__buffers),
         cmocka_unit_test(test_features_mpi__freezing),
         cmocka_unit_test(test_features_mpi__clipping),
+        cmocka_unit_test(test_features_mpi__measured),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     MPI_Finalize();

@@ -377,4 +377,35 @@ static inline brg_status check_clipping(brg_pg *pg)
     return with_model(pg, &options, clip_body);
 }
 
+/* ---- Buckets by measurement -------------------------------------------------------- */
+
+static inline brg_status measured_body(ddp_model *m)
+{
+    brg_reducer_stats before, after;
+    for (int step = 0; step < 10; step++) {
+        BRG_TRY(ddp_model_backward(m, step, DDP_MODEL_ALL));
+        BRG_TRY(ddp_model_check(m, step, step + 1));
+        BRG_TRY(ddp_model_zero(m, step % 2 == 0));
+        brg_ddp_get_stats(m->ddp, step == 4 ? &before : &after);
+    }
+    RANK_CHECK(before.predicted_by_size_ns == 0 && before.n_rebuilds == 0,
+               "buckets were chosen after five steps");
+    RANK_CHECK(after.n_rebuilds <= 1 &&
+                   after.predicted_wait_ns <= after.predicted_by_size_ns,
+               "predicted: %llu, by size %llu",
+               (unsigned long long)after.predicted_wait_ns,
+               (unsigned long long)after.predicted_by_size_ns);
+    char text[1000];
+    (void)brg_reducer_describe(brg_ddp_reducer(m->ddp), text, sizeof text);
+    return ranks_same_bits(m->pg, text, strlen(text));
+}
+
+static inline brg_status check_measured(brg_pg *pg)
+{
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    options.buckets = BRG_BUCKETS_MEASURED;
+    options.first_bucket_bytes = options.bucket_bytes = 200;
+    return with_model(pg, &options, measured_body);
+}
+
 #endif

@@ -55,6 +55,12 @@ static void test_ddp_features__clipping_by_the_norm_of_buckets(void **state)
     in_all_worlds(check_clipping);
 }
 
+static void test_ddp_features__buckets_by_measurement(void **state)
+{
+    (void)state;
+    in_all_worlds(check_measured);
+}
+
 /* The same through a compiled backward. */
 static brg_status compiled_features(brg_pg *pg)
 {
@@ -71,6 +77,8 @@ static brg_status compiled_features(brg_pg *pg)
         status = check_freezing(pg);
     if (status == BRG_OK)
         status = check_clipping(pg);
+    if (status == BRG_OK)
+        status = check_measured(pg);
     BRG_TRY(brg_compile_end(scope));
     return status;
 }
@@ -162,6 +170,7 @@ int main(void)
         cmocka_unit_test(test_ddp_features__buffers_are_synced),
         cmocka_unit_test(test_ddp_features__freezing_and_unfreezing),
         cmocka_unit_test(test_ddp_features__clipping_by_the_norm_of_buckets),
+        cmocka_unit_test(test_ddp_features__buckets_by_measurement),
         cmocka_unit_test(test_ddp_features__compiled_too),
         cmocka_unit_test(test_ddp_features__raw_buffers_can_join),
         cmocka_unit_test(test_ddp_features__shadows_are_not_blamed),
