@@ -1,41 +1,125 @@
 /* SPDX-License-Identifier: Apache-2.0
- * brigade plan: the buckets of the tensors in a safetensors file. */
+ * brigade plan: the buckets of the tensors in a safetensors file; arguments of
+ * its simulation (simulate.c). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "tools/commands.h"
+#include "tools/simulate.h"
 
 static const char help[] =
     "usage: brigade plan [option...] <file.safetensors>\n"
+    "       brigade plan --simulate [option...] <profile>\n"
     "Prints the buckets in which the gradients of the file's float tensors "
     "would travel,\nready from the last tensor to the first.\n"
     "  --first-bucket <bytes>  of the first bucket (1M)\n"
     "  --bucket <bytes>        of the others (25M)\n"
-    "Bytes may end in K, M or G.\n";
+    "Bytes may end in K, M or G.\n\n"
+    "With --simulate: what a step of the model that a trainer has profiled\n"
+    "(--profile of the example trainers) would take at other world sizes and "
+    "on other\nnetworks, with buckets by these sizes and with the best ones.\n"
+    "  --simulate              the file is a profile\n"
+    "  --ranks <n,n...>        world sizes (2,4,8,16,32,64)\n"
+    "  --latency <us>          of a message (50)\n"
+    "  --bandwidth <Gbit/s>    each way (1)\n"
+    "  --algorithm <name>      ring or halving (ring)\n";
 
 typedef struct options {
     const char *path;
-    size_t first;
-    size_t others;
+    bool is_simulated;
+    bool has_network; /* options that only a simulation has */
+    simulate_options s;
 } options;
+
+static bool parse_number(const char *text, double min, double *filled)
+{
+    char *end;
+    *filled = strtod(text, &end);
+    return end != text && *end == '\0' && *filled >= min && *filled < 1e12;
+}
+
+static bool parse_worlds(const char *text, simulate_options *s)
+{
+    for (s->n_worlds = 0; s->n_worlds < SIMULATE_MAX_WORLDS;) {
+        char *end;
+        long n = strtol(text, &end, 10);
+        if (end == text || n < 1 || n > 1 << 20 || (*end && *end != ','))
+            return false;
+        s->worlds[s->n_worlds++] = (int)n;
+        if (!*end)
+            return true;
+        text = end + 1;
+    }
+    return false;
+}
+
+static bool parse_algorithm(const char *text, brg_link_algorithm *filled)
+{
+    *filled = strcmp(text, "ring") == 0 ? BRG_LINK_RING : BRG_LINK_HALVING;
+    return *filled == BRG_LINK_RING || strcmp(text, "halving") == 0;
+}
+
+/* What the option wants if its value is none of that; NULL: it was good, or
+ * *is_known is false. */
+static const char *parse_value(options *o, const char *name, const char *value,
+                               bool *is_known)
+{
+    simulate_options *s = &o->s;
+    *is_known = true;
+    if (strcmp(name, "--bucket") == 0)
+        return tool_parse_bytes(value, &s->others) ? NULL : "bytes";
+    if (strcmp(name, "--first-bucket") == 0)
+        return tool_parse_bytes(value, &s->first) ? NULL : "bytes";
+    o->has_network = true;
+    if (strcmp(name, "--ranks") == 0)
+        return parse_worlds(value, s) ? NULL : "numbers of ranks";
+    if (strcmp(name, "--latency") == 0)
+        return parse_number(value, 0, &s->latency_us) ? NULL : "microseconds";
+    if (strcmp(name, "--bandwidth") == 0)
+        return parse_number(value, 1e-9, &s->gbit_per_s) ? NULL : "Gbit/s";
+    if (strcmp(name, "--algorithm") == 0)
+        return parse_algorithm(value, &s->algorithm) ? NULL : "ring or halving";
+    *is_known = false;
+    return NULL;
+}
+
+static int parse_option(options *o, int argc, char **argv, int *i)
+{
+    bool is_known;
+    char wanted[64];
+    const char *name = argv[*i];
+    if (strcmp(name, "--simulate") == 0) {
+        o->is_simulated = true;
+        return 0;
+    }
+    const char *value = *i + 1 < argc ? argv[*i + 1] : "";
+    const char *what = parse_value(o, name, value, &is_known);
+    if (!is_known)
+        return tool_usage("plan", "unexpected argument", name);
+    ++*i;
+    if (!what)
+        return 0;
+    snprintf(wanted, sizeof wanted, "expected %s after", what);
+    return tool_usage("plan", wanted, name);
+}
 
 static int parse(int argc, char **argv, options *o)
 {
     for (int i = 1; i < argc; i++) {
-        size_t *nbytes = strcmp(argv[i], "--bucket") == 0         ? &o->others
-                         : strcmp(argv[i], "--first-bucket") == 0 ? &o->first
-                                                                  : NULL;
-        if (nbytes) {
-            if (++i == argc || !tool_parse_bytes(argv[i], nbytes))
-                return tool_usage("plan", "expected bytes after",
-                                  argv[i - (i < argc)]);
-        } else if (argv[i][0] == '-' || o->path) {
-            return tool_usage("plan", "unexpected argument", argv[i]);
-        } else {
+        int code = 0;
+        if (argv[i][0] == '-')
+            code = parse_option(o, argc, argv, &i);
+        else if (o->path)
+            code = tool_usage("plan", "unexpected argument", argv[i]);
+        else
             o->path = argv[i];
-        }
+        if (code != 0)
+            return code;
     }
+    if (o->has_network && !o->is_simulated)
+        return tool_usage("plan", "a network is simulated: missing",
+                          "--simulate");
     return o->path ? 0 : tool_usage("plan", "missing argument", "file");
 }
 
@@ -79,8 +163,8 @@ static brg_status run(const options *o, const brg_safetensors *file,
     brg_pg *pg = NULL;
     brg_reducer *reducer = NULL;
     brg_reducer_options how = BRG_REDUCER_OPTIONS_INIT;
-    how.first_bucket_bytes = o->first;
-    how.bucket_bytes = o->others;
+    how.first_bucket_bytes = o->s.first;
+    how.bucket_bytes = o->s.others;
     brg_status status;
     BRG_TRY_GOTO(brg_pg_create_self(&pg), out);
     BRG_TRY_GOTO(
@@ -95,7 +179,10 @@ out:
 
 int tool_plan(int argc, char **argv)
 {
-    options o = {0};
+    options o = {.s = {.latency_us = 50,
+                       .gbit_per_s = 1,
+                       .worlds = {2, 4, 8, 16, 32, 64},
+                       .n_worlds = 6}};
     brg_safetensors *file;
     if (argc > 1 && strcmp(argv[1], "--help") == 0) {
         printf("%s", help);
@@ -104,6 +191,8 @@ int tool_plan(int argc, char **argv)
     int code = parse(argc, argv, &o);
     if (code != 0)
         return code;
+    if (o.is_simulated)
+        return tool_simulate(o.path, &o.s);
     if (brg_safetensors_open(&file, o.path) != BRG_OK)
         return tool_fail("plan");
     size_t n = brg_safetensors_count(file);

@@ -24,6 +24,8 @@ enum {
     KEY_RESUME,
     KEY_LOG_LOSSES,
     KEY_METRICS,
+    KEY_PROFILE,
+    KEY_BUCKETS,
     KEY_OPTIMIZER,
     KEY_EPOCHS,
     KEY_BATCH,
@@ -65,11 +67,15 @@ static const struct argp_option option_rows[] = {
      "Write the loss of every step here", 2},
     {"metrics", KEY_METRICS, "FILE", 0,
      "Write loss and times of every step here, comma-separated", 2},
+    {"profile", KEY_PROFILE, "FILE", 0,
+     "Write here when gradients were ready, for brigade plan --simulate", 2},
     {0, 0, 0, 0, "Running:", 3},
     {"backend", KEY_BACKEND, "NAME", 0,
      "mpi, self or another backend (default: mpi under mpirun, else self)", 3},
     {"device", KEY_DEVICE, "NAME", 0,
      "Where to train: cpu, cuda or cuda:N (default: cpu)", 3},
+    {"buckets", KEY_BUCKETS, "NAME", 0,
+     "size, or measured: chosen after six steps for this network", 3},
     {"eval-only", KEY_EVAL_ONLY, 0, 0, "Do not train", 3},
     {"compile", KEY_COMPILE, "WHAT", OPTION_ARG_OPTIONAL,
      "Capture and replay: backward (default), or the whole step", 3},
@@ -167,6 +173,14 @@ static void choose_reduction(const struct argp_state *state, const char *text,
     options->is_reproducible = strcmp(name, "reproducible") == 0;
 }
 
+static void choose_buckets(const struct argp_state *state, const char *text,
+                           train_options *options)
+{
+    static const char *const names[] = {"size", "measured", NULL};
+    options->has_measured_buckets =
+        options_choice(state, "--buckets", text, names) == names[1];
+}
+
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
     static const char *const optimizers[] = {"sgd", "adamw", NULL};
@@ -193,6 +207,12 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case KEY_METRICS:
         options->metrics = arg;
+        return 0;
+    case KEY_PROFILE:
+        options->profile = arg;
+        return 0;
+    case KEY_BUCKETS:
+        choose_buckets(state, arg, options);
         return 0;
     case KEY_OPTIMIZER:
         options->optimizer =

@@ -17,6 +17,7 @@ typedef struct train_options {
     const char *resume;
     const char *log_losses;
     const char *metrics;
+    const char *profile;
     const char *optimizer; /* "sgd" or "adamw" */
     int64_t epochs;
     int64_t batch;      /* all ranks together */
@@ -30,6 +31,7 @@ typedef struct train_options {
     bool is_compiled;      /* backward by a captured plan */
     bool is_step_compiled; /* or the whole step */
     bool is_quiet;         /* no progress */
+    bool has_measured_buckets;
 } train_options;
 
 extern const struct argp options_argp;

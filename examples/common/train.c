@@ -16,12 +16,16 @@
 #include <brigade/device.h>
 #include <brigade/ops.h>
 #include <brigade/reducer.h>
+#include <brigade/schedule.h>
 #include <brigade/tensor.h>
 
 #include "common/metrics.h"
 #include "common/progress.h"
 #include "common/report.h"
 #include "common/state.h"
+
+/* Medians of so many are written by --profile. */
+#define PROFILED_STEPS 50
 
 typedef struct run {
     const train_task *task;
@@ -441,10 +445,33 @@ static brg_status open_ddp(run *r)
     options.n_leaves = (uint32_t)r->options->leaves;
     if (options.n_leaves > 0)
         options.reduction = BRG_REDUCTION_REPRODUCIBLE;
+    if (r->options->has_measured_buckets)
+        options.buckets = BRG_BUCKETS_MEASURED;
     brg_pg *pg = NULL;
     BRG_TRY(world_gradients(r->w, &pg));
-    return brg_ddp_create(&r->ddp, pg, tensors, n, buffers, n_buffers,
-                          &options);
+    BRG_TRY(
+        brg_ddp_create(&r->ddp, pg, tensors, n, buffers, n_buffers, &options));
+    /* measured buckets record steps of their own */
+    if (r->options->profile == NULL || r->options->has_measured_buckets)
+        return BRG_OK;
+    return brg_ddp_record(r->ddp, PROFILED_STEPS);
+}
+
+/* Rank 0's gradients; other ranks work alike. */
+static brg_status write_profile(const run *r)
+{
+    brg_profile *profile = NULL;
+    if (r->options->profile == NULL || r->options->is_eval_only)
+        return BRG_OK;
+    if (r->ddp == NULL)
+        return brg_error_set(BRG_ERR_UNSUPPORTED, __FILE__, __LINE__,
+                             "--profile: one rank on a GPU reduces nothing");
+    brg_status status =
+        brg_reducer_get_profile(brg_ddp_reducer(r->ddp), &profile);
+    if (status == BRG_OK && r->w->rank == 0)
+        status = brg_profile_write(profile, r->options->profile);
+    brg_profile_destroy(profile);
+    return world_agree(r->w, status);
 }
 
 static brg_status run_all(train_result *out, run *r)
@@ -465,6 +492,7 @@ static brg_status run_all(train_result *out, run *r)
     else
         BRG_TRY(run_epochs(r));
     progress_end(&r->progress);
+    BRG_TRY(write_profile(r));
     return fill_result(out, r);
 }
 

@@ -94,6 +94,24 @@ class Training(FashionMnistTest):
         self.bad(FASHION_MNIST, "--data", self.data, "--metrics",
                  self.folder / "none" / "file", says=["cannot write"])
 
+    def test_profile(self):
+        path = self.folder / "profile"
+        hashes = set()
+        for buckets in "size", "measured":
+            run = self.train("--steps", 9, "--profile", path, "--buckets",
+                             buckets, ranks=2 if MPIRUN else 0)
+            hashes.add(run.result["params_hash"])
+            lines = [line.split("\t") for line in
+                     path.read_text().splitlines()]
+            self.assertEqual(lines[0], ["brigade-profile 1"])
+            step, backward, _ = map(int, lines[1][1:])
+            self.assertGreater(step, backward)
+            ready = [int(line[3]) for line in lines[2:]]
+            self.assertEqual(ready, sorted(ready))
+            self.assertEqual(lines[2][0], "grad")
+        self.assertEqual(len(hashes), 1, "buckets change no bit")
+        self.refuse("--steps", 1, "--profile", path, says=["2 at least"])
+
     def test_seed(self):
         runs = [self.train("--steps", 3, "--seed", seed).result["params_hash"]
                 for seed in (4, 4, 5)]

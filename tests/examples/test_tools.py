@@ -51,7 +51,14 @@ class ToolTest(ProgramTest):
         for arguments in ([], ["nothing"], ["info", "x"], ["bench", "--min"],
                           ["bench", "--min", "4Q"], ["bench", "--rounds", "0"],
                           ["bench", "--min", "8M", "--max", "4M"], ["plan"],
-                          ["plan", "a", "b"], ["plan", "--bucket", "x", "a"]):
+                          ["plan", "a", "b"], ["plan", "--bucket", "x", "a"],
+                          ["plan", "--ranks", "4", "a"],
+                          ["plan", "--simulate", "--ranks", "4,", "a"],
+                          ["plan", "--simulate", "--ranks", "0", "a"],
+                          ["plan", "--simulate", "--latency", "-1", "a"],
+                          ["plan", "--simulate", "--bandwidth", "0", "a"],
+                          ["plan", "--simulate", "--algorithm", "tree", "a"],
+                          ["plan", "--simulate", "a", "--ranks"]):
             with self.subTest(arguments=arguments):
                 run = self.run_tool(*arguments, code=2)
                 self.assertTrue(run.err)
@@ -107,6 +114,41 @@ class ToolTest(ProgramTest):
         (self.folder / "bad").write_text("not a model")
         self.assertTrue(self.run_tool("plan", self.folder / "bad",
                                       code=1).err)
+
+    def simulate(self, profile, *arguments):
+        """The rows of the table, as numbers without the bars."""
+        run = self.run_tool("plan", "--simulate", *arguments, profile)
+        return [[float(x) for x in line.replace("|", "").split()]
+                for line in run.out.splitlines()[4:]]
+
+    def test_plan_simulates(self):
+        # 1 ms, then 1 MB, 2 ms, then 1 MB; 1 ms behind: a step of 8 ms
+        profile = self.folder / "profile"
+        profile.write_text("brigade-profile 1\nstep\t8000000\t3000000\t0\n"
+                           "grad\tf32\t1000000\t0\tb\n"
+                           "grad\tf32\t1000000\t2000000\ta\n")
+        # 8 Gbit/s: 1 GB/s; over 4 ranks 1 MB takes 1.5 ms and 6 messages
+        for algorithm, n_messages in ("ring", 6), ("halving", 4):
+            row, = self.simulate(profile, "--ranks", "4", "--latency", "10",
+                                 "--bandwidth", "8", "--algorithm", algorithm,
+                                 "--first-bucket", "1G")
+            ranks, transfer, n, exposed, step, faster = row[:6]
+            late = n_messages * 0.01
+            self.assertEqual((ranks, n), (4, 1))
+            self.assertAlmostEqual(exposed, 2 + 3 + late - 3, places=3)
+            self.assertAlmostEqual(step, 8 + exposed, places=3)
+            self.assertAlmostEqual(faster, 4 * 8 / step, places=2)
+            n, exposed, step, _ = row[6:]
+            self.assertEqual(n, 2)
+            self.assertAlmostEqual(transfer, 3 + 2 * late, places=3)
+            self.assertAlmostEqual(exposed, 2 + 1.5 + late - 3, places=3)
+            self.assertAlmostEqual(step, 8 + exposed, places=3)
+        rows = self.simulate(profile)
+        self.assertEqual([row[0] for row in rows], [2, 4, 8, 16, 32, 64])
+        for row in rows:
+            self.assertLessEqual(row[7], row[3])
+        self.assertIn("is no profile", self.run_tool(
+            "plan", "--simulate", ROOT / "README.md", code=1).err)
 
     def test_man_pages(self):
         pages = [ROOT / "tools/man/brigade.1"]

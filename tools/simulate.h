@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The other half of brigade plan. */
+#ifndef TOOLS_SIMULATE_H
+#define TOOLS_SIMULATE_H
+
+#include <brigade/schedule.h>
+
+#define SIMULATE_MAX_WORLDS 32
+
+typedef struct simulate_options {
+    size_t first; /* bytes of buckets by size */
+    size_t others;
+    double latency_us;
+    double gbit_per_s;
+    brg_link_algorithm algorithm;
+    int worlds[SIMULATE_MAX_WORLDS];
+    size_t n_worlds;
+} simulate_options;
+
+/* Reads the profile and prints the table; the exit code. */
+int tool_simulate(const char *path, const simulate_options *options);
+
+#endif
