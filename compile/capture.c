@@ -15,6 +15,7 @@
 #include "core/autograd/recompute.h"
 #include "core/base/error.h"
 #include "core/ops/op.h"
+#include "core/tensor/device.h"
 #include "core/tensor/sparse.h"
 
 #include <brigade/ops.h>
@@ -351,29 +352,66 @@ static brg_status symbols_of_saved(brg__capturing *c, const brg_node *node,
     return BRG_OK;
 }
 
-/* Makes a gradient fit its slot, by reference to the slot's sizes. */
-brg_status brg__capture_fit(brg__capturing *c, const brg_node *node, uint16_t i,
-                            brg_tensor **grad)
+/* The check that the engine makes. What it lets pass is as it was, or as the
+ * slot is. */
+static brg_status trace_validate(brg__capturing *c, const brg_node *node,
+                                 uint16_t i, brg_tensor *grad, bool is_by_rule,
+                                 int *value)
 {
     const brg__edge *edge = &node->edges[i];
     const brg__slot *slot = &edge->node->slots[edge->slot];
-    brg_tensor *g = *grad;
+    bool fits =
+        grad->dtype == slot->dtype &&
+        brg__shape_equal(grad->ndim, grad->shape, slot->ndim, slot->shape);
+    brg__layout layout =
+        fits ? brg__layout_of(grad) : brg__capture_slot_layout(slot);
+    brg__ir_node check = {.kind = BRG__IR_VALIDATE,
+                          .lifted = BRG__IR_NONE,
+                          .visit = (int)c->visit,
+                          .slot = i,
+                          .is_by_rule = is_by_rule,
+                          .n_out = 1};
+    int in;
+    BRG_TRY(brg__capture_operand(c, grad, &in));
+    BRG_TRY(brg__ir_add_node(c->ir, &check, &in, 1));
+    brg__ir_value passed = {.source = BRG__IR_FROM_NODE,
+                            .node = (int)c->ir->nodes.n - 1};
+    return grad->sparse && fits ? sparse_value(c, passed, &layout,
+                                               brg__sparse_n_dims(grad), value)
+                                : brg__capture_value(c, passed, &layout, value);
+}
+
+static bool is_wider(const brg_tensor *g, const brg__slot *slot)
+{
     int ndim;
     int64_t shape[BRG_MAX_DIMS];
-    bool is_wider =
-        !brg__shape_equal(g->ndim, g->shape, slot->ndim, slot->shape) &&
-        brg__shape_broadcast(g->ndim, g->shape, slot->ndim, slot->shape, &ndim,
-                             shape) &&
-        brg__shape_equal(ndim, shape, g->ndim, g->shape);
+    return !brg__shape_equal(g->ndim, g->shape, slot->ndim, slot->shape) &&
+           brg__shape_broadcast(g->ndim, g->shape, slot->ndim, slot->shape,
+                                &ndim, shape) &&
+           brg__shape_equal(ndim, shape, g->ndim, g->shape);
+}
+
+brg_status brg__capture_fit(brg__capturing *c, const brg_node *node, uint16_t i,
+                            brg_tensor *grad, bool is_by_rule, int *value)
+{
+    const brg__edge *edge = &node->edges[i];
+    const brg__slot *slot = &edge->node->slots[edge->slot];
     uint32_t to;
-    if (is_wider && brg__map_get(&c->task->index, edge->node, &to)) {
+    if (is_wider(grad, slot) &&
+        brg__map_get(&c->task->index, edge->node, &to)) {
         int like;
         BRG_TRY(slot_value(c, to, edge->slot, &like));
-        *grad = brg_sum_to_like(g, c->symbols.at[like]);
-        if (!*grad)
+        grad = brg_sum_to_like(grad, c->symbols.at[like]);
+        if (!grad)
             return brg_error_code();
     }
-    return brg__validate_gradient(node, i, slot, grad); /* dtype; errors */
+    /* What does not fit is found where the plan checks it. */
+    bool may_fit =
+        brg__shape_equal(grad->ndim, grad->shape, slot->ndim, slot->shape) &&
+        (grad->ndim == 0 || brg__device_equal(grad->device, slot->device));
+    if (may_fit)
+        BRG_TRY(brg__validate_gradient(node, i, slot, &grad)); /* dtype */
+    return trace_validate(c, node, i, grad, is_by_rule, value);
 }
 
 static brg_status trace_rule(brg__capturing *c, brg_node *node,
@@ -401,8 +439,7 @@ static brg_status trace_rule(brg__capturing *c, brg_node *node,
         const brg__edge *edge = &node->edges[i];
         if (!v.grad_in[i] || !edge->node)
             continue;
-        BRG_TRY(brg__capture_fit(c, node, i, &v.grad_in[i]));
-        BRG_TRY(brg__capture_operand(c, v.grad_in[i], &grad_in[i]));
+        BRG_TRY(brg__capture_fit(c, node, i, v.grad_in[i], true, &grad_in[i]));
     }
     return BRG_OK;
 }
@@ -443,9 +480,15 @@ static brg_status trace_call(brg__capturing *c, const brg_node *node,
                          .is_stretch = runs_stretch(node),
                          .n_out = node->n_edges};
     BRG_TRY(brg__capture_node(c, call, grads, node->n_slots, layouts, outs));
-    for (uint16_t i = 0; i < node->n_edges; i++)
-        if (node->edges[i].node && brg__task_runs(c->task, node->edges[i].node))
-            grad_in[i] = outs[i];
+    for (uint16_t i = 0; i < node->n_edges; i++) {
+        int checked;
+        if (!node->edges[i].node)
+            continue;
+        BRG_TRY(trace_validate(c, node, i, c->symbols.at[outs[i]], false,
+                               &checked));
+        if (brg__task_runs(c->task, node->edges[i].node))
+            grad_in[i] = checked;
+    }
     return BRG_OK;
 }
 

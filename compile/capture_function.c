@@ -37,9 +37,9 @@ static bool is_always_there(const brg__capturing *c, const brg_node *node,
             continue;
         if (grads[j] == BRG__IR_NONE)
             return false;
-        const brg__ir_value *v = &c->ir->values.at[grads[j]];
-        if (node->n_slots > 1 && v->source == BRG__IR_FROM_NODE &&
-            c->ir->nodes.at[v->node].kind != BRG__IR_OP)
+        int made = brg__ir_maker_of_checked(c->ir, grads[j]);
+        if (node->n_slots > 1 && made != BRG__IR_NONE &&
+            c->ir->nodes.at[made].kind != BRG__IR_OP)
             return false;
     }
     return true;
@@ -74,10 +74,10 @@ static brg_status symbols_of_context(brg__capturing *c, const brg_node *node,
 /* In each run, whatever the strides of what comes in. */
 static bool is_row_major(const brg__capturing *c, int id)
 {
-    const brg__ir_value *v = &c->ir->values.at[id];
-    if (v->source != BRG__IR_FROM_NODE)
+    int made = brg__ir_maker_of_checked(c->ir, id);
+    if (made == BRG__IR_NONE)
         return false;
-    const brg__ir_node *n = &c->ir->nodes.at[v->node];
+    const brg__ir_node *n = &c->ir->nodes.at[made];
     return n->kind == BRG__IR_OP && !(n->op->flags & BRG_OP_VIEW);
 }
 
@@ -126,9 +126,7 @@ static brg_status call_traced(brg__capturing *c, brg_node *node,
     for (uint16_t i = 0; status == BRG_OK && i < node->n_edges; i++) {
         if (!results[i] || !node->edges[i].node)
             continue;
-        status = brg__capture_fit(c, node, i, &results[i]);
-        if (status == BRG_OK)
-            status = brg__capture_operand(c, results[i], &grad_in[i]);
+        status = brg__capture_fit(c, node, i, results[i], false, &grad_in[i]);
     }
     c->trace = NULL;
     return status;

@@ -50,9 +50,11 @@ brg_status brg__capture_input(brg__capturing *c, int input, int *id);
 /* A tensor packed by hooks: unpacked here, when the plan runs. */
 brg_status brg__capture_unpack(brg__capturing *c, const brg_node *node,
                                uint16_t k, brg_tensor **symbol);
-/* Makes a gradient fit its slot, by reference to the slot's sizes. */
+/* Gradient i of the node of c->visit, as its slot takes it: what sizes and
+ * dtypes call for is written down, by reference to the slot's sizes, then the
+ * check. `is_by_rule`: the rule of an op made it. */
 brg_status brg__capture_fit(brg__capturing *c, const brg_node *node, uint16_t i,
-                            brg_tensor **grad);
+                            brg_tensor *grad, bool is_by_rule, int *value);
 
 /* ---- capture_function.c: traceable functions --------------------------------- */
 

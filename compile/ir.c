@@ -150,6 +150,11 @@ brg_status brg__ir_verify(const brg__ir *ir)
                             n->op->n_out);
         if (n->kind == BRG__IR_FUSED)
             BRG_TRY(verify_group(ir, at));
+        if (n->kind == BRG__IR_VALIDATE && (n->n_in != 1 || n->n_out != 1))
+            return BRG_FAIL(BRG_ERR_INTERNAL,
+                            "plan: node %zu validates %d gradients into %d, "
+                            "expected one into one",
+                            at, n->n_in, n->n_out);
         if ((size_t)(n->first_out + n->n_out) > ir->values.n)
             return BRG_FAIL(BRG_ERR_INTERNAL,
                             "plan: node %zu makes values that are not there",

@@ -28,7 +28,8 @@
     X(DELIVER, "deliver", false) /* an output of brg_grad */                   \
     X(PRE_HOOKS, "pre_hooks", false)                                           \
     X(POST_HOOKS, "post_hooks", false)                                         \
-    X(CALL, "call", false) /* a custom function's backward */                  \
+    X(CALL, "call", false)         /* a custom function's backward */          \
+    X(VALIDATE, "validate", false) /* a gradient fits the slot it goes to */   \
     X(ACCUMULATE, "accumulate", false)                                         \
     X(POST_ACCUMULATE, "post_accumulate", false)                               \
     X(GRAD, "grad", false)         /* reads .grad */                           \
@@ -71,6 +72,7 @@ typedef struct brg__ir_node {
     int visit;        /* of the others: the node they speak of, or NONE */
     int slot;         /* TENSOR_HOOKS, RETAIN; DELIVER: which output;
                          UNPACK: which saved tensor of the node;
+                         VALIDATE: which gradient of the node;
                          PACK, WRITE_BACK: which gradient of the
                          reduction; OUTPUT: which */
     const struct brg__effect *effect;        /* of EFFECT; borrowed */
@@ -82,6 +84,7 @@ typedef struct brg__ir_node {
     brg__ir_bucket bucket; /* PACK, START, WAIT, WRITE_BACK */
     bool is_split;         /* CALL, UNPACK: the plan is cut here */
     bool is_stretch;       /* CALL: it runs a stretch of the forward again */
+    bool is_by_rule;       /* VALIDATE: an op's gradient rule made it */
     int n_in, n_out;
     int first_in;  /* in `operands`: value ids, NONE where there is none */
     int first_out; /* value ids are consecutive: first_out .. + n_out */
@@ -190,6 +193,8 @@ bool brg__ir_is_pure(const brg__ir_node *node);
 
 /* The node that makes a value, or NONE. */
 int brg__ir_maker(const brg__ir *ir, int id);
+/* The same of what validation has let pass. */
+int brg__ir_maker_of_checked(const brg__ir *ir, int id);
 
 size_t brg__ir_count(const brg__ir *ir, brg__ir_kind kind);
 

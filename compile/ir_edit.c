@@ -67,6 +67,14 @@ int brg__ir_maker(const brg__ir *ir, int id)
     return ir->values.at[id].node;
 }
 
+int brg__ir_maker_of_checked(const brg__ir *ir, int id)
+{
+    int made = brg__ir_maker(ir, id);
+    while (made != BRG__IR_NONE && ir->nodes.at[made].kind == BRG__IR_VALIDATE)
+        made = brg__ir_maker(ir, brg__ir_in(ir, &ir->nodes.at[made])[0]);
+    return made;
+}
+
 void brg__ir_rename(brg__ir *ir, const int *to)
 {
     for (size_t at = 0; at < ir->nodes.n; at++) {

@@ -50,12 +50,14 @@ static void put_value(text *t, const brg__ir *ir, int id)
         put(t, "v%d", id);
 }
 
-/* "[1..2]": hooks by position; "[r0.p3]": a gradient of a reduction;
- * "[r0.b1, scale 1/2]": a bucket. */
+/* "[1..2]": hooks by position; "[0]": which gradient of the node; "[r0.p3]": a
+ * gradient of a reduction; "[r0.b1, scale 1/2]": a bucket. */
 static void put_part(text *t, const brg__ir_node *n)
 {
     if (n->hooks.n > 0 && n->hooks.n != UINT32_MAX)
         put(t, "[%u..%u]", n->hooks.first, n->hooks.first + n->hooks.n - 1);
+    if (n->kind == BRG__IR_VALIDATE)
+        put(t, "[%d]", n->slot);
     if (n->kind == BRG__IR_PACK || n->kind == BRG__IR_WRITE_BACK)
         put(t, "[r%d.p%d]", n->bucket.reduction, n->slot);
     if (n->kind == BRG__IR_START || n->kind == BRG__IR_WAIT)

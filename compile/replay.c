@@ -116,6 +116,7 @@ static const char *host_work(const brg__ir_node *node)
                    : NULL;
     case BRG__IR_ADD:
     case BRG__IR_FUSED:
+    case BRG__IR_VALIDATE:
     case BRG__IR_RETAIN:
     case BRG__IR_DELIVER:
     case BRG__IR_ACCUMULATE:

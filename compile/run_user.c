@@ -23,8 +23,11 @@ static brg_status take(brg__running *r, int id, bool is_last, brg_tensor **out)
     const brg_tensor *t = &r->exec->values[id].t;
     brg__root *root = brg__run_root(r, id);
     brg_tensor *real = root->real;
+    int made = brg__ir_maker(r->exec->ir, id);
     bool is_whole =
         real->sparse || r->exec->ir->is_loose ||
+        (made != BRG__IR_NONE && /* not validated yet */
+         r->exec->ir->nodes.at[made].kind == BRG__IR_CALL) ||
         (t->offset == 0 &&
          brg__shape_equal(t->ndim, t->shape, real->ndim, real->shape) &&
          memcmp(t->stride, real->stride, t->ndim * sizeof *t->stride) == 0);
@@ -83,15 +86,21 @@ static brg_status call_node(brg__running *r, brg_node *node, brg_tensor **grads,
     brg_status status = node->cls->apply(node, grads, grad_in);
     if (status != BRG_OK)
         return brg__error_prefix("backward of %s: ", brg_node_name(node));
-    for (uint16_t i = 0; i < node->n_edges; i++) {
-        const brg__edge *edge = &node->edges[i];
-        if (grad_in[i] && edge->node)
-            BRG_TRY(brg__validate_gradient(
-                node, i, &edge->node->slots[edge->slot], &grad_in[i]));
-    }
     if (!r->task->is_retained)
         brg__node_free_saved(node);
     return BRG_OK;
+}
+
+/* What the engine does with a gradient before it goes on its way. */
+static brg_status validate(const brg__ir_node *node, const brg_node *owner,
+                           brg_tensor *grad, brg_tensor **out)
+{
+    const brg__edge *edge = &owner->edges[node->slot];
+    *out = grad;
+    if (!grad)
+        return BRG_OK;
+    return brg__validate_gradient(owner, (size_t)node->slot,
+                                  &edge->node->slots[edge->slot], out);
 }
 
 /* What the unpack hook gives back, borrowed from the scope. */
@@ -205,6 +214,18 @@ static brg_status run_of_function(brg__running *r, const brg__ir_node *node,
     return BRG_OK;
 }
 
+/* What a node of the graph does itself. */
+static brg_status run_of_node(brg__running *r, const brg__ir_node *node,
+                              brg_node *owner, brg_tensor **t,
+                              brg_tensor **made)
+{
+    if (node->kind == BRG__IR_UNPACK)
+        return unpack(r, node, made);
+    if (node->kind == BRG__IR_VALIDATE)
+        return validate(node, owner, t[0], made);
+    return call_node(r, owner, t, made);
+}
+
 /* Everything that is no op: with tensors of their own in `t`. */
 static brg_status run_special(brg__running *r, size_t at, brg_tensor **t)
 {
@@ -217,7 +238,9 @@ static brg_status run_special(brg__running *r, size_t at, brg_tensor **t)
     brg_status status = BRG_OK;
     switch (node->kind) {
     case BRG__IR_UNPACK:
-        status = unpack(r, node, made);
+    case BRG__IR_CALL:
+    case BRG__IR_VALIDATE:
+        status = run_of_node(r, node, owner, t, made);
         results = made;
         break;
     case BRG__IR_TENSOR_HOOKS:
@@ -238,10 +261,6 @@ static brg_status run_special(brg__running *r, size_t at, brg_tensor **t)
         memcpy(made, t, owner->n_edges * sizeof *made);
         status =
             brg__run_post_hooks(owner, node->hooks, made, t + owner->n_edges);
-        results = made;
-        break;
-    case BRG__IR_CALL:
-        status = call_node(r, owner, t, made);
         results = made;
         break;
     case BRG__IR_ACCUMULATE:
@@ -280,6 +299,8 @@ brg_status brg__run_user(brg__running *r, size_t at)
     const brg__ir_node *node = r->exec->steps[at].node;
     if (brg__ir_is_reduction(node))
         return run_reduction(r, node);
+    if (r->exec->steps[at].is_view)
+        return BRG_OK;
     brg_tensor *taken[BRG__IR_MAX_IN];
     brg_status status = take_all(r, node, at, taken);
     if (status == BRG_OK)

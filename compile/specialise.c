@@ -169,6 +169,44 @@ static brg_status infer_fused(brg__exec *exec, size_t at,
     return BRG_OK;
 }
 
+/* A gradient whose sizes are known is checked here: one that fits needs no step,
+ * any other fails in its turn. What a function made is known when it has run. */
+static bool lay_out_checked(brg__exec *exec, size_t at,
+                            const brg__ir_node *node, const brg__task *task)
+{
+    int grad = brg__ir_in(exec->ir, node)[0];
+    int made = brg__ir_maker(exec->ir, grad);
+    const brg_tensor *t = &exec->values[grad].t;
+    const brg__edge *edge =
+        &task->visits.at[node->visit].node->edges[node->slot];
+    const brg__slot *slot = &edge->node->slots[edge->slot];
+    if (exec->ir->is_loose ||
+        (made != BRG__IR_NONE &&
+         exec->ir->nodes.at[made].kind == BRG__IR_CALL) ||
+        t->dtype != slot->dtype ||
+        !brg__shape_equal(t->ndim, t->shape, slot->ndim, slot->shape))
+        return false;
+    brg__layout layout = brg__layout_of(t);
+    lay_out(exec, node->first_out, &layout, exec->values[grad].root);
+    exec->steps[at].is_view = true;
+    return true;
+}
+
+static brg__layout layout_of_gradient(const brg__ir_node *node, int i,
+                                      const brg__task *task)
+{
+    const brg__edge *edge = &task->visits.at[node->visit].node->edges[i];
+    brg__layout layout = {.dtype = BRG_DTYPE_F32};
+    if (!edge->node)
+        return layout;
+    const brg__slot *slot = &edge->node->slots[edge->slot];
+    layout.dtype = (brg_dtype)slot->dtype;
+    layout.ndim = slot->ndim;
+    memcpy(layout.shape, slot->shape, sizeof layout.shape);
+    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    return layout;
+}
+
 /* Results of user code: row-major, whatever it made. A result has the sizes of
  * the operand it replaces, or of the slot it goes to. */
 static void lay_out_special(brg__exec *exec, size_t at,
@@ -191,15 +229,9 @@ static void lay_out_special(brg__exec *exec, size_t at,
         } else if (node->kind == BRG__IR_GRAD) {
             layout = row_major_like(task->visits.at[node->visit].node->leaf);
         } else if (node->kind == BRG__IR_CALL) {
-            const brg__edge *edge =
-                &task->visits.at[node->visit].node->edges[j];
-            if (edge->node) {
-                const brg__slot *slot = &edge->node->slots[edge->slot];
-                layout.dtype = (brg_dtype)slot->dtype;
-                layout.ndim = slot->ndim;
-                memcpy(layout.shape, slot->shape, sizeof layout.shape);
-                brg__shape_strides(layout.ndim, layout.shape, layout.stride);
-            }
+            layout = layout_of_gradient(node, j, task);
+        } else if (node->kind == BRG__IR_VALIDATE) {
+            layout = layout_of_gradient(node, node->slot, task);
         } else if (like != BRG__IR_NONE) {
             layout = row_major_like(&exec->values[like].t);
         }
@@ -225,7 +257,8 @@ static void use(brg__exec *exec, const brg__ir_node *node, int id, int step)
     brg__root *r = &exec->roots[root];
     if (r->last < step)
         r->last = step;
-    if (hands_out(node) && r->kind == BRG__ROOT_ARENA)
+    if (hands_out(node) && !exec->steps[step].is_view &&
+        r->kind == BRG__ROOT_ARENA)
         r->kind = BRG__ROOT_HEAP;
 }
 
@@ -257,7 +290,8 @@ static brg_status make_steps(brg__exec *exec, const brg__task *task)
             BRG_TRY(infer_op(exec, at, node));
         else if (node->kind == BRG__IR_FUSED)
             BRG_TRY(infer_fused(exec, at, node));
-        else
+        else if (node->kind != BRG__IR_VALIDATE ||
+                 !lay_out_checked(exec, at, node, task))
             lay_out_special(exec, at, node, task);
         for (int i = 0; i < node->n_in; i++)
             use(exec, node, brg__ir_in(ir, node)[i], (int)at);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A leaf's steps (its hooks, accumulation, reduction) and tensor hooks move up
- * to right behind the node that makes their gradient. A rule that makes three
+ * A leaf's steps (its hooks, accumulation, reduction), validation and tensor
+ * hooks move up to right behind the node that makes their gradient. A rule that makes three
  * gradients lets go of the first before it works on the second, and its bucket
  * may leave by then.
  *
@@ -41,14 +41,17 @@ static int find_chain(const move_up *m, const brg__ir_node *node)
 
 static bool is_movable(const move_up *m, size_t at)
 {
-    return m->ir->nodes.at[at].kind == BRG__IR_TENSOR_HOOKS ||
+    brg__ir_kind kind = m->ir->nodes.at[at].kind;
+    return kind == BRG__IR_TENSOR_HOOKS || kind == BRG__IR_VALIDATE ||
            m->chain[at] != BRG__IR_NONE;
 }
 
-/* Unpacking comes before its first use, whatever else happens. */
+/* Unpacking comes before its first use, whatever else happens; so does a
+ * check. */
 static bool keeps_order(const brg__ir_node *node)
 {
-    return !brg__ir_is_pure(node) && node->kind != BRG__IR_UNPACK;
+    return !brg__ir_is_pure(node) && node->kind != BRG__IR_UNPACK &&
+           node->kind != BRG__IR_VALIDATE;
 }
 
 /* ---- What has to come before what ------------------------------------------------- */
@@ -120,7 +123,8 @@ static void emit_ready(move_up *m, bool some_are_free)
         int at = m->movable[k];
         if (!m->is_emitted[at] && is_ready(m, at))
             emit(m, at);
-        else if (!m->is_emitted[at] && !some_are_free)
+        else if (!m->is_emitted[at] && !some_are_free &&
+                 m->ir->nodes.at[at].kind != BRG__IR_VALIDATE)
             break;
     }
     while (m->first < m->n_movable && m->is_emitted[m->movable[m->first]])

@@ -237,14 +237,16 @@ static void check_golden_moved(void)
     assert_non_null(nodes);
     assert_string_equal(nodes, "\nv2 f32/2 = unsqueeze(in0)\n"
                                "v3 f32/2 = expand_like(v2, in1)\n"
+                               "v6 f32/2 = unpack@1()\n"
+                               "v7 f32/2 = permute(v6)\n"
+                               "v8 f32/2 = matmul(v3, v7)\n"
+                               "v11 f32/2 = validate@1[0](v8)\n"
+                               "accumulate@2(v11)\n"
                                "v5 f32/2 = unpack@1()\n"
-                               "v6 f32/2 = permute(v5)\n"
-                               "v7 f32/2 = matmul(v3, v6)\n"
-                               "accumulate@2(v7)\n"
-                               "v4 f32/2 = unpack@1()\n"
-                               "v8 f32/2 = permute(v4)\n"
-                               "v9 f32/2 = matmul(v8, v3)\n"
-                               "accumulate@3(v9)\n"
+                               "v9 f32/2 = permute(v5)\n"
+                               "v10 f32/2 = matmul(v9, v3)\n"
+                               "v12 f32/2 = validate@1[1](v10)\n"
+                               "accumulate@3(v12)\n"
                                "final_callbacks()\n");
 }
 

@@ -44,22 +44,28 @@ static void not_reentrant_body(yields *y)
     simple(y, false);
 }
 
-/* Each saved tensor is unpacked no sooner than it is needed. */
+/* Each saved tensor is unpacked no sooner than it is needed, each gradient of a
+ * node is validated before it is used. */
 static const char simple_plan[] = "v2 f32/2 = unsqueeze(in0)\n"
                                   "v3 f32/2 = expand_like(v2, in1)\n"
-                                  "v4 f32/2 = unpack@1() split\n"
-                                  "v5 f32/2 = unpack@1()\n"
-                                  "v6 f32/2 = mul(v3, v5)\n"
-                                  "v7 f32/2 = mul(v3, v4)\n"
-                                  "v8 f32/2 = unpack@2()\n"
-                                  "v9 f32/2 = cos(v8)\n"
-                                  "v10 f32/2 = mul(v6, v9)\n"
-                                  "v11 f32/2 = unpack@3()\n"
-                                  "v12 f32/2 = sin(v11)\n"
-                                  "v13 f32/2 = mul(v7, v12)\n"
-                                  "v14 f32/2 = neg(v13)\n"
-                                  "v15 f32/2 = add(v10, v14)\n"
-                                  "accumulate@4(v15)\n"
+                                  "v4 f32/2 = validate@0[0](v3)\n"
+                                  "v5 f32/2 = unpack@1() split\n"
+                                  "v6 f32/2 = unpack@1()\n"
+                                  "v7 f32/2 = mul(v4, v6)\n"
+                                  "v9 f32/2 = validate@1[0](v7)\n"
+                                  "v8 f32/2 = mul(v4, v5)\n"
+                                  "v10 f32/2 = validate@1[1](v8)\n"
+                                  "v11 f32/2 = unpack@2()\n"
+                                  "v12 f32/2 = cos(v11)\n"
+                                  "v13 f32/2 = mul(v9, v12)\n"
+                                  "v14 f32/2 = validate@2[0](v13)\n"
+                                  "v15 f32/2 = unpack@3()\n"
+                                  "v16 f32/2 = sin(v15)\n"
+                                  "v17 f32/2 = mul(v10, v16)\n"
+                                  "v18 f32/2 = neg(v17)\n"
+                                  "v19 f32/2 = validate@3[0](v18)\n"
+                                  "v20 f32/2 = add(v14, v19)\n"
+                                  "accumulate@4(v20)\n"
                                   "final_callbacks()\n";
 
 static void test_checkpointing_simple(void **state)
