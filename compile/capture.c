@@ -275,16 +275,6 @@ brg_status brg__capture_node(brg__capturing *c, brg__ir_node node,
     return BRG_OK;
 }
 
-brg_status brg__capture_token(brg__capturing *c, brg__ir_node node,
-                              const int *in, int n_in, int *token)
-{
-    static const brg__layout nothing;
-    node.n_out = 1;
-    BRG_TRY(brg__capture_node(c, node, in, n_in, &nothing, token));
-    c->ir->values.at[*token].is_token = true;
-    return BRG_OK;
-}
-
 brg__layout brg__capture_row_major(const brg__capturing *c, int id)
 {
     static const brg__layout nothing;

@@ -133,28 +133,15 @@ static brg_status trace_on_grad(brg__capturing *c, const site *s,
 
 /* ---- Reductions -------------------------------------------------------------------- */
 
-/* As if every gradient were a bucket; the pass `buckets` puts them together. */
+/* Tokens have no symbols. */
 static brg_status trace_reduction(brg__capturing *c,
                                   const brg__reduction_part *part)
 {
-    brg__ir_node node = {
-        .visit = (int)c->visit,
-        .slot = (int)part->member,
-        .bucket = {.reduction = brg__collected_reduction(c->c, part->self),
-                   .number = (int)part->bucket,
-                   .n_members = (int)part->n_in_bucket,
-                   .divisor = (int)part->divisor}};
-    int packed, started, done, written;
-    node.kind = BRG__IR_PACK;
-    BRG_TRY(brg__capture_token(c, node, NULL, 0, &packed));
-    node.kind = BRG__IR_START;
-    node.visit = BRG__IR_NONE;
-    BRG_TRY(brg__capture_token(c, node, &packed, 1, &started));
-    node.kind = BRG__IR_WAIT;
-    BRG_TRY(brg__capture_token(c, node, &started, 1, &done));
-    node.kind = BRG__IR_WRITE_BACK;
-    node.visit = (int)c->visit;
-    return brg__capture_token(c, node, &done, 1, &written);
+    int reduction = brg__collected_reduction(c->c, part->self);
+    BRG_TRY(brg__ir_add_reduction(c->ir, (int)c->visit, reduction, part));
+    while (c->symbols.n < c->ir->values.n)
+        BRG_TRY(brg__array_push(&c->symbols, NULL));
+    return BRG_OK;
 }
 
 /* ---- A list of hooks ----------------------------------------------------------------- */

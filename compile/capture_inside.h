@@ -38,9 +38,6 @@ brg_status brg__capture_operand(brg__capturing *c, brg_tensor *t, int *id);
 brg_status brg__capture_node(brg__capturing *c, brg__ir_node node,
                              const int *in, int n_in,
                              const brg__layout *out_layouts, int *outs);
-/* The same with one result that is no tensor. */
-brg_status brg__capture_token(brg__capturing *c, brg__ir_node node,
-                              const int *in, int n_in, int *token);
 
 brg__layout brg__capture_slot_layout(const brg__slot *slot);
 brg__layout brg__capture_row_major(const brg__capturing *c, int id);

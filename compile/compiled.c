@@ -89,6 +89,7 @@ static brg_status call_captured(brg_compiled *compiled,
         brg__function_call(&compiled->function, &call, outputs, &outcome);
     *why = outcome.why;
     stats->functions += outcome.is_captured;
+    stats->buckets += outcome.n_buckets;
     stats->function_hits += outcome.is_hit;
     if (!outcome.why || brg__is_traced())
         return status;

@@ -159,19 +159,26 @@ static void name_segment(brg__function *f, const brg__traced_call *call,
 
 /* ---- Calls ------------------------------------------------------------------------------ */
 
-static brg__variant *find(brg__function *f)
+static void drop(brg__function *f, brg__variant *v)
+{
+    brg__variant_clear(v);
+    *v = f->variants[--f->n_variants];
+    f->variants[f->n_variants] = (brg__variant){0};
+}
+
+static brg__variant *find(brg__function *f, brg_tensor *const *inputs)
 {
     for (size_t i = 0; i < f->n_variants; i++) {
         brg__variant *v = &f->variants[i];
         if (v->key.n != f->key.n || memcmp(v->key.at, f->key.at, f->key.n) != 0)
             continue;
-        if (!v->segment || v->segment->is_running ||
-            brg__segment_is_valid(v->segment))
+        if (!v->segment || v->segment->is_running)
             return v;
-        brg__variant_clear(v); /* parameters have changed */
-        *v = f->variants[--f->n_variants];
-        f->variants[f->n_variants] = (brg__variant){0};
-        return NULL;
+        brg__segment_fit fit = brg__segment_fits(v->segment, inputs);
+        if (fit == BRG__SEGMENT_FITS)
+            return v;
+        if (fit == BRG__SEGMENT_STALE)
+            drop(f, &f->variants[i--]);
     }
     return NULL;
 }
@@ -224,11 +231,14 @@ static brg_status choose(brg__function *f, const brg__traced_call *call,
 {
     *out = NULL;
     BRG_TRY(make_key(f, call));
-    brg__variant *v = find(f);
+    brg__variant *v = find(f, call->inputs);
     outcome->is_hit = v && v->segment;
     if (!v) {
         BRG_TRY(capture(f, call, &v));
         outcome->is_captured = v->segment != NULL;
+        if (v->segment)
+            outcome->n_buckets =
+                brg__ir_count(&v->segment->captured.forward, BRG__IR_START);
     }
     v->last_use = ++f->clock;
     if (v->segment && v->segment->is_running)

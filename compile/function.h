@@ -60,6 +60,7 @@ typedef struct brg__call_outcome {
     bool is_hit;      /* it was before */
     bool is_unfit;    /* nor can it run in pieces */
     const char *why;  /* it has not run: it is to be called eagerly; or NULL */
+    size_t n_buckets; /* reductions in what was captured */
 } brg__call_outcome;
 
 /* Calls it through its segment, captured if there is none; fills outputs[],

@@ -39,6 +39,37 @@ brg_status brg__ir_add_node(brg__ir *ir, const brg__ir_node *node,
     return BRG_OK;
 }
 
+static brg_status add_token(brg__ir *ir, const brg__ir_node *node, int *token)
+{
+    brg__ir_value value = {.source = BRG__IR_FROM_NODE,
+                           .node = (int)ir->nodes.n,
+                           .is_token = true};
+    BRG_TRY(brg__ir_add_node(ir, node, token, *token != BRG__IR_NONE));
+    return brg__ir_add_value(ir, &value, token);
+}
+
+brg_status brg__ir_add_reduction(brg__ir *ir, int visit, int reduction,
+                                 const brg__reduction_part *part)
+{
+    static const brg__ir_kind kinds[] = {BRG__IR_PACK, BRG__IR_START,
+                                         BRG__IR_WAIT, BRG__IR_WRITE_BACK};
+    int token = BRG__IR_NONE;
+    for (int k = 0; k < 4; k++) {
+        bool is_of_leaf = k == 0 || k == 3;
+        brg__ir_node node = {.kind = kinds[k],
+                             .lifted = BRG__IR_NONE,
+                             .visit = is_of_leaf ? visit : BRG__IR_NONE,
+                             .slot = (int)part->member,
+                             .bucket = {.reduction = reduction,
+                                        .number = (int)part->bucket,
+                                        .n_members = (int)part->n_in_bucket,
+                                        .divisor = (int)part->divisor},
+                             .n_out = 1};
+        BRG_TRY(add_token(ir, &node, &token));
+    }
+    return BRG_OK;
+}
+
 /* ---- Pieces ----------------------------------------------------------------------- */
 
 static bool computes(const brg__ir_node *n)

@@ -154,6 +154,11 @@ static inline uint8_t brg__ir_ones(const brg__layout *layout)
 brg_status brg__ir_add_node(brg__ir *ir, const brg__ir_node *node,
                             const int *in, int n_in);
 
+/* A gradient's own pack, start, wait and write-back, as if it were a bucket: the
+ * pass `buckets` puts them together. `reduction`: which of those of the run. */
+brg_status brg__ir_add_reduction(brg__ir *ir, int visit, int reduction,
+                                 const brg__reduction_part *part);
+
 static inline bool brg__ir_is_reduction(const brg__ir_node *n)
 {
     return n->kind >= BRG__IR_PACK && n->kind <= BRG__IR_WRITE_BACK;

@@ -62,6 +62,11 @@ static const char *check_node(const brg__relauncher *r,
                    : NULL;
     case BRG__IR_ADD:
     case BRG__IR_LEAF:
+    case BRG__IR_ACCUMULATE:
+    case BRG__IR_PACK:
+    case BRG__IR_START:
+    case BRG__IR_WAIT:
+    case BRG__IR_WRITE_BACK:
     case BRG__IR_OUTPUT:
         return NULL;
     case BRG__IR_REGION:

@@ -17,8 +17,14 @@ static brg_status begin_backward(const brg__effect *effect, brg_tensor *in)
 {
     (void)in;
     brg__segment *s = effect->object;
+    const brg__captured *c = &s->captured;
+    size_t k = s->n_backwards++, end = k + 1 < c->first_reduction.n
+                                           ? c->first_reduction.at[k + 1]
+                                           : c->reductions.n;
     BRG_TRY(brg__task_enter(&s->task));
     s->is_in_backward = true;
+    for (size_t i = c->first_reduction.at[k]; i < end; i++)
+        BRG_TRY(c->reductions.at[i].ops->begin(c->reductions.at[i].self));
     return BRG_OK;
 }
 
@@ -56,6 +62,11 @@ static brg_status give_inputs(brg__segment *s, brg_tensor *const *inputs,
     BRG_TRY(brg__array_reserve(&s->given.inputs, n));
     for (size_t i = 0; i < n; i++)
         s->given.inputs.at[s->given.inputs.n++] = brg_retain(inputs[i]);
+    n = s->captured.reductions.n;
+    BRG_TRY(brg__array_reserve(&s->given.reductions, n));
+    for (size_t i = 0; i < n; i++)
+        s->given.reductions.at[s->given.reductions.n++] =
+            s->captured.reductions.at[i];
     return BRG_OK;
 }
 
@@ -63,7 +74,7 @@ static brg_status make_ready(brg__segment *s, brg_tensor *const *inputs,
                              size_t n_inputs, brg_compile_backend backend)
 {
     brg__captured *c = &s->captured;
-    if (backend != BRG_COMPILE_BACKEND_EAGER)
+    if (backend != BRG_COMPILE_BACKEND_EAGER || c->is_step)
         BRG_TRY(brg__passes_run(&c->forward, backend));
     BRG_TRY(note_constants(s));
     s->outputs = brg__mem_alloc_array(
@@ -114,7 +125,8 @@ brg_status brg__segment_create(brg__segment **out, const brg__traced_call *call,
     traced.backward_end = (brg__effect){.name = "backward_end",
                                         .run = end_backward,
                                         .relaunch = again,
-                                        .object = s};
+                                        .object = s,
+                                        .ends_backward = true};
     brg_status status = brg__trace(&s->captured, &traced);
     if (status == BRG_OK)
         status = make_ready(s, call->inputs, call->n_inputs, backend);
@@ -174,12 +186,46 @@ static bool is_same_constant(const brg__segment *s, size_t id)
                0;
 }
 
-bool brg__segment_is_valid(const brg__segment *s)
+static bool is_same_part(const brg__reduction_part *a,
+                         const brg__reduction_part *b)
+{
+    if (!a->ops || !b->ops)
+        return a->ops == b->ops;
+    return a->ops == b->ops && a->self == b->self && a->version == b->version &&
+           a->member == b->member && a->bucket == b->bucket &&
+           a->n_in_bucket == b->n_in_bucket && a->divisor == b->divisor;
+}
+
+static brg_tensor *leaf_of(const brg__leaf *leaf, brg_tensor *const *inputs)
+{
+    return leaf->tensor ? leaf->tensor : inputs[leaf->input];
+}
+
+/* A hook that refuses a plan is asked again, and heard, by the next capture. */
+static brg__segment_fit leaves_fit(const brg__segment *s,
+                                   brg_tensor *const *inputs)
+{
+    const brg__captured *c = &s->captured;
+    for (size_t i = 0; c->is_step && i < c->edges.n; i++) {
+        const brg__leaf *leaf = &c->edges.at[i];
+        brg__reduction_part now;
+        brg_status status = brg__leaf_ask(leaf_of(leaf, inputs), &now);
+        if (status == BRG_OK && is_same_part(&leaf->part, &now))
+            continue;
+        bool is_rebuilt = status == BRG_OK && now.ops && leaf->part.ops &&
+                          now.self == leaf->part.self;
+        return is_rebuilt ? BRG__SEGMENT_STALE : BRG__SEGMENT_OTHER;
+    }
+    return BRG__SEGMENT_FITS;
+}
+
+brg__segment_fit brg__segment_fits(const brg__segment *s,
+                                   brg_tensor *const *inputs)
 {
     for (size_t id = 0; id < s->captured.forward.values.n; id++)
         if (!is_same_constant(s, id))
-            return false;
-    return true;
+            return BRG__SEGMENT_STALE;
+    return leaves_fit(s, inputs);
 }
 
 static bool is_same_node(const brg__ir_node *a, const brg__ir_node *b)
@@ -226,33 +272,12 @@ bool brg__segment_is_like(const brg__segment *a, const brg__segment *b)
 
 /* ---- Running -------------------------------------------------------------------------- */
 
-static brg_status ask_hooks(const brg__hook_list *list)
-{
-    for (const brg_hook *h = list ? list->first : NULL; h; h = h->next)
-        if (!h->is_removed && h->on_collect)
-            BRG_TRY(h->on_collect(h->user, &(brg__reduction_part){0}));
-    return BRG_OK;
-}
-
-/* Hooks may refuse a compiled backward: asked before anything runs. */
-static brg_status ask_leaf(brg_node *leaf)
-{
-    const brg__autograd *a = brg__autograd_of(leaf->leaf);
-    BRG_TRY(ask_hooks(&a->hooks));
-    BRG_TRY(ask_hooks(&a->post_accumulate));
-    if (!leaf->hooks)
-        return BRG_OK;
-    BRG_TRY(ask_hooks(&leaf->hooks->pre));
-    return ask_hooks(&leaf->hooks->post);
-}
-
 static brg_status find_leaves(brg__segment *s, brg_tensor *const *inputs)
 {
     const brg__captured *c = &s->captured;
     s->task.visits.n = 0;
     for (size_t i = 0; c->is_step && i < c->edges.n; i++) {
-        const brg__leaf *leaf = &c->edges.at[i];
-        brg_tensor *t = leaf->tensor ? leaf->tensor : inputs[leaf->input];
+        brg_tensor *t = leaf_of(&c->edges.at[i], inputs);
         brg__visit visit = {.n_waiting = 1, .is_needed = true};
         BRG_TRY(brg__accumulate_node(&visit.node, t));
         brg_status status = brg__array_push(&s->task.visits, visit);
@@ -260,7 +285,6 @@ static brg_status find_leaves(brg__segment *s, brg_tensor *const *inputs)
             brg_node_release(visit.node);
             return status;
         }
-        BRG_TRY(ask_leaf(visit.node));
     }
     return BRG_OK;
 }
@@ -278,6 +302,7 @@ brg_status brg__segment_run_forward(brg__segment *s, brg_tensor *const *inputs,
 {
     memset(s->outputs, 0, (size_t)s->captured.n_outputs * sizeof *s->outputs);
     brg_status status = find_leaves(s, inputs);
+    s->n_backwards = 0;
     if (status == BRG_OK)
         status = give_inputs(s, inputs, n_inputs);
     if (status == BRG_OK) {

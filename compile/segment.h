@@ -32,6 +32,7 @@ typedef struct brg__segment {
     brg__task task;
     bool is_in_backward;
     struct brg__relauncher *relauncher; /* of a step; or NULL */
+    size_t n_backwards;                 /* begun, in this run */
     /* Any thread may run the backward; one at a time. */
     pthread_mutex_t lock;
     brg__exec *backward;
@@ -49,9 +50,17 @@ brg_status brg__segment_adopt(brg__segment **out, brg__captured *captured,
 void brg__segment_retain(brg__segment *segment);
 void brg__segment_release(brg__segment *segment);
 
-/* What it was captured with is still what it was: constants have their sizes,
- * and require gradients or not, as before. */
-bool brg__segment_is_valid(const brg__segment *segment);
+typedef enum brg__segment_fit {
+    BRG__SEGMENT_FITS,
+    BRG__SEGMENT_OTHER, /* another one is needed: reductions are off, say */
+    BRG__SEGMENT_STALE  /* nor will it ever fit again */
+} brg__segment_fit;
+
+/* Whether what it was captured with is still what it was: constants have their
+ * sizes, and require gradients or not, as before; of a step, gradients are
+ * reduced in the same buckets, or not at all. */
+brg__segment_fit brg__segment_fits(const brg__segment *segment,
+                                   brg_tensor *const *inputs);
 
 /* Fills outputs[0..n_outputs), borrowed from the scope. */
 brg_status brg__segment_run(brg__segment *segment, brg_tensor *const *inputs,

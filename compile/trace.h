@@ -18,6 +18,7 @@
 
 #include <brigade/compile.h>
 
+#include "compile/collect.h"
 #include "compile/ir.h"
 #include "core/autograd/engine.h"
 #include "core/base/tracer.h"
@@ -64,6 +65,9 @@ typedef struct brg__kept {
 typedef struct brg__leaf {
     int input;          /* or NONE */
     brg_tensor *tensor; /* borrowed from the IR, or NULL */
+    /* Of a step: what the plan reduces of its gradient; ops NULL: the hooks that
+     * it has are called. */
+    brg__reduction_part part;
 } brg__leaf;
 
 typedef struct brg__captured {
@@ -76,6 +80,9 @@ typedef struct brg__captured {
     BRG__ARRAY(brg__leaf)
     edges; /* outputs of the backward, in order; step:
                                     the visits of its task */
+    /* Of a step: those of each of its backwards begin at .. */
+    BRG__ARRAY(brg__reduction) reductions;
+    BRG__ARRAY(size_t) first_reduction;
     BRG__ARRAY(brg__effect *) effects;        /* owned */
     BRG__ARRAY(brg__traced_region *) regions; /* owned */
     bool has_regions;
@@ -103,5 +110,9 @@ brg_status brg__trace(brg__captured *out, const brg__traced_call *call);
 void brg__region_layout(const brg__traced_region *region, int j,
                         brg__layout *layout);
 void brg__captured_deinit(brg__captured *captured);
+
+/* What the hooks of a leaf answer to a plan: a failure is the plan's. part->ops
+ * not NULL: its only hook reduces, and the plan may do so in its place. */
+brg_status brg__leaf_ask(brg_tensor *leaf, brg__reduction_part *part);
 
 #endif

@@ -126,7 +126,7 @@ static brg_status list_gradients(brg__tracing *t, gradients *g)
         const brg__symbol *s = &t->symbols.at[i];
         if ((!s->input && !s->real) || !brg_requires_grad(s->tensor))
             continue;
-        brg__leaf leaf = {s->input - 1, s->real};
+        brg__leaf leaf = {.input = s->input - 1, .tensor = s->real};
         BRG_TRY(brg__array_push(&g->leaves, s->tensor));
         BRG_TRY(brg__array_push(&g->which, leaf));
         BRG_TRY(brg__array_push(&g->grads, NULL));

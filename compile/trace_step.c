@@ -1,16 +1,54 @@
 /* SPDX-License-Identifier: Apache-2.0
  * A backward inside a function that is being captured: the engine walks over
- * symbols, so its rules write themselves down; what happens at a leaf is a step
- * of the plan, with the hooks that the leaf has when the plan runs. */
+ * symbols, so its rules write themselves down. What happens at a leaf is a step
+ * of the plan, with the hooks that the leaf has when the plan runs; or, if the
+ * only one is a reducer's, accumulation and the steps of the reduction. */
 #include <stddef.h>
 
 #include "compile/trace_inside.h"
+
+/* ---- Asking hooks ------------------------------------------------------------- */
+
+static brg_status ask_list(const brg__hook_list *list, size_t *n,
+                           brg__reduction_part *part)
+{
+    for (const brg_hook *h = list ? list->first : NULL; h; h = h->next) {
+        if (h->is_removed)
+            continue;
+        ++*n;
+        if (h->on_collect)
+            BRG_TRY(h->on_collect(h->user, part));
+    }
+    return BRG_OK;
+}
+
+brg_status brg__leaf_ask(brg_tensor *leaf, brg__reduction_part *part)
+{
+    brg_node *node;
+    size_t n = 0;
+    *part = (brg__reduction_part){.ops = NULL};
+    BRG_TRY(brg__accumulate_node(&node, leaf));
+    const brg__autograd *a = brg__autograd_of(leaf);
+    brg_status status = ask_list(&a->hooks, &n, part);
+    if (status == BRG_OK)
+        status = ask_list(&a->post_accumulate, &n, part);
+    if (status == BRG_OK && node->hooks)
+        status = ask_list(&node->hooks->pre, &n, part);
+    if (status == BRG_OK && node->hooks)
+        status = ask_list(&node->hooks->post, &n, part);
+    brg_node_release(node);
+    if (n > 1)
+        part->ops = NULL;
+    return status;
+}
+
+/* ---- Leaves --------------------------------------------------------------------- */
 
 static brg_status leaf_visit(brg__tracing *t, const brg__symbol *symbol,
                              int *visit)
 {
     brg__captured *c = t->captured;
-    brg__leaf leaf = {symbol->input - 1, symbol->real};
+    brg__leaf leaf = {.input = symbol->input - 1, .tensor = symbol->real};
     for (size_t i = 0; i < c->edges.n; i++)
         if (c->edges.at[i].input == leaf.input &&
             c->edges.at[i].tensor == leaf.tensor) {
@@ -18,7 +56,38 @@ static brg_status leaf_visit(brg__tracing *t, const brg__symbol *symbol,
             return BRG_OK;
         }
     *visit = (int)c->edges.n;
+    BRG_TRY(brg__leaf_ask(
+        leaf.tensor ? leaf.tensor : t->call->inputs[leaf.input], &leaf.part));
     return brg__array_push(&c->edges, leaf);
+}
+
+/* A reducer has one entry for each backward of the function. */
+static brg_status reduction_of(brg__tracing *t, const brg__reduction_part *part,
+                               int *id)
+{
+    brg__captured *c = t->captured;
+    size_t i = c->first_reduction.at[c->first_reduction.n - 1];
+    while (i < c->reductions.n && c->reductions.at[i].self != part->self)
+        i++;
+    *id = (int)i;
+    if (i < c->reductions.n)
+        return BRG_OK;
+    return brg__array_push(&c->reductions,
+                           ((brg__reduction){part->ops, part->self, true}));
+}
+
+static brg_status put_leaf(brg__tracing *t, int visit, int grad)
+{
+    const brg__reduction_part *part = &t->captured->edges.at[visit].part;
+    brg__ir_node node = {.kind = part->ops ? BRG__IR_ACCUMULATE : BRG__IR_LEAF,
+                         .lifted = BRG__IR_NONE,
+                         .visit = visit};
+    int reduction;
+    BRG_TRY(brg__ir_add_node(t->ir, &node, &grad, 1));
+    if (!part->ops)
+        return BRG_OK;
+    BRG_TRY(reduction_of(t, part, &reduction));
+    return brg__ir_add_reduction(t->ir, visit, reduction, part);
 }
 
 static brg_status trace_leaf(brg__tracing *t, brg_node *node, brg_tensor **grad)
@@ -38,10 +107,10 @@ static brg_status trace_leaf(brg__tracing *t, brg_node *node, brg_tensor **grad)
     brg_tensor *operand = *grad;
     BRG_TRY(leaf_visit(t, symbol, &visit));
     BRG_TRY(brg__trace_operand(t, &operand, &id));
-    brg__ir_node leaf = {
-        .kind = BRG__IR_LEAF, .lifted = BRG__IR_NONE, .visit = visit};
-    return brg__ir_add_node(t->ir, &leaf, &id, 1);
+    return put_leaf(t, visit, id);
 }
+
+/* ---- The walk ---------------------------------------------------------------------- */
 
 static brg_status evaluate(brg__tracing *t, brg__task *task, uint32_t at)
 {
@@ -77,6 +146,8 @@ brg_status brg__trace_backward(brg__runner *self, brg__task *task)
     if (!brg__grad_mode_is_off)
         return brg__tracer_refuse("backward with create_graph", "use brg_grad");
     t->captured->is_step = true;
+    BRG_TRY(brg__array_push(&t->captured->first_reduction,
+                            t->captured->reductions.n));
     BRG_TRY(brg__trace_effect(t, &t->call->backward_begin));
     BRG_TRY(walk(t, task));
     return brg__trace_effect(t, &t->call->backward_end);

@@ -9,6 +9,7 @@
 #include "core/base/alloc.h"
 #include "core/base/map.h"
 #include "core/base/options.h"
+#include "core/base/tracer.h"
 #include "reducer/leaves.h"
 #include "reducer/schedule.h"
 #include "reducer/shard.h"
@@ -332,6 +333,9 @@ bool brg_ddp_set_sync(brg_ddp *ddp, bool is_on)
     if (!ddp)
         return false;
     bool was_on = ddp->is_sync;
+    if (brg__is_traced()) /* a plan would not do it again */
+        (void)brg__tracer_settle("brg_ddp_set_sync",
+                                 "call it outside of the function");
     ddp->is_sync = is_on;
     ddp->reducer->pace += was_on != is_on;
     return was_on;

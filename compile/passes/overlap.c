@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Overlap: a collective starts right behind what it sends, and is waited for
- * right before the first node that needs its result, or at the end. Starts keep
- * their order, which is that of all ranks; so do waits. */
+ * right before the first node that needs its result, or at the end: of the
+ * backward, if the plan is a whole step. Starts keep their order, which is that
+ * of all ranks; so do waits. */
 #include "compile/passes/passes.h"
 #include "core/base/error.h"
+#include "core/base/tracer.h"
 
 typedef struct overlap {
     const brg__ir *ir;
@@ -52,7 +54,10 @@ static void put_starts(overlap *o)
 /* What a node reads of those put off, and what was put off before that. */
 static void put_what_it_reads(overlap *o, int at)
 {
-    while (o->first_late < o->n_late && !has_operands(o, at))
+    const brg__ir_node *node = &o->ir->nodes.at[at];
+    bool needs_all =
+        node->kind == BRG__IR_EFFECT && node->effect->ends_backward;
+    while (o->first_late < o->n_late && (needs_all || !has_operands(o, at)))
         put(o, o->late[o->first_late++]);
 }
 

@@ -41,6 +41,7 @@ struct brg__effect {
     brg_tensor *in;     /* a tensor that it reads, or NULL */
     double f;
     int64_t i;
+    bool ends_backward; /* what the backward reduces has to be there */
 };
 
 /* A call with results, of which only shapes are known before the plan runs. */

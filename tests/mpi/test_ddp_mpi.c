@@ -8,6 +8,7 @@
 #include "tests/reducer/average_checks.h"
 #include "tests/reducer/hook_checks.h"
 #include "tests/reducer/order_checks.h"
+#include "tests/reducer/step_checks.h"
 #include "tests/support/ddp_model.h"
 #include "tests/support/ddp_train.h"
 
@@ -191,6 +192,17 @@ static void test_ddp_mpi__a_plan_of_another_order(void **state)
     }
 }
 
+/* Reductions as nodes of whole steps. */
+static void test_ddp_mpi__whole_steps(void **state)
+{
+    (void)state;
+    for (int node_size = 0; node_size < 2; node_size++) {
+        brg_pg *pg = make_group(node_size);
+        assert_brg_ok(step_check_all(pg));
+        brg_pg_destroy(pg);
+    }
+}
+
 int main(int argc, char **argv)
 {
     MPI_Init(&argc, &argv);
@@ -208,6 +220,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_ddp_mpi__communication_hooks),
         cmocka_unit_test(test_ddp_mpi__periodic_averaging),
         cmocka_unit_test(test_ddp_mpi__errors_reach_every_rank),
+        cmocka_unit_test(test_ddp_mpi__whole_steps),
         cmocka_unit_test(test_ddp_mpi__a_plan_of_another_order),
         cmocka_unit_test(test_ddp_mpi__a_rank_that_leaves_is_named),
     };
