@@ -1,16 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Progress functions: registration, the rate limit, no polls within polls. */
+ * Progress functions: registration, the rate limit, no polls within polls.
+ * Time is the test's own: nothing depends on what else the machine does. */
 #include <pthread.h>
 
 #include "core/base/clock.h"
 #include "core/base/progress.h"
 #include "tests/support/brg_test.h"
 
-static void spin_ns(uint64_t ns)
+#define LOOK_NS 1000 /* what a look at the clock takes */
+
+static _Thread_local uint64_t now_ns;
+
+/* In the place of the library's. */
+uint64_t brg__clock_ns(void)
 {
-    uint64_t end = brg__clock_ns() + ns;
-    while (brg__clock_ns() < end) {
-    }
+    return now_ns += LOOK_NS;
+}
+
+static void spend_ns(uint64_t ns)
+{
+    now_ns += ns;
 }
 
 static void count(void *user)
@@ -21,7 +30,7 @@ static void count(void *user)
 static void take_time(void *user)
 {
     ++*(int *)user;
-    spin_ns(100000);
+    spend_ns(100000);
 }
 
 static void poll_again(void *user)
@@ -86,7 +95,7 @@ static void test_progress__polls_take_a_small_share(void **state)
                   (unsigned long long)(n_after - n_before),
                   100.0 * (double)spent / (double)took);
     assert_true(n_after > n_before);
-    assert_true(spent < took / 10); /* meant: 2%; room for a busy machine */
+    assert_true(spent <= took / 50 + 100000 + LOOK_NS); /* 2%, and the first */
     brg__progress_unregister(take_time, &n);
 }
 
@@ -101,8 +110,7 @@ static void test_progress__least_pause_is_kept(void **state)
     uint64_t start = brg__clock_ns();
     while (brg__clock_ns() < start + 50000000)
         brg__progress_poll();
-    uint64_t took = brg__clock_ns() - start;
-    assert_true(n >= 1 && (uint64_t)n <= took / 20000000);
+    assert_int_equal(n, 2);
     brg__progress_unregister(count, &n);
     setenv("BRG_POLL_US", "-5", 1); /* no sense: as 0 */
     assert_brg_ok(brg__progress_register(count, &n));
@@ -117,7 +125,7 @@ static void test_progress__least_pause_is_kept(void **state)
 static void slow_once(void *user)
 {
     if ((*(int *)user)++ == 0)
-        spin_ns(60000000);
+        spend_ns(60000000);
 }
 
 static void test_progress__one_slow_poll_is_forgiven(void **state)
@@ -131,7 +139,7 @@ static void test_progress__one_slow_poll_is_forgiven(void **state)
     uint64_t pause = brg__clock_ns() - start;
     print_message("pause after a poll of 60 ms: %.1f ms\n",
                   1e-6 * (double)pause);
-    assert_true(pause < 1000000000); /* 50 times the cost would be 3 s */
+    assert_true(pause < 11000000); /* 50 times the cost would be 3 s */
     brg__progress_unregister(slow_once, &n);
 }
 
