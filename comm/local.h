@@ -9,7 +9,8 @@
 #define BRG__LOCAL_MAX_RANKS 256
 
 /* calls[r] is rank r's; all have the same signature. Sums run as in a world
- * whose nodes hold `node_size` ranks (0, or no divisor of n: one node). */
+ * whose nodes hold `node_size` ranks, the last one what remains (0: one
+ * node). */
 void brg__local_run(brg_call *const *calls, int n, int node_size);
 
 #endif

@@ -292,8 +292,7 @@ static void finish_block(block_sum *b)
 
 void brg__reduce_grouped(const brg_reduction *r, size_t group_size)
 {
-    if (group_size == 0 || r->n_src % group_size != 0 ||
-        group_size >= r->n_src) {
+    if (group_size == 0 || group_size >= r->n_src) {
         brg__reduce(r);
         return;
     }
@@ -302,7 +301,9 @@ void brg__reduce_grouped(const brg_reduction *r, size_t group_size)
         b.n = r->count - b.at < BLOCK ? r->count - b.at : BLOCK;
         sum_group(&b, 0, group_size, b.total);
         for (size_t first = group_size; first < r->n_src; first += group_size) {
-            sum_group(&b, first, group_size, b.group);
+            size_t left = r->n_src - first;
+            sum_group(&b, first, left < group_size ? left : group_size,
+                      b.group);
             fold(&b, b.total, b.group);
         }
         finish_block(&b);

@@ -14,7 +14,8 @@ void brg__reduce(const brg_reduction *reduction);
 size_t brg__partial_size(brg_dtype dtype);
 
 /* The sum of a world of nodes: sources are summed in groups of `group_size`
- * in order, then the groups in order. No partials in or out. */
+ * in order (the last may be smaller; 0: one group), then the groups in order.
+ * No partials in or out. */
 void brg__reduce_grouped(const brg_reduction *reduction, size_t group_size);
 
 /* ---- The loops, built per instruction set (reduce_body.c) ------------------ */

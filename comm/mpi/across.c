@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Between nodes. Each rank speaks with the ranks at its own place of the other
  * nodes (its peers): headers before a collective, and its slice of an
- * all_reduce. The other collectives go flat, from rank to rank.
+ * all_reduce. Where nodes differ in size, ranks whose place is not in every
+ * node have no peers and no slice, and hear from their node what has come. The
+ * other collectives go flat, from rank to rank.
  *
  * A piece of a slice: this node's partial sums go out, each peer folding its
  * share of the piece in node order and sending the result back; between two
@@ -16,7 +18,7 @@
 
 static int peer_at(const mpi_group *g, int node)
 {
-    return g->rank_at[node * g->n_local + g->local];
+    return rank_in(g, node, g->local);
 }
 
 /* ---- Headers ----------------------------------------------------------------------- */
@@ -40,7 +42,7 @@ static brg_status post_headers(mpi_group *g, const brg_call *call,
     return BRG_OK;
 }
 
-static brg_status heed_verdict(mpi_group *g, const header *h)
+brg_status brg__mpi_heed(const mpi_group *g, const header *h)
 {
     if (h->verdict == BRG_ERR_MISMATCH)
         return g->host->fail_mismatch(&h->signature, &h->other);
@@ -48,36 +50,74 @@ static brg_status heed_verdict(mpi_group *g, const header *h)
                     (int)h->culprit, brg__mpi_gone_words(h->verdict));
 }
 
+/* The call has failed for what another node says: so do the ranks here. */
+static brg_status pass_verdict(mpi_group *g, const brg_call *call,
+                               const header *h)
+{
+    shared_rank *mine = g->shared[g->local];
+    mine->verdict = *h;
+    atomic_store_explicit(&mine->lines[call->seq % RING].heard, HAS_VERDICT,
+                          memory_order_release);
+    return brg__mpi_heed(g, h);
+}
+
+/* Of a rank without peers: what one with peers has heard. */
+static brg_status hear(const mpi_group *g, const brg_call *call,
+                       bool *is_direct, bool *is_over)
+{
+    int speaker = g->local % g->n_places;
+    uint64_t heard = atomic_load_explicit(
+        &line_of(g, speaker, call->seq)->heard, memory_order_acquire);
+    if (heard == HAS_VERDICT)
+        return brg__mpi_heed(g, &g->shared[speaker]->verdict);
+    *is_over = heard / 2 == call->seq + 1;
+    *is_direct = heard % 2;
+    return BRG_OK;
+}
+
+static brg_status compare_headers(mpi_group *g, const brg_call *call,
+                                  bool *is_direct)
+{
+    for (int node = 0; node < g->n_nodes; node++) {
+        header *h = &g->headers_in[node];
+        if (node == g->my_node)
+            continue;
+        if (!h->verdict && !g->host->signatures_match(&g->header_out.signature,
+                                                      &h->signature)) {
+            h->other = h->signature;
+            h->signature = g->header_out.signature;
+            h->verdict = BRG_ERR_MISMATCH;
+        }
+        if (h->verdict)
+            return pass_verdict(g, call, h);
+        *is_direct &= h->is_direct != 0;
+    }
+    atomic_store_explicit(&line_of(g, g->local, call->seq)->heard,
+                          2 * (call->seq + 1) + *is_direct,
+                          memory_order_release);
+    return BRG_OK;
+}
+
 brg_status brg__mpi_exchange_headers(mpi_group *g, const brg_call *call,
-                                     bool is_direct, bool *is_over)
+                                     bool *is_direct, bool *is_over)
 {
     int flag = 0, n = 2 * (g->n_nodes - 1);
+    if (!has_place(g))
+        return hear(g, call, is_direct, is_over);
     if (!g->cursor.sent_headers)
-        BRG_TRY(post_headers(g, call, is_direct));
+        BRG_TRY(post_headers(g, call, *is_direct));
     g->cursor.sent_headers = true;
     MPI_CHECK(g,
               MPI_Testall(n, g->header_requests, &flag, MPI_STATUSES_IGNORE));
     *is_over = flag;
-    if (!flag)
-        return BRG_OK;
-    for (int node = 0; node < g->n_nodes; node++) {
-        const header *h = &g->headers_in[node];
-        if (node == g->my_node)
-            continue;
-        if (h->verdict)
-            return heed_verdict(g, h);
-        if (!g->host->signatures_match(&g->header_out.signature, &h->signature))
-            return g->host->fail_mismatch(&g->header_out.signature,
-                                          &h->signature);
-    }
-    return BRG_OK;
+    return flag ? compare_headers(g, call, is_direct) : BRG_OK;
 }
 
 /* To be met by the peers' next headers, instead of this rank's. Best effort:
  * the group is over. */
 void brg__mpi_send_verdict(mpi_group *g, const header *verdict)
 {
-    if (g->verdict_out.verdict)
+    if (g->verdict_out.verdict || !has_place(g))
         return;
     g->verdict_out = *verdict;
     for (int node = 0; node < g->n_nodes; node++) {
@@ -335,7 +375,6 @@ static void reduce_flat(mpi_group *g, brg_call *call, size_t n)
     unsigned char *partials = g->flat + (size_t)g->n_ranks * FLAT_PIECE;
     brg_reduction r = {.src = g->src,
                        .dst = g->dst,
-                       .n_src = (size_t)g->n_local,
                        .n_dst = 1,
                        .count = n / nbytes,
                        .dtype = call->dtype,
@@ -343,8 +382,9 @@ static void reduce_flat(mpi_group *g, brg_call *call, size_t n)
                        .divisor = g->n_ranks,
                        .dst_partial = true};
     for (int node = 0; node < g->n_nodes; node++) {
-        for (int i = 0; i < g->n_local; i++) {
-            int rank = g->rank_at[node * g->n_local + i];
+        r.n_src = (size_t)size_of_node(g, node);
+        for (int i = 0; i < size_of_node(g, node); i++) {
+            int rank = rank_in(g, node, i);
             g->src[i] = rank == g->rank ? flat_out(call, rank, at)
                                         : flat_in(g, call, rank, at);
         }
@@ -421,7 +461,7 @@ static brg_status init_slot(const mpi_group *g, x_slot *slot)
 brg_status brg__mpi_across_init(mpi_group *g)
 {
     size_t n_nodes = (size_t)g->n_nodes, n_ranks = (size_t)g->n_ranks;
-    size_t n = (size_t)(g->n_local > g->n_nodes ? g->n_local : g->n_nodes);
+    size_t n = (size_t)(g->max_local > g->n_nodes ? g->max_local : g->n_nodes);
     g->src = alloc_array(g, n, sizeof *g->src);
     g->dst = alloc_array(g, n, sizeof *g->dst);
     g->src_at = alloc_array(g, n, sizeof *g->src_at);

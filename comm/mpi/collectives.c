@@ -19,7 +19,7 @@ static void copy(void *dst, const void *src, size_t nbytes)
 static int local_root(const mpi_group *g, const brg_call *call)
 {
     int r = 0;
-    while (g->rank_at[g->my_node * g->n_local + r] != call->peer)
+    while (rank_in(g, g->my_node, r) != call->peer)
         r++;
     return r;
 }
@@ -98,8 +98,7 @@ static void begin_direct_reduce(mpi_group *g, const brg_call *call)
     size_t skip = (size_t)g->rank * call->nbytes;
     bool is_all = call->coll == BRG_COLL_ALL_REDUCE;
     if (is_all) {
-        slice = brg__slice_of(call->count, nbytes, (size_t)g->n_local,
-                              (size_t)g->local);
+        slice = slice_at(g, call->count, nbytes, g->local);
         skip = slice.begin * nbytes;
     }
     range->reduction = reduction_of(g, call);
@@ -221,9 +220,8 @@ static void take_reduced(mpi_group *g, brg_call *call, size_t k)
     size_t nbytes = element_size(call);
     brg__slice piece = brg__piece_of(call->count, piece_limit(g, call), k);
     char *to = (char *)call->recv + piece.begin * nbytes;
-    for (int r = 0; r < g->n_local; r++) {
-        brg__slice s = brg__slice_of(piece.end - piece.begin, nbytes,
-                                     (size_t)g->n_local, (size_t)r);
+    for (int r = 0; r < g->n_places; r++) {
+        brg__slice s = slice_at(g, piece.end - piece.begin, nbytes, r);
         if (s.end > s.begin)
             memcpy(to + s.begin * nbytes, slot_of(g, r, k) + s.begin * nbytes,
                    (s.end - s.begin) * nbytes);
@@ -262,8 +260,7 @@ static void begin_staged_reduce(mpi_group *g, const brg_call *call, size_t k)
     sum_range *range = &g->cursor.range;
     size_t nbytes = element_size(call);
     brg__slice piece = brg__piece_of(call->count, piece_limit(g, call), k);
-    brg__slice slice = brg__slice_of(piece.end - piece.begin, nbytes,
-                                     (size_t)g->n_local, (size_t)g->local);
+    brg__slice slice = slice_at(g, piece.end - piece.begin, nbytes, g->local);
     range->reduction = reduction_of(g, call);
     range->reduction.count = slice.end - slice.begin;
     range->at = 0;

@@ -12,6 +12,10 @@
  *   staged   any other memory: in pieces through the bounce buffers
  *   flat     between nodes, other collectives than all_reduce: messages
  *
+ * Between nodes, an all_reduce is direct or staged too: a slice is summed in
+ * the node, then across nodes by the ranks at its place of each node, and the
+ * result written to all buffers of the node, so that nothing is gathered.
+ *
  * A collective is cut in phases. `done` of the control block says how far its
  * rank is: seq << PHASE_BITS | phases finished. Phase k may begin when every
  * rank of the node has finished phase k - 1. */
@@ -43,23 +47,17 @@ typedef struct shared_line {
     uint64_t recv_offset; /* of sum_leaves: the same of its result */
     uint32_t region;      /* 0: not in one */
     uint32_t recv_region;
+    /* What this rank has heard of the other nodes: 2 (seq + 1), one more if
+     * their data is direct; HAS_VERDICT. */
+    _Atomic uint64_t heard;
 } shared_line;
 
-typedef struct shared_rank {
-    _Alignas(64) _Atomic uint64_t done;
-    _Alignas(64) _Atomic int32_t gone; /* brg_status, or LEFT */
-    int32_t pid;
-    _Alignas(64) unsigned char place[BRG_PLACE_NBYTES]; /* what it does */
-    shared_line lines[RING];
-    _Alignas(4096) unsigned char small[RING][SMALL_MAX];
-    unsigned char bounce[2][BOUNCE];
-} shared_rank;
+#define HAS_VERDICT UINT64_MAX
 
 /* `gone`: negative when the rank has failed. */
 #define LEFT 1  /* destroyed its end */
 #define ENDED 2 /* its process ends without that */
-
-/* ---- Between nodes --------------------------------------------------------- */
+#define DIED 3  /* as another rank of its node has seen */
 
 /* What ranks at one place of their nodes tell each other before a collective;
  * with a verdict, that there will be none. */
@@ -71,6 +69,19 @@ typedef struct header {
     int32_t unused;
     brg_signature other; /* the pair of a mismatch: signature and this */
 } header;
+
+typedef struct shared_rank {
+    _Alignas(64) _Atomic uint64_t done;
+    _Alignas(64) _Atomic int32_t gone; /* brg_status, or LEFT */
+    int32_t pid;
+    header verdict; /* from another node: why this rank has failed */
+    _Alignas(64) unsigned char place[BRG_PLACE_NBYTES]; /* what it does */
+    shared_line lines[RING];
+    _Alignas(4096) unsigned char small[RING][SMALL_MAX];
+    unsigned char bounce[2][BOUNCE];
+} shared_rank;
+
+/* ---- Between nodes --------------------------------------------------------- */
 
 #define X_SLOTS 4
 #define X_NBYTES ((size_t)64 << 10) /* of partials, per slot */
@@ -164,7 +175,10 @@ typedef struct mpi_group {
     int n_local;
     int my_node;
     int n_nodes;
-    int *rank_at;    /* [node * n_local + local] */
+    int n_places;    /* that every node has: the ranks of the smallest */
+    int max_local;   /* ranks of the largest */
+    int *rank_at;    /* [node_begin[node] + local] */
+    int *node_begin; /* n_nodes + 1 */
     int exit_key;    /* attribute of MPI_COMM_SELF, noticed by MPI_Finalize */
     bool is_crowded; /* more ranks here than processors */
     bool is_dead;
@@ -224,6 +238,32 @@ static inline uint64_t phase_mark(uint64_t seq, uint64_t phase)
     return seq << PHASE_BITS | phase;
 }
 
+static inline int rank_in(const mpi_group *g, int node, int local)
+{
+    return g->rank_at[g->node_begin[node] + local];
+}
+
+static inline int size_of_node(const mpi_group *g, int node)
+{
+    return g->node_begin[node + 1] - g->node_begin[node];
+}
+
+/* Ranks past the last place have no peers and reduce nothing: what one of
+ * another place hears, they hear from it. */
+static inline bool has_place(const mpi_group *g)
+{
+    return g->local < g->n_places;
+}
+
+/* What the rank at `local` reduces of count elements. */
+static inline brg__slice slice_at(const mpi_group *g, size_t count,
+                                  size_t nbytes, int local)
+{
+    if (local >= g->n_places)
+        return (brg__slice){0, 0};
+    return brg__slice_of(count, nbytes, (size_t)g->n_places, (size_t)local);
+}
+
 static inline shared_line *line_of(const mpi_group *g, int local, uint64_t seq)
 {
     return &g->shared[local]->lines[seq % RING];
@@ -281,8 +321,11 @@ brg_status brg__mpi_leaves_run_flat(mpi_group *g, brg_call *call,
 
 brg_status brg__mpi_across_init(mpi_group *g);
 void brg__mpi_across_deinit(mpi_group *g);
+/* *is_direct: in, of this node; out, once it is over, of all nodes. */
 brg_status brg__mpi_exchange_headers(mpi_group *g, const brg_call *call,
-                                     bool is_direct, bool *is_over);
+                                     bool *is_direct, bool *is_over);
+/* The failure that another node's verdict tells of. */
+brg_status brg__mpi_heed(const mpi_group *g, const header *verdict);
 void brg__mpi_send_verdict(mpi_group *g, const header *verdict);
 /* One step of the cursor's range, through other nodes where there are any. */
 brg_status brg__mpi_range_step(mpi_group *g, bool *is_over);

@@ -21,7 +21,7 @@
 
 static int rank_of(const mpi_group *g, int local)
 {
-    return g->rank_at[g->my_node * g->n_local + local];
+    return rank_in(g, g->my_node, local);
 }
 
 /* What a rank of the node has not done yet that this call needs; NULL: it is
@@ -65,7 +65,7 @@ static int find_gone(const mpi_group *g, const brg_call *call, const char **why)
         if (gone && !owes(g, call, r))
             continue; /* what it did before it went counts */
         bool is_dead = kill(g->shared[r]->pid, 0) != 0 && errno == ESRCH;
-        *why = gone ? brg__mpi_gone_words(gone) : "has died";
+        *why = brg__mpi_gone_words(gone ? gone : DIED);
         if (gone > 0 || (gone == 0 && is_dead))
             return r;
         if (gone < 0)
@@ -75,11 +75,21 @@ static int find_gone(const mpi_group *g, const brg_call *call, const char **why)
     return failed;
 }
 
+/* A rank that failed for what another node told it says so; the other nodes
+ * hear of one that is gone. */
 static brg_status check_peers(mpi_group *g, const brg_call *call)
 {
     const char *why;
     int r = find_gone(g, call, &why);
-    return r < 0 ? BRG_OK : fail_peer(g, call, r, why);
+    if (r < 0)
+        return BRG_OK;
+    if (g->shared[r]->verdict.verdict)
+        return brg__mpi_heed(g, &g->shared[r]->verdict);
+    int32_t gone = atomic_load(&g->shared[r]->gone);
+    if (g->n_nodes > 1)
+        brg__mpi_send_verdict(g, &(header){.verdict = gone ? gone : DIED,
+                                           .culprit = rank_of(g, r)});
+    return fail_peer(g, call, r, why);
 }
 
 static brg_status mpi_idle(void *group, brg_call *call, uint64_t n)

@@ -132,7 +132,7 @@ static bool all_in_regions(const mpi_group *g, const brg_call *call)
 {
     for (int r = 0; r < g->n_local; r++) {
         bool is_read = call->coll != BRG_COLL_BROADCAST ||
-                       g->rank_at[g->my_node * g->n_local + r] == call->peer;
+                       rank_in(g, g->my_node, r) == call->peer;
         const shared_line *line = line_of(g, r, call->seq);
         if (is_read && line->region == 0)
             return false;
@@ -165,12 +165,10 @@ static brg_status get_ready(mpi_group *g, brg_call *call)
         g->host->progressed(call, BRG_TRACE_MET);
     bool is_direct = all_in_regions(g, call);
     if (g->n_nodes > 1) {
-        BRG_TRY(brg__mpi_exchange_headers(g, call, is_direct, &c->has_headers));
+        BRG_TRY(
+            brg__mpi_exchange_headers(g, call, &is_direct, &c->has_headers));
         if (!c->has_headers)
             return BRG_OK;
-        for (int node = 0; node < g->n_nodes; node++)
-            if (node != g->my_node && !g->headers_in[node].is_direct)
-                is_direct = false;
     }
     c->mode = choose_mode(g, call, is_direct);
     return BRG_OK;

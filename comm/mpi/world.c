@@ -30,6 +30,20 @@ static void finalize_at_exit(void)
         (void)MPI_Finalize();
 }
 
+/* Below SERIALIZED, MPI may be called by one thread of the program alone. */
+static brg_status check_thread(const mpi_group *g)
+{
+    int level, is_main;
+    MPI_CHECK(g, MPI_Query_thread(&level));
+    MPI_CHECK(g, MPI_Is_thread_main(&is_main));
+    if (level < MPI_THREAD_SERIALIZED && !is_main)
+        return MPI_FAIL(g, BRG_ERR_STATE,
+                        "brg_pg_create: MPI was initialised for its main "
+                        "thread only (MPI_THREAD_%s); this is another thread",
+                        level < MPI_THREAD_FUNNELED ? "SINGLE" : "FUNNELED");
+    return BRG_OK;
+}
+
 static brg_status init_mpi(const mpi_group *g)
 {
     int is_running = 0, is_over = 0, level;
@@ -38,7 +52,7 @@ static brg_status init_mpi(const mpi_group *g)
         return MPI_FAIL(g, BRG_ERR_STATE, "MPI is finalised already");
     MPI_CHECK(g, MPI_Initialized(&is_running));
     if (is_running)
-        return BRG_OK;
+        return check_thread(g);
     MPI_CHECK(g, MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level));
     if (atexit(finalize_at_exit) != 0)
         return MPI_FAIL(g, BRG_ERR_NOMEM, "no room for an exit function");
@@ -51,6 +65,8 @@ const char *brg__mpi_gone_words(int32_t how)
 {
     if (how == LEFT)
         return "has left the group";
+    if (how == DIED)
+        return "has died";
     return how == ENDED ? "has ended" : "has failed in this group";
 }
 
@@ -81,7 +97,10 @@ static brg_status watch_finalize(mpi_group *g)
 {
     MPI_CHECK(g, MPI_Comm_create_keyval(MPI_COMM_NULL_COPY_FN, on_finalize,
                                         &g->exit_key, NULL));
-    MPI_CHECK(g, MPI_Comm_set_attr(MPI_COMM_SELF, g->exit_key, g));
+    int rc = MPI_Comm_set_attr(MPI_COMM_SELF, g->exit_key, g);
+    if (rc != MPI_SUCCESS)
+        (void)MPI_Comm_free_keyval(&g->exit_key);
+    MPI_CHECK(g, rc);
     return BRG_OK;
 }
 
@@ -114,47 +133,45 @@ static brg_status split_node(mpi_group *g)
     return BRG_OK;
 }
 
-/* Unequal nodes: every rank becomes a node of its own. */
-static brg_status even_out(mpi_group *g)
+/* firsts[r]: the first rank of r's node. Nodes in the order of those. */
+static void fill_nodes(mpi_group *g, const int *firsts)
 {
-    int mine[2], all[2];
-    MPI_CHECK(g, MPI_Comm_size(g->node, &mine[0]));
-    mine[1] = -mine[0];
-    MPI_CHECK(g, MPI_Allreduce(mine, all, 2, MPI_INT, MPI_MAX, g->world));
-    if (all[0] != -all[1]) {
-        MPI_CHECK(g, MPI_Comm_free(&g->node));
-        MPI_CHECK(g, MPI_Comm_split(g->world, g->rank, 0, &g->node));
-    }
-    MPI_CHECK(g, MPI_Comm_rank(g->node, &g->local));
-    MPI_CHECK(g, MPI_Comm_size(g->node, &g->n_local));
-    g->n_nodes = g->n_ranks / g->n_local;
-    return BRG_OK;
-}
-
-/* rank_at[], with nodes in the order of their first ranks. */
-static brg_status number_nodes(mpi_group *g)
-{
-    int first = g->rank, n_seen = 0;
-    MPI_CHECK(g, MPI_Bcast(&first, 1, MPI_INT, 0, g->node));
-    int *firsts = g->host->alloc((size_t)g->n_ranks * sizeof(int), "ranks");
-    g->rank_at = g->host->alloc((size_t)g->n_ranks * sizeof(int), "ranks");
-    if (!firsts || !g->rank_at) {
-        g->host->free(firsts);
-        return BRG_ERR_NOMEM;
-    }
-    int rc = MPI_Allgather(&first, 1, MPI_INT, firsts, 1, MPI_INT, g->world);
-    for (int r = 0; r < g->n_ranks && rc == MPI_SUCCESS; r++) {
+    int n = 0;
+    g->n_places = g->n_ranks;
+    for (int r = 0; r < g->n_ranks; r++) {
         if (firsts[r] != r)
             continue;
-        int place = 0;
+        int begin = n;
         for (int member = r; member < g->n_ranks; member++)
             if (firsts[member] == r)
-                g->rank_at[n_seen * g->n_local + place++] = member;
-        if (r == first)
-            g->my_node = n_seen;
-        n_seen++;
+                g->rank_at[n++] = member;
+        if (r == firsts[g->rank])
+            g->my_node = g->n_nodes;
+        g->node_begin[g->n_nodes++] = begin;
+        g->n_places = n - begin < g->n_places ? n - begin : g->n_places;
+        g->max_local = n - begin > g->max_local ? n - begin : g->max_local;
     }
+    g->node_begin[g->n_nodes] = n;
+}
+
+static brg_status number_nodes(mpi_group *g)
+{
+    int first = g->rank;
+    size_t n = (size_t)g->n_ranks;
+    MPI_CHECK(g, MPI_Comm_rank(g->node, &g->local));
+    MPI_CHECK(g, MPI_Comm_size(g->node, &g->n_local));
+    MPI_CHECK(g, MPI_Bcast(&first, 1, MPI_INT, 0, g->node));
+    int *firsts = g->host->alloc(n * sizeof(int), "ranks");
+    g->rank_at = g->host->alloc(n * sizeof(int), "ranks");
+    g->node_begin = g->host->alloc((n + 1) * sizeof(int), "nodes");
+    int rc = MPI_ERR_OTHER;
+    if (firsts && g->rank_at && g->node_begin)
+        rc = MPI_Allgather(&first, 1, MPI_INT, firsts, 1, MPI_INT, g->world);
+    if (rc == MPI_SUCCESS)
+        fill_nodes(g, firsts);
     g->host->free(firsts);
+    if (!firsts || !g->rank_at || !g->node_begin)
+        return BRG_ERR_NOMEM;
     MPI_CHECK(g, rc);
     return BRG_OK;
 }
@@ -170,14 +187,31 @@ static bool is_crowded(const mpi_group *g)
     return n >= online && g->n_local > n;
 }
 
+static brg_status check_comm(const mpi_group *g, MPI_Comm comm)
+{
+    int is_inter;
+    if (comm == MPI_COMM_NULL)
+        return MPI_FAIL(g, BRG_ERR_ARG,
+                        "brg_pg_create: the communicator is MPI_COMM_NULL");
+    MPI_CHECK(g, MPI_Comm_test_inter(comm, &is_inter));
+    if (is_inter)
+        return MPI_FAIL(g, BRG_ERR_ARG,
+                        "brg_pg_create: the communicator is an "
+                        "intercommunicator; merge it first "
+                        "(MPI_Intercomm_merge)");
+    return BRG_OK;
+}
+
+/* Errors of MPI come back as codes on what is made here, and on that alone:
+ * the program's communicators keep their handlers. */
 static brg_status init_topology(mpi_group *g, MPI_Comm comm)
 {
+    BRG_TRY(check_comm(g, comm));
     MPI_CHECK(g, MPI_Comm_dup(comm, &g->world));
     MPI_CHECK(g, MPI_Comm_set_errhandler(g->world, MPI_ERRORS_RETURN));
     MPI_CHECK(g, MPI_Comm_rank(g->world, &g->rank));
     MPI_CHECK(g, MPI_Comm_size(g->world, &g->n_ranks));
     BRG_TRY(split_node(g));
-    BRG_TRY(even_out(g));
     MPI_CHECK(g, MPI_Comm_set_errhandler(g->node, MPI_ERRORS_RETURN));
     BRG_TRY(number_nodes(g));
     g->is_crowded = is_crowded(g);
@@ -205,6 +239,7 @@ static brg_status make_window(mpi_group *g, size_t nbytes, MPI_Win *window,
     MPI_CHECK(g, MPI_Info_set(info, "alloc_shared_noncontig", "true"));
     MPI_CHECK(g, MPI_Win_allocate_shared((MPI_Aint)size, 1, info, g->node,
                                          &mine, window));
+    MPI_CHECK(g, MPI_Win_set_errhandler(*window, MPI_ERRORS_RETURN));
     MPI_CHECK(g, MPI_Info_free(&info));
     for (int r = 0; r < g->n_local; r++) {
         MPI_Aint found;
@@ -301,7 +336,12 @@ static brg_status add_region(mpi_group *g, size_t nbytes, void **out)
         g->host->alloc((size_t)g->n_local * sizeof(void *), "a region");
     if (!region->base)
         return BRG_ERR_NOMEM;
-    BRG_TRY(make_window(g, nbytes ? nbytes : 1, &region->window, region->base));
+    brg_status status =
+        make_window(g, nbytes ? nbytes : 1, &region->window, region->base);
+    if (status != BRG_OK) {
+        g->host->free(region->base);
+        return status;
+    }
     region->nbytes = nbytes;
     region->mine = region->base[g->local];
     g->n_regions++;
@@ -420,6 +460,7 @@ void brg__mpi_world_deinit(mpi_group *g)
     for (uint32_t i = 0; i < g->n_regions; i++)
         g->host->free(g->regions[i].base);
     g->host->free(g->rank_at);
+    g->host->free(g->node_begin);
     g->host->free(g->shared);
     g->host->free(g->seen);
 }

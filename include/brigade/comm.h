@@ -208,7 +208,8 @@ BRG_API brg_status brg_fake_fail_after(brg_pg *pg, int64_t n);
 typedef struct brg_sim_options {
     size_t struct_size;
     uint64_t seed;
-    int node_size; /* ranks per simulated node; 0: all on one */
+    int node_size; /* ranks per simulated node, what remains on the last; 0:
+                      all on one */
     /* Of virtual time, faults and replays: sim.h. */
     uint64_t latency_ns;                /* of one message */
     double bytes_per_s;                 /* 0: no time passes for them */

@@ -30,8 +30,9 @@ static void test_sim__keeps_the_contract(void **state)
 static void test_sim__sums_within_nodes_first(void **state)
 {
     (void)state;
-    static const int worlds[][2] = {{4, 2}, {8, 2}, {8, 4}, {3, 1}, {3, 2}};
-    for (size_t i = 0; i < 5; i++) {
+    static const int worlds[][2] = {{4, 2}, {8, 2}, {8, 4}, {3, 1},
+                                    {3, 2}, {4, 3}, {7, 3}};
+    for (size_t i = 0; i < 7; i++) {
         brg_sim_options options = BRG_SIM_OPTIONS_INIT;
         suite_case c = {.node_size = worlds[i][1]};
         options.node_size = c.node_size;
@@ -70,7 +71,8 @@ static void test_sim__steady_state_allocates_nothing(void **state)
 
 static brg_status run_mismatch(brg_pg *pg, void *user)
 {
-    return brg_suite_mismatch(pg, ((const suite_case *)user)->which);
+    const suite_case *c = user;
+    return brg_suite_mismatch(pg, c->which, brg_pg_world_size(pg) - 1);
 }
 
 static void test_sim__mismatch_fails_on_every_rank(void **state)

@@ -1,30 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The reducer over MPI: every rank runs every test. Nodes of one rank make
  * the ranks exchange messages instead of sharing memory. */
-#include <mpi.h>
-
-#include <brigade/mpi.h>
-
 #include "tests/reducer/average_checks.h"
 #include "tests/reducer/hook_checks.h"
 #include "tests/reducer/order_checks.h"
 #include "tests/reducer/step_checks.h"
 #include "tests/support/ddp_model.h"
 #include "tests/support/ddp_train.h"
+#include "tests/support/mpi_ranks.h"
 
 static int rank, n_ranks;
-
-static brg_pg *make_group(int node_size)
-{
-    char text[16];
-    brg_pg *pg;
-    brg_pg_options options = BRG_PG_OPTIONS_INIT;
-    options.timeout_s = 60;
-    snprintf(text, sizeof text, "%d", node_size);
-    setenv("BRG_MPI_NODE_SIZE", text, 1);
-    assert_brg_ok(brg_pg_create(&pg, "mpi", &options));
-    return pg;
-}
 
 static void test_ddp_mpi__trains_as_one_rank_does(void **state)
 {
@@ -34,8 +19,8 @@ static void test_ddp_mpi__trains_as_one_rank_does(void **state)
         {.n_steps = 4, .n_micro = 1, .cap = 1, .keep_memory = true},
         {.n_steps = 4, .n_micro = 3, .cap = 400, .adamw = true},
     };
-    for (int node_size = 0; node_size < 2; node_size++) {
-        brg_pg *pg = make_group(node_size);
+    for (int node_size = 0; node_size < mpi_n_shapes(); node_size++) {
+        brg_pg *pg = mpi_group(node_size, 60);
         for (size_t i = 0; i < 3; i++)
             assert_brg_ok(ddp_train_check(pg, &ways[i]));
         brg_pg_destroy(pg);
@@ -58,8 +43,8 @@ static void test_ddp_mpi__averages_every_dtype_and_layout(void **state)
 {
     (void)state;
     static const size_t caps[] = {1, 200, 0};
-    for (int node_size = 0; node_size < 2; node_size++) {
-        brg_pg *pg = make_group(node_size);
+    for (int node_size = 0; node_size < mpi_n_shapes(); node_size++) {
+        brg_pg *pg = mpi_group(node_size, 60);
         for (size_t i = 0; i < 3; i++) {
             ddp_model m = {.pg = pg};
             brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
@@ -77,8 +62,8 @@ static void test_ddp_mpi__a_steady_step_allocates_nothing(void **state)
 #if defined(__SANITIZE_ADDRESS__)
     skip(); /* objects are not cached, so that each is seen */
 #endif
-    for (int node_size = 0; node_size < 2; node_size++) {
-        brg_pg *pg = make_group(node_size);
+    for (int node_size = 0; node_size < mpi_n_shapes(); node_size++) {
+        brg_pg *pg = mpi_group(node_size, 60);
         ddp_model m;
         brg_memory_stats before, after;
         assert_brg_ok(ddp_model_init(&m, pg));
@@ -100,7 +85,7 @@ static void test_ddp_mpi__raw_buffers(void **state)
 {
     (void)state;
     for (int in_slots = 0; in_slots < 2; in_slots++) {
-        brg_pg *pg = make_group(0);
+        brg_pg *pg = mpi_group(0, 60);
         trainer t;
         brg_reducer_options options = BRG_REDUCER_OPTIONS_INIT;
         options.bucket_bytes = 256;
@@ -118,8 +103,8 @@ static void test_ddp_mpi__raw_buffers(void **state)
 static void test_ddp_mpi__communication_hooks(void **state)
 {
     (void)state;
-    for (int node_size = 0; node_size < 2; node_size++) {
-        brg_pg *pg = make_group(node_size);
+    for (int node_size = 0; node_size < mpi_n_shapes(); node_size++) {
+        brg_pg *pg = mpi_group(node_size, 60);
         assert_brg_ok(check_hooks(pg));
         assert_brg_ok(check_powersgd(pg));
         brg_pg_destroy(pg);
@@ -129,15 +114,14 @@ static void test_ddp_mpi__communication_hooks(void **state)
 static void test_ddp_mpi__periodic_averaging(void **state)
 {
     (void)state;
-    brg_pg *pg = make_group(0);
+    brg_pg *pg = mpi_group(0, 60);
     assert_brg_ok(check_averages(pg));
     brg_pg_destroy(pg);
 }
 
-static void test_ddp_mpi__errors_reach_every_rank(void **state)
+static void check_errors(int node_size)
 {
-    (void)state;
-    brg_pg *pg = make_group(0);
+    brg_pg *pg = mpi_group(node_size, 60);
     trainer t;
     trainer_init(&t, pg);
     if (rank == 1)
@@ -164,12 +148,16 @@ static void test_ddp_mpi__errors_reach_every_rank(void **state)
     brg_pg_destroy(pg);
 }
 
-static void test_ddp_mpi__a_rank_that_leaves_is_named(void **state)
+static void test_ddp_mpi__errors_reach_every_rank(void **state)
 {
     (void)state;
-    if (n_ranks == 1)
-        skip();
-    brg_pg *pg = make_group(0);
+    for (int node_size = 0; node_size < mpi_n_shapes(); node_size++)
+        check_errors(node_size);
+}
+
+static void check_leaver(int node_size)
+{
+    brg_pg *pg = mpi_group(node_size, 60);
     ddp_model m;
     assert_brg_ok(ddp_model_init(&m, pg));
     assert_brg_ok(ddp_model_wrap(&m, NULL));
@@ -181,12 +169,20 @@ static void test_ddp_mpi__a_rank_that_leaves_is_named(void **state)
     brg_pg_destroy(pg);
 }
 
+static void test_ddp_mpi__a_rank_that_leaves_is_named(void **state)
+{
+    (void)state;
+    for (int node_size = 0; n_ranks > 1 && node_size < mpi_n_shapes();
+         node_size++)
+        check_leaver(node_size);
+}
+
 /* A group made afterwards works up to the same error. */
 static void test_ddp_mpi__a_plan_of_another_order(void **state)
 {
     (void)state;
-    for (int node_size = 0; node_size < 2; node_size++) {
-        brg_pg *pg = make_group(node_size);
+    for (int node_size = 0; node_size < mpi_n_shapes(); node_size++) {
+        brg_pg *pg = mpi_group(node_size, 60);
         assert_brg_ok(order_check(pg));
         brg_pg_destroy(pg);
     }
@@ -205,13 +201,10 @@ static void test_ddp_mpi__whole_steps(void **state)
 
 int main(int argc, char **argv)
 {
-    MPI_Init(&argc, &argv);
-    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    MPI_Comm_size(MPI_COMM_WORLD, &n_ranks);
-    if (rank > 0 && !freopen("/dev/null", "w", stdout))
+    if (!mpi_begin(&argc, &argv))
         return 1;
-    if (brg_backend_register(brg_comm_mpi()) != BRG_OK)
-        return 1;
+    rank = mpi_rank();
+    n_ranks = mpi_n_ranks();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ddp_mpi__trains_as_one_rank_does),
         cmocka_unit_test(test_ddp_mpi__averages_every_dtype_and_layout),

@@ -2,32 +2,16 @@
  * The reproducible reduction over MPI, through shared memory and between nodes
  * of one rank: the hash of a simulated world of one, which every rank runs
  * beside. */
-#include <mpi.h>
-
-#include <brigade/mpi.h>
-
-#include "tests/support/brg_test.h"
 #include "tests/support/leaf_train.h"
-
-static brg_pg *make_group(int node_size)
-{
-    char text[16];
-    brg_pg *pg;
-    brg_pg_options options = BRG_PG_OPTIONS_INIT;
-    options.timeout_s = 60;
-    snprintf(text, sizeof text, "%d", node_size);
-    setenv("BRG_MPI_NODE_SIZE", text, 1);
-    assert_brg_ok(brg_pg_create(&pg, "mpi", &options));
-    return pg;
-}
+#include "tests/support/mpi_ranks.h"
 
 static void check(leaf_train how, const size_t *caps, size_t n_caps)
 {
     uint64_t expected, hash;
     assert_brg_ok(leaf_train_sim(1, 0, &how, &expected));
-    for (int node_size = 0; node_size < 2; node_size++)
+    for (int node_size = 0; node_size < mpi_n_shapes(); node_size++)
         for (size_t i = 0; i < n_caps; i++) {
-            brg_pg *pg = make_group(node_size);
+            brg_pg *pg = mpi_group(node_size, 60);
             how.cap = caps[i];
             assert_brg_ok(leaf_train_run(pg, &how, &hash));
             assert_int_equal(hash, expected);
@@ -58,12 +42,7 @@ static void test_leaves_mpi__hash_with_large_buckets(void **state)
 
 int main(int argc, char **argv)
 {
-    int rank;
-    MPI_Init(&argc, &argv);
-    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    if (rank > 0 && !freopen("/dev/null", "w", stdout))
-        return 1;
-    if (brg_backend_register(brg_comm_mpi()) != BRG_OK)
+    if (!mpi_begin(&argc, &argv))
         return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_leaves_mpi__hash_of_the_simulated_world),

@@ -1,31 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Sharded optimizer state over MPI, with shared memory and with messages. */
-#include <mpi.h>
-
-#include <brigade/mpi.h>
-
 #include "tests/reducer/shard_checks.h"
-
-static void run(brg_status (*check)(brg_pg *pg))
-{
-    for (int node_size = 0; node_size < 2; node_size++) {
-        char text[16];
-        brg_pg *pg;
-        brg_pg_options options = BRG_PG_OPTIONS_INIT;
-        options.timeout_s = 60;
-        snprintf(text, sizeof text, "%d", node_size);
-        setenv("BRG_MPI_NODE_SIZE", text, 1);
-        assert_brg_ok(brg_pg_create(&pg, "mpi", &options));
-        assert_brg_ok(check(pg));
-        brg_pg_destroy(pg);
-    }
-}
+#include "tests/support/mpi_ranks.h"
 
 #define MPI_TEST(check)                                                        \
     static void test_shard_mpi__##check(void **state)                          \
     {                                                                          \
         (void)state;                                                           \
-        run(check_shard_##check);                                              \
+        mpi_on_shapes(check_shard_##check);                                    \
     }
 
 MPI_TEST(bits)
@@ -35,12 +17,7 @@ MPI_TEST(errors)
 
 int main(int argc, char **argv)
 {
-    int rank;
-    MPI_Init(&argc, &argv);
-    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    if (rank > 0 && !freopen("/dev/null", "w", stdout))
-        return 1;
-    if (brg_backend_register(brg_comm_mpi()) != BRG_OK)
+    if (!mpi_begin(&argc, &argv))
         return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shard_mpi__bits),

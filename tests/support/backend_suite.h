@@ -10,8 +10,8 @@
 
 #include <brigade/comm.h>
 
-/* Everything. `node_size`: sums run within nodes of so many ranks first; 0:
- * all ranks are on one node. */
+/* Everything. `node_size`: sums run within nodes of so many ranks first, the
+ * last one of what remains; 0: all ranks are on one node. */
 brg_status brg_suite_run(brg_pg *pg, int node_size);
 
 /* For groups whose memory is not the host's: all but that memory. */
@@ -24,9 +24,9 @@ brg_status brg_suite_leaves(brg_pg *pg);
 /* A steady start and wait asks for no memory. */
 brg_status brg_suite_steady_state(brg_pg *pg);
 
-/* Calls that differ between ranks fail on every rank (world size > 1). The
+/* A call of one rank that differs fails on every rank (world size > 1). The
  * group is dead afterwards. `which`: 0 count, 1 dtype, 2 op, 3 collective. */
-brg_status brg_suite_mismatch(brg_pg *pg, int which);
+brg_status brg_suite_mismatch(brg_pg *pg, int which, int odd_rank);
 
 /* Fails unless `status` is `code` and the message holds `text`. */
 brg_status brg_suite_expect(brg_status status, brg_status code,
