@@ -18,6 +18,9 @@ set(BRG_TEST_ENV
   LSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/support/lsan.supp:print_suppressions=0
   TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/support/tsan.supp:halt_on_error=1)
 if(EXISTS ${PROJECT_SOURCE_DIR}/scripts/mpirun.sh)
+  if(MPIEXEC_EXECUTABLE)
+    list(APPEND BRG_TEST_ENV MPIRUN=${MPIEXEC_EXECUTABLE})
+  endif()
   set(BRG_MPIRUN ${PROJECT_SOURCE_DIR}/scripts/mpirun.sh -n)
 else()
   set(BRG_MPIRUN ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG})

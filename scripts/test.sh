@@ -5,6 +5,7 @@ usage="usage: scripts/test.sh [options]
   --tsan        with the thread sanitizer (without MPI)
   --debug       Debug build with all internal checks
   --clang       compile with clang
+  --mpi NAME    with this MPI: openmpi or mpich
   --only REGEX  only tests whose name matches, e.g. 'core/' or 'mpi'
   --label REGEX only tests with such a label: unit, mpi, check, slow
   --fast        without the slow ones"
@@ -36,6 +37,14 @@ while test $# -gt 0; do
         folder=$folder-clang
         packages="$packages clang"
         clang=-DCMAKE_C_COMPILER=clang
+        ;;
+    --mpi)
+        test $# -ge 2 || die "$1 needs a value"
+        folder=$folder-$2
+        packages="$packages lib$2-dev"
+        test "$2" = openmpi || packages="$packages $2"
+        options+=("-DBRG_MPI=$2" -DBRG_WITH_MPI=ON)
+        shift
         ;;
     --only | --label)
         test $# -ge 2 || die "$1 needs a value"

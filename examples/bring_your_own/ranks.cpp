@@ -157,8 +157,9 @@ class Network
 void run()
 {
     brg_pg *made;
-    must(brg_pg_create(
-        &made, std::getenv("OMPI_COMM_WORLD_SIZE") ? "mpi" : "self", nullptr));
+    bool has_ranks =
+        std::getenv("OMPI_COMM_WORLD_SIZE") || std::getenv("PMI_SIZE");
+    must(brg_pg_create(&made, has_ranks ? "mpi" : "self", nullptr));
     Group pg(made);
     auto network = std::make_unique<Network>(pg.get());
     for (int step = 0; step < n_steps; step++)

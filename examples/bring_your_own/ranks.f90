@@ -47,9 +47,10 @@ contains
 
   function group_name() result(name)
     character(kind=c_char, len=:), allocatable :: name
-    integer :: status
-    call get_environment_variable('OMPI_COMM_WORLD_SIZE', status=status)
-    name = merge('mpi ', 'self', status == 0)
+    integer :: openmpi, mpich
+    call get_environment_variable('OMPI_COMM_WORLD_SIZE', status=openmpi)
+    call get_environment_variable('PMI_SIZE', status=mpich)
+    name = merge('mpi ', 'self', openmpi == 0 .or. mpich == 0)
     name = trim(name) // c_null_char
   end function
 

@@ -14,7 +14,7 @@ say() { echo "== $*"; }
 # run <component or empty> <program> <argument>...: components on two ranks
 run() {
     ranks=""
-    test "$1" != mpi || ranks="mpirun -n 2"
+    test "$1" != mpi || ranks="${MPIRUN:-mpirun} -n 2"
     shift
     $ranks "$@" >"$work/output" 2>&1 || {
         cat "$work/output"
