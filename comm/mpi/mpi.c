@@ -133,7 +133,7 @@ static void look_afar(const mpi_group *g, const brg_call *call, int rank,
     for (int node = 0; is_asked && node < g->n_nodes; node++) {
         if (node == g->my_node)
             continue;
-        bool is_it = g->rank_at[node * g->n_local + g->local] == rank;
+        bool is_it = rank_in(g, node, g->local) == rank;
         if (is_it && MPI_Request_get_status(g->header_requests[n], &flag,
                                             MPI_STATUS_IGNORE) == MPI_SUCCESS)
             *filled = (brg_peer){.is_visible = true,

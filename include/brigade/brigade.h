@@ -32,6 +32,7 @@
 #include <brigade/sim.h>
 #include <brigade/sparse.h>
 #include <brigade/status.h>
+#include <brigade/sync_norm.h>
 #include <brigade/tensor.h>
 #include <brigade/trace.h>
 #include <brigade/types.h>
