@@ -193,7 +193,7 @@ static void test_ddp_mpi__whole_steps(void **state)
 {
     (void)state;
     for (int node_size = 0; node_size < 2; node_size++) {
-        brg_pg *pg = make_group(node_size);
+        brg_pg *pg = mpi_group(node_size, 60);
         assert_brg_ok(step_check_all(pg));
         brg_pg_destroy(pg);
     }
