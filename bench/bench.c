@@ -163,11 +163,19 @@ void bench_fill(float *filled, size_t n, float scale, uint64_t seed)
 brg_tensor *bench_random(float scale, uint64_t seed, int ndim,
                          const int64_t *shape)
 {
+    size_t n = 1;
+    for (int d = 0; d < ndim; d++)
+        n *= (size_t)shape[d];
+    float *values = malloc(n * sizeof(*values));
+    if (values == NULL)
+        bench_fail("out of memory");
+    bench_fill(values, n, scale, seed);
     brg_scope *scope = brg_scope_begin();
-    brg_tensor *t = bench_some(brg_empty(BRG_DTYPE_F32, ndim, shape));
-    bench_fill(brg_tensor_data(t), (size_t)brg_tensor_numel(t), scale, seed);
+    brg_tensor *t =
+        bench_some(brg_from_data(BRG_DTYPE_F32, ndim, shape, values));
     brg_retain(t);
     brg_scope_end(scope);
+    free(values);
     return t;
 }
 

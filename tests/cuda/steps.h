@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The same training steps on a GPU in four ways, which have to give the same
+ * bits: eager, with a compiled backward, as a compiled step, as a step that is
+ * recorded and launched. */
+#ifndef BRG_TESTS_CUDA_STEPS_H
+#define BRG_TESTS_CUDA_STEPS_H
+
+#include "tests/cuda/compare.h"
+
+#define N_STEPS 10
+#define SIDE 12 /* of images */
+#define N_CLASSES 7
+#define VOCAB 29
+#define CONTEXT 24
+#define DIM 32
+#define MAX_NUMEL 65536
+
+typedef enum kind { MLP, CNN, GPT, N_KINDS } kind;
+typedef enum way { EAGER, BACKWARD, STEP, LAUNCHED, N_WAYS } way;
+
+static const char *const kind_names[N_KINDS] = {"mlp", "cnn", "gpt"};
+static const char *const way_names[N_WAYS] = {"eager", "backward", "step",
+                                              "launched"};
+
+typedef struct model {
+    kind kind;
+    brg_params *params;
+    brg_optim *optim;
+    brg_nn_linear linear[3];
+    brg_nn_conv2d conv[2];
+    brg_nn_batch_norm norm;
+    brg_nn_embedding tokens, positions;
+    brg_nn_block blocks[2];
+    brg_nn_layer_norm last;
+} model;
+
+static inline void init_mlp(model *m, const brg_nn_options *nn)
+{
+    const int64_t sizes[] = {SIDE * SIDE, 64, 48, N_CLASSES};
+    const char *const names[] = {"fc1", "fc2", "fc3"};
+    for (int i = 0; i < 3; i++)
+        assert_brg_ok(brg_nn_linear_init(&m->linear[i], nn, names[i], sizes[i],
+                                         sizes[i + 1]));
+}
+
+static inline void init_cnn(model *m, const brg_nn_options *nn)
+{
+    const brg_nn_conv2d_options first = {
+        .n_in = 1, .n_out = 8, .kernel = {3, 3}, .padding = {1, 1}};
+    const brg_nn_conv2d_options second = {
+        .n_in = 8, .n_out = 12, .kernel = {3, 3}, .stride = {2, 2}};
+    assert_brg_ok(brg_nn_conv2d_init(&m->conv[0], nn, "conv1", &first));
+    assert_brg_ok(brg_nn_batch_norm_init(&m->norm, nn, "bn", 8));
+    assert_brg_ok(brg_nn_conv2d_init(&m->conv[1], nn, "conv2", &second));
+    assert_brg_ok(
+        brg_nn_linear_init(&m->linear[0], nn, "fc", 12 * 2 * 2, N_CLASSES));
+}
+
+static inline void init_gpt(model *m, const brg_nn_options *nn)
+{
+    const brg_nn_block_options block = {
+        .dim = DIM, .n_heads = 4, .n_blocks = 2};
+    assert_brg_ok(brg_nn_embedding_init(&m->tokens, nn, "wte", VOCAB, DIM));
+    assert_brg_ok(
+        brg_nn_embedding_init(&m->positions, nn, "wpe", CONTEXT, DIM));
+    assert_brg_ok(brg_nn_block_init(&m->blocks[0], nn, "h.0", &block));
+    assert_brg_ok(brg_nn_block_init(&m->blocks[1], nn, "h.1", &block));
+    assert_brg_ok(brg_nn_layer_norm_init(&m->last, nn, "ln_f", DIM));
+}
+
+static inline void model_init(model *m, kind k, brg_dtype dtype)
+{
+    *m = (model){.kind = k};
+    assert_brg_ok(brg_params_create(&m->params));
+    brg_nn_options nn = BRG_NN_OPTIONS_INIT;
+    nn.params = m->params;
+    nn.dtype = dtype;
+    brg_seed(2);
+    (k == MLP ? init_mlp : k == CNN ? init_cnn : init_gpt)(m, &nn);
+    brg_adamw_options adamw = BRG_ADAMW_OPTIONS_INIT;
+    brg_sgd_options sgd = BRG_SGD_OPTIONS_INIT;
+    sgd.momentum = 0.9;
+    adamw.lr = 3e-3;
+    assert_brg_ok(k == MLP
+                      ? brg_optim_create_sgd(&m->optim, m->params, &sgd)
+                      : brg_optim_create_adamw(&m->optim, m->params, &adamw));
+}
+
+static inline void model_free(model *m)
+{
+    brg_optim_destroy(m->optim);
+    brg_params_destroy(m->params);
+}
+
+static inline brg_tensor *forward(model *m, brg_tensor *x)
+{
+    if (m->kind == GPT) {
+        x = brg_add(brg_nn_embedding_forward(&m->tokens, x),
+                    m->positions.weight);
+        for (int i = 0; i < 2; i++)
+            x = brg_nn_block_forward(&m->blocks[i], x);
+        x = brg_nn_layer_norm_forward(&m->last, x);
+        return brg_linear(x, m->tokens.weight, NULL);
+    }
+    if (m->kind == CNN) {
+        const brg_pool2d_options pool = {.struct_size = sizeof pool,
+                                         .kernel = {2, 2}};
+        x = brg_nn_conv2d_forward(&m->conv[0], x);
+        x = brg_relu(brg_nn_batch_norm_forward(&m->norm, x, true));
+        x = brg_nn_conv2d_forward(&m->conv[1], brg_max_pool2d(x, &pool));
+        return brg_nn_linear_forward(&m->linear[0],
+                                     brg_flatten(brg_gelu(x), 1, -1));
+    }
+    x = brg_relu(brg_nn_linear_forward(&m->linear[0], brg_flatten(x, 1, -1)));
+    x = brg_tanh(brg_nn_linear_forward(&m->linear[1], x));
+    return brg_nn_linear_forward(&m->linear[2], x);
+}
+
+/* in: data, targets. */
+static inline brg_status run_step(brg_tensor *const *in, size_t n_in,
+                                  brg_tensor **out, size_t n_out, void *user)
+{
+    model *m = user;
+    (void)n_in;
+    (void)n_out;
+    out[0] = brg_cross_entropy(forward(m, in[0]), in[1]);
+    if (!out[0])
+        return brg_error_code();
+    BRG_TRY(brg_backward(out[0]));
+    BRG_TRY(brg_optim_step(m->optim));
+    return brg_optim_zero_grad(m->optim, false);
+}
+
+/* Part `part` of `n` of the batch of a step, on the thread's device. */
+static inline void make_data(const model *m, int step, brg_dtype dtype,
+                             int part, int n, brg_tensor *in[2])
+{
+    const int64_t batch = 16, each = batch / n, first = part * each;
+    brg_seed(1000 + (uint64_t)step);
+    if (m->kind == GPT) {
+        in[0] = brg_randint(0, VOCAB, BRG_SHAPE(batch, CONTEXT));
+        in[1] = brg_randint(0, VOCAB, BRG_SHAPE(batch, CONTEXT));
+    } else {
+        in[0] = brg_cast(
+            brg_randn(BRG_DTYPE_F32, BRG_SHAPE(batch, 1, SIDE, SIDE)), dtype);
+        in[1] = brg_randint(0, N_CLASSES, BRG_SHAPE(batch));
+    }
+    for (int i = 0; i < 2; i++)
+        in[i] =
+            assert_brg_some(brg_contiguous(brg_narrow(in[i], 0, first, each)));
+}
+
+/* Losses, then all parameters and buffers. */
+typedef struct outcome {
+    double losses[N_STEPS];
+    float numbers[MAX_NUMEL];
+    size_t n;
+    brg_compile_stats stats;
+    brg_device_counts counts; /* of the last three steps */
+} outcome;
+
+static inline void read_model(outcome *o, const model *m)
+{
+    bool mode = brg_grad_mode_set(false);
+    o->n = 0;
+    for (size_t i = 0; i < brg_params_count(m->params); i++) {
+        brg_tensor *t = assert_brg_some(
+            brg_cast(brg_params_at(m->params, i)->tensor, BRG_DTYPE_F32));
+        const size_t n = (size_t)brg_tensor_numel(t);
+        assert_true(o->n + n <= MAX_NUMEL);
+        assert_brg_ok(brg_tensor_read(t, o->numbers + o->n, n * sizeof(float)));
+        o->n += n;
+    }
+    (void)brg_grad_mode_set(mode);
+}
+
+/* Losses stay where they are until the end: a step waits for nothing. */
+static inline void run_steps(model *m, way w, brg_dtype dtype, int part, int n,
+                             outcome *o)
+{
+    brg_tensor *losses[N_STEPS];
+    brg_compiled *compiled = NULL;
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    brg_device_counts before = {0};
+    options.fullgraph = true;
+    options.whole = w >= STEP;
+    options.replay = w == LAUNCHED;
+    assert_brg_ok(brg_compile_reset());
+    if (w != EAGER)
+        assert_brg_ok(brg_compiled_create(&compiled, run_step, m, &options));
+    brg_scope *all = brg_scope_begin();
+    for (int step = 0; step < N_STEPS; step++) {
+        brg_tensor *in[2], *out = NULL;
+        make_data(m, step, dtype, part, n, in);
+        if (step == N_STEPS - 3)
+            assert_brg_ok(brg_device_get_counts(brg_device_get(), &before));
+        assert_brg_ok(brg_optim_set_lr(m->optim, 0.05 / (1 + step)));
+        assert_brg_ok(compiled ? brg_compiled_call(compiled, in, 2, &out, 1)
+                               : run_step(in, 2, &out, 1, m));
+        losses[step] = out;
+    }
+    assert_brg_ok(brg_device_get_counts(brg_device_get(), &o->counts));
+    o->counts.n_waits -= before.n_waits;
+    o->counts.n_allocs -= before.n_allocs;
+    o->counts.n_graphs -= before.n_graphs;
+    o->counts.reserved -= before.reserved;
+    for (int step = 0; step < N_STEPS; step++)
+        assert_brg_ok(brg_tensor_item(losses[step], &o->losses[step]));
+    brg_scope_end(all);
+    read_model(o, m);
+    brg_compile_get_stats(&o->stats);
+    brg_compiled_destroy(compiled);
+}
+
+/* What was compiled is what was asked for. */
+static inline void check_counts(way w, const outcome *o)
+{
+    if (w == EAGER)
+        return;
+    assert_int_equal(o->stats.fallbacks + o->stats.function_fallbacks, 0);
+    assert_int_equal(o->stats.function_hits, w >= STEP ? N_STEPS - 1 : 0);
+    assert_int_equal(o->stats.replay_skips, 0);
+    if (w < LAUNCHED)
+        return;
+    if (o->stats.replay_launches == 0)
+        print_error("%s\n", brg_compile_reason());
+    assert_in_range(o->stats.replay_recordings, 1, 2);
+    assert_true(o->stats.replay_launches >= 4);
+    assert_int_equal(o->counts.n_graphs, 3);
+}
+
+/* All ways on this data; `make` and `end` around each run (a reducer). */
+static inline void check_bits(kind k, way w, const outcome *got,
+                              const outcome *want)
+{
+    double worst = 0,
+           change = fabs(want->losses[0] - want->losses[N_STEPS - 1]);
+    assert_int_equal(got->n, want->n);
+    for (size_t i = 0; i < got->n; i++)
+        worst = fmax(worst, fabs(got->numbers[i] - want->numbers[i]));
+    for (int i = 0; i < N_STEPS; i++)
+        worst = fmax(worst, fabs(got->losses[i] - want->losses[i]));
+    printf("%s %s: off by %.2g, loss %.5f to %.5f; %d launches, in 3 steps "
+           "%d waits, %d pieces of memory, %d bytes from the driver\n",
+           kind_names[k], way_names[w], worst, got->losses[0],
+           got->losses[N_STEPS - 1], (int)got->stats.replay_launches,
+           (int)got->counts.n_waits, (int)got->counts.n_allocs,
+           (int)got->counts.reserved);
+    assert_true(change > 0);
+    assert_memory_equal(got->losses, want->losses, sizeof got->losses);
+    assert_memory_equal(got->numbers, want->numbers,
+                        got->n * sizeof *got->numbers);
+}
+
+#endif

@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Compiled training on one GPU has the bits of eager training there: backwards
+ * and whole steps, op by op, and steps recorded as CUDA graphs; and such a step
+ * makes the host wait for nothing and takes nothing from the driver. */
+#include "tests/cuda/steps.h"
+
+static void check(kind k, brg_dtype dtype)
+{
+    static outcome want, got;
+    for (way w = EAGER; w < N_WAYS; w++) {
+        model m;
+        outcome *o = w == EAGER ? &want : &got;
+        memset(o, 0, sizeof *o);
+        brg_scope *scope = brg_scope_begin();
+        assert_brg_ok(brg_device_set(GPU));
+        model_init(&m, k, dtype);
+        run_steps(&m, w, dtype, 0, 1, o);
+        model_free(&m);
+        assert_brg_ok(brg_device_set(CPU));
+        brg_scope_end(scope);
+        check_bits(k, w, o, &want);
+        check_counts(w, o);
+    }
+}
+
+static void test_compile__mlp(void **state)
+{
+    (void)state;
+    check(MLP, BRG_DTYPE_F32);
+    check(MLP, BRG_DTYPE_BF16);
+}
+
+static void test_compile__cnn(void **state)
+{
+    (void)state;
+    check(CNN, BRG_DTYPE_F32);
+}
+
+static void test_compile__gpt(void **state)
+{
+    (void)state;
+    check(GPT, BRG_DTYPE_F32);
+    check(GPT, BRG_DTYPE_BF16);
+}
+
+/* No wait, and nothing more from the driver, with data that is there. */
+static void test_compile__a_launched_step_does_not_wait(void **state)
+{
+    (void)state;
+    model m;
+    brg_compiled *compiled;
+    brg_tensor *in[2], *out;
+    brg_device_counts before, after;
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.fullgraph = options.whole = options.replay = true;
+    brg_scope *scope = brg_scope_begin();
+    assert_brg_ok(brg_device_set(GPU));
+    model_init(&m, GPT, BRG_DTYPE_F32);
+    make_data(&m, 0, BRG_DTYPE_F32, 0, 1, in);
+    assert_brg_ok(brg_compile_reset());
+    assert_brg_ok(brg_compiled_create(&compiled, run_step, &m, &options));
+    for (int step = 0; step < 30; step++) {
+        brg_scope *one = brg_scope_begin();
+        if (step == 10)
+            assert_brg_ok(brg_device_get_counts(GPU, &before));
+        assert_brg_ok(brg_compiled_call(compiled, in, 2, &out, 1));
+        brg_scope_end(one);
+    }
+    assert_brg_ok(brg_device_get_counts(GPU, &after));
+    assert_int_equal(after.n_graphs - before.n_graphs, 20);
+    assert_int_equal(after.n_waits - before.n_waits, 0);
+    assert_int_equal(after.n_allocs - before.n_allocs, 20); /* the losses */
+    assert_int_equal(after.reserved - before.reserved, 0);
+    brg_compiled_destroy(compiled);
+    model_free(&m);
+    assert_brg_ok(brg_device_set(CPU));
+    brg_scope_end(scope);
+}
+
+static brg_status step_with_a_copy(brg_tensor *const *in, size_t n_in,
+                                   brg_tensor **out, size_t n_out, void *user)
+{
+    model *m = user;
+    (void)n_in;
+    (void)n_out;
+    brg_tensor *y = brg_to(brg_to(forward(m, in[0]), CPU), GPU);
+    out[0] = brg_cross_entropy(y, in[1]);
+    BRG_TRY(out[0] ? brg_backward(out[0]) : brg_error_code());
+    BRG_TRY(brg_optim_step(m->optim));
+    return brg_optim_zero_grad(m->optim, false);
+}
+
+/* Met while the step is recorded: it ends as it would have without. */
+static void test_compile__what_cannot_be_recorded(void **state)
+{
+    (void)state;
+    double losses[2][6];
+    for (int is_compiled = 0; is_compiled < 2; is_compiled++) {
+        model m;
+        brg_compiled *compiled;
+        brg_tensor *in[2], *out;
+        brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+        options.fullgraph = options.whole = options.replay = true;
+        brg_scope *scope = brg_scope_begin();
+        assert_brg_ok(brg_device_set(GPU));
+        model_init(&m, MLP, BRG_DTYPE_F32);
+        make_data(&m, 0, BRG_DTYPE_F32, 0, 1, in);
+        assert_brg_ok(brg_compile_reset());
+        assert_brg_ok(
+            brg_compiled_create(&compiled, step_with_a_copy, &m, &options));
+        for (int step = 0; step < 6; step++) {
+            assert_brg_ok(is_compiled
+                              ? brg_compiled_call(compiled, in, 2, &out, 1)
+                              : step_with_a_copy(in, 2, &out, 1, &m));
+            assert_brg_ok(brg_tensor_item(out, &losses[is_compiled][step]));
+        }
+        brg_compile_stats stats;
+        brg_compile_get_stats(&stats);
+        assert_int_equal(stats.replay_recordings, is_compiled);
+        assert_int_equal(stats.replay_skips, is_compiled);
+        assert_int_equal(stats.replay_launches, 0);
+        brg_compiled_destroy(compiled);
+        model_free(&m);
+        assert_brg_ok(brg_device_set(CPU));
+        brg_scope_end(scope);
+    }
+    assert_memory_equal(losses[0], losses[1], sizeof losses[0]);
+}
+
+int main(void)
+{
+    int missing = require_gpu();
+    if (missing)
+        return missing;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_compile__mlp),
+        cmocka_unit_test(test_compile__cnn),
+        cmocka_unit_test(test_compile__gpt),
+        cmocka_unit_test(test_compile__a_launched_step_does_not_wait),
+        cmocka_unit_test(test_compile__what_cannot_be_recorded),
+    };
+    return cmocka_run_group_tests_name("compile", tests, NULL, NULL);
+}

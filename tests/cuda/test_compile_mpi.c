@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Compiled data-parallel training on GPUs, one per rank, over NCCL, has the bits
+ * of eager training there: captured reductions, and steps recorded as one CUDA
+ * graph with the reductions in it. */
+#include <mpi.h>
+
+#include <brigade/mpi.h>
+#include <brigade/nccl.h>
+
+#include "tests/cuda/steps.h"
+
+static int rank, n_ranks;
+static brg_pg *over;
+
+static brg_device mine(void)
+{
+    return (brg_device){BRG_DEVICE_CUDA, (int16_t)rank};
+}
+
+static void run(kind k, way w, brg_dtype dtype, brg_pg *pg, outcome *o)
+{
+    model m;
+    brg_ddp *ddp;
+    size_t n = 0;
+    brg_reducer_stats stats;
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    options.first_bucket_bytes = 4096; /* several buckets */
+    options.bucket_bytes = 16384;
+    memset(o, 0, sizeof *o);
+    brg_scope *scope = brg_scope_begin();
+    assert_brg_ok(brg_device_set(mine()));
+    model_init(&m, k, dtype);
+    brg_tensor *const *tensors =
+        brg_params_tensors(m.params, BRG_PARAM_TRAINED, &n);
+    assert_brg_ok(brg_ddp_create(&ddp, pg, tensors, n, NULL, 0, &options));
+    run_steps(&m, w, dtype, rank, n_ranks, o);
+    assert_brg_ok(brg_ddp_confirm(ddp));
+    brg_ddp_get_stats(ddp, &stats);
+    assert_int_equal(stats.n_steps, N_STEPS);
+    assert_true(stats.n_buckets > 1);
+    brg_ddp_destroy(ddp);
+    model_free(&m);
+    assert_brg_ok(brg_device_set(CPU));
+    brg_scope_end(scope);
+}
+
+static void check(kind k, brg_dtype dtype)
+{
+    static outcome want, got;
+    brg_pg *pg;
+    assert_brg_ok(brg_nccl_create(&pg, over, mine()));
+    for (way w = EAGER; w < N_WAYS; w++) {
+        run(k, w, dtype, pg, w == EAGER ? &want : &got);
+        check_bits(k, w, w == EAGER ? &want : &got, &want);
+        check_counts(w, &got);
+    }
+    brg_pg_destroy(pg);
+}
+
+static void test_compile__mlp(void **state)
+{
+    (void)state;
+    check(MLP, BRG_DTYPE_F32);
+}
+
+static void test_compile__gpt(void **state)
+{
+    (void)state;
+    check(GPT, BRG_DTYPE_F32);
+    check(GPT, BRG_DTYPE_BF16);
+}
+
+int main(int argc, char **argv)
+{
+    MPI_Init(&argc, &argv);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &n_ranks);
+    int status = require_gpu();
+    if (!status && brg_device_count(BRG_DEVICE_CUDA) < n_ranks) {
+        printf("SKIPPED, nothing was tested: %d GPUs for %d ranks\n",
+               brg_device_count(BRG_DEVICE_CUDA), n_ranks);
+        status = BRG_TEST_SKIPPED;
+    }
+    if (status) {
+        MPI_Finalize();
+        return status;
+    }
+    if (rank > 0 && !freopen("/dev/null", "w", stdout))
+        return 1;
+    if (brg_backend_register(brg_comm_mpi()) != BRG_OK ||
+        brg_pg_create(&over, "mpi", NULL) != BRG_OK)
+        return 1;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_compile__mlp),
+        cmocka_unit_test(test_compile__gpt),
+    };
+    int n_failed = cmocka_run_group_tests_name("compile", tests, NULL, NULL);
+    brg_pg_destroy(over);
+    MPI_Finalize();
+    return n_failed;
+}
