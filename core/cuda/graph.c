@@ -14,12 +14,12 @@
 
 /* ---- What a recording leaves behind -------------------------------------------- */
 
-static void free_steps(brg__cu *cu, brg__cu_graph *g)
+static void free_steps(brg__cu_graph *g)
 {
     for (brg__cu_step *s = g->steps, *next; s; s = next) {
         next = s->next;
         if (s->there)
-            (void)brg__cu_block_free(cu, s->there);
+            (void)cudaFree(s->there);
         brg__cu_host->free(s->updates);
         brg__cu_host->free(s->numbers);
         brg__cu_host->free(s);
@@ -28,12 +28,12 @@ static void free_steps(brg__cu *cu, brg__cu_graph *g)
     g->last_step = &g->steps;
 }
 
-static void clear(brg__cu *cu, brg__cu_graph *g)
+static void clear(brg__cu_graph *g)
 {
     if (g->exec)
         (void)cudaGraphExecDestroy(g->exec);
     g->exec = NULL;
-    free_steps(cu, g);
+    free_steps(g);
 }
 
 static brg_status remember(brg__cu_graph *g, void *fetch, void *at,
@@ -91,7 +91,7 @@ brg_status brg__cu_graph_record(brg_device device, void **graph)
     if (!g)
         BRG__CU_TRY(make(cu, &g));
     *graph = g;
-    clear(cu, g);
+    clear(g);
     g->is_given_up = false;
     BRG__CU_TRY(brg__cu_check(
         cudaStreamBeginCapture(cu->stream, cudaStreamCaptureModeRelaxed),
@@ -160,8 +160,10 @@ brg_status brg__cu_graph_update(brg__cu *cu, const brg_device_update *updates,
     if (!s->updates || !s->numbers)
         return BRG_ERR_NOMEM;
     memcpy(s->updates, updates, n * sizeof *updates);
-    BRG__CU_TRY(brg__cu_block_alloc(cu, g, (void **)&s->there,
-                                    n * N_NUMBERS * sizeof *s->numbers));
+    /* Written before the launch: no memory that the graph writes before. */
+    BRG__CU_TRY(brg__cu_check(
+        cudaMalloc((void **)&s->there, n * N_NUMBERS * sizeof *s->numbers),
+        "cuda: memory of a graph"));
     return brg__cu_check(brg__cu_update(&cu->queue, updates, n, s->there),
                          "optimizer");
 }
@@ -241,7 +243,7 @@ void brg__cu_graph_free(brg_device device, void *graph)
     brg__cu_graph *g = graph;
     if (!g || brg__cu_enter(device, &cu) != BRG_OK)
         return;
-    clear(cu, g);
+    clear(g);
     (void)do_later(cu, g);
     brg__cu_graph_drop(cu, g);
 }
