@@ -6,7 +6,8 @@
 #include "core/cuda/element.cuh"
 
 #define WARPS 4
-#define PARTS (BRG__CU_HEAD_MAX / 32) /* elements of a row per lane */
+/* Kernels are made for rows of up to 32 PARTS elements, PARTS to a lane. */
+#define MOST_PARTS (BRG__CU_HEAD_MAX / 32)
 
 /* The warp's row: batch, head, row; false past the last. */
 typedef struct row_at {
@@ -31,7 +32,7 @@ static __device__ __forceinline__ T *row_ptr(const brg__cu_heads &h,
 }
 
 /* Lane l holds elements l, l + 32, ... of a row. */
-template <typename T, typename C>
+template <int PARTS, typename T, typename C>
 static __device__ __forceinline__ void
 load_row(C *v, const brg__cu_heads &h, const row_at &at, int64_t r, int n)
 {
@@ -43,7 +44,7 @@ load_row(C *v, const brg__cu_heads &h, const row_at &at, int64_t r, int n)
     }
 }
 
-template <typename T, typename C>
+template <int PARTS, typename T, typename C>
 static __device__ __forceinline__ void
 store_row(const C *v, const brg__cu_heads &h, const row_at &at, int64_t r,
           int n)
@@ -57,7 +58,7 @@ store_row(const C *v, const brg__cu_heads &h, const row_at &at, int64_t r,
     }
 }
 
-template <typename C>
+template <int PARTS, typename C>
 static __device__ __forceinline__ C dot(const C *u, const C *v)
 {
     C sum = 0;
@@ -77,7 +78,7 @@ static __device__ __forceinline__ double exp_of(double x)
     return exp(x);
 }
 
-template <typename T, typename C>
+template <int PARTS, typename T, typename C>
 __global__ void __launch_bounds__(32 * WARPS)
     forward_kernel(const __grid_constant__ brg__cu_attention a)
 {
@@ -85,15 +86,15 @@ __global__ void __launch_bounds__(32 * WARPS)
     if (!row_of(a, a.t, &at))
         return;
     C q[PARTS], k[PARTS], out[PARTS] = {0};
-    load_row<T, C>(q, a.q, at, at.r, (int)a.d);
+    load_row<PARTS, T, C>(q, a.q, at, at.r, (int)a.d);
     C top = -INFINITY, sum = 0;
     const int64_t n = a.is_causal ? min(at.r + 1, a.s) : a.s;
     for (int64_t j = 0; j < n; j++) {
-        load_row<T, C>(k, a.k, at, j, (int)a.d);
-        const C score = dot(q, k) * (C)a.scale;
+        load_row<PARTS, T, C>(k, a.k, at, j, (int)a.d);
+        const C score = dot<PARTS>(q, k) * (C)a.scale;
         const C higher = max_of::join(score, top);
         const C keep = exp_of(top - higher), p = exp_of(score - higher);
-        load_row<T, C>(k, a.v, at, j, (int)a.d_out);
+        load_row<PARTS, T, C>(k, a.v, at, j, (int)a.d_out);
         sum = sum * keep + p;
         for (int i = 0; i < PARTS; i++)
             out[i] = out[i] * keep + p * k[i];
@@ -101,11 +102,25 @@ __global__ void __launch_bounds__(32 * WARPS)
     }
     for (int i = 0; i < PARTS; i++)
         out[i] /= sum;
-    store_row<T, C>(out, a.out, at, at.r, (int)a.d_out);
+    store_row<PARTS, T, C>(out, a.out, at, at.r, (int)a.d_out);
     if ((threadIdx.x & 31) == 0)
         ((C *)a.lse)[(at.b * a.n_heads + at.h) * a.t + at.r] =
             top + (C)log((double)sum);
 }
+
+/* RUN(PARTS, T, C) */
+#define WITH_PARTS(a, RUN, T, C)                                               \
+    do {                                                                       \
+        const int64_t n_ = (a)->d > (a)->d_out ? (a)->d : (a)->d_out;          \
+        if (n_ <= 32)                                                          \
+            RUN(1, T, C);                                                      \
+        else if (n_ <= 64)                                                     \
+            RUN(2, T, C);                                                      \
+        else if (n_ <= 128)                                                    \
+            RUN(4, T, C);                                                      \
+        else                                                                   \
+            RUN(MOST_PARTS, T, C);                                             \
+    } while (0)
 
 static unsigned grid_of(const brg__cu_attention *a, int64_t n_rows)
 {
@@ -115,16 +130,20 @@ static unsigned grid_of(const brg__cu_attention *a, int64_t n_rows)
 int brg__cu_attention_forward(const brg__cu_queue *q,
                               const brg__cu_attention *a)
 {
-#define LAUNCH(T, C)                                                           \
-    forward_kernel<T, C>                                                       \
-        <<<grid_of(a, a->t), 32 * WARPS, 0, stream_of(q)>>>(*a)
+#define RUN(PARTS, T, C)                                                       \
+    do {                                                                       \
+        forward_kernel<PARTS, T, C>                                            \
+            <<<grid_of(a, a->t), 32 * WARPS, 0, stream_of(q)>>>(*a);           \
+    } while (0)
+#define LAUNCH(T, C) WITH_PARTS(a, RUN, T, C)
     WITH_FLOAT(a->dtype, LAUNCH);
+#undef RUN
 #undef LAUNCH
     return (int)cudaGetLastError();
 }
 
 /* gq, and delta = g . out of the query for the second kernel. */
-template <typename T, typename C>
+template <int PARTS, typename T, typename C>
 __global__ void __launch_bounds__(32 * WARPS)
     query_kernel(const __grid_constant__ brg__cu_attention a)
 {
@@ -133,25 +152,25 @@ __global__ void __launch_bounds__(32 * WARPS)
         return;
     const int64_t row = (at.b * a.n_heads + at.h) * a.t + at.r;
     C q[PARTS], g[PARTS], k[PARTS], v[PARTS], gq[PARTS] = {0};
-    load_row<T, C>(q, a.q, at, at.r, (int)a.d);
-    load_row<T, C>(g, a.g, at, at.r, (int)a.d_out);
-    load_row<T, C>(v, a.out, at, at.r, (int)a.d_out);
-    const C delta = dot(g, v), lse = ((const C *)a.lse)[row];
+    load_row<PARTS, T, C>(q, a.q, at, at.r, (int)a.d);
+    load_row<PARTS, T, C>(g, a.g, at, at.r, (int)a.d_out);
+    load_row<PARTS, T, C>(v, a.out, at, at.r, (int)a.d_out);
+    const C delta = dot<PARTS>(g, v), lse = ((const C *)a.lse)[row];
     const int64_t n = a.is_causal ? min(at.r + 1, a.s) : a.s;
     for (int64_t j = 0; j < n; j++) {
-        load_row<T, C>(k, a.k, at, j, (int)a.d);
-        load_row<T, C>(v, a.v, at, j, (int)a.d_out);
-        const C p = exp_of(dot(q, k) * (C)a.scale - lse);
-        const C ds = p * (dot(g, v) - delta) * (C)a.scale;
+        load_row<PARTS, T, C>(k, a.k, at, j, (int)a.d);
+        load_row<PARTS, T, C>(v, a.v, at, j, (int)a.d_out);
+        const C p = exp_of(dot<PARTS>(q, k) * (C)a.scale - lse);
+        const C ds = p * (dot<PARTS>(g, v) - delta) * (C)a.scale;
         for (int i = 0; i < PARTS; i++)
             gq[i] += ds * k[i];
     }
-    store_row<T, C>(gq, a.gq, at, at.r, (int)a.d);
+    store_row<PARTS, T, C>(gq, a.gq, at, at.r, (int)a.d);
     if ((threadIdx.x & 31) == 0)
         ((C *)a.delta)[row] = delta;
 }
 
-template <typename T, typename C>
+template <int PARTS, typename T, typename C>
 __global__ void __launch_bounds__(32 * WARPS)
     key_kernel(const __grid_constant__ brg__cu_attention a)
 {
@@ -161,35 +180,37 @@ __global__ void __launch_bounds__(32 * WARPS)
     const int64_t rows = (at.b * a.n_heads + at.h) * a.t;
     C q[PARTS], g[PARTS], k[PARTS], v[PARTS];
     C gk[PARTS] = {0}, gv[PARTS] = {0};
-    load_row<T, C>(k, a.k, at, at.r, (int)a.d);
-    load_row<T, C>(v, a.v, at, at.r, (int)a.d_out);
+    load_row<PARTS, T, C>(k, a.k, at, at.r, (int)a.d);
+    load_row<PARTS, T, C>(v, a.v, at, at.r, (int)a.d_out);
     for (int64_t i = a.is_causal ? at.r : 0; i < a.t; i++) {
-        load_row<T, C>(q, a.q, at, i, (int)a.d);
-        load_row<T, C>(g, a.g, at, i, (int)a.d_out);
-        const C p =
-            exp_of(dot(q, k) * (C)a.scale - ((const C *)a.lse)[rows + i]);
-        const C ds =
-            p * (dot(g, v) - ((const C *)a.delta)[rows + i]) * (C)a.scale;
+        load_row<PARTS, T, C>(q, a.q, at, i, (int)a.d);
+        load_row<PARTS, T, C>(g, a.g, at, i, (int)a.d_out);
+        const C p = exp_of(dot<PARTS>(q, k) * (C)a.scale -
+                           ((const C *)a.lse)[rows + i]);
+        const C ds = p * (dot<PARTS>(g, v) - ((const C *)a.delta)[rows + i]) *
+                     (C)a.scale;
         for (int c = 0; c < PARTS; c++) {
             gk[c] += ds * q[c];
             gv[c] += p * g[c];
         }
     }
-    store_row<T, C>(gk, a.gk, at, at.r, (int)a.d);
-    store_row<T, C>(gv, a.gv, at, at.r, (int)a.d_out);
+    store_row<PARTS, T, C>(gk, a.gk, at, at.r, (int)a.d);
+    store_row<PARTS, T, C>(gv, a.gv, at, at.r, (int)a.d_out);
 }
 
 int brg__cu_attention_backward(const brg__cu_queue *q,
                                const brg__cu_attention *a)
 {
-#define LAUNCH(T, C)                                                           \
+#define RUN(PARTS, T, C)                                                       \
     do {                                                                       \
-        query_kernel<T, C>                                                     \
+        query_kernel<PARTS, T, C>                                              \
             <<<grid_of(a, a->t), 32 * WARPS, 0, stream_of(q)>>>(*a);           \
-        key_kernel<T, C>                                                       \
+        key_kernel<PARTS, T, C>                                                \
             <<<grid_of(a, a->s), 32 * WARPS, 0, stream_of(q)>>>(*a);           \
     } while (0)
+#define LAUNCH(T, C) WITH_PARTS(a, RUN, T, C)
     WITH_FLOAT(a->dtype, LAUNCH);
+#undef RUN
 #undef LAUNCH
     return (int)cudaGetLastError();
 }
@@ -231,13 +252,13 @@ __global__ void scores_grad_kernel(const __grid_constant__ brg__cu_scores a)
     for (int64_t i = threadIdx.x; i < a.s; i += blockDim.x) {
         const C v = i < n ? exp_of(x[i] * scale - lse) : (C)0;
         ((T *)a.p)[at + i] = as<T>::of(v);
-        ((T *)a.ds)[at + i] = as<T>::of(i < n ? v * (dp[i] - delta) * scale
-                                              : (C)0);
+        ((T *)a.ds)[at + i] =
+            as<T>::of(i < n ? v * (dp[i] - delta) * scale : (C)0);
     }
 }
 
 /* delta = g . out of every query. */
-template <typename T, typename C>
+template <int PARTS, typename T, typename C>
 __global__ void __launch_bounds__(32 * WARPS)
     delta_kernel(const __grid_constant__ brg__cu_attention a)
 {
@@ -245,9 +266,9 @@ __global__ void __launch_bounds__(32 * WARPS)
     if (!row_of(a, a.t, &at))
         return;
     C g[PARTS], out[PARTS];
-    load_row<T, C>(g, a.g, at, at.r, (int)a.d_out);
-    load_row<T, C>(out, a.out, at, at.r, (int)a.d_out);
-    const C delta = dot(g, out);
+    load_row<PARTS, T, C>(g, a.g, at, at.r, (int)a.d_out);
+    load_row<PARTS, T, C>(out, a.out, at, at.r, (int)a.d_out);
+    const C delta = dot<PARTS>(g, out);
     if ((threadIdx.x & 31) == 0)
         ((C *)a.delta)[(at.b * a.n_heads + at.h) * a.t + at.r] = delta;
 }
@@ -279,10 +300,14 @@ int brg__cu_scores_grad(const brg__cu_queue *q, const brg__cu_scores *a)
 
 int brg__cu_attention_delta(const brg__cu_queue *q, const brg__cu_attention *a)
 {
-#define LAUNCH(T, C)                                                           \
-    delta_kernel<T, C>                                                         \
-        <<<grid_of(a, a->t), 32 * WARPS, 0, stream_of(q)>>>(*a)
+#define RUN(PARTS, T, C)                                                       \
+    do {                                                                       \
+        delta_kernel<PARTS, T, C>                                              \
+            <<<grid_of(a, a->t), 32 * WARPS, 0, stream_of(q)>>>(*a);           \
+    } while (0)
+#define LAUNCH(T, C) WITH_PARTS(a, RUN, T, C)
     WITH_FLOAT(a->dtype, LAUNCH);
+#undef RUN
 #undef LAUNCH
     return (int)cudaGetLastError();
 }
