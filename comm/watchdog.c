@@ -63,11 +63,41 @@ static void add_place(brg__text *text, const brg_pg *pg, const brg_peer *peer)
 
 /* ---- Who is late ---------------------------------------------------------------- */
 
-static void look(const brg_pg *pg, const brg_call *call, int rank,
-                 brg_peer *filled)
+/* How the others stand to a call. While some have not come, only they are late:
+ * those that have come wait for them too. */
+typedef struct view {
+    const brg_pg *pg;
+    const brg_call *call;
+    size_t n_missing;
+    size_t n_come;
+    size_t n_unseen;
+} view;
+
+static bool look(const view *v, int rank, brg_peer *filled)
 {
+    const brg_group *end = &v->pg->end;
     *filled = (brg_peer){.is_visible = false};
-    pg->end.ops->look(pg->end.group, call, rank, filled);
+    if (rank != end->rank)
+        end->ops->look(end->group, v->call, rank, filled);
+    return filled->is_visible;
+}
+
+static view look_around(const brg_pg *pg, const brg_call *call)
+{
+    view v = {.pg = pg, .call = call};
+    for (int r = 0; r < pg->end.world_size; r++) {
+        brg_peer peer;
+        bool is_seen = look(&v, r, &peer);
+        v.n_unseen += !is_seen && r != pg->end.rank;
+        v.n_come += is_seen && peer.has_come;
+        v.n_missing += is_seen && !peer.has_come && peer.owes;
+    }
+    return v;
+}
+
+static bool is_late(const view *v, const brg_peer *peer)
+{
+    return peer->owes && (v->n_missing == 0 || !peer->has_come);
 }
 
 static void add_late(brg__text *text, const brg_pg *pg, int rank,
@@ -85,17 +115,14 @@ static void add_late(brg__text *text, const brg_pg *pg, int rank,
     brg__text_add(text, ")");
 }
 
-/* "ranks 0, 3 and 5 more"; the others than this rank for which it is so. */
-static void add_ranks(brg__text *text, const brg_pg *pg, const brg_call *call,
-                      bool has_come, int first)
+/* "ranks 0, 3 and 5 more" that have come, or that are late. */
+static void add_ranks(brg__text *text, const view *v, bool wants_late,
+                      int first)
 {
     size_t n = 0;
-    for (int r = first; r < pg->end.world_size; r++) {
+    for (int r = first; r < v->pg->end.world_size; r++) {
         brg_peer peer;
-        if (r == pg->end.rank)
-            continue;
-        look(pg, call, r, &peer);
-        if (!peer.is_visible || has_come != !peer.owes)
+        if (!look(v, r, &peer) || is_late(v, &peer) != wants_late)
             continue;
         if (n < 8)
             brg__text_add(text, "%s %d", n == 0 ? " rank" : ",", r);
@@ -105,48 +132,32 @@ static void add_ranks(brg__text *text, const brg_pg *pg, const brg_call *call,
         brg__text_add(text, " and %zu more", n - 8);
 }
 
-static void add_all_late(brg__text *text, const brg_pg *pg,
-                         const brg_call *call)
+static void add_all_late(brg__text *text, const view *v)
 {
     size_t n_late = 0;
     int rest = 0; /* late ranks from here on are only named */
-    for (int r = 0; r < pg->end.world_size; r++) {
+    for (int r = 0; r < v->pg->end.world_size; r++) {
         brg_peer peer;
-        if (r == pg->end.rank)
-            continue;
-        look(pg, call, r, &peer);
-        if (!peer.is_visible || !peer.owes)
-            continue;
-        if (n_late++ >= MAX_DETAILS)
+        if (!look(v, r, &peer) || !is_late(v, &peer) || n_late++ >= MAX_DETAILS)
             continue;
         brg__text_add(text, n_late > 1 ? ", " : "; ");
-        add_late(text, pg, r, &peer);
+        add_late(text, v->pg, r, &peer);
         rest = r + 1;
     }
     if (n_late > MAX_DETAILS) {
         brg__text_add(text, ", nor have come:");
-        add_ranks(text, pg, call, false, rest);
+        add_ranks(text, v, true, rest);
     }
 }
 
-static void add_peers(brg__text *text, const brg_pg *pg, const brg_call *call)
+static void add_peers(brg__text *text, const view *v)
 {
-    size_t n_late = 0, n_come = 0, n_unseen = 0;
-    for (int r = 0; r < pg->end.world_size; r++) {
-        brg_peer peer;
-        if (r == pg->end.rank)
-            continue;
-        look(pg, call, r, &peer);
-        n_unseen += !peer.is_visible;
-        n_come += peer.is_visible && !peer.owes;
-        n_late += peer.is_visible && peer.owes;
-    }
-    if (n_come > 0 && !brg__coll_is_p2p(call->coll)) {
+    if (v->n_come > 0 && v->n_missing > 0 && !brg__coll_is_p2p(v->call->coll)) {
         brg__text_add(text, "; here:");
-        add_ranks(text, pg, call, true, 0);
+        add_ranks(text, v, false, 0);
     }
-    add_all_late(text, pg, call);
-    if (n_late == 0 && n_unseen > 0)
+    add_all_late(text, v);
+    if (v->n_missing == 0 && v->n_unseen > 0)
         brg__text_add(text, "; a rank of another node has not come");
 }
 
@@ -156,8 +167,10 @@ brg_status brg__work_fail_timeout(const brg_work *work)
     char call[160], why[BRG_ERROR_TEXT_MAX] = "", more[160] = "";
     brg__text text = brg__text_begin(why, sizeof why);
     brg__call_describe(&work->call, call, sizeof call);
-    if (pg->end.ops->look)
-        add_peers(&text, pg, &work->call);
+    if (pg->end.ops->look) {
+        view v = look_around(pg, &work->call);
+        add_peers(&text, &v);
+    }
     if (pg->end.ops->explain)
         pg->end.ops->explain(pg->end.group, &work->call, more, sizeof more);
     return BRG_FAIL(BRG_ERR_TIMEOUT, "rank %d: %s timed out after %g s%s%s%s",
@@ -173,7 +186,8 @@ brg_status brg__work_fail_peer(const brg_work *work)
     brg__text text = brg__text_begin(why, sizeof why);
     if (!pg->end.ops->look)
         return BRG_ERR_PEER;
-    add_all_late(&text, pg, &work->call);
+    view v = look_around(pg, &work->call);
+    add_all_late(&text, &v);
     brg__error_save(&first);
     return brg_error_set(first.code, first.file, first.line, "%s%s", first.text,
                          why);

@@ -24,6 +24,9 @@ static int rank_of(const mpi_group *g, int local)
     return rank_in(g, g->my_node, local);
 }
 
+static const char not_started[] = "has not started it";
+static const char not_finished[] = "has not finished it";
+
 /* What a rank of the node has not done yet that this call needs; NULL: it is
  * not the one waited for. */
 static const char *owes(const mpi_group *g, const brg_call *call, int local)
@@ -38,7 +41,7 @@ static const char *owes(const mpi_group *g, const brg_call *call, int local)
         return NULL;
     uint64_t stamp = atomic_load_explicit(&line_of(g, local, seq)->stamp,
                                           memory_order_acquire);
-    return stamp > seq ? "has not finished it" : "has not started it";
+    return stamp > seq ? not_finished : not_started;
 }
 
 static brg_status fail_peer(const mpi_group *g, const brg_call *call, int local,
@@ -137,7 +140,8 @@ static void look_afar(const mpi_group *g, const brg_call *call, int rank,
         if (is_it && MPI_Request_get_status(g->header_requests[n], &flag,
                                             MPI_STATUS_IGNORE) == MPI_SUCCESS)
             *filled = (brg_peer){.is_visible = true,
-                                 .owes = flag ? NULL : "has not started it"};
+                                 .owes = flag ? NULL : not_started,
+                                 .has_come = flag};
         n += 2;
     }
 }
@@ -155,6 +159,7 @@ static void mpi_look(void *group, const brg_call *call, int rank,
     }
     filled->is_visible = true;
     filled->owes = owes(g, call, r);
+    filled->has_come = !filled->owes || filled->owes == not_finished;
     filled->has_last = find_last(g, r, &filled->last);
     filled->place = g->shared[r]->place;
 }

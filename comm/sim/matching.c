@@ -389,8 +389,10 @@ void brg__sim_look(void *group, const brg_call *call, int rank,
 {
     const brg__sim_rank *mine = group;
     const brg__sim_rank *peer = &mine->world->ranks[rank];
+    const char *owed = owes(peer, call, mine->clock);
     *filled = (brg_peer){.is_visible = true,
-                         .owes = owes(peer, call, mine->clock),
+                         .owes = owed,
+                         .has_come = !owed,
                          .has_last = peer->has_last,
                          .last = peer->last,
                          .place = &peer->place,

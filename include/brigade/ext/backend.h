@@ -148,7 +148,8 @@ typedef struct brg_host {
 #define BRG_PLACE_NBYTES 192
 typedef struct brg_peer {
     bool is_visible;    /* false: nothing is known of it */
-    const char *owes;   /* "has not started it"; NULL: it has come */
+    const char *owes;   /* "has not started it"; NULL: it has done its part */
+    bool has_come;      /* it has started it, or done its part */
     bool has_last;      /* it has started a collective: */
     brg_signature last; /* the newest of them */
     const void *place;  /* its brg_group.place; NULL: not readable here */
