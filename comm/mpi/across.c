@@ -446,10 +446,28 @@ static void *alloc_array(const mpi_group *g, size_t n, size_t nbytes)
     return g->host->alloc(n * nbytes, "buffers of an MPI group");
 }
 
+MPI_Request *brg__mpi_alloc_requests(const mpi_group *g, size_t n)
+{
+    MPI_Request *requests = alloc_array(g, n, sizeof *requests);
+    for (size_t i = 0; requests && i < n; i++)
+        requests[i] = MPI_REQUEST_NULL;
+    return requests;
+}
+
+void brg__mpi_across_cancel(mpi_group *g)
+{
+    size_t n_nodes = (size_t)g->n_nodes, n_ranks = (size_t)g->n_ranks;
+    brg__mpi_cancel(g->header_requests, 2 * n_nodes);
+    brg__mpi_cancel(g->requests, 2 * n_ranks);
+    brg__mpi_cancel(g->leaves.requests, 2 * n_ranks * BRG__TREE_MAX_PARTS);
+    for (int i = 0; i < X_SLOTS; i++)
+        brg__mpi_cancel(g->slots[i].requests, 2 * n_nodes);
+}
+
 static brg_status init_slot(const mpi_group *g, x_slot *slot)
 {
     size_t n = (size_t)g->n_nodes;
-    slot->requests = alloc_array(g, 2 * n, sizeof(MPI_Request));
+    slot->requests = brg__mpi_alloc_requests(g, 2 * n);
     slot->partial = alloc_array(g, 1, X_NBYTES);
     slot->result = alloc_array(g, 1, X_NBYTES);
     slot->received = alloc_array(g, n, X_NBYTES);
@@ -471,8 +489,8 @@ brg_status brg__mpi_across_init(mpi_group *g)
     if (g->n_nodes == 1)
         return BRG_OK;
     g->headers_in = alloc_array(g, n_nodes, sizeof(header));
-    g->header_requests = alloc_array(g, 2 * n_nodes, sizeof(MPI_Request));
-    g->requests = alloc_array(g, 2 * n_ranks, sizeof(MPI_Request));
+    g->header_requests = brg__mpi_alloc_requests(g, 2 * n_nodes);
+    g->requests = brg__mpi_alloc_requests(g, 2 * n_ranks);
     g->flat = alloc_array(g, n_ranks + 2 * n_nodes, FLAT_PIECE);
     if (!g->headers_in || !g->header_requests || !g->requests || !g->flat)
         return BRG_ERR_NOMEM;

@@ -217,7 +217,14 @@ typedef struct mpi_group {
 
 #define FLAT_PIECE ((size_t)64 << 10)
 
-enum { TAG_HEADER = 1, TAG_FLAT, TAG_P2P_HEADER, TAG_P2P_DATA, TAG_X };
+enum {
+    TAG_HEADER = 1,
+    TAG_FLAT,
+    TAG_P2P_HEADER,
+    TAG_P2P_DATA,
+    TAG_FAREWELL,
+    TAG_X
+};
 
 #define MPI_FAIL(g, code, ...)                                                 \
     (g)->host->fail((code), __FILE__, __LINE__, __VA_ARGS__)
@@ -327,6 +334,10 @@ brg_status brg__mpi_exchange_headers(mpi_group *g, const brg_call *call,
 /* The failure that another node's verdict tells of. */
 brg_status brg__mpi_heed(const mpi_group *g, const header *verdict);
 void brg__mpi_send_verdict(mpi_group *g, const header *verdict);
+/* n requests of nothing; NULL with a record set. */
+MPI_Request *brg__mpi_alloc_requests(const mpi_group *g, size_t n);
+/* Gives up what is still posted. */
+void brg__mpi_across_cancel(mpi_group *g);
 /* One step of the cursor's range, through other nodes where there are any. */
 brg_status brg__mpi_range_step(mpi_group *g, bool *is_over);
 brg_status brg__mpi_run_flat(mpi_group *g, brg_call *call, bool *is_over);
@@ -336,5 +347,6 @@ brg_status brg__mpi_run_flat(mpi_group *g, brg_call *call, bool *is_over);
 brg_status brg__mpi_p2p_start(mpi_group *g, brg_call *call);
 brg_status brg__mpi_p2p_progress(mpi_group *g);
 void brg__mpi_p2p_cancel(mpi_group *g);
+void brg__mpi_cancel(MPI_Request *requests, size_t n);
 
 #endif

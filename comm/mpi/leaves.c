@@ -249,8 +249,8 @@ static brg_status alloc_flat(mpi_group *g)
     if (g->leaves.in)
         return BRG_OK;
     if (!g->leaves.requests)
-        g->leaves.requests = g->host->alloc(
-            2 * n * BRG__TREE_MAX_PARTS * sizeof(MPI_Request), "requests");
+        g->leaves.requests =
+            brg__mpi_alloc_requests(g, 2 * n * BRG__TREE_MAX_PARTS);
     g->leaves.in = g->host->alloc(n * g->leaves.room, "parts of other ranks");
     return g->leaves.requests && g->leaves.in ? BRG_OK : BRG_ERR_NOMEM;
 }

@@ -96,12 +96,14 @@ brg_status brg__mpi_p2p_progress(mpi_group *g)
     return BRG_OK;
 }
 
-static void cancel(MPI_Request *request)
+void brg__mpi_cancel(MPI_Request *requests, size_t n)
 {
-    if (*request == MPI_REQUEST_NULL)
-        return;
-    (void)MPI_Cancel(request);
-    (void)MPI_Request_free(request);
+    for (size_t i = 0; requests && i < n; i++) {
+        if (requests[i] == MPI_REQUEST_NULL)
+            continue;
+        (void)MPI_Cancel(&requests[i]);
+        (void)MPI_Request_free(&requests[i]);
+    }
 }
 
 void brg__mpi_p2p_cancel(mpi_group *g)
@@ -109,9 +111,8 @@ void brg__mpi_p2p_cancel(mpi_group *g)
     while (g->p2p) {
         p2p_op *op = g->p2p;
         g->p2p = op->next;
-        cancel(&op->announce);
-        for (size_t i = 0; i < op->n_data; i++)
-            cancel(&op->data[i]);
+        brg__mpi_cancel(&op->announce, 1);
+        brg__mpi_cancel(op->data, op->n_data);
         g->host->free(op);
     }
     g->p2p_end = &g->p2p;

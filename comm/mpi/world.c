@@ -98,10 +98,10 @@ static brg_status watch_finalize(mpi_group *g)
     MPI_CHECK(g, MPI_Comm_create_keyval(MPI_COMM_NULL_COPY_FN, on_finalize,
                                         &g->exit_key, NULL));
     int rc = MPI_Comm_set_attr(MPI_COMM_SELF, g->exit_key, g);
-    if (rc != MPI_SUCCESS)
-        (void)MPI_Comm_free_keyval(&g->exit_key);
-    MPI_CHECK(g, rc);
-    return BRG_OK;
+    if (rc == MPI_SUCCESS)
+        return BRG_OK;
+    (void)MPI_Comm_free_keyval(&g->exit_key);
+    return brg__mpi_fail(g, rc, "MPI_Comm_set_attr", __FILE__, __LINE__);
 }
 
 static void unwatch_finalize(mpi_group *g)
@@ -172,8 +172,9 @@ static brg_status number_nodes(mpi_group *g)
     g->host->free(firsts);
     if (!firsts || !g->rank_at || !g->node_begin)
         return BRG_ERR_NOMEM;
-    MPI_CHECK(g, rc);
-    return BRG_OK;
+    return rc == MPI_SUCCESS
+               ? BRG_OK
+               : brg__mpi_fail(g, rc, "MPI_Allgather", __FILE__, __LINE__);
 }
 
 static bool is_crowded(const mpi_group *g)
@@ -432,6 +433,58 @@ static bool all_came(mpi_group *g)
     return flag;
 }
 
+/* Takes what rank r has sent and nobody received, up to its farewell. */
+static bool hear_out(mpi_group *g, int r, uint64_t until)
+{
+    MPI_Status status = {.MPI_TAG = 0};
+    while (status.MPI_TAG != TAG_FAREWELL) {
+        int flag = 0, n;
+        if (MPI_Iprobe(r, MPI_ANY_TAG, g->world, &flag, &status) !=
+                MPI_SUCCESS ||
+            g->host->clock_ns() > until)
+            return false;
+        if (!flag) {
+            status.MPI_TAG = 0;
+            sched_yield();
+            continue;
+        }
+        void *room = NULL;
+        bool is_taken =
+            MPI_Get_count(&status, MPI_BYTE, &n) == MPI_SUCCESS &&
+            (n == 0 || (room = g->host->alloc((size_t)n, "a message"))) &&
+            MPI_Recv(room, n, MPI_BYTE, r, status.MPI_TAG, g->world,
+                     MPI_STATUS_IGNORE) == MPI_SUCCESS;
+        g->host->free(room);
+        if (!is_taken)
+            return false;
+    }
+    return true;
+}
+
+/* MPI may give a new communicator the number of one that was freed, and what
+ * was sent on that and not received would turn up there. Two ranks' messages
+ * keep their order: what comes before a farewell is all there is. */
+static bool take_leave(mpi_group *g)
+{
+    size_t n = (size_t)g->n_ranks;
+    MPI_Request *requests = brg__mpi_alloc_requests(g, n);
+    uint64_t until = g->host->clock_ns() + DESTROY_WAIT_NS;
+    bool is_over = requests != NULL;
+    brg__mpi_across_cancel(g);
+    for (int r = 0; is_over && r < g->n_ranks; r++)
+        if (r != g->rank)
+            is_over = MPI_Isend(NULL, 0, MPI_BYTE, r, TAG_FAREWELL, g->world,
+                                &requests[r]) == MPI_SUCCESS;
+    for (int r = 0; is_over && r < g->n_ranks; r++)
+        if (r != g->rank)
+            is_over = hear_out(g, r, until);
+    if (is_over)
+        is_over = MPI_Waitall(g->n_ranks, requests, MPI_STATUSES_IGNORE) ==
+                  MPI_SUCCESS;
+    g->host->free(requests);
+    return is_over;
+}
+
 static void free_shared(mpi_group *g)
 {
     for (uint32_t i = 0; i < g->n_regions; i++)
@@ -449,7 +502,7 @@ void brg__mpi_world_deinit(mpi_group *g)
     (void)MPI_Finalized(&is_over);
     if (!is_over && g->world != MPI_COMM_NULL) {
         unwatch_finalize(g);
-        if (all_came(g))
+        if (all_came(g) && take_leave(g))
             free_shared(g);
         else
             g->host->log(BRG_LOG_WARN, "mpi",
