@@ -10,7 +10,8 @@
 #define TOOL_COMMANDS(X)                                                       \
     X(info, "what this build contains and finds")                              \
     X(bench, "time the all-reduces and the buckets of this machine")           \
-    X(plan, "the buckets that a model's gradients would travel in")
+    X(plan, "the buckets that a model's gradients would travel in")            \
+    X(trace, "what the traces of several ranks say together")
 
 #define TOOL_DECLARE(name, text) int tool_##name(int argc, char **argv);
 TOOL_COMMANDS(TOOL_DECLARE)

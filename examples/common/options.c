@@ -24,6 +24,7 @@ enum {
     KEY_RESUME,
     KEY_LOG_LOSSES,
     KEY_METRICS,
+    KEY_TRACE,
     KEY_PROFILE,
     KEY_BUCKETS,
     KEY_OPTIMIZER,
@@ -69,6 +70,8 @@ static const struct argp_option option_rows[] = {
      "Write loss and times of every step here, comma-separated", 2},
     {"profile", KEY_PROFILE, "FILE", 0,
      "Write here when gradients were ready, for brigade plan --simulate", 2},
+    {"trace", KEY_TRACE, "FOLDER", 0,
+     "Write the newest records of each rank here (see brigade trace)", 2},
     {0, 0, 0, 0, "Running:", 3},
     {"backend", KEY_BACKEND, "NAME", 0,
      "mpi, self or another backend (default: mpi under mpirun, else self)", 3},
@@ -207,6 +210,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case KEY_METRICS:
         options->metrics = arg;
+        return 0;
+    case KEY_TRACE:
+        options->trace = arg;
         return 0;
     case KEY_PROFILE:
         options->profile = arg;

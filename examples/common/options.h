@@ -17,6 +17,7 @@ typedef struct train_options {
     const char *resume;
     const char *log_losses;
     const char *metrics;
+    const char *trace; /* folder */
     const char *profile;
     const char *optimizer; /* "sgd" or "adamw" */
     int64_t epochs;

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include <brigade/autograd.h>
 #include <brigade/compile.h>
@@ -18,6 +19,7 @@
 #include <brigade/reducer.h>
 #include <brigade/schedule.h>
 #include <brigade/tensor.h>
+#include <brigade/trace.h>
 
 #include "common/metrics.h"
 #include "common/progress.h"
@@ -80,7 +82,18 @@ static brg_tensor *forward(const run *r, brg_tensor *const data[2])
     brg_scope *scope = brg_scope_begin();
     if (scope == NULL)
         return NULL;
-    return brg_scope_return(scope, r->task->loss(r->task->user, data));
+    brg_trace_begin("forward");
+    brg_tensor *loss = r->task->loss(r->task->user, data);
+    brg_trace_end("forward");
+    return brg_scope_return(scope, loss);
+}
+
+static brg_status backward(brg_tensor *loss)
+{
+    brg_trace_begin("backward");
+    brg_status status = brg_backward(loss);
+    brg_trace_end("backward");
+    return status;
 }
 
 static brg_status forward_backward(double *loss, run *r, const brg_batch *batch)
@@ -100,7 +113,7 @@ static brg_status forward_backward(double *loss, run *r, const brg_batch *batch)
     brg_work *work = NULL;
     BRG_TRY(brg_all_gather(r->w->pg, &work, r->losses, &weighted, 1,
                            BRG_DTYPE_F64));
-    brg_status status = brg_backward(mine);
+    brg_status status = backward(mine);
     if (status != BRG_OK) {
         brg_work_release(work);
         return status;
@@ -132,7 +145,7 @@ static brg_status run_leaf(run *r, const brg_batch *batch, uint32_t leaf,
                                BRG_DTYPE_F64, BRG_REDUCE_SUM));
     if (part.weight != 1.0)
         mine = brg_mul_scalar(mine, part.weight);
-    return brg_backward(mine);
+    return backward(mine);
 }
 
 /* The same under the reproducible reduction: leaf by leaf. */
@@ -180,7 +193,10 @@ static brg_status update(run *r)
     const train_task *task = r->task;
     if (task->clip_norm > 0)
         BRG_TRY(brg_clip_grad_norm(NULL, task->params, task->clip_norm, true));
-    BRG_TRY(brg_optim_step(r->optim));
+    brg_trace_begin("optimizer");
+    brg_status status = brg_optim_step(r->optim);
+    brg_trace_end("optimizer");
+    BRG_TRY(status);
     return brg_optim_zero_grad(r->optim, false);
 }
 
@@ -253,9 +269,11 @@ static brg_status train_step(run *r, const brg_batch *batch)
     brg_scope *scope = brg_scope_begin();
     if (scope == NULL)
         return brg_error_code();
+    brg_trace_begin("step");
     brg_status status = r->compiled ? compiled_step(&loss, r, batch)
                                     : eager_step(&loss, r, batch);
     brg_scope_end(scope);
+    brg_trace_end("step");
     BRG_TRY(status);
     BRG_TRY(measure(r, started, loss, batch->position.epoch));
     if (r->log != NULL)
@@ -377,6 +395,17 @@ static brg_status open_log(run *r)
                : fail(BRG_ERR_IO, "cannot write", r->options->log_losses);
 }
 
+/* A rank that fails writes its records there too. */
+static brg_status open_trace(const run *r)
+{
+    const char *folder = r->options->trace;
+    if (folder == NULL)
+        return BRG_OK;
+    if (mkdir(folder, 0777) != 0 && errno != EEXIST)
+        return fail(BRG_ERR_IO, "cannot make the folder", folder);
+    return brg_trace_set_folder(folder);
+}
+
 static brg_status open_optim(run *r)
 {
     const train_options *options = r->options;
@@ -405,6 +434,7 @@ static brg_status open_local(run *r)
                              "no memory for %d losses", r->n_losses);
     BRG_TRY(open_sampler(r));
     BRG_TRY(open_log(r));
+    BRG_TRY(open_trace(r));
     BRG_TRY(open_optim(r));
     brg_sampler_position position = {0};
     if (r->options->resume == NULL)
@@ -492,6 +522,8 @@ static brg_status run_all(train_result *out, run *r)
     else
         BRG_TRY(run_epochs(r));
     progress_end(&r->progress);
+    if (options->trace != NULL)
+        BRG_TRY(world_agree(r->w, brg_trace_dump(NULL)));
     BRG_TRY(write_profile(r));
     return fill_result(out, r);
 }
