@@ -4,9 +4,11 @@
  *
  * The engine calls brg__progress_poll between graph nodes, and long kernels
  * call it at row-block boundaries. Registrations belong to the calling
- * thread. Polls are rate-limited: after a poll that cost c, the next comes no
- * sooner than 50 c later (2% of the step) but at most 10 ms, and at least
- * BRG_POLL_US. */
+ * thread. Polls are rate-limited by what one in vain costs: if the cheapest of
+ * late took c, the next comes no sooner than 50 c after the last (2% of the
+ * step) but at most 10 ms, and at least BRG_POLL_US. What a poll takes beyond
+ * that is work (sums, copies to and from sockets) which has to be done anyway,
+ * and which comes too late if it is put off. */
 #ifndef BRG_CORE_BASE_PROGRESS_H
 #define BRG_CORE_BASE_PROGRESS_H
 

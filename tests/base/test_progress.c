@@ -99,6 +99,30 @@ static void test_progress__polls_take_a_small_share(void **state)
     brg__progress_unregister(take_time, &n);
 }
 
+/* A poll that has something to do must not delay the next one: its work waits
+ * there too. */
+static void work_mostly(void *user)
+{
+    if (++*(int *)user % 4 != 0)
+        spend_ns(100000);
+}
+
+static void test_progress__work_is_not_put_off(void **state)
+{
+    (void)state;
+    int n = 0;
+    assert_brg_ok(brg__progress_register(work_mostly, &n));
+    for (int i = 0; i < 5; i++)
+        poll_surely(&n); /* one of them in vain */
+    n = 0;
+    uint64_t start = brg__clock_ns();
+    while (brg__clock_ns() < start + 50000000)
+        brg__progress_poll();
+    print_message("%d polls in 50 ms, most with 0.1 ms of work\n", n);
+    assert_true(n > 60); /* 11 if each earned 50 times its cost */
+    brg__progress_unregister(work_mostly, &n);
+}
+
 static void test_progress__least_pause_is_kept(void **state)
 {
     (void)state;
@@ -191,6 +215,7 @@ int main(void)
         cmocka_unit_test(test_progress__nothing_registered_costs_nothing),
         cmocka_unit_test(test_progress__registered_functions_are_called),
         cmocka_unit_test(test_progress__polls_take_a_small_share),
+        cmocka_unit_test(test_progress__work_is_not_put_off),
         cmocka_unit_test(test_progress__least_pause_is_kept),
         cmocka_unit_test(test_progress__one_slow_poll_is_forgiven),
         cmocka_unit_test(test_progress__a_poll_does_not_poll),
