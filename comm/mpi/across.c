@@ -161,16 +161,24 @@ static int tag_of(const mpi_group *g, const x_slot *slot)
     return TAG_X + 2 * i + (slot->stage == X_RESULTS);
 }
 
+static int requests_each(const mpi_group *g)
+{
+    return 2 * (g->n_nodes - 1);
+}
+
 /* The n-th pair of requests: n bytes out to a node, and in from it. */
 static brg_status post_pair(mpi_group *g, x_slot *slot, int node, int n,
                             const void *out, size_t n_out, void *in,
                             size_t n_in)
 {
     int peer = peer_at(g, node), tag = tag_of(g, slot);
-    MPI_CHECK(g, MPI_Irecv(in, (int)n_in, MPI_BYTE, peer, tag, g->world,
-                           &slot->requests[2 * n]));
-    MPI_CHECK(g, MPI_Isend(out, (int)n_out, MPI_BYTE, peer, tag, g->world,
-                           &slot->requests[2 * n + 1]));
+    MPI_Request *pair =
+        g->x_requests + (slot - g->slots) * requests_each(g) + 2 * n;
+    MPI_CHECK(
+        g, MPI_Irecv(in, (int)n_in, MPI_BYTE, peer, tag, g->world, &pair[0]));
+    MPI_CHECK(
+        g, MPI_Isend(out, (int)n_out, MPI_BYTE, peer, tag, g->world, &pair[1]));
+    slot->n_open += 2;
     return BRG_OK;
 }
 
@@ -258,14 +266,23 @@ static void store_results(mpi_group *g, x_slot *slot, size_t nbytes)
                n * nbytes);
 }
 
+/* Each test lets MPI look at its sockets, which is what polls cost: one for all
+ * slots, and more as long as something has come. */
+static brg_status test_slots(mpi_group *g)
+{
+    int each = requests_each(g), n = 0;
+    do {
+        MPI_CHECK(g, MPI_Testsome(g->n_slots * each, g->x_requests, &n,
+                                  g->x_done, MPI_STATUSES_IGNORE));
+        for (int k = 0; k < n; k++)
+            g->slots[g->x_done[k] / each].n_open--;
+    } while (n > 0); /* MPI_UNDEFINED, which is negative: nothing is open */
+    return BRG_OK;
+}
+
 static brg_status move_slot(mpi_group *g, x_slot *slot)
 {
-    int flag = 0;
     size_t nbytes = g->queue->nbytes / g->queue->count;
-    MPI_CHECK(g, MPI_Testall(2 * (g->n_nodes - 1), slot->requests, &flag,
-                             MPI_STATUSES_IGNORE));
-    if (!flag)
-        return BRG_OK;
     if (slot->stage == X_PARTIALS && !is_whole(g, slot))
         return send_results(g, slot, nbytes);
     if (slot->stage == X_PARTIALS)
@@ -276,7 +293,7 @@ static brg_status move_slot(mpi_group *g, x_slot *slot)
     return BRG_OK;
 }
 
-/* Piece k goes through slot k % X_SLOTS, on all ranks alike: the slot is part
+/* Piece k goes through slot k % n_slots, on all ranks alike: the slot is part
  * of the tag. */
 static brg_status step_across(mpi_group *g, bool *is_over)
 {
@@ -284,19 +301,20 @@ static brg_status step_across(mpi_group *g, bool *is_over)
     const brg_reduction *r = &range->reduction;
     size_t limit = X_NBYTES / g->host->partial_size(r->dtype);
     size_t n_busy = 0;
-    for (int i = 0; i < X_SLOTS; i++)
-        if (g->slots[i].stage != X_FREE)
+    BRG_TRY(test_slots(g));
+    for (int i = 0; i < g->n_slots; i++)
+        if (g->slots[i].stage != X_FREE && g->slots[i].n_open == 0)
             BRG_TRY(move_slot(g, &g->slots[i]));
     while (range->at < r->count) {
         size_t k = range->at / limit;
-        x_slot *slot = &g->slots[k % X_SLOTS];
+        x_slot *slot = &g->slots[k % (size_t)g->n_slots];
         if (slot->stage != X_FREE)
             break;
         brg__slice piece = brg__piece_of(r->count, limit, k);
         BRG_TRY(send_partials(g, slot, piece));
         range->at = piece.end;
     }
-    for (int i = 0; i < X_SLOTS; i++)
+    for (int i = 0; i < g->n_slots; i++)
         n_busy += g->slots[i].stage != X_FREE;
     *is_over = n_busy == 0 && range->at == r->count;
     return BRG_OK;
@@ -460,18 +478,24 @@ void brg__mpi_across_cancel(mpi_group *g)
     brg__mpi_cancel(g->header_requests, 2 * n_nodes);
     brg__mpi_cancel(g->requests, 2 * n_ranks);
     brg__mpi_cancel(g->leaves.requests, 2 * n_ranks * BRG__TREE_MAX_PARTS);
-    for (int i = 0; i < X_SLOTS; i++)
-        brg__mpi_cancel(g->slots[i].requests, 2 * n_nodes);
+    brg__mpi_cancel(g->x_requests, (size_t)(g->n_slots * requests_each(g)));
+}
+
+static int count_slots(size_t n_nodes)
+{
+    size_t n = X_ROOM / ((n_nodes + 2) * X_NBYTES);
+    return n < X_SLOTS_MIN   ? X_SLOTS_MIN
+           : n > X_SLOTS_MAX ? X_SLOTS_MAX
+                             : (int)n;
 }
 
 static brg_status init_slot(const mpi_group *g, x_slot *slot)
 {
     size_t n = (size_t)g->n_nodes;
-    slot->requests = brg__mpi_alloc_requests(g, 2 * n);
     slot->partial = alloc_array(g, 1, X_NBYTES);
     slot->result = alloc_array(g, 1, X_NBYTES);
     slot->received = alloc_array(g, n, X_NBYTES);
-    if (!slot->requests || !slot->partial || !slot->result || !slot->received)
+    if (!slot->partial || !slot->result || !slot->received)
         return BRG_ERR_NOMEM;
     return BRG_OK;
 }
@@ -494,15 +518,20 @@ brg_status brg__mpi_across_init(mpi_group *g)
     g->flat = alloc_array(g, n_ranks + 2 * n_nodes, FLAT_PIECE);
     if (!g->headers_in || !g->header_requests || !g->requests || !g->flat)
         return BRG_ERR_NOMEM;
-    for (int i = 0; i < X_SLOTS; i++)
+    g->n_slots = count_slots(n_nodes);
+    int n_x = g->n_slots * requests_each(g);
+    g->x_requests = brg__mpi_alloc_requests(g, (size_t)n_x);
+    g->x_done = alloc_array(g, (size_t)n_x, sizeof *g->x_done);
+    if (!g->x_requests || !g->x_done)
+        return BRG_ERR_NOMEM;
+    for (int i = 0; i < g->n_slots; i++)
         BRG_TRY(init_slot(g, &g->slots[i]));
     return BRG_OK;
 }
 
 void brg__mpi_across_deinit(mpi_group *g)
 {
-    for (int i = 0; i < X_SLOTS; i++) {
-        g->host->free(g->slots[i].requests);
+    for (int i = 0; i < g->n_slots; i++) {
         g->host->free(g->slots[i].partial);
         g->host->free(g->slots[i].result);
         g->host->free(g->slots[i].received);
@@ -510,6 +539,8 @@ void brg__mpi_across_deinit(mpi_group *g)
     g->host->free(g->headers_in);
     g->host->free(g->header_requests);
     g->host->free(g->requests);
+    g->host->free(g->x_requests);
+    g->host->free(g->x_done);
     g->host->free(g->flat);
     g->host->free(g->src);
     g->host->free(g->dst);

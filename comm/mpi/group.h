@@ -83,16 +83,22 @@ typedef struct shared_rank {
 
 /* ---- Between nodes --------------------------------------------------------- */
 
-#define X_SLOTS 4
-#define X_NBYTES ((size_t)64 << 10) /* of partials, per slot */
+/* Pieces on their way at once: many, so that the link has something to carry
+ * while nobody polls. What their memory allows, from X_SLOTS_MIN on. */
+#define X_SLOTS_MIN 4
+#define X_SLOTS_MAX 32
+#define X_ROOM ((size_t)16 << 20)
+/* Of partials, per slot: with MPI's header below 64 KiB, up to which Open MPI
+ * sends over TCP without asking the receiver first, who may not be polling. */
+#define X_NBYTES ((size_t)60 << 10)
 
 typedef enum x_stage { X_FREE, X_PARTIALS, X_RESULTS } x_stage;
 
 /* A piece of this rank's slice on its way between nodes. */
 typedef struct x_slot {
     x_stage stage;
-    brg__slice piece; /* of the range */
-    MPI_Request *requests;
+    brg__slice piece;        /* of the range */
+    int n_open;              /* of its requests, in x_requests */
     unsigned char *partial;  /* this node's sums */
     unsigned char *received; /* other nodes' sums, one place per node */
     unsigned char *result;
@@ -212,7 +218,11 @@ typedef struct mpi_group {
     MPI_Request *header_requests;
     MPI_Request *requests; /* of flat collectives: 2 per rank */
     unsigned char *flat;   /* FLAT_PIECE per rank, and partials per node */
-    x_slot slots[X_SLOTS];
+    int n_slots;
+    x_slot slots[X_SLOTS_MAX];
+    MPI_Request *x_requests; /* 2 (n_nodes - 1) of each slot, one after the
+                                other: all are tested by one call */
+    int *x_done;             /* scratch, as many */
 } mpi_group;
 
 #define FLAT_PIECE ((size_t)64 << 10)

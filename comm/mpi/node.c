@@ -235,7 +235,8 @@ static void complete_finishing(mpi_group *g)
 }
 
 /* At most one step of one collective, so that a poll is bounded; a few small
- * calls count as one. */
+ * calls count as one. Between nodes the next one begins at once: until its
+ * headers have been exchanged, the link has nothing to carry. */
 brg_status brg__mpi_node_progress(mpi_group *g)
 {
     for (int i = 0; i < 8; i++) {
@@ -249,7 +250,7 @@ brg_status brg__mpi_node_progress(mpi_group *g)
         if (c->mode == MODE_UNDECIDED)
             BRG_TRY(get_ready(g, call));
         bool is_over;
-        bool is_cheap = c->mode == MODE_SMALL;
+        bool is_cheap = c->mode == MODE_SMALL || g->n_nodes > 1;
         BRG_TRY(run_mode(g, call, &is_over));
         if (!is_over)
             break;
