@@ -12,8 +12,9 @@
 #define N_REPEATS 9      /* the median counts */
 #define N_REPEATS_MANY 3 /* of sizes beyond ... */
 #define MANY_BYTES ((size_t)4 << 20)
-#define BUSY_PAUSE 20 /* between two polls: their time times this */
-#define BUSY_PAUSE_MAX_NS 200000u
+#define POLL_PAUSE                                                             \
+    50 /* between two polls: the time of one in vain times this */
+#define POLL_PAUSE_MAX_NS 10000000u
 
 /* ---- Between points ----------------------------------------------------------- */
 
@@ -82,6 +83,7 @@ static brg_status meet(brg_pg *pg)
     return brg_work_wait(work);
 }
 
+/* Waited for as soon as it is started. */
 static brg_status time_wait(brg_pg *pg, float *data, size_t n, uint64_t *ns)
 {
     brg_work *work;
@@ -93,56 +95,67 @@ static brg_status time_wait(brg_pg *pg, float *data, size_t n, uint64_t *ns)
     return BRG_OK;
 }
 
-/* The same, polled now and then: the time in polls is what a backward would
- * lose to it. Virtual time is nobody's. */
-static brg_status time_polls(brg_pg *pg, float *data, size_t n, uint64_t *ns)
+/* Polled now and then, as a backward does (core/base/progress.h): it is over
+ * when a poll has found so, and the time in polls is what a backward loses. */
+static brg_status time_polls(brg_pg *pg, float *data, size_t n, uint64_t *ns,
+                             uint64_t *busy_ns)
 {
     brg_work *work;
-    *ns = 0;
-    if (pg->end.ops->clock_ns)
-        return BRG_OK;
     BRG_TRY(meet(pg));
-    uint64_t start = brg__clock_ns();
+    *ns = *busy_ns = 0;
+    uint64_t least = UINT64_MAX, first = brg__clock_ns(), start = first;
     BRG_TRY(brg_all_reduce(pg, &work, data, n, BRG_DTYPE_F32, BRG_REDUCE_AVG));
     for (bool is_over = false; !is_over;) {
         is_over = brg_work_test(work);
-        uint64_t end = brg__clock_ns();
-        uint64_t pause = BUSY_PAUSE * (end - start);
-        if (pause > BUSY_PAUSE_MAX_NS)
-            pause = BUSY_PAUSE_MAX_NS;
-        *ns += end - start;
+        uint64_t end = brg__clock_ns(), took = end - start;
+        least = took < least ? took : least;
+        *busy_ns += took;
+        *ns = end - first;
         do
             start = brg__clock_ns();
-        while (!is_over && start - end < pause);
+        while (!is_over && start - end < POLL_PAUSE * least &&
+               start - end < POLL_PAUSE_MAX_NS);
     }
     return brg_work_wait(work);
 }
 
+/* *polled_ns: the same all-reduce, polled. */
 static brg_status time_size(brg_pg *pg, float *data, size_t nbytes,
-                            brg_link_point *filled)
+                            brg_link_point *filled, uint64_t *polled_ns)
 {
-    uint64_t ns[N_REPEATS], busy_ns[N_REPEATS];
+    uint64_t ns[N_REPEATS], busy_ns[N_REPEATS], polled[N_REPEATS];
     size_t n = nbytes / sizeof *data;
     size_t n_repeats = nbytes > MANY_BYTES ? N_REPEATS_MANY : N_REPEATS;
     BRG_TRY(time_wait(pg, data, n, ns)); /* first touch, connections */
     for (size_t i = 0; i < n_repeats; i++) {
         BRG_TRY(time_wait(pg, data, n, &ns[i]));
-        BRG_TRY(time_polls(pg, data, n, &busy_ns[i]));
+        polled[i] = ns[i];
+        busy_ns[i] = 0;
+        if (!pg->end.ops->clock_ns) /* virtual time is not spent in polls */
+            BRG_TRY(time_polls(pg, data, n, &polled[i], &busy_ns[i]));
     }
+    *polled_ns = brg__median(polled, n_repeats);
     *filled = (brg_link_point){nbytes, brg__median(ns, n_repeats),
                                brg__median(busy_ns, n_repeats)};
     return BRG_OK;
 }
 
+/* While a backward computes, whatever comes lies until the next poll: that is
+ * part of every alpha. The rest of a large transfer is waited for. */
 static brg_status time_sizes(brg_pg *pg, float *data, size_t max_bytes,
                              brg_link *filled)
 {
+    uint64_t polled_ns, lag_ns = 0;
     for (size_t nbytes = LEAST_BYTES; filled->n < BRG_LINK_MAX;
          nbytes *= STEP) {
         bool is_last =
             nbytes > max_bytes / STEP || filled->n + 1 == BRG_LINK_MAX;
-        BRG_TRY(time_size(pg, data, is_last ? max_bytes : nbytes,
-                          &filled->at[filled->n++]));
+        brg_link_point *p = &filled->at[filled->n];
+        BRG_TRY(
+            time_size(pg, data, is_last ? max_bytes : nbytes, p, &polled_ns));
+        if (filled->n++ == 0 && polled_ns > p->ns)
+            lag_ns = polled_ns - p->ns;
+        p->ns += lag_ns;
         if (is_last)
             break;
     }

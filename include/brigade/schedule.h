@@ -14,7 +14,7 @@ BRG_BEGIN_DECLS
  * say that they are collective. Times are in nanoseconds. */
 
 /* ---- How long a bucket takes -------------------------------------------------
- * An all-reduce of B bytes with nothing beside it takes alpha + beta B, with an
+ * An all-reduce of B bytes, with no other beside it, takes alpha + beta B, with an
  * alpha and a beta for each class of sizes: between two points it lies on the
  * line through them, beyond the last on the last line, below the first on the
  * first line, and never below zero. */
@@ -35,9 +35,11 @@ BRG_API uint64_t brg_link_ns(const brg_link *link, uint64_t nbytes);
 BRG_API uint64_t brg_link_busy_ns(const brg_link *link, uint64_t nbytes);
 
 /* Collective: times all-reduces of f32 in memory of brg_pg_alloc, from 1 KiB to
- * about max_bytes in steps of four; the slowest rank's median of some
- * repetitions, the same on every rank. A few dozen all-reduces of the largest
- * size at most; none may be in flight. */
+ * about max_bytes in steps of four. Betas are those of all-reduces that are
+ * waited for; alphas have besides what a short one takes longer if it is polled
+ * now and then, as a backward polls. The slowest rank's medians, the same on
+ * every rank. About ten times what an all-reduce of the largest size takes;
+ * none may be in flight. */
 BRG_API BRG_NODISCARD brg_status brg_link_measure(brg_pg *pg, size_t max_bytes,
                                                   brg_link *filled);
 
