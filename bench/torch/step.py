@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """One rank of a PyTorch DDP run: prints its step time and resident memory.
-    step.py <model> <steps> <rank> <ranks> <rendezvous file>"""
+    step.py <model> <steps> <rank> <ranks> <rendezvous file, or tcp://...>"""
 import os
 import sys
 import time
@@ -27,10 +27,12 @@ def memory_mb(key):
 
 def main():
     name, n_steps, rank, n_ranks, rendezvous = sys.argv[1:6]
+    if "://" not in rendezvous:
+        rendezvous = "file://" + rendezvous
     torch.set_num_threads(1)
     torch.manual_seed(1)
     model, x, y, optimizer = models.build(name)
-    dist.init_process_group("gloo", init_method="file://" + rendezvous,
+    dist.init_process_group("gloo", init_method=rendezvous,
                             rank=int(rank), world_size=int(n_ranks))
     if int(n_ranks) > 1:
         cap = float(os.environ.get("BUCKET_MB", BUCKET_MB[name]))

@@ -1,0 +1,466 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * A training step over a network that is the limit: the reducer beside what a
+ * program would do with MPI alone, in turn, in one run.
+ *
+ *     alone     no communication
+ *     sizes     brg_ddp, buckets by size
+ *     measured  brg_ddp, buckets by measurement
+ *     blocking  all gradients in one MPI_Allreduce after the backward
+ *     layers    MPI_Iallreduce of each gradient from its hook, all requests
+ *               tested in each hook, waited for after the backward
+ *     thread    the bare reducer; a thread of its own starts and polls, the
+ *               hooks only mark
+ *
+ *   bench_link <model> thread         alone and thread
+ *   bench_link <model>                the others
+ *
+ * bench/link/run.sh makes the network and runs this. */
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <mpi.h>
+
+#include <brigade/autograd.h>
+#include <brigade/mpi.h>
+#include <brigade/schedule.h>
+
+#include "bench/bench.h"
+#include "bench/models.h"
+
+#define N_WARM_UP 2
+#define N_UNTIL_MEASURED 8 /* buckets are chosen after six */
+#define N_RECORDED 8
+#define N_ROUNDS_MIN (N_RECORDED + 2)
+#define MODEL_SECONDS 6.0
+#define HELPER_PAUSE_US 100
+
+typedef enum way {
+    WAY_ALONE,
+    WAY_BLOCKING,
+    WAY_LAYERS,
+    WAY_THREAD,
+    WAY_SIZES,
+    WAY_MEASURED,
+    N_WAYS
+} way;
+
+static const char *const way_names[N_WAYS] = {"alone",  "blocking", "layers",
+                                              "thread", "sizes",    "measured"};
+
+/* A model whose gradients the program itself sends: all ways but brg_ddp. */
+typedef struct by_hand {
+    bench_model model;
+    way way;
+    size_t n_bytes;
+    float *flat; /* all gradients */
+    MPI_Request requests[BENCH_MAX_PARAMS];
+    int n_requests;
+    /* of WAY_THREAD */
+    pthread_t thread;
+    brg_pg *pg;
+    brg_reducer *reducer;
+    atomic_int n_begun; /* steps: the helper polls until ... */
+    atomic_int n_ended; /* ... this one has all its marks, */
+    atomic_int n_done;  /* and then waits for it */
+    atomic_bool is_over;
+} by_hand;
+
+typedef struct param_hook {
+    by_hand *h;
+    size_t i;
+} param_hook;
+
+static int world_size(void)
+{
+    int n;
+    MPI_Comm_size(MPI_COMM_WORLD, &n);
+    return n;
+}
+
+static bool is_first(void)
+{
+    int rank;
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    return rank == 0;
+}
+
+static double most(double value)
+{
+    double all;
+    MPI_Allreduce(&value, &all, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
+    return all;
+}
+
+static float *grad_of(const bench_model *m, size_t i)
+{
+    return brg_tensor_data(bench_some(brg_tensor_grad(m->p[i])));
+}
+
+static size_t count_of(const bench_model *m, size_t i)
+{
+    return (size_t)brg_tensor_numel(m->p[i]);
+}
+
+/* ---- By hand ------------------------------------------------------------------ */
+
+static brg_status on_gradient(brg_tensor *leaf, void *user)
+{
+    const param_hook *p = user;
+    by_hand *h = p->h;
+    int flag;
+    (void)leaf;
+    if (h->way == WAY_LAYERS) {
+        MPI_Iallreduce(MPI_IN_PLACE, grad_of(&h->model, p->i),
+                       (int)count_of(&h->model, p->i), MPI_FLOAT, MPI_SUM,
+                       MPI_COMM_WORLD, &h->requests[h->n_requests++]);
+        MPI_Testall(h->n_requests, h->requests, &flag, MPI_STATUSES_IGNORE);
+    }
+    return h->way == WAY_THREAD ? brg_reducer_mark_ready(h->reducer, p->i)
+                                : BRG_OK;
+}
+
+static void scale(float *values, size_t n)
+{
+    const float factor = 1.0f / (float)world_size();
+    for (size_t k = 0; k < n; k++)
+        values[k] *= factor;
+}
+
+static void reduce_flat(by_hand *h)
+{
+    float *at = h->flat;
+    for (size_t i = 0; i < h->model.n_params; i++) {
+        memcpy(at, grad_of(&h->model, i), count_of(&h->model, i) * sizeof *at);
+        at += count_of(&h->model, i);
+    }
+    MPI_Allreduce(MPI_IN_PLACE, h->flat, (int)(at - h->flat), MPI_FLOAT,
+                  MPI_SUM, MPI_COMM_WORLD);
+    scale(h->flat, (size_t)(at - h->flat));
+    at = h->flat;
+    for (size_t i = 0; i < h->model.n_params; i++) {
+        memcpy(grad_of(&h->model, i), at, count_of(&h->model, i) * sizeof *at);
+        at += count_of(&h->model, i);
+    }
+}
+
+static void finish_layers(by_hand *h)
+{
+    MPI_Waitall(h->n_requests, h->requests, MPI_STATUSES_IGNORE);
+    h->n_requests = 0;
+    for (size_t i = 0; i < h->model.n_params; i++)
+        scale(grad_of(&h->model, i), count_of(&h->model, i));
+}
+
+static void finish_thread(by_hand *h)
+{
+    int step = atomic_fetch_add(&h->n_ended, 1) + 1;
+    while (atomic_load(&h->n_done) < step)
+        sched_yield();
+}
+
+static void step_by_hand(by_hand *h)
+{
+    bench_model *m = &h->model;
+    brg_scope *scope = brg_scope_begin();
+    bench_must(brg_optim_zero_grad(m->optim, true));
+    brg_tensor *loss = m->loss(m);
+    atomic_fetch_add(&h->n_begun, h->way == WAY_THREAD);
+    bench_must(brg_backward(loss));
+    if (h->way == WAY_BLOCKING)
+        reduce_flat(h);
+    if (h->way == WAY_LAYERS)
+        finish_layers(h);
+    if (h->way == WAY_THREAD)
+        finish_thread(h);
+    bench_must(brg_optim_step(m->optim));
+    bench_must(brg_tensor_item(loss, &m->last_loss));
+    brg_scope_end(scope);
+}
+
+static void init_by_hand(by_hand *h, const char *name, uint64_t seed)
+{
+    static param_hook hooks[BENCH_MAX_PARAMS];
+    *h = (by_hand){.way = WAY_ALONE};
+    bench_model *m = &h->model;
+    bench_model_init(m, name, seed);
+    for (size_t i = 0; i < m->n_params; i++) {
+        brg_hook *unused;
+        hooks[i] = (param_hook){h, i};
+        h->n_bytes += count_of(m, i) * sizeof(float);
+        bench_must(brg_tensor_add_post_accumulate_hook(
+            &unused, m->p[i], on_gradient, &hooks[i], NULL));
+    }
+    h->flat = malloc(h->n_bytes);
+    if (h->flat == NULL)
+        bench_fail("out of memory");
+    step_by_hand(h); /* gradients are there, and stay where they are */
+}
+
+/* ---- The helper thread ----------------------------------------------------------- */
+
+static void open_reducer(by_hand *h)
+{
+    brg_reducer_param params[BENCH_MAX_PARAMS] = {{0}};
+    const bench_model *m = &h->model;
+    for (size_t i = 0; i < m->n_params; i++)
+        params[i] = (brg_reducer_param){.grad = grad_of(m, i),
+                                        .count = count_of(m, i),
+                                        .dtype = BRG_DTYPE_F32};
+    bench_must(brg_pg_create(&h->pg, "mpi", NULL));
+    bench_must(
+        brg_reducer_create(&h->reducer, h->pg, params, m->n_params, NULL));
+}
+
+static void *help(void *user)
+{
+    by_hand *h = user;
+    const struct timespec pause = {0, HELPER_PAUSE_US * 1000};
+    open_reducer(h);
+    atomic_store(&h->n_done, 0);
+    for (int step = 1;; step++) {
+        while (atomic_load(&h->n_begun) < step && !atomic_load(&h->is_over))
+            nanosleep(&pause, NULL);
+        if (atomic_load(&h->is_over))
+            break;
+        while (atomic_load(&h->n_ended) < step) {
+            bench_must(brg_reducer_poll(h->reducer));
+            nanosleep(&pause, NULL);
+        }
+        bench_must(brg_reducer_wait(h->reducer));
+        atomic_store(&h->n_done, step);
+    }
+    brg_reducer_destroy(h->reducer);
+    brg_pg_destroy(h->pg);
+    return NULL;
+}
+
+static void start_helper(by_hand *h)
+{
+    atomic_store(&h->n_done, -1);
+    if (pthread_create(&h->thread, NULL, help, h) != 0)
+        bench_fail("no thread");
+    while (atomic_load(&h->n_done) < 0)
+        sched_yield();
+}
+
+static void stop_helper(by_hand *h)
+{
+    atomic_store(&h->is_over, true);
+    pthread_join(h->thread, NULL);
+}
+
+/* ---- All ways in turn --------------------------------------------------------------- */
+
+typedef struct contest {
+    by_hand by_hand;
+    bench_model ddp[2]; /* by size, measured */
+    bool has[N_WAYS];
+    double *times[N_WAYS];
+    size_t n;
+} contest;
+
+static double time_step(contest *c, way w)
+{
+    double best = 0;
+    MPI_Barrier(MPI_COMM_WORLD);
+    const double start = bench_seconds();
+    if (w >= WAY_SIZES) {
+        bench_model_step(&c->ddp[w - WAY_SIZES]);
+    } else {
+        c->by_hand.way = w;
+        step_by_hand(&c->by_hand);
+    }
+    best = bench_seconds() - start;
+    c->by_hand.way = WAY_ALONE;
+    return most(best);
+}
+
+static void run_rounds(contest *c)
+{
+    for (int w = 0; w < N_WAYS; w++) {
+        int n = w == WAY_MEASURED ? N_UNTIL_MEASURED : N_WARM_UP;
+        for (int i = 0; i < n && c->has[w]; i++)
+            (void)time_step(c, (way)w);
+    }
+    const double end = most(bench_seconds() + MODEL_SECONDS);
+    if (c->has[WAY_SIZES])
+        bench_must(brg_ddp_record(c->ddp[0].ddp, N_RECORDED));
+    while (c->n < N_ROUNDS_MIN ||
+           (c->n < BENCH_MAX_PASSES && !(most(bench_seconds()) > end))) {
+        for (int w = 0; w < N_WAYS; w++)
+            if (c->has[w])
+                c->times[w][c->n] = time_step(c, (way)w);
+        c->n++;
+    }
+}
+
+/* Of the times beside `alone`: the median of the differences. */
+static double over_alone(const contest *c, way w)
+{
+    double values[BENCH_MAX_PASSES];
+    for (size_t k = 0; k < c->n; k++)
+        values[k] = c->times[w][k] - c->times[WAY_ALONE][k];
+    return bench_median(values, c->n);
+}
+
+/* An all-reduce of ours with nothing beside it. */
+static double time_transfer(brg_pg *pg, size_t n_bytes)
+{
+    enum { N = 9 };
+    double values[N];
+    void *data;
+    bench_must(brg_pg_alloc(pg, &data, n_bytes));
+    for (int i = -2; i < N; i++) { /* two to warm up */
+        brg_work *work;
+        MPI_Barrier(MPI_COMM_WORLD);
+        const double start = bench_seconds();
+        bench_must(brg_all_reduce(pg, &work, data, n_bytes / sizeof(float),
+                                  BRG_DTYPE_F32, BRG_REDUCE_AVG));
+        bench_must(brg_work_wait(work));
+        values[i < 0 ? 0 : i] = most(bench_seconds() - start);
+    }
+    brg_pg_free(pg, data);
+    return bench_median(values, N);
+}
+
+/* The link at its best: an all-reduce that is waited for, short and long. */
+static double measure_best(brg_pg *pg, size_t n_bytes, brg_link *filled)
+{
+    const size_t little = 1024;
+    const double transfer = time_transfer(pg, n_bytes);
+    *filled = (brg_link){.n = 2};
+    filled->at[0] = (brg_link_point){
+        .nbytes = little, .ns = (uint64_t)(1e9 * time_transfer(pg, little))};
+    filled->at[1] =
+        (brg_link_point){.nbytes = n_bytes, .ns = (uint64_t)(1e9 * transfer)};
+    return transfer;
+}
+
+/* Steps as predicted from ready times and the group's own measurement. */
+static void print_predicted(const contest *c, const brg_profile *profile,
+                            const brg_link *link, const char *prefix)
+{
+    for (int w = WAY_SIZES; w <= WAY_MEASURED; w++) {
+        char name[32];
+        uint32_t buckets[BENCH_MAX_PARAMS];
+        brg_schedule s;
+        brg_reducer_stats stats;
+        double values[BENCH_MAX_PASSES];
+        bench_must(w == WAY_SIZES
+                       ? brg_schedule_by_size(buckets, profile, 0, 0)
+                       : brg_schedule_choose(buckets, profile, link));
+        bench_must(brg_schedule_predict(&s, profile, link, buckets));
+        memcpy(values, c->times[WAY_ALONE], c->n * sizeof *values);
+        snprintf(name, sizeof name, "%s_predicted", way_names[w]);
+        bench_print(bench_name(prefix, name),
+                    1e3 * bench_median(values, c->n) +
+                        1e-6 * (double)(s.busy_ns + s.exposed_ns),
+                    "ms");
+        brg_ddp_get_stats(c->ddp[w - WAY_SIZES].ddp, &stats);
+        snprintf(name, sizeof name, "%s_buckets", way_names[w]);
+        bench_print(bench_name(prefix, name), (double)stats.n_buckets, "");
+    }
+}
+
+/* What the reducer hid of what could be hidden: the transfer, less what the
+ * best schedule on the link at its best would leave exposed. */
+static void print_hidden(const contest *c, brg_pg *pg, const char *model)
+{
+    char prefix[40], name[32];
+    uint32_t buckets[BENCH_MAX_PARAMS];
+    brg_profile *profile;
+    brg_link link, ideal;
+    brg_schedule best;
+    bench_must(brg_link_measure(pg, c->by_hand.n_bytes, &link));
+    const double transfer = measure_best(pg, c->by_hand.n_bytes, &ideal);
+    bench_must(
+        brg_reducer_get_profile(brg_ddp_reducer(c->ddp[0].ddp), &profile));
+    bench_must(brg_schedule_choose(buckets, profile, &ideal));
+    bench_must(brg_schedule_predict(&best, profile, &ideal, buckets));
+    snprintf(prefix, sizeof prefix, "link.%s", model);
+    if (is_first()) {
+        const double could = transfer - 1e-9 * (double)best.exposed_ns;
+        print_predicted(c, profile, &link, prefix);
+        bench_print(bench_name(prefix, "transfer"), 1e3 * transfer, "ms");
+        bench_print(bench_name(prefix, "could_be_hidden"), 1e3 * could, "ms");
+        for (int w = WAY_SIZES; w <= WAY_MEASURED; w++) {
+            snprintf(name, sizeof name, "hidden_%s", way_names[w]);
+            bench_print(bench_name(prefix, name),
+                        100 * (transfer - over_alone(c, (way)w)) / could, "%");
+        }
+    }
+    brg_profile_destroy(profile);
+}
+
+static void print_times(contest *c, const char *model)
+{
+    char prefix[40], name[32];
+    snprintf(prefix, sizeof prefix, "link.%s", model);
+    for (int w = 0; w < N_WAYS && is_first(); w++) {
+        if (!c->has[w])
+            continue;
+        snprintf(name, sizeof name, "%s_over", way_names[w]);
+        if (w != WAY_ALONE)
+            bench_print(bench_name(prefix, name), 1e3 * over_alone(c, (way)w),
+                        "ms");
+        double values[BENCH_MAX_PASSES];
+        memcpy(values, c->times[w], c->n * sizeof *values);
+        bench_print(bench_name(prefix, way_names[w]),
+                    1e3 * bench_median(values, c->n), "ms");
+    }
+}
+
+static void open_ddp(bench_model *m, const char *name, brg_pg *pg,
+                     brg_bucket_choice buckets, uint64_t seed)
+{
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    options.buckets = buckets;
+    bench_model_init(m, name, seed);
+    bench_must(
+        brg_ddp_create(&m->ddp, pg, m->p, m->n_params, NULL, 0, &options));
+}
+
+int main(int argc, char **argv)
+{
+    int level;
+    bool has_thread = argc > 2 && strcmp(argv[2], "thread") == 0;
+    MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &level);
+    if (argc < 2 || (has_thread && level < MPI_THREAD_MULTIPLE))
+        bench_fail("usage: bench_link <model> [thread]; threads need "
+                   "MPI_THREAD_MULTIPLE");
+    static contest c;
+    static double times[N_WAYS][BENCH_MAX_PASSES];
+    brg_pg *pg = NULL;
+    const uint64_t seed = is_first() ? 1 : 2;
+    for (int w = 0; w < N_WAYS; w++) {
+        c.times[w] = times[w];
+        c.has[w] = w == WAY_ALONE || (w == WAY_THREAD) == has_thread;
+    }
+    init_by_hand(&c.by_hand, argv[1], seed);
+    if (has_thread) {
+        start_helper(&c.by_hand);
+    } else {
+        bench_must(brg_pg_create(&pg, "mpi", NULL));
+        open_ddp(&c.ddp[0], argv[1], pg, BRG_BUCKETS_BY_SIZE, seed);
+        open_ddp(&c.ddp[1], argv[1], pg, BRG_BUCKETS_MEASURED, seed);
+    }
+    run_rounds(&c);
+    print_times(&c, argv[1]);
+    if (has_thread) {
+        stop_helper(&c.by_hand);
+    } else {
+        print_hidden(&c, pg, argv[1]);
+        bench_model_deinit(&c.ddp[0]);
+        bench_model_deinit(&c.ddp[1]);
+        brg_pg_destroy(pg);
+    }
+    free(c.by_hand.flat);
+    bench_model_deinit(&c.by_hand.model);
+    MPI_Finalize();
+    return 0;
+}
