@@ -195,16 +195,29 @@ static brg_status cu_copy(brg_device to, void *dst, brg_device from,
     BRG__CU_TRY(brg__cu_enter(gpu_of(to, from), &cu));
     if (to.type != from.type)
         BRG__CU_TRY(brg__cu_graph_give_up(cu, "a copy to or from the host"));
+    const bool reads = to.type != BRG_DEVICE_CUDA;
+    const bool is_pageable =
+        !reads && from.type != BRG_DEVICE_CUDA && !is_pinned(src);
+    bool is_done = false;
+    if (is_pageable)
+        BRG__CU_TRY(brg__cu_stage(cu, dst, src, nbytes, &is_done));
+    if (is_done)
+        return BRG_OK;
     BRG__CU_TRY(brg__cu_check(
         cudaMemcpyAsync(dst, src, nbytes, cudaMemcpyDefault, cu->stream),
         "cuda: a copy"));
-    bool reads = to.type != BRG_DEVICE_CUDA;
-    if (!reads && (from.type == BRG_DEVICE_CUDA || !is_pinned(src)))
+    if (is_pageable || (!reads && from.type == BRG_DEVICE_CUDA))
         return BRG_OK;
     BRG__CU_TRY(brg__cu_begin_wait(cu));
     BRG__CU_TRY(
         brg__cu_check(cudaStreamSynchronize(cu->stream), "cuda: queued work"));
     return reads ? check_fault(cu) : BRG_OK;
+}
+
+brg_status brg__cu_read(brg__cu *cu, void *host, const void *src, size_t nbytes)
+{
+    return cu_copy((brg_device){BRG_DEVICE_CPU, 0}, host, brg__cu_device(cu),
+                   src, nbytes);
 }
 
 static brg_status cu_fill_zero(brg_device device, void *ptr, size_t nbytes)
@@ -318,6 +331,7 @@ static const brg_device_vtable table = {
     .count = cu_count,
     .kernel = brg__cu_kernel,
     .update = cu_update,
+    .clip = brg__cu_run_clip,
     .stream = cu_stream,
     .fetch = brg__cu_fetch,
     .fetched = brg__cu_fetched,

@@ -29,6 +29,12 @@ typedef struct brg__cu_graphs {
     _Atomic int n;
     _Atomic(brg__cu_graph *) recording; /* what is queued goes there */
 } brg__cu_graphs;
+/* Pinned memory that a copy to the GPU goes through. */
+#define BRG__CU_N_SLOTS 8
+typedef struct brg__cu_slot {
+    void *at;
+    cudaEvent_t event; /* when the copy is over */
+} brg__cu_slot;
 
 typedef struct brg__cu {
     int index;
@@ -40,10 +46,13 @@ typedef struct brg__cu {
     void *blas;           /* cublasLtHandle_t, or NULL before its first use */
     void *blas_workspace;
     void *blas_plans; /* chosen algorithms (gemm.c) */
-    void *dnn;        /* cudnnHandle_t, or NULL */
+    void *dnn;        /* of dnn.c, or NULL */
+    void *sdpa_plans; /* of sdpa.c, or NULL */
     bool dnn_is_tried;
     brg__cu_graphs graphs; /* graph.c */
     _Atomic uint64_t n_waits, n_allocs, n_launches;
+    brg__cu_slot slots[BRG__CU_N_SLOTS];
+    int next_slot;
 } brg__cu;
 
 /* The library's side, set when the component is loaded. */
@@ -138,6 +147,18 @@ static inline brg_device brg__cu_device(const brg__cu *cu)
 {
     return (brg_device){BRG_DEVICE_CUDA, (int16_t)cu->index};
 }
+
+/* Copies from pageable memory, which is read before the call returns, without a
+ * wait for the queue; *is_done false: too much for that (staging.c). */
+brg_status brg__cu_stage(brg__cu *cu, void *dst, const void *src, size_t nbytes,
+                         bool *is_done);
+/* Waits for the queue and for nbytes of the GPU's memory (context.c). */
+brg_status brg__cu_read(brg__cu *cu, void *host, const void *src,
+                        size_t nbytes);
+
+/* The slot of the table (run_clip.c). */
+brg_status brg__cu_run_clip(brg_device device, const brg_device_update *grads,
+                            size_t n, double max_norm, double *norm);
 
 /* ---- Kernels of rows, by file ----------------------------------------------------- */
 

@@ -60,13 +60,20 @@ typedef struct state {
 
 /* ---- Finding the library -------------------------------------------------------- */
 
+static void *library; /* stays loaded */
+
+void *brg__cu_dnn_symbol(const char *name)
+{
+    return library ? dlsym(library, name) : NULL;
+}
+
 static bool load_functions(void)
 {
-    void *library = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_LOCAL);
+    library = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_LOCAL);
     if (!library)
         return false;
 #define LOAD(name)                                                             \
-    *(void **)&dnn.name##_ = dlsym(library, #name);                            \
+    *(void **)&dnn.name##_ = brg__cu_dnn_symbol(#name);                        \
     if (!dnn.name##_)                                                          \
         return false;
     FUNCTIONS(LOAD)
@@ -85,8 +92,8 @@ static state *state_of(brg__cu *cu)
         dnn.cudnnCreate_(&handle) != CUDNN_STATUS_SUCCESS ||
         dnn.cudnnSetStream_(handle, cu->stream) != CUDNN_STATUS_SUCCESS) {
         brg__cu_host->log(BRG_LOG_INFO, "cuda",
-                          "cuDNN 9 was not found: convolutions use plain "
-                          "kernels");
+                          "cuDNN 9 was not found: convolutions and "
+                          "attention use plain kernels");
         return NULL;
     }
     state *s = brg__cu_host->alloc(sizeof *s, "plans of convolutions");
@@ -94,6 +101,12 @@ static state *state_of(brg__cu *cu)
         s->handle = handle;
     cu->dnn = s;
     return s;
+}
+
+void *brg__cu_dnn_handle(brg__cu *cu)
+{
+    const state *s = state_of(cu);
+    return s ? s->handle : NULL;
 }
 
 /* ---- Plans ----------------------------------------------------------------------- */

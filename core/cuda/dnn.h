@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Convolution through cuDNN, which is looked for when it is first needed. */
+ * Convolution and attention through cuDNN, which is looked for when it is first
+ * needed. */
 #ifndef BRG_CORE_CUDA_DNN_H
 #define BRG_CORE_CUDA_DNN_H
 
@@ -15,5 +16,15 @@ typedef enum brg__cu_conv_kind {
  * nothing was queued. */
 brg_status brg__cu_dnn_conv(brg__cu *cu, brg__cu_conv_kind kind,
                             const brg__cu_conv *v, bool *is_done);
+
+/* The same for attention of 16-bit floats, the gradient too (sdpa.c). */
+brg_status brg__cu_dnn_attention(brg__cu *cu, const brg__cu_attention *a,
+                                 bool is_backward, bool *is_done);
+
+/* The GPU's cudnnHandle_t, which works in its queue; NULL without cuDNN. Under
+ * the GPU's lock. */
+void *brg__cu_dnn_handle(brg__cu *cu);
+/* A function of the library; NULL if it has none of that name. */
+void *brg__cu_dnn_symbol(const char *name);
 
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Picking by index. The gradients add up in the order of the indices: ids are
- * sorted (stable), then each row of the result is summed by the threads that
- * own its elements, so that a result has the same bits each time. An id out of
+ * Picking by index. The gradients add up in a fixed order: ids are sorted
+ * (stable), then each row of the result is summed by the threads that own its
+ * elements, so that a result has the same bits each time. An id out of
  * range is noted and left out. */
 #include <cub/device/device_radix_sort.cuh>
 
@@ -175,6 +175,72 @@ __global__ void first_kernel(const uint32_t *keys, int64_t n, int64_t size,
     }
 }
 
+#define TALL 8
+
+template <typename T> struct alignas(16) vec {
+    static constexpr int n = 16 / sizeof(T);
+    T at[n];
+};
+
+/* A block makes one row; its warps take every eighth of the row's slices and
+ * are then added up in their order. */
+template <typename T, typename C>
+__global__ void __launch_bounds__(32 * TALL)
+    add_rows_kernel(const __grid_constant__ brg__cu_index a,
+                    const uint32_t *places, const uint32_t *first)
+{
+    constexpr int V = vec<T>::n;
+    const int64_t row = blockIdx.x, o = row / a.size, id = row - o * a.size;
+    const uint32_t from = first[id], to = first[id + 1];
+    const T *x = (const T *)a.x + o * a.n * a.inner;
+    T *y = (T *)a.y + row * a.inner;
+    if (to - from <= 1) { /* of no or one slice */
+        const T *only = x + (to > from ? places[from] : 0) * a.inner;
+        for (int64_t i = (threadIdx.y * 32 + threadIdx.x) * V; i < a.inner;
+             i += 32 * TALL * V)
+            *(vec<T> *)(y + i) =
+                to > from ? *(const vec<T> *)(only + i) : vec<T>{};
+        return;
+    }
+    __shared__ C part[TALL][32][V];
+    for (int64_t c = 0; c < a.inner; c += 32 * V) {
+        const int64_t i = c + threadIdx.x * V;
+        C sum[V] = {};
+#pragma unroll 4
+        for (uint32_t k = from + threadIdx.y; k < to; k += TALL) {
+            if (i >= a.inner)
+                break;
+            const vec<T> v = *(const vec<T> *)(x + places[k] * a.inner + i);
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                sum[j] += get<C>(&v.at[j]);
+        }
+        __syncthreads();
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            part[threadIdx.y][threadIdx.x][j] = sum[j];
+        __syncthreads();
+        if (threadIdx.y != 0 || i >= a.inner)
+            continue;
+        vec<T> out;
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            C all = 0;
+            for (int k = 0; k < TALL; k++)
+                all += part[k][threadIdx.x][j];
+            out.at[j] = as<T>::of(all);
+        }
+        *(vec<T> *)(y + i) = out;
+    }
+}
+
+static bool is_by_rows(const brg__cu_index *a)
+{
+    return a->inner * item_size(a->dtype) % 16 == 0 &&
+           (uintptr_t)a->x % 16 == 0 && (uintptr_t)a->y % 16 == 0 &&
+           a->outer * a->size <= INT32_MAX;
+}
+
 template <typename T, typename C>
 __global__ void add_slices_kernel(const __grid_constant__ brg__cu_index a,
                                   const uint32_t *places,
@@ -214,6 +280,15 @@ int brg__cu_add_slices(const brg__cu_queue *q, const brg__cu_index *a,
     }
     first_kernel<<<blocks_for(a->n + 1, THREADS), THREADS, 0,
                    stream_of(q)>>>(sorted, a->n, a->size, first);
+    if (is_by_rows(a)) {
+#define LAUNCH(T, C)                                                           \
+    add_rows_kernel<T, C>                                                      \
+        <<<(unsigned)(a->outer * a->size), dim3(32, TALL), 0, stream_of(q)>>>( \
+            *a, places, first)
+        WITH_FLOAT(a->dtype, LAUNCH);
+#undef LAUNCH
+        return (int)cudaGetLastError();
+    }
     const unsigned grid = blocks_for(a->outer * a->size * a->inner, THREADS);
 #define LAUNCH(T, C)                                                           \
     add_slices_kernel<T, C>                                                    \

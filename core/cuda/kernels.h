@@ -98,7 +98,7 @@ typedef struct brg__cu_reduce {
 int brg__cu_reduce_splits(const brg__cu_queue *q, const brg__cu_reduce *r);
 int brg__cu_reduce_launch(const brg__cu_queue *q, const brg__cu_reduce *r);
 
-/* ---- Rows (rows.cu): row-major (rows, n) ------------------------------------------ */
+/* ---- Rows (rows.cu, layer_norm.cu): row-major (rows, n) ------------------------------------------ */
 
 /* Lines along the middle of (outer, n, inner). */
 typedef struct brg__cu_lines {
@@ -125,6 +125,7 @@ typedef struct brg__cu_norm {
 } brg__cu_norm;
 
 int brg__cu_layer_norm(const brg__cu_queue *q, const brg__cu_norm *a);
+/* Of the complete problem but `partials`. */
 int brg__cu_layer_norm_splits(const brg__cu_queue *q, const brg__cu_norm *a);
 int brg__cu_layer_norm_grad(const brg__cu_queue *q, const brg__cu_norm *a);
 
@@ -148,8 +149,8 @@ int brg__cu_batch_norm_grad_launch(const brg__cu_queue *q,
 /* Losses. targets i64 or i32; lse f64 for f64, else f32. `scratch`: 2 rows + 1
  * doubles. */
 typedef struct brg__cu_entropy {
-    int dtype, target_dtype;
-    int64_t rows, classes, ignored;
+    int dtype, target_dtype, loss_dtype;   /* of loss and of g */
+    int64_t rows, width, classes, ignored; /* width: classes and padding */
     double smoothing;
     const void *logits, *targets, *g;
     void *loss, *lse, *out, *weight;
@@ -293,9 +294,19 @@ int brg__cu_scores_softmax(const brg__cu_queue *q, const brg__cu_scores *a);
 int brg__cu_scores_grad(const brg__cu_queue *q, const brg__cu_scores *a);
 int brg__cu_attention_delta(const brg__cu_queue *q, const brg__cu_attention *a);
 
-/* ---- Optimizers (optim.cu) --------------------------------------------------------------- */
+/* ---- Clipping (clip.cu) ------------------------------------------------------------------- */
 
 struct brg_device_update;
+/* Bytes for n gradients. */
+uint64_t brg__cu_clip_scratch(const struct brg_device_update *grads,
+                              uint64_t n);
+/* Scales the gradients by min(1, max_norm / (norm + 1e-6)) if their norm is
+ * finite; scratch[0] = the norm. */
+int brg__cu_clip(const brg__cu_queue *q, const struct brg_device_update *grads,
+                 uint64_t n, double max_norm, double *scratch);
+
+/* ---- Optimizers (optim.cu) --------------------------------------------------------------- */
+
 /* numbers: on the device, f[] of each update one after another; NULL: those of
  * the updates. */
 int brg__cu_update(const brg__cu_queue *q,

@@ -19,23 +19,66 @@ static __device__ __forceinline__ int64_t target_of(const brg__cu_entropy &a,
     return -1;
 }
 
-static __device__ __forceinline__ float exp_of(float x)
+/* Elements of 16 bits have no use for the last bits of an exponential. */
+template <typename T> struct exp_for {
+    template <typename C> static __device__ __forceinline__ C of(C x)
+    {
+        return (C)__expf((float)x);
+    }
+};
+template <> struct exp_for<float> {
+    static __device__ __forceinline__ float of(float x)
+    {
+        return expf(x);
+    }
+};
+template <> struct exp_for<double> {
+    static __device__ __forceinline__ double of(double x)
+    {
+        return exp(x);
+    }
+};
+
+/* V elements at once: 1, or as many as 16 bytes hold. */
+template <typename T, int V> struct alignas(V * sizeof(T)) pack {
+    T at[V];
+};
+
+/* The largest of some numbers, the sum of exp(x - top), and the plain sum. */
+template <typename C> struct running {
+    C top, sum, plain;
+};
+
+template <typename T, typename C, int V>
+static __device__ __forceinline__ void take(running<C> &r,
+                                            const pack<T, V> &x, int n)
 {
-    return expf(x);
+    C top = r.top;
+#pragma unroll
+    for (int k = 0; k < V; k++)
+        if (k < n)
+            top = max_of::join(top, get<C>(&x.at[k]));
+    if (top > r.top) /* the sum is 0 at first */
+        r.sum *= exp_for<T>::of(r.top - top);
+    r.top = top;
+    const C shift = top == -INFINITY ? (C)0 : top;
+#pragma unroll
+    for (int k = 0; k < V; k++)
+        if (k < n) {
+            const C v = get<C>(&x.at[k]);
+            r.sum += exp_for<T>::of(v - shift);
+            r.plain += v;
+        }
 }
 
-static __device__ __forceinline__ double exp_of(double x)
-{
-    return exp(x);
-}
-
-/* scratch[row]: the row's loss; scratch[rows + row]: 1 if it counts. */
-template <typename T, typename C>
+/* One read of the row. scratch[row]: the row's loss; scratch[rows + row]: 1 if
+ * it counts. */
+template <typename T, typename C, int V>
 __global__ void entropy_kernel(const __grid_constant__ brg__cu_entropy a,
                                brg__cu_fault *fault)
 {
     const int64_t row = blockIdx.x;
-    const T *x = (const T *)a.logits + row * a.classes;
+    const T *x = (const T *)a.logits + row * a.width;
     const int64_t t = target_of(a, row, fault);
     if (t < 0) {
         if (threadIdx.x == 0) {
@@ -44,17 +87,17 @@ __global__ void entropy_kernel(const __grid_constant__ brg__cu_entropy a,
         }
         return;
     }
-    C top = -INFINITY, sum = 0, plain = 0;
-    for (int64_t i = threadIdx.x; i < a.classes; i += blockDim.x)
-        top = max_of::join(top, get<C>(x + i));
-    top = over_block<max_of>(top);
-    for (int64_t i = threadIdx.x; i < a.classes; i += blockDim.x) {
-        const C v = get<C>(x + i);
-        sum += exp_of(v - top);
-        plain += v;
+    running<C> r = {-INFINITY, 0, 0};
+    for (int64_t i = threadIdx.x * V; i < a.classes; i += blockDim.x * V) {
+        const int64_t left = a.classes - i;
+        take<T, C, V>(r, *(const pack<T, V> *)(x + i),
+                      left < V ? (int)left : V);
     }
-    sum = over_block<sum_of>(sum);
-    plain = over_block<sum_of>(plain);
+    const C top = over_block<max_of>(r.top);
+    if (top != -INFINITY)
+        r.sum *= exp_for<T>::of(r.top - top);
+    const C sum = over_block<sum_of>(r.sum);
+    const C plain = over_block<sum_of>(r.plain);
     if (threadIdx.x != 0)
         return;
     const double lse = (double)top + log((double)sum), e = a.smoothing;
@@ -76,7 +119,7 @@ __global__ void __launch_bounds__(1024)
     sum = over_block<sum_of>(sum);
     count = over_block<sum_of>(count);
     if (threadIdx.x == 0)
-        store<double>(a.loss, a.dtype, 0, sum / count);
+        store<double>(a.loss, a.loss_dtype, 0, sum / count);
 }
 
 static int threads_for(int64_t n)
@@ -84,14 +127,40 @@ static int threads_for(int64_t n)
     return n <= 64 ? 32 : n <= 1024 ? 128 : n <= 8192 ? 256 : 512;
 }
 
+/* Rows are read 16 bytes at a time where they lie on such bounds. */
+static bool is_wide(const brg__cu_entropy *a)
+{
+    const uint64_t all =
+        (uint64_t)(uintptr_t)a->logits | (uint64_t)(uintptr_t)a->out |
+        (uint64_t)a->width * (a->dtype == F64 ? 8 : a->dtype == F32 ? 4 : 2);
+    return all % 16 == 0;
+}
+
+#define WITH_ENTROPY(a, LAUNCH)                                                \
+    do {                                                                       \
+        if ((a)->dtype == F64) {                                               \
+            LAUNCH(double, double, 1);                                         \
+        } else if (!is_wide(a)) {                                              \
+            WITH_FLOAT((a)->dtype, LAUNCH##_1);                                \
+        } else if ((a)->dtype == F32) {                                        \
+            LAUNCH(float, float, 4);                                           \
+        } else if ((a)->dtype == BF16) {                                       \
+            LAUNCH(bf16, float, 8);                                            \
+        } else {                                                               \
+            LAUNCH(f16, float, 8);                                             \
+        }                                                                      \
+    } while (0)
+
 int brg__cu_cross_entropy(const brg__cu_queue *q, const brg__cu_entropy *a)
 {
-#define LAUNCH(T, C)                                                           \
-    entropy_kernel<T, C><<<(unsigned)a->rows, threads_for(a->classes), 0,      \
-                           stream_of(q)>>>(*a, q->fault)
+#define LAUNCH(T, C, V)                                                        \
+    entropy_kernel<T, C, V><<<(unsigned)a->rows, threads_for(a->classes), 0,   \
+                              stream_of(q)>>>(*a, q->fault)
+#define LAUNCH_1(T, C) LAUNCH(T, C, 1)
     if (a->rows > 0)
-        WITH_FLOAT(a->dtype, LAUNCH);
+        WITH_ENTROPY(a, LAUNCH);
 #undef LAUNCH
+#undef LAUNCH_1
     entropy_join_kernel<<<1, 1024, 0, stream_of(q)>>>(*a);
     return (int)cudaGetLastError();
 }
@@ -109,21 +178,28 @@ __global__ void __launch_bounds__(1024)
         a.scratch[0] = count;
 }
 
-template <typename T, typename C>
+template <typename T, typename C, int V>
 __global__ void entropy_grad_kernel(const __grid_constant__ brg__cu_entropy a,
                                     brg__cu_fault *fault)
 {
     const int64_t row = blockIdx.x;
-    const T *x = (const T *)a.logits + row * a.classes;
-    T *out = (T *)a.out + row * a.classes;
+    const T *x = (const T *)a.logits + row * a.width;
+    T *out = (T *)a.out + row * a.width;
     const int64_t t = target_of(a, row, fault);
-    const double scale = load<double>(a.g, a.dtype, 0) / a.scratch[0];
-    const C lse = ((const C *)a.lse)[row];
+    const double scale = load<double>(a.g, a.loss_dtype, 0) / a.scratch[0];
+    const C lse = ((const C *)a.lse)[row], factor = (C)scale;
     const C base = (C)(a.smoothing / (double)a.classes);
     const C taken = (C)((1.0 - a.smoothing) * scale);
-    for (int64_t i = threadIdx.x; i < a.classes; i += blockDim.x) {
-        C v = t < 0 ? (C)0 : (exp_of(get<C>(x + i) - lse) - base) * (C)scale;
-        out[i] = as<T>::of(i == t ? v - taken : v);
+    for (int64_t i = threadIdx.x * V; i < a.width; i += blockDim.x * V) {
+        const pack<T, V> from = *(const pack<T, V> *)(x + i);
+        pack<T, V> to;
+#pragma unroll
+        for (int k = 0; k < V; k++) {
+            C v = (exp_for<T>::of(get<C>(&from.at[k]) - lse) - base) * factor;
+            v = i + k == t ? v - taken : v;
+            to.at[k] = as<T>::of(t < 0 || i + k >= a.classes ? (C)0 : v);
+        }
+        *(pack<T, V> *)(out + i) = to;
     }
 }
 
@@ -131,26 +207,30 @@ int brg__cu_cross_entropy_grad(const brg__cu_queue *q,
                                const brg__cu_entropy *a)
 {
     count_kernel<<<1, 1024, 0, stream_of(q)>>>(*a, q->fault);
-#define LAUNCH(T, C)                                                           \
-    entropy_grad_kernel<T, C>                                                  \
-        <<<(unsigned)a->rows, threads_for(a->classes), 0, stream_of(q)>>>(     \
+#define LAUNCH(T, C, V)                                                        \
+    entropy_grad_kernel<T, C, V>                                               \
+        <<<(unsigned)a->rows, threads_for(a->width), 0, stream_of(q)>>>(       \
             *a, q->fault)
-    WITH_FLOAT(a->dtype, LAUNCH);
+#define LAUNCH_1(T, C) LAUNCH(T, C, 1)
+    WITH_ENTROPY(a, LAUNCH);
 #undef LAUNCH
+#undef LAUNCH_1
     return (int)cudaGetLastError();
 }
 
 __global__ void targets_kernel(const __grid_constant__ brg__cu_entropy a,
                                brg__cu_fault *fault)
 {
-    FOR_EACH(i, a.rows * a.classes)
+    FOR_EACH(i, a.rows * a.width)
     {
-        const int64_t row = i / a.classes, c = i % a.classes;
+        const int64_t row = i / a.width, c = i % a.width;
         const int64_t t = target_of(a, row, fault);
         const double w = t < 0 ? 0.0 : 1.0 / a.scratch[0];
         const double rest = w * a.smoothing / (double)a.classes;
         store<double>(a.out, a.dtype, i,
-                      rest + (c == t ? w * (1.0 - a.smoothing) : 0.0));
+                      c >= a.classes ? 0.0
+                      : c == t       ? rest + w * (1.0 - a.smoothing)
+                                     : rest);
         if (c == 0)
             store<double>(a.weight, a.dtype, row, w);
     }
@@ -160,7 +240,7 @@ int brg__cu_cross_entropy_targets(const brg__cu_queue *q,
                                   const brg__cu_entropy *a)
 {
     count_kernel<<<1, 1024, 0, stream_of(q)>>>(*a, q->fault);
-    targets_kernel<<<blocks_for(a->rows * a->classes, THREADS), THREADS, 0,
+    targets_kernel<<<blocks_for(a->rows * a->width, THREADS), THREADS, 0,
                      stream_of(q)>>>(*a, q->fault);
     return (int)cudaGetLastError();
 }

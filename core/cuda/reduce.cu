@@ -139,6 +139,63 @@ __global__ void __launch_bounds__(COLUMNS *DEPTH)
         finish<A>(r, k, all);
 }
 
+/* ---- Sums of columns, 16 bytes of a row at a time -------------------------------- */
+
+template <typename T> struct alignas(16) vec {
+    static constexpr int n = 16 / sizeof(T);
+    T at[n];
+};
+
+/* A block takes 32 vectors of a row, 8 rows at a time. */
+template <typename T>
+__global__ void __launch_bounds__(COLUMNS *DEPTH)
+    columns_kernel(const __grid_constant__ brg__cu_reduce r)
+{
+    constexpr int V = vec<T>::n;
+    const int64_t k = (blockIdx.x * (int64_t)COLUMNS + threadIdx.x) * V;
+    int64_t from, to;
+    split_of(r, blockIdx.y, &from, &to);
+    double sum[V] = {};
+#pragma unroll 4
+    for (int64_t i = from + threadIdx.y; i < to; i += DEPTH) {
+        if (k >= r.kept)
+            break;
+        const vec<T> x =
+            *(const vec<T> *)((const T *)r.x + i * r.reduced_stride[0] + k);
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            sum[j] += get<double>(&x.at[j]);
+    }
+    __shared__ double part[DEPTH][COLUMNS];
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        __syncthreads();
+        part[threadIdx.y][threadIdx.x] = sum[j];
+        __syncthreads();
+        if (threadIdx.y != 0 || k >= r.kept)
+            continue;
+        double all = 0;
+        for (int i = 0; i < DEPTH; i++)
+            all += part[i][threadIdx.x];
+        if (r.n_splits > 1)
+            ((double *)r.partials)[blockIdx.y * r.kept + k + j] = all;
+        else
+            finish<double>(r, k + j, all);
+    }
+}
+
+/* Elements of a vector if columns_kernel is the one to take it, else 0. */
+static int columns_width(const brg__cu_reduce *r)
+{
+    if (r->kind != BRG__CU_SUM || r->n_kept != 1 || r->n_reduced != 1 ||
+        r->kept_stride[0] != 1 || r->dtype < F32 || r->dtype > BF16)
+        return 0;
+    const int v = r->dtype == F32 ? 4 : 8;
+    const bool fits = r->kept % v == 0 && r->reduced_stride[0] % v == 0 &&
+                      (uintptr_t)r->x % 16 == 0;
+    return fits ? v : 0;
+}
+
 template <typename A, typename Kind>
 __global__ void join_kernel(const __grid_constant__ brg__cu_reduce r)
 {
@@ -163,7 +220,18 @@ template <typename A, typename Kind>
 static void launch(const brg__cu_queue *q, const brg__cu_reduce *r)
 {
     const unsigned splits = (unsigned)r->n_splits;
-    if (is_across(r)) {
+    const int v = columns_width(r);
+    if (v > 0) {
+        const dim3 grid((unsigned)((r->kept + COLUMNS * v - 1) / (COLUMNS * v)),
+                        splits);
+        const dim3 block(COLUMNS, DEPTH);
+        if (r->dtype == F32)
+            columns_kernel<float><<<grid, block, 0, stream_of(q)>>>(*r);
+        else if (r->dtype == F16)
+            columns_kernel<f16><<<grid, block, 0, stream_of(q)>>>(*r);
+        else
+            columns_kernel<bf16><<<grid, block, 0, stream_of(q)>>>(*r);
+    } else if (is_across(r)) {
         const dim3 grid((unsigned)((r->kept + COLUMNS - 1) / COLUMNS), splits);
         across_kernel<A, Kind>
             <<<grid, dim3(COLUMNS, DEPTH), 0, stream_of(q)>>>(*r);
@@ -181,9 +249,11 @@ int brg__cu_reduce_splits(const brg__cu_queue *q, const brg__cu_reduce *r)
     if (r->kind > BRG__CU_MIN)
         return 1;
     const bool across = is_across(r);
+    const int v = columns_width(r);
+    const int64_t width = COLUMNS * (v > 0 ? v : 1);
     const int64_t blocks =
-        across ? (r->kept + COLUMNS - 1) / COLUMNS : r->kept;
-    const int64_t least = across ? 16 * DEPTH : 8 * THREADS;
+        across || v > 0 ? (r->kept + width - 1) / width : r->kept;
+    const int64_t least = across || v > 0 ? 16 * DEPTH : 8 * THREADS;
     int64_t splits = 4 * (int64_t)q->n_sm / blocks;
     if (splits > r->reduced / least)
         splits = r->reduced / least;

@@ -4,6 +4,8 @@
 
 #include <math.h>
 
+#include "core/cuda/dnn.h"
+
 static brg__cu_heads heads_of(const brg_tensor *t)
 {
     return (brg__cu_heads){brg__tensor_ptr(t), t->stride[0], t->stride[1],
@@ -94,10 +96,28 @@ static bool is_empty(const brg_op_call *call)
 static brg_status forward(brg__cu *cu, const brg_op_call *call,
                           const brg__cu_attention *a)
 {
+    bool is_done;
+    BRG__CU_TRY(brg__cu_dnn_attention(cu, a, false, &is_done));
+    if (is_done)
+        return BRG_OK;
     if (brg__cu_attention_by_products(a, false))
         return brg__cu_attention_products_forward(cu, a);
     BRG__CU_TRY(check_size(call, a));
     return brg__cu_check(brg__cu_attention_forward(&cu->queue, a),
+                         call->op->name);
+}
+
+/* With lse and room for delta. */
+static brg_status backward_of(brg__cu *cu, const brg_op_call *call,
+                              const brg__cu_attention *a)
+{
+    bool is_done;
+    BRG__CU_TRY(brg__cu_dnn_attention(cu, a, true, &is_done));
+    if (is_done)
+        return BRG_OK;
+    if (brg__cu_attention_by_products(a, true))
+        return brg__cu_attention_products_backward(cu, a);
+    return brg__cu_check(brg__cu_attention_backward(&cu->queue, a),
                          call->op->name);
 }
 
@@ -115,10 +135,7 @@ static brg_status backward(brg__cu *cu, const brg_op_call *call,
                               (size_t)lse->numel * (is_f64 ? 8 : 4));
     if (status == BRG_OK) {
         a->lse = (void *)(uintptr_t)at;
-        status = brg__cu_attention_by_products(a, true)
-                     ? brg__cu_attention_products_backward(cu, a)
-                     : brg__cu_check(brg__cu_attention_backward(&cu->queue, a),
-                                     call->op->name);
+        status = backward_of(cu, call, a);
     }
     brg__cu_temps_free(&temps);
     return status;

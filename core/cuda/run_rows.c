@@ -132,11 +132,7 @@ brg_status brg__cu_run_layer_norm_grad(brg_op_call *call)
     brg__cu_norm a = norm_of(call, call->in[1]);
     if (a.n == 0)
         return BRG_OK;
-    a.n_splits = brg__cu_layer_norm_splits(&temps.cu->queue, &a);
     brg_status status = grad_rows(&temps, call->in, in);
-    if (status == BRG_OK)
-        status = brg__cu_temp(&temps, &a.partials,
-                              (size_t)a.n_splits * 2 * (size_t)a.n * 8);
     if (status != BRG_OK)
         return finish(&temps, status);
     a.g = in[0];
@@ -147,6 +143,11 @@ brg_status brg__cu_run_layer_norm_grad(brg_op_call *call)
     a.gx = data_of(call->out[0]);
     a.gw = data_of(call->out[1]);
     a.gb = data_of(call->out[2]);
+    a.n_splits = brg__cu_layer_norm_splits(&temps.cu->queue, &a);
+    status = brg__cu_temp(&temps, &a.partials,
+                          (size_t)a.n_splits * 2 * (size_t)a.n * 8);
+    if (status != BRG_OK)
+        return finish(&temps, status);
     return finish(&temps,
                   brg__cu_check(brg__cu_layer_norm_grad(&temps.cu->queue, &a),
                                 "layer_norm_grad"));
@@ -245,7 +246,7 @@ brg_status brg__cu_run_batch_norm_grad(brg_op_call *call)
                                         "batch_norm_grad"));
 }
 
-/* ---- Cross entropy: i[0] ignored, f[0] smoothing ------------------------------------- */
+/* ---- Cross entropy: i[0] ignored, i[1] classes, f[0] smoothing ------------------------------------- */
 
 static brg_status entropy_of(brg__cu_temps *temps, const brg_op_call *call,
                              brg_tensor *logits, brg_tensor *targets,
@@ -256,9 +257,11 @@ static brg_status entropy_of(brg__cu_temps *temps, const brg_op_call *call,
     *a = (brg__cu_entropy){.dtype = logits->dtype,
                            .target_dtype = targets->dtype,
                            .rows = targets->numel,
-                           .classes = logits->shape[logits->ndim - 1],
+                           .width = logits->shape[logits->ndim - 1],
                            .ignored = call->attrs->i[0],
                            .smoothing = call->attrs->f[0]};
+    const int64_t given = call->attrs->i[1];
+    a->classes = given > 0 && given < a->width ? given : a->width;
     if (logits->storage) {
         BRG__CU_TRY(brg__cu_rows_of(temps, logits, &at));
         a->logits = at;
@@ -279,6 +282,7 @@ brg_status brg__cu_run_cross_entropy(brg_op_call *call)
     if (status != BRG_OK)
         return finish(&temps, status);
     a.loss = data_of(call->out[0]);
+    a.loss_dtype = call->out[0]->dtype;
     a.lse = data_of(call->out[1]);
     return finish(&temps,
                   brg__cu_check(brg__cu_cross_entropy(&temps.cu->queue, &a),
@@ -300,6 +304,7 @@ brg_status brg__cu_run_cross_entropy_grad(brg_op_call *call)
     if (status != BRG_OK)
         return finish(&temps, status);
     a.g = data_of(call->in[0]);
+    a.loss_dtype = call->in[0]->dtype;
     a.lse = (void *)(uintptr_t)lse;
     a.out = data_of(call->out[0]);
     return finish(

@@ -12,7 +12,13 @@
 #include "core/ops/reduce.h"
 #include "core/ops/rows.h"
 
-/* ---- cross entropy: i[0] ignored target, f[0] label smoothing -------- */
+/* ---- cross entropy: i[0] ignored target, i[1] classes, f[0] smoothing --- */
+
+/* Columns that are classes; the rest is padding. */
+static int64_t n_classes_of(const brg_attrs *attrs, int64_t width)
+{
+    return attrs->i[1] > 0 && attrs->i[1] < width ? attrs->i[1] : width;
+}
 
 static brg_status infer_targets(const brg_op_call *call, int i_logits,
                                 int i_targets)
@@ -38,6 +44,7 @@ typedef struct rows {
     const brg__row_kernels *k;
     brg_tensor *logits;
     brg_tensor *targets;
+    int64_t width; /* of a row: classes and padding */
     int64_t classes;
     int64_t ignored;
     double smoothing;
@@ -75,14 +82,15 @@ static brg_status rows_init(rows *r, const brg_op_call *call,
         (rows){.k = brg__row_kernels_of((brg_dtype)logits->dtype),
                .logits = logits->storage ? brg__contiguous_now(logits) : logits,
                .targets = brg__contiguous_now(targets),
-               .classes = logits->shape[logits->ndim - 1],
+               .width = logits->shape[logits->ndim - 1],
                .ignored = call->attrs->i[0],
                .smoothing = call->attrs->f[0]};
+    r->classes = n_classes_of(call->attrs, r->width);
     if (!r->logits || !r->targets)
         return brg_error_code();
     for (int i = 0; i < 2; i++)
         if (!(r->buffer[i] =
-                  brg__scratch(i, (size_t)r->classes * r->k->item, "logits")))
+                  brg__scratch(i, (size_t)r->width * r->k->item, "logits")))
             return brg_error_code();
     return check_targets(r);
 }
@@ -91,7 +99,7 @@ static const void *logits_row(const rows *r, int64_t i)
 {
     const brg_tensor *x = r->logits;
     return brg__row_load(r->k, brg__storage_base(x), (brg_dtype)x->dtype,
-                         x->offset + i * r->classes, 1, (size_t)r->classes,
+                         x->offset + i * r->width, 1, (size_t)r->classes,
                          r->buffer[0]);
 }
 
@@ -105,9 +113,9 @@ brg_status brg__cross_entropy_infer(brg_op_call *call)
 {
     const brg_tensor *x = call->in[0];
     BRG_TRY(infer_targets(call, 0, 1));
-    brg__infer_shape(call, 0, (brg_dtype)x->dtype, 0, NULL);
-    brg__infer_shape(call, 1, brg__row_compute_dtype((brg_dtype)x->dtype),
-                     x->ndim - 1, x->shape);
+    const brg_dtype wide = brg__row_compute_dtype((brg_dtype)x->dtype);
+    brg__infer_shape(call, 0, wide, 0, NULL);
+    brg__infer_shape(call, 1, wide, x->ndim - 1, x->shape);
     return BRG_OK;
 }
 
@@ -165,24 +173,25 @@ brg_status brg__cross_entropy_grad_run(brg_op_call *call)
         return brg_error_code();
     double scale = brg__get_f64(brg__tensor_ptr(g), (brg_dtype)g->dtype, 0) /
                    (double)r.n_valid;
-    size_t n = (size_t)r.classes;
+    size_t n = (size_t)r.classes, width = (size_t)r.width;
     char *base = brg__storage_base(out);
     brg_dtype dtype = (brg_dtype)out->dtype;
     int64_t polls = 65536;
     for (int64_t i = 0; i < r.targets->numel; i++) {
-        int64_t t = target_of(&r, i), at = out->offset + i * r.classes;
+        int64_t t = target_of(&r, i), at = out->offset + i * r.width;
         void *to = brg__row_target(r.k, base, dtype, at, 1, r.buffer[1]);
         if (t == r.ignored) {
-            memset(to, 0, n * r.k->item);
+            memset(to, 0, width * r.k->item);
         } else {
             double lse =
                 brg__get_f64(brg__tensor_ptr(lses), (brg_dtype)lses->dtype, i);
             r.k->soft_targets(to, logits_row(&r, i), lse,
                               r.smoothing / (double)r.classes, scale, n);
             take_target(&r, to, t, scale);
+            memset((char *)to + n * r.k->item, 0, (width - n) * r.k->item);
         }
-        brg__row_store(r.k, base, dtype, at, 1, n, to);
-        brg__poll_after(&polls, r.classes);
+        brg__row_store(r.k, base, dtype, at, 1, width, to);
+        brg__poll_after(&polls, r.width);
     }
     return BRG_OK;
 }
@@ -210,9 +219,11 @@ brg_status brg__cross_entropy_targets_run(brg_op_call *call)
         int64_t t = target_of(&r, i);
         double w = t == r.ignored ? 0.0 : 1.0 / (double)r.n_valid;
         double rest = w * r.smoothing / (double)r.classes;
-        for (int64_t c = 0; c < r.classes; c++)
-            brg__put_f64(base, dtype, i * r.classes + c,
-                         rest + (c == t ? w * (1.0 - r.smoothing) : 0.0));
+        for (int64_t c = 0; c < r.width; c++)
+            brg__put_f64(base, dtype, i * r.width + c,
+                         c >= r.classes ? 0.0
+                         : c == t       ? rest + w * (1.0 - r.smoothing)
+                                        : rest);
         brg__put_f64(brg__tensor_ptr(weight), dtype, i, w);
     }
     return BRG_OK;
@@ -220,10 +231,20 @@ brg_status brg__cross_entropy_targets_run(brg_op_call *call)
 
 static brg_status cross_entropy_vjp_by_ops(brg_vjp *v)
 {
-    brg_tensor *g = v->grad_out[0], *logits = v->in[0], *out[2];
+    brg_tensor *logits = v->in[0], *out[2];
+    brg_tensor *g = brg_cast(v->grad_out[0], (brg_dtype)logits->dtype);
     BRG_TRY(brg_op_apply(&brg__op_cross_entropy_targets, 2,
                          (brg_tensor *[]){logits, v->in[1]}, v->attrs, out));
-    brg_tensor *p = brg_mul(brg_softmax(logits, -1), out[1]);
+    const int64_t width = logits->shape[logits->ndim - 1];
+    const int64_t classes = n_classes_of(v->attrs, width);
+    brg_tensor *p = brg_softmax(brg_narrow(logits, -1, 0, classes), -1);
+    if (classes < width)
+        p = brg_cat(
+            (brg_tensor *[]){
+                p, brg_mul_scalar(
+                       brg_narrow(out[0], -1, classes, width - classes), 0.0)},
+            2, -1);
+    p = brg_mul(p, out[1]);
     BRG_VJP_SET(v, 0, brg_mul(brg_sub(p, out[0]), g));
     return BRG_OK;
 }
@@ -247,7 +268,11 @@ brg_tensor *brg_cross_entropy_with(brg_tensor *logits, brg_tensor *targets,
     BRG_CHECK_ARG_NULL(o.label_smoothing >= 0 && o.label_smoothing <= 1,
                        "cross_entropy: label_smoothing is %g, expected 0 to 1",
                        o.label_smoothing);
-    brg_attrs attrs = {.i = {o.ignore_index}, .f = {o.label_smoothing}};
+    BRG_CHECK_ARG_NULL(o.n_classes >= 0,
+                       "cross_entropy: n_classes is %lld, expected 0 or more",
+                       (long long)o.n_classes);
+    brg_attrs attrs = {.i = {o.ignore_index, o.n_classes},
+                       .f = {o.label_smoothing}};
     return brg__call2(&brg__op_cross_entropy, logits, targets, &attrs);
 }
 

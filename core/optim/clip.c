@@ -13,6 +13,7 @@
 #include "core/ops/op.h"
 #include "core/ops/sparse.h"
 #include "core/optim/wide.h"
+#include "core/tensor/device.h"
 #include "core/tensor/tensor.h"
 
 /* What is done to a gradient; `x` is a factor or a limit. */
@@ -170,6 +171,65 @@ static brg_status change_all(const brg_params *params, action what, double x)
     return BRG_OK;
 }
 
+/* ---- All gradients at once, on a device that can ------------------------------ */
+
+/* The gradients' memory, in order, if all are dense and on one device other
+ * than the CPU; else *n is 0. */
+static brg_status list_grads(const brg_params *params, brg_device *device,
+                             const brg_device_update **list, size_t *n)
+{
+    size_t n_params = brg_params_count(params);
+    *n = 0;
+    brg_device_update *filled = brg__scratch(0, (n_params + 1) * sizeof *filled,
+                                             "the list of gradients");
+    if (!filled)
+        return BRG_ERR_NOMEM;
+    *list = filled;
+    for (size_t i = 0; i < n_params; i++) {
+        brg_tensor *grad;
+        BRG_TRY(dense_grad(&grad, brg_params_at(params, i)));
+        if (!grad)
+            continue;
+        bool fits = grad->device.type != BRG_DEVICE_CPU && !grad->sparse &&
+                    (*n == 0 || brg__device_equal(grad->device, *device));
+        if (!fits) {
+            *n = 0;
+            return BRG_OK;
+        }
+        *device = grad->device;
+        filled[(*n)++] = (brg_device_update){.dtype = (brg_dtype)grad->dtype,
+                                             .numel = (size_t)grad->numel,
+                                             .grad = brg__tensor_ptr(grad)};
+    }
+    return BRG_OK;
+}
+
+/* *is_done false: not a case for a device, and nothing was changed. norm may be
+ * NULL: then nothing is waited for. */
+static brg_status clip_there(const brg_params *params, double max_norm,
+                             double *norm, bool *is_done)
+{
+    const brg_device_vtable *vtable;
+    const brg_device_update *list;
+    brg_device device = BRG_CPU;
+    size_t n;
+    *is_done = false;
+    BRG_TRY(list_grads(params, &device, &list, &n));
+    if (n == 0)
+        return BRG_OK;
+    BRG_TRY(brg__device_find(device, &vtable));
+    if (!vtable->clip)
+        return BRG_OK;
+    BRG_TRY(vtable->clip(device, list, n, max_norm, norm));
+    for (size_t i = 0; i < brg_params_count(params); i++) {
+        brg_tensor *grad = brg_tensor_grad(brg_params_at(params, i)->tensor);
+        if (grad)
+            brg_tensor_touch(grad);
+    }
+    *is_done = true;
+    return BRG_OK;
+}
+
 /* *culprit: the first parameter whose sum is not finite, or NULL. */
 static brg_status measure(const brg_params *params, double *norm,
                           const char **culprit)
@@ -221,8 +281,15 @@ brg_status brg_clip_grad_norm(double *total_norm, const brg_params *params,
                            .object = (void *)(uintptr_t)params,
                            .f = max_norm,
                            .i = error_if_nonfinite});
-    double norm;
+    double norm = 0.0;
     const char *culprit;
+    bool is_done, is_wanted = total_norm || error_if_nonfinite;
+    BRG_TRY(clip_there(params, max_norm, is_wanted ? &norm : NULL, &is_done));
+    if (is_done && isfinite(norm)) {
+        if (total_norm)
+            *total_norm = norm;
+        return BRG_OK;
+    }
     BRG_TRY(measure(params, &norm, &culprit));
     if (total_norm)
         *total_norm = norm;

@@ -32,6 +32,7 @@ enum {
     KEY_BATCH,
     KEY_STEPS,
     KEY_EVAL_EVERY,
+    KEY_LOSS_EVERY,
     KEY_SEED,
     KEY_REDUCTION,
     KEY_LEAVES,
@@ -49,6 +50,10 @@ static const struct argp_option option_rows[] = {
      "Stop after N steps, those before --resume included", 1},
     {"eval-every", KEY_EVAL_EVERY, "N", 0,
      "Evaluate and write the checkpoint every N steps too", 1},
+    {"loss-every", KEY_LOSS_EVERY, "N", 0,
+     "On a GPU: read and check the loss every N steps (1); the host waits only "
+     "then",
+     1},
     {"batch", KEY_BATCH, "N", 0, "Samples of a step, all ranks together", 1},
     {"optimizer", KEY_OPTIMIZER, "NAME", 0, "sgd or adamw", 1},
     {"lr", KEY_LR, "X", 0, "Learning rate", 1},
@@ -154,6 +159,10 @@ static error_t parse_number(int key, char *arg, const struct argp_state *state,
         options->eval_every =
             options_int(state, "--eval-every", arg, 1, INT64_MAX);
         return 0;
+    case KEY_LOSS_EVERY:
+        options->loss_every =
+            options_int(state, "--loss-every", arg, 1, INT64_MAX);
+        return 0;
     case KEY_BATCH:
         options->batch = options_int(state, "--batch", arg, 1, 1 << 20);
         return 0;
@@ -240,6 +249,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         options->is_eval_only = true;
         return 0;
     case ARGP_KEY_END:
+        if (options->loss_every == 0)
+            options->loss_every = 1;
         if (!options->is_reproducible)
             options->leaves = 0;
         else if (options->leaves == 0)

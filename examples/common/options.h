@@ -24,6 +24,7 @@ typedef struct train_options {
     int64_t batch;      /* all ranks together */
     int64_t steps;      /* 0: all of the epochs */
     int64_t eval_every; /* steps; 0: at the end of epochs only */
+    int64_t loss_every; /* steps; on a GPU the host waits for the loss */
     int64_t seed;
     int64_t leaves; /* of the reproducible reduction; 0: the default one */
     double lr;

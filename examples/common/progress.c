@@ -11,7 +11,6 @@
 
 #define REDRAW_NS 100000000u /* on a terminal */
 #define LINE_NS 5000000000u  /* elsewhere */
-#define N_WARM_UP 2          /* steps left out of the means */
 #define BAR_WIDTH 20
 
 uint64_t now_ns(void)
@@ -89,11 +88,11 @@ void progress_step(progress *p, uint64_t step_ns, uint64_t wait_ns, double loss,
 {
     p->step++;
     p->n_measured++;
-    if (p->n_measured <= N_WARM_UP || p->recent_ns == 0) {
+    if (p->n_measured <= PROGRESS_WARM_UP || p->recent_ns == 0) {
         p->recent_ns = (double)step_ns;
         p->recent_wait = 0;
     }
-    if (p->n_measured > N_WARM_UP) {
+    if (p->n_measured > PROGRESS_WARM_UP) {
         p->step_ns += step_ns;
         p->wait_ns += wait_ns;
         p->recent_ns += 0.05 * ((double)step_ns - p->recent_ns);
@@ -132,7 +131,7 @@ void progress_end(progress *p)
 
 double progress_step_ms(const progress *p)
 {
-    int64_t n = p->n_measured - N_WARM_UP;
+    int64_t n = p->n_measured - PROGRESS_WARM_UP;
     return n > 0 ? (double)p->step_ns * 1e-6 / (double)n : p->recent_ns * 1e-6;
 }
 

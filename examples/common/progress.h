@@ -8,6 +8,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#define PROGRESS_WARM_UP 2 /* steps left out of the means */
+
 typedef struct progress {
     bool is_shown;
     bool is_terminal;

@@ -44,7 +44,9 @@ typedef struct run {
     progress progress;
     int64_t step;
     int64_t n_steps;
-    bool is_saved; /* the checkpoint holds this step */
+    bool is_saved;  /* the checkpoint holds this step */
+    bool is_queued; /* on a GPU: steps run while the host goes on */
+    double last_loss;
     eval_sums test;
     double first_launch; /* of backward, sums over the steps */
 } run;
@@ -94,6 +96,34 @@ static brg_status backward(brg_tensor *loss)
     brg_status status = brg_backward(loss);
     brg_trace_end("backward");
     return status;
+}
+
+/* The host waits for the loss now and then, at the end and while nothing is
+ * measured yet. */
+static bool reads_loss(const run *r)
+{
+    return !r->is_queued || r->progress.n_measured < PROGRESS_WARM_UP ||
+           (r->step + 1) % r->options->loss_every == 0 ||
+           r->step + 1 == r->n_steps;
+}
+
+/* Of a step that is queued already. */
+static brg_status read_loss(double *loss, run *r, const brg_tensor *mine,
+                            const brg_batch *batch)
+{
+    double value = 0;
+    *loss = r->last_loss;
+    if (!reads_loss(r))
+        return BRG_OK;
+    BRG_TRY(brg_tensor_item(mine, &value));
+    value *= batch->weight / r->w->size;
+    brg_work *work = NULL;
+    BRG_TRY(
+        brg_all_gather(r->w->pg, &work, r->losses, &value, 1, BRG_DTYPE_F64));
+    BRG_TRY(brg_work_wait(work));
+    BRG_TRY(mean_loss(loss, r));
+    r->last_loss = *loss;
+    return BRG_OK;
 }
 
 static brg_status forward_backward(double *loss, run *r, const brg_batch *batch)
@@ -191,8 +221,10 @@ static brg_status set_lr(run *r)
 static brg_status update(run *r)
 {
     const train_task *task = r->task;
+    /* A norm that is not finite shows in the loss too. */
     if (task->clip_norm > 0)
-        BRG_TRY(brg_clip_grad_norm(NULL, task->params, task->clip_norm, true));
+        BRG_TRY(brg_clip_grad_norm(NULL, task->params, task->clip_norm,
+                                   !r->is_queued));
     brg_trace_begin("optimizer");
     brg_status status = brg_optim_step(r->optim);
     brg_trace_end("optimizer");
@@ -217,7 +249,6 @@ static brg_status whole_step(brg_tensor *const *in, size_t n_in,
 static brg_status compiled_step(double *loss, run *r, const brg_batch *batch)
 {
     brg_tensor *in[3] = {NULL, NULL, NULL}, *mine = NULL;
-    double value = 0;
     float weight = (float)batch->weight;
     BRG_TRY(r->task->load(r->task->user, batch, in));
     in[2] = brg_from_data(BRG_DTYPE_F32, 0, NULL, &weight);
@@ -225,17 +256,28 @@ static brg_status compiled_step(double *loss, run *r, const brg_batch *batch)
         return brg_error_code();
     BRG_TRY(set_lr(r));
     BRG_TRY(brg_compiled_call(r->compiled, in, 3, &mine, 1));
-    BRG_TRY(brg_tensor_item(mine, &value));
-    value *= batch->weight / r->w->size;
-    brg_work *work = NULL;
-    BRG_TRY(
-        brg_all_gather(r->w->pg, &work, r->losses, &value, 1, BRG_DTYPE_F64));
-    BRG_TRY(brg_work_wait(work));
-    return mean_loss(loss, r);
+    return read_loss(loss, r, mine, batch);
+}
+
+/* All of it is queued before the host looks at the loss. */
+static brg_status queued_step(double *loss, run *r, const brg_batch *batch)
+{
+    brg_tensor *data[2] = {NULL, NULL};
+    BRG_TRY(r->task->load(r->task->user, batch, data));
+    brg_tensor *mine = forward(r, data);
+    if (mine == NULL)
+        return brg_error_code();
+    BRG_TRY(brg_backward(
+        batch->weight == 1.0 ? mine : brg_mul_scalar(mine, batch->weight)));
+    BRG_TRY(set_lr(r));
+    BRG_TRY(update(r));
+    return read_loss(loss, r, mine, batch);
 }
 
 static brg_status eager_step(double *loss, run *r, const brg_batch *batch)
 {
+    if (r->is_queued)
+        return queued_step(loss, r, batch);
     BRG_TRY(r->options->leaves ? run_leaves(loss, r, batch)
                                : forward_backward(loss, r, batch));
     BRG_TRY(set_lr(r));
@@ -265,6 +307,7 @@ static brg_status measure(run *r, uint64_t started, double loss, int64_t epoch)
 static brg_status train_step(run *r, const brg_batch *batch)
 {
     double loss = 0;
+    const bool is_read = reads_loss(r);
     uint64_t started = now_ns();
     brg_scope *scope = brg_scope_begin();
     if (scope == NULL)
@@ -276,7 +319,7 @@ static brg_status train_step(run *r, const brg_batch *batch)
     brg_trace_end("step");
     BRG_TRY(status);
     BRG_TRY(measure(r, started, loss, batch->position.epoch));
-    if (r->log != NULL)
+    if (r->log != NULL && is_read)
         fprintf(r->log, "%" PRId64 " %.9g\n", r->step, loss);
     r->step++;
     r->is_saved = false;
@@ -427,6 +470,12 @@ static brg_status open_optim(run *r)
 /* What can fail on one rank alone; the ranks agree on it afterwards. */
 static brg_status open_local(run *r)
 {
+    r->is_queued = brg_device_get().type != BRG_DEVICE_CPU;
+    if (r->is_queued && r->options->leaves > 0)
+        return brg_error_set(BRG_ERR_UNSUPPORTED, __FILE__, __LINE__,
+                             "--reduction reproducible does not work with "
+                             "--device %s",
+                             r->options->device);
     r->n_losses = r->options->leaves ? (int)r->options->leaves : r->w->size;
     r->losses = calloc((size_t)r->n_losses, sizeof *r->losses);
     if (r->losses == NULL)

@@ -15,11 +15,12 @@ brg_status gpt_create(gpt *out, const gpt_config *config, uint64_t seed)
     nn.params = out->params;
     nn.init = BRG_NN_INIT_NORMAL;
     nn.std = 0.02;
+    nn.dtype = config->dtype;
     const brg_nn_block_options block = {.dim = config->dim,
                                         .n_heads = config->n_heads,
                                         .n_blocks = config->n_layers};
     brg_seed(seed);
-    BRG_TRY(brg_nn_embedding_init(&out->tokens, &nn, "wte", GPT_VOCAB,
+    BRG_TRY(brg_nn_embedding_init(&out->tokens, &nn, "wte", config->n_rows,
                                   config->dim));
     BRG_TRY(brg_nn_embedding_init(&out->positions, &nn, "wpe", config->context,
                                   config->dim));
@@ -35,6 +36,16 @@ void gpt_free(gpt *m)
 {
     brg_params_destroy(m->params);
     *m = (gpt){0};
+}
+
+double gpt_flops_per_token(const gpt *m)
+{
+    const gpt_config *c = &m->config;
+    double n = 0;
+    for (size_t i = 0; i < brg_params_count(m->params); i++)
+        n += (double)brg_tensor_numel(brg_params_at(m->params, i)->tensor);
+    n -= (double)(c->context * c->dim);
+    return 6 * n + 12 * (double)(c->n_layers * c->dim * c->context);
 }
 
 brg_tensor *gpt_forward(const gpt *m, brg_tensor *ids)

@@ -15,38 +15,39 @@
 
 /* Scores of the byte after the last of `ids`. */
 static brg_status next_scores(const gpt *m, const int64_t *ids, int64_t n,
-                              float scores[GPT_VOCAB])
+                              float scores[GPT_BYTES])
 {
     brg_scope *scope = brg_scope_begin();
     if (scope == NULL)
         return brg_error_code();
     brg_tensor *all =
         gpt_forward(m, brg_from_data(BRG_DTYPE_I64, BRG_SHAPE(1, n), ids));
-    brg_tensor *last = brg_select(brg_select(all, 0, 0), 0, n - 1);
+    brg_tensor *last =
+        brg_cast(brg_select(brg_select(all, 0, 0), 0, n - 1), BRG_DTYPE_F32);
     brg_status status =
         last == NULL
             ? brg_error_code()
-            : brg_tensor_read(last, scores, GPT_VOCAB * sizeof scores[0]);
+            : brg_tensor_read(last, scores, GPT_BYTES * sizeof scores[0]);
     brg_scope_end(scope);
     return status;
 }
 
 /* The byte at which the scores' distribution passes `chance`, in [0, 1). */
-static int draw(const float scores[GPT_VOCAB], double temperature,
+static int draw(const float scores[GPT_BYTES], double temperature,
                 double chance)
 {
     int best = 0;
-    for (int i = 1; i < GPT_VOCAB; i++)
+    for (int i = 1; i < GPT_BYTES; i++)
         best = scores[i] > scores[best] ? i : best;
     if (temperature <= 0)
         return best;
-    double weights[GPT_VOCAB], total = 0;
-    for (int i = 0; i < GPT_VOCAB; i++) {
+    double weights[GPT_BYTES], total = 0;
+    for (int i = 0; i < GPT_BYTES; i++) {
         weights[i] = exp((double)(scores[i] - scores[best]) / temperature);
         total += weights[i];
     }
     double left = chance * total;
-    for (int i = 0; i < GPT_VOCAB; i++) {
+    for (int i = 0; i < GPT_BYTES; i++) {
         left -= weights[i];
         if (left < 0)
             return i;
@@ -63,7 +64,7 @@ static void print_byte(int byte)
 static brg_status generate(const gpt *m, int64_t *ids, int64_t n_ids,
                            brg_tensor *chances, double temperature)
 {
-    float scores[GPT_VOCAB];
+    float scores[GPT_BYTES];
     if (chances == NULL)
         return brg_error_code();
     const double *chance = brg_tensor_data(chances);

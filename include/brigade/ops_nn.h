@@ -49,6 +49,9 @@ typedef struct brg_cross_entropy_options {
     size_t struct_size;
     int64_t ignore_index;   /* rows with this target do not count */
     double label_smoothing; /* e: target (1 - e) onehot + e / C */
+    /* 0: all columns. Else C of the formulas: columns behind it are padding, of
+     * probability and gradient zero. */
+    int64_t n_classes;
 } brg_cross_entropy_options;
 
 #define BRG_CROSS_ENTROPY_OPTIONS_INIT                                         \
@@ -58,7 +61,8 @@ typedef struct brg_cross_entropy_options {
 
 /* The mean over rows of log(sum_c exp(x[c])) - x[target]: logits (..,C), classes
  * in the last dim, targets (..) i64 or i32. A target outside [0, C) is
- * BRG_ERR_ARG, naming row and value. No row that counts: NaN. */
+ * BRG_ERR_ARG, naming row and value. No row that counts: NaN. Of 16-bit logits
+ * the loss is f32. */
 BRG_API brg_tensor *brg_cross_entropy(brg_tensor *logits, brg_tensor *targets);
 BRG_API brg_tensor *
 brg_cross_entropy_with(brg_tensor *logits, brg_tensor *targets,

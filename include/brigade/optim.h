@@ -124,7 +124,8 @@ BRG_API brg_tensor *brg_optim_state_param(const brg_optim *optim, size_t i);
  * added up), accumulated in f64 in a fixed order; fills it into *total_norm
  * (may be NULL). A norm that is not finite leaves the gradients as they are,
  * and fails with BRG_ERR_NAN, naming the first parameter to blame, if
- * error_if_nonfinite. max_norm may be INFINITY: only measure. */
+ * error_if_nonfinite. max_norm may be INFINITY: only measure. On a device the
+ * host waits only if total_norm or error_if_nonfinite asks for the norm. */
 BRG_API BRG_NODISCARD brg_status brg_clip_grad_norm(double *total_norm,
                                                     const brg_params *params,
                                                     double max_norm,

@@ -201,8 +201,9 @@ static double ref_row_loss(const double *x, size_t n, size_t target, double e)
     return loss;
 }
 
+/* n_classes: 0 means all columns. */
 static void ref_cross_entropy_of(op_values *y, const op_values *x, double e,
-                                 int64_t ignored)
+                                 int64_t ignored, size_t n_classes)
 {
     size_t n = (size_t)x[0].shape.size[x[0].shape.ndim - 1], n_valid = 0;
     double total = 0;
@@ -210,7 +211,8 @@ static void ref_cross_entropy_of(op_values *y, const op_values *x, double e,
     for (size_t r = 0; r < x[1].n; r++) {
         if ((int64_t)x[1].v[r] == ignored)
             continue;
-        total += ref_row_loss(x[0].v + r * n, n, (size_t)x[1].v[r], e);
+        total += ref_row_loss(x[0].v + r * n, n_classes ? n_classes : n,
+                              (size_t)x[1].v[r], e);
         n_valid++;
     }
     y->v[0] = total / (double)n_valid;
@@ -218,12 +220,17 @@ static void ref_cross_entropy_of(op_values *y, const op_values *x, double e,
 
 static void ref_cross_entropy(op_values *y, const op_values *x)
 {
-    ref_cross_entropy_of(y, x, 0.0, -100);
+    ref_cross_entropy_of(y, x, 0.0, -100, 0);
 }
 
 static void ref_cross_entropy_smooth(op_values *y, const op_values *x)
 {
-    ref_cross_entropy_of(y, x, 0.2, 1);
+    ref_cross_entropy_of(y, x, 0.2, 1, 0);
+}
+
+static void ref_cross_entropy_padded(op_values *y, const op_values *x)
+{
+    ref_cross_entropy_of(y, x, 0.2, 1, 3);
 }
 
 /* gx of g, logits, targets, lse, as if lse were any numbers. */

@@ -77,6 +77,33 @@ CALL(attention,
                        &(brg_attention_options){
                            .struct_size = sizeof(brg_attention_options),
                            .is_causal = true}))
+CALL(attention_all,
+     brg_attention_qkv(x[0], 4,
+                       &(brg_attention_options){
+                           .struct_size = sizeof(brg_attention_options)}))
+CALL(attention_apart,
+     brg_scaled_dot_product_attention(
+         x[0], x[1], x[2],
+         &(brg_attention_options){.struct_size = sizeof(brg_attention_options),
+                                  .is_causal = true}))
+CALL(
+    cross_entropy_padded,
+    brg_cross_entropy_with(x[0], x[1],
+                           &(brg_cross_entropy_options){
+                               .struct_size = sizeof(brg_cross_entropy_options),
+                               .label_smoothing = 0.1,
+                               .n_classes = 5000}))
+/* Of logits, targets; 4990 classes. */
+static brg_tensor *call_cross_entropy_grad(brg_tensor *const *x)
+{
+    const brg_attrs attrs = {.i = {-100, 4990}, .f = {0.1}};
+    brg_tensor *made[BRG_MAX_OP_OUTPUTS] = {0};
+    if (brg_op_apply(&brg__op_cross_entropy, 2, x, &attrs, made) != BRG_OK)
+        return NULL;
+    return brg__call(&brg__op_cross_entropy_grad, 4,
+                     (brg_tensor *[]){made[0], x[0], x[1], made[1]}, &attrs);
+}
+
 /* Of qkv, out, lse, g. */
 static brg_tensor *call_attention_grad(brg_tensor *const *x)
 {
@@ -98,6 +125,21 @@ CALL(layer_norm_gw,
                                brg_mean(x[1], BRG_DIMS(1), false),
                                brg_var(x[1], BRG_DIMS(1), 0.0, false)},
               &(brg_attrs){.i = {1}}, 1))
+
+/* All outputs of the gradient in one row, each of the size of its spread. */
+static brg_tensor *call_layer_norm_grad(brg_tensor *const *x)
+{
+    brg_tensor *out[BRG_MAX_OP_OUTPUTS] = {0};
+    brg_tensor *in[] = {x[0], x[1], x[2], brg_mean(x[1], BRG_DIMS(1), false),
+                        brg_var(x[1], BRG_DIMS(1), 0.0, false)};
+    if (brg_op_apply(&brg__op_layer_norm_grad, 5, in, &(brg_attrs){.i = {1}},
+                     out) != BRG_OK)
+        return NULL;
+    out[0] = brg_flatten(out[0], 0, -1);
+    for (int i = 1; i < 3; i++)
+        out[i] = brg_mul_scalar(out[i], 8.0);
+    return brg_cat(out, 3, 0);
+}
 
 static const example examples[] = {
     {"sum_all", call_sum_all, 1, {2}, {{1200, 1111}}, 0, {1e-12, 1e-5, 1e-2}},
@@ -136,6 +178,27 @@ static const example examples[] = {
      {{3000, 100}, {3000, 100}, {100}},
      0,
      {1e-10, 1e-5, 1e-2}},
+    {"layer_norm_grad",
+     call_layer_norm_grad,
+     3,
+     {2, 2, 1},
+     {{1500, 768}, {1500, 768}, {768}},
+     0,
+     {1e-10, 1e-5, 1e-2}},
+    {"layer_norm_long",
+     call_layer_norm,
+     3,
+     {2, 1, 1},
+     {{70, 3000}, {3000}, {3000}},
+     0,
+     {1e-12, 1e-6, 5e-3}},
+    {"sum_columns",
+     call_sum_rows,
+     1,
+     {2},
+     {{5000, 776}},
+     0,
+     {1e-12, 1e-6, 5e-3}},
     {"matmul",
      call_matmul,
      2,
@@ -187,13 +250,27 @@ static const example examples[] = {
      {2, 1, 2},
      {{50, 96}, {5000}, {5000, 96}},
      50,
-     {1e-14, 1e-7, 5e-3}},
+     {1e-14, 1e-6, 5e-3}},
     {"cross_entropy",
      call_cross_entropy,
      2,
      {2, 1},
      {{500, 5003}, {500}},
      5003,
+     {1e-12, 1e-6, 5e-3}},
+    {"cross_entropy_padded",
+     call_cross_entropy_padded,
+     2,
+     {2, 1},
+     {{500, 5008}, {500}},
+     5000,
+     {1e-12, 1e-6, 5e-3}},
+    {"cross_entropy_grad",
+     call_cross_entropy_grad,
+     2,
+     {2, 1},
+     {{300, 5008}, {300}},
+     4990,
      {1e-12, 1e-6, 5e-3}},
     {"mse",
      call_mse,
@@ -214,6 +291,34 @@ static const example examples[] = {
      2,
      {3, 3},
      {{2, 200, 3 * 4 * 64}, {2, 200, 4 * 64}},
+     0,
+     {1e-12, 1e-5, 2e-2}},
+    {"attention_256",
+     call_attention,
+     1,
+     {3},
+     {{2, 256, 3 * 4 * 64}},
+     0,
+     {1e-12, 1e-5, 1e-2}},
+    {"attention_all_256",
+     call_attention_all,
+     1,
+     {3},
+     {{2, 256, 3 * 4 * 64}},
+     0,
+     {1e-12, 1e-5, 1e-2}},
+    {"attention_apart_384",
+     call_attention_apart,
+     3,
+     {4, 4, 4},
+     {{2, 3, 384, 128}, {2, 3, 384, 128}, {2, 3, 384, 128}},
+     0,
+     {1e-12, 1e-5, 1e-2}},
+    {"attention_grad_256",
+     call_attention_grad,
+     2,
+     {3, 3},
+     {{2, 256, 3 * 4 * 64}, {2, 256, 4 * 64}},
      0,
      {1e-12, 1e-5, 2e-2}},
     {"conv_grad_input",
@@ -272,26 +377,32 @@ static void test_cuda__rows_at_larger_sizes(void **state)
             run_example(&examples[i], dtypes[d], examples[i].tolerance[d]);
 }
 
+static void repeat(const example *e, brg_dtype dtype)
+{
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *x[4];
+    brg_seed(5);
+    for (int k = 0; k < e->n; k++)
+        x[k] = brg_to(e->ids && k == 1
+                          ? brg_randint(0, e->ids, e->ndim[k], e->shape[k])
+                          : normal(dtype, e->ndim[k], e->shape[k]),
+                      GPU);
+    brg_tensor *a = assert_brg_some(e->call(x));
+    brg_tensor *b = assert_brg_some(e->call(x));
+    if (distance(a, b) != 0.0) {
+        print_error("%s, %s differs from run to run\n", e->name,
+                    brg_dtype_name(dtype));
+        fail();
+    }
+    brg_scope_end(scope);
+}
+
 static void test_cuda__results_repeat_bit_for_bit(void **state)
 {
     (void)state;
     for (size_t i = 0; i < sizeof examples / sizeof *examples; i++) {
-        const example *e = &examples[i];
-        brg_scope *scope = brg_scope_begin();
-        brg_tensor *x[4];
-        brg_seed(5);
-        for (int k = 0; k < e->n; k++)
-            x[k] = brg_to(e->ids && k == 1
-                              ? brg_randint(0, e->ids, e->ndim[k], e->shape[k])
-                              : normal(BRG_DTYPE_F32, e->ndim[k], e->shape[k]),
-                          GPU);
-        brg_tensor *a = assert_brg_some(e->call(x));
-        brg_tensor *b = assert_brg_some(e->call(x));
-        if (distance(a, b) != 0.0) {
-            print_error("%s differs from run to run\n", e->name);
-            fail();
-        }
-        brg_scope_end(scope);
+        repeat(&examples[i], BRG_DTYPE_F32);
+        repeat(&examples[i], BRG_DTYPE_BF16);
     }
 }
 
@@ -424,6 +535,92 @@ static void test_cuda__optimizers_step_as_on_the_cpu(void **state)
         }
 }
 
+/* Gradients of growing sizes, clipped; norm: NULL, or to be filled. */
+static brg_tensor *clipped(brg_dtype dtype, brg_device device, double *norm)
+{
+    brg_params *params;
+    brg_tensor *all[40];
+    assert_brg_ok(brg_params_create(&params));
+    brg_seed(2);
+    for (int i = 0; i < 40; i++) {
+        char name[8];
+        snprintf(name, sizeof name, "p%d", i);
+        brg_tensor *p =
+            brg_to(brg_zeros(dtype, BRG_SHAPE(1 + 701 * i)), device);
+        all[i] = brg_to(normal(dtype, BRG_SHAPE(1 + 701 * i)), device);
+        assert_brg_ok(brg_params_add(params, name, p, BRG_PARAM_TRAINED));
+        assert_brg_ok(brg_tensor_set_grad(p, all[i]));
+    }
+    assert_brg_ok(brg_clip_grad_norm(norm, params, 3.0, norm != NULL));
+    for (int i = 0; i < 40; i++)
+        all[i] = brg_tensor_grad(brg_params_at(params, (size_t)i)->tensor);
+    brg_tensor *joined = assert_brg_some(brg_cat(all, 20, 0));
+    brg_tensor *rest = assert_brg_some(brg_cat(all + 20, 20, 0));
+    joined = assert_brg_some(brg_cat((brg_tensor *[]){joined, rest}, 2, 0));
+    brg_params_destroy(params);
+    return joined;
+}
+
+static void test_cuda__gradients_are_clipped_as_on_the_cpu(void **state)
+{
+    (void)state;
+    static const brg_dtype dtypes[] = {BRG_DTYPE_F64, BRG_DTYPE_F32,
+                                       BRG_DTYPE_BF16};
+    static const double tolerance[] = {1e-13, 1e-6, 1e-2};
+    for (int d = 0; d < 3; d++) {
+        brg_scope *scope = brg_scope_begin();
+        double norm[2];
+        brg_tensor *want = clipped(dtypes[d], CPU, &norm[0]);
+        assert_true(distance(clipped(dtypes[d], GPU, &norm[1]), want) <=
+                    tolerance[d]);
+        assert_float_equal(norm[1], norm[0], 1e-6 * norm[0]);
+        assert_true(distance(clipped(dtypes[d], GPU, NULL), want) <=
+                    tolerance[d]);
+        brg_scope_end(scope);
+    }
+}
+
+static void test_cuda__a_norm_that_is_not_finite_is_told(void **state)
+{
+    (void)state;
+    brg_params *params;
+    assert_brg_ok(brg_params_create(&params));
+    const float bad[] = {1.0f, INFINITY};
+    brg_tensor *p = brg_to(brg_zeros(BRG_DTYPE_F32, BRG_SHAPE(2)), GPU);
+    brg_tensor *g =
+        brg_to(brg_from_data(BRG_DTYPE_F32, BRG_SHAPE(2), bad), GPU);
+    assert_brg_ok(brg_params_add(params, "p", p, BRG_PARAM_TRAINED));
+    assert_brg_ok(brg_tensor_set_grad(p, g));
+    assert_brg_ok(brg_clip_grad_norm(NULL, params, 0.1, false));
+    float kept[2];
+    assert_brg_ok(brg_tensor_read(brg_tensor_grad(p), kept, sizeof kept));
+    assert_float_equal(kept[0], 1.0, 0.0);
+    assert_brg_fails_with(brg_clip_grad_norm(NULL, params, 0.1, true),
+                          BRG_ERR_NAN, "'p'");
+    brg_params_destroy(params);
+}
+
+/* More copies than there is pinned memory for, each with its own value. */
+static void test_cuda__copies_do_not_mix(void **state)
+{
+    (void)state;
+    brg_tensor *there[40];
+    for (int i = 0; i < 40; i++) {
+        brg_tensor *here =
+            brg_full(BRG_DTYPE_F32, BRG_SHAPE(200000), (double)i);
+        there[i] = assert_brg_some(brg_to(here, GPU));
+    }
+    for (int i = 0; i < 40; i++) {
+        double low, high;
+        assert_brg_ok(
+            brg_tensor_item(brg_amin(there[i], 0, NULL, false), &low));
+        assert_brg_ok(
+            brg_tensor_item(brg_amax(there[i], 0, NULL, false), &high));
+        assert_float_equal(low, i, 0.0);
+        assert_float_equal(high, i, 0.0);
+    }
+}
+
 int main(void)
 {
     int missing = require_gpu();
@@ -439,6 +636,9 @@ int main(void)
         TEST(test_cuda__no_such_gpu),
         TEST(test_cuda__mixed_devices_are_named),
         TEST(test_cuda__optimizers_step_as_on_the_cpu),
+        TEST(test_cuda__gradients_are_clipped_as_on_the_cpu),
+        TEST(test_cuda__a_norm_that_is_not_finite_is_told),
+        TEST(test_cuda__copies_do_not_mix),
     };
     return cmocka_run_group_tests_name("cuda", tests, NULL, NULL);
 }

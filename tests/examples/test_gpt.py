@@ -1,6 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """The GPT trainer as a program, on a small made-up text."""
+import json
+import math
+import random
+import struct
 import unittest
 
 from support import GPT, ProgramTest, write_text
@@ -105,6 +109,180 @@ class GptTest(ProgramTest):
         self.refuse(says=["text", "9 bytes"])
         self.text.unlink()
         self.refuse(ranks=2, says=["rank 0", "text"])
+
+
+class Gpt2:
+    """GPT-2 in plain Python (f64), written from the paper and the published
+    names: the reference for --weights."""
+
+    def __init__(self, layers, dim, heads, context, vocab, seed):
+        draw = random.Random(seed)
+        self.layers, self.dim, self.heads = layers, dim, heads
+        self.at = {}  # name: (shape, values)
+
+        def add(name, *shape, std=0.3, mean=0.0):
+            n = math.prod(shape)
+            values = struct.unpack(f"<{n}f", struct.pack(
+                f"<{n}f", *(draw.gauss(mean, std) for _ in range(n))))
+            self.at[name] = shape, values
+
+        add("wte.weight", vocab, dim)
+        add("wpe.weight", context, dim)
+        for i in range(layers):
+            for name, n_in, n_out in (("attn.c_attn", dim, 3 * dim),
+                                      ("attn.c_proj", dim, dim),
+                                      ("mlp.c_fc", dim, 4 * dim),
+                                      ("mlp.c_proj", 4 * dim, dim)):
+                add(f"h.{i}.{name}.weight", n_in, n_out)
+                add(f"h.{i}.{name}.bias", n_out)
+            for name in "ln_1", "ln_2":
+                add(f"h.{i}.{name}.weight", dim, mean=1.0)
+                add(f"h.{i}.{name}.bias", dim)
+        add("ln_f.weight", dim, mean=1.0)
+        add("ln_f.bias", dim)
+
+    def save(self, path, prefix="", without=()):
+        header, data = {"__metadata__": {"format": "pt"}}, b""
+        for name, (shape, values) in self.at.items():
+            if name in without:
+                continue
+            new = struct.pack(f"<{len(values)}f", *values)
+            header[prefix + name] = {
+                "dtype": "F32", "shape": shape,
+                "data_offsets": [len(data), len(data) + len(new)]}
+            data += new
+        text = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+    def rows(self, name):
+        (_, n), values = self.at[name]
+        return [values[i:i + n] for i in range(0, len(values), n)]
+
+    def linear(self, x, name):
+        columns = list(zip(*self.rows(name + ".weight")))
+        bias = self.at[name + ".bias"][1]
+        return [[sum(map(float.__mul__, row, map(float, c))) + b
+                 for c, b in zip(columns, bias)] for row in x]
+
+    def norm(self, x, name):
+        w, b = self.at[name + ".weight"][1], self.at[name + ".bias"][1]
+        out = []
+        for row in x:
+            mean = sum(row) / len(row)
+            var = sum((v - mean) ** 2 for v in row) / len(row)
+            out.append([(v - mean) / math.sqrt(var + 1e-5) * p + q
+                        for v, p, q in zip(row, w, b)])
+        return out
+
+    def attention(self, x, name):
+        d = self.dim // self.heads
+        qkv = self.linear(x, name + ".c_attn")
+        out = [[0.0] * self.dim for _ in x]
+        for first in range(0, self.dim, d):
+            q, k, v = ([row[p * self.dim + first:p * self.dim + first + d]
+                        for row in qkv] for p in range(3))
+            for i, qi in enumerate(q):
+                e = [math.exp(sum(map(float.__mul__, qi, k[j])) / math.sqrt(d))
+                     for j in range(i + 1)]
+                for c in range(d):
+                    out[i][first + c] = sum(
+                        e[j] * v[j][c] for j in range(i + 1)) / sum(e)
+        return self.linear(out, name + ".c_proj")
+
+    def losses(self, tokens):
+        """Of all but the first token."""
+        wte, wpe = self.rows("wte.weight"), self.rows("wpe.weight")
+        x = [[a + b for a, b in zip(wte[t], p)]
+             for t, p in zip(tokens[:-1], wpe)]
+
+        def add(a, b):
+            return [list(map(float.__add__, r, s)) for r, s in zip(a, b)]
+
+        for i in range(self.layers):
+            x = add(x, self.attention(self.norm(x, f"h.{i}.ln_1"),
+                                      f"h.{i}.attn"))
+            h = self.linear(self.norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc")
+            h = [[0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) *
+                                           (v + 0.044715 * v ** 3)))
+                  for v in row] for row in h]
+            x = add(x, self.linear(h, f"h.{i}.mlp.c_proj"))
+        for row, target in zip(self.norm(x, "ln_f"), tokens[1:]):
+            logits = [sum(map(float.__mul__, row, map(float, w))) for w in wte]
+            yield math.log(sum(map(math.exp, logits))) - logits[target]
+
+
+class Gpt2Test(ProgramTest):
+    CONTEXT, VOCAB, WINDOWS = 8, 60, 40
+    SMALL = ("--config", "gpt2-124m", "--layers", 2, "--dim", 16, "--heads", 2,
+             "--context", CONTEXT, "--vocab", VOCAB, "--batch", 4,
+             "--no-progress")
+
+    def setUp(self):
+        super().setUp()
+        draw = random.Random(7)
+        self.tokens = [draw.randrange(self.VOCAB)
+                       for _ in range(self.WINDOWS * self.CONTEXT + 1)]
+        self.text = self.folder / "tokens"
+        self.text.write_bytes(struct.pack(f"<{len(self.tokens)}H",
+                                          *self.tokens))
+        self.model = Gpt2(2, 16, 2, self.CONTEXT, self.VOCAB, 3)
+        self.weights = self.folder / "model.safetensors"
+
+    def reference(self):
+        """The mean loss of the windows left out of training: 5%, the last."""
+        losses = []
+        for w in range(self.WINDOWS - self.WINDOWS // 20, self.WINDOWS):
+            at = w * self.CONTEXT
+            losses += self.model.losses(self.tokens[at:at + self.CONTEXT + 1])
+        return sum(losses) / len(losses)
+
+    def train(self, *arguments, ranks=0):
+        return self.good(GPT, "--data", self.text, *self.SMALL, *arguments,
+                         ranks=ranks)
+
+    def test_published_weights(self):
+        for prefix in "", "transformer.":
+            self.model.save(self.weights, prefix)
+            run = self.train("--weights", self.weights, "--eval-only")
+            self.assertAlmostEqual(float(run.result["val_loss"]),
+                                   self.reference(), delta=2e-5)
+        run = self.train("--weights", self.weights, "--eval-only", "--dtype",
+                         "bf16")
+        self.assertAlmostEqual(float(run.result["val_loss"]), self.reference(),
+                               delta=5e-2)
+
+    def test_bf16_learns(self):
+        """The tokens are random, so that only their number can be learnt."""
+        for dtype in "f32", "bf16":
+            run = self.train("--dtype", dtype, "--steps", 60, "--lr", 3e-3,
+                             "--warm-up", 5, "--peak-tflops", 1)
+            self.assertLess(float(run.result["val_loss"]), 4.4)
+            self.assertGreater(float(run.result["tokens_s"]), 0)
+            self.assertGreater(float(run.result["mfu"]), 0)
+
+    def test_ranks_and_plans_in_bf16(self):
+        hashes = {self.train("--dtype", "bf16", "--steps", 4, *flag)
+                  .result["params_hash"]
+                  for flag in ((), ("--compile",), ("--compile=step",))}
+        self.assertEqual(len(hashes), 1)
+        self.train("--dtype", "bf16", "--steps", 4, ranks=2)
+
+    def test_failures(self):
+        def refuse(*arguments, says):
+            self.bad(GPT, "--data", self.text, *self.SMALL, *arguments,
+                     says=says)
+
+        refuse("--config", "gpt3", says=["--config", "gpt3"])
+        refuse("--dtype", "int8", says=["--dtype", "int8"])
+        refuse("--sample", 5, says=["--sample"])
+        self.model.save(self.weights, without=["h.1.ln_2.bias"])
+        refuse("--weights", self.weights, says=["no tensor", "h.1.ln_2.bias"])
+        self.model.save(self.weights)
+        refuse("--weights", self.weights, "--dim", 8,
+               says=["wte.weight", "60", "16"])
+        self.weights.write_bytes(b"no")
+        refuse("--weights", self.weights, says=["model.safetensors"])
+        refuse("--weights", self.folder / "none", says=["none"])
 
 
 if __name__ == "__main__":

@@ -104,6 +104,12 @@ typedef struct brg_device_vtable {
      * refuse parameters there. */
     brg_status (*update)(brg_device device, const brg_device_update *updates,
                          size_t n);
+    /* (optional) Multiplies n gradients, of which dtype, numel and grad are
+     * read, by min(1, max_norm / (norm + 1e-6)), norm being the Euclidean one of
+     * all together; if it is not finite they stay. Waits only to fill *norm (may
+     * be NULL). Absent: gradient by gradient, waiting for each. */
+    brg_status (*clip)(brg_device device, const brg_device_update *grads,
+                       size_t n, double max_norm, double *norm);
     /* (optional) The device's own handle of the queue that kernels go to (a
      * cudaStream_t), for code that shares it. */
     brg_status (*stream)(brg_device device, void **out);
