@@ -132,7 +132,7 @@ join_warps(const float sums[CHUNKS][V], int64_t n, double *out)
 /* gx = rstd (g w - s0 - xhat s1); the block's sums of g xhat and of g go to
  * its partials. */
 template <typename T, int CHUNKS>
-__global__ void __launch_bounds__(32 * WARPS)
+__global__ void __launch_bounds__(32 * WARPS, CHUNKS <= 3 ? 2 : 1)
     norm_grad_in_registers(const __grid_constant__ brg__cu_norm a)
 {
     constexpr int V = vec<T>::n;
@@ -352,9 +352,8 @@ int brg__cu_layer_norm_splits(const brg__cu_queue *q, const brg__cu_norm *a)
 {
     if (chunks_of(a) > 0) {
         const int64_t blocks = (a->rows + 4 * WARPS - 1) / (4 * WARPS);
-        return (int)(blocks < 1                ? 1
-                     : blocks > 2 * q->n_sm ? 2 * q->n_sm
-                                               : blocks);
+        const int64_t most = 2 * (int64_t)q->n_sm;
+        return (int)(blocks < 1 ? 1 : blocks > most ? most : blocks);
     }
     const int64_t blocks = (a->n + COLUMNS - 1) / COLUMNS;
     int64_t splits = 4 * (int64_t)q->n_sm / blocks;

@@ -49,33 +49,48 @@ template <typename C> struct running {
     C top, sum, plain;
 };
 
-template <typename T, typename C, int V>
-static __device__ __forceinline__ void take(running<C> &r,
-                                            const pack<T, V> &x, int n)
+/* Vectors that a thread has on their way at once. */
+#define AHEAD 2
+
+static __device__ __forceinline__ float larger(float a, float b)
 {
-    C top = r.top;
+    return fmaxf(a, b);
+}
+
+static __device__ __forceinline__ double larger(double a, double b)
+{
+    return fmax(a, b);
+}
+
+/* The first n of x; a NaN gets into the sum. */
+template <typename T, typename C, int V>
+static __device__ __forceinline__ void
+take(running<C> &r, const pack<T, V> &x, int n, bool is_smooth)
+{
+    C v[V], top = r.top, sum[2] = {0, 0};
 #pragma unroll
-    for (int k = 0; k < V; k++)
-        if (k < n)
-            top = max_of::join(top, get<C>(&x.at[k]));
+    for (int k = 0; k < V; k++) {
+        v[k] = k < n ? get<C>(&x.at[k]) : -INFINITY;
+        top = larger(top, v[k]);
+        if (is_smooth && k < n)
+            r.plain += v[k];
+    }
     if (top > r.top) /* the sum is 0 at first */
         r.sum *= exp_for<T>::of(r.top - top);
     r.top = top;
     const C shift = top == -INFINITY ? (C)0 : top;
 #pragma unroll
     for (int k = 0; k < V; k++)
-        if (k < n) {
-            const C v = get<C>(&x.at[k]);
-            r.sum += exp_for<T>::of(v - shift);
-            r.plain += v;
-        }
+        sum[k % 2] += exp_for<T>::of(v[k] - shift);
+    r.sum += sum[0] + sum[1];
 }
 
 /* One read of the row. scratch[row]: the row's loss; scratch[rows + row]: 1 if
  * it counts. */
 template <typename T, typename C, int V>
-__global__ void entropy_kernel(const __grid_constant__ brg__cu_entropy a,
-                               brg__cu_fault *fault)
+__global__ void __launch_bounds__(512, 3)
+    entropy_kernel(const __grid_constant__ brg__cu_entropy a,
+                   brg__cu_fault *fault)
 {
     const int64_t row = blockIdx.x;
     const T *x = (const T *)a.logits + row * a.width;
@@ -88,11 +103,20 @@ __global__ void entropy_kernel(const __grid_constant__ brg__cu_entropy a,
         return;
     }
     running<C> r = {-INFINITY, 0, 0};
-    for (int64_t i = threadIdx.x * V; i < a.classes; i += blockDim.x * V) {
-        const int64_t left = a.classes - i;
-        take<T, C, V>(r, *(const pack<T, V> *)(x + i),
-                      left < V ? (int)left : V);
+    const bool is_smooth = a.smoothing != 0;
+    const int step = blockDim.x * V, n = (int)a.classes;
+    int i = threadIdx.x * V;
+    for (; i + (AHEAD - 1) * step + V <= n; i += AHEAD * step) {
+        pack<T, V> ahead[AHEAD];
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++)
+            ahead[k] = *(const pack<T, V> *)(x + i + k * step);
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++)
+            take<T, C, V>(r, ahead[k], V, is_smooth);
     }
+    for (; i < n; i += step)
+        take<T, C, V>(r, *(const pack<T, V> *)(x + i), n - i, is_smooth);
     const C top = over_block<max_of>(r.top);
     if (top != -INFINITY)
         r.sum *= exp_for<T>::of(r.top - top);

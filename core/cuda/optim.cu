@@ -5,7 +5,12 @@
 
 #include <brigade/ext/device.h>
 
+/* Arguments may have 4 KB, or 32 KB from CUDA 12.1 on. */
+#if CUDART_VERSION >= 12010
+#define MANY 200
+#else
 #define MANY 24
+#endif
 #define PIECE 4096 /* elements of a block */
 
 typedef struct batch {
@@ -25,20 +30,31 @@ template <> __device__ __forceinline__ float root<float>(float x)
     return sqrtf(x);
 }
 
+/* The numbers of AdamW's step. */
+template <typename C> struct adamw {
+    C decay, b1, b2, rest1, rest2, size, root, eps;
+
+    __device__ __forceinline__ explicit adamw(const double *f)
+        : decay((C)f[0]), b1((C)f[1]), b2((C)f[2]), rest1((C)(1.0 - f[1])),
+          rest2((C)(1.0 - f[2])), size((C)f[3]), root((C)f[4]), eps((C)f[5])
+    {
+    }
+
+    __device__ __forceinline__ C step(C p, C g, C *m, C *v) const
+    {
+        *m = b1 * *m + rest1 * g;
+        *v = b2 * *v + rest2 * g * g;
+        return decay * p - size * *m / (::root(*v) * root + eps);
+    }
+};
+
 template <typename C>
 static __device__ __forceinline__ C step(const brg_device_update &u,
                                          const double *f, int64_t i, C p, C g)
 {
     C *m = (C *)u.state[0], *v = (C *)u.state[1];
-    if (u.rule == BRG_UPDATE_ADAMW) {
-        const C b1 = (C)f[1], b2 = (C)f[2];
-        const C first = b1 * m[i] + (C)(1.0 - f[1]) * g;
-        const C second = b2 * v[i] + (C)(1.0 - f[2]) * g * g;
-        m[i] = first;
-        v[i] = second;
-        return (C)f[0] * p -
-               (C)f[3] * first / (root(second) * (C)f[4] + (C)f[5]);
-    }
+    if (u.rule == BRG_UPDATE_ADAMW)
+        return adamw<C>(f).step(p, g, m + i, v + i);
     const C lr = (C)f[0], d = g + (C)f[3] * p;
     if (!m)
         return p - lr * d;
@@ -68,17 +84,88 @@ static __device__ __forceinline__ void update(const brg_device_update &u,
     param[i] = as<T>::of(p);
 }
 
+/* Four elements at once. */
+template <typename T> struct alignas(4 * sizeof(T)) quad {
+    T at[4];
+};
+
+static __device__ __forceinline__ bool are_quads(const brg_device_update &u)
+{
+    const uint64_t all = (uint64_t)(uintptr_t)u.param |
+                         (uint64_t)(uintptr_t)u.grad |
+                         (uint64_t)(uintptr_t)u.state[0] |
+                         (uint64_t)(uintptr_t)u.state[1] |
+                         (uint64_t)(uintptr_t)u.master;
+    return u.rule == BRG_UPDATE_ADAMW && u.dtype != BRG_DTYPE_F64 &&
+           all % 16 == 0;
+}
+
+/* AdamW of the whole quads of a piece; where the rest begins. */
+template <typename T>
+static __device__ __forceinline__ int64_t
+update_quads(const brg_device_update &u, const double *f, int64_t from,
+             int64_t to)
+{
+    const adamw<float> rule(f);
+    const bool has_master = sizeof(T) != sizeof(float);
+    const int64_t end = from + (to - from) / 4 * 4;
+#pragma unroll 2
+    for (int64_t i = from + 4 * threadIdx.x; i < end; i += 4 * THREADS) {
+        quad<float> m = *(const quad<float> *)((const float *)u.state[0] + i);
+        quad<float> v = *(const quad<float> *)((const float *)u.state[1] + i);
+        const quad<T> g = *(const quad<T> *)((const T *)u.grad + i);
+        quad<T> param = {};
+        quad<float> p = {};
+        if (has_master)
+            p = *(const quad<float> *)((const float *)u.master + i);
+        if (!has_master || u.follows)
+            param = *(const quad<T> *)((const T *)u.param + i);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const T rounded = as<T>::of(p.at[j]);
+            if (!has_master || (u.follows && get<float>(&rounded) !=
+                                                 get<float>(&param.at[j])))
+                p.at[j] = get<float>(&param.at[j]);
+            p.at[j] = rule.step(p.at[j], get<float>(&g.at[j]), &m.at[j],
+                                &v.at[j]);
+            param.at[j] = as<T>::of(p.at[j]);
+        }
+        *(quad<float> *)((float *)u.state[0] + i) = m;
+        *(quad<float> *)((float *)u.state[1] + i) = v;
+        *(quad<T> *)((T *)u.param + i) = param;
+        if (has_master)
+            *(quad<float> *)((float *)u.master + i) = p;
+    }
+    return end;
+}
+
+/* The parameter that the block's piece belongs to. */
+static __device__ __forceinline__ int find(const batch &b)
+{
+    int low = 0, high = b.n - 1;
+    while (low < high) {
+        const int middle = (low + high + 1) / 2;
+        if ((int64_t)blockIdx.x >= b.first[middle])
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return low;
+}
+
 __global__ void __launch_bounds__(THREADS)
     update_kernel(const __grid_constant__ batch b)
 {
-    int k = 0;
-    while (k + 1 < b.n && (int64_t)blockIdx.x >= b.first[k + 1])
-        k++;
+    const int k = find(b);
     const brg_device_update &u = b.update[k];
     const double *f = b.f[k] ? b.f[k] : u.f;
-    const int64_t from = ((int64_t)blockIdx.x - b.first[k]) * PIECE;
+    int64_t from = ((int64_t)blockIdx.x - b.first[k]) * PIECE;
     const int64_t n = (int64_t)u.numel;
     const int64_t to = from + PIECE < n ? from + PIECE : n;
+    if (are_quads(u))
+        from = u.dtype == BRG_DTYPE_F32    ? update_quads<float>(u, f, from, to)
+               : u.dtype == BRG_DTYPE_BF16 ? update_quads<bf16>(u, f, from, to)
+                                           : update_quads<f16>(u, f, from, to);
     for (int64_t i = from + threadIdx.x; i < to; i += THREADS) {
         if (u.dtype == BRG_DTYPE_F32)
             update<float, float>(u, f, i);
@@ -96,7 +183,9 @@ int brg__cu_update(const brg__cu_queue *q,
                    const double *numbers)
 {
     for (uint64_t done = 0; done < n;) {
-        batch b = {};
+        batch b;
+        b.n = 0;
+        b.first[0] = 0;
         for (; b.n < MANY && done < n; done++) {
             const brg_device_update *u = &updates[done];
             if (u->numel == 0)

@@ -208,6 +208,25 @@ __global__ void join_kernel(const __grid_constant__ brg__cu_reduce r)
     }
 }
 
+/* The same for sums of many splits: as columns_kernel. */
+__global__ void __launch_bounds__(COLUMNS *DEPTH)
+    join_sums_kernel(const __grid_constant__ brg__cu_reduce r)
+{
+    const int64_t k = blockIdx.x * (int64_t)COLUMNS + threadIdx.x;
+    double sum = 0;
+    for (int64_t s = threadIdx.y; k < r.kept && s < r.n_splits; s += DEPTH)
+        sum += ((const double *)r.partials)[s * r.kept + k];
+    __shared__ double part[DEPTH][COLUMNS];
+    part[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y != 0 || k >= r.kept)
+        return;
+    double all = 0;
+    for (int i = 0; i < DEPTH; i++)
+        all += part[i][threadIdx.x];
+    finish<double>(r, k, all);
+}
+
 static bool is_across(const brg__cu_reduce *r)
 {
     if (r->reduced == 1 || r->n_reduced == 0)
@@ -239,7 +258,10 @@ static void launch(const brg__cu_queue *q, const brg__cu_reduce *r)
         const dim3 grid((unsigned)r->kept, splits);
         along_kernel<A, Kind><<<grid, THREADS, 0, stream_of(q)>>>(*r);
     }
-    if (splits > 1)
+    if (splits > 1 && v > 0)
+        join_sums_kernel<<<(unsigned)((r->kept + COLUMNS - 1) / COLUMNS),
+                           dim3(COLUMNS, DEPTH), 0, stream_of(q)>>>(*r);
+    else if (splits > 1)
         join_kernel<A, Kind><<<blocks_for(r->kept, THREADS), THREADS, 0,
                                stream_of(q)>>>(*r);
 }

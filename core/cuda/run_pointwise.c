@@ -69,13 +69,24 @@ static void merge_dims(brg__cu_pointwise *w)
     w->ndim = n;
 }
 
+/* Row-major, or (an input) the same rows again and again. */
+static bool is_in_rows(const brg__cu_pointwise *w, int k)
+{
+    const int64_t *stride = w->operand[k].stride;
+    if (w->ndim < 2)
+        return w->ndim == 0 || stride[0] == 1;
+    return stride[1] == 1 &&
+           (stride[0] == w->shape[1] || (k > 0 && stride[0] == 0));
+}
+
 static bool is_packed(const brg__cu_pointwise *w)
 {
     int dtype = w->operand[0].dtype;
-    bool is = w->ndim <= 1 && dtype >= BRG_DTYPE_F32 && dtype <= BRG_DTYPE_BF16;
+    bool is = w->ndim <= 2 && dtype >= BRG_DTYPE_F32 && dtype <= BRG_DTYPE_BF16;
+    if (is && w->ndim == 2)
+        is = w->shape[1] % (dtype == BRG_DTYPE_F32 ? 4 : 8) == 0;
     for (int k = 0; is && k <= w->n_in; k++)
-        is = w->operand[k].dtype == dtype &&
-             (w->ndim == 0 || w->operand[k].stride[0] == 1) &&
+        is = w->operand[k].dtype == dtype && is_in_rows(w, k) &&
              (uintptr_t)w->operand[k].at % 16 == 0;
     return is;
 }
