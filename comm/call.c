@@ -98,6 +98,25 @@ void brg__call_describe(const brg_call *call, char *text, size_t size)
     brg__signature_describe(&signature, text, size);
 }
 
+bool brg__mismatch_read(const char *text, int side, uint8_t reducer, int *rank,
+                        uint16_t *plan)
+{
+    static const char begin[] = "ranks disagree: ", next[] = "), ";
+    int number;
+    unsigned label;
+    const char *at = strstr(text, begin);
+    at = at ? at + sizeof begin - 1 : NULL;
+    if (at && side > 0 && (at = strstr(at, next)) != NULL)
+        at += sizeof next - 1;
+    const char *end = at ? strchr(at, ')') : NULL;
+    const char *signer = at ? strstr(at, ", reducer ") : NULL;
+    if (!signer || !end || signer > end || sscanf(at, "rank %d", rank) != 1 ||
+        sscanf(signer, ", reducer %d, plan %4x", &number, &label) != 2)
+        return false;
+    *plan = (uint16_t)label;
+    return number == reducer;
+}
+
 brg_status brg__fail_mismatch(const brg_signature *mine,
                               const brg_signature *theirs)
 {

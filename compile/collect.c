@@ -166,6 +166,9 @@ static brg_status put_part(brg__collected *c, const brg__reduction_part *part,
             ((brg__reduction){.ops = part->ops, .self = part->self})));
     }
     c->reductions.at[id].is_needed |= is_needed;
+    if (is_needed)
+        BRG_TRY(brg__array_push(&c->members,
+                                ((brg__reduction_member){id, part->member})));
     PUT(&c->key, id);
     PUT(&c->key, part->version);
     PUT(&c->key, part->member);
@@ -489,7 +492,7 @@ void brg__collected_clear(brg__collected *c)
     c->key.n = c->ones.n = c->ends.n = c->n_structure = 0;
     c->sizes.n = c->strides.n = c->inputs.n = 0;
     c->saved_input.n = c->first_saved.n = c->root_input.n = 0;
-    c->reductions.n = 0;
+    c->reductions.n = c->members.n = 0;
     c->unsupported = NULL;
     brg__map_clear(&c->index);
 }
@@ -507,5 +510,6 @@ void brg__collected_deinit(brg__collected *c)
     brg__array_deinit(&c->first_saved);
     brg__array_deinit(&c->root_input);
     brg__array_deinit(&c->reductions);
+    brg__array_deinit(&c->members);
     brg__map_deinit(&c->index);
 }

@@ -203,6 +203,9 @@ int brg__ir_maker_of_checked(const brg__ir *ir, int id);
 
 size_t brg__ir_count(const brg__ir *ir, brg__ir_kind kind);
 
+/* No code of the user runs in it, which might start backwards of its own. */
+bool brg__ir_is_closed(const brg__ir *ir);
+
 /* No node speaks of a visit as high as this. */
 size_t brg__ir_count_visits(const brg__ir *ir);
 

@@ -28,6 +28,18 @@ size_t brg__ir_count(const brg__ir *ir, brg__ir_kind kind)
     return n;
 }
 
+bool brg__ir_is_closed(const brg__ir *ir)
+{
+    static const brg__ir_kind open[] = {
+        BRG__IR_UNPACK,     BRG__IR_TENSOR_HOOKS,    BRG__IR_PRE_HOOKS,
+        BRG__IR_POST_HOOKS, BRG__IR_POST_ACCUMULATE, BRG__IR_CALL,
+        BRG__IR_LEAF,       BRG__IR_REGION};
+    for (size_t k = 0; k < sizeof open / sizeof *open; k++)
+        if (brg__ir_count(ir, open[k]) > 0)
+            return false;
+    return true;
+}
+
 size_t brg__ir_count_visits(const brg__ir *ir)
 {
     int most = BRG__IR_NONE;

@@ -130,6 +130,7 @@ static brg_status capture(brg__plan *p, brg__task *task,
             &p->ir, p->ir.is_loose ? BRG_COMPILE_BACKEND_EAGER
                                    : (brg_compile_backend)c->mode.backend);
     p->pieces = brg__ir_count_pieces(&p->ir);
+    p->is_closed = brg__ir_is_closed(&p->ir);
     p->is_sparse = c->is_sparse;
     if (status != BRG_ERR_UNSUPPORTED)
         return status;

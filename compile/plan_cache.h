@@ -34,6 +34,7 @@ typedef struct brg__plan {
     uint64_t number; /* in order of capture */
     brg__ir ir;
     brg__ir_pieces pieces;
+    bool is_closed;        /* brg__ir_is_closed */
     bool is_sparse;        /* brought something sparse: it is not compiled */
     brg__ints sizes;       /* CHANGED: that it was captured for */
     brg__bytes is_dynamic; /* CHANGED: of each size: any value will do */

@@ -83,6 +83,15 @@ static brg_status begin_reductions(const brg__collected *c)
     return BRG_OK;
 }
 
+static void expect_reductions(const brg__plan *plan, const brg__collected *c)
+{
+    for (size_t i = 0; plan->is_closed && i < c->reductions.n; i++) {
+        const brg__reduction *r = &c->reductions.at[i];
+        if (r->is_needed)
+            r->ops->expect(r->self, c->members.at, c->members.n, (int)i);
+    }
+}
+
 static void count(brg__compiler *c, const brg__exec *exec,
                   const brg_compile_stats *before, uint64_t start)
 {
@@ -127,6 +136,7 @@ static brg_status run_compiled(brg__compiler *c, brg__task *task)
         return run_eagerly(c, task, plan->unsupported);
     if (plan->pieces.n_splits > 0 && c->now.options.fullgraph)
         return refuse_split(task, plan);
+    expect_reductions(plan, &c->collected);
     BRG_TRY(brg__anomaly_before(task));
     task->is_cut = plan->pieces.n_splits > 0;
     BRG_TRY(

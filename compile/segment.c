@@ -23,8 +23,12 @@ static brg_status begin_backward(const brg__effect *effect, brg_tensor *in)
                                            : c->reductions.n;
     BRG_TRY(brg__task_enter(&s->task));
     s->is_in_backward = true;
-    for (size_t i = c->first_reduction.at[k]; i < end; i++)
-        BRG_TRY(c->reductions.at[i].ops->begin(c->reductions.at[i].self));
+    for (size_t i = c->first_reduction.at[k]; i < end; i++) {
+        const brg__reduction *r = &c->reductions.at[i];
+        BRG_TRY(r->ops->begin(r->self));
+        if (s->is_closed)
+            r->ops->expect(r->self, c->members.at, c->members.n, (int)i);
+    }
     return BRG_OK;
 }
 
@@ -76,6 +80,7 @@ static brg_status make_ready(brg__segment *s, brg_tensor *const *inputs,
     brg__captured *c = &s->captured;
     if (backend != BRG_COMPILE_BACKEND_EAGER || c->is_step)
         BRG_TRY(brg__passes_run(&c->forward, backend));
+    s->is_closed = brg__ir_is_closed(&c->forward);
     BRG_TRY(note_constants(s));
     s->outputs = brg__mem_alloc_array(
         (size_t)c->n_outputs + 1, sizeof *s->outputs, "a segment's results");

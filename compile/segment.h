@@ -28,6 +28,7 @@ typedef struct brg__segment {
     brg__run_io io;
     bool *requires_grad; /* of each value of forward: constants as captured */
     bool is_running;
+    bool is_closed; /* brg__ir_is_closed, of forward */
     /* Of a step: the leaves that it reaches, while it runs. */
     brg__task task;
     bool is_in_backward;

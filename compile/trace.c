@@ -454,6 +454,7 @@ void brg__captured_deinit(brg__captured *c)
     brg__array_deinit(&c->edges);
     brg__array_deinit(&c->reductions);
     brg__array_deinit(&c->first_reduction);
+    brg__array_deinit(&c->members);
     brg__array_deinit(&c->effects);
     brg__ir_deinit(&c->forward);
     brg__ir_deinit(&c->backward);

@@ -83,6 +83,7 @@ typedef struct brg__captured {
     /* Of a step: those of each of its backwards begin at .. */
     BRG__ARRAY(brg__reduction) reductions;
     BRG__ARRAY(size_t) first_reduction;
+    BRG__ARRAY(brg__reduction_member) members;
     BRG__ARRAY(brg__effect *) effects;        /* owned */
     BRG__ARRAY(brg__traced_region *) regions; /* owned */
     bool has_regions;

@@ -87,6 +87,9 @@ static brg_status put_leaf(brg__tracing *t, int visit, int grad)
     if (!part->ops)
         return BRG_OK;
     BRG_TRY(reduction_of(t, part, &reduction));
+    BRG_TRY(
+        brg__array_push(&t->captured->members,
+                        ((brg__reduction_member){reduction, part->member})));
     return brg__ir_add_reduction(t->ir, visit, reduction, part);
 }
 

@@ -28,7 +28,8 @@ typedef struct brg__ddp_param {
     brg_tensor *home; /* owned: where a backward puts it; often the view */
     brg_tensor *kept; /* owned: what was in the slot of an unused one */
     brg_hook *hook;
-    bool is_used;     /* got a gradient since the last reduction */
+    bool is_used;   /* got a gradient since the last reduction */
+    bool is_coming; /* a plan makes it; of the last brg__reduction_ops.expect */
     bool is_written;  /* a plan has said that the result is there */
     uint32_t n_fires; /* of its hook in a step; see ddp->graph */
     uint32_t n_left;  /* in this step */

@@ -330,6 +330,24 @@ static brg_status plan_begin(void *self)
     return join(self);
 }
 
+/* Known before anything runs: without a gradient of this parameter no step can
+ * be good. The ranks find it at their first bucket (brg__reducer_label). */
+static void plan_expect(void *self, const brg__reduction_member *all, size_t n,
+                        int reduction)
+{
+    brg_ddp *ddp = self;
+    brg_reducer *r = ddp->reducer;
+    for (size_t i = 0; i < ddp->n_params; i++)
+        ddp->params[i].is_coming = ddp->params[i].is_used;
+    for (size_t k = 0; k < n; k++)
+        if (all[k].reduction == reduction)
+            ddp->params[all[k].member].is_coming = true;
+    r->lacking = 0;
+    for (size_t i = ddp->n_params; i-- > 0 && !r->options.allow_unused;)
+        if (!ddp->params[i].is_coming && !r->members[i].is_ready)
+            r->lacking = (uint32_t)i + 1;
+}
+
 static brg_status plan_pack(void *self, size_t member)
 {
     brg_ddp *ddp = self;
@@ -416,8 +434,9 @@ static uint32_t divisor_of(const brg_reducer *r)
 
 void brg__ddp_describe(const brg__ddp_param *p, brg__reduction_part *part)
 {
-    static const brg__reduction_ops ops = {plan_begin, plan_pack, plan_start,
-                                           plan_wait, plan_write_back};
+    static const brg__reduction_ops ops = {plan_begin, plan_expect,
+                                           plan_pack,  plan_start,
+                                           plan_wait,  plan_write_back};
     const brg_reducer *r = p->ddp->reducer;
     uint32_t bucket = r->members[p->index].bucket;
     const brg_comm_hook *hook = r->options.hook;

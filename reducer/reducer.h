@@ -121,6 +121,8 @@ struct brg_reducer {
         pace; /* how often it was switched off and on since the last step */
     uint64_t n_traced_bytes; /* of n_packed_bytes, in the trace */
     uint64_t traced_ns; /* of the hook whose copy comes next; 0: look anew */
+    uint32_t lacking;   /* 1 + the first gradient that this rank is known not to
+                         make in this step, but should; or 0 */
     size_t n_ready;
     size_t n_launched;
     size_t n_waited;           /* buckets, of those launched */

@@ -3,6 +3,7 @@
 #include <sched.h>
 #include <string.h>
 
+#include "comm/call.h"
 #include "comm/pg.h"
 #include "comm/trace.h"
 #include "reducer/leaves.h"
@@ -60,9 +61,44 @@ brg_status brg__reducer_fail_twice(const brg_reducer *r, size_t i)
                     r->rank, brg__member_name(r, i), r->members[i].bucket);
 }
 
+/* ---- What a bucket's call is signed with -------------------------------------- */
+
+/* The plan; or apart from it by which gradient this rank does not make. */
+static uint16_t label_of(const brg_reducer *r)
+{
+    return (uint16_t)(r->plan_hash + r->lacking);
+}
+
+/* Ranks disagree because one of them makes no gradient of a parameter: both are
+ * named. */
+static void name_lacking(const brg_reducer *r)
+{
+    int rank = 0, who;
+    size_t first = r->n_params;
+    uint16_t label;
+    if (brg_error_code() != BRG_ERR_MISMATCH)
+        return;
+    for (int side = 0; side < 2; side++) {
+        if (!brg__mismatch_read(brg_error_message(), side, r->number, &who,
+                                &label))
+            continue;
+        size_t lacking = (uint16_t)(label - (uint16_t)r->plan_hash);
+        if (lacking > 0 && lacking <= first) {
+            first = lacking - 1;
+            rank = who;
+        }
+    }
+    if (first < r->n_params)
+        (void)brg__error_prefix("the plan of rank %d makes no gradient of %s "
+                                "(if parameters may be left out, set "
+                                "options.allow_unused): ",
+                                rank, brg__member_name(r, first));
+}
+
 /* "bucket 2 (fc1.weight and 3 more): " */
 static void prefix_bucket(const brg_reducer *r, size_t k)
 {
+    name_lacking(r);
     const brg__plan_bucket *b = &r->plan.buckets[k];
     if (b->n_params == 0)
         (void)brg__error_prefix("bucket %zu: ", k);
@@ -93,7 +129,7 @@ static brg_status reduce_bucket(brg_reducer *r, size_t k)
  * not mix them up, however alike they look. */
 static brg_status start_bucket(brg_reducer *r, size_t k)
 {
-    brg__pg_label(r->pg, r->number, (uint16_t)r->plan_hash, (int32_t)k);
+    brg__pg_label(r->pg, r->number, label_of(r), (int32_t)k);
     brg_status status = reduce_bucket(r, k);
     brg__pg_label(r->pg, 0, 0, -1);
     return status;
@@ -270,6 +306,7 @@ static void arm(brg_reducer *r)
     brg__inbox_clear(&r->inbox);
     r->leaf = 0;
     r->pace = 0;
+    r->lacking = 0;
     r->is_running = r->is_shadow = false;
 }
 

@@ -7,6 +7,7 @@
  *
  *     begin      before the first step: from here on the reducer ends the
  *                backward, well or not, with the other ranks
+ *     expect     the plan is known: these gradients it makes, and no others
  *     pack       the leaf's gradient is complete: into its slot of the bucket
  *     start      the bucket's collective, scaled by 1/divisor, begins; or its
  *                communication hook
@@ -22,8 +23,18 @@
 
 #include "core/base/array.h"
 
+/* A gradient that a backward makes, of one of its reductions. */
+typedef struct brg__reduction_member {
+    int reduction;
+    uint32_t member;
+} brg__reduction_member;
+
 typedef struct brg__reduction_ops {
     brg_status (*begin)(void *self);
+    /* Those of `all` that are of this reduction. Not called where code of the
+     * user may bring more. */
+    void (*expect)(void *self, const brg__reduction_member *all, size_t n,
+                   int reduction);
     brg_status (*pack)(void *self, size_t member);
     /* Buckets before it have started. */
     brg_status (*start)(void *self, size_t bucket);

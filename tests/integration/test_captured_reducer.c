@@ -6,6 +6,7 @@
 #include <brigade/compile.h>
 #include <brigade/ops.h>
 
+#include "tests/reducer/lacking_checks.h"
 #include "tests/reducer/order_checks.h"
 #include "tests/support/brg_test.h"
 #include "tests/support/ddp_model.h"
@@ -317,6 +318,39 @@ static void test_captured_reducer__a_plan_of_another_order(void **state)
         }
 }
 
+/* A rank whose plan lacks a gradient, and what only looks like it. */
+static brg_status lacking_rank(brg_pg *pg, void *user)
+{
+    const int *c = user;
+    return lacking_check(pg, c[0], c[1] != 0);
+}
+
+static brg_status lacking_others_rank(brg_pg *pg, void *user)
+{
+    (void)user;
+    return lacking_others(pg);
+}
+
+static void test_captured_reducer__a_plan_that_lacks_a_gradient(void **state)
+{
+    (void)state;
+    for (int n = 2; n <= 4; n++)
+        for (int k = 0; k < 4; k++)
+            for (uint64_t seed = 0; seed < 3; seed++) {
+                brg_sim_options options = BRG_SIM_OPTIONS_INIT;
+                int c[2] = {k / 2, k % 2};
+                options.seed = seed;
+                assert_brg_ok(brg_sim_run(n, &options, lacking_rank, c));
+            }
+}
+
+static void test_captured_reducer__what_only_the_tail_can_tell(void **state)
+{
+    (void)state;
+    for (int n = 1; n <= 4; n++)
+        assert_brg_ok(brg_sim_run(n, NULL, lacking_others_rank, NULL));
+}
+
 /* One rank makes its plan anew, the others replay theirs: no call more than
  * one for each bucket on any of them. */
 static brg_status
@@ -528,6 +562,8 @@ int main(void)
         cmocka_unit_test(test_captured_reducer__a_plan_that_fails),
         cmocka_unit_test(test_captured_reducer__a_plan_that_cannot_be_made),
         cmocka_unit_test(test_captured_reducer__a_plan_of_another_order),
+        cmocka_unit_test(test_captured_reducer__a_plan_that_lacks_a_gradient),
+        cmocka_unit_test(test_captured_reducer__what_only_the_tail_can_tell),
         cmocka_unit_test(test_captured_reducer__agreeing_sends_nothing),
         cmocka_unit_test(test_captured_reducer__between_hooks_of_the_user),
         cmocka_unit_test(test_captured_reducer__two_reducers_in_one_plan),

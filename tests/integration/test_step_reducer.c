@@ -31,6 +31,19 @@ ON_RANKS(test_step_reducer__rebuilt_buckets_are_one_more, false)
 ON_RANKS(test_step_reducer__each_backward_is_reduced, true)
 ON_RANKS(test_step_reducer__unused_parameters, true)
 
+static brg_status lacking_rank(brg_pg *pg, void *user)
+{
+    (void)user;
+    return step_check_lacking(pg);
+}
+
+static void test_step_reducer__a_plan_that_lacks_a_gradient(void **state)
+{
+    (void)state;
+    for (int n = 1; n <= 4; n++)
+        assert_brg_ok(brg_sim_run(n, NULL, lacking_rank, NULL));
+}
+
 /* ---- With an optimizer ------------------------------------------------------------ */
 
 static brg_status order_rank(brg_pg *pg, void *user)
@@ -233,6 +246,7 @@ int main(void)
         cmocka_unit_test(test_step_reducer__rebuilt_buckets_are_one_more),
         cmocka_unit_test(test_step_reducer__each_backward_is_reduced),
         cmocka_unit_test(test_step_reducer__unused_parameters),
+        cmocka_unit_test(test_step_reducer__a_plan_that_lacks_a_gradient),
         cmocka_unit_test(test_step_reducer__the_optimizer_comes_last),
         cmocka_unit_test(test_step_reducer__a_leaf_with_other_hooks),
         cmocka_unit_test(test_step_reducer__a_step_that_fails_is_told),

@@ -3,6 +3,7 @@
  * the ranks exchange messages instead of sharing memory. */
 #include "tests/reducer/average_checks.h"
 #include "tests/reducer/hook_checks.h"
+#include "tests/reducer/lacking_checks.h"
 #include "tests/reducer/order_checks.h"
 #include "tests/reducer/step_checks.h"
 #include "tests/support/ddp_model.h"
@@ -192,9 +193,24 @@ static void test_ddp_mpi__a_plan_of_another_order(void **state)
 static void test_ddp_mpi__whole_steps(void **state)
 {
     (void)state;
-    for (int node_size = 0; node_size < 2; node_size++) {
+    for (int node_size = 0; node_size < mpi_n_shapes(); node_size++) {
         brg_pg *pg = mpi_group(node_size, 60);
         assert_brg_ok(step_check_all(pg));
+        brg_pg_destroy(pg);
+    }
+}
+
+static void test_ddp_mpi__a_plan_that_lacks_a_gradient(void **state)
+{
+    (void)state;
+    for (int node_size = 0; node_size < mpi_n_shapes(); node_size++) {
+        brg_pg *pg = mpi_group(node_size, 60);
+        assert_brg_ok(lacking_others(pg));
+        brg_pg_destroy(pg);
+        if (n_ranks == 1)
+            continue;
+        pg = mpi_group(node_size, 60);
+        assert_brg_ok(lacking_check(pg, 1, false));
         brg_pg_destroy(pg);
     }
 }
@@ -215,6 +231,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_ddp_mpi__errors_reach_every_rank),
         cmocka_unit_test(test_ddp_mpi__whole_steps),
         cmocka_unit_test(test_ddp_mpi__a_plan_of_another_order),
+        cmocka_unit_test(test_ddp_mpi__a_plan_that_lacks_a_gradient),
         cmocka_unit_test(test_ddp_mpi__a_rank_that_leaves_is_named),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
