@@ -64,7 +64,8 @@ bool brg__compile_is_forced_eager(void);
 void brg__reason_of_miss(brg__compiler *c, const brg__task *task,
                          const brg__plan *sibling);
 /* The plan captured for the last miss. */
-void brg__reason_log_plan(const brg__compiler *c, const brg__plan *plan);
+void brg__reason_log_plan(const brg__compiler *c, const brg__task *task,
+                          const brg__plan *plan);
 void brg__reason_of_fallback(brg__compiler *c, const char *why);
 /* `plan` NULL: it is a step's. */
 void brg__reason_of_skip(brg__compiler *c, const brg__plan *plan,

@@ -133,6 +133,7 @@ typedef struct brg__ir {
     bool is_loose;
     int n_inputs;       /* tensors that a run brings */
     bool wants_kernels; /* groups run compiled C, where they can */
+    size_t n_dropped;   /* nodes that nobody needed (dce) */
     bool has_ranges;    /* some hooks of a list are nodes, and some are not */
 } brg__ir;
 

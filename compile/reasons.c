@@ -167,7 +167,19 @@ const char *brg_compile_reason(void)
 
 /* ---- The log ----------------------------------------------------------------------- */
 
-void brg__reason_log_plan(const brg__compiler *c, const brg__plan *p)
+/* What dce dropped, and which node each number in the plan is. */
+static void log_origins(const brg__task *task, const brg__plan *p,
+                        const char *prefix)
+{
+    brg__log(BRG_LOG_DEBUG, "compile", "%s%zu nodes dropped that nobody needs",
+             prefix, p->ir.n_dropped);
+    for (size_t v = 0; v < task->visits.n; v++)
+        brg__log(BRG_LOG_DEBUG, "compile", "%s@%zu is %s (NodeCall %zu)",
+                 prefix, v, brg_node_name(task->visits.at[v].node), v + 1);
+}
+
+void brg__reason_log_plan(const brg__compiler *c, const brg__task *task,
+                          const brg__plan *p)
 {
     char prefix[32];
     if (c->now.log_level < BRG_LOG_INFO)
@@ -175,4 +187,6 @@ void brg__reason_log_plan(const brg__compiler *c, const brg__plan *p)
     snprintf(prefix, sizeof prefix,
              "plan %llu: ", (unsigned long long)p->number);
     brg__ir_log(&p->ir, BRG_LOG_INFO, prefix);
+    if (c->now.log_level >= BRG_LOG_DEBUG)
+        log_origins(task, p, prefix);
 }

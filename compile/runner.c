@@ -51,7 +51,7 @@ static brg_status capture(brg__compiler *c, brg__task *task, uint64_t hash,
     if (c->now.options.backend != BRG_COMPILE_BACKEND_EAGER &&
         !(*out)->is_sparse)
         c->stats.compiles += (*out)->pieces.n_pieces;
-    brg__reason_log_plan(c, *out);
+    brg__reason_log_plan(c, task, *out);
     return BRG_OK;
 }
 

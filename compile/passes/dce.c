@@ -44,6 +44,7 @@ brg_status brg__pass_dce(brg__ir *ir)
     if (status == BRG_OK) {
         brg__ir_count_uses(ir, n_uses);
         size_t n = choose(ir, n_uses, order);
+        ir->n_dropped += ir->nodes.n - n;
         if (n < ir->nodes.n)
             status = brg__ir_arrange(ir, order, n);
     }

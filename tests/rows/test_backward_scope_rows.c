@@ -210,9 +210,12 @@ static void test_logs(void **state)
     /* The node and its number: the fourth that collection met. */
     assert_non_null(strstr(m.text, "plan 0: accumulate@3("));
     assert_null(strstr(m.text, "Cache miss"));
+    assert_null(strstr(m.text, "(NodeCall"));
     log_at(BRG_LOG_DEBUG, &m);
     assert_non_null(strstr(m.text, "plan 0: accumulate@3("));
     assert_non_null(strstr(m.text, "Cache miss due to new autograd node"));
+    assert_non_null(strstr(m.text, "plan 0: @3 is accumulate (NodeCall 4)"));
+    assert_non_null(strstr(m.text, " nodes dropped that nobody needs"));
     assert_null(strstr(strstr(m.text, "Cache miss") + 1, "Cache miss"));
     log_at(BRG_LOG_WARN, &m);
     assert_int_equal(m.n, 0);
