@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Every test that docs/features.md and docs/communication-hooks.md name exists,
-and every yes of Brigade's names one."""
+"""Every test that docs/features.md, docs/communication-hooks.md and docs/compiled.md
+name exists, and every yes of Brigade's names one."""
 import pathlib
 import re
 import sys
@@ -18,8 +18,33 @@ def known_tests():
     return names
 
 
+def short_names(text):
+    """Those of docs/compiled.md: the end of a name behind two dots, and the
+    beginning of some before a star."""
+    ends = set(re.findall(r"`\.{2,3}(\w+)`", text))
+    begins = set(re.findall(r"\b(test_\w+)\*", text))
+    return ends, begins
+
+
+def check_compiled(known):
+    text = (ROOT / "docs/compiled.md").read_text()
+    ends, begins = short_names(text)
+    for name in sorted(set(re.findall(r"\b(test_\w+)\b(?!\*)", text)) - begins):
+        if name not in known:
+            yield f"docs/compiled.md: there is no test {name}"
+    for end in sorted(ends):
+        if end.endswith("__x"):
+            continue  # where the short form is explained
+        if not any(name.endswith(end) for name in known):
+            yield f"docs/compiled.md: there is no test ..{end}"
+    for begin in sorted(begins):
+        if not any(name.startswith(begin) for name in known):
+            yield f"docs/compiled.md: there is no test {begin}*"
+
+
 def main():
-    known, problems = known_tests(), []
+    known = known_tests()
+    problems = list(check_compiled(known))
     for page in "features.md", "communication-hooks.md":
         text = (ROOT / "docs" / page).read_text()
         for name in sorted(set(re.findall(r"`(test_\w+)`", text))):
