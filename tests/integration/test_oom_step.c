@@ -17,7 +17,7 @@
 static brg_status init(small_model *m, int way, brg_pg *pg)
 {
     BRG_TRY(small_model_init(m, (small_kind)(way % N_SMALL_KINDS), pg));
-    return way < N_SMALL_KINDS ? BRG_OK : small_model_compile(m);
+    return way < N_SMALL_KINDS ? BRG_OK : small_model_compile(m, true);
 }
 
 /* ---- From nothing to the end of the second step ----------------------------- */

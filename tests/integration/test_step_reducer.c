@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Reductions as nodes of whole steps: where they stand, that hooks beside them,
  * failures and refusals are what they are in an eager step. */
+#include <brigade/comm_hook.h>
+
 #include "tests/reducer/step_checks.h"
 #include "tests/support/brg_test.h"
 #include "tests/support/small_models.h"
@@ -55,7 +57,7 @@ static brg_status order_rank(brg_pg *pg, void *user)
     if (status == BRG_OK)
         status = small_model_init(&m, *(small_kind *)user, pg);
     if (status == BRG_OK)
-        status = small_model_compile(&m);
+        status = small_model_compile(&m, true);
     if (status == BRG_OK)
         status = small_model_step(&m, 0);
     size_t n = status == BRG_OK
@@ -81,6 +83,96 @@ static void test_step_reducer__the_optimizer_comes_last(void **state)
     for (small_kind kind = 0; kind < N_SMALL_KINDS; kind++)
         for (int n = 1; n <= 4; n++)
             assert_brg_ok(brg_sim_run(n, NULL, order_rank, &kind));
+}
+
+/* ---- Every option of a ddp ---------------------------------------------------------- */
+
+typedef enum option {
+    WITH_SUM,
+    WITH_NORM,
+    WITH_CAPTURED,
+    WITH_CAST_HOOK,
+    /* These are reduced by their hooks, called by the step: */
+    WITH_TWO_ROUNDS,
+    WITH_GRADS_APART,
+    WITH_STATIC_GRAPH,
+    WITH_LEAVES,
+    N_WITH
+} option;
+
+static brg_status make_options(option which, int n_ranks,
+                               brg_ddp_options *options)
+{
+    brg_powersgd_options powersgd = BRG_POWERSGD_OPTIONS_INIT;
+    *options = (brg_ddp_options)BRG_DDP_OPTIONS_INIT;
+    options->first_bucket_bytes = options->bucket_bytes = 64;
+    options->keep_order = true;
+    options->sum = which == WITH_SUM;
+    options->measure_norm = which == WITH_NORM;
+    options->grads_apart = which == WITH_GRADS_APART;
+    options->static_graph = which == WITH_STATIC_GRAPH;
+    if (which == WITH_CAPTURED)
+        options->mode = BRG_DDP_CAPTURED;
+    if (which == WITH_LEAVES) {
+        options->reduction = BRG_REDUCTION_REPRODUCIBLE;
+        options->n_leaves = (uint32_t)n_ranks; /* one each */
+    }
+    powersgd.rank = 2;
+    if (which == WITH_TWO_ROUNDS)
+        return brg_comm_hook_create_powersgd(&options->hook, &powersgd);
+    return which == WITH_CAST_HOOK
+               ? brg_comm_hook_create_cast(&options->hook, BRG_DTYPE_F16, true)
+               : BRG_OK;
+}
+
+static brg_status check_option(step_model *eager, step_model *whole,
+                               option which)
+{
+    char text[8192];
+    for (int number = 0; number < 4; number++) {
+        BRG_TRY(step_both(eager, whole, number, 1));
+        BRG_TRY(step_drop_grads(eager));
+        BRG_TRY(step_drop_grads(whole));
+    }
+    BRG_TRY(step_check_text(whole, text, sizeof text));
+    if (which < WITH_TWO_ROUNDS)
+        return step_check_order(text);
+    RANK_CHECK(strstr(text, "\nleaf@") && !strstr(text, "all_reduce_start"),
+               "option %d is part of the plan: %.2000s", (int)which, text);
+    return BRG_OK;
+}
+
+static brg_status option_rank(brg_pg *pg, void *user)
+{
+    option which = *(option *)user;
+    brg_ddp_options a = {0}, b = {0};
+    step_model eager = {0}, whole = {0};
+    brg_status status = brg_compile_reset();
+    if (status == BRG_OK)
+        status = make_options(which, brg_pg_world_size(pg), &a);
+    if (status == BRG_OK)
+        status = make_options(which, brg_pg_world_size(pg), &b);
+    if (status == BRG_OK)
+        status = step_init(&eager, pg, &a);
+    if (status == BRG_OK)
+        status = step_init(&whole, pg, &b);
+    if (status == BRG_OK)
+        status = step_compile(&whole, BRG_COMPILE_BACKEND_DEFAULT);
+    if (status == BRG_OK)
+        status = check_option(&eager, &whole, which);
+    step_deinit(&whole);
+    step_deinit(&eager);
+    brg_comm_hook_destroy(a.hook);
+    brg_comm_hook_destroy(b.hook);
+    return status;
+}
+
+static void test_step_reducer__every_option(void **state)
+{
+    (void)state;
+    for (option which = 0; which < N_WITH; which++)
+        for (int n = 1; n <= 4; n++)
+            assert_brg_ok(brg_sim_run(n, NULL, option_rank, &which));
 }
 
 /* ---- Hooks beside ------------------------------------------------------------------- */
@@ -248,6 +340,7 @@ int main(void)
         cmocka_unit_test(test_step_reducer__unused_parameters),
         cmocka_unit_test(test_step_reducer__a_plan_that_lacks_a_gradient),
         cmocka_unit_test(test_step_reducer__the_optimizer_comes_last),
+        cmocka_unit_test(test_step_reducer__every_option),
         cmocka_unit_test(test_step_reducer__a_leaf_with_other_hooks),
         cmocka_unit_test(test_step_reducer__a_step_that_fails_is_told),
         cmocka_unit_test(test_step_reducer__an_eager_reducer_is_refused),

@@ -40,15 +40,17 @@ const char *small_model_name(small_kind kind);
 brg_status small_model_init(small_model *m, small_kind kind, brg_pg *pg);
 void small_model_deinit(small_model *m);
 
-/* From now on its steps are one plan. Fails where they cannot be. */
-brg_status small_model_compile(small_model *m);
+/* From now on its steps are one plan, or their backwards are. Fails where they
+ * cannot be. */
+brg_status small_model_compile(small_model *m, bool is_whole);
 
 /* One step on data that follow from `step` and the rank. */
 brg_status small_model_step(small_model *m, int step);
 
 /* Trains two, one of them compiled: after each step losses and weights are the
  * same bits. Collective. */
-brg_status small_model_check_compiled(small_kind kind, brg_pg *pg);
+brg_status small_model_check_compiled(small_kind kind, brg_pg *pg,
+                                      bool is_whole);
 
 /* Trains one, and fails unless the steps after the first few ask for no
  * memory: neither the allocator hook is called, nor malloc by anybody in the
