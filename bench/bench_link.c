@@ -397,10 +397,25 @@ static void print_hidden(const contest *c, brg_pg *pg, const char *model)
     brg_profile_destroy(profile);
 }
 
+/* The others' steps as multiples of ours, pass by pass. */
+static void print_ratios(const contest *c, const char *prefix)
+{
+    for (int w = WAY_BLOCKING; w <= WAY_LAYERS && is_first(); w++) {
+        char name[32];
+        double values[BENCH_MAX_PASSES];
+        for (size_t k = 0; k < c->n; k++)
+            values[k] = c->times[w][k] / c->times[WAY_MEASURED][k];
+        snprintf(name, sizeof name, "%s_ratio", way_names[w]);
+        bench_print(bench_name(prefix, name), bench_median(values, c->n), "x");
+    }
+}
+
 static void print_times(contest *c, const char *model)
 {
     char prefix[40], name[32];
     snprintf(prefix, sizeof prefix, "link.%s", model);
+    if (c->has[WAY_MEASURED])
+        print_ratios(c, prefix);
     for (int w = 0; w < N_WAYS && is_first(); w++) {
         if (!c->has[w])
             continue;
