@@ -21,23 +21,32 @@ static int peer_at(const mpi_group *g, int node)
     return rank_in(g, node, g->local);
 }
 
+/* A send and a receive for each other node. */
+static int requests_each(const mpi_group *g)
+{
+    return 2 * (g->n_nodes - 1);
+}
+
 /* ---- Headers ----------------------------------------------------------------------- */
 
-static brg_status post_headers(mpi_group *g, const brg_call *call,
-                               bool is_direct)
+brg_status brg__mpi_send_headers(mpi_group *g, const brg_call *call,
+                                 bool is_direct)
 {
     int n = 0;
-    g->header_out = (header){.is_direct = is_direct};
-    g->host->sign(call, g->rank, &g->header_out.signature);
+    header_lane *lane = &g->lanes[g->lane];
+    if (lane->is_posted || !has_place(g))
+        return BRG_OK;
+    lane->is_posted = true;
+    lane->out = (header){.is_direct = is_direct};
+    g->host->sign(call, g->rank, &lane->out.signature);
     for (int node = 0; node < g->n_nodes; node++) {
         if (node == g->my_node)
             continue;
         int peer = peer_at(g, node);
-        MPI_CHECK(g, MPI_Irecv(&g->headers_in[node], sizeof(header), MPI_BYTE,
-                               peer, TAG_HEADER, g->world,
-                               &g->header_requests[n++]));
-        MPI_CHECK(g, MPI_Isend(&g->header_out, sizeof(header), MPI_BYTE, peer,
-                               TAG_HEADER, g->world, &g->header_requests[n++]));
+        MPI_CHECK(g, MPI_Irecv(&lane->in[node], sizeof(header), MPI_BYTE, peer,
+                               TAG_HEADER, g->world, &lane->requests[n++]));
+        MPI_CHECK(g, MPI_Isend(&lane->out, sizeof(header), MPI_BYTE, peer,
+                               TAG_HEADER, g->world, &lane->requests[n++]));
     }
     return BRG_OK;
 }
@@ -75,17 +84,17 @@ static brg_status hear(const mpi_group *g, const brg_call *call,
     return BRG_OK;
 }
 
-static brg_status compare_headers(mpi_group *g, const brg_call *call,
-                                  bool *is_direct)
+static brg_status compare_headers(mpi_group *g, header_lane *lane,
+                                  const brg_call *call, bool *is_direct)
 {
+    const brg_signature *mine = &lane->out.signature;
     for (int node = 0; node < g->n_nodes; node++) {
-        header *h = &g->headers_in[node];
+        header *h = &lane->in[node];
         if (node == g->my_node)
             continue;
-        if (!h->verdict && !g->host->signatures_match(&g->header_out.signature,
-                                                      &h->signature)) {
+        if (!h->verdict && !g->host->signatures_match(mine, &h->signature)) {
             h->other = h->signature;
-            h->signature = g->header_out.signature;
+            h->signature = *mine;
             h->verdict = BRG_ERR_MISMATCH;
         }
         if (h->verdict)
@@ -101,16 +110,19 @@ static brg_status compare_headers(mpi_group *g, const brg_call *call,
 brg_status brg__mpi_exchange_headers(mpi_group *g, const brg_call *call,
                                      bool *is_direct, bool *is_over)
 {
-    int flag = 0, n = 2 * (g->n_nodes - 1);
+    int flag = 0, n = requests_each(g);
+    header_lane *lane = &g->lanes[g->lane];
     if (!has_place(g))
         return hear(g, call, is_direct, is_over);
-    if (!g->cursor.sent_headers)
-        BRG_TRY(post_headers(g, call, *is_direct));
+    BRG_TRY(brg__mpi_send_headers(g, call, *is_direct));
     g->cursor.sent_headers = true;
-    MPI_CHECK(g,
-              MPI_Testall(n, g->header_requests, &flag, MPI_STATUSES_IGNORE));
+    MPI_CHECK(g, MPI_Testall(n, lane->requests, &flag, MPI_STATUSES_IGNORE));
     *is_over = flag;
-    return flag ? compare_headers(g, call, is_direct) : BRG_OK;
+    if (!flag)
+        return BRG_OK;
+    lane->is_posted = false;
+    g->lane = !g->lane;
+    return compare_headers(g, lane, call, is_direct);
 }
 
 /* To be met by the peers' next headers, instead of this rank's. Best effort:
@@ -159,11 +171,6 @@ static int tag_of(const mpi_group *g, const x_slot *slot)
 {
     int i = (int)(slot - g->slots);
     return TAG_X + 2 * i + (slot->stage == X_RESULTS);
-}
-
-static int requests_each(const mpi_group *g)
-{
-    return 2 * (g->n_nodes - 1);
 }
 
 /* The n-th pair of requests: n bytes out to a node, and in from it. */
@@ -474,8 +481,9 @@ MPI_Request *brg__mpi_alloc_requests(const mpi_group *g, size_t n)
 
 void brg__mpi_across_cancel(mpi_group *g)
 {
-    size_t n_nodes = (size_t)g->n_nodes, n_ranks = (size_t)g->n_ranks;
-    brg__mpi_cancel(g->header_requests, 2 * n_nodes);
+    size_t n_ranks = (size_t)g->n_ranks;
+    for (int k = 0; k < 2; k++)
+        brg__mpi_cancel(g->lanes[k].requests, (size_t)requests_each(g));
     brg__mpi_cancel(g->requests, 2 * n_ranks);
     brg__mpi_cancel(g->leaves.requests, 2 * n_ranks * BRG__TREE_MAX_PARTS);
     brg__mpi_cancel(g->x_requests, (size_t)(g->n_slots * requests_each(g)));
@@ -512,11 +520,15 @@ brg_status brg__mpi_across_init(mpi_group *g)
         return BRG_ERR_NOMEM;
     if (g->n_nodes == 1)
         return BRG_OK;
-    g->headers_in = alloc_array(g, n_nodes, sizeof(header));
-    g->header_requests = brg__mpi_alloc_requests(g, 2 * n_nodes);
+    for (int k = 0; k < 2; k++) {
+        g->lanes[k].in = alloc_array(g, n_nodes, sizeof(header));
+        g->lanes[k].requests = brg__mpi_alloc_requests(g, 2 * n_nodes);
+        if (!g->lanes[k].in || !g->lanes[k].requests)
+            return BRG_ERR_NOMEM;
+    }
     g->requests = brg__mpi_alloc_requests(g, 2 * n_ranks);
     g->flat = alloc_array(g, n_ranks + 2 * n_nodes, FLAT_PIECE);
-    if (!g->headers_in || !g->header_requests || !g->requests || !g->flat)
+    if (!g->requests || !g->flat)
         return BRG_ERR_NOMEM;
     g->n_slots = count_slots(n_nodes);
     int n_x = g->n_slots * requests_each(g);
@@ -536,8 +548,10 @@ void brg__mpi_across_deinit(mpi_group *g)
         g->host->free(g->slots[i].result);
         g->host->free(g->slots[i].received);
     }
-    g->host->free(g->headers_in);
-    g->host->free(g->header_requests);
+    for (int k = 0; k < 2; k++) {
+        g->host->free(g->lanes[k].in);
+        g->host->free(g->lanes[k].requests);
+    }
     g->host->free(g->requests);
     g->host->free(g->x_requests);
     g->host->free(g->x_done);

@@ -83,6 +83,15 @@ typedef struct shared_rank {
 
 /* ---- Between nodes --------------------------------------------------------- */
 
+/* Headers on their way: those of a collective go out while the one before it
+ * moves its data, so that the link does not wait for them. */
+typedef struct header_lane {
+    header out;
+    header *in; /* one per node */
+    MPI_Request *requests;
+    bool is_posted;
+} header_lane;
+
 /* Pieces on their way at once: many, so that the link has something to carry
  * while nobody polls. What their memory allows, from X_SLOTS_MIN on. */
 #define X_SLOTS_MIN 4
@@ -212,10 +221,9 @@ typedef struct mpi_group {
     void **dst;
     const void **src_at; /* the same, further on */
     void **dst_at;
-    header header_out;
     header verdict_out;
-    header *headers_in; /* one per node */
-    MPI_Request *header_requests;
+    header_lane lanes[2];
+    int lane;              /* of the next headers that are looked at */
     MPI_Request *requests; /* of flat collectives: 2 per rank */
     unsigned char *flat;   /* FLAT_PIECE per rank, and partials per node */
     int n_slots;
@@ -342,6 +350,9 @@ void brg__mpi_across_deinit(mpi_group *g);
 brg_status brg__mpi_exchange_headers(mpi_group *g, const brg_call *call,
                                      bool *is_direct, bool *is_over);
 /* The failure that another node's verdict tells of. */
+/* Sends those of a call that comes next, unless they are under way. */
+brg_status brg__mpi_send_headers(mpi_group *g, const brg_call *call,
+                                 bool is_direct);
 brg_status brg__mpi_heed(const mpi_group *g, const header *verdict);
 void brg__mpi_send_verdict(mpi_group *g, const header *verdict);
 /* n requests of nothing; NULL with a record set. */

@@ -137,7 +137,8 @@ static void look_afar(const mpi_group *g, const brg_call *call, int rank,
         if (node == g->my_node)
             continue;
         bool is_it = rank_in(g, node, g->local) == rank;
-        if (is_it && MPI_Request_get_status(g->header_requests[n], &flag,
+        MPI_Request request = g->lanes[g->lane].requests[n];
+        if (is_it && MPI_Request_get_status(request, &flag,
                                             MPI_STATUS_IGNORE) == MPI_SUCCESS)
             *filled = (brg_peer){.is_visible = true,
                                  .owes = flag ? NULL : not_started,

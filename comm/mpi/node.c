@@ -234,6 +234,24 @@ static void complete_finishing(mpi_group *g)
     }
 }
 
+/* While a call moves its data, the headers of the next one go out. If ranks
+ * here differ in it, that is for its own turn. */
+static brg_status look_ahead(mpi_group *g, const brg_call *next)
+{
+    if (!g->cursor.has_headers || !next || next == g->unannounced)
+        return BRG_OK;
+    const brg_signature *mine = &line_of(g, g->local, next->seq)->signature;
+    for (int r = 0; r < g->n_local; r++) {
+        shared_line *line = line_of(g, r, next->seq);
+        uint64_t stamp =
+            atomic_load_explicit(&line->stamp, memory_order_acquire);
+        if (stamp != next->seq + 1 ||
+            !g->host->signatures_match(mine, &line->signature))
+            return BRG_OK;
+    }
+    return brg__mpi_send_headers(g, next, all_in_regions(g, next));
+}
+
 /* At most one step of one collective, so that a poll is bounded; a few small
  * calls count as one. Between nodes the next one begins at once: until its
  * headers have been exchanged, the link has nothing to carry. */
@@ -252,8 +270,10 @@ brg_status brg__mpi_node_progress(mpi_group *g)
         bool is_over;
         bool is_cheap = c->mode == MODE_SMALL || g->n_nodes > 1;
         BRG_TRY(run_mode(g, call, &is_over));
-        if (!is_over)
+        if (!is_over) {
+            BRG_TRY(look_ahead(g, call->next));
             break;
+        }
         finish_first(g);
         if (!is_cheap)
             break;

@@ -76,7 +76,7 @@ void brg__mpi_say_gone(mpi_group *g, int32_t how)
     if (g->shared && g->shared[g->local])
         atomic_store_explicit(&g->shared[g->local]->gone, how,
                               memory_order_release);
-    if (g->n_nodes > 1 && g->headers_in)
+    if (g->n_nodes > 1 && g->lanes[0].in)
         brg__mpi_send_verdict(g, &verdict);
 }
 
