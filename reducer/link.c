@@ -12,8 +12,8 @@
 #define N_REPEATS 9      /* the median counts */
 #define N_REPEATS_MANY 3 /* of sizes beyond ... */
 #define MANY_BYTES ((size_t)4 << 20)
-#define POLL_PAUSE                                                             \
-    50 /* between two polls: the time of one in vain times this */
+#define N_IN_ROW STEP /* what the least buffer has room for */
+#define POLL_PAUSE 50 /* polls in vain that fit between two */
 #define POLL_PAUSE_MAX_NS 10000000u
 
 /* ---- Between points ----------------------------------------------------------- */
@@ -96,17 +96,25 @@ static brg_status time_wait(brg_pg *pg, float *data, size_t n, uint64_t *ns)
 }
 
 /* Polled now and then, as a backward does (core/base/progress.h): it is over
- * when a poll has found so, and the time in polls is what a backward loses. */
+ * when a poll has found so, and the time in polls is what a backward loses.
+ * Short ones several in a row, as buckets come. Times of one of them. */
 static brg_status time_polls(brg_pg *pg, float *data, size_t n, uint64_t *ns,
                              uint64_t *busy_ns)
 {
-    brg_work *work;
+    brg_work *works[N_IN_ROW];
+    size_t n_works = n * sizeof *data == LEAST_BYTES ? N_IN_ROW : 1;
     BRG_TRY(meet(pg));
     *ns = *busy_ns = 0;
     uint64_t least = UINT64_MAX, first = brg__clock_ns(), start = first;
-    BRG_TRY(brg_all_reduce(pg, &work, data, n, BRG_DTYPE_F32, BRG_REDUCE_AVG));
-    for (bool is_over = false; !is_over;) {
-        is_over = brg_work_test(work);
+    size_t n_started = 0;
+    brg_status status = BRG_OK;
+    while (n_started < n_works &&
+           (status = brg_all_reduce(pg, &works[n_started], data + n_started * n,
+                                    n, BRG_DTYPE_F32, BRG_REDUCE_AVG)) ==
+               BRG_OK)
+        n_started++;
+    for (bool is_over = status != BRG_OK; !is_over;) {
+        is_over = brg_work_test(works[n_works - 1]);
         uint64_t end = brg__clock_ns(), took = end - start;
         least = took < least ? took : least;
         *busy_ns += took;
@@ -116,7 +124,13 @@ static brg_status time_polls(brg_pg *pg, float *data, size_t n, uint64_t *ns,
         while (!is_over && start - end < POLL_PAUSE * least &&
                start - end < POLL_PAUSE_MAX_NS);
     }
-    return brg_work_wait(work);
+    *ns /= n_works;
+    *busy_ns /= n_works;
+    for (size_t i = 0; i < n_started; i++) {
+        brg_status one = brg_work_wait(works[i]);
+        status = status == BRG_OK ? one : status;
+    }
+    return status;
 }
 
 /* *polled_ns: the same all-reduce, polled. */
@@ -140,8 +154,8 @@ static brg_status time_size(brg_pg *pg, float *data, size_t nbytes,
     return BRG_OK;
 }
 
-/* While a backward computes, whatever comes lies until the next poll: that is
- * part of every alpha. The rest of a large transfer is waited for. */
+/* While a backward computes, what comes lies until the next poll: that is part
+ * of every alpha. The rest of a large transfer is waited for. */
 static brg_status time_sizes(brg_pg *pg, float *data, size_t max_bytes,
                              brg_link *filled)
 {
