@@ -97,11 +97,11 @@ struct brg_reducer {
     char *arena;    /* the group's memory */
     brg__bucket *buckets;
     brg__hook_binding hooked;
-    uint32_t *arrivals;          /* of this step, in order */
-    brg__inbox inbox;            /* marks of other threads */
-    _Atomic(const void *) owner; /* the thread that drives it; see raw.c */
-    uint8_t *notes;              /* of all ranks, then this one's (tail.c) */
-    size_t n_works;              /* handles that the group keeps for it */
+    uint32_t *arrivals;      /* of this step, in order */
+    brg__inbox inbox;        /* marks of other threads */
+    _Atomic uintptr_t owner; /* the thread that drives it; see raw.c */
+    uint8_t *notes;          /* of all ranks, then this one's (tail.c) */
+    size_t n_works;          /* handles that the group keeps for it */
 
     brg_leaf_run run; /* n_leaves 0: the default reduction (leaves.h) */
     uint32_t leaf;    /* of the run, under way */
@@ -121,7 +121,8 @@ struct brg_reducer {
         pace; /* how often it was switched off and on since the last step */
     uint64_t n_traced_bytes; /* of n_packed_bytes, in the trace */
     uint64_t traced_ns; /* of the hook whose copy comes next; 0: look anew */
-    uint32_t lacking;   /* 1 + the first gradient that this rank is known not to
+    uint64_t traced_number; /* for that copy; 0: none is kept */
+    uint32_t lacking; /* 1 + the first gradient that this rank is known not to
                          make in this step, but should; or 0 */
     size_t n_ready;
     size_t n_launched;

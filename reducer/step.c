@@ -185,22 +185,35 @@ static void trace(const brg_reducer *r, size_t i, brg_trace_kind kind,
 
 void brg__reducer_trace_hook(brg_reducer *r, size_t i, bool is_owner)
 {
-    uint64_t now = brg__record_now(r->pg->trace);
-    if (is_owner)
+    if (!atomic_load_explicit(&brg__record_is_on, memory_order_relaxed))
+        return;
+    uint64_t now = brg__record_now(r->pg->trace), number = 0;
+    if (is_owner) {
+        number = brg__record_reserve(r->pg->trace, 2);
+        r->traced_number = number + 1;
         r->traced_ns = now;
+    }
     trace(r, i, BRG_TRACE_HOOK,
           &(brg__record_gradient){.time_ns = now,
+                                  .number = number,
                                   .nbytes = r->members[i].nbytes});
 }
 
+/* A look at the clock takes as long as copying this much. */
+#define COPY_IN_NO_TIME 1024
+
 static void trace_copy(brg_reducer *r, size_t i)
 {
+    if (!atomic_load_explicit(&brg__record_is_on, memory_order_relaxed))
+        return;
     uint64_t nbytes = r->stats.n_packed_bytes - r->n_traced_bytes;
+    bool is_quick = nbytes <= COPY_IN_NO_TIME;
     trace(r, i, BRG_TRACE_COPY,
-          &(brg__record_gradient){.time_ns = nbytes ? 0 : r->traced_ns,
+          &(brg__record_gradient){.time_ns = is_quick ? r->traced_ns : 0,
+                                  .number = r->traced_number,
                                   .nbytes = (size_t)nbytes});
     r->n_traced_bytes = r->stats.n_packed_bytes;
-    r->traced_ns = 0;
+    r->traced_ns = r->traced_number = 0;
 }
 
 void brg__reducer_take(brg_reducer *r, size_t i, bool is_used)

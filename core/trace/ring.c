@@ -151,16 +151,41 @@ uint64_t brg__record_now(const brg__record_ring *ring)
     return ring && ring->clock ? *ring->clock : brg__clock_ns();
 }
 
+#define AHEAD 4 /* slots, whose memory is fetched by the time it is needed */
+
 static uint16_t this_thread(void)
 {
     static _Atomic uint16_t n_threads;
-    static _Thread_local uint32_t number; /* 1 + */
+    /* 1 +; the model spares each record a call of the linker's. */
+    static _Thread_local uint32_t number
+        __attribute__((tls_model("initial-exec")));
     if (number == 0)
         number = 1u + atomic_fetch_add(&n_threads, 1);
     return (uint16_t)(number - 1);
 }
 
-static void store(brg__record_slot slot, const uint64_t *words)
+/* A record as words. Its narrow fields have just been written: read together
+ * they would have to wait for the memory, so they are put together here. */
+static inline void pack(uint64_t *words, const brg_trace_record *r)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    words[0] = r->time_ns;
+    words[1] = r->number;
+    words[2] = (uint64_t)r->kind | (uint64_t)r->coll << 8 |
+               (uint64_t)r->group << 16 | (uint64_t)r->reducer << 24 |
+               (uint64_t)(uint16_t)r->bucket << 32 | (uint64_t)r->thread << 48;
+    words[3] = r->u.call.seq;
+    words[4] = r->u.call.nbytes;
+    words[5] = r->u.call.span_ns;
+    words[6] = (uint32_t)r->u.call.param | (uint64_t)(uint32_t)r->u.call.peer
+                                               << 32;
+    words[7] = (uint64_t)r->u.call.value;
+#else
+    memcpy(words, r, sizeof *r);
+#endif
+}
+
+static inline void store(brg__record_slot slot, const uint64_t *words)
 {
     atomic_store_explicit(&slot[1], 0, memory_order_relaxed);
     atomic_store_explicit(&slot[0], words[0], memory_order_release);
@@ -174,13 +199,15 @@ void brg__record_put(brg__record_ring *ring, brg__record_place *place,
 {
     if (!atomic_load_explicit(&brg__record_is_on, memory_order_relaxed))
         return;
-    uint64_t at = atomic_fetch_add_explicit(&ring->n, 1, memory_order_relaxed);
+    if (record->number == 0)
+        record->number = brg__record_reserve(ring, 1);
+    uint64_t at = record->number - 1;
     if (record->time_ns == 0)
         record->time_ns = brg__record_now(ring);
-    record->number = at + 1;
     record->thread = this_thread();
     uint64_t words[BRG__RECORD_WORDS];
-    memcpy(words, record, sizeof words);
+    pack(words, record);
+    __builtin_prefetch(ring->slots[(at + AHEAD) & ring->mask], 1);
     store(ring->slots[at & ring->mask], words);
     if (place)
         store(record->kind <= BRG_TRACE_COPY ? place->gradient : place->last,
