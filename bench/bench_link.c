@@ -12,6 +12,8 @@
  *               hooks only mark
  *
  *   bench_link <model> thread         alone and thread
+ *   bench_link <model> row            measured only, step after step, by rank
+ *                                     0's clock: as bench/torch/step.py does
  *   bench_link <model>                the others
  *
  * bench/link/run.sh makes the network and runs this. */
@@ -36,6 +38,7 @@
 #define N_UNTIL_MEASURED 8 /* buckets are chosen after six */
 #define N_RECORDED 8
 #define N_ROUNDS_MIN (N_RECORDED + 2)
+#define N_IN_ROW 40
 #define MODEL_SECONDS 6.0
 #define HELPER_PAUSE_US 100
 
@@ -440,42 +443,71 @@ static void open_ddp(bench_model *m, const char *name, brg_pg *pg,
         brg_ddp_create(&m->ddp, pg, m->p, m->n_params, NULL, 0, &options));
 }
 
-int main(int argc, char **argv)
+static void run_row(brg_pg *pg, const char *name, uint64_t seed)
 {
-    int level;
-    bool has_thread = argc > 2 && strcmp(argv[2], "thread") == 0;
-    MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &level);
-    if (argc < 2 || (has_thread && level < MPI_THREAD_MULTIPLE))
-        bench_fail("usage: bench_link <model> [thread]; threads need "
-                   "MPI_THREAD_MULTIPLE");
+    bench_model m;
+    char prefix[40];
+    double values[N_IN_ROW];
+    open_ddp(&m, name, pg, BRG_BUCKETS_MEASURED, seed);
+    for (int i = -N_UNTIL_MEASURED - N_WARM_UP; i < N_IN_ROW; i++) {
+        const double start = bench_seconds();
+        bench_model_step(&m);
+        values[i < 0 ? 0 : i] = bench_seconds() - start;
+    }
+    snprintf(prefix, sizeof prefix, "link.%s", name);
+    if (is_first())
+        bench_print(bench_name(prefix, "in_a_row"),
+                    1e3 * bench_median(values, N_IN_ROW), "ms");
+    bench_model_deinit(&m);
+}
+
+static void run_contest(const char *name, bool has_thread, brg_pg *pg,
+                        uint64_t seed)
+{
     static contest c;
     static double times[N_WAYS][BENCH_MAX_PASSES];
-    brg_pg *pg = NULL;
-    const uint64_t seed = is_first() ? 1 : 2;
     for (int w = 0; w < N_WAYS; w++) {
         c.times[w] = times[w];
         c.has[w] = w == WAY_ALONE || (w == WAY_THREAD) == has_thread;
     }
-    init_by_hand(&c.by_hand, argv[1], seed);
+    init_by_hand(&c.by_hand, name, seed);
     if (has_thread) {
         start_helper(&c.by_hand);
     } else {
-        bench_must(brg_pg_create(&pg, "mpi", NULL));
-        open_ddp(&c.ddp[0], argv[1], pg, BRG_BUCKETS_BY_SIZE, seed);
-        open_ddp(&c.ddp[1], argv[1], pg, BRG_BUCKETS_MEASURED, seed);
+        open_ddp(&c.ddp[0], name, pg, BRG_BUCKETS_BY_SIZE, seed);
+        open_ddp(&c.ddp[1], name, pg, BRG_BUCKETS_MEASURED, seed);
     }
     run_rounds(&c);
-    print_times(&c, argv[1]);
+    print_times(&c, name);
     if (has_thread) {
         stop_helper(&c.by_hand);
     } else {
-        print_hidden(&c, pg, argv[1]);
+        print_hidden(&c, pg, name);
         bench_model_deinit(&c.ddp[0]);
         bench_model_deinit(&c.ddp[1]);
-        brg_pg_destroy(pg);
     }
     free(c.by_hand.flat);
     bench_model_deinit(&c.by_hand.model);
+}
+
+int main(int argc, char **argv)
+{
+    int level;
+    const char *mode = argc > 2 ? argv[2] : "";
+    bool has_thread = strcmp(mode, "thread") == 0;
+    MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &level);
+    if (argc < 2 || (has_thread && level < MPI_THREAD_MULTIPLE))
+        bench_fail("usage: bench_link <model> [thread|row]; threads need "
+                   "MPI_THREAD_MULTIPLE");
+    brg_pg *pg = NULL;
+    const uint64_t seed = is_first() ? 1 : 2;
+    if (!has_thread)
+        bench_must(brg_pg_create(&pg, "mpi", NULL));
+    if (strcmp(mode, "row") == 0)
+        run_row(pg, argv[1], seed);
+    else
+        run_contest(argv[1], has_thread, pg, seed);
+    brg_pg_destroy(pg);
     MPI_Finalize();
     return 0;
 }

@@ -122,12 +122,14 @@ one_round() { # <model>
     local k names=([0]=default [1]=ring [3]=rabenseifner [4]=doubling)
     for k in 0 1 3 4; do
         mpi OMPI_MCA_coll_libnbc_iallreduce_algorithm=$k \
-            "$bench/bench_link" "$1" | sed "s/\.layers\b/.layers_${names[k]}/"
+            "$bench/bench_link" "$1" | sed "s/\.layers/.layers_${names[k]}/"
     done
     mpi BRG_POLL_US=100000000 "$bench/bench_link" "$1" |
         grep -E '\.(alone|sizes(_over)?) ' | sed 's/\.sizes/.no_polls/; /alone/d'
     mpi "$bench/bench_link" "$1" thread | sed '/alone/d'
+    mpi "$bench/bench_link" "$1" row
     torch "$1"
+    mpi "$bench/bench_link" "$1" row
 }
 
 for ((round = 0; round < rounds; round++)); do
@@ -155,18 +157,16 @@ sort -k2,2 -k3,3g "$tmp/lines" | awk -v models="$models" '
         n_models = split(models, model, " ")
         for (m = 1; m <= n_models; m++) {
             p = "link." model[m] "."
+            if (p "torch" in median)
+                median[p "torch_ratio"] = median[p "torch"] / median[p "in_a_row"]
             best = ""
             for (name in median) {
-                if (index(name, p) != 1 || name ~ /_(over|predicted|buckets)$/) continue
-                if (name !~ /\.(blocking|layers_[a-z]+|torch)$/) continue
+                if (index(name, p) != 1 || name !~ /_ratio$/) continue
                 if (best == "" || median[name] < median[best]) best = name
             }
             if (best == "") { print "bench_link: no figures for " model[m]; continue }
-            other = best
-            sub(/.*\./, "", other)
-            judge(p "hidden", median[p "hidden_measured"], "%", 60,
-                  median[p "hidden_measured"] >= 60)
-            ratio = median[best] / median[p "measured"]
-            judge(p "best_other_" other, ratio, "x", 1, ratio > 1)
+            hidden = median[p "hidden_measured"]
+            judge(p "hidden", hidden, "%", 60, hidden >= 60)
+            judge(best ".least", median[best], "x", 1, median[best] > 1)
         }
     }'
