@@ -28,7 +28,7 @@ OURS = "eager", "compiled", "graph"
 def numbers(command, pattern):
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True,
                           stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-                          timeout=170)
+                          timeout=150)
     found = re.findall(pattern, done.stdout, re.M)
     if done.returncode or not found:
         print(f"FAILED ({done.returncode}): {' '.join(map(str, command))}\n"
@@ -60,11 +60,11 @@ def ways(folder, key, ranks, exposed):
         for mode in "eager", "graph":
             found[f"{mode}, one GPU"] = lambda m=mode: ours(folder, key, m, 1)
     model = key.split("-")[0]
-    for name in [model] + ["gpt2-amp"] * (model == "gpt2"):
-        text = "torch" + " amp" * (name == "gpt2-amp")
-        found[text] = lambda n=name: torch(key, n, ranks)
-        found[text + " compiled"] = lambda n=name: torch(key, n, ranks,
-                                                         "--compile")
+    found["torch"] = lambda: torch(key, model, ranks)
+    found["torch compiled"] = lambda: torch(key, model, ranks, "--compile")
+    if key == "gpt2-16":
+        found["torch amp compiled"] = lambda: torch(key, "gpt2-amp", ranks,
+                                                    "--compile")
     return found
 
 
@@ -112,7 +112,7 @@ def main():
             for name, measure in found.items():
                 if args.no_torch and name.startswith("torch"):
                     continue
-                for values in measure():
+                for values in measure() or []:
                     values = values if isinstance(values, tuple) else (values,)
                     times[name].append(float(values[0]))
                     if len(values) > 1:

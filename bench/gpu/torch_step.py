@@ -84,7 +84,8 @@ class MasterAdamW:
         for master, p in zip(self.masters, self.params):
             master.grad = p.grad.float()
         self.inner.step()
-        torch._foreach_copy_(self.params, self.masters)
+        with torch.no_grad():
+            torch._foreach_copy_(self.params, self.masters)
 
     def zero_grad(self):
         for p in self.params:

@@ -257,6 +257,27 @@ static brg_status clip_norm_later(const brg__effect *effect, brg_tensor *in)
     return brg_clip_grad_norm(NULL, effect->object, effect->f, effect->i != 0);
 }
 
+/* What the recorded work reads and writes: the gradients. */
+static brg_status note_grads(const brg__effect *effect, brg__words *state)
+{
+    const brg_params *params = effect->object;
+    for (size_t i = 0; i < brg_params_count(params); i++) {
+        const brg_tensor *grad =
+            brg_tensor_grad(brg_params_at(params, i)->tensor);
+        const bool has = grad && grad->storage;
+        BRG_TRY(brg__array_push(state, has ? (uintptr_t)brg__tensor_ptr(grad)
+                                           : (uintptr_t)0));
+    }
+    return BRG_OK;
+}
+
+/* All of it is work of the device. */
+static void clip_norm_again(const brg__effect *effect, brg__relaunch *launch)
+{
+    (void)effect;
+    (void)launch;
+}
+
 static brg_status clip_value_later(const brg__effect *effect, brg_tensor *in)
 {
     (void)in;
@@ -275,12 +296,15 @@ brg_status brg_clip_grad_norm(double *total_norm, const brg_params *params,
     if (brg__is_traced() && total_norm)
         BRG_TRY(brg__tracer_flush());
     else if (brg__is_traced())
-        return brg__tracer_defer(
-            &(brg__effect){.name = "clip_grad_norm",
-                           .run = clip_norm_later,
-                           .object = (void *)(uintptr_t)params,
-                           .f = max_norm,
-                           .i = error_if_nonfinite});
+        return brg__tracer_defer(&(brg__effect){
+            .name = "clip_grad_norm",
+            .run = clip_norm_later,
+            /* an error needs the norm, on the host */
+            .relaunch = error_if_nonfinite ? NULL : clip_norm_again,
+            .note = note_grads,
+            .object = (void *)(uintptr_t)params,
+            .f = max_norm,
+            .i = error_if_nonfinite});
     double norm = 0.0;
     const char *culprit;
     bool is_done, is_wanted = total_norm || error_if_nonfinite;

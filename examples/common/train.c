@@ -267,7 +267,7 @@ static brg_status queued_step(double *loss, run *r, const brg_batch *batch)
     brg_tensor *mine = forward(r, data);
     if (mine == NULL)
         return brg_error_code();
-    BRG_TRY(brg_backward(
+    BRG_TRY(backward(
         batch->weight == 1.0 ? mine : brg_mul_scalar(mine, batch->weight)));
     BRG_TRY(set_lr(r));
     BRG_TRY(update(r));
