@@ -115,7 +115,11 @@ static void test_mpi__time_out_names_who_is_missing(void **state)
     if (rank != n_ranks - 1) {
         assert_brg_ok(
             brg_all_reduce(pg, &work, &x, 1, BRG_DTYPE_F32, BRG_REDUCE_SUM));
-        assert_brg_fails_with(brg_work_wait(work), BRG_ERR_TIMEOUT, text);
+        /* On a busy machine a rank may be late even for that: it hears then
+         * that another one has given up, and for whom that waited. */
+        brg_status status = brg_work_wait(work);
+        assert_true(status == BRG_ERR_TIMEOUT || status == BRG_ERR_PEER);
+        assert_brg_ok(brg_suite_expect(status, status, text, "a wait"));
     }
     MPI_Barrier(MPI_COMM_WORLD);
     brg_pg_destroy(pg);
