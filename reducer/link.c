@@ -8,11 +8,12 @@
 #include "reducer/schedule.h"
 
 #define LEAST_BYTES 1024
-#define STEP 4           /* from one size to the next */
+/* From one size to the next; the least buffer has room for so many of the
+ * first, in flight at once. */
+#define STEP BRG__LINK_WORKS
 #define N_REPEATS 9      /* the median counts */
 #define N_REPEATS_MANY 3 /* of sizes beyond ... */
 #define MANY_BYTES ((size_t)4 << 20)
-#define N_IN_ROW STEP /* what the least buffer has room for */
 #define POLL_PAUSE 50 /* polls in vain that fit between two */
 #define POLL_PAUSE_MAX_NS 10000000u
 
@@ -101,8 +102,8 @@ static brg_status time_wait(brg_pg *pg, float *data, size_t n, uint64_t *ns)
 static brg_status time_polls(brg_pg *pg, float *data, size_t n, uint64_t *ns,
                              uint64_t *busy_ns)
 {
-    brg_work *works[N_IN_ROW];
-    size_t n_works = n * sizeof *data == LEAST_BYTES ? N_IN_ROW : 1;
+    brg_work *works[BRG__LINK_WORKS];
+    size_t n_works = n * sizeof *data == LEAST_BYTES ? BRG__LINK_WORKS : 1;
     BRG_TRY(meet(pg));
     *ns = *busy_ns = 0;
     uint64_t least = UINT64_MAX, first = brg__clock_ns(), start = first;

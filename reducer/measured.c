@@ -3,6 +3,7 @@
  * have been recorded, the group is timed, rank 0 chooses, all take what it
  * says. Whether all have the same plan then, the marks in the tail and the
  * label of each bucket's call tell, as always. */
+#include "comm/work.h"
 #include "core/base/alloc.h"
 #include "reducer/leaves.h"
 #include "reducer/profile.h"
@@ -32,24 +33,30 @@ typedef struct decision {
     brg__profile *profile;
     brg_link link;
     int64_t predicted[2]; /* exposed ns: chosen, by size */
+    bool has_works;       /* kept for the measurement */
 } decision;
 
-static void decision_deinit(decision *d)
+static void decision_deinit(brg_reducer *r, decision *d)
 {
+    if (d->has_works)
+        brg__work_unreserve(r->pg, BRG__LINK_WORKS);
     brg__mem_free(d->ready_ns);
     brg__mem_free(d->order);
     brg__mem_free(d->buckets);
     brg_profile_destroy(d->profile ? &d->profile->public : NULL);
 }
 
-static bool decision_init(decision *d, size_t n)
+/* All that a rank may lack alone, while the others go on. */
+static bool decision_init(const brg_reducer *r, decision *d)
 {
+    size_t n = r->n_params;
     *d = (decision){0};
     d->ready_ns =
         brg__mem_alloc_array(n + 1, sizeof *d->ready_ns, "a decision");
     d->order = brg__mem_alloc_array(n, sizeof *d->order, "a decision");
     d->buckets = brg__mem_alloc_array(n, sizeof *d->buckets, "a decision");
-    return d->ready_ns && d->order && d->buckets;
+    d->has_works = brg__work_reserve(r->pg, BRG__LINK_WORKS) == BRG_OK;
+    return d->ready_ns && d->order && d->buckets && d->has_works;
 }
 
 /* A bucket starts when the slowest rank has it. */
@@ -62,8 +69,8 @@ static brg_status slowest(brg_reducer *r, int64_t *ready_ns)
     return brg_work_wait(work);
 }
 
-/* On rank 0: the parts, if they are better than what sizes make; else order[0]
- * stays without any. */
+/* On rank 0: the order, and its parts if they are better than what sizes
+ * make. */
 static brg_status decide(const brg_reducer *r, decision *d)
 {
     brg_schedule by_size, chosen;
@@ -127,7 +134,7 @@ brg_status brg__measured_choose(brg_reducer *r, bool *is_settled)
     bool all_have = false;
     *is_settled = false;
     brg__error_save(&kept);
-    bool has_memory = decision_init(&d, r->n_params);
+    bool has_memory = decision_init(r, &d);
     brg__error_restore(&kept);
     brg_status status = brg__reducer_agree(r, has_memory, &all_have);
     if (status == BRG_OK && all_have)
@@ -141,6 +148,6 @@ brg_status brg__measured_choose(brg_reducer *r, bool *is_settled)
             r->has_closes |= r->closes[i];
         }
     }
-    decision_deinit(&d);
+    decision_deinit(r, &d);
     return status;
 }

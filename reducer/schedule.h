@@ -19,6 +19,9 @@ brg_status brg__schedule_parts(bool *closes, const brg_profile *profile,
 brg_status brg__schedule_plan(uint32_t *buckets, const brg_profile *profile,
                               const size_t limits[2], const bool *closes);
 
+/* All-reduces that brg_link_measure has in flight at once. */
+#define BRG__LINK_WORKS 4
+
 /* Can buckets be chosen by measurement? BRG_ERR_UNSUPPORTED if not. */
 brg_status brg__measured_check(const brg_reducer *r);
 

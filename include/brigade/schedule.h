@@ -39,7 +39,8 @@ BRG_API uint64_t brg_link_busy_ns(const brg_link *link, uint64_t nbytes);
  * waited for; alphas have besides what a short one takes longer if it is polled
  * now and then, as a backward polls. The slowest rank's medians, the same on
  * every rank. About ten times what an all-reduce of the largest size takes;
- * none may be in flight. */
+ * none may be in flight. A backend with shared memory keeps the buffer for
+ * later calls of brg_pg_alloc. */
 BRG_API BRG_NODISCARD brg_status brg_link_measure(brg_pg *pg, size_t max_bytes,
                                                   brg_link *filled);
 
