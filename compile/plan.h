@@ -18,8 +18,8 @@
 
 #include "compile/collect.h"
 #include "compile/fuse/kernels.h"
-#include "compile/fuse/products.h"
 #include "compile/ir.h"
+#include "compile/products.h"
 
 typedef enum brg__root_kind {
     BRG__ROOT_NONE, /* shape only */
@@ -81,9 +81,9 @@ typedef struct brg__exec {
     size_t workspace_bytes;
     size_t bytes_moved; /* read and written by the ops of a run */
     size_t bytes_unfused;
-    brg__kernels *kernels;  /* that groups run; NULL: interpreted */
-    brg__products products; /* of its ops; none: the matrix library's */
-    bool is_judged;         /* whether it can be replayed has been counted */
+    brg__kernels *kernels;           /* that groups run; NULL: interpreted */
+    const brg__gemm_maker *products; /* of its ops; NULL: the library's */
+    bool is_judged; /* whether it can be replayed has been counted */
 } brg__exec;
 
 /* For the sizes of what was collected. Owned. */

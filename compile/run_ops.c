@@ -64,10 +64,9 @@ static void touch_given(const brg__running *r, const brg__ir_node *node)
 static brg_status call_op(const brg__running *r, brg__step *step)
 {
     const brg_op *op = step->call.op;
-    const brg__products *products = &r->exec->products;
-    if (!products->kernels || !op->flops)
+    if (!r->exec->products || !op->flops)
         return op->run[BRG_DEVICE_CPU](&step->call);
-    const brg__gemm_maker *before = brg__gemm_swap(&products->maker);
+    const brg__gemm_maker *before = brg__gemm_swap(r->exec->products);
     brg_status status = op->run[BRG_DEVICE_CPU](&step->call);
     (void)brg__gemm_swap(before);
     return status;

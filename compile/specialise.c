@@ -400,14 +400,6 @@ static void count_bytes(brg__exec *exec)
 
 /* ---- Kernels ------------------------------------------------------------------------ */
 
-static bool has_products(const brg__ir *ir)
-{
-    for (size_t at = 0; at < ir->nodes.n; at++)
-        if (ir->nodes.at[at].kind == BRG__IR_OP && ir->nodes.at[at].op->flops)
-            return true;
-    return false;
-}
-
 static brg_status load_kernels(brg__exec *exec)
 {
     size_t n = 0;
@@ -420,8 +412,7 @@ static brg_status load_kernels(brg__exec *exec)
             groups[n++] = exec->steps[at].fused;
     brg_status status = brg__kernels_load(&exec->kernels, groups, n);
     brg__mem_free(groups);
-    if (status == BRG_OK && has_products(exec->ir))
-        status = brg__products_load(&exec->products);
+    exec->products = brg__products();
     return status;
 }
 
@@ -486,7 +477,6 @@ void brg__exec_destroy(brg__exec *exec)
     for (size_t s = 0; exec->steps && s < exec->n_steps; s++)
         brg__fused_destroy(exec->steps[s].fused);
     brg__kernels_release(exec->kernels);
-    brg__products_release(&exec->products);
     brg__mem_free(exec->values);
     brg__mem_free(exec->roots);
     brg__mem_free(exec->steps);

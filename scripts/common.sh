@@ -36,8 +36,8 @@ Ask an administrator for:  apt-get install$missing"
 
 # What the library and its tests are built from.
 BUILD_PACKAGES="gcc libc6-dev cmake ninja-build pkg-config libopenblas-dev
-zlib1g-dev librandom123-dev libcjson-dev libxxhash-dev libopenmpi-dev
-openmpi-bin"
+zlib1g-dev librandom123-dev libcjson-dev libxxhash-dev libxsmm-dev
+libopenmpi-dev openmpi-bin"
 TEST_PACKAGES="libcmocka-dev g++ gfortran python3"
 
 # configure_and_build <folder> <cmake option>...

@@ -166,11 +166,6 @@ static brg__kernel_key key_of(const char *source, const char *identity)
     return (brg__kernel_key){{all.low64, all.high64}};
 }
 
-void *brg__kernels_symbol(const brg__kernels *kernels, const char *name)
-{
-    return dlsym(kernels->handle, name);
-}
-
 static brg_status attach(const brg__kernels *k, brg__fused *const *fused,
                          size_t n, const int *kernel)
 {
@@ -179,7 +174,7 @@ static brg_status attach(const brg__kernels *k, brg__fused *const *fused,
         if (kernel[i] < 0)
             continue;
         snprintf(name, sizeof name, "brg_kernel_%d", kernel[i]);
-        void *symbol = brg__kernels_symbol(k, name);
+        void *symbol = dlsym(k->handle, name);
         if (!symbol)
             return BRG_FAIL(BRG_ERR_INTERNAL, "a kernel's file lacks %s", name);
         memcpy(&fused[i]->compiled, &symbol, sizeof symbol);
@@ -187,34 +182,27 @@ static brg_status attach(const brg__kernels *k, brg__fused *const *fused,
     return BRG_OK;
 }
 
-brg_status brg__kernels_load_text(brg__kernels **out, const char *source)
-{
-    char identity[BRG__TOOLCHAIN_TEXT];
-    *out = NULL;
-    if (!brg__toolchain_identity(identity))
-        return BRG_OK;
-    brg__kernel_key key = key_of(source, identity);
-    if (has_failed(key))
-        return BRG_OK;
-    *out = find_loaded(key);
-    brg_status status = *out ? BRG_OK : find_or_make(out, key, source);
-    if (status == BRG_OK || status == BRG_ERR_NOMEM)
-        return status;
-    note_failure(key);
-    return BRG_OK;
-}
-
 static brg_status load(brg__kernels **out, brg__fused *const *fused, size_t n,
                        int *kernel)
 {
-    char *source;
+    char identity[BRG__TOOLCHAIN_TEXT], *source;
+    if (!brg__toolchain_identity(identity))
+        return BRG_OK;
     BRG_TRY(brg__generate(&source, fused, n, kernel));
-    brg_status status = brg__kernels_load_text(out, source);
-    if (status == BRG_OK && *out)
+    brg__kernel_key key = key_of(source, identity);
+    if (has_failed(key)) {
+        brg__mem_free(source);
+        return BRG_OK;
+    }
+    brg_status status = BRG_OK;
+    *out = find_loaded(key);
+    if (!*out)
+        status = find_or_make(out, key, source);
+    if (status == BRG_OK)
         status = attach(*out, fused, n, kernel);
     brg__mem_free(source);
     if (status != BRG_OK && status != BRG_ERR_NOMEM) {
-        note_failure((*out)->key);
+        note_failure(key);
         status = BRG_OK;
     }
     return status;

@@ -14,9 +14,6 @@ typedef struct brg__kernels brg__kernels;
  * they are, which is logged; that is no failure. */
 brg_status brg__kernels_load(brg__kernels **out, brg__fused *const *fused,
                              size_t n);
-/* The same for a text of its own, whose symbols are asked for by name. */
-brg_status brg__kernels_load_text(brg__kernels **out, const char *source);
-void *brg__kernels_symbol(const brg__kernels *kernels, const char *name);
 void brg__kernels_release(brg__kernels *kernels);
 
 /* Since the start of the process. */
