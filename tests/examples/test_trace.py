@@ -179,6 +179,7 @@ class TraceTest(ProgramTest):
         if not MPIRUN:
             self.skipTest("built without MPI")
         environment = {**os.environ, "BRG_TRACE_FOLDER": str(self.traces),
+                       "BRG_TRACE_SIGNAL": str(int(signal.SIGUSR1)),
                        "BRG_TIMEOUT_S": "2", "ASAN_OPTIONS": "detect_leaks=0"}
         process = subprocess.Popen(
             [*MPIRUN, "2", GPT, "--data", str(self.text), *map(str, SMALL),
@@ -191,8 +192,14 @@ class TraceTest(ProgramTest):
         losses = self.folder / "losses"
         self.wait_for(lambda: losses.exists() and losses.stat().st_size > 0)
         late = self.rank_of(process, 1)
+        os.kill(late, signal.SIGUSR1)
+        self.wait_for((self.traces / "rank1.trace").exists)
         os.kill(late, signal.SIGSTOP)
         self.wait_for((self.traces / "rank0.trace").exists)
+        run = self.look(self.traces)
+        self.assertRegex(run.out, r"rank 0: last started \w+ #\d+")
+        self.assertRegex(run.out, r"rank 1 is late: last started \w+ #\d+.*"
+                         r"last gradient \w+")
         os.kill(late, signal.SIGCONT)
         _, errors = process.communicate(timeout=60)
         self.assertNotEqual(process.returncode, 0)

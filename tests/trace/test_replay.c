@@ -311,6 +311,51 @@ static void test_replay__fails_as_recorded(void **state)
     assert_non_null(strstr(again.text[0], "rank 2 has not started it"));
 }
 
+/* A rank that never came does not come again. */
+static brg_status run_short(brg_pg *pg, void *user)
+{
+    pattern *p = user;
+    int rank = brg_pg_rank(pg), n = rank == 2 && !p->is_replayed ? 7 : N_CALLS;
+    for (int k = 0; k < n; k++) {
+        float x = 1;
+        brg_work *work;
+        brg_status status =
+            brg_all_reduce(pg, &work, &x, 1, BRG_DTYPE_F32, BRG_REDUCE_SUM);
+        if (status == BRG_OK)
+            status = brg_work_wait(work);
+        p->end[rank] = status;
+        snprintf(p->text[rank], sizeof p->text[rank], "%s",
+                 status ? brg_error_message() : "");
+        if (status != BRG_OK)
+            return BRG_OK;
+    }
+    return p->is_replayed ? BRG_OK : brg_trace_dump(rank_path(rank));
+}
+
+static void test_replay__who_never_came_does_not_come(void **state)
+{
+    (void)state;
+    static pattern p, again = {.is_replayed = true};
+    static struct brg_sim_arrival arrivals[4 * N_CALLS];
+    brg_trace *traces[4];
+    brg_sim_options options = timed(4);
+    assert_brg_ok(brg_trace_set_folder(folder_of_tests()));
+    assert_brg_ok(brg_sim_run(4, &options, run_short, &p));
+    assert_brg_ok(brg_trace_set_folder(NULL));
+    load_all(traces);
+    assert_brg_ok(brg_sim_arrivals_of(arrivals, 4 * N_CALLS,
+                                      &options.n_arrivals, traces, 4, 0));
+    free_all(traces);
+    options.arrivals = arrivals;
+    assert_brg_ok(brg_sim_run(4, &options, run_short, &again));
+    for (int r = 0; r < 4; r++) {
+        assert_true(r == 2 || p.end[r] == BRG_ERR_PEER);
+        assert_int_equal(again.end[r], BRG_ERR_TIMEOUT);
+        assert_non_null(strstr(again.text[r], "rank 2 waits for all_reduce #7 "
+                                              "(1 f32, sum), which was lost"));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -318,6 +363,7 @@ int main(void)
         cmocka_unit_test(test_align__finds_what_clocks_were_off_by),
         cmocka_unit_test(test_replay__ranks_come_as_recorded),
         cmocka_unit_test(test_replay__fails_as_recorded),
+        cmocka_unit_test(test_replay__who_never_came_does_not_come),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
