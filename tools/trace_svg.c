@@ -13,7 +13,8 @@ enum {
     TOP = 30,
     ROW = 18,
     GAP = 4,
-    MAX_ROWS = 12 /* of overlapping buckets */
+    MAX_ROWS = 12, /* of overlapping buckets */
+    MAX_NAMES = 16
 };
 
 static const char *const bucket_colors[] = {"#4878a8", "#6aa84f", "#c27a2c",
@@ -24,7 +25,9 @@ typedef struct picture {
     FILE *file;
     int64_t begin;
     int64_t end;
-    double y; /* where the next row goes */
+    double y;                     /* where the next row goes */
+    const char *names[MAX_NAMES]; /* of spans, as they appear */
+    size_t n_names;
 } picture;
 
 static double x_of(const picture *p, int64_t t)
@@ -87,16 +90,28 @@ static void put_label(const picture *p, const char *text, int rank)
     fputs("</text>\n", p->file);
 }
 
+/* Spans of one name have one colour in the whole picture. */
+static const char *span_color(picture *p, const char *name)
+{
+    static const char *const fills[] = {"#5b6b7b", "#8896a4", "#3f4d5a",
+                                        "#a9b4bf"};
+    size_t i = 0;
+    while (i < p->n_names && strcmp(p->names[i], name) != 0)
+        i++;
+    if (i == p->n_names && i < MAX_NAMES)
+        p->names[p->n_names++] = name;
+    return fills[i % (sizeof fills / sizeof *fills)];
+}
+
 static void put_spans(picture *p, const lane *l)
 {
-    static const char *const fills[] = {"#5b6b7b", "#8896a4"};
-    size_t n = 0;
     put_label(p, "", l->rank);
     for (size_t i = 0; i < l->n; i++) {
         const item *it = &l->items[i];
         if (it->kind == ITEM_SPAN && is_in(p, it) &&
             strcmp(it->record->u.text, "step") != 0)
-            put_bar(p, it, p->y, fills[n++ % 2], it->record->u.text);
+            put_bar(p, it, p->y, span_color(p, it->record->u.text),
+                    it->record->u.text);
     }
     p->y += ROW;
 }

@@ -9,6 +9,9 @@
 #include "core/base/array.h"
 #include "core/trace/ring.h"
 
+/* 73 years, so that differences and sums of a few times fit. */
+#define MAX_TIME ((uint64_t)1 << 61)
+
 typedef struct name {
     uint64_t key; /* group, reducer, parameter */
     const char *text;
@@ -43,6 +46,10 @@ static brg_status check_header(const brg_trace_header *h, uint64_t n_bytes,
                         "with %zu",
                         path, h->version, h->record_size, BRG_TRACE_VERSION,
                         sizeof(brg_trace_record));
+    if (h->time_ns > MAX_TIME || h->wall_ns < 0 ||
+        (uint64_t)h->wall_ns > MAX_TIME)
+        return BRG_FAIL(BRG_ERR_FORMAT, "%s: its time is %llu", path,
+                        (unsigned long long)h->time_ns);
     uint64_t left = n_bytes - sizeof *h;
     if (h->n_records > left / sizeof(brg_trace_record) ||
         h->n_text != left - h->n_records * sizeof(brg_trace_record))
@@ -82,16 +89,20 @@ static brg_status read_file(brg_trace *t, FILE *file, const char *path)
 }
 
 /* Those that were not being written; marks end in a zero. */
-static void keep_valid(brg_trace *t)
+static brg_status keep_valid(brg_trace *t, const char *path)
 {
     for (size_t i = 0; i < t->header.n_records; i++) {
         brg_trace_record *r = &t->records[i];
         if (r->number == 0)
             continue;
+        if (r->time_ns > MAX_TIME)
+            return BRG_FAIL(BRG_ERR_FORMAT, "%s: record %zu: its time is %llu",
+                            path, i, (unsigned long long)r->time_ns);
         if (r->kind >= BRG_TRACE_BEGIN && r->kind <= BRG_TRACE_MARK)
             r->u.text[BRG_TRACE_TEXT_MAX - 1] = '\0';
         t->records[t->n++] = *r;
     }
+    return BRG_OK;
 }
 
 static int compare_names(const void *a, const void *b)
@@ -145,10 +156,10 @@ brg_status brg_trace_load(brg_trace **out, const char *path)
     if (t)
         status = read_file(t, file, path);
     (void)fclose(file);
-    if (status == BRG_OK) {
-        keep_valid(t);
+    if (status == BRG_OK)
+        status = keep_valid(t, path);
+    if (status == BRG_OK)
         status = read_lines(t);
-    }
     if (status != BRG_OK) {
         brg_trace_free(t);
         return status;

@@ -194,6 +194,34 @@ static inline void store(brg__record_slot slot, const uint64_t *words)
     atomic_store_explicit(&slot[1], words[1], memory_order_release);
 }
 
+/* Where other ranks find the last record of its kind. */
+static brg__record_slot *part_of(brg__record_place *place,
+                                 const brg_trace_record *record)
+{
+    if (record->kind <= BRG_TRACE_COPY)
+        return &place->gradient;
+    bool is_mark = record->kind == BRG_TRACE_BEGIN ||
+                   record->kind == BRG_TRACE_END ||
+                   record->kind == BRG_TRACE_MARK;
+    return is_mark ? &place->mark : &place->last;
+}
+
+/* Locked, as the group whose memory that is may go on another thread. */
+static void store_in_ring(brg__record_ring *ring,
+                          const brg_trace_record *record)
+{
+    uint64_t words[BRG__RECORD_WORDS];
+    if (!atomic_load_explicit(&ring->place, memory_order_relaxed) ||
+        record->kind == BRG_TRACE_MARK)
+        return;
+    memcpy(words, record, sizeof words);
+    pthread_mutex_lock(&ring->lock);
+    brg__record_place *place = atomic_load(&ring->place);
+    if (place)
+        store(*part_of(place, record), words);
+    pthread_mutex_unlock(&ring->lock);
+}
+
 void brg__record_put(brg__record_ring *ring, brg__record_place *place,
                      brg_trace_record *record)
 {
@@ -210,8 +238,9 @@ void brg__record_put(brg__record_ring *ring, brg__record_place *place,
     __builtin_prefetch(ring->slots[(at + AHEAD) & ring->mask], 1);
     store(ring->slots[at & ring->mask], words);
     if (place)
-        store(record->kind <= BRG_TRACE_COPY ? place->gradient : place->last,
-              words);
+        store(*part_of(place, record), words);
+    else
+        store_in_ring(ring, record);
 }
 
 bool brg__record_read(brg__record_slot *slot, brg_trace_record *filled)
@@ -259,7 +288,6 @@ const char *brg_trace_kind_name(brg_trace_kind kind)
 
 /* ---- Marks ------------------------------------------------------------------- */
 
-/* The place is locked, as its group may be destroyed on another thread. */
 static void put_mark(brg_trace_kind kind, const char *name)
 {
     if (!name ||
@@ -270,14 +298,6 @@ static void put_mark(brg_trace_kind kind, const char *name)
     size_t n = strnlen(name, BRG_TRACE_TEXT_MAX - 1);
     memcpy(record.u.text, name, n);
     brg__record_put(ring, NULL, &record);
-    if (kind == BRG_TRACE_MARK)
-        return;
-    uint64_t words[BRG__RECORD_WORDS];
-    memcpy(words, &record, sizeof words);
-    pthread_mutex_lock(&ring->lock);
-    if (ring->place)
-        store(ring->place->mark, words);
-    pthread_mutex_unlock(&ring->lock);
 }
 
 void brg_trace_begin(const char *name)
@@ -353,8 +373,8 @@ uint8_t brg__record_join(brg__record_ring *ring, const char *backend, int rank,
         ring->rank = rank;
         ring->world_size = world_size;
     }
-    if (!ring->place)
-        ring->place = place;
+    if (!atomic_load(&ring->place))
+        atomic_store(&ring->place, place);
     pthread_mutex_unlock(&ring->lock);
     brg__record_define(ring, "group\t%u\t%s\t%d\t%d", number, backend, rank,
                        world_size);
@@ -364,7 +384,7 @@ uint8_t brg__record_join(brg__record_ring *ring, const char *backend, int rank,
 void brg__record_leave(brg__record_ring *ring, brg__record_place *place)
 {
     pthread_mutex_lock(&ring->lock);
-    if (ring->place == place)
-        ring->place = NULL;
+    if (atomic_load(&ring->place) == place)
+        atomic_store(&ring->place, NULL);
     pthread_mutex_unlock(&ring->lock);
 }

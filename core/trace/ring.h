@@ -39,7 +39,7 @@ typedef struct brg__record_ring {
     uint64_t mask;         /* slots - 1 */
     const uint64_t *clock; /* ns; NULL: the machine's */
     pthread_mutex_t lock;  /* of place and of writing text */
-    brg__record_place *place;
+    _Atomic(brg__record_place *) place;
     char *text;
     size_t text_size;
     _Atomic size_t n_text;
@@ -62,8 +62,8 @@ void brg__record_ring_destroy(brg__record_ring *ring);
 /* The calling thread is a rank with this ring; NULL: it is not. */
 void brg__record_adopt(brg__record_ring *ring);
 
-/* Adds a record, `place` (NULL: none) getting it as well; the thread is set
- * here, number and time_ns unless they are there. */
+/* Adds a record, `place` getting it as well (NULL: the ring's, if it has one);
+ * the thread is set here, number and time_ns unless they are there. */
 void brg__record_put(brg__record_ring *ring, brg__record_place *place,
                      brg_trace_record *record);
 

@@ -143,9 +143,40 @@ static void test_trace_mpi__a_rank_that_is_stopped_is_named(void **state)
     check_late(be_stopped, let_go_on);
 }
 
+/* Gradients go through a group whose ranks do not see each other, as those of
+ * GPUs do: what a late rank did there is known to the group that they do. */
+static void test_trace_mpi__gradients_of_another_group_are_seen(void **state)
+{
+    (void)state;
+    static float grad[4];
+    brg_reducer_param param = {
+        .name = "head.bias", .grad = grad, .count = 4, .dtype = BRG_DTYPE_F32};
+    brg_reducer *reducer;
+    brg_work *work;
+    brg_pg *alone, *pg = make_group(0.7);
+    assert_brg_ok(brg_pg_create_self(&alone));
+    assert_brg_ok(brg_reducer_create(&reducer, alone, &param, 1, NULL));
+    assert_brg_ok(brg_reducer_mark_ready(reducer, 0));
+    assert_brg_ok(brg_barrier(pg, &work));
+    assert_brg_ok(brg_work_wait(work));
+    if (rank != n_ranks - 1) {
+        assert_brg_ok(brg_barrier(pg, &work));
+        brg_status status = brg_work_wait(work);
+        assert_true(status == BRG_ERR_TIMEOUT || status == BRG_ERR_PEER);
+        if (!strstr(brg_error_message(), "s ago gradient of head.bias"))
+            fail_msg("rank %d: %s", rank, brg_error_message());
+        MPI_Barrier(in_time);
+    }
+    MPI_Barrier(MPI_COMM_WORLD);
+    assert_brg_ok(brg_reducer_wait(reducer));
+    brg_reducer_destroy(reducer);
+    brg_pg_destroy(alone);
+    brg_pg_destroy(pg);
+}
+
 /* ---- Again, in the simulated world ------------------------------------------------ */
 
-enum { N_CALLS = 6, MAX_RANKS = 4, N_GROUPS = 2 /* before this one */ };
+enum { N_CALLS = 6, MAX_RANKS = 4, N_GROUPS = 4 /* before this one */ };
 
 /* at[k]: when call k had been started, in a simulated world. */
 static brg_status run_calls(brg_pg *pg, void (*before)(int call), uint64_t *at)
@@ -222,6 +253,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_trace_mpi__a_rank_that_sleeps_is_named),
         cmocka_unit_test(test_trace_mpi__a_rank_that_is_stopped_is_named),
+        cmocka_unit_test(test_trace_mpi__gradients_of_another_group_are_seen),
         cmocka_unit_test(
             test_trace_mpi__a_run_is_repeated_in_a_simulated_world),
     };

@@ -210,6 +210,36 @@ static void test_trace__bad_files_are_refused(void **state)
     free(bytes);
 }
 
+/* Whatever is in a file: it is read or refused. */
+static void test_trace__damaged_files_do_no_harm(void **state)
+{
+    (void)state;
+    size_t n;
+    uint64_t seed = brg_test_seed(3);
+    brg_trace *trace;
+    int64_t offset;
+    const char *path = temp_path("whole.trace");
+    assert_brg_ok(brg_trace_set_size(64));
+    for (int i = 0; i < 100; i++)
+        brg_trace_mark("x");
+    brg__record_define(brg__record_mine(), "param\t0\t1\t0\tw");
+    assert_brg_ok(brg_trace_dump(path));
+    char *good = temp_read(path, &n), *bad = malloc(n);
+    for (int i = 0; i < 300; i++) {
+        memcpy(bad, good, n);
+        for (int k = 0; k < 30; k++)
+            bad[brg_test_random(&seed) % n] ^= (char)brg_test_random(&seed);
+        brg_status status =
+            brg_trace_load(&trace, temp_file("damaged.trace", bad, n));
+        assert_true(status == BRG_OK || status == BRG_ERR_FORMAT);
+        if (status == BRG_OK)
+            assert_brg_ok(brg_trace_align(&trace, 1, &offset));
+        brg_trace_free(trace);
+    }
+    free(good);
+    free(bad);
+}
+
 static void test_trace__a_signal_writes_it(void **state)
 {
     (void)state;
@@ -244,6 +274,7 @@ int main(void)
         cmocka_unit_test_setup(test_trace__files_hold_what_was_recorded,
                                set_up),
         cmocka_unit_test_setup(test_trace__bad_files_are_refused, set_up),
+        cmocka_unit_test_setup(test_trace__damaged_files_do_no_harm, set_up),
         cmocka_unit_test_setup(test_trace__a_signal_writes_it, set_up),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
