@@ -16,6 +16,12 @@ static double seconds(uint64_t ns)
     return 1e-9 * (double)ns;
 }
 
+/* A record may be newer than the look at the clock. */
+static double age(uint64_t now, const brg_trace_record *r)
+{
+    return now > r->time_ns ? seconds(now - r->time_ns) : 0;
+}
+
 static void add_call(brg__text *text, const brg_trace_record *r)
 {
     const char *name =
@@ -31,8 +37,7 @@ static void add_param(brg__text *text, const brg_pg *pg,
     char begin[48], name[160];
     snprintf(begin, sizeof begin, "param\t%u\t%u\t%d\t", r->group, r->reducer,
              (int)r->u.call.param);
-    size_t n = atomic_load(&pg->trace->n_text);
-    if (brg__record_find_text(pg->trace->text, n, begin, name, sizeof name))
+    if (brg__record_find(pg->trace, begin, name, sizeof name))
         brg__text_add(text, "%s", name);
     else
         brg__text_add(text, "parameter %d", (int)r->u.call.param);
@@ -46,17 +51,16 @@ static void add_place(brg__text *text, const brg_pg *pg, const brg_peer *peer)
     if (!place)
         return;
     if (brg__record_read(&place->last, &r) && r.kind == BRG_TRACE_WAIT) {
-        brg__text_add(text, "; waiting %.3g s for ", seconds(now - r.time_ns));
+        brg__text_add(text, "; waiting %.3g s for ", age(now, &r));
         add_call(text, &r);
     }
     if (brg__record_read(&place->gradient, &r)) {
-        brg__text_add(text, "; %.3g s ago gradient of ",
-                      seconds(now - r.time_ns));
+        brg__text_add(text, "; %.3g s ago gradient of ", age(now, &r));
         add_param(text, pg, &r);
     }
     if (brg__record_read(&place->mark, &r)) {
         r.u.text[BRG_TRACE_TEXT_MAX - 1] = '\0';
-        brg__text_add(text, "; %.3g s %s %s", seconds(now - r.time_ns),
+        brg__text_add(text, "; %.3g s %s %s", age(now, &r),
                       r.kind == BRG_TRACE_BEGIN ? "in" : "after", r.u.text);
     }
 }

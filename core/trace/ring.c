@@ -208,13 +208,11 @@ static brg__record_slot *part_of(brg__record_place *place,
 
 /* Locked, as the group whose memory that is may go on another thread. */
 static void store_in_ring(brg__record_ring *ring,
-                          const brg_trace_record *record)
+                          const brg_trace_record *record, const uint64_t *words)
 {
-    uint64_t words[BRG__RECORD_WORDS];
     if (!atomic_load_explicit(&ring->place, memory_order_relaxed) ||
         record->kind == BRG_TRACE_MARK)
         return;
-    memcpy(words, record, sizeof words);
     pthread_mutex_lock(&ring->lock);
     brg__record_place *place = atomic_load(&ring->place);
     if (place)
@@ -240,7 +238,7 @@ void brg__record_put(brg__record_ring *ring, brg__record_place *place,
     if (place)
         store(*part_of(place, record), words);
     else
-        store_in_ring(ring, record);
+        store_in_ring(ring, record, words);
 }
 
 bool brg__record_read(brg__record_slot *slot, brg_trace_record *filled)
@@ -344,21 +342,25 @@ void brg__record_define(brg__record_ring *ring, const char *format, ...)
     pthread_mutex_unlock(&ring->lock);
 }
 
-bool brg__record_find_text(const char *lines, size_t n, const char *begin,
-                           char *text, size_t size)
+bool brg__record_find(brg__record_ring *ring, const char *begin, char *text,
+                      size_t size)
 {
     size_t n_begin = strlen(begin);
     bool is_found = false;
+    pthread_mutex_lock(&ring->lock);
+    size_t n = atomic_load(&ring->n_text);
     for (size_t at = 0; at < n;) {
-        const char *end = memchr(lines + at, '\n', n - at);
-        size_t length = end ? (size_t)(end - lines) - at : n - at;
-        if (length >= n_begin && memcmp(lines + at, begin, n_begin) == 0) {
+        const char *line = ring->text + at;
+        const char *end = memchr(line, '\n', n - at); /* each line has one */
+        size_t length = end ? (size_t)(end - line) : n - at;
+        if (length >= n_begin && memcmp(line, begin, n_begin) == 0) {
             snprintf(text, size, "%.*s", (int)(length - n_begin),
-                     lines + at + n_begin);
+                     line + n_begin);
             is_found = true;
         }
         at += length + 1;
     }
+    pthread_mutex_unlock(&ring->lock);
     return is_found;
 }
 

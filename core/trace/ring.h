@@ -83,10 +83,10 @@ uint64_t brg__record_now(const brg__record_ring *ring);
 /* A line of text; tabs and line ends only where the format has them. */
 void brg__record_define(brg__record_ring *ring, const char *format, ...)
     BRG_PRINTF(2, 3);
-/* The name in the last line that begins so ("param\t0\t1\t3\t") into `text`;
- * false: there is none. */
-bool brg__record_find_text(const char *lines, size_t n, const char *begin,
-                           char *text, size_t size);
+/* What follows `begin` ("param\t0\t1\t3\t") in the last line that begins so, into
+ * `text`; false: there is none. */
+bool brg__record_find(brg__record_ring *ring, const char *begin, char *text,
+                      size_t size);
 
 /* This rank takes part in a group: its number. `place`: memory that its peers
  * can read, or NULL. */

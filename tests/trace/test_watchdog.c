@@ -127,16 +127,21 @@ static brg_status run_faulty(brg_pg *pg, void *user)
     return BRG_OK;
 }
 
+static void run_fault(fault_case *c)
+{
+    brg_sim_options options = timed();
+    options.faults = &c->fault;
+    options.n_faults = 1;
+    assert_brg_ok(brg_sim_run(3, &options, run_faulty, c));
+}
+
 static void test_watchdog__a_delayed_call_is_named(void **state)
 {
     (void)state;
     fault_case c = {.fault = {BRG_SIM_DELAY, 1, 2, 50ull * S},
                     .code = BRG_ERR_TIMEOUT,
                     .text = "rank 1 has started it, but is late"};
-    brg_sim_options options = timed();
-    options.faults = &c.fault;
-    options.n_faults = 1;
-    assert_brg_ok(brg_sim_run(3, &options, run_faulty, &c));
+    run_fault(&c);
     assert_in_range(c.end[0], 2ull * S, 2ull * S + S / 100);
 }
 
@@ -144,10 +149,7 @@ static void test_watchdog__within_the_time_out_nothing_is_said(void **state)
 {
     (void)state;
     fault_case c = {.fault = {BRG_SIM_DELAY, 1, 2, S}, .text = ""};
-    brg_sim_options options = timed();
-    options.faults = &c.fault;
-    options.n_faults = 1;
-    assert_brg_ok(brg_sim_run(3, &options, run_faulty, &c));
+    run_fault(&c);
 }
 
 static void test_watchdog__a_lost_call_is_a_deadlock(void **state)
@@ -156,10 +158,7 @@ static void test_watchdog__a_lost_call_is_a_deadlock(void **state)
     fault_case c = {.fault = {BRG_SIM_DROP, 1, 2, 0},
                     .code = BRG_ERR_TIMEOUT,
                     .text = "which was lost"};
-    brg_sim_options options = timed();
-    options.faults = &c.fault;
-    options.n_faults = 1;
-    assert_brg_ok(brg_sim_run(3, &options, run_faulty, &c));
+    run_fault(&c);
 }
 
 static void test_watchdog__another_collective_is_named(void **state)
