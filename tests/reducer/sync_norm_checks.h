@@ -81,6 +81,8 @@ static inline brg_status sync_train(const sync_case *c, brg_sync_norm *sync,
         r->mean = sync_channels(BRG_DTYPE_F64, 0, 0.5);
         r->var = sync_channels(BRG_DTYPE_F64, 1, 0.5);
     }
+    if (!c->is_plain && !(r->weight && r->bias && r->mean && r->var))
+        return brg_error_code();
     r->y = sync ? brg_sync_batch_norm(sync, r->x, r->weight, r->bias, r->mean,
                                       r->var, &options)
                 : brg_batch_norm(r->x, r->weight, r->bias, r->mean, r->var,
@@ -116,6 +118,8 @@ static inline brg_status sync_compare_sum(const sync_case *c, brg_pg *pg,
 {
     brg_work *work;
     brg_tensor *sum = brg_copy(brg_cast(part, BRG_DTYPE_F64));
+    if (!sum)
+        return brg_error_code();
     BRG_TRY(brg_all_reduce(pg, &work, brg_tensor_data(sum), SYNC_CHANNELS,
                            BRG_DTYPE_F64, BRG_REDUCE_SUM));
     BRG_TRY(brg_work_wait(work));
