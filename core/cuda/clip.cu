@@ -17,29 +17,11 @@ typedef struct batch {
     int dtype[MANY];
 } batch;
 
-template <typename T> struct alignas(16) vec {
-    static constexpr int n = 16 / sizeof(T);
-    T at[n];
-};
-
 /* The piece of the block. */
 template <typename T> struct piece {
     T *at;
     int64_t n, n_vecs; /* 0 vectors where the memory is not aligned */
 };
-
-static __device__ __forceinline__ int find(const batch &b)
-{
-    int low = 0, high = b.n - 1;
-    while (low < high) {
-        const int middle = (low + high + 1) / 2;
-        if ((int64_t)blockIdx.x >= b.first[middle])
-            low = middle;
-        else
-            high = middle - 1;
-    }
-    return low;
-}
 
 template <typename T>
 static __device__ __forceinline__ piece<T> piece_of(const batch &b, int k)
@@ -82,7 +64,7 @@ static __device__ __forceinline__ double squares_of(const batch &b, int k)
 __global__ void __launch_bounds__(THREADS)
     squares_kernel(const __grid_constant__ batch b, double *partials)
 {
-    const int k = find(b);
+    const int k = array_of_block(b);
 #define SQUARES(T) squares_of<T>(b, k)
     const double sum = over_block<sum_of>(BY_DTYPE(b.dtype[k], SQUARES));
 #undef SQUARES
@@ -130,7 +112,7 @@ __global__ void __launch_bounds__(THREADS)
     const double by = *factor;
     if (by == 1.0)
         return;
-    const int k = find(b);
+    const int k = array_of_block(b);
     if (b.dtype[k] == F32)
         scale<float, float>(b, k, by);
     else if (b.dtype[k] == BF16)

@@ -125,6 +125,29 @@ __device__ __forceinline__ void report(brg__cu_fault *fault, int op, int64_t id,
     *(volatile int *)&fault->is_set = 1;
 }
 
+/* What a thread reads or writes at once: 16 bytes. */
+template <typename T> struct alignas(16) vec {
+    static constexpr int n = 16 / sizeof(T);
+    static constexpr int warp = 32 * n; /* elements that a warp takes at once */
+    T at[n];
+};
+
+/* Of kernels for many arrays: which one the block belongs to. Block first[k] is
+ * the first of array k. */
+template <typename Batch>
+static __device__ __forceinline__ int array_of_block(const Batch &b)
+{
+    int low = 0, high = b.n - 1;
+    while (low < high) {
+        const int middle = (low + high + 1) / 2;
+        if ((int64_t)blockIdx.x >= b.first[middle])
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return low;
+}
+
 /* What a thread of a one-dimensional grid walks over. */
 #define FOR_EACH(i, n)                                                         \
     for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x;           \

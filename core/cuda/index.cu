@@ -177,11 +177,6 @@ __global__ void first_kernel(const uint32_t *keys, int64_t n, int64_t size,
 
 #define TALL 8
 
-template <typename T> struct alignas(16) vec {
-    static constexpr int n = 16 / sizeof(T);
-    T at[n];
-};
-
 /* A block makes one row; its warps take every eighth of the row's slices and
  * are then added up in their order. */
 template <typename T, typename C>

@@ -14,12 +14,6 @@
 #define WARPS 8
 #define MOST_CHUNKS 8
 
-template <typename T> struct alignas(16) vec {
-    static constexpr int n = 16 / sizeof(T);
-    static constexpr int chunk = 32 * n; /* what a warp takes at once */
-    T at[n];
-};
-
 
 static bool is_aligned(const void *p)
 {
@@ -45,7 +39,7 @@ load_row(vec<T> row[CHUNKS], const void *base, int64_t n, int lane)
 {
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
-        const int64_t i = c * vec<T>::chunk + lane * vec<T>::n;
+        const int64_t i = c * vec<T>::warp + lane * vec<T>::n;
         if (i < n)
             row[c] = *(const vec<T> *)((const T *)base + i);
         else
@@ -76,14 +70,14 @@ __global__ void __launch_bounds__(32 * WARPS)
 #pragma unroll
         for (int k = 0; k < V; k++) {
             const float d = get<float>(&x[c].at[k]) - mean;
-            if (c * vec<T>::chunk + lane * V < a.n)
+            if (c * vec<T>::warp + lane * V < a.n)
                 squares += d * d;
         }
     const float var = over_warp<sum_of>(squares) / (float)a.n;
     const float rstd = 1.0f / sqrtf(var + (float)a.eps);
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
-        const int64_t i = c * vec<T>::chunk + lane * V;
+        const int64_t i = c * vec<T>::warp + lane * V;
         if (i >= a.n)
             continue;
         vec<T> w, b, y;
@@ -165,7 +159,7 @@ __global__ void __launch_bounds__(32 * WARPS, CHUNKS <= 3 ? 2 : 1)
         s1 = over_warp<sum_of>(s1) / (float)a.n;
 #pragma unroll
         for (int c = 0; c < CHUNKS; c++) {
-            const int64_t i = c * vec<T>::chunk + lane * V;
+            const int64_t i = c * vec<T>::warp + lane * V;
             if (i >= a.n)
                 continue;
             vec<T> out;

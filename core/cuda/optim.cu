@@ -139,24 +139,10 @@ update_quads(const brg_device_update &u, const double *f, int64_t from,
     return end;
 }
 
-/* The parameter that the block's piece belongs to. */
-static __device__ __forceinline__ int find(const batch &b)
-{
-    int low = 0, high = b.n - 1;
-    while (low < high) {
-        const int middle = (low + high + 1) / 2;
-        if ((int64_t)blockIdx.x >= b.first[middle])
-            low = middle;
-        else
-            high = middle - 1;
-    }
-    return low;
-}
-
 __global__ void __launch_bounds__(THREADS)
     update_kernel(const __grid_constant__ batch b)
 {
-    const int k = find(b);
+    const int k = array_of_block(b);
     const brg_device_update &u = b.update[k];
     const double *f = b.f[k] ? b.f[k] : u.f;
     int64_t from = ((int64_t)blockIdx.x - b.first[k]) * PIECE;

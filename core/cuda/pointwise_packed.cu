@@ -58,10 +58,6 @@ static __device__ __forceinline__ int64_t place(const packed &k, int input,
     return k.period[input] ? i % k.period[input] : i;
 }
 
-template <typename T> struct alignas(16) vec {
-    T at[16 / sizeof(T)];
-};
-
 template <typename T, typename Row, int N>
 __global__ void __launch_bounds__(THREADS) packed_kernel(const packed k)
 {

@@ -141,11 +141,6 @@ __global__ void __launch_bounds__(COLUMNS *DEPTH)
 
 /* ---- Sums of columns, 16 bytes of a row at a time -------------------------------- */
 
-template <typename T> struct alignas(16) vec {
-    static constexpr int n = 16 / sizeof(T);
-    T at[n];
-};
-
 /* A block takes 32 vectors of a row, 8 rows at a time. */
 template <typename T>
 __global__ void __launch_bounds__(COLUMNS *DEPTH)
