@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Rings of records: one for the process and one for each rank of a simulated
  * world. Writing one takes an atomic addition, a look at the clock and eight
- * stores; no lock, no memory.
+ * stores, and no memory; a lock only for what goes to the place of another
+ * group (marks, groups without a place of their own).
  *
  *   slots    the newest records, by number
  *   text     lines that give names to numbers, appended; when there is no more
