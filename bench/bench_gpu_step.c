@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A training step on GPUs, one per rank, in four ways: eager, with a compiled
- * backward, as a compiled step, and as a step recorded as one CUDA graph. All
- * take turns; medians over the rounds, and how long the host is busy with a call
+ * A training step on GPUs, one per rank: eager, with a compiled backward, as a
+ * compiled step, as a step recorded as one CUDA graph, and (one rank alone) with
+ * a backward whose ops are. All take turns; medians over the rounds, and how long the host is busy with a call
  * while the GPU is idle.
  *     mpirun -n 1|2 bench_gpu_step mlp-b|gpt [rounds] */
 #include <stdio.h>
@@ -18,11 +18,12 @@
 #include "bench/models.h"
 #include "bench/ranks.h"
 
-enum { EAGER, BACKWARD, STEP, LAUNCHED, N_WAYS };
+enum { EAGER, BACKWARD, STEP, LAUNCHED, GRADIENTS, N_WAYS };
 enum { N_STEPS = 25, N_WARM = 12, MAX_ROUNDS = 200 };
 
 static const char *const names[N_WAYS] = {"eager", "compiled backward",
-                                          "compiled step", "launched step"};
+                                          "compiled step", "launched step",
+                                          "launched backward"};
 
 typedef struct way {
     bench_model m;
@@ -61,8 +62,8 @@ static void init(way *w, int kind, const char *name, brg_pg *pg)
 {
     brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
     options.fullgraph = true;
-    options.whole = kind >= STEP;
-    options.replay = kind == LAUNCHED;
+    options.whole = kind == STEP || kind == LAUNCHED;
+    options.replay = kind >= LAUNCHED;
     bench_model_init(&w->m, name, 1 + (uint64_t)(pg ? brg_pg_rank(pg) : 0));
     if (pg)
         bench_model_distribute(&w->m, pg);
@@ -140,22 +141,23 @@ int main(int argc, char **argv)
     bench_must(brg_device_set(device));
     if (n_ranks > 1)
         bench_must(brg_nccl_create(&pg, over, device));
-    for (int k = 0; k < N_WAYS; k++)
+    const int n_ways = pg ? GRADIENTS : N_WAYS;
+    for (int k = 0; k < n_ways; k++)
         init(&ways[k], k, name, pg);
     for (int r = 0; r < rounds; r++)
-        for (int k = 0; k < N_WAYS; k++)
+        for (int k = 0; k < n_ways; k++)
             time_round(&ways[k], r);
     if (rank == 0) {
         printf("%s, %d rank(s), %d rounds of %d steps\n", name, n_ranks, rounds,
                N_STEPS);
         const double eager = bench_median(ways[EAGER].ms, (size_t)rounds);
-        for (int k = 0; k < N_WAYS; k++)
+        for (int k = 0; k < n_ways; k++)
             print_way(names[k], &ways[k], (size_t)rounds, eager);
         if (ways[LAUNCHED].counts.n_graphs == 0)
             printf("nothing was launched: %s\n", brg_compile_reason());
     }
     wait_all();
-    for (int k = 0; k < N_WAYS; k++) {
+    for (int k = 0; k < n_ways; k++) {
         brg_compiled_destroy(ways[k].compiled);
         bench_model_deinit(&ways[k].m);
     }

@@ -65,6 +65,8 @@ typedef struct brg__run_io {
     brg_attrs *draws;     /* of random numbers: filled where they are drawn */
 } brg__run_io;
 
+typedef struct brg__exec_again brg__exec_again;
+
 typedef struct brg__exec {
     const brg__ir *ir;
     const brg__run_io *io; /* of the next run; NULL: it needs none */
@@ -84,6 +86,7 @@ typedef struct brg__exec {
     brg__kernels *kernels;           /* that groups run; NULL: interpreted */
     const brg__gemm_maker *products; /* of its ops; NULL: the library's */
     bool is_judged; /* whether it can be replayed has been counted */
+    brg__exec_again *again; /* relaunch_exec.h; or NULL */
 } brg__exec;
 
 /* For the sizes of what was collected. Owned. */

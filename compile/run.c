@@ -3,6 +3,7 @@
  * its last use. */
 #include <string.h>
 
+#include "compile/relaunch_exec.h"
 #include "compile/run_inside.h"
 #include "compile/segment.h"
 #include "core/base/error.h"
@@ -15,7 +16,7 @@
 /* ---- Memory -------------------------------------------------------------------------- */
 
 /* The root's tensor of this run; takes over the reference. */
-static void set_real(brg__root *root, brg_tensor *real)
+void brg__run_set(brg__root *root, brg_tensor *real)
 {
     root->real = real;
     root->storage.data = real->storage ? brg__tensor_ptr(real) : NULL;
@@ -29,10 +30,10 @@ static brg_status begin(brg__running *r)
         root->is_undefined = false;
         root->real = NULL;
         if (root->kind == BRG__ROOT_CONST && root->constant->storage)
-            set_real(root, brg_retain(root->constant));
+            brg__run_set(root, brg_retain(root->constant));
         if (root->kind != BRG__ROOT_INPUT)
             continue;
-        set_real(root, r->c->inputs.at[root->input]);
+        brg__run_set(root, r->c->inputs.at[root->input]);
         r->c->inputs.at[root->input] = NULL; /* the root owns it now */
     }
     /* What no step uses goes at once; the vector ends empty. */
@@ -47,7 +48,7 @@ static brg_status begin(brg__running *r)
     return BRG_OK;
 }
 
-static void let_go(brg__running *r, size_t step)
+void brg__run_let_go(brg__running *r, size_t step)
 {
     const brg__exec *exec = r->exec;
     for (int i = exec->first_dying[step]; i < exec->first_dying[step + 1];
@@ -109,7 +110,7 @@ brg_status brg__run_make(brg__running *r, const brg__ir_node *node)
         brg_tensor *real, *home = home_of(r, root);
         BRG_TRY(home ? brg__tensor_new_view(&real, &root->layout, home->storage)
                      : brg__tensor_new(&real, &root->layout));
-        set_real(root, real);
+        brg__run_set(root, real);
     }
     return BRG_OK;
 }
@@ -126,7 +127,7 @@ brg_status brg__run_give(brg__running *r, int id, brg_tensor *t)
     brg_tensor *real = is_kept ? t : brg_contiguous(t);
     if (!real)
         return brg_error_code();
-    set_real(root, brg_retain(real));
+    brg__run_set(root, brg_retain(real));
     return BRG_OK;
 }
 
@@ -143,7 +144,7 @@ static brg_status run_step(brg__running *r, size_t at)
 
 /* A step that makes no tensors needs no scope. It asks for no memory then, so
  * that what follows an optimizer's step does not fail for want of it. */
-static brg_status run_in_scope(brg__running *r, size_t at)
+brg_status brg__run_step(brg__running *r, size_t at)
 {
     brg__ir_kind kind = r->exec->steps[at].node->kind;
     if (kind == BRG__IR_EFFECT || kind == BRG__IR_OUTPUT)
@@ -156,13 +157,13 @@ static brg_status run_in_scope(brg__running *r, size_t at)
     return status;
 }
 
-static brg_status run_steps(brg__running *r)
+brg_status brg__run_steps(brg__running *r)
 {
     for (size_t at = 0; at < r->exec->n_steps; at++) {
-        brg_status status = run_in_scope(r, at);
+        brg_status status = brg__run_step(r, at);
         if (status != BRG_OK)
             return status;
-        let_go(r, at);
+        brg__run_let_go(r, at);
         brg__progress_poll();
     }
     return BRG_OK;
@@ -232,7 +233,8 @@ brg_status brg__exec_run(brg__exec *exec, brg__task *task, brg__collected *c)
     free_traced(&r, false);
     hold_lists(&r, brg__hook_list_hold);
     if (status == BRG_OK)
-        status = run_steps(&r);
+        status = brg__exec_again_serves(exec) ? brg__exec_again_run(&r)
+                                              : brg__run_steps(&r);
     hold_lists(&r, brg__hook_list_let_go);
     if (status == BRG_OK)
         free_graph(task, true);

@@ -32,6 +32,14 @@ brg_status brg__run_make(brg__running *r, const brg__ir_node *node);
  * as it is: hooks and leaves take it, ops and sums refuse it. */
 brg_status brg__run_give(brg__running *r, int id, brg_tensor *t);
 
+/* The root's tensor of this run; takes over the reference. */
+void brg__run_set(brg__root *root, brg_tensor *real);
+
+/* One step; all that is used up after it; all steps in their order. */
+brg_status brg__run_step(brg__running *r, size_t at);
+void brg__run_let_go(brg__running *r, size_t step);
+brg_status brg__run_steps(brg__running *r);
+
 /* Where a gradient that waits for this root's last use should lie (see
  * brg__placement), or NULL. */
 brg_tensor *brg__run_home(const brg__running *r, const brg__root *root);

@@ -135,6 +135,8 @@ static brg_tensor *loose_operand(const brg__running *r, int id)
 /* Offers the place in a bucket that waits for what this node makes. */
 static void offer_home(const brg__running *r, const brg__ir_node *node)
 {
+    if (r->exec->again)
+        return; /* it would be in the graph */
     const brg__root *root =
         node->n_out > 0 ? brg__run_root(r, node->first_out) : NULL;
     brg_tensor *home = root && root->last >= 0 ? brg__run_home(r, root) : NULL;

@@ -3,6 +3,7 @@
  * capture the plan, find or make the executable, run it. */
 #include "compile/anomaly.h"
 #include "compile/compiler.h"
+#include "compile/relaunch_exec.h"
 #include "compile/replay.h"
 #include "core/base/clock.h"
 #include "core/base/error.h"
@@ -103,19 +104,20 @@ static void count(brg__compiler *c, const brg__exec *exec,
 }
 
 /* Once an executable. */
-static void judge_replay(brg__compiler *c, const brg__task *task,
-                         const brg__plan *plan, brg__exec *exec)
+static brg_status judge_replay(brg__compiler *c, const brg__task *task,
+                               const brg__plan *plan, brg__exec *exec)
 {
     if (!c->now.options.replay || exec->is_judged)
-        return;
+        return BRG_OK;
     char why[128];
     exec->is_judged = true;
     if (brg__replay_allows(plan, task, &c->collected, why, sizeof why)) {
         c->stats.replays++;
-        return;
+        return brg__exec_again_create(exec, &c->collected);
     }
     c->stats.replay_skips++;
     brg__reason_of_skip(c, plan, why);
+    return BRG_OK;
 }
 
 static brg_status run_compiled(brg__compiler *c, brg__task *task)
@@ -142,7 +144,7 @@ static brg_status run_compiled(brg__compiler *c, brg__task *task)
     BRG_TRY(
         brg__plan_exec(&c->cache, plan, task, &c->collected, &c->stats, &exec));
     count(c, exec, &before, start);
-    judge_replay(c, task, plan, exec);
+    BRG_TRY(judge_replay(c, task, plan, exec));
     c->is_running = true;
     brg_status status = brg__exec_run(exec, task, &c->collected);
     c->is_running = false;

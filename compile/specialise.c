@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "compile/plan.h"
+#include "compile/relaunch_exec.h"
 #include "compile/trace.h"
 #include "core/base/error.h"
 #include "core/ops/op.h"
@@ -470,6 +471,7 @@ void brg__exec_destroy(brg__exec *exec)
 {
     if (!exec)
         return;
+    brg__exec_again_destroy(exec);
     if (exec->arena)
         brg__block_free(exec->arena, exec->arena_bytes + 1, ALIGNMENT);
     if (exec->workspace)

@@ -48,8 +48,8 @@ typedef struct brg_compile_options {
     /* Of brg_compiled only: the function itself is captured too. */
     bool whole;
     /* Of each executable is asked whether a device could replay it as one graph
-     * of kernels: counted, with the reason if not. A whole step on a device
-     * that records is recorded so, and launched from then on
+     * of kernels: counted, with the reason if not. On a device that records,
+     * backwards and whole steps are recorded so, and launched from then on
      * (docs/compiled.md). */
     bool replay;
 } brg_compile_options;
@@ -164,9 +164,8 @@ typedef struct brg_compile_stats {
     /* With options.replay, executables that a device */
     uint64_t replays;      /* could replay */
     uint64_t replay_skips; /* could not */
-    /* and of those, whole steps: */
-    uint64_t replay_recordings; /* times one was recorded */
-    uint64_t replay_launches;   /* calls that were one launch */
+    uint64_t replay_recordings; /* times one of those was recorded */
+    uint64_t replay_launches;   /* runs that were one launch */
 } brg_compile_stats;
 
 BRG_API void brg_compile_get_stats(brg_compile_stats *filled);

@@ -6,7 +6,7 @@
 #include <brigade/brigade.h>
 
 #include "tests/rows/both.h"
-#include "tests/support/fake_device.h"
+#include "tests/support/recording_device.h"
 
 static inline ROW_UNUSED brg_tensor *there(brg_tensor *t)
 {
@@ -58,10 +58,26 @@ static inline ROW_UNUSED void expect_skip(const char *why)
     assert_non_null(strstr(record.text, why));
 }
 
+static inline ROW_UNUSED void expect_launches(uint64_t recordings,
+                                              uint64_t launches)
+{
+    brg_compile_stats stats = both_stats();
+    assert_int_equal(stats.replay_recordings, recordings);
+    assert_int_equal(stats.replay_launches, launches);
+}
+
+/* BRG_TEST_DEVICE=cuda: the real one. */
 static inline ROW_UNUSED int register_fake_device(void **state)
 {
+    const char *name = getenv("BRG_TEST_DEVICE");
     (void)state;
-    return brg_device_register(BRG_DEVICE_CUDA, &fake);
+    if (!name || strcmp(name, "cuda") != 0)
+        return brg_device_register(BRG_DEVICE_CUDA, &recording_device);
+    brg_status status = brg_device_load("cuda");
+    if (status == BRG_OK)
+        return 0;
+    printf("SKIPPED, nothing was tested: %s\n", brg_error_message());
+    exit(status == BRG_ERR_DEVICE ? BRG_TEST_SKIPPED : 1);
 }
 
 #endif

@@ -19,6 +19,7 @@ typedef struct model {
     brg_status (*end)(struct model *m); /* what follows the backward */
     bool zeroes_first;                  /* gradients go when a step begins */
     double dropout;
+    int n_steps;
 } model;
 
 static brg_tensor *there(brg_tensor *t)
@@ -29,6 +30,12 @@ static brg_tensor *there(brg_tensor *t)
 static brg_status end_plainly(model *m)
 {
     return brg_optim_step(m->optim);
+}
+
+/* Gradients of two backwards add up. */
+static brg_status end_at_every_other(model *m)
+{
+    return m->n_steps % 2 ? brg_optim_step(m->optim) : BRG_OK;
 }
 
 static void model_make(model *m, bool is_adamw)
@@ -86,7 +93,10 @@ static brg_status step(brg_tensor *const *in, size_t n_in, brg_tensor **out,
     BRG_TRY(brg_backward(out[0]));
     BRG_TRY(brg_add_(m->seen, brg_sum(brg_detach(y), 1, (int[]){0}, false), 1));
     BRG_TRY(m->end(m));
-    return m->zeroes_first ? BRG_OK : brg_optim_zero_grad(m->optim, false);
+    if (m->zeroes_first ||
+        (m->end == end_at_every_other && m->n_steps % 2 == 0))
+        return BRG_OK;
+    return brg_optim_zero_grad(m->optim, false);
 }
 
 /* ---- Runs of it -------------------------------------------------------------------- */
@@ -302,6 +312,66 @@ static void test_relaunch__results_stay(void **state)
     model_free(&m);
 }
 
+/* ---- Backwards alone ------------------------------------------------------------------- */
+
+/* Only the ops are launched: gradients arrive at leaves by the host, are added
+ * to what is there, and belong to whoever holds them. */
+static void test_relaunch__backwards(void **state)
+{
+    (void)state;
+    static history h[2];
+    assert_brg_ok(brg_compile_reset());
+    for (int is_compiled = 0; is_compiled < 2; is_compiled++) {
+        model m;
+        int scope = 0;
+        brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+        options.fullgraph = options.replay = true;
+        model_make(&m, true);
+        m.end = end_at_every_other;
+        if (is_compiled)
+            assert_brg_ok(brg_compile_begin(&scope, &options));
+        for (int k = 0; k < N_STEPS; k++) {
+            m.n_steps = k;
+            one_step(&m, NULL, k, 4, &h[is_compiled]);
+        }
+        if (is_compiled)
+            assert_brg_ok(brg_compile_end(scope));
+        read_all(&h[is_compiled], &m);
+        model_free(&m);
+    }
+    assert_memory_equal(&h[0], &h[1], sizeof h[0]);
+    /* one plan with gradients that are there, and one without */
+    assert_int_equal(stats_of().replays, 2);
+    assert_int_equal(stats_of().replay_skips, 0);
+    assert_int_equal(stats_of().replay_recordings, 2);
+    assert_int_equal(stats_of().replay_launches, N_STEPS - 4);
+}
+
+static void test_relaunch__a_gradient_of_a_backward_stays(void **state)
+{
+    (void)state;
+    brg_tensor *w = there(brg_ones(BRG_DTYPE_F32, BRG_SHAPE(3))), *kept[5];
+    int scope;
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.replay = true;
+    assert_brg_ok(brg_compile_reset());
+    assert_brg_ok(brg_set_requires_grad(w, true));
+    assert_brg_ok(brg_compile_begin(&scope, &options));
+    for (int k = 0; k < 5; k++) {
+        brg_tensor *x = there(brg_full(BRG_DTYPE_F32, BRG_SHAPE(3), (double)k));
+        brg_tensor *y = brg_sum_all(brg_mul(brg_mul(w, x), w));
+        assert_brg_ok(brg_grad(&kept[k], &y, 1, &w, 1, NULL));
+    }
+    assert_brg_ok(brg_compile_end(scope));
+    for (int k = 0; k < 5; k++) {
+        float value[3];
+        assert_brg_ok(brg_tensor_read(kept[k], value, sizeof value));
+        for (int i = 0; i < 3; i++)
+            assert_float_equal(value[i], 2.0 * k, 0);
+    }
+    assert_int_equal(stats_of().replay_launches, 3);
+}
+
 /* ---- What is not ----------------------------------------------------------------------- */
 
 static brg_status end_clipped(model *m)
@@ -423,6 +493,8 @@ int main(void)
         scoped_test(test_relaunch__two_sizes),
         scoped_test(test_relaunch__a_gradient_that_is_kept),
         scoped_test(test_relaunch__results_stay),
+        scoped_test(test_relaunch__backwards),
+        scoped_test(test_relaunch__a_gradient_of_a_backward_stays),
         scoped_test(test_relaunch__clipping_needs_the_host),
         scoped_test(test_relaunch__dropout_draws_at_each_run),
         scoped_test(test_relaunch__a_copy_to_the_host_in_the_middle),
