@@ -282,7 +282,7 @@ static brg_status launch(brg__running *r)
 bool brg__exec_again_serves(const brg__exec *exec)
 {
     brg__exec_again *a = exec->again;
-    return a && !a->is_off && a->n_runs++ >= WARM;
+    return a && exec->is_launched && !a->is_off && a->n_runs++ >= WARM;
 }
 
 brg_status brg__exec_again_run(brg__running *r)

@@ -135,7 +135,7 @@ static brg_tensor *loose_operand(const brg__running *r, int id)
 /* Offers the place in a bucket that waits for what this node makes. */
 static void offer_home(const brg__running *r, const brg__ir_node *node)
 {
-    if (r->exec->again)
+    if (r->exec->again && r->exec->is_launched)
         return; /* it would be in the graph */
     const brg__root *root =
         node->n_out > 0 ? brg__run_root(r, node->first_out) : NULL;

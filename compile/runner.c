@@ -145,6 +145,7 @@ static brg_status run_compiled(brg__compiler *c, brg__task *task)
         brg__plan_exec(&c->cache, plan, task, &c->collected, &c->stats, &exec));
     count(c, exec, &before, start);
     BRG_TRY(judge_replay(c, task, plan, exec));
+    exec->is_launched = c->now.options.replay;
     c->is_running = true;
     brg_status status = brg__exec_run(exec, task, &c->collected);
     c->is_running = false;

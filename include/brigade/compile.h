@@ -162,8 +162,8 @@ typedef struct brg_compile_stats {
     uint64_t function_fallbacks; /* calls that ran in pieces, or eagerly */
     uint64_t function_pieces;    /* made for those */
     /* With options.replay, executables that a device */
-    uint64_t replays;      /* could replay */
-    uint64_t replay_skips; /* could not */
+    uint64_t replays;           /* could replay */
+    uint64_t replay_skips;      /* could not */
     uint64_t replay_recordings; /* times one of those was recorded */
     uint64_t replay_launches;   /* runs that were one launch */
 } brg_compile_stats;

@@ -66,10 +66,10 @@ static inline ROW_UNUSED void expect_launches(uint64_t recordings,
     assert_int_equal(stats.replay_launches, launches);
 }
 
-/* BRG_TEST_DEVICE=cuda: the real one. */
+/* BRG_TEST_REPLAYS=cuda: the real one; tensors are made on the CPU first. */
 static inline ROW_UNUSED int register_fake_device(void **state)
 {
-    const char *name = getenv("BRG_TEST_DEVICE");
+    const char *name = getenv("BRG_TEST_REPLAYS");
     (void)state;
     if (!name || strcmp(name, "cuda") != 0)
         return brg_device_register(BRG_DEVICE_CUDA, &recording_device);

@@ -213,15 +213,17 @@ static inline void run_steps(model *m, way w, brg_dtype dtype, int part, int n,
 }
 
 /* What was compiled is what was asked for. */
-static inline void check_counts(way w, const outcome *o)
+static inline void check_counts(kind k, way w, const outcome *o)
 {
+    /* the attributes of batch norm are read at each run */
+    const bool is_skipped = k == CNN && w == GRADIENTS;
     if (w == EAGER)
         return;
     assert_int_equal(o->stats.fallbacks + o->stats.function_fallbacks, 0);
     assert_int_equal(o->stats.function_hits,
                      w == STEP || w == LAUNCHED ? N_STEPS - 1 : 0);
-    assert_int_equal(o->stats.replay_skips, 0);
-    if (w < LAUNCHED)
+    assert_int_equal(o->stats.replay_skips, is_skipped);
+    if (w < LAUNCHED || is_skipped)
         return;
     if (o->stats.replay_launches == 0)
         print_error("%s\n", brg_compile_reason());

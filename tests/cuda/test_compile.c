@@ -19,7 +19,7 @@ static void check(kind k, brg_dtype dtype)
         assert_brg_ok(brg_device_set(CPU));
         brg_scope_end(scope);
         check_bits(k, w, o, &want);
-        check_counts(w, o);
+        check_counts(k, w, o);
     }
 }
 

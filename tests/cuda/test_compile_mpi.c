@@ -52,7 +52,7 @@ static void check(kind k, brg_dtype dtype)
     for (way w = EAGER; w <= LAUNCHED; w++) {
         run(k, w, dtype, pg, w == EAGER ? &want : &got);
         check_bits(k, w, w == EAGER ? &want : &got, &want);
-        check_counts(w, &got);
+        check_counts(k, w, &got);
     }
     brg_pg_destroy(pg);
 }
