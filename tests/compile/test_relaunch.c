@@ -3,6 +3,7 @@
  * device made for tests: losses and parameters have the bits of eager steps. */
 #include <brigade/brigade.h>
 
+#include "comm/pg.h"
 #include "tests/rows/both.h"
 #include "tests/support/recording_device.h"
 
@@ -20,6 +21,8 @@ typedef struct model {
     bool zeroes_first;                  /* gradients go when a step begins */
     double dropout;
     int n_steps;
+    brg_pg *pg;
+    brg_ddp *ddp;
 } model;
 
 static brg_tensor *there(brg_tensor *t)
@@ -144,8 +147,52 @@ static brg_compiled *compile(model *m)
     return compiled;
 }
 
+/* A group of one that takes the device's memory; its all-reduce changes
+ * nothing. */
+static brg_group_ops group_ops;
+
+static brg_status group_alloc(void *group, void **out, size_t nbytes)
+{
+    (void)group;
+    BRG_TRY(fake_alloc(THERE, out, nbytes));
+    return fake_zero(THERE, *out, nbytes);
+}
+
+static void group_free(void *group, void *ptr)
+{
+    (void)group;
+    fake_free(THERE, ptr, 0);
+}
+
+static void distribute(model *m)
+{
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    options.first_bucket_bytes = options.bucket_bytes = 64;
+    assert_brg_ok(brg_pg_create(&m->pg, "self", NULL));
+    group_ops = *m->pg->end.ops;
+    group_ops.alloc = group_alloc;
+    group_ops.free = group_free;
+    m->pg->end.ops = &group_ops;
+    m->pg->end.device = THERE;
+    assert_brg_ok(
+        brg_ddp_create(&m->ddp, m->pg, m->p, N_PARAMS, NULL, 0, &options));
+}
+
+static void end_distribution(model *m)
+{
+    brg_reducer_stats stats;
+    if (!m->ddp)
+        return;
+    assert_brg_ok(brg_ddp_confirm(m->ddp));
+    brg_ddp_get_stats(m->ddp, &stats);
+    assert_int_equal(stats.n_steps, N_STEPS);
+    assert_true(stats.n_buckets > 1);
+    brg_ddp_destroy(m->ddp);
+    brg_pg_destroy(m->pg);
+}
+
 typedef struct variant {
-    bool is_adamw, zeroes_first;
+    bool is_adamw, zeroes_first, has_ddp;
     double dropout;
     brg_status (*end)(model *m);
 } variant;
@@ -158,12 +205,15 @@ static void run(const variant *v, bool is_compiled, history *h)
     m.zeroes_first = v->zeroes_first;
     m.dropout = v->dropout;
     m.end = v->end ? v->end : end_plainly;
+    if (v->has_ddp)
+        distribute(&m);
     brg_compiled *compiled = is_compiled ? compile(&m) : NULL;
     memset(h, 0, sizeof *h);
     for (int k = 0; k < N_STEPS; k++)
         one_step(&m, compiled, k, 4, h);
     read_all(h, &m);
     brg_compiled_destroy(compiled);
+    end_distribution(&m);
     model_free(&m);
     brg_scope_end(scope);
 }
@@ -207,6 +257,20 @@ static void test_relaunch__a_step_is_recorded_once(void **state)
     for (int is_adamw = 0; is_adamw < 2; is_adamw++) {
         brg_compile_stats s = check(&(variant){.is_adamw = is_adamw});
         assert_int_equal(s.replays, 1);
+        assert_int_equal(s.replay_skips, 0);
+        assert_int_equal(s.replay_recordings, 1);
+        assert_int_equal(s.replay_launches, N_STEPS - 3);
+    }
+}
+
+/* Packing and reductions are part of the launch; the reducer counts its steps
+ * and asks after each what the one before came to. */
+static void test_relaunch__with_a_reducer(void **state)
+{
+    (void)state;
+    for (int first = 0; first < 2; first++) {
+        brg_compile_stats s =
+            check(&(variant){.has_ddp = true, .zeroes_first = first});
         assert_int_equal(s.replay_skips, 0);
         assert_int_equal(s.replay_recordings, 1);
         assert_int_equal(s.replay_launches, N_STEPS - 3);
@@ -488,6 +552,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         scoped_test(test_relaunch__a_step_is_recorded_once),
+        scoped_test(test_relaunch__with_a_reducer),
         scoped_test(test_relaunch__gradients_dropped_first),
         scoped_test(test_relaunch__the_host_calls_no_kernel),
         scoped_test(test_relaunch__two_sizes),

@@ -35,6 +35,13 @@ typedef struct block {
     bool is_used;
 } block;
 
+/* A value for the host. */
+typedef struct fetched {
+    const void *from;
+    size_t nbytes;
+    void *memory;
+} fetched;
+
 typedef struct tape {
     job *jobs[MAX_JOBS];
     size_t n_jobs;
@@ -42,6 +49,8 @@ typedef struct tape {
     size_t n_blocks;
     void *freed[MAX_BLOCKS]; /* of others, while it recorded */
     size_t n_freed;
+    fetched *later[8]; /* made after the launch */
+    size_t n_later;
     bool is_given_up;
     bool is_orphan;
 } tape;
@@ -217,8 +226,43 @@ static brg_status tape_launch(brg_device device, void *graph)
         do_job(t->jobs[i]);
     for (size_t i = 0; i < t->n_freed; i++)
         fake_free(device, t->freed[i], 0);
-    t->n_freed = 0;
+    for (size_t i = 0; i < t->n_later; i++)
+        memcpy(t->later[i]->memory, t->later[i]->from, t->later[i]->nbytes);
+    t->n_freed = t->n_later = 0;
     return BRG_OK;
+}
+
+static brg_status record_fetch(brg_device device, void **fetch, const void *src,
+                               size_t nbytes)
+{
+    fetched *f = *fetch;
+    (void)device;
+    if (!f) {
+        *fetch = f = calloc(1, sizeof *f);
+        f->memory = malloc(nbytes);
+    }
+    f->from = src;
+    f->nbytes = nbytes;
+    if (recording)
+        recording->later[recording->n_later++] = f;
+    else
+        memcpy(f->memory, src, nbytes);
+    return BRG_OK;
+}
+
+static brg_status record_fetched(brg_device device, void *fetch,
+                                 const void **out)
+{
+    (void)device;
+    *out = ((fetched *)fetch)->memory;
+    return BRG_OK;
+}
+
+static void record_fetch_free(brg_device device, void *fetch)
+{
+    (void)device;
+    free(((fetched *)fetch)->memory);
+    free(fetch);
 }
 
 static void give_up(void)
@@ -319,6 +363,9 @@ static const brg_device_vtable recording_device = {
     .kernel = record_find,
     .update = record_update,
     .stream = fake_stream,
+    .fetch = record_fetch,
+    .fetched = record_fetched,
+    .fetch_free = record_fetch_free,
     .graph_record = tape_record,
     .graph_recorded = tape_recorded,
     .graph_updates = tape_updates,
