@@ -72,6 +72,12 @@ static void end(brg__running *r)
 brg_tensor *brg__run_home(const brg__running *r, const brg__root *root)
 {
     const brg__ir_node *user = r->exec->steps[root->last].node;
+    if (user->kind == BRG__IR_VALIDATE) { /* on its way */
+        root = brg__run_root(r, user->first_out);
+        if (!root || root->last < 0)
+            return NULL;
+        user = r->exec->steps[root->last].node;
+    }
     if (user->kind != BRG__IR_ACCUMULATE && user->kind != BRG__IR_LEAF)
         return NULL;
     const brg_node *node = r->task->visits.at[user->visit].node;

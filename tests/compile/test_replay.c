@@ -24,6 +24,28 @@ static void test_replay__gradient_given_on_the_host(void **state)
     expect_counts(1, 1, 0);
 }
 
+/* The gradient of the root, another in each run: it goes along with the launch. */
+static void test_replay__a_number_of_the_host_is_moved(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 5; i++) {
+        brg_tensor *x = leaf_there(3, BRG_SHAPE(4));
+        brg_tensor *y = brg_sum_all(brg_square(x));
+        brg_tensor *g = brg_full(BRG_DTYPE_F32, BRG_SHAPE(), i + 1);
+        int scope;
+        brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+        brg_backward_options given = BRG_BACKWARD_OPTIONS_INIT;
+        options.replay = true;
+        given.grad_outputs = &g;
+        assert_brg_ok(brg_compile_begin(&scope, &options));
+        assert_brg_ok(brg_backward_with(&y, 1, &given));
+        assert_brg_ok(brg_compile_end(scope));
+        expect_grad_there(x, 6 * (i + 1));
+    }
+    expect_counts(1, 1, 0); /* x is another leaf each time: seen once */
+    expect_launches(2, 2);
+}
+
 /* Part of the graph is on the host. */
 static void test_replay__gradient_on_the_host(void **state)
 {
@@ -84,6 +106,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         scoped_test(test_replay__gradient_given_on_the_host),
+        scoped_test(test_replay__a_number_of_the_host_is_moved),
         scoped_test(test_replay__gradient_on_the_host),
         scoped_test(test_replay__hooks_are_in_the_way),
         scoped_test(test_replay__operands_on_the_host),

@@ -31,28 +31,6 @@ static void test_cudagraphs_cpu_division(void **state)
     expect_launches(1, 2);
 }
 
-/* One that the gradient of the root is: it goes along with the launch. */
-static void test_replay_rows__a_number_of_the_host_is_moved(void **state)
-{
-    (void)state;
-    for (int i = 0; i < 5; i++) {
-        brg_tensor *x = leaf_there(3, BRG_SHAPE(4));
-        brg_tensor *y = brg_sum_all(brg_square(x));
-        brg_tensor *g = brg_full(BRG_DTYPE_F32, BRG_SHAPE(), i + 1);
-        int scope;
-        brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
-        brg_backward_options given = BRG_BACKWARD_OPTIONS_INIT;
-        options.replay = true;
-        given.grad_outputs = &g;
-        assert_brg_ok(brg_compile_begin(&scope, &options));
-        assert_brg_ok(brg_backward_with(&y, 1, &given));
-        assert_brg_ok(brg_compile_end(scope));
-        expect_grad_there(x, 6 * (i + 1));
-    }
-    expect_counts(1, 1, 0); /* x is another leaf each time: seen once */
-    expect_launches(2, 2);
-}
-
 /* ---- Nothing on a device ------------------------------------------------------------- */
 
 static void test_cudagraphs_cpu_graph(void **state)
@@ -161,7 +139,6 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         scoped_test(test_cudagraphs_cpu_division),
-        scoped_test(test_replay_rows__a_number_of_the_host_is_moved),
         scoped_test(test_cudagraphs_cpu_graph),
         scoped_test(test_cudagraphs_cpu_scalar_used_in_cpp_custom_op),
         scoped_test(test_cudagraphs_cpu_scalar_used_in_python_custom_op),
