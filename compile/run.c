@@ -68,11 +68,11 @@ static void end(brg__running *r)
 }
 
 /* Where the gradient that this root holds should lie (see brg__placement): its
- * last use is the leaf that it goes to, whole. */
+ * last use is the leaf that it goes to, whole, or on its way there. */
 brg_tensor *brg__run_home(const brg__running *r, const brg__root *root)
 {
     const brg__ir_node *user = r->exec->steps[root->last].node;
-    if (user->kind == BRG__IR_VALIDATE) { /* on its way */
+    if (user->kind == BRG__IR_VALIDATE && r->exec->ir->is_loose) {
         root = brg__run_root(r, user->first_out);
         if (!root || root->last < 0)
             return NULL;
