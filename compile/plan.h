@@ -85,7 +85,7 @@ typedef struct brg__exec {
     size_t bytes_unfused;
     brg__kernels *kernels;           /* that groups run; NULL: interpreted */
     const brg__gemm_maker *products; /* of its ops; NULL: the library's */
-    bool is_judged; /* whether it can be replayed has been counted */
+    bool is_judged;         /* whether it can be replayed has been counted */
     brg__exec_again *again; /* relaunch_exec.h; or NULL */
     bool is_launched;       /* the next run by it, if it serves */
 } brg__exec;

@@ -277,6 +277,21 @@ static void test_relaunch__with_a_reducer(void **state)
     }
 }
 
+static brg_status end_clipped_there(model *m)
+{
+    BRG_TRY(brg_clip_grad_norm(NULL, m->params, 0.5, false));
+    return brg_optim_step(m->optim);
+}
+
+/* The device measures the norm itself. */
+static void test_relaunch__clipping_on_the_device(void **state)
+{
+    (void)state;
+    brg_compile_stats s = check(&(variant){.end = end_clipped_there});
+    assert_int_equal(s.replay_skips, 0);
+    assert_int_equal(s.replay_launches, N_STEPS - 3);
+}
+
 /* Each recording drops the gradients of the one before. */
 static void test_relaunch__gradients_dropped_first(void **state)
 {
@@ -553,6 +568,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         scoped_test(test_relaunch__a_step_is_recorded_once),
         scoped_test(test_relaunch__with_a_reducer),
+        scoped_test(test_relaunch__clipping_on_the_device),
         scoped_test(test_relaunch__gradients_dropped_first),
         scoped_test(test_relaunch__the_host_calls_no_kernel),
         scoped_test(test_relaunch__two_sizes),

@@ -25,8 +25,9 @@ typedef struct job {
     void *to;
     const void *from;
     size_t nbytes;
-    brg_device_update *updates; /* an optimizer's step */
+    brg_device_update *updates; /* an optimizer's step; */
     size_t n_updates;
+    double max_norm; /* or of these gradients, clipped */
 } job;
 
 typedef struct block {
@@ -204,9 +205,30 @@ static brg_status record_update(brg_device device,
     return BRG_OK;
 }
 
+static void clip_now(const brg_device_update *grads, size_t n, double max_norm,
+                     double *norm)
+{
+    double sum = 0;
+    for (size_t k = 0; k < n; k++)
+        for (size_t i = 0; i < grads[k].numel; i++) {
+            double g = (double)((const float *)grads[k].grad)[i];
+            sum += g * g;
+        }
+    double factor = max_norm / (sqrt(sum) + 1e-6);
+    if (norm)
+        *norm = sqrt(sum);
+    for (size_t k = 0; k < n && factor < 1; k++)
+        for (size_t i = 0; i < grads[k].numel; i++) {
+            float *g = (float *)(uintptr_t)grads[k].grad + i;
+            *g = (float)((double)*g * factor);
+        }
+}
+
 static void do_job(job *j)
 {
-    if (j->updates) {
+    if (j->max_norm > 0) {
+        clip_now(j->updates, j->n_updates, j->max_norm, NULL);
+    } else if (j->updates) {
         update_now(j->updates, j->n_updates);
     } else if (j->call.op) {
         if (run_there(&j->call) != BRG_OK)
@@ -275,6 +297,24 @@ static void give_up(void)
     (void)tape_launch(THERE, t);
 }
 
+static brg_status record_clip(brg_device device, const brg_device_update *grads,
+                              size_t n, double max_norm, double *norm)
+{
+    (void)device;
+    if (norm)
+        give_up();
+    if (!recording) {
+        clip_now(grads, n, max_norm, norm);
+        return BRG_OK;
+    }
+    job *j = new_job();
+    j->updates = malloc(n * sizeof *grads);
+    memcpy(j->updates, grads, n * sizeof *grads);
+    j->n_updates = n;
+    j->max_norm = max_norm;
+    return BRG_OK;
+}
+
 static brg_status record_copy(brg_device to, void *dst, brg_device from,
                               const void *src, size_t nbytes)
 {
@@ -336,7 +376,7 @@ static void tape_updates(brg_device device, void *graph, size_t i,
     *updates = NULL;
     *n = 0;
     for (size_t k = 0; k < t->n_jobs; k++)
-        if (t->jobs[k]->updates && i-- == 0) {
+        if (t->jobs[k]->updates && t->jobs[k]->max_norm == 0 && i-- == 0) {
             *updates = t->jobs[k]->updates;
             *n = t->jobs[k]->n_updates;
             return;
@@ -362,6 +402,7 @@ static const brg_device_vtable recording_device = {
     .fill_zero = record_zero,
     .kernel = record_find,
     .update = record_update,
+    .clip = record_clip,
     .stream = fake_stream,
     .fetch = record_fetch,
     .fetched = record_fetched,
