@@ -47,6 +47,20 @@ static brg_status check_end(const brg_backend *backend, const brg_group *end)
     return BRG_OK;
 }
 
+/* The backend has filled pg->end. */
+static brg_status open_end(brg_pg *pg)
+{
+    BRG_TRY(check_end(pg->backend, &pg->end));
+    pg->bucket = -1;
+    pg->trace = brg__record_mine();
+    pg->number = brg__record_join(pg->trace, pg->backend->name, pg->end.rank,
+                                  pg->end.world_size, pg->end.place);
+    if (pg->end.wants_polls)
+        BRG_TRY(brg__progress_register(poll_from_engine, pg));
+    pg->is_registered = pg->end.wants_polls;
+    return BRG_OK;
+}
+
 brg_status brg__pg_make(brg_pg **out, const brg_backend *backend,
                         const brg_pg_options *options)
 {
@@ -59,14 +73,7 @@ brg_status brg__pg_make(brg_pg **out, const brg_backend *backend,
     pg->backend = backend;
     pg->timeout_ns = (uint64_t)(complete.timeout_s * 1e9);
     BRG_TRY_GOTO(backend->create(brg_host_get(), &complete, &pg->end), out);
-    BRG_TRY_GOTO(check_end(backend, &pg->end), out);
-    pg->bucket = -1;
-    pg->trace = brg__record_mine();
-    pg->number = brg__record_join(pg->trace, backend->name, pg->end.rank,
-                                  pg->end.world_size, pg->end.place);
-    if (pg->end.wants_polls)
-        BRG_TRY_GOTO(brg__progress_register(poll_from_engine, pg), out);
-    pg->is_registered = pg->end.wants_polls;
+    BRG_TRY_GOTO(open_end(pg), out);
     *out = pg;
     return BRG_OK;
 out:
@@ -83,6 +90,48 @@ brg_status brg_pg_create(brg_pg **out, const char *backend,
     const brg_backend *found;
     BRG_TRY(brg__backend_find(backend, &found));
     return brg__pg_make(out, found, options);
+}
+
+/* ---- Going on with fewer ranks ----------------------------------------------- */
+
+/* It is over, also where it was healthy: the ranks meet elsewhere. */
+static void give_up(brg_pg *pg)
+{
+    brg__error_record kept;
+    brg__error_save(&kept);
+    (void)BRG_FAIL(BRG_ERR_STATE,
+                   "rank %d: this group was given up by brg_pg_shrink",
+                   pg->end.rank);
+    brg__pg_kill(pg);
+    brg__error_restore(&kept);
+}
+
+brg_status brg_pg_shrink(brg_pg **out, brg_pg *pg)
+{
+    BRG_CHECK_ARG(out, "brg_pg_shrink: out is NULL");
+    *out = NULL;
+    BRG_CHECK_ARG(pg, "brg_pg_shrink: the group is NULL");
+    if (!pg->end.ops->shrink)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "rank %d: brg_pg_shrink: backend %s cannot go on with "
+                        "fewer ranks; start again from a checkpoint",
+                        pg->end.rank, pg->backend->name);
+    brg_pg *fresh = BRG__NEW(brg_pg);
+    if (!fresh)
+        return BRG_ERR_NOMEM;
+    fresh->backend = pg->backend;
+    fresh->timeout_ns = pg->timeout_ns;
+    brg_status status = pg->end.ops->shrink(pg->end.group, &fresh->end);
+    if (status != BRG_ERR_UNSUPPORTED)
+        give_up(pg);
+    if (status == BRG_OK)
+        status = open_end(fresh);
+    if (status != BRG_OK) {
+        brg_pg_destroy(fresh);
+        return status;
+    }
+    *out = fresh;
+    return BRG_OK;
 }
 
 static void free_block(brg_pg *pg, const brg__pg_block *block)
@@ -195,7 +244,7 @@ void brg__pg_kill(brg_pg *pg)
         return;
     brg__error_save(&pg->error);
     if (pg->end.ops->abort)
-        pg->end.ops->abort(pg->end.group);
+        pg->end.ops->abort(pg->end.group, pg->error.code);
     brg__record_failure(pg);
     brg__error_restore(&pg->error);
 }

@@ -79,8 +79,9 @@ static brg_status fake_progress(void *group)
     return BRG_OK;
 }
 
-static void fake_abort(void *group)
+static void fake_abort(void *group, brg_status why)
 {
+    (void)why;
     fake_group *fake = group;
     fake->first = NULL;
     fake->last = &fake->first;

@@ -51,10 +51,11 @@ brg_status brg__mpi_send_headers(mpi_group *g, const brg_call *call,
     return BRG_OK;
 }
 
-brg_status brg__mpi_heed(const mpi_group *g, const header *h)
+brg_status brg__mpi_heed(mpi_group *g, const header *h)
 {
     if (h->verdict == BRG_ERR_MISMATCH)
         return g->host->fail_mismatch(&h->signature, &h->other);
+    brg__mpi_lose(g, h->verdict == DIED ? h->culprit + 1 : h->lost);
     return MPI_FAIL(g, BRG_ERR_PEER, "rank %d: rank %d %s", g->rank,
                     (int)h->culprit, brg__mpi_gone_words(h->verdict));
 }
@@ -71,8 +72,8 @@ static brg_status pass_verdict(mpi_group *g, const brg_call *call,
 }
 
 /* Of a rank without peers: what one with peers has heard. */
-static brg_status hear(const mpi_group *g, const brg_call *call,
-                       bool *is_direct, bool *is_over)
+static brg_status hear(mpi_group *g, const brg_call *call, bool *is_direct,
+                       bool *is_over)
 {
     int speaker = g->local % g->n_places;
     uint64_t heard = atomic_load_explicit(
@@ -140,6 +141,51 @@ void brg__mpi_send_verdict(mpi_group *g, const header *verdict)
                       &request) == MPI_SUCCESS)
             (void)MPI_Request_free(&request);
     }
+}
+
+static bool has_come(MPI_Request request)
+{
+    int flag = 0;
+    return MPI_Request_get_status(request, &flag, MPI_STATUS_IGNORE) !=
+               MPI_SUCCESS ||
+           flag;
+}
+
+MPI_Request *brg__mpi_next_request(mpi_group *g, MPI_Request *requests,
+                                   int rank)
+{
+    g->request_ranks[g->cursor.n_requests] = rank;
+    return &requests[g->cursor.n_requests++];
+}
+
+/* Its requests lie in pairs, what comes first, one for each other node. */
+static bool slot_awaits(const mpi_group *g, int i, int rank)
+{
+    const MPI_Request *requests = g->x_requests + i * requests_each(g);
+    for (int node = 0, k = 0; node < g->n_nodes; node++) {
+        if (node == g->my_node)
+            continue;
+        if (peer_at(g, node) == rank && !has_come(requests[2 * k]))
+            return true;
+        k++;
+    }
+    return false;
+}
+
+bool brg__mpi_awaits(const mpi_group *g, int rank)
+{
+    const cursor *c = &g->cursor;
+    if (!c->call || (c->mode != MODE_FLAT && !has_place(g)))
+        return false;
+    for (int i = 0; c->mode != MODE_FLAT && i < g->n_slots; i++)
+        if (g->slots[i].stage != X_FREE && slot_awaits(g, i, rank))
+            return true;
+    bool is_sum = c->call->coll == BRG_COLL_SUM_LEAVES;
+    const MPI_Request *requests = is_sum ? g->leaves.requests : g->requests;
+    for (int i = 0; c->mode == MODE_FLAT && i < c->n_requests; i++)
+        if (g->request_ranks[i] == rank && !has_come(requests[i]))
+            return true;
+    return false;
 }
 
 /* ---- One slice ------------------------------------------------------------------------ */
@@ -384,11 +430,11 @@ static brg_status post_flat(mpi_group *g, brg_call *call, size_t n)
         if (flat_receives(g, call, r))
             MPI_CHECK(g, MPI_Irecv(flat_in(g, call, r, c->at), (int)n, MPI_BYTE,
                                    r, TAG_FLAT, g->world,
-                                   &g->requests[c->n_requests++]));
+                                   brg__mpi_next_request(g, g->requests, r)));
         if (flat_sends(g, call))
             MPI_CHECK(g, MPI_Isend(flat_out(call, r, c->at), (int)n, MPI_BYTE,
                                    r, TAG_FLAT, g->world,
-                                   &g->requests[c->n_requests++]));
+                                   brg__mpi_next_request(g, g->requests, r)));
     }
     return BRG_OK;
 }
@@ -528,7 +574,9 @@ brg_status brg__mpi_across_init(mpi_group *g)
     }
     g->requests = brg__mpi_alloc_requests(g, 2 * n_ranks);
     g->flat = alloc_array(g, n_ranks + 2 * n_nodes, FLAT_PIECE);
-    if (!g->requests || !g->flat)
+    g->request_ranks =
+        alloc_array(g, 2 * n_ranks * BRG__TREE_MAX_PARTS, sizeof(int));
+    if (!g->requests || !g->flat || !g->request_ranks)
         return BRG_ERR_NOMEM;
     g->n_slots = count_slots(n_nodes);
     int n_x = g->n_slots * requests_each(g);
@@ -555,6 +603,7 @@ void brg__mpi_across_deinit(mpi_group *g)
     g->host->free(g->requests);
     g->host->free(g->x_requests);
     g->host->free(g->x_done);
+    g->host->free(g->request_ranks);
     g->host->free(g->flat);
     g->host->free(g->src);
     g->host->free(g->dst);

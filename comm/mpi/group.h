@@ -37,6 +37,7 @@
 #define PHASE_BITS 24
 #define STEP_NBYTES ((size_t)256 << 10) /* work of one poll, per buffer */
 #define MAX_REGIONS 1024
+#define CHECK_NS 50000000u /* between two looks at the peers */
 
 /* ---- Shared memory ----------------------------------------------------------- */
 
@@ -59,6 +60,10 @@ typedef struct shared_line {
 #define ENDED 2 /* its process ends without that */
 #define DIED 3  /* as another rank of its node has seen */
 
+/* `lost`, why a rank has failed: 0, or 1 + the rank of a process that has died,
+ * or LOST. */
+#define LOST (-1) /* nothing was heard of somebody for too long */
+
 /* What ranks at one place of their nodes tell each other before a collective;
  * with a verdict, that there will be none. */
 typedef struct header {
@@ -66,7 +71,7 @@ typedef struct header {
     int32_t verdict; /* brg_status; LEFT */
     int32_t culprit; /* rank */
     int32_t is_direct;
-    int32_t unused;
+    int32_t lost;        /* see below */
     brg_signature other; /* the pair of a mismatch: signature and this */
 } header;
 
@@ -74,7 +79,9 @@ typedef struct shared_rank {
     _Alignas(64) _Atomic uint64_t done;
     _Alignas(64) _Atomic int32_t gone; /* brg_status, or LEFT */
     int32_t pid;
-    header verdict; /* from another node: why this rank has failed */
+    _Atomic int32_t lost; /* with a status in `gone`: see below */
+    uint64_t born;        /* see alive.c; 0: not known */
+    header verdict;       /* from another node: why this rank has failed */
     _Alignas(64) unsigned char place[BRG_PLACE_NBYTES]; /* what it does */
     shared_line lines[RING];
     _Alignas(4096) unsigned char small[RING][SMALL_MAX];
@@ -197,6 +204,8 @@ typedef struct mpi_group {
     int exit_key;    /* attribute of MPI_COMM_SELF, noticed by MPI_Finalize */
     bool is_crowded; /* more ranks here than processors */
     bool is_dead;
+    bool is_watching; /* the processes of the node */
+    int32_t lost;
     uint64_t timeout_ns;
     uint64_t next_check_ns;
 
@@ -225,6 +234,7 @@ typedef struct mpi_group {
     header_lane lanes[2];
     int lane;              /* of the next headers that are looked at */
     MPI_Request *requests; /* of flat collectives: 2 per rank */
+    int *request_ranks;    /* whom each of these is with, or of leaves' */
     unsigned char *flat;   /* FLAT_PIECE per rank, and partials per node */
     int n_slots;
     x_slot slots[X_SLOTS_MAX];
@@ -301,12 +311,32 @@ void brg__mpi_world_deinit(mpi_group *g);
 /* Tells the others that this rank takes no part any more: LEFT, ENDED or a
  * status. */
 void brg__mpi_say_gone(mpi_group *g, int32_t how);
+/* The group fails for somebody, as `lost` says (0: for nobody). MPI is not
+ * finalised at exit then, which would wait for them. */
+void brg__mpi_lose(mpi_group *g, int32_t lost);
 const char *brg__mpi_gone_words(int32_t how);
 brg_status brg__mpi_region_alloc(void *group, void **out, size_t nbytes);
 void brg__mpi_region_free(void *group, void *ptr);
 /* Fills region and offset of a line; region 0 if `ptr` is in none. */
 void brg__mpi_region_find(const mpi_group *g, const void *ptr, size_t nbytes,
                           shared_line *line);
+
+/* ---- alive.c: the processes of the node --------------------------------------- */
+
+/* When a process began, in units of the system's; 0: it is no more. */
+uint64_t brg__mpi_process_born(int32_t pid);
+/* All control blocks are filled. */
+void brg__mpi_watch(mpi_group *g);
+bool brg__mpi_has_died(const mpi_group *g, int local);
+/* Sets `lost` if a process of the node has died. */
+void brg__mpi_find_dead(mpi_group *g);
+
+/* ---- shrink.c, mpi.c: slots of brg_group_ops ----------------------------------- */
+
+brg_status brg__mpi_shrink(void *group, brg_group *filled);
+brg_status brg__mpi_create(const brg_host *host, const brg_pg_options *options,
+                           brg_group *filled);
+void brg__mpi_abort(void *group, brg_status why);
 
 /* ---- node.c: announcing, phases ------------------------------------------------ */
 
@@ -349,16 +379,21 @@ void brg__mpi_across_deinit(mpi_group *g);
 /* *is_direct: in, of this node; out, once it is over, of all nodes. */
 brg_status brg__mpi_exchange_headers(mpi_group *g, const brg_call *call,
                                      bool *is_direct, bool *is_over);
-/* The failure that another node's verdict tells of. */
 /* Sends those of a call that comes next, unless they are under way. */
 brg_status brg__mpi_send_headers(mpi_group *g, const brg_call *call,
                                  bool is_direct);
-brg_status brg__mpi_heed(const mpi_group *g, const header *verdict);
+/* The failure that another node's verdict tells of. */
+brg_status brg__mpi_heed(mpi_group *g, const header *verdict);
 void brg__mpi_send_verdict(mpi_group *g, const header *verdict);
 /* n requests of nothing; NULL with a record set. */
 MPI_Request *brg__mpi_alloc_requests(const mpi_group *g, size_t n);
 /* Gives up what is still posted. */
 void brg__mpi_across_cancel(mpi_group *g);
+/* The next request of a flat collective, with this rank. */
+MPI_Request *brg__mpi_next_request(mpi_group *g, MPI_Request *requests,
+                                   int rank);
+/* Whether the collective under way waits for a message of this rank. */
+bool brg__mpi_awaits(const mpi_group *g, int rank);
 /* One step of the cursor's range, through other nodes where there are any. */
 brg_status brg__mpi_range_step(mpi_group *g, bool *is_over);
 brg_status brg__mpi_run_flat(mpi_group *g, brg_call *call, bool *is_over);

@@ -257,40 +257,42 @@ static brg_status alloc_flat(mpi_group *g)
 
 static brg_status post_parts(mpi_group *g, const brg_call *call, int r)
 {
-    cursor *c = &g->cursor;
     size_t each = partial_size(g, call);
     brg__slice mine = flat_piece(g, call, g->rank);
     brg__slice theirs = flat_piece(g, call, r);
     size_t n_in = (mine.end - mine.begin) * each;
     size_t n_out = (theirs.end - theirs.begin) * each;
     for (size_t k = 0; n_in && k < g->leaves.n_parts[r]; k++)
-        MPI_CHECK(g, MPI_Irecv(flat_in(g, r, k, n_in), (int)n_in, MPI_BYTE, r,
-                               TAG_FLAT, g->world,
-                               &g->leaves.requests[c->n_requests++]));
+        MPI_CHECK(g,
+                  MPI_Irecv(flat_in(g, r, k, n_in), (int)n_in, MPI_BYTE, r,
+                            TAG_FLAT, g->world,
+                            brg__mpi_next_request(g, g->leaves.requests, r)));
     for (size_t k = 0; n_out && k < g->leaves.n_parts[g->rank]; k++)
-        MPI_CHECK(g, MPI_Isend(part_of(call, k) + theirs.begin * each,
-                               (int)n_out, MPI_BYTE, r, TAG_FLAT, g->world,
-                               &g->leaves.requests[c->n_requests++]));
+        MPI_CHECK(g,
+                  MPI_Isend(part_of(call, k) + theirs.begin * each, (int)n_out,
+                            MPI_BYTE, r, TAG_FLAT, g->world,
+                            brg__mpi_next_request(g, g->leaves.requests, r)));
     return BRG_OK;
 }
 
 static brg_status post_results(mpi_group *g, const brg_call *call, int r)
 {
-    cursor *c = &g->cursor;
     size_t nbytes = call->nbytes / call->count;
     brg__slice mine = flat_piece(g, call, g->rank);
     brg__slice theirs = flat_piece(g, call, r);
     char *recv = call->recv;
     if (theirs.end > theirs.begin)
-        MPI_CHECK(g, MPI_Irecv(recv + theirs.begin * nbytes,
-                               (int)((theirs.end - theirs.begin) * nbytes),
-                               MPI_BYTE, r, TAG_FLAT, g->world,
-                               &g->leaves.requests[c->n_requests++]));
+        MPI_CHECK(g,
+                  MPI_Irecv(recv + theirs.begin * nbytes,
+                            (int)((theirs.end - theirs.begin) * nbytes),
+                            MPI_BYTE, r, TAG_FLAT, g->world,
+                            brg__mpi_next_request(g, g->leaves.requests, r)));
     if (mine.end > mine.begin)
-        MPI_CHECK(g, MPI_Isend(recv + mine.begin * nbytes,
-                               (int)((mine.end - mine.begin) * nbytes),
-                               MPI_BYTE, r, TAG_FLAT, g->world,
-                               &g->leaves.requests[c->n_requests++]));
+        MPI_CHECK(g,
+                  MPI_Isend(recv + mine.begin * nbytes,
+                            (int)((mine.end - mine.begin) * nbytes), MPI_BYTE,
+                            r, TAG_FLAT, g->world,
+                            brg__mpi_next_request(g, g->leaves.requests, r)));
     return BRG_OK;
 }
 

@@ -3,9 +3,7 @@
  * left, failed or died. */
 #include "comm/mpi/group.h"
 
-#include <errno.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -13,8 +11,7 @@
 
 #include "core/base/thread.h"
 
-#define SPINS 4000         /* before a waiting rank gives its core away */
-#define CHECK_NS 50000000u /* between two looks at the peers */
+#define SPINS 4000 /* before a waiting rank gives its core away */
 #define IDLES_PER_CLOCK 512
 
 /* ---- Peers ----------------------------------------------------------------------------- */
@@ -67,7 +64,7 @@ static int find_gone(const mpi_group *g, const brg_call *call, const char **why)
             atomic_load_explicit(&g->shared[r]->gone, memory_order_acquire);
         if (gone && !owes(g, call, r))
             continue; /* what it did before it went counts */
-        bool is_dead = kill(g->shared[r]->pid, 0) != 0 && errno == ESRCH;
+        bool is_dead = !gone && brg__mpi_has_died(g, r);
         *why = brg__mpi_gone_words(gone ? gone : DIED);
         if (gone > 0 || (gone == 0 && is_dead))
             return r;
@@ -86,6 +83,8 @@ static brg_status check_peers(mpi_group *g, const brg_call *call)
     int r = find_gone(g, call, &why);
     if (r < 0)
         return BRG_OK;
+    brg__mpi_find_dead(g);
+    brg__mpi_lose(g, atomic_load(&g->shared[r]->lost));
     if (g->shared[r]->verdict.verdict)
         return brg__mpi_heed(g, &g->shared[r]->verdict);
     int32_t gone = atomic_load(&g->shared[r]->gone);
@@ -126,7 +125,8 @@ static bool find_last(const mpi_group *g, int local, brg_signature *filled)
     return last > 0;
 }
 
-/* A rank of another node, through its header if this rank is to get one. */
+/* A rank of another node, through its header if this rank is to get one, or
+ * through the data that is to come. */
 static void look_afar(const mpi_group *g, const brg_call *call, int rank,
                       brg_peer *filled)
 {
@@ -145,6 +145,9 @@ static void look_afar(const mpi_group *g, const brg_call *call, int rank,
                                  .has_come = flag};
         n += 2;
     }
+    if (!is_asked && brg__mpi_awaits(g, rank))
+        *filled =
+            (brg_peer){.is_visible = true, .owes = "has not sent its part"};
 }
 
 static void mpi_look(void *group, const brg_call *call, int rank,
@@ -197,11 +200,13 @@ static brg_status mpi_progress(void *group)
     return brg__mpi_node_progress(g);
 }
 
-static void mpi_abort_group(void *group)
+void brg__mpi_abort(void *group, brg_status why)
 {
     mpi_group *g = group;
     if (g->is_dead)
         return;
+    if (why == BRG_ERR_TIMEOUT && g->lost == 0)
+        brg__mpi_lose(g, LOST);
     g->is_dead = true;
     brg__mpi_say_gone(g, BRG_ERR_COMM);
     brg__mpi_p2p_cancel(g);
@@ -234,14 +239,15 @@ static const brg_group_ops mpi_ops = {
     .progress = mpi_progress,
     .idle = mpi_idle,
     .look = mpi_look,
-    .abort = mpi_abort_group,
+    .abort = brg__mpi_abort,
+    .shrink = brg__mpi_shrink,
     .alloc = brg__mpi_region_alloc,
     .free = brg__mpi_region_free,
     .destroy = mpi_destroy,
 };
 
-static brg_status mpi_create(const brg_host *host,
-                             const brg_pg_options *options, brg_group *filled)
+brg_status brg__mpi_create(const brg_host *host, const brg_pg_options *options,
+                           brg_group *filled)
 {
     const brg_mpi_options *mine = options->backend_data;
     mpi_group *g = host->alloc(sizeof *g, "an MPI group");
@@ -275,7 +281,7 @@ static const brg_backend backend_mpi = {
     .abi = BRG_BACKEND_ABI,
     .struct_size = sizeof(brg_backend),
     .name = "mpi",
-    .create = mpi_create,
+    .create = brg__mpi_create,
 };
 
 const brg_backend *brg_comm_mpi(void)

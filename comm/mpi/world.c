@@ -22,11 +22,21 @@ brg_status brg__mpi_fail(const mpi_group *g, int rc, const char *what,
 
 /* ---- Starting and ending MPI ------------------------------------------------------- */
 
+static atomic_bool is_somebody_lost;
+
+void brg__mpi_lose(mpi_group *g, int32_t lost)
+{
+    if (lost == 0)
+        return;
+    g->lost = lost;
+    atomic_store(&is_somebody_lost, true);
+}
+
 static void finalize_at_exit(void)
 {
     int is_over = 0;
     (void)MPI_Finalized(&is_over);
-    if (!is_over)
+    if (!is_over && !atomic_load(&is_somebody_lost))
         (void)MPI_Finalize();
 }
 
@@ -72,10 +82,17 @@ const char *brg__mpi_gone_words(int32_t how)
 
 void brg__mpi_say_gone(mpi_group *g, int32_t how)
 {
-    header verdict = {.verdict = how, .culprit = g->rank};
-    if (g->shared && g->shared[g->local])
+    header verdict = {.verdict = how, .culprit = g->rank, .lost = g->lost};
+    if (how < 0 && g->lost > 0) { /* another one has the blame */
+        verdict.verdict = DIED;
+        verdict.culprit = g->lost - 1;
+    }
+    if (g->shared && g->shared[g->local]) {
+        atomic_store_explicit(&g->shared[g->local]->lost, g->lost,
+                              memory_order_relaxed);
         atomic_store_explicit(&g->shared[g->local]->gone, how,
                               memory_order_release);
+    }
     if (g->n_nodes > 1 && g->lanes[0].in)
         brg__mpi_send_verdict(g, &verdict);
 }
@@ -265,7 +282,9 @@ static brg_status init_control(mpi_group *g)
     BRG_TRY(make_window(g, sizeof(shared_rank), &g->control_window,
                         (unsigned char **)g->shared));
     g->shared[g->local]->pid = (int32_t)getpid();
+    g->shared[g->local]->born = brg__mpi_process_born((int32_t)getpid());
     MPI_CHECK(g, MPI_Barrier(g->node));
+    brg__mpi_watch(g);
     return BRG_OK;
 }
 
@@ -286,6 +305,26 @@ static int64_t find_free(const mpi_group *g, size_t nbytes)
     return -1;
 }
 
+/* Time is up, or a rank of the node is no more. */
+static brg_status check_waiting(mpi_group *g, uint64_t start, const char *what)
+{
+    uint64_t now = g->host->clock_ns();
+    if (now - start > g->timeout_ns) {
+        brg__mpi_lose(g, LOST);
+        return MPI_FAIL(g, BRG_ERR_TIMEOUT,
+                        "rank %d: %s timed out: not all ranks called it",
+                        g->rank, what);
+    }
+    if (now < g->next_check_ns)
+        return BRG_OK;
+    g->next_check_ns = now + CHECK_NS;
+    brg__mpi_find_dead(g);
+    if (g->lost <= 0)
+        return BRG_OK;
+    return MPI_FAIL(g, BRG_ERR_PEER, "rank %d: %s waits for rank %d, which %s",
+                    g->rank, what, (int)g->lost - 1, brg__mpi_gone_words(DIED));
+}
+
 /* Waits while the others may still be in collectives that need this rank. */
 static brg_status wait_moving(mpi_group *g, MPI_Request *request,
                               const char *what)
@@ -298,10 +337,7 @@ static brg_status wait_moving(mpi_group *g, MPI_Request *request,
         BRG_TRY(brg__mpi_node_progress(g));
         BRG_TRY(brg__mpi_p2p_progress(g));
         sched_yield();
-        if (g->host->clock_ns() - start > g->timeout_ns)
-            return MPI_FAIL(g, BRG_ERR_TIMEOUT,
-                            "rank %d: %s timed out: not all ranks called it",
-                            g->rank, what);
+        BRG_TRY(check_waiting(g, start, what));
     }
 }
 
@@ -407,12 +443,18 @@ brg_status brg__mpi_world_init(mpi_group *g, const void *comm)
     return watch_finalize(g);
 }
 
-static bool some_ended(const mpi_group *g)
+/* Processes that will not come to destroy the group. */
+static bool some_ended(mpi_group *g)
 {
     for (int r = 0; g->shared && r < g->n_local; r++)
         if (g->shared[r] && atomic_load(&g->shared[r]->gone) == ENDED)
             return true;
-    return false;
+    uint64_t now = g->host->clock_ns();
+    if (now < g->next_check_ns)
+        return g->lost > 0;
+    g->next_check_ns = now + CHECK_NS;
+    brg__mpi_find_dead(g);
+    return g->lost > 0;
 }
 
 /* True when all ranks have come to destroy the group. */

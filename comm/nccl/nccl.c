@@ -138,8 +138,9 @@ static void free_group(brg__nccl_group *g)
 
 /* ---- Ending ------------------------------------------------------------------------ */
 
-static void nccl_abort(void *group)
+static void nccl_abort(void *group, brg_status why)
 {
+    (void)why;
     brg__nccl_group *g = group;
     if (g->comm)
         (void)ncclCommAbort(g->comm);

@@ -15,7 +15,7 @@
 static size_t meeting_size(const brg__sim_world *world)
 {
     return sizeof(brg__sim_meeting) +
-           (size_t)world->n_ranks * sizeof(brg_call *);
+           (size_t)world->n_ranks * sizeof(brg_call *); /* at the most */
 }
 
 static brg__sim_meeting *find_meeting(const brg__sim_world *world, uint64_t seq)
@@ -30,7 +30,7 @@ static brg__sim_meeting *find_meeting(const brg__sim_world *world, uint64_t seq)
  * that nothing fails later. */
 static brg__sim_meeting *open_meeting(brg__sim_world *world, uint64_t seq)
 {
-    size_t n_events = (size_t)world->n_ranks + 1;
+    size_t n_events = (size_t)world->n_members + 1;
     if (brg__array_reserve(&world->open, 1) != BRG_OK ||
         brg__array_reserve(&world->events, (world->open.n + 1) * n_events +
                                                world->p2p.n) != BRG_OK)
@@ -63,33 +63,48 @@ static void push_event(brg__sim_world *world, brg__sim_event event)
     world->events.at[world->events.n++] = event; /* room was reserved */
 }
 
-static brg_status join_meeting(brg__sim_rank *rank, brg_call *call)
+/* A number that has come before comes again: nothing follows from it. */
+static bool is_known(brg__sim_rank *rank, const brg_signature *signature)
+{
+    uint64_t *next =
+        &rank->next_seq[brg__coll_is_p2p((brg_coll)signature->coll)];
+    if (signature->seq < *next)
+        return true;
+    *next = signature->seq + 1;
+    return false;
+}
+
+static void sign_in(brg__sim_meeting *meeting, const brg_signature *signature)
+{
+    if (meeting->n_joined == 0)
+        meeting->first = *signature;
+    else if (!meeting->is_mismatch &&
+             !brg__signatures_match(&meeting->first, signature)) {
+        meeting->is_mismatch = true;
+        meeting->other = *signature;
+    }
+    meeting->n_joined++;
+}
+
+static brg_status join_meeting(brg__sim_rank *rank, brg_call *call,
+                               const brg_signature *signature)
 {
     brg__sim_world *world = rank->world;
-    brg__sim_meeting *meeting = find_meeting(world, call->seq);
+    brg__sim_meeting *meeting = find_meeting(world, signature->seq);
     if (!meeting)
-        meeting = open_meeting(world, call->seq);
+        meeting = open_meeting(world, signature->seq);
     if (!meeting)
         return BRG_ERR_NOMEM;
-    brg_signature signature;
-    brg__call_sign(call, rank->rank, &signature);
-    if (meeting->n_joined == 0)
-        meeting->first = signature;
-    else if (!meeting->is_mismatch &&
-             !brg__signatures_match(&meeting->first, &signature)) {
-        meeting->is_mismatch = true;
-        meeting->other = signature;
-    }
-    meeting->calls[rank->rank] = call;
-    meeting->n_joined++;
+    sign_in(meeting, signature);
+    meeting->calls[rank->seat] = call;
     meeting->at = call->mark[0] > meeting->at ? call->mark[0] : meeting->at;
     rank->n_calls++;
-    rank->last = signature;
+    rank->last = *signature;
     rank->last_at = call->mark[0];
     rank->has_last = true;
-    if (meeting->n_joined == world->n_ranks && !meeting->is_mismatch)
+    if (meeting->n_joined == world->n_members && !meeting->is_mismatch)
         push_event(world, (brg__sim_event){.kind = BRG__SIM_RUN,
-                                           .rank = -1,
+                                           .seat = -1,
                                            .at = meeting->at,
                                            .meeting = meeting});
     return BRG_OK;
@@ -100,21 +115,21 @@ static brg_status join_meeting(brg__sim_rank *rank, brg_call *call)
 static bool is_counterpart(const brg__sim_p2p *p, const brg__sim_rank *rank,
                            const brg_call *call)
 {
-    return !p->is_matched && p->rank == call->peer &&
-           p->call->peer == rank->rank && p->call->coll != call->coll;
+    return !p->is_matched && p->seat == call->peer &&
+           p->call->peer == rank->seat && p->call->coll != call->coll;
 }
 
 static void meet_peer(brg__sim_rank *rank, brg_call *call, brg__sim_p2p *peer)
 {
     brg_signature mine, theirs;
-    brg__call_sign(call, rank->rank, &mine);
-    brg__call_sign(peer->call, peer->rank, &theirs);
+    brg__call_sign(call, rank->seat, &mine);
+    brg__call_sign(peer->call, peer->seat, &theirs);
     if (!brg__signatures_match(&mine, &theirs)) {
         brg__error_record kept;
         brg__error_save(&kept);
         (void)brg__fail_mismatch(&theirs, &mine);
         brg__error_save(&rank->verdict);
-        rank->world->ranks[peer->rank].verdict = rank->verdict;
+        brg__sim_member(rank->world, peer->seat)->verdict = rank->verdict;
         brg__error_restore(&kept);
         return;
     }
@@ -123,7 +138,7 @@ static void meet_peer(brg__sim_rank *rank, brg_call *call, brg__sim_p2p *peer)
     peer->is_matched = true;
     push_event(rank->world, (brg__sim_event){
                                 .kind = BRG__SIM_COPY,
-                                .rank = is_send ? rank->rank : peer->rank,
+                                .seat = is_send ? rank->seat : peer->seat,
                                 .at = a > b ? a : b,
                                 .call = is_send ? call : peer->call,
                                 .other = is_send ? peer->call : call,
@@ -133,7 +148,7 @@ static void meet_peer(brg__sim_rank *rank, brg_call *call, brg__sim_p2p *peer)
 static brg_status join_p2p(brg__sim_rank *rank, brg_call *call)
 {
     brg__sim_world *world = rank->world;
-    size_t n_events = (world->open.n + 1) * ((size_t)world->n_ranks + 1);
+    size_t n_events = (world->open.n + 1) * ((size_t)world->n_members + 1);
     BRG_TRY(brg__array_reserve(&world->p2p, 1));
     BRG_TRY(brg__array_reserve(&world->events, n_events + world->p2p.n + 1));
     bool is_matched = false;
@@ -143,15 +158,39 @@ static brg_status join_p2p(brg__sim_rank *rank, brg_call *call)
             is_matched = true;
         }
     world->p2p.at[world->p2p.n++] = (brg__sim_p2p){
-        .rank = rank->rank, .is_matched = is_matched, .call = call};
+        .seat = rank->seat, .is_matched = is_matched, .call = call};
     return BRG_OK;
+}
+
+static brg_status arrive(brg__sim_rank *rank, brg_call *call,
+                         const brg_signature *signature)
+{
+    if (is_known(rank, signature))
+        return BRG_OK;
+    return brg__coll_is_p2p(call->coll) ? join_p2p(rank, call)
+                                        : join_meeting(rank, call, signature);
 }
 
 brg_status brg__sim_join(brg__sim_rank *rank, brg_call *call)
 {
+    brg_signature signature;
     rank->world->n_idle = 0;
-    return brg__coll_is_p2p(call->coll) ? join_p2p(rank, call)
-                                        : join_meeting(rank, call);
+    brg__call_sign(call, rank->seat, &signature);
+    return arrive(rank, call, &signature);
+}
+
+void brg__sim_repeat(brg__sim_rank *rank, const brg_call *call)
+{
+    brg__sim_world *world = rank->world;
+    brg__sim_event event = {.kind = BRG__SIM_AGAIN,
+                            .seat = rank->seat,
+                            .at = call->mark[0] + BRG__SIM_POLL_NS};
+    brg__call_sign(call, rank->seat, &event.again);
+    /* Room that meetings count on is left to them. */
+    size_t n_events = world->open.n * ((size_t)world->n_members + 1);
+    if (brg__array_reserve(&world->events, n_events + world->p2p.n + 1) ==
+        BRG_OK)
+        push_event(world, event); /* else it comes once, as it may */
 }
 
 /* ---- Events ----------------------------------------------------------------- */
@@ -160,12 +199,12 @@ static void run_meeting(brg__sim_world *world, brg__sim_meeting *meeting)
 {
     uint64_t begin =
         meeting->at > world->net_free ? meeting->at : world->net_free;
-    brg__local_run(meeting->calls, world->n_ranks, world->node_size);
+    brg__local_run(meeting->calls, world->n_members, world->node_size);
     meeting->has_run = true;
     world->net_free = begin + brg__sim_cost(world, meeting->calls[0]);
-    for (int r = 0; r < world->n_ranks; r++)
+    for (int r = 0; r < world->n_members; r++)
         push_event(world, (brg__sim_event){.kind = BRG__SIM_TELL,
-                                           .rank = r,
+                                           .seat = r,
                                            .at = world->net_free,
                                            .meeting = meeting,
                                            .call = meeting->calls[r]});
@@ -181,11 +220,11 @@ static void copy_message(brg__sim_world *world, const brg__sim_event *event)
     }
     uint64_t at = event->at + brg__sim_cost(world, event->call);
     push_event(world, (brg__sim_event){.kind = BRG__SIM_TELL,
-                                       .rank = event->rank,
+                                       .seat = event->seat,
                                        .at = at,
                                        .call = event->call});
     push_event(world, (brg__sim_event){.kind = BRG__SIM_TELL,
-                                       .rank = event->call->peer,
+                                       .seat = event->call->peer,
                                        .at = at,
                                        .call = event->other});
 }
@@ -215,7 +254,7 @@ static void corrupt(const brg_call *call)
 static void tell(brg__sim_world *world, const brg__sim_event *event)
 {
     if (event->call) {
-        if (event->call->mark[1])
+        if (event->call->mark[1] && world->n_members > 1)
             corrupt(event->call);
         event->call->mark[0] = event->at;
         event->call->is_done = true;
@@ -224,8 +263,18 @@ static void tell(brg__sim_world *world, const brg__sim_event *event)
     }
     if (!event->meeting)
         drop_p2p(world, event->call);
-    else if (++event->meeting->n_told == world->n_ranks)
+    else if (++event->meeting->n_told == world->n_members)
         close_meeting(world, event->meeting);
+}
+
+/* The call may be over and gone: only its number is looked at. */
+static void come_again(brg__sim_world *world, const brg__sim_event *event)
+{
+    brg__sim_rank *rank = brg__sim_member(world, event->seat);
+    if (is_known(rank, &event->again))
+        return;
+    (void)BRG_FAIL(BRG_ERR_INTERNAL, "a message came again before it came");
+    brg__error_save(&rank->verdict);
 }
 
 void brg__sim_happen(brg__sim_world *world, size_t i)
@@ -242,17 +291,20 @@ void brg__sim_happen(brg__sim_world *world, size_t i)
     case BRG__SIM_TELL:
         tell(world, &event);
         break;
+    case BRG__SIM_AGAIN:
+        come_again(world, &event);
+        break;
     }
 }
 
 /* ---- Death ------------------------------------------------------------------ */
 
-static bool is_of(const brg__sim_event *event, int rank)
+static bool is_of(const brg__sim_event *event, int seat)
 {
     if (event->kind == BRG__SIM_RUN)
         return true; /* all ranks take part */
-    return event->rank == rank ||
-           (event->kind == BRG__SIM_COPY && event->call->peer == rank);
+    return event->seat == seat ||
+           (event->kind == BRG__SIM_COPY && event->call->peer == seat);
 }
 
 static void forget_events(brg__sim_rank *rank)
@@ -260,7 +312,7 @@ static void forget_events(brg__sim_rank *rank)
     brg__sim_world *world = rank->world;
     for (size_t i = 0; i < world->events.n;) {
         brg__sim_event *event = &world->events.at[i];
-        if (!is_of(event, rank->rank)) {
+        if (!is_of(event, rank->seat)) {
             i++;
         } else if (event->kind == BRG__SIM_TELL && event->meeting) {
             event->call = NULL; /* its meeting still counts it */
@@ -282,13 +334,21 @@ void brg__sim_forget(brg__sim_rank *rank)
     forget_events(rank);
     for (size_t i = 0; i < world->open.n; i++) {
         brg__sim_meeting *meeting = world->open.at[i];
-        if (meeting->calls[rank->rank] && !meeting->has_run)
+        if (meeting->calls[rank->seat] && !meeting->has_run)
             meeting->n_joined--; /* it is never complete now */
-        meeting->calls[rank->rank] = NULL;
+        meeting->calls[rank->seat] = NULL;
     }
     for (size_t i = world->p2p.n; i-- > 0;)
-        if (world->p2p.at[i].rank == rank->rank)
+        if (world->p2p.at[i].seat == rank->seat)
             drop_p2p(world, world->p2p.at[i].call);
+}
+
+void brg__sim_clear(brg__sim_world *world)
+{
+    while (world->open.n > 0)
+        close_meeting(world, world->open.at[0]);
+    world->events.n = 0;
+    world->p2p.n = 0;
 }
 
 /* The rank that this meeting needs and that will not come; of several, the one
@@ -297,10 +357,10 @@ static int missing_for_ever(const brg__sim_world *world,
                             const brg__sim_meeting *meeting)
 {
     int found = -1;
-    for (int r = 0; r < world->n_ranks && !meeting->has_run; r++) {
-        const brg__sim_rank *rank = &world->ranks[r];
+    for (int r = 0; r < world->n_members && !meeting->has_run; r++) {
+        const brg__sim_rank *rank = brg__sim_member(world, r);
         if (!meeting->calls[r] && rank->is_dead &&
-            (found < 0 || rank->death < world->ranks[found].death))
+            (found < 0 || rank->death < brg__sim_member(world, found)->death))
             found = r;
     }
     return found;
@@ -314,7 +374,7 @@ static brg_status fail_peer(const brg__sim_rank *rank, const brg_call *call,
     return BRG_FAIL(BRG_ERR_PEER,
                     "rank %d: %s waits for rank %d, which %s after %llu "
                     "collectives",
-                    rank->rank, text, peer->rank,
+                    rank->seat, text, peer->seat,
                     peer->has_died    ? "died"
                     : peer->has_ended ? "ended"
                                       : "failed",
@@ -334,7 +394,7 @@ static doom find_doom(const brg__sim_rank *rank)
     doom d = {.peer = -1};
     for (size_t i = 0; i < world->open.n; i++) {
         const brg__sim_meeting *meeting = world->open.at[i];
-        const brg_call *call = meeting->calls[rank->rank];
+        const brg_call *call = meeting->calls[rank->seat];
         if (!call || (d.meeting && d.meeting->seq < meeting->seq))
             continue;
         int peer = missing_for_ever(world, meeting);
@@ -343,8 +403,8 @@ static doom find_doom(const brg__sim_rank *rank)
     }
     for (size_t i = 0; i < world->p2p.n && !d.call; i++) {
         const brg__sim_p2p *p = &world->p2p.at[i];
-        if (p->rank == rank->rank && !p->call->is_done && !p->is_over &&
-            world->ranks[p->call->peer].is_dead)
+        if (p->seat == rank->seat && !p->call->is_done && !p->is_over &&
+            brg__sim_member(world, p->call->peer)->is_dead)
             d = (doom){NULL, p->call, p->call->peer};
     }
     return d;
@@ -366,7 +426,7 @@ brg_status brg__sim_check(brg__sim_rank *rank)
         return BRG_OK;
     if (d.meeting && d.meeting->is_mismatch)
         return brg__fail_mismatch(&d.meeting->first, &d.meeting->other);
-    return fail_peer(rank, d.call, &rank->world->ranks[d.peer]);
+    return fail_peer(rank, d.call, brg__sim_member(rank->world, d.peer));
 }
 
 /* ---- Time-outs -------------------------------------------------------------- */
@@ -376,7 +436,7 @@ static const char *owes(const brg__sim_rank *rank, const brg_call *call,
                         uint64_t now)
 {
     if (brg__coll_is_p2p(call->coll))
-        return rank->rank == call->peer ? "has not come" : NULL;
+        return rank->seat == call->peer ? "has not come" : NULL;
     if (!rank->has_last || rank->last.seq < call->seq)
         return "has not started it";
     bool is_late = rank->world->has_time && rank->last.seq == call->seq &&
@@ -387,8 +447,8 @@ static const char *owes(const brg__sim_rank *rank, const brg_call *call,
 void brg__sim_look(void *group, const brg_call *call, int rank,
                    brg_peer *filled)
 {
-    const brg__sim_rank *mine = group;
-    const brg__sim_rank *peer = &mine->world->ranks[rank];
+    const brg__sim_rank *mine = ((const brg__sim_end *)group)->rank;
+    const brg__sim_rank *peer = brg__sim_member(mine->world, rank);
     const char *owed = owes(peer, call, mine->clock);
     *filled = (brg_peer){.is_visible = true,
                          .owes = owed,
@@ -405,32 +465,35 @@ static void describe_rank(const brg__sim_rank *rank, char *text, size_t size)
 {
     char call[120];
     if (rank->has_ended) {
-        snprintf(text, size, "rank %d ended", rank->rank);
+        snprintf(text, size, "rank %d ended", rank->seat);
+    } else if (rank->is_shrinking) {
+        snprintf(text, size, "rank %d waits for the ranks that are left",
+                 rank->seat);
     } else if (rank->waits_for) {
         brg__call_describe(rank->waits_for, call, sizeof call);
-        snprintf(text, size, "rank %d waits for %s%s", rank->rank, call,
+        snprintf(text, size, "rank %d waits for %s%s", rank->seat, call,
                  rank->lost == rank->waits_for ? ", which was lost" : "");
     } else {
-        snprintf(text, size, "rank %d polls", rank->rank);
+        snprintf(text, size, "rank %d polls", rank->seat);
     }
 }
 
 void brg__sim_deadlock(brg__sim_world *world)
 {
     char text[BRG_ERROR_TEXT_MAX] = "";
-    for (int r = 0; r < world->n_ranks; r++) {
+    for (int r = 0; r < world->n_members; r++) {
         size_t n = strlen(text);
         if (n + 2 >= sizeof text)
             break;
         if (n)
             n += (size_t)snprintf(text + n, sizeof text - n, ", ");
-        describe_rank(&world->ranks[r], text + n, sizeof text - n);
+        describe_rank(brg__sim_member(world, r), text + n, sizeof text - n);
     }
     brg__error_record kept;
     brg__error_save(&kept);
     (void)BRG_FAIL(BRG_ERR_TIMEOUT, "no rank can go on: %s", text);
     for (int r = 0; r < world->n_ranks; r++)
-        if (!world->ranks[r].has_ended)
+        if (!world->ranks[r].has_ended && !world->ranks[r].is_shrinking)
             brg__error_save(&world->ranks[r].verdict);
     brg__error_restore(&kept);
 }

@@ -42,7 +42,7 @@ static bool is_overdue(const brg__sim_rank *rank)
 
 static bool can_run(const brg__sim_rank *rank)
 {
-    if (rank->has_ended)
+    if (rank->has_ended || rank->is_shrinking)
         return false;
     return !rank->waits_for || rank->waits_for->is_done || is_overdue(rank) ||
            brg__sim_is_doomed(rank);
@@ -146,6 +146,8 @@ static bool all_ended(const brg__sim_world *world)
 static int draw_holder(brg__sim_world *world)
 {
     for (;;) {
+        if (world->n_shrinking > 0)
+            brg__sim_begin_age(world);
         options o = find_options(world);
         if (o.n_ranks + o.n_events == 0) {
             if (all_ended(world))
@@ -183,6 +185,14 @@ void brg__sim_yield(brg__sim_rank *rank)
     while (world->holder != rank->rank)
         pthread_cond_wait(&rank->turn, &world->lock);
     pthread_mutex_unlock(&world->lock);
+}
+
+void brg__sim_come_late(brg__sim_rank *rank)
+{
+    rank->is_late = !rank->world->has_time;
+    if (rank->is_late)
+        brg__sim_yield(rank);
+    rank->is_late = false;
 }
 
 void brg__sim_leave(brg__sim_rank *rank)

@@ -33,6 +33,14 @@ uint64_t brg__sim_next_arrival(brg__sim_rank *rank)
     return 0;
 }
 
+brg_status brg__sim_die(brg__sim_rank *rank, const char *where)
+{
+    rank->has_died = true;
+    brg__sim_forget(rank);
+    return BRG_FAIL(BRG_ERR_COMM, "rank %d died at %s, by script", rank->rank,
+                    where);
+}
+
 /* ---- Costs (sim.h has the formulas) ------------------------------------------ */
 
 static uint64_t n_steps(int n_ranks)
@@ -46,7 +54,7 @@ static uint64_t n_steps(int n_ranks)
 uint64_t brg__sim_cost(const brg__sim_world *world, const brg_call *call)
 {
     const brg_sim_options *o = &world->options;
-    int n = world->n_ranks;
+    int n = world->n_members;
     uint64_t latencies = n_steps(n);
     double times = 0, share = (double)(n - 1) / n;
     switch (call->coll) {
@@ -82,7 +90,7 @@ uint64_t brg__sim_cost(const brg__sim_world *world, const brg_call *call)
 
 static brg_status check_fault(const struct brg_sim_fault *f, int world_size)
 {
-    BRG_CHECK_ARG((unsigned)f->kind <= BRG_SIM_DIE && f->rank >= 0 &&
+    BRG_CHECK_ARG((unsigned)f->kind <= BRG_SIM_REPEAT && f->rank >= 0 &&
                       f->rank < world_size,
                   "simulated world: a fault of kind %d on rank %d of %d",
                   (int)f->kind, f->rank, world_size);

@@ -13,26 +13,16 @@
 #define SMALL_TRACE 256
 #define SMALL_TEXT 4096
 
+static brg__sim_rank *rank_of(void *group)
+{
+    return ((brg__sim_end *)group)->rank;
+}
+
 static brg_status die(brg__sim_rank *rank, const brg_call *call)
 {
     char text[120];
     brg__call_describe(call, text, sizeof text);
-    rank->has_died = true;
-    brg__sim_forget(rank);
-    return BRG_FAIL(BRG_ERR_COMM, "rank %d died at %s, by script", rank->rank,
-                    text);
-}
-
-/* Comes when nothing else can happen, or later by the clock. */
-static void come_late(brg__sim_rank *rank, brg_call *call, uint64_t ns)
-{
-    call->mark[0] += ns;
-    rank->is_late = !rank->world->has_time;
-    if (rank->is_late)
-        brg__sim_yield(rank);
-    else
-        brg__record_progressed_at(call, BRG_TRACE_ARRIVED, call->mark[0]);
-    rank->is_late = false;
+    return brg__sim_die(rank, text);
 }
 
 /* Comes when it did in a recorded run, unless it is later already. */
@@ -49,27 +39,33 @@ static void come_as_recorded(brg__sim_rank *rank, const brg_call *call,
 /* mark[0]: when it came, and then when it was done; mark[1]: to be spoilt. */
 static brg_status sim_start(void *group, brg_call *call)
 {
-    brg__sim_rank *rank = group;
+    brg__sim_rank *rank = rank_of(group);
     uint64_t arrival = brg__sim_next_arrival(rank);
     const struct brg_sim_fault *fault = brg__sim_next_fault(rank);
     come_as_recorded(rank, call, arrival);
     call->mark[0] = rank->clock;
     if (fault && fault->kind == BRG_SIM_DIE)
         return die(rank, call);
-    if (fault && fault->kind == BRG_SIM_DELAY)
-        come_late(rank, call, fault->ns);
+    if (fault && fault->kind == BRG_SIM_DELAY) {
+        call->mark[0] += fault->ns;
+        brg__sim_come_late(rank);
+        if (rank->world->has_time)
+            brg__record_progressed_at(call, BRG_TRACE_ARRIVED, call->mark[0]);
+    }
     call->mark[1] = fault && fault->kind == BRG_SIM_CORRUPT;
     if ((fault && fault->kind == BRG_SIM_DROP) || arrival == UINT64_MAX)
         rank->lost = call;
     else
         BRG_TRY(brg__sim_join(rank, call));
+    if (fault && fault->kind == BRG_SIM_REPEAT)
+        brg__sim_repeat(rank, call);
     brg__sim_yield(rank);
     return BRG_OK;
 }
 
 static brg_status sim_progress(void *group)
 {
-    brg__sim_rank *rank = group;
+    brg__sim_rank *rank = rank_of(group);
     if (rank->world->has_time)
         rank->clock += BRG__SIM_POLL_NS;
     brg__sim_yield(rank);
@@ -84,7 +80,7 @@ static brg_status time_out(brg__sim_rank *rank, const brg_call *call)
 
 static brg_status sim_wait(void *group, brg_call *call)
 {
-    brg__sim_rank *rank = group;
+    brg__sim_rank *rank = rank_of(group);
     brg_status status = BRG_OK;
     rank->waits_for = call;
     rank->is_overdue = false;
@@ -102,14 +98,28 @@ static brg_status sim_wait(void *group, brg_call *call)
     return status;
 }
 
-static void sim_abort(void *group)
+/* The rank may be a member of a later group: that one goes on. */
+static void forget(const brg__sim_end *end)
 {
-    brg__sim_forget(group);
+    if (end->age == end->rank->age)
+        brg__sim_forget(end->rank);
+}
+
+static void sim_abort(void *group, brg_status why)
+{
+    (void)why;
+    forget(group);
+}
+
+static void sim_destroy(void *group)
+{
+    forget(group);
+    brg__mem_free(group);
 }
 
 static uint64_t sim_clock_ns(void *group)
 {
-    const brg__sim_rank *rank = group;
+    const brg__sim_rank *rank = rank_of(group);
     return rank->world->has_time ? rank->clock : brg__clock_ns();
 }
 
@@ -122,8 +132,24 @@ static const brg_group_ops sim_ops = {
     .look = brg__sim_look,
     .abort = sim_abort,
     .clock_ns = sim_clock_ns,
-    .destroy = sim_abort,
+    .shrink = brg__sim_shrink,
+    .destroy = sim_destroy,
 };
+
+brg_status brg__sim_end_make(brg__sim_rank *rank, brg_group *filled)
+{
+    brg__sim_end *end = BRG__NEW(brg__sim_end);
+    if (!end)
+        return BRG_ERR_NOMEM;
+    *end = (brg__sim_end){.rank = rank, .age = rank->age};
+    *filled = (brg_group){.ops = &sim_ops,
+                          .group = end,
+                          .rank = rank->seat,
+                          .world_size = rank->world->n_members,
+                          .sums_leaves = true,
+                          .place = &rank->place};
+    return BRG_OK;
+}
 
 static brg_status sim_create(const brg_host *host,
                              const brg_pg_options *options, brg_group *filled)
@@ -131,13 +157,7 @@ static brg_status sim_create(const brg_host *host,
     (void)host;
     brg__sim_rank *rank = (brg__sim_rank *)options->backend_data;
     rank->timeout_ns = (uint64_t)(options->timeout_s * 1e9);
-    *filled = (brg_group){.ops = &sim_ops,
-                          .group = rank,
-                          .rank = rank->rank,
-                          .world_size = rank->world->n_ranks,
-                          .sums_leaves = true,
-                          .place = &rank->place};
-    return BRG_OK;
+    return brg__sim_end_make(rank, filled);
 }
 
 static const brg_backend backend_sim = {
@@ -210,6 +230,7 @@ static void free_world(brg__sim_world *world)
     brg__array_deinit(&world->events);
     brg__array_deinit(&world->p2p);
     brg__mem_free(world->ranks);
+    brg__mem_free(world->members);
     pthread_mutex_destroy(&world->lock);
 }
 
@@ -231,7 +252,7 @@ static brg_status init_world(brg__sim_world *world, int n,
                              const brg_sim_options *options)
 {
     pthread_mutex_init(&world->lock, NULL);
-    world->n_ranks = n;
+    world->n_ranks = world->n_members = n;
     world->node_size = options->node_size;
     world->random = options->seed;
     world->options = *options;
@@ -240,11 +261,14 @@ static brg_status init_world(brg__sim_world *world, int n,
     world->first_failed = -1;
     world->ranks =
         brg__mem_alloc_array((size_t)n, sizeof(brg__sim_rank), "ranks");
-    if (!world->ranks)
+    world->members =
+        brg__mem_alloc_array((size_t)n, sizeof *world->members, "ranks");
+    if (!world->ranks || !world->members)
         return BRG_ERR_NOMEM;
     for (int r = 0; r < n; r++) {
+        world->members[r] = r;
         world->ranks[r].world = world;
-        world->ranks[r].rank = r;
+        world->ranks[r].rank = world->ranks[r].seat = r;
         pthread_cond_init(&world->ranks[r].turn, NULL);
     }
     return init_traces(world);
@@ -298,15 +322,15 @@ brg_status brg__sim_run(int world_size, const brg_sim_options *options,
 
 uint64_t brg_sim_now_ns(const brg_pg *pg)
 {
-    const brg__sim_rank *rank = brg__pg_group_of(pg, &sim_ops);
-    return rank ? rank->clock : 0;
+    const brg__sim_end *end = brg__pg_group_of(pg, &sim_ops);
+    return end ? end->rank->clock : 0;
 }
 
 void brg_sim_spend_ns(brg_pg *pg, uint64_t ns)
 {
-    brg__sim_rank *rank = brg__pg_group_of(pg, &sim_ops);
-    if (!rank || !rank->world->has_time)
+    brg__sim_end *end = brg__pg_group_of(pg, &sim_ops);
+    if (!end || !end->rank->world->has_time)
         return;
-    rank->clock += ns;
-    brg__sim_yield(rank);
+    end->rank->clock += ns;
+    brg__sim_yield(end->rank);
 }

@@ -10,6 +10,10 @@
  *   meeting  a collective by sequence number; it runs when all have come
  *   event    something that will happen: a meeting's data moves, then each
  *            rank learns of it, at a time of its own
+ *   member   a rank of the group there is now: all at the start, those that
+ *            are left after a shrink, which begins a new age. A rank's seat
+ *            among the members is its rank in the group; calls, signatures
+ *            and meetings go by seats
  *
  * With virtual time only the earliest of them are drawn from. What is drawn is
  * written down, so that a run can be repeated choice by choice. */
@@ -28,12 +32,16 @@
 typedef struct brg__sim_rank {
     struct brg__sim_world *world;
     int rank;
+    int seat;             /* among the members; -1: no longer one */
+    uint32_t age;         /* of the group that it is a member of */
     bool is_dead;         /* starts nothing any more: failed or ended */
     bool has_ended;       /* its program has returned */
+    bool is_shrinking;    /* waits for the others that are left */
     int death;            /* its place among those that died, from 1 */
     bool has_died;        /* by script */
     bool is_late;         /* waits until nothing else can happen */
     uint64_t n_calls;     /* collectives started */
+    uint64_t next_seq[2]; /* of collectives, of sends and recvs: to come */
     uint64_t n_starts;    /* these, sends and recvs */
     uint64_t clock;       /* ns */
     const brg_call *lost; /* by script */
@@ -53,6 +61,12 @@ typedef struct brg__sim_rank {
     pthread_cond_t turn;
 } brg__sim_rank;
 
+/* One end of a group: the rank's as long as their ages are the same. */
+typedef struct brg__sim_end {
+    brg__sim_rank *rank;
+    uint32_t age;
+} brg__sim_end;
+
 typedef struct brg__sim_meeting {
     struct brg__sim_meeting *next_free;
     uint64_t seq;
@@ -63,27 +77,29 @@ typedef struct brg__sim_meeting {
     bool is_mismatch;
     brg_signature first; /* of whoever came first */
     brg_signature other; /* the one that disagrees */
-    brg_call *calls[];   /* by rank; NULL: has not come, or has died */
+    brg_call *calls[];   /* by seat; NULL: has not come, or has died */
 } brg__sim_meeting;
 
 typedef enum brg__sim_event_kind {
     BRG__SIM_RUN,  /* the meeting's data moves */
     BRG__SIM_COPY, /* call (a send) to other (a recv) */
-    BRG__SIM_TELL  /* call is done; its meeting, if any, counts it */
+    BRG__SIM_TELL, /* call is done; its meeting, if any, counts it */
+    BRG__SIM_AGAIN /* a call comes a second time */
 } brg__sim_event_kind;
 
 typedef struct brg__sim_event {
     brg__sim_event_kind kind;
-    int rank;    /* of TELL, and of the sender of COPY */
+    int seat;    /* of TELL and AGAIN, and of the sender of COPY */
     uint64_t at; /* not before */
     brg__sim_meeting *meeting;
     brg_call *call;
     brg_call *other;
+    brg_signature again; /* what comes */
 } brg__sim_event;
 
 /* A send or recv that is not done. */
 typedef struct brg__sim_p2p {
-    int rank;
+    int seat;
     bool is_matched;
     bool is_over; /* the message is there; its rank is yet to be told */
     brg_call *call;
@@ -102,7 +118,11 @@ typedef struct brg__sim_world {
     pthread_mutex_t lock;
     int holder; /* rank whose turn it is; -1: nobody's */
     int n_ranks;
-    int node_size;
+    int n_members;
+    int *members; /* rank at each seat */
+    uint32_t age; /* shrinks so far */
+    int n_shrinking;
+    int node_size; /* of the members */
     uint64_t random;
     brg_sim_options options;
     bool has_time;
@@ -129,10 +149,19 @@ void brg__sim_yield(brg__sim_rank *rank);
 /* One of n, 0 to n - 1. */
 size_t brg__sim_choose(brg__sim_world *world, size_t n);
 
+/* Lets everything else happen first; with virtual time the clock sees to it. */
+void brg__sim_come_late(brg__sim_rank *rank);
+
 /* Hands the turn on for good. */
 void brg__sim_leave(brg__sim_rank *rank);
 
 /* ---- Matching (matching.c); the caller holds the turn ----------------------- */
+
+static inline brg__sim_rank *brg__sim_member(const brg__sim_world *world,
+                                             int seat)
+{
+    return &world->ranks[world->members[seat]];
+}
 
 /* The rank's call takes its place in a meeting or meets its peer. */
 brg_status brg__sim_join(brg__sim_rank *rank, brg_call *call);
@@ -142,6 +171,9 @@ void brg__sim_happen(brg__sim_world *world, size_t i);
 
 /* Drops every call of the rank: its buffers may be gone. */
 void brg__sim_forget(brg__sim_rank *rank);
+
+/* The rank dies by script; BRG_ERR_COMM. */
+brg_status brg__sim_die(brg__sim_rank *rank, const char *where);
 
 /* Why what the rank has started can never complete; BRG_OK if it may. The
  * record is set on failure. */
@@ -154,8 +186,26 @@ bool brg__sim_is_doomed(const brg__sim_rank *rank);
 void brg__sim_look(void *group, const brg_call *call, int rank,
                    brg_peer *filled);
 
-/* Every living rank waits and nothing can happen: all are told so. */
+/* Every living rank waits and nothing can happen: all are told so but those that
+ * shrink, whom the others may join then. */
 void brg__sim_deadlock(brg__sim_world *world);
+
+/* The same message once more, at some later time. */
+void brg__sim_repeat(brg__sim_rank *rank, const brg_call *call);
+
+/* No meeting, event or message is left: of a group that is over. */
+void brg__sim_clear(brg__sim_world *world);
+
+/* ---- Shrinking (shrink.c); the caller holds the turn -------------------------- */
+
+/* The slot of brg_group_ops. */
+brg_status brg__sim_shrink(void *end, brg_group *filled);
+
+/* If all that are left wait for it: they are the members from now on. */
+void brg__sim_begin_age(brg__sim_world *world);
+
+/* The rank's end of the group there is now (sim.c). */
+brg_status brg__sim_end_make(brg__sim_rank *rank, brg_group *filled);
 
 /* ---- Scripts and time (script.c) --------------------------------------------- */
 

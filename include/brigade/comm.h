@@ -46,6 +46,14 @@ BRG_API BRG_NODISCARD brg_status brg_pg_create_self(brg_pg **out);
  * allowed. */
 BRG_API void brg_pg_destroy(brg_pg *pg);
 
+/* For the ranks of `pg` that are left when others have died, failed or ended,
+ * after an error that their calls got: a group of these, with their old order.
+ * Collective among them: returns when each has called it or is gone. `pg` is
+ * over then, also where it had not failed, and is still to be destroyed. Fails
+ * with BRG_ERR_UNSUPPORTED where the backend has nothing to do it with (`pg` is
+ * as it was); MPI needs its fault tolerance (docs/failures.md). *out: owned. */
+BRG_API BRG_NODISCARD brg_status brg_pg_shrink(brg_pg **out, brg_pg *pg);
+
 BRG_API int brg_pg_rank(const brg_pg *pg);
 BRG_API int brg_pg_world_size(const brg_pg *pg);
 BRG_API const char *brg_pg_backend_name(const brg_pg *pg);

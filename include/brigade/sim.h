@@ -34,13 +34,16 @@ typedef enum brg_sim_fault_kind {
     BRG_SIM_DELAY,   /* arrives `ns` later; without virtual time: after
                         everything else that can happen */
     BRG_SIM_DROP,    /* never arrives */
-    BRG_SIM_CORRUPT, /* one bit of what this rank receives is flipped */
-    BRG_SIM_DIE      /* the rank is gone, as after SIGKILL: its call fails with
+    BRG_SIM_CORRUPT, /* one bit of what this rank receives is flipped, unless
+                        it is alone */
+    BRG_SIM_DIE,     /* the rank is gone, as after SIGKILL: its call fails with
                         BRG_ERR_COMM, its program's result is passed over */
+    BRG_SIM_REPEAT   /* arrives a second time, later */
 } brg_sim_fault_kind;
 
-/* Befalls the call-th communication call of a rank, from 0: collectives,
- * sends and recvs together. */
+/* Befalls the call-th communication call of a rank, from 0: collectives, sends,
+ * recvs and brg_pg_shrink (which is only delayed or died in) together. `rank`
+ * is that of the first group, also after a shrink. */
 struct brg_sim_fault {
     brg_sim_fault_kind kind;
     int rank;

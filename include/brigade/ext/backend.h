@@ -161,6 +161,8 @@ typedef struct brg_peer {
  * record through host->fail. After a failure of a communication code (COMM,
  * MISMATCH, TIMEOUT, PEER, INTERNAL) the library calls abort and then nothing
  * but destroy; any other code leaves the group as it was. */
+struct brg_group;
+
 typedef struct brg_group_ops {
     uint32_t abi;
     size_t struct_size;
@@ -190,9 +192,9 @@ typedef struct brg_group_ops {
      * call, for the same message. Absent: nothing is known. */
     void (*look)(void *group, const brg_call *call, int rank, brg_peer *filled);
 
-    /* Optional. The group has failed: forget all calls, touch no buffer of
-     * theirs again, let the peers know. Absent: nothing to do. */
-    void (*abort)(void *group);
+    /* Optional. The group has failed with this code: forget all calls, touch no
+     * buffer of theirs again, let the peers know. Absent: nothing to do. */
+    void (*abort)(void *group, brg_status why);
 
     /* Optional, both or neither. Memory as brg_pg_alloc says. Absent:
      * ordinary memory of the library. */
@@ -207,6 +209,12 @@ typedef struct brg_group_ops {
     /* Optional. The group's own time, for worlds in which no real time passes.
      * Absent: brg_host.clock_ns. */
     uint64_t (*clock_ns)(void *group);
+
+    /* Optional. The group is over, whether it had failed or not (as `abort`):
+     * fills an end of one of the ranks that are left, in their old order.
+     * Every one of them calls it; returns when all have. BRG_ERR_UNSUPPORTED
+     * leaves the group as it was. Absent: unsupported. */
+    brg_status (*shrink)(void *group, struct brg_group *filled);
 
     /* Required. Frees the group; calls in flight are forgotten. */
     void (*destroy)(void *group);
