@@ -90,6 +90,17 @@ brg_status brg__ddp_make(brg_ddp **out, brg_pg *pg, brg_tensor *const *params,
                          size_t n_buffers, const brg_ddp_options *options,
                          bool is_fresh);
 
+/* ---- ddp_more.c ---------------------------------------------------------------- */
+
+/* Buckets anew, over this group; values stay. Collective. On failure
+ * everything is as before. */
+brg_status brg__ddp_remake(brg_ddp *ddp, brg_pg *pg);
+
+/* ---- compare.c ------------------------------------------------------------------ */
+
+/* Adds the bits of the tensors, row by row, to the hash. */
+brg_status brg__ddp_hash(uint64_t *hash, brg_tensor *const *tensors, size_t n);
+
 /* ---- ddp_view.c: gradients in buckets ------------------------------------------ */
 
 /* Makes the view, and a home apart from it; their memory comes with

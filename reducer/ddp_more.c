@@ -39,27 +39,15 @@ static void point_at(brg_ddp *ddp)
     }
 }
 
-brg_status brg_ddp_refresh(brg_ddp *ddp)
+brg_status brg__ddp_remake(brg_ddp *ddp, brg_pg *pg)
 {
-    BRG_CHECK_ARG(ddp, "brg_ddp_refresh: the ddp is NULL");
-    if (ddp->has_joined)
-        return BRG_FAIL(BRG_ERR_STATE,
-                        "rank %d: brg_ddp_refresh: a backward is under way",
-                        brg_pg_rank(ddp->pg));
-    if (ddp->options.shard)
-        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
-                        "rank %d: brg_ddp_refresh: the ranges of optimizer "
-                        "state hang on the buckets of a ddp with shard; gather "
-                        "the state, make a new ddp and a new optimizer",
-                        brg_pg_rank(ddp->pg));
-    BRG_TRY(brg_ddp_confirm(ddp)); /* the fresh one would not know */
     brg_ddp *fresh;
     brg_comm_hook *hook = ddp->options.hook;
     if (hook) /* it moves on to the new reducer */
         hook->reducer = NULL;
     brg_status status =
-        brg__ddp_make(&fresh, ddp->pg, ddp->tensors, ddp->n_tensors,
-                      ddp->buffers, ddp->n_buffers, &ddp->options, false);
+        brg__ddp_make(&fresh, pg, ddp->tensors, ddp->n_tensors, ddp->buffers,
+                      ddp->n_buffers, &ddp->options, false);
     if (status != BRG_OK) {
         if (hook)
             brg__hook_return(ddp->reducer);
@@ -74,6 +62,23 @@ brg_status brg_ddp_refresh(brg_ddp *ddp)
     brg_ddp_destroy(fresh);
     point_at(ddp);
     return BRG_OK;
+}
+
+brg_status brg_ddp_refresh(brg_ddp *ddp)
+{
+    BRG_CHECK_ARG(ddp, "brg_ddp_refresh: the ddp is NULL");
+    if (ddp->has_joined)
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "rank %d: brg_ddp_refresh: a backward is under way",
+                        brg_pg_rank(ddp->pg));
+    if (ddp->options.shard)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "rank %d: brg_ddp_refresh: the ranges of optimizer "
+                        "state hang on the buckets of a ddp with shard; gather "
+                        "the state, make a new ddp and a new optimizer",
+                        brg_pg_rank(ddp->pg));
+    BRG_TRY(brg_ddp_confirm(ddp)); /* the fresh one would not know */
+    return brg__ddp_remake(ddp, ddp->pg);
 }
 
 /* ---- Clipping -------------------------------------------------------------------- */

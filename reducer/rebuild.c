@@ -90,7 +90,7 @@ brg_status brg__reducer_rebuild(brg_reducer *r)
     brg__error_restore(&kept);
     bool all_are = false;
     brg_status status = brg__reducer_agree(r, copy != NULL, &all_are);
-    if (status == BRG_OK && all_are &&
+    if (status == BRG_OK && all_are && copy &&
         brg__plan_hash(&plan) != brg__plan_hash(&r->plan)) {
         status = move(r, &plan, copy);
         brg__plan old = r->plan;

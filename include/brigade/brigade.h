@@ -24,6 +24,7 @@
 #include <brigade/places.h>
 #include <brigade/random.h>
 #include <brigade/recompute.h>
+#include <brigade/recover.h>
 
 #include <brigade/reducer.h>
 #include <brigade/runtime.h>

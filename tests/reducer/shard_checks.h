@@ -10,6 +10,7 @@
 #include <brigade/autograd.h>
 #include <brigade/io.h>
 #include <brigade/ops.h>
+#include <brigade/recover.h>
 #include <brigade/shard.h>
 
 #include "tests/support/brg_test.h"
@@ -271,7 +272,10 @@ static inline brg_status shard_misuse(shard_run *r)
     brg_optim *whole = NULL;
     RANK_FAILS(brg_ddp_shard(r->ddp, r->params, ranges, 3), BRG_ERR_ARG,
                "room for 3 ranges, there are 7");
+    int64_t n_steps = 0;
     RANK_FAILS(brg_ddp_refresh(r->ddp), BRG_ERR_UNSUPPORTED, "with shard");
+    RANK_FAILS(brg_ddp_regroup(r->ddp, r->pg, NULL, &n_steps),
+               BRG_ERR_UNSUPPORTED, "with shard");
     BRG_TRY(shard_step(r, 0, 0, NULL));
     RANK_FAILS(brg_ddp_gather_params(r->ddp), BRG_ERR_STATE,
                "was not waited for");

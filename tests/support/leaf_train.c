@@ -9,11 +9,8 @@
 
 #include <brigade/autograd.h>
 #include <brigade/compile.h>
-#include <brigade/nn.h>
 #include <brigade/ops.h>
-#include <brigade/optim.h>
 #include <brigade/random.h>
-#include <brigade/reducer.h>
 #include <brigade/runtime.h>
 
 #include "tests/support/ranks.h"
@@ -23,17 +20,7 @@
 #define MAX_LEAF 64 /* samples */
 #define N_WARM_UP 6
 
-typedef struct net {
-    brg_params *params;
-    brg_nn_linear fc[3];
-    brg_optim *optim;
-    brg_ddp *ddp;
-    const leaf_train *how;
-    int rank;
-    int world_size;
-} net;
-
-static brg_status make_ddp(net *n, brg_pg *pg)
+static brg_status make_ddp(leaf_net *n, brg_pg *pg)
 {
     brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
     size_t count;
@@ -47,11 +34,11 @@ static brg_status make_ddp(net *n, brg_pg *pg)
     return brg_ddp_create(&n->ddp, pg, trained, count, NULL, 0, &options);
 }
 
-static brg_status init(net *n, brg_pg *pg, const leaf_train *how)
+brg_status leaf_net_init(leaf_net *n, brg_pg *pg, const leaf_train *how)
 {
-    *n = (net){.how = how,
-               .rank = brg_pg_rank(pg),
-               .world_size = brg_pg_world_size(pg)};
+    *n = (leaf_net){.how = how,
+                    .rank = brg_pg_rank(pg),
+                    .world_size = brg_pg_world_size(pg)};
     brg_seed(7);
     BRG_TRY(brg_params_create(&n->params));
     brg_nn_options nn = BRG_NN_OPTIONS_INIT;
@@ -69,7 +56,7 @@ static brg_status init(net *n, brg_pg *pg, const leaf_train *how)
     return make_ddp(n, pg);
 }
 
-static void deinit(net *n)
+void leaf_net_deinit(leaf_net *n)
 {
     brg_ddp_destroy(n->ddp);
     brg_optim_destroy(n->optim);
@@ -79,7 +66,8 @@ static void deinit(net *n)
 /* Backward over samples [first, first + n) of the step. `weight` makes the
  * mean over leaves (or ranks) the mean over samples. Dropout draws by step and
  * first sample, not by what this thread has drawn before. */
-static brg_status run_samples(net *m, int step, int first, int n, double weight)
+static brg_status run_samples(leaf_net *m, int step, int first, int n,
+                              double weight)
 {
     float x[MAX_LEAF * N_IN];
     int64_t y[MAX_LEAF];
@@ -108,7 +96,7 @@ static brg_status run_samples(net *m, int step, int first, int n, double weight)
     return status;
 }
 
-static brg_status run_leaves(net *n, int step)
+static brg_status run_leaves(leaf_net *n, int step)
 {
     int batch = n->how->batch, n_leaves = (int)n->how->n_leaves;
     brg_leaf_run run;
@@ -126,7 +114,7 @@ static brg_status run_leaves(net *n, int step)
     return BRG_OK;
 }
 
-static brg_status run_plain(net *n, int step)
+static brg_status run_plain(leaf_net *n, int step)
 {
     int first = n->how->batch * n->rank / n->world_size;
     int end = n->how->batch * (n->rank + 1) / n->world_size;
@@ -134,7 +122,22 @@ static brg_status run_plain(net *n, int step)
                        (double)(end - first) * n->world_size / n->how->batch);
 }
 
-static brg_status train(net *n, brg_pg *pg)
+brg_status leaf_net_step(leaf_net *n, int step)
+{
+    BRG_TRY(n->how->plain ? run_plain(n, step) : run_leaves(n, step));
+    BRG_TRY(brg_optim_step(n->optim));
+    return brg_optim_zero_grad(n->optim, false);
+}
+
+brg_status leaf_net_regroup(leaf_net *n, brg_pg *pg, int64_t *n_steps)
+{
+    BRG_TRY(brg_ddp_regroup(n->ddp, pg, n->optim, n_steps));
+    n->rank = brg_pg_rank(pg);
+    n->world_size = brg_pg_world_size(pg);
+    return BRG_OK;
+}
+
+static brg_status train(leaf_net *n, brg_pg *pg)
 {
     brg_memory_stats before = {0}, after;
     uint64_t n_mallocs = 0;
@@ -143,9 +146,7 @@ static brg_status train(net *n, brg_pg *pg)
             brg_memory_get_stats(&before);
             n_mallocs = ranks_n_mallocs();
         }
-        BRG_TRY(n->how->plain ? run_plain(n, step) : run_leaves(n, step));
-        BRG_TRY(brg_optim_step(n->optim));
-        BRG_TRY(brg_optim_zero_grad(n->optim, false));
+        BRG_TRY(leaf_net_step(n, step));
     }
     n_mallocs = ranks_n_mallocs() - n_mallocs;
     brg_memory_get_stats(&after);
@@ -163,32 +164,34 @@ static brg_status train(net *n, brg_pg *pg)
     return BRG_OK;
 }
 
-static brg_status hash_params(uint64_t *hash, net *n, brg_pg *pg)
+uint64_t leaf_net_hash(const leaf_net *n)
 {
     size_t count;
+    uint64_t hash = 0;
     brg_tensor *const *tensors =
         brg_params_tensors(n->params, BRG_PARAM_TRAINED, &count);
-    *hash = 0;
     for (size_t i = 0; i < count; i++)
-        *hash = XXH64(brg_tensor_data(tensors[i]),
-                      brg_tensor_nbytes(tensors[i]), *hash);
-    return ranks_same_bits(pg, hash, sizeof *hash);
+        hash = XXH64(brg_tensor_data(tensors[i]), brg_tensor_nbytes(tensors[i]),
+                     hash);
+    return hash;
 }
 
 brg_status leaf_train_run(brg_pg *pg, const leaf_train *how, uint64_t *hash)
 {
-    net n;
+    leaf_net n;
     int scope = 0;
     brg_compile_options compile = BRG_COMPILE_OPTIONS_INIT;
     compile.fullgraph = true; /* rather an error than eager unnoticed */
     if (how->compiled)
         BRG_TRY(brg_compile_begin(&scope, &compile));
-    brg_status status = init(&n, pg, how);
+    brg_status status = leaf_net_init(&n, pg, how);
     if (status == BRG_OK)
         status = train(&n, pg);
-    if (status == BRG_OK)
-        status = hash_params(hash, &n, pg);
-    deinit(&n);
+    if (status == BRG_OK) {
+        *hash = leaf_net_hash(&n);
+        status = ranks_same_bits(pg, hash, sizeof *hash);
+    }
+    leaf_net_deinit(&n);
     if (how->compiled && brg_compile_end(scope) != BRG_OK && status == BRG_OK)
         status = brg_error_code();
     return status;

@@ -4,7 +4,10 @@
 #ifndef BRG_TESTS_SUPPORT_LEAF_TRAIN_H
 #define BRG_TESTS_SUPPORT_LEAF_TRAIN_H
 
-#include <brigade/comm.h>
+#include <brigade/nn.h>
+#include <brigade/optim.h>
+#include <brigade/params.h>
+#include <brigade/recover.h>
 
 typedef struct leaf_train {
     int n_steps;
@@ -26,5 +29,27 @@ brg_status leaf_train_sim(int n, uint64_t seed, const leaf_train *how,
                           uint64_t *hash);
 brg_status leaf_train_sim_with(int n, const brg_sim_options *options,
                                const leaf_train *how, uint64_t *hash);
+
+/* ---- The same step by step ------------------------------------------------------- */
+
+typedef struct leaf_net {
+    brg_params *params;
+    brg_nn_linear fc[3];
+    brg_optim *optim;
+    brg_ddp *ddp;
+    const leaf_train *how;
+    int rank;
+    int world_size;
+} leaf_net;
+
+/* Collective. To be deinitialised whatever comes. */
+brg_status leaf_net_init(leaf_net *n, brg_pg *pg, const leaf_train *how);
+void leaf_net_deinit(leaf_net *n);
+/* All backwards of this rank, and the update. */
+brg_status leaf_net_step(leaf_net *n, int step);
+/* Goes on over `pg`; see brg_ddp_regroup. Collective. */
+brg_status leaf_net_regroup(leaf_net *n, brg_pg *pg, int64_t *n_steps);
+/* Of this rank's weights. */
+uint64_t leaf_net_hash(const leaf_net *n);
 
 #endif
