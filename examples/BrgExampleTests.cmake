@@ -51,3 +51,11 @@ foreach(_class Training Resuming Failing Real)
   brg_example_test(fashion_mnist ${_class})
 endforeach()
 brg_example_test(gpt)
+if(BRG_HAVE_MPI)
+  brg_example_test(kills)
+  add_test(NAME examples/kills_50 COMMAND ${Python3_EXECUTABLE}
+    ${PROJECT_SOURCE_DIR}/tests/examples/test_kills.py)
+  brg_set_test(examples/kills_50 "mpi;slow" 900)
+  set_tests_properties(examples/kills_50 PROPERTIES
+    ENVIRONMENT "${BRG_TEST_ENV};${_env};BRG_KILLS=50" PROCESSORS 2)
+endif()

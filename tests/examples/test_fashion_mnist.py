@@ -174,6 +174,22 @@ class Resuming(FashionMnistTest):
         self.assertEqual(a.result["params_hash"], b.result["params_hash"])
         self.assertEqual(a.result["accuracy"], b.result["accuracy"])
 
+    def test_from_4_ranks_to_2_to_3(self):
+        """Bit for bit under the reproducible reduction."""
+        how = ("--batch", 24, "--reduction", "reproducible")
+        for model in "mlp", "cnn":
+            states = [self.folder / f"{model}{i}" for i in range(2)]
+            options = (*how, "--model", model)
+            whole = self.train("--steps", 9, *options)
+            self.train("--steps", 3, *options, "--checkpoint", states[0],
+                       ranks=4)
+            self.train("--steps", 6, *options, "--resume", states[0],
+                       "--checkpoint", states[1], ranks=2)
+            rest = self.train("--steps", 9, *options, "--resume", states[1],
+                              ranks=3)
+            self.assertEqual(whole.result["params_hash"],
+                             rest.result["params_hash"], model)
+
     def test_bad_checkpoints(self):
         state = self.folder / "state"
         self.refuse("--resume", state, says=["state"])

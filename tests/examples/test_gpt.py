@@ -84,6 +84,17 @@ class GptTest(ProgramTest):
             self.assertEqual(whole.result["params_hash"],
                              rest.result["params_hash"])
 
+    def test_from_4_ranks_to_2_to_3(self):
+        states = [self.folder / f"state{i}" for i in range(2)]
+        how = "--reduction", "reproducible", "--decay-steps", 9
+        whole = self.train("--steps", 9, *how)
+        self.train("--steps", 3, *how, "--checkpoint", states[0], ranks=4)
+        self.train("--steps", 6, *how, "--resume", states[0], "--checkpoint",
+                   states[1], ranks=2)
+        rest = self.train("--steps", 9, *how, "--resume", states[1], ranks=3)
+        self.assertEqual(whole.result["params_hash"],
+                         rest.result["params_hash"])
+
     def test_sample(self):
         run = self.train("--steps", 2, "--sample", 30, "--prompt", "the",
                          "--temperature", 0)
