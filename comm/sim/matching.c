@@ -63,15 +63,16 @@ static void push_event(brg__sim_world *world, brg__sim_event event)
     world->events.at[world->events.n++] = event; /* room was reserved */
 }
 
+/* The number that comes next. */
+static uint64_t *next_of(brg__sim_rank *rank, const brg_signature *signature)
+{
+    return &rank->next_seq[brg__coll_is_p2p((brg_coll)signature->coll)];
+}
+
 /* A number that has come before comes again: nothing follows from it. */
 static bool is_known(brg__sim_rank *rank, const brg_signature *signature)
 {
-    uint64_t *next =
-        &rank->next_seq[brg__coll_is_p2p((brg_coll)signature->coll)];
-    if (signature->seq < *next)
-        return true;
-    *next = signature->seq + 1;
-    return false;
+    return signature->seq < *next_of(rank, signature);
 }
 
 static void sign_in(brg__sim_meeting *meeting, const brg_signature *signature)
@@ -167,8 +168,11 @@ static brg_status arrive(brg__sim_rank *rank, brg_call *call,
 {
     if (is_known(rank, signature))
         return BRG_OK;
-    return brg__coll_is_p2p(call->coll) ? join_p2p(rank, call)
-                                        : join_meeting(rank, call, signature);
+    BRG_TRY(brg__coll_is_p2p(call->coll) ? join_p2p(rank, call)
+                                         : join_meeting(rank, call, signature));
+    *next_of(rank, signature) =
+        signature->seq + 1; /* without memory: not yet */
+    return BRG_OK;
 }
 
 brg_status brg__sim_join(brg__sim_rank *rank, brg_call *call)
