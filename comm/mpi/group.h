@@ -323,8 +323,9 @@ void brg__mpi_region_find(const mpi_group *g, const void *ptr, size_t nbytes,
 
 /* ---- alive.c: the processes of the node --------------------------------------- */
 
-/* When a process began, in units of the system's; 0: it is no more. */
-uint64_t brg__mpi_process_born(int32_t pid);
+/* Fills when a process began, in units of the system's; 0: it is no more, or,
+ * where this returns false, nobody knows. */
+bool brg__mpi_process_born(int32_t pid, uint64_t *filled);
 /* All control blocks are filled. */
 void brg__mpi_watch(mpi_group *g);
 bool brg__mpi_has_died(const mpi_group *g, int local);

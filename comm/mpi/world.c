@@ -282,7 +282,7 @@ static brg_status init_control(mpi_group *g)
     BRG_TRY(make_window(g, sizeof(shared_rank), &g->control_window,
                         (unsigned char **)g->shared));
     g->shared[g->local]->pid = (int32_t)getpid();
-    g->shared[g->local]->born = brg__mpi_process_born((int32_t)getpid());
+    (void)brg__mpi_process_born((int32_t)getpid(), &g->shared[g->local]->born);
     MPI_CHECK(g, MPI_Barrier(g->node));
     brg__mpi_watch(g);
     return BRG_OK;

@@ -7,6 +7,7 @@
  * Calls of MPI that a group makes go through here first (MPI's profiling
  * interface), so that each can be made to fail. */
 #include <pthread.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "tests/support/backend_suite.h"
@@ -331,6 +332,52 @@ static void test_host__its_error_handler_is_not_called(void **state)
     check_host();
 }
 
+/* ---- Ranks that are lost, or not ---------------------------------------------------- */
+
+/* Whoever cannot look whether another rank is alive has not seen it die: the
+ * others wait for the last one for longer than it takes until they look. */
+static void test_host__short_of_descriptors_nobody_is_taken_for_dead(void **s)
+{
+    (void)s;
+    struct rlimit limit, none;
+    brg_pg *pg = mpi_group(0, 20);
+    brg_work *work;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    none = limit;
+    none.rlim_cur = 0;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    if (rank == n_ranks - 1)
+        usleep(200000);
+    brg_status status = brg_barrier(pg, &work);
+    if (status == BRG_OK)
+        status = brg_work_wait(work);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    assert_brg_ok(status);
+    brg_pg_destroy(pg);
+    check_host();
+}
+
+/* Open MPI 4 has no means to go on without a rank, and mpirun without
+ * --with-ft lets none. */
+static void test_host__plain_open_mpi_cannot_shrink(void **state)
+{
+    (void)state;
+#if defined(OMPI_MAJOR_VERSION) && OMPI_MAJOR_VERSION < 5
+    brg_pg *left, *pg = mpi_group(0, 20);
+    if (n_ranks > 1) {
+        assert_brg_fails_with(brg_pg_shrink(&left, pg), BRG_ERR_UNSUPPORTED,
+                              "brg_pg_shrink: this MPI (Open MPI v");
+        assert_non_null(strstr(brg_error_message(),
+                               "was built without MPIX_Comm_shrink; start "
+                               "again from a checkpoint"));
+    }
+    brg_pg_destroy(pg);
+    check_host();
+#else
+    skip();
+#endif
+}
+
 /* ---- The program --------------------------------------------------------------------- */
 
 /* After all that the library may have left for the end of the process. */
@@ -375,6 +422,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_host__a_failing_call_fails_an_allocation),
         cmocka_unit_test(test_host__a_failing_message_fails_the_group),
         cmocka_unit_test(test_host__its_error_handler_is_not_called),
+        cmocka_unit_test(
+            test_host__short_of_descriptors_nobody_is_taken_for_dead),
+        cmocka_unit_test(test_host__plain_open_mpi_cannot_shrink),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     MPI_Errhandler_free(&handler);
