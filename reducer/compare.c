@@ -28,6 +28,8 @@ static brg_status copy_home(brg_tensor **out, brg_tensor *t)
         status = brg__tensor_new(out, &layout);
     if (status == BRG_OK)
         status = brg__ddp_copy(*out, dense);
+    if (status != BRG_OK)
+        brg_release(*out);
     brg_release(dense);
     return status;
 }
