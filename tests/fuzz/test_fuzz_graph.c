@@ -3,15 +3,25 @@
  * of tensors and views, hooks of all kinds, custom functions, detached parts,
  * shared sub-graphs; values and gradients against the machine's (machine.h).
  *
+ * Each program runs eagerly, then compiled, twice: its gradients are also equal
+ * bit for bit.
+ *
  * BRG_TEST_SEED repeats a program (the message says which); BRG_FUZZ_SECONDS
- * is how long to go on, 4 by default; BRG_TEST_COMPILED=1 tries compiled
- * backwards, with BRG_TEST_KERNELS=1 also their kernels in C. */
+ * is how long to go on, 4 by default; with BRG_TEST_KERNELS=1 plans have their
+ * kernels in C, whose bits may be others. */
 #include <brigade/compile.h>
 #include <brigade/function.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
 #include "core/base/clock.h"
 #include "tests/autograd/graph.h"
 #include "tests/fuzz/machine.h"
+
+#define MAX_DIGESTS 4096
+
+static uint64_t n_hits; /* of plans, in all */
 
 /* ---- Functions ----------------------------------------------------------------- */
 
@@ -113,6 +123,12 @@ typedef struct fuzz_hook {
     int n_runs, n_destroyed;
 } fuzz_hook;
 
+/* The gradients of one run in the order in which they are compared. */
+typedef struct digest {
+    XXH64_hash_t hash[MAX_DIGESTS];
+    int n;
+} digest;
+
 struct fuzz {
     program p;
     machine m;
@@ -122,6 +138,7 @@ struct fuzz {
     bool is_leaf[MAX_SLOTS];    /* by storage */
     fuzz_hook hooks[MAX_STEPS]; /* by step */
     brg_node *nodes[MAX_STEPS]; /* held: those of leaves live as long */
+    digest *bits;               /* of each gradient compared, or NULL */
     char why[512];
 };
 
@@ -316,6 +333,9 @@ static bool compare_grad(fuzz *f, int s, const brg_tensor *grad,
     double got[MAX_NUMEL] = {0}, scale = 0;
     if (grad && brg_tensor_read(grad, got, (size_t)n * sizeof *got) != BRG_OK)
         return FAIL("gradient of %%%d: %s", s, brg_error_message());
+    if (f->bits && f->bits->n < MAX_DIGESTS)
+        f->bits->hash[f->bits->n++] =
+            XXH64(got, (size_t)n * sizeof *got, grad != NULL);
     for (int i = 0; i < n; i++)
         scale = fmax(scale, fabs(want[i]));
     for (int i = 0; i < n; i++)
@@ -466,9 +486,10 @@ static bool check_machine(fuzz *f)
 
 /* ---- One program ---------------------------------------------------------------------------- */
 
-static bool run_eager(fuzz *f, uint64_t seed, int n_steps)
+static bool run_program_of(fuzz *f, uint64_t seed, int n_steps, digest *bits)
 {
     memset(f, 0, sizeof *f);
+    f->bits = bits;
     f->random = f->p.seed = seed;
     f->m.p = &f->p;
     f->m.seed_storage = f->m.seed_step = -1;
@@ -492,19 +513,46 @@ static bool run_eager(fuzz *f, uint64_t seed, int n_steps)
     return is_right && check_destroyed(f);
 }
 
-static bool run_one(fuzz *f, uint64_t seed, int n_steps)
+/* In one scope twice: a plan is captured, then found. */
+static bool run_compiled(fuzz *f, uint64_t seed, int n_steps, digest *bits)
 {
-    if (!is_compiled_run())
-        return run_eager(f, seed, n_steps);
     int scope;
     brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
-    if (getenv("BRG_TEST_KERNELS"))
-        options.backend = BRG_COMPILE_BACKEND_FUSED;
+    options.backend = getenv("BRG_TEST_KERNELS") ? BRG_COMPILE_BACKEND_FUSED
+                                                 : BRG_COMPILE_BACKEND_PASSES;
+    bool is_right = true;
     assert_brg_ok(brg_compile_begin(&scope, &options));
-    bool is_right = run_eager(f, seed, n_steps);
+    for (int k = 0; is_right && k < 2; k++) {
+        bits[k].n = 0;
+        is_right = run_program_of(f, seed, n_steps, &bits[k]);
+    }
+    brg_compile_stats stats;
+    brg_compile_get_stats(&stats);
+    n_hits += stats.hits;
     assert_brg_ok(brg_compile_end(scope));
     assert_brg_ok(brg_compile_reset());
     return is_right;
+}
+
+/* Eagerly and compiled, to the bit; with kernels in C, whose bits are others,
+ * both against the machine only. */
+static bool run_one(fuzz *f, uint64_t seed, int n_steps)
+{
+    static digest eager, compiled[2];
+    eager.n = 0;
+    if (!run_program_of(f, seed, n_steps, &eager) ||
+        !run_compiled(f, seed, n_steps, compiled))
+        return false;
+    for (int k = 0; !getenv("BRG_TEST_KERNELS") && k < 2; k++) {
+        if (compiled[k].n != eager.n)
+            return FAIL("%d gradients compiled, %d eagerly", compiled[k].n,
+                        eager.n);
+        for (int i = 0; i < eager.n; i++)
+            if (compiled[k].hash[i] != eager.hash[i])
+                return FAIL("the bits of gradient %d differ, run %d of a plan",
+                            i, k);
+    }
+    return true;
 }
 
 /* The shortest beginning of the program that fails. */
@@ -545,10 +593,13 @@ static void test_fuzz__random_graphs(void **state)
         seed++;
         n++;
     } while (is_right && brg__clock_ns() < end);
-    printf("%d programs\n", n);
+    printf("%d programs, %llu backwards by plans made before\n", n,
+           (unsigned long long)n_hits);
     free_functions();
     free(f);
     assert_true(is_right);
+    if (n > 8) /* of one program there may be no backward */
+        assert_true(n_hits > 0);
 }
 
 int main(void)
