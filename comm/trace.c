@@ -82,6 +82,7 @@ void brg__record_param(brg_pg *pg, brg_trace_kind kind,
                                .reducer = gradient->reducer,
                                .bucket = short_bucket(gradient->bucket)};
     record.u.call.nbytes = gradient->nbytes;
+    record.u.call.value = gradient->value;
     record.u.call.param = (int32_t)gradient->param;
     record.u.call.peer = -1;
     brg__record_put(pg->trace, pg->end.place, &record);

@@ -37,6 +37,7 @@ typedef struct brg__record_gradient {
     uint32_t bucket;
     size_t param;
     size_t nbytes;
+    int64_t value;
 } brg__record_gradient;
 void brg__record_param(brg_pg *pg, brg_trace_kind kind,
                        const brg__record_gradient *gradient);

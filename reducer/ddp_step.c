@@ -242,7 +242,10 @@ static brg_status take(brg__ddp_param *p)
 {
     brg_tensor *grad = brg_tensor_grad(p->leaf);
     p->is_used |= grad != NULL;
-    brg__reducer_trace_hook(p->ddp->reducer, p->index, true);
+    bool is_in_place = grad == p->view && !brg__has_leaves(p->ddp->reducer);
+    brg__reducer_trace_hook(p->ddp->reducer, p->index,
+                            is_in_place ? BRG__ARRIVES_IN_PLACE
+                                        : BRG__ARRIVES_COPIED);
     if (brg__has_leaves(p->ddp->reducer))
         return brg__ddp_leaf_gradient(p, grad);
     BRG_TRY(brg__reducer_expect(p->ddp->reducer, p->index));

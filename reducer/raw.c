@@ -95,7 +95,9 @@ brg_status brg_reducer_mark_ready(brg_reducer *r, size_t i)
 {
     BRG_TRY(check_index(r, i, "brg_reducer_mark_ready"));
     bool is_mine = is_owner(r);
-    brg__reducer_trace_hook(r, i, is_mine);
+    brg__arrival own =
+        r->members[i].grad ? BRG__ARRIVES_COPIED : BRG__ARRIVES_IN_PLACE;
+    brg__reducer_trace_hook(r, i, is_mine ? own : BRG__ARRIVES_LATER);
     if (!is_mine)
         return mark_from_afar(r, i);
     BRG_TRY(brg__reducer_check(r));

@@ -183,12 +183,13 @@ static void trace(const brg_reducer *r, size_t i, brg_trace_kind kind,
     brg__record_param(r->pg, kind, &gradient);
 }
 
-void brg__reducer_trace_hook(brg_reducer *r, size_t i, bool is_owner)
+void brg__reducer_trace_hook(brg_reducer *r, size_t i, brg__arrival how)
 {
     if (!atomic_load_explicit(&brg__record_is_on, memory_order_relaxed))
         return;
     uint64_t now = brg__record_now(r->pg->trace), number = 0;
-    if (is_owner) {
+    r->is_in_trace = how == BRG__ARRIVES_IN_PLACE;
+    if (how == BRG__ARRIVES_COPIED) {
         number = brg__record_reserve(r->pg->trace, 2);
         r->traced_number = number + 1;
         r->traced_ns = now;
@@ -196,6 +197,7 @@ void brg__reducer_trace_hook(brg_reducer *r, size_t i, bool is_owner)
     trace(r, i, BRG_TRACE_HOOK,
           &(brg__record_gradient){.time_ns = now,
                                   .number = number,
+                                  .value = how == BRG__ARRIVES_IN_PLACE,
                                   .nbytes = r->members[i].nbytes});
 }
 
@@ -204,7 +206,10 @@ void brg__reducer_trace_hook(brg_reducer *r, size_t i, bool is_owner)
 
 static void trace_copy(brg_reducer *r, size_t i)
 {
-    if (!atomic_load_explicit(&brg__record_is_on, memory_order_relaxed))
+    bool is_there = r->is_in_trace;
+    r->is_in_trace = false;
+    if (is_there ||
+        !atomic_load_explicit(&brg__record_is_on, memory_order_relaxed))
         return;
     uint64_t nbytes = r->stats.n_packed_bytes - r->n_traced_bytes;
     bool is_quick = nbytes <= COPY_IN_NO_TIME;
@@ -320,7 +325,7 @@ static void arm(brg_reducer *r)
     r->leaf = 0;
     r->pace = 0;
     r->lacking = 0;
-    r->is_running = r->is_shadow = false;
+    r->is_running = r->is_shadow = r->is_in_trace = false;
 }
 
 /* A bucket could not be started, so the others wait for it. Unless the group

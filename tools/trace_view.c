@@ -150,7 +150,7 @@ static void take_record(lane *l, const brg_trace_record *r)
 {
     switch (r->kind) {
     case BRG_TRACE_HOOK:
-        open_item(l, ITEM_GRADIENT, r, true);
+        open_item(l, ITEM_GRADIENT, r, r->u.call.value == 0);
         break;
     case BRG_TRACE_COPY:
         if (find_open(l, ITEM_GRADIENT, r))

@@ -17,8 +17,8 @@ BRG_BEGIN_DECLS
 
 /* X(NAME, value, text). */
 #define BRG_TRACE_KIND_MAP(X)                                                  \
-    X(HOOK, 1, "hook")         /* a gradient is complete */                    \
-    X(COPY, 2, "copy")         /* it is in its bucket */                       \
+    X(HOOK, 1, "hook")         /* a gradient is complete; value 1: in place */ \
+    X(COPY, 2, "copy")         /* it is in its bucket, if it was not before */ \
     X(START, 3, "start")       /* a collective set out */                      \
     X(PROGRESS, 4, "progress") /* it came to a brg_trace_stage */              \
     X(COMPLETE, 5, "complete") /* this rank knows that it is over */           \

@@ -41,6 +41,7 @@ static const char *rank_path(int r)
 
 typedef struct seen {
     int n[BRG_TRACE_FAIL + 1];
+    int n_in_place; /* hooks of gradients made in their buckets */
     uint64_t hook[DDP_MODEL_N], copy[DDP_MODEL_N]; /* numbers of records */
     uint64_t start[DDP_MODEL_N + 1], complete[DDP_MODEL_N + 1]; /* of buckets */
 } seen;
@@ -48,9 +49,11 @@ typedef struct seen {
 static void note(seen *s, const brg_trace_record *r)
 {
     s->n[r->kind]++;
+    bool is_in_place = r->kind == BRG_TRACE_HOOK && r->u.call.value == 1;
+    s->n_in_place += is_in_place;
     if (r->kind == BRG_TRACE_HOOK)
         s->hook[r->u.call.param] = r->number;
-    if (r->kind == BRG_TRACE_COPY)
+    if (r->kind == BRG_TRACE_COPY || is_in_place)
         s->copy[r->u.call.param] = r->number;
     if (r->kind == BRG_TRACE_START && r->bucket >= 0)
         s->start[r->bucket] = r->number;
@@ -63,15 +66,15 @@ static brg_status check_seen(const seen *s, const brg_ddp *ddp)
     const brg_reducer *reducer = brg_ddp_reducer(ddp);
     size_t n = brg_reducer_n_buckets(reducer);
     RANK_CHECK(s->n[BRG_TRACE_HOOK] == DDP_MODEL_N &&
-                   s->n[BRG_TRACE_COPY] == DDP_MODEL_N,
-               "%d hooks, %d copies", s->n[BRG_TRACE_HOOK],
-               s->n[BRG_TRACE_COPY]);
+                   s->n[BRG_TRACE_COPY] + s->n_in_place == DDP_MODEL_N,
+               "%d hooks, %d copies, %d in place", s->n[BRG_TRACE_HOOK],
+               s->n[BRG_TRACE_COPY], s->n_in_place);
     RANK_CHECK(s->n[BRG_TRACE_WAIT] == s->n[BRG_TRACE_WAKE], "%d, %d",
                s->n[BRG_TRACE_WAIT], s->n[BRG_TRACE_WAKE]);
     for (size_t i = 0; i < DDP_MODEL_N; i++) {
         size_t bucket, offset;
         BRG_TRY(brg_reducer_find(reducer, i, &bucket, &offset));
-        RANK_CHECK(s->hook[i] < s->copy[i] && s->copy[i] < s->start[bucket] &&
+        RANK_CHECK(s->hook[i] <= s->copy[i] && s->copy[i] < s->start[bucket] &&
                        s->start[bucket] < s->complete[bucket],
                    "parameter %zu: %d %d %d %d", i, (int)s->hook[i],
                    (int)s->copy[i], (int)s->start[bucket],
