@@ -21,6 +21,7 @@ static int rank_of(const mpi_group *g, int local)
     return rank_in(g, g->my_node, local);
 }
 
+static const char not_come[] = "has not come";
 static const char not_started[] = "has not started it";
 static const char not_finished[] = "has not finished it";
 
@@ -29,7 +30,7 @@ static const char not_finished[] = "has not finished it";
 static const char *owes(const mpi_group *g, const brg_call *call, int local)
 {
     if (call->coll == BRG_COLL_SEND || call->coll == BRG_COLL_RECV)
-        return rank_of(g, local) == call->peer ? "has not come" : NULL;
+        return rank_of(g, local) == call->peer ? not_come : NULL;
     const brg_call *first = g->finishing ? g->finishing : g->queue;
     uint64_t seq = first && first->seq < call->seq ? first->seq : call->seq;
     uint64_t done =
@@ -126,20 +127,29 @@ static bool find_last(const mpi_group *g, int local, brg_signature *filled)
 }
 
 /* A rank of another node, through its header if this rank is to get one, or
- * through the data that is to come. */
+ * through the data that is to come. Calls go one after the other: whoever has
+ * not started the one under way has not started a later one. */
 static void look_afar(const mpi_group *g, const brg_call *call, int rank,
                       brg_peer *filled)
 {
     int n = 0, flag = 0;
-    bool is_asked = g->cursor.call == call && g->cursor.sent_headers &&
+    const brg_call *now = g->cursor.call;
+    if (call->coll == BRG_COLL_SEND || call->coll == BRG_COLL_RECV) {
+        if (rank == call->peer)
+            *filled = (brg_peer){.is_visible = true, .owes = not_come};
+        return;
+    }
+    bool is_asked = now && now->seq <= call->seq && g->cursor.sent_headers &&
                     !g->cursor.has_headers;
     for (int node = 0; is_asked && node < g->n_nodes; node++) {
         if (node == g->my_node)
             continue;
         bool is_it = rank_in(g, node, g->local) == rank;
         MPI_Request request = g->lanes[g->lane].requests[n];
-        if (is_it && MPI_Request_get_status(request, &flag,
-                                            MPI_STATUS_IGNORE) == MPI_SUCCESS)
+        if (is_it &&
+            MPI_Request_get_status(request, &flag, MPI_STATUS_IGNORE) ==
+                MPI_SUCCESS &&
+            (now == call || !flag))
             *filled = (brg_peer){.is_visible = true,
                                  .owes = flag ? NULL : not_started,
                                  .has_come = flag};

@@ -125,6 +125,38 @@ static void test_mpi__time_out_names_who_is_missing(void **state)
     brg_pg_destroy(pg);
 }
 
+/* Also where an earlier call, for which nobody waits yet, is the one under
+ * way. */
+static void test_mpi__time_out_names_a_rank_of_another_node(void **state)
+{
+    (void)state;
+    char text[64];
+    float x = 1, y = 1;
+    brg_work *first, *second;
+    if (n_ranks == 1)
+        return;
+    brg_pg *pg = mpi_group(1, 0.3);
+    snprintf(text, sizeof text, "rank %d has not started it", n_ranks - 1);
+    if (rank != n_ranks - 1) {
+        assert_brg_ok(
+            brg_all_reduce(pg, &first, &x, 1, BRG_DTYPE_F32, BRG_REDUCE_SUM));
+        assert_brg_ok(
+            brg_all_reduce(pg, &second, &y, 1, BRG_DTYPE_F32, BRG_REDUCE_SUM));
+        assert_brg_fails_with(brg_work_wait(second), BRG_ERR_TIMEOUT, text);
+        brg_work_release(first);
+    }
+    MPI_Barrier(MPI_COMM_WORLD);
+    brg_pg_destroy(pg);
+    pg = mpi_group(1, 0.3);
+    snprintf(text, sizeof text, "rank %d has not come", n_ranks - 1);
+    if (rank == 0) {
+        assert_brg_ok(brg_recv(pg, &first, &x, 1, BRG_DTYPE_F32, n_ranks - 1));
+        assert_brg_fails_with(brg_work_wait(first), BRG_ERR_TIMEOUT, text);
+    }
+    MPI_Barrier(MPI_COMM_WORLD);
+    brg_pg_destroy(pg);
+}
+
 static void test_mpi__message_of_another_size_is_an_error(void **state)
 {
     (void)state;
@@ -222,6 +254,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_mpi__mismatch_fails_on_every_rank),
         cmocka_unit_test(test_mpi__waiting_for_a_rank_that_left_fails),
         cmocka_unit_test(test_mpi__time_out_names_who_is_missing),
+        cmocka_unit_test(test_mpi__time_out_names_a_rank_of_another_node),
         cmocka_unit_test(test_mpi__message_of_another_size_is_an_error),
         cmocka_unit_test(test_mpi__memory_of_another_size_is_an_error),
         cmocka_unit_test(test_mpi__memory_given_back_is_used_again),
