@@ -204,7 +204,10 @@ int brg__ir_maker_of_checked(const brg__ir *ir, int id);
 
 size_t brg__ir_count(const brg__ir *ir, brg__ir_kind kind);
 
-/* No code of the user runs in it, which might start backwards of its own. */
+/* Code of the user runs in it: it may change tensors from outside, or what it
+ * is handed. */
+bool brg__ir_runs_user_code(const brg__ir_node *node);
+/* No node runs any, which might start backwards of its own. */
 bool brg__ir_is_closed(const brg__ir *ir);
 
 /* No node speaks of a visit as high as this. */
@@ -214,6 +217,14 @@ size_t brg__ir_count_visits(const brg__ir *ir);
  * none does). The arrays have room for all values. */
 void brg__ir_count_uses(const brg__ir *ir, int *n_uses);
 void brg__ir_first_uses(const brg__ir *ir, int *first);
+
+/* For each value: whose memory it may be; of each root: it is a constant or is
+ * given to nodes that may change it. The arrays have room for all values. */
+void brg__ir_find_roots(const brg__ir *ir, int *root, bool *is_handed);
+/* Some operand of the node is memory that code of the user may change: from
+ * outside, or handed to it. */
+bool brg__ir_reads_exposed(const brg__ir *ir, const brg__ir_node *node,
+                           const int *root, const bool *is_handed);
 
 /* Every operand `id` becomes to[id]. */
 void brg__ir_rename(brg__ir *ir, const int *to);

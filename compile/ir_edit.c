@@ -28,16 +28,73 @@ size_t brg__ir_count(const brg__ir *ir, brg__ir_kind kind)
     return n;
 }
 
+bool brg__ir_runs_user_code(const brg__ir_node *node)
+{
+    switch (node->kind) {
+    case BRG__IR_UNPACK:
+    case BRG__IR_TENSOR_HOOKS:
+    case BRG__IR_PRE_HOOKS:
+    case BRG__IR_POST_HOOKS:
+    case BRG__IR_POST_ACCUMULATE:
+    case BRG__IR_CALL:
+    case BRG__IR_LEAF:
+    case BRG__IR_REGION:
+        return true;
+    default:
+        return false;
+    }
+}
+
 bool brg__ir_is_closed(const brg__ir *ir)
 {
-    static const brg__ir_kind open[] = {
-        BRG__IR_UNPACK,     BRG__IR_TENSOR_HOOKS,    BRG__IR_PRE_HOOKS,
-        BRG__IR_POST_HOOKS, BRG__IR_POST_ACCUMULATE, BRG__IR_CALL,
-        BRG__IR_LEAF,       BRG__IR_REGION};
-    for (size_t k = 0; k < sizeof open / sizeof *open; k++)
-        if (brg__ir_count(ir, open[k]) > 0)
+    for (size_t at = 0; at < ir->nodes.n; at++)
+        if (brg__ir_runs_user_code(&ir->nodes.at[at]))
             return false;
     return true;
+}
+
+/* May keep or change what it is given. */
+static bool hands_out(const brg__ir_node *node)
+{
+    return node->kind != BRG__IR_OP && node->kind != BRG__IR_ADD &&
+           node->kind != BRG__IR_FUSED;
+}
+
+/* Views and hooks pass memory on. */
+void brg__ir_find_roots(const brg__ir *ir, int *root, bool *is_handed)
+{
+    for (size_t v = 0; v < ir->values.n; v++) {
+        root[v] = (int)v;
+        /* A tensor from outside, which effects change without naming it. */
+        is_handed[v] = ir->values.at[v].source == BRG__IR_FROM_CONST;
+    }
+    for (size_t at = 0; at < ir->nodes.n; at++) {
+        const brg__ir_node *node = &ir->nodes.at[at];
+        const int *in = brg__ir_in(ir, node);
+        bool is_view =
+            node->kind == BRG__IR_OP && (node->op->flags & BRG_OP_VIEW);
+        for (int j = 0; j < node->n_out && (is_view || hands_out(node)); j++)
+            if (j < node->n_in && in[j] != BRG__IR_NONE)
+                root[node->first_out + j] = root[in[j]];
+        for (int j = 0; j < node->n_out && hands_out(node); j++)
+            is_handed[root[node->first_out + j]] = true;
+        for (int i = 0; i < node->n_in && hands_out(node); i++)
+            if (in[i] != BRG__IR_NONE)
+                is_handed[root[in[i]]] = true;
+    }
+}
+
+bool brg__ir_reads_exposed(const brg__ir *ir, const brg__ir_node *node,
+                           const int *root, const bool *is_handed)
+{
+    for (int i = 0; i < node->n_in; i++) {
+        int id = brg__ir_in(ir, node)[i];
+        if (id != BRG__IR_NONE &&
+            (is_handed[root[id]] ||
+             ir->values.at[root[id]].source == BRG__IR_FROM_INPUT))
+            return true;
+    }
+    return false;
 }
 
 size_t brg__ir_count_visits(const brg__ir *ir)

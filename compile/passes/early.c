@@ -8,7 +8,11 @@
  * backward, gradients arrive in the same order. Only a leaf whose gradient
  * comes out of a precompiled segment does not wait for those before it, since
  * the segment brings them all at its end. Pre-hooks of ops, post-hooks of ops
- * and retain-grad stay where they are. */
+ * and retain-grad stay where they are.
+ *
+ * Code of the user moves ahead of no node that reads memory which it may change:
+ * a hook may update its parameter, which the same rule reads for its next
+ * gradient. Accumulation without hooks, and reductions, do not wait for that. */
 #include "compile/passes/passes.h"
 #include "core/base/error.h"
 
@@ -17,6 +21,8 @@ typedef struct move_up {
     bool *is_leaf;    /* of each visit: it accumulates */
     bool *is_free;    /* of each visit: waits for its own steps only */
     bool *is_emitted; /* of each node */
+    bool *is_reader;  /* of each node: of memory that user code may change */
+    size_t reader;    /* the first of them that is not emitted */
     int *chain;       /* of each node: the leaf whose step it is, or NONE */
     int *before;  /* the node with an effect that comes before each, or NONE */
     int *movable; /* nodes that move, in order */
@@ -75,6 +81,32 @@ static void find_leaves(move_up *m)
     }
 }
 
+static bool reads_outside(const brg__ir *ir, const brg__ir_node *node,
+                          const int *root)
+{
+    for (int i = 0; i < node->n_in; i++) {
+        int id = brg__ir_in(ir, node)[i];
+        if (id == BRG__IR_NONE)
+            continue;
+        brg__ir_source source = ir->values.at[root[id]].source;
+        if (source == BRG__IR_FROM_INPUT || source == BRG__IR_FROM_CONST)
+            return true;
+    }
+    return false;
+}
+
+/* The operands of a call are not all that it reads. */
+static void find_readers(move_up *m, const int *root)
+{
+    for (size_t at = 0; at < m->ir->nodes.n; at++) {
+        const brg__ir_node *node = &m->ir->nodes.at[at];
+        bool is_op = node->kind == BRG__IR_OP || node->kind == BRG__IR_ADD;
+        m->is_reader[at] = node->kind == BRG__IR_CALL ||
+                           node->kind == BRG__IR_REGION ||
+                           (is_op && reads_outside(m->ir, node, root));
+    }
+}
+
 static void find_order(move_up *m, int *last_of_visit)
 {
     int last = BRG__IR_NONE;
@@ -100,12 +132,17 @@ static void emit(move_up *m, int at)
 {
     m->is_emitted[at] = true;
     m->order[m->n++] = at;
+    while (m->reader < m->ir->nodes.n &&
+           (!m->is_reader[m->reader] || m->is_emitted[m->reader]))
+        m->reader++;
 }
 
 static bool is_ready(const move_up *m, int at)
 {
     const brg__ir_node *node = &m->ir->nodes.at[at];
     if (m->before[at] != BRG__IR_NONE && !m->is_emitted[m->before[at]])
+        return false;
+    if (brg__ir_runs_user_code(node) && m->reader < (size_t)at)
         return false;
     for (int i = 0; i < node->n_in; i++) {
         int made = brg__ir_maker(m->ir, brg__ir_in(m->ir, node)[i]);
@@ -148,20 +185,26 @@ static void schedule(move_up *m, size_t n_visits)
 brg_status brg__pass_early(brg__ir *ir)
 {
     size_t n = ir->nodes.n, n_visits = brg__ir_count_visits(ir);
+    size_t n_values = ir->values.n;
     move_up m = {.ir = ir};
-    int *numbers = brg__mem_alloc_array(4 * n + n_visits + 1, sizeof *numbers,
-                                        "an order of nodes");
-    bool *flags = brg__mem_alloc_array(n + 2 * n_visits + 1, sizeof *flags,
-                                       "flags of nodes");
+    int *numbers = brg__mem_alloc_array(4 * n + n_visits + n_values + 1,
+                                        sizeof *numbers, "an order of nodes");
+    bool *flags = brg__mem_alloc_array(2 * n + 2 * n_visits + n_values + 1,
+                                       sizeof *flags, "flags of nodes");
     brg_status status = numbers && flags ? BRG_OK : BRG_ERR_NOMEM;
     if (status == BRG_OK) {
+        int *root = numbers + 4 * n + n_visits;
+        bool *is_handed = flags + 2 * n + 2 * n_visits;
         m.before = numbers;
         m.movable = numbers + n;
         m.order = numbers + 2 * n;
         m.chain = numbers + 3 * n;
         m.is_emitted = flags;
-        m.is_leaf = flags + n;
-        m.is_free = flags + n + n_visits;
+        m.is_reader = flags + n;
+        m.is_leaf = flags + 2 * n;
+        m.is_free = flags + 2 * n + n_visits;
+        brg__ir_find_roots(ir, root, is_handed);
+        find_readers(&m, root);
         find_leaves(&m);
         find_order(&m, numbers + 4 * n);
         schedule(&m, n_visits);

@@ -32,6 +32,7 @@ typedef struct fuser {
     int *first_user, *user;   /* of each value: user[first_user[v]..] */
     int *root;                /* of each value: whose memory it may be */
     int *n_effects;           /* effects among the nodes before */
+    int *n_writes;            /* those that may write to an input */
     bool *is_handed;          /* of each root: given to code of the user */
     BRG__ARRAY(cluster) clusters;
 } fuser;
@@ -63,13 +64,6 @@ static bool is_sum(const brg__ir_node *node)
     return node->kind == BRG__IR_OP &&
            (node->op == &brg__op_sum || node->op == &brg__op_mean ||
             node->op == &brg__op_sum_to_like);
-}
-
-/* May keep or change what it is given. */
-static bool hands_out(const brg__ir_node *node)
-{
-    return node->kind != BRG__IR_OP && node->kind != BRG__IR_ADD &&
-           node->kind != BRG__IR_FUSED;
 }
 
 /* The value whose shape a node runs over. */
@@ -164,27 +158,16 @@ static void list_users(fuser *f)
                         f->root[in_of(f, at)[i]]++] = at;
 }
 
-/* Views and hooks pass memory on. */
-static void find_roots(fuser *f)
+/* A backward may read what was saved before hooks run; a whole function reads
+ * its inputs as its own effects, and leaves' hooks, have left them. */
+static void count_effects(fuser *f)
 {
-    for (size_t v = 0; v < f->n_values; v++) {
-        f->root[v] = (int)v;
-        /* A tensor from outside, which effects change without naming it. */
-        f->is_handed[v] = value_at(f, (int)v)->source == BRG__IR_FROM_CONST;
-    }
     for (int at = 0; at < (int)f->n_nodes; at++) {
-        const brg__ir_node *node = node_at(f, at);
-        bool is_view =
-            node->kind == BRG__IR_OP && (node->op->flags & BRG_OP_VIEW);
-        for (int j = 0; j < node->n_out && (is_view || hands_out(node)); j++)
-            if (j < node->n_in && in_of(f, at)[j] != NONE)
-                f->root[node->first_out + j] = f->root[in_of(f, at)[j]];
-        for (int j = 0; j < node->n_out && hands_out(node); j++)
-            f->is_handed[f->root[node->first_out + j]] = true;
-        for (int i = 0; i < node->n_in && hands_out(node); i++)
-            if (in_of(f, at)[i] != NONE)
-                f->is_handed[f->root[in_of(f, at)[i]]] = true;
-        f->n_effects[at + 1] = f->n_effects[at] + !brg__ir_is_pure(node);
+        brg__ir_kind kind = node_at(f, at)->kind;
+        f->n_effects[at + 1] =
+            f->n_effects[at] + !brg__ir_is_pure(node_at(f, at));
+        f->n_writes[at + 1] =
+            f->n_writes[at] + (kind == BRG__IR_EFFECT || kind == BRG__IR_LEAF);
     }
 }
 
@@ -194,17 +177,19 @@ static brg_status fuser_init(fuser *f, brg__ir *ir)
     *f = (fuser){.ir = ir, .n_nodes = n, .n_values = v};
     f->cluster_of = brg__mem_alloc_array(n + 1, sizeof(int), "clusters");
     f->n_effects = brg__mem_alloc_array(n + 1, sizeof(int), "effects");
+    f->n_writes = brg__mem_alloc_array(n + 1, sizeof(int), "effects");
     f->first_user = brg__mem_alloc_array(v + 1, sizeof(int), "users");
     f->root = brg__mem_alloc_array(v + 1, sizeof(int), "roots");
     f->is_handed = brg__mem_alloc_array(v + 1, sizeof(bool), "roots");
     f->user = brg__mem_alloc_array(o + 1, sizeof(int), "users");
-    if (!f->cluster_of || !f->n_effects || !f->first_user || !f->root ||
-        !f->is_handed || !f->user)
+    if (!f->cluster_of || !f->n_effects || !f->n_writes || !f->first_user ||
+        !f->root || !f->is_handed || !f->user)
         return BRG_ERR_NOMEM;
     for (size_t at = 0; at < n; at++)
         f->cluster_of[at] = NONE;
     list_users(f);
-    find_roots(f);
+    brg__ir_find_roots(ir, f->root, f->is_handed);
+    count_effects(f);
     return BRG_OK;
 }
 
@@ -215,6 +200,7 @@ static void fuser_deinit(fuser *f)
     brg__array_deinit(&f->clusters);
     brg__mem_free(f->cluster_of);
     brg__mem_free(f->n_effects);
+    brg__mem_free(f->n_writes);
     brg__mem_free(f->first_user);
     brg__mem_free(f->root);
     brg__mem_free(f->is_handed);
@@ -326,6 +312,7 @@ static bool keeps_sides(const fuser *f, const trial *t)
         int low = to < at ? to : at, high = to < at ? at : to;
         if (f->n_effects[high + 1] == f->n_effects[low + 1])
             continue;
+        bool is_written = f->n_writes[high + 1] != f->n_writes[low + 1];
         for (int k = 0; k < node_at(f, at)->n_in; k++) {
             int id = in_of(f, at)[k];
             int maker = brg__ir_maker(f->ir, id);
@@ -333,7 +320,8 @@ static bool keeps_sides(const fuser *f, const trial *t)
                 value_at(f, f->root[id])->source == BRG__IR_FROM_INPUT;
             if (maker != NONE && holds(t, maker))
                 continue;
-            if (f->is_handed[f->root[id]] || (is_input && to > at))
+            if (f->is_handed[f->root[id]] ||
+                (is_input && (to > at || is_written)))
                 return false;
         }
     }

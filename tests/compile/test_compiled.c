@@ -566,6 +566,46 @@ static void test_compiled__groups_have_a_stable_text(void **state)
               "final_callbacks()\n");
 }
 
+/* An optimizer inside of the backward, as a hook. */
+static brg_status halve_leaf(brg_tensor *leaf, void *user)
+{
+    ++*(int *)user;
+    return brg_mul_scalar_(leaf, 0.5);
+}
+
+/* The rule of mul reads each operand for the gradient of the other. */
+static void check_changed_leaf(brg_compile_backend backend, bool is_viewed)
+{
+    brg_tensor *w[2], *v[2];
+    int n_calls = 0;
+    for (int k = 0; k < 2; k++) {
+        w[k] = leaf_from(2, BRG_SHAPE(3, 4));
+        v[k] = leaf_from(3, BRG_SHAPE(3, 4));
+        assert_brg_ok(brg_tensor_add_post_accumulate_hook(
+            NULL, w[k], halve_leaf, &n_calls, NULL));
+        brg_tensor *y = is_viewed ? brg_mul(brg_reshape(w[k], BRG_SHAPE(12)),
+                                            brg_reshape(v[k], BRG_SHAPE(12)))
+                                  : brg_mul(w[k], v[k]);
+        if (k)
+            backward_by(backend, brg_sum_all(y));
+        else
+            assert_brg_ok(brg_backward(brg_sum_all(y)));
+    }
+    assert_int_equal(n_calls, 2);
+    expect_same_bits(w[0], w[1]);
+    expect_same_bits(brg_tensor_grad(w[0]), brg_tensor_grad(w[1]));
+    expect_same_bits(brg_tensor_grad(v[0]), brg_tensor_grad(v[1]));
+}
+
+static void test_compiled__hooks_that_change_leaves(void **state)
+{
+    (void)state;
+    for (int is_viewed = 0; is_viewed < 2; is_viewed++) {
+        check_changed_leaf(BRG_COMPILE_BACKEND_EAGER, is_viewed);
+        check_changed_leaf(BRG_COMPILE_BACKEND_PASSES, is_viewed);
+    }
+}
+
 static void test_compiled__steady_run_does_not_allocate(void **state)
 {
     (void)state;
@@ -609,6 +649,7 @@ int main(void)
         compile_test(test_compiled__sparse_gradients_are_in_the_plan),
         compile_test(test_compiled__plan_has_a_stable_text),
         compile_test(test_compiled__groups_have_a_stable_text),
+        compile_test(test_compiled__hooks_that_change_leaves),
         compile_test(test_compiled__steady_run_does_not_allocate),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
