@@ -4,6 +4,10 @@
  * are one tensor count as the same operand, the latter unless the plan changes
  * tensors.
  *
+ * Not if code of the user, or an effect, runs between the two and may change
+ * what they read: memory from outside, or handed out, through views too. Each
+ * such node begins an epoch; ops that read this memory are equal within one.
+ *
  * Not if a result is handed out, to user code or to a leaf: those get memory of
  * their own, and two results are cheaper than one and a copy. */
 #include <string.h>
@@ -18,6 +22,10 @@ typedef struct cse {
     brg__ir *ir;
     int *to;          /* what each value has become */
     bool *is_given;   /* values that are handed out */
+    int *root;        /* of each value: whose memory it may be */
+    bool *is_handed;  /* of each root: given to code that may change it */
+    int *epoch;       /* of each node; 0: nothing changes what it reads */
+    int now;          /* the epoch that the walk has reached, from 1 */
     int *table;       /* open hash table of nodes; NONE: free */
     size_t size;      /* of the table, a power of two */
     bool has_effects; /* that change tensors which are constants of the plan */
@@ -88,10 +96,20 @@ static bool is_candidate(const cse *c, const brg__ir_node *node)
     return true;
 }
 
-static uint64_t hash_node(const brg__ir *ir, const brg__ir_node *node)
+/* It may change memory from outside. An op that draws random numbers does not. */
+static bool begins_epoch(const brg__ir_node *node)
+{
+    return node->kind == BRG__IR_EFFECT || brg__ir_runs_user_code(node) ||
+           (node->kind == BRG__IR_OP && !brg__ir_is_pure(node) &&
+            node->draw == 0);
+}
+
+static uint64_t hash_node(const brg__ir *ir, const brg__ir_node *node,
+                          int epoch)
 {
     uint64_t hash = XXH3_64bits(&node->attrs, sizeof node->attrs);
     hash = XXH3_64bits_withSeed(&node->op, sizeof node->op, hash);
+    hash = XXH3_64bits_withSeed(&epoch, sizeof epoch, hash);
     return XXH3_64bits_withSeed(brg__ir_in(ir, node),
                                 (size_t)node->n_in * sizeof(int), hash);
 }
@@ -113,11 +131,17 @@ static void merge_node(cse *c, size_t number)
     for (int i = 0; i < node->n_in; i++)
         if (in[i] != BRG__IR_NONE)
             in[i] = c->to[in[i]];
+    c->now += begins_epoch(node);
     if (!is_candidate(c, node))
         return;
-    size_t at = hash_node(c->ir, node) & (c->size - 1);
+    int epoch = 0;
+    if (brg__ir_reads_exposed(c->ir, node, c->root, c->is_handed))
+        epoch = c->now;
+    c->epoch[number] = epoch;
+    size_t at = hash_node(c->ir, node, epoch) & (c->size - 1);
     while (c->table[at] != BRG__IR_NONE &&
-           !is_same_node(c->ir, &c->ir->nodes.at[c->table[at]], node))
+           (c->epoch[c->table[at]] != epoch ||
+            !is_same_node(c->ir, &c->ir->nodes.at[c->table[at]], node)))
         at = (at + 1) & (c->size - 1);
     if (c->table[at] == BRG__IR_NONE) {
         c->table[at] = (int)number;
@@ -134,26 +158,49 @@ static void clear_table(cse *c)
         c->table[i] = BRG__IR_NONE;
 }
 
+static brg_status cse_init(cse *c, brg__ir *ir)
+{
+    size_t n = ir->values.n + 1;
+    *c = (cse){.ir = ir, .now = 1, .size = 16};
+    while (c->size < 2 * (ir->nodes.n + ir->values.n))
+        c->size *= 2;
+    c->to = brg__mem_alloc_array(n, sizeof *c->to, "values");
+    c->is_given = brg__mem_alloc_array(n, sizeof *c->is_given, "values");
+    c->root = brg__mem_alloc_array(n, sizeof *c->root, "roots");
+    c->is_handed = brg__mem_alloc_array(n, sizeof *c->is_handed, "roots");
+    c->epoch =
+        brg__mem_alloc_array(ir->nodes.n + 1, sizeof *c->epoch, "epochs");
+    c->table =
+        brg__mem_alloc_array(c->size, sizeof *c->table, "a table of nodes");
+    return c->to && c->is_given && c->root && c->is_handed && c->epoch &&
+                   c->table
+               ? BRG_OK
+               : BRG_ERR_NOMEM;
+}
+
+static void cse_deinit(cse *c)
+{
+    brg__mem_free(c->to);
+    brg__mem_free(c->is_given);
+    brg__mem_free(c->root);
+    brg__mem_free(c->is_handed);
+    brg__mem_free(c->epoch);
+    brg__mem_free(c->table);
+}
+
 brg_status brg__pass_cse(brg__ir *ir)
 {
-    cse c = {.ir = ir, .size = 16};
-    while (c.size < 2 * (ir->nodes.n + ir->values.n))
-        c.size *= 2;
-    c.to = brg__mem_alloc_array(ir->values.n + 1, sizeof *c.to, "values");
-    c.is_given =
-        brg__mem_alloc_array(ir->values.n + 1, sizeof *c.is_given, "values");
-    c.table = brg__mem_alloc_array(c.size, sizeof *c.table, "a table of nodes");
-    brg_status status = c.to && c.is_given && c.table ? BRG_OK : BRG_ERR_NOMEM;
+    cse c;
+    brg_status status = cse_init(&c, ir);
     if (status == BRG_OK) {
         mark_given(&c);
+        brg__ir_find_roots(ir, c.root, c.is_handed);
         clear_table(&c);
         merge_sources(&c);
         clear_table(&c);
         for (size_t at = 0; at < ir->nodes.n; at++)
             merge_node(&c, at);
     }
-    brg__mem_free(c.to);
-    brg__mem_free(c.is_given);
-    brg__mem_free(c.table);
+    cse_deinit(&c);
     return status; /* the nodes without users are the next pass's */
 }

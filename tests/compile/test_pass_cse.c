@@ -112,6 +112,39 @@ static void test_pass_cse__random_numbers_are_drawn_each_time(void **state)
     brg__ir_deinit(&ir);
 }
 
+/* Code of the user may change what comes from outside, which a view shows; what
+ * the plan made itself it cannot reach. */
+static void test_pass_cse__user_code_ends_what_inputs_were(void **state)
+{
+    (void)state;
+    brg__ir ir = {0};
+    int a = ir_input(&ir), out[2], inside[2];
+    int view = ir_op(&ir, "reshape_like", IN(a, ir_input(&ir)));
+    int made = ir_op(&ir, "sin", IN(a));
+    for (int k = 0; k < 2; k++) {
+        out[k] = ir_op(&ir, "cos", IN(view));
+        inside[k] = ir_op(&ir, "neg", IN(made));
+        ir_of(&ir, BRG__IR_POST_ACCUMULATE, 1, 0, NULL, 0);
+    }
+    int sums[] = {ir_op(&ir, "add", IN(out[0], out[1])),
+                  ir_op(&ir, "add", IN(inside[0], inside[1]))};
+    ir_of(&ir, BRG__IR_ACCUMULATE, 0, 0, IN(sums[0]));
+    ir_of(&ir, BRG__IR_ACCUMULATE, 2, 0, IN(sums[1]));
+    run(&ir);
+    expect_plan(&ir, "v2 f32/2 = reshape_like(in0, in1)\n"
+                     "v3 f32/2 = sin(in0)\n"
+                     "v4 f32/2 = cos(v2)\n"
+                     "v5 f32/2 = neg(v3)\n"
+                     "post_accumulate@1()\n"
+                     "v6 f32/2 = cos(v2)\n"
+                     "post_accumulate@1()\n"
+                     "v8 f32/2 = add(v4, v6)\n"
+                     "v9 f32/2 = add(v5, v5)\n"
+                     "accumulate@0(v8)\n"
+                     "accumulate@2(v9)\n");
+    brg__ir_deinit(&ir);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -120,6 +153,7 @@ int main(void)
         cmocka_unit_test(test_pass_cse__slots_are_the_same_operand),
         cmocka_unit_test(test_pass_cse__what_is_handed_out_stays_two),
         cmocka_unit_test(test_pass_cse__random_numbers_are_drawn_each_time),
+        cmocka_unit_test(test_pass_cse__user_code_ends_what_inputs_were),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -410,6 +410,124 @@ static brg_status fails(brg_tensor *leaf, void *user)
     return brg_error_set(BRG_ERR_CALLBACK, __FILE__, __LINE__, "as asked");
 }
 
+static brg_status halve_leaf(brg_tensor *leaf, void *user)
+{
+    (void)user;
+    return brg_mul_scalar_(leaf, 0.5);
+}
+
+FUNCTION(multiplies)
+{
+    brg_tensor *const *leaves = user;
+    out[0] = brg_mul(in[0], brg_matmul(leaves[0], leaves[1]));
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+FUNCTION(trains_two)
+{
+    BRG_TRY(multiplies(in, 1, out, 1, user));
+    out[0] = brg_sum_all(out[0]);
+    return brg_backward(out[0]);
+}
+
+/* What a hook makes of its leaf is read by no gradient of this backward: in a
+ * step, and where the plan of a backward holds a segment's. */
+static void check_leaf_hooks(brg_compiled_fn fn, bool is_step, int changed)
+{
+    double grads[2][2] = {{0}}, after[2] = {0};
+    for (int k = 0; k < 2; k++) {
+        brg_tensor *leaves[2] = {leaf_from(2, BRG_SHAPE(3, 4)),
+                                 leaf_from(3, BRG_SHAPE(4, 3))};
+        brg_tensor *x = brg_full(BRG_DTYPE_F32, BRG_SHAPE(3, 3), 5), *y;
+        brg_compiled *c = k ? make_compiled(fn, leaves, true) : NULL;
+        int scope = -1;
+        assert_brg_ok(brg_tensor_add_post_accumulate_hook(
+            NULL, leaves[changed], halve_leaf, NULL, NULL));
+        assert_brg_ok(c ? brg_compiled_call(c, &x, 1, &y, 1)
+                        : fn(&x, 1, &y, 1, leaves));
+        if (!is_step && k)
+            assert_brg_ok(brg_compile_begin(&scope, NULL));
+        if (!is_step)
+            assert_brg_ok(brg_backward(brg_sum_all(y)));
+        if (!is_step && k)
+            assert_brg_ok(brg_compile_end(scope));
+        for (int i = 0; i < 2; i++)
+            grads[k][i] = value_at(brg_tensor_grad(leaves[i]), 7);
+        after[k] = value_at(leaves[changed], 7);
+        brg_compiled_destroy(c);
+    }
+    for (int i = 0; i < 2; i++)
+        assert_true(grads[0][i] == grads[1][i]);
+    assert_true(after[0] == after[1]);
+}
+
+static void test_whole__hooks_that_change_leaves_of_a_step(void **state)
+{
+    (void)state;
+    for (int changed = 0; changed < 2; changed++)
+        check_leaf_hooks(trains_two, true, changed);
+    assert_int_equal(stats().functions, 2);
+}
+
+static void test_whole__hooks_that_change_leaves_of_a_segment(void **state)
+{
+    (void)state;
+    for (int changed = 0; changed < 2; changed++)
+        check_leaf_hooks(multiplies, false, changed);
+    assert_int_equal(stats().functions, 2);
+    assert_int_equal(stats().captures, 2);
+}
+
+/* ---- Views held across an effect ------------------------------------------------------------ */
+
+FUNCTION(reads_view_twice)
+{
+    brg_tensor *view = brg_reshape(user, BRG_SHAPE(3, 4));
+    brg_tensor *before = brg_mul(view, view);
+    bool mode = brg_grad_mode_set(false);
+    brg_status status = brg_mul_scalar_(user, 3);
+    brg_grad_mode_set(mode);
+    BRG_TRY(status);
+    brg_tensor *after = brg_mul(view, view);
+    out[0] = brg_mul(in[0], brg_add(before, after));
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+static void test_whole__a_view_shows_what_changed_behind_it(void **state)
+{
+    (void)state;
+    brg_tensor *buffer = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(12));
+    check_same(reads_view_twice, buffer, buffer);
+}
+
+typedef struct alias {
+    brg_tensor *base;
+} alias;
+
+FUNCTION(reads_alias_twice)
+{
+    brg_tensor *before = brg_mul(in[0], in[0]);
+    BRG_TRY(brg_mul_scalar_(((alias *)user)->base, 3));
+    brg_tensor *after = brg_mul(in[0], in[0]);
+    out[0] = brg_add(before, after);
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+static void test_whole__an_input_may_be_a_view_of_what_changes(void **state)
+{
+    (void)state;
+    alias a = {brg_ones(BRG_DTYPE_F32, BRG_SHAPE(12))};
+    brg_tensor *x = brg_reshape(a.base, BRG_SHAPE(3, 4)), *y;
+    brg_compiled *c = make_compiled(reads_alias_twice, &a, true);
+    for (int i = 0; i < 2; i++) {
+        assert_brg_ok(brg_fill_(a.base, 2));
+        assert_brg_ok(brg_compiled_call(c, &x, 1, &y, 1));
+        assert_float_equal(value_at(y, 5), 4 + 36, 0);
+    }
+    assert_int_equal(stats().function_hits, 1);
+    brg_compiled_destroy(c);
+}
+
 static void test_whole__a_step_that_fails_can_be_called_again(void **state)
 {
     (void)state;
@@ -568,6 +686,10 @@ int main(void)
         scoped_test(test_whole__parameters_that_change_kind),
         scoped_test(test_whole__modes_are_part_of_the_key),
         scoped_test(test_whole__hooks_of_leaves_run_in_a_step),
+        scoped_test(test_whole__hooks_that_change_leaves_of_a_step),
+        scoped_test(test_whole__hooks_that_change_leaves_of_a_segment),
+        scoped_test(test_whole__a_view_shows_what_changed_behind_it),
+        scoped_test(test_whole__an_input_may_be_a_view_of_what_changes),
         scoped_test(test_whole__a_step_that_fails_can_be_called_again),
         scoped_test(test_whole__pieces_do_what_the_function_does),
         scoped_test(test_whole__a_step_in_pieces),
