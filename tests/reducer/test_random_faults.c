@@ -58,8 +58,11 @@ static void run_once(uint64_t *seed, const uint64_t *expected, totals *t)
     brg_sim_options options = BRG_SIM_OPTIONS_INIT;
     int n = 2 + (int)(brg_test_random(seed) % 5);
     draw_faults(seed, n, &options, faults, t);
-    survive s = {
-        .how = how, .compares = true, .expected = expected, .went_on = -1};
+    survive s = {.script = &options,
+                 .how = how,
+                 .compares = true,
+                 .expected = expected,
+                 .went_on = -1};
     if (brg_sim_run(n, &options, survive_rank, &s) != BRG_OK) {
         print_error("%s\n", brg_error_message());
         survive_print(n, &options);

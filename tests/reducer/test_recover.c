@@ -102,7 +102,8 @@ static survive run_death(const leaf_train *how, const death *d)
     options.faults = &fault;
     options.n_faults = 1;
     snprintf(names, sizeof names, "rank %d, which died", d->victim);
-    survive s = {.how = *how, .names = names, .went_on = -1};
+    survive s = {
+        .script = &options, .how = *how, .names = names, .went_on = -1};
     if (brg_sim_run(d->n, &options, survive_rank, &s) != BRG_OK) {
         print_error("%s\n", brg_error_message());
         survive_print(d->n, &options);
@@ -189,7 +190,10 @@ static void test_recover__one_after_the_other(void **state)
         options.latency_ns = i % 2 ? 1000 : 0;
         options.faults = faults;
         options.n_faults = 3;
-        survive s = {.how = how, .expected = expected, .went_on = -1};
+        survive s = {.script = &options,
+                     .how = how,
+                     .expected = expected,
+                     .went_on = -1};
         if (brg_sim_run(5, &options, survive_rank, &s) != BRG_OK) {
             print_error("%s\n", brg_error_message());
             survive_print(5, &options);

@@ -2,6 +2,8 @@
  * One rank of a training that goes on. */
 #include "tests/support/survive.h"
 
+#include <ctype.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <brigade/compile.h>
@@ -20,7 +22,35 @@ typedef struct run {
     int64_t n_steps;
     bool has_failed;
     bool is_fresh; /* the state has come from another rank */
+    int origin;    /* the rank in the first group */
 } run;
+
+static bool is_culprit(const run *r)
+{
+    const brg_sim_options *script = r->s->script;
+    for (size_t i = 0; i < script->n_faults; i++)
+        if (script->faults[i].rank == r->origin)
+            return true;
+    return false;
+}
+
+/* Every message begins with the rank that it is from, and a colon. Besides, it
+ * has to name another one, or this one if something was done to it. */
+static bool names_a_rank(const run *r, const char *message)
+{
+    int mine = brg_pg_rank(r->pg);
+    for (const char *at = message; (at = strstr(at, "rank"));) {
+        at += strlen("rank");
+        const char *number = *at == 's' ? at + 1 : at;
+        if (number[0] != ' ' || !isdigit((unsigned char)number[1]))
+            continue;
+        char *end;
+        int rank = (int)strtol(number, &end, 10);
+        if (rank != mine || (*end != ':' && is_culprit(r)))
+            return true;
+    }
+    return false;
+}
 
 /* The error is one of losing a rank, and says which. */
 static brg_status check_words(run *r, brg_status status)
@@ -30,8 +60,10 @@ static brg_status check_words(run *r, brg_status status)
     RANK_CHECK(status == BRG_ERR_PEER || status == BRG_ERR_TIMEOUT ||
                    status == BRG_ERR_MISMATCH || status == BRG_ERR_COMM,
                "%s: %s", brg_status_name(status), brg_error_message());
-    RANK_CHECK(strstr(brg_error_message(), names ? names : "rank"),
-               "no \"%s\" in: %s", names ? names : "rank", brg_error_message());
+    RANK_CHECK(!names || strstr(brg_error_message(), names), "no \"%s\" in: %s",
+               names, brg_error_message());
+    RANK_CHECK(names_a_rank(r, brg_error_message()), "no rank is named in: %s",
+               brg_error_message());
     return BRG_OK;
 }
 
@@ -130,7 +162,7 @@ static brg_status run_rank(run *r, const leaf_train *how)
 
 brg_status survive_rank(brg_pg *pg, void *user)
 {
-    run r = {.s = user, .pg = pg, .is_fresh = true};
+    run r = {.s = user, .pg = pg, .is_fresh = true, .origin = brg_pg_rank(pg)};
     int scope = 0;
     brg_compile_options compile = BRG_COMPILE_OPTIONS_INIT;
     compile.fullgraph = true;

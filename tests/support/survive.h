@@ -12,7 +12,8 @@
 
 typedef struct survive {
     leaf_train how;
-    bool compares; /* replicas, after each step */
+    const brg_sim_options *script; /* of the run: who was done something to */
+    bool compares;                 /* replicas, after each step */
     /* The weights' hash after so many steps; NULL: not checked. */
     const uint64_t *expected;
     const char *names; /* what the first error of each rank must say, or NULL */
