@@ -3,6 +3,7 @@
  * begins, on every rank, with the rank's name and the parameters'; nothing is
  * waited for long, and no weight is touched by what was mixed up. */
 #include <brigade/compile.h>
+#include <brigade/ops.h>
 
 #include "core/base/clock.h"
 #include "reducer/ddp.h"
@@ -27,6 +28,7 @@ typedef struct matrix_case {
     const fault *fault;
     size_t cap;
     int n_errors;
+    uint64_t weights; /* the hash after the last good step, of all ranks */
 } matrix_case;
 
 static brg_status barrier(brg_pg *pg)
@@ -118,25 +120,55 @@ static const fault faults[] = {
 };
 #define N_FAULTS (sizeof faults / sizeof faults[0])
 
+/* What an optimizer does. */
+static brg_status update(ddp_model *m)
+{
+    bool was = brg_grad_mode_set(false);
+    brg_status status = BRG_OK;
+    for (size_t i = 0; i < DDP_MODEL_N && status == BRG_OK; i++)
+        status = brg_add_(m->params[i], brg_tensor_grad(m->params[i]), -0.25);
+    (void)brg_grad_mode_set(was);
+    return status;
+}
+
+static brg_status hash_weights(const ddp_model *m, uint64_t *hash)
+{
+    *hash = 0;
+    return brg__ddp_hash(hash, m->params, DDP_MODEL_N);
+}
+
 static brg_status step(ddp_model *m, const fault *f, int k)
 {
     bool is_bad = m->rank == CULPRIT && k == BAD_STEP;
     BRG_TRY(ddp_model_zero(m, false));
     BRG_TRY(is_bad ? f->act(m, k) : ddp_model_backward(m, k, DDP_MODEL_ALL));
     BRG_TRY(barrier(m->pg));
-    return ddp_model_check(m, k, k + 1); /* what an optimizer would take */
+    BRG_TRY(ddp_model_check(m, k, k + 1));
+    return update(m);
 }
 
-/* All steps before are right, and this one fails. */
+/* All steps before are right, and this one fails before the weights change:
+ * every rank still has those of the step before, bit for bit. */
 static brg_status run_steps(ddp_model *m, matrix_case *c)
 {
     const fault *f = c->fault;
     brg_status status = BRG_OK;
+    uint64_t before = 0, after = 0;
     int k = 0;
-    while (status == BRG_OK && k < N_STEPS)
+    while (status == BRG_OK && k < N_STEPS) {
+        uint64_t last = before;
+        BRG_TRY(hash_weights(m, &before));
+        RANK_CHECK(before != last, "step %d has changed no weight", k - 1);
         status = step(m, f, k++);
+    }
     RANK_CHECK(k == BAD_STEP + 1, "rank %d: %s went on for %d steps", m->rank,
                f->name, k);
+    BRG_TRY(hash_weights(m, &after));
+    RANK_CHECK(after == before, "rank %d: %s has touched weights", m->rank,
+               f->name);
+    c->weights = c->n_errors == 0 ? after : c->weights;
+    RANK_CHECK(after == c->weights, "rank %d: %s: other weights", m->rank,
+               f->name);
     c->n_errors++;
     bool is_own = m->rank == CULPRIT;
     return ranks_expect(status, is_own ? f->own_code : f->code,
