@@ -223,7 +223,7 @@ static brg_status sum_ranks(brg_pg *pg, float expected)
 static brg_status run_contract(brg_pg *pg, void *user)
 {
     int node_size = *(int *)user;
-    brg_pg *left;
+    brg_pg *left, *again;
     if (brg_pg_rank(pg) == 1)
         return BRG_OK;
     RANK_FAILS(sum_ranks(pg, 0), BRG_ERR_PEER, "rank 1, which ended");
@@ -237,7 +237,7 @@ static brg_status run_contract(brg_pg *pg, void *user)
         status = brg_suite_run(left, node_size);
     if (status == BRG_OK)
         status = brg_suite_leaves(left);
-    if (status == BRG_OK && brg_pg_shrink(&left, pg) != BRG_ERR_STATE)
+    if (status == BRG_OK && brg_pg_shrink(&again, pg) != BRG_ERR_STATE)
         status = BRG_FAIL(BRG_ERR_INTERNAL, "a group was shrunk twice");
     brg_pg_destroy(left);
     return status;
