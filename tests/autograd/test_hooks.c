@@ -354,9 +354,7 @@ static void test_hooks__of_an_undefined_gradient(void **state)
                                                       &done, NULL));
     const brg_value arg = brg_value_tensor(x);
     assert_brg_ok(brg_backward(brg_function_call(f, &arg, 1)));
-    assert_string_equal(log.text,
-                        is_compiled_run() ? log.text : "accumulated ");
-    assert_null(strstr(log.text, "tensor"));
+    assert_string_equal(log.text, "accumulated ");
     assert_null(brg_tensor_grad(x));
     brg_function_release(f);
 }
