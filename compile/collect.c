@@ -83,10 +83,12 @@ static inline brg_status add_input(brg__collected *c, brg_tensor *t, int *input)
 static inline void put_tensor(brg__bytes *key, int input, const brg_tensor *t)
 {
     uint64_t form = t->sparse ? 2 : t->storage == NULL;
-    uint64_t kind = t->dtype | (uint64_t)t->ndim << 8 |
-                    (uint64_t)(uint8_t)t->device.type << 16 | form << 24 |
-                    (uint64_t)brg__requires_grad(t) << 31 |
+    uint64_t kind = t->dtype | (uint64_t)t->ndim << 5 | form << 9 |
+                    (uint64_t)brg__requires_grad(t) << 11 |
+                    (uint64_t)t->device.type << 12 |
+                    (uint64_t)(uint16_t)t->device.index << 16 |
                     (uint64_t)(uint32_t)input << 32;
+    _Static_assert(BRG_MAX_DIMS < 16, "dims have 4 bits of the key");
     PUT(key, kind);
 }
 
@@ -231,9 +233,10 @@ static inline void put_slots(brg__collected *c, const brg_node *node)
 {
     for (uint16_t j = 0; j < node->n_slots; j++) {
         const brg__slot *slot = &node->slots[j];
-        uint32_t kind = slot->dtype | (uint32_t)slot->ndim << 8 |
-                        (uint32_t)slot->is_differentiable << 16 |
-                        (uint32_t)(uint8_t)slot->device.type << 24;
+        uint64_t kind = slot->dtype | (uint64_t)slot->ndim << 8 |
+                        (uint64_t)slot->is_differentiable << 16 |
+                        (uint64_t)(uint8_t)slot->device.type << 24 |
+                        (uint64_t)(uint16_t)slot->device.index << 32;
         PUT(&c->key, kind);
         c->is_elsewhere |= slot->device.type != BRG_DEVICE_CPU;
         put_sizes(c, slot->ndim, slot->shape);
