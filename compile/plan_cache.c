@@ -92,11 +92,17 @@ brg__plan *brg__plan_find_sibling(const brg__plan_cache *cache,
     return NULL;
 }
 
+bool brg__plan_has_changed(const brg__plan *p, const brg__collected *c,
+                           size_t i)
+{
+    return !p->is_dynamic.at[i] && p->sizes.at[i] != c->sizes.at[i];
+}
+
 size_t brg__plan_count_changed(const brg__plan *p, const brg__collected *c)
 {
     size_t n = 0;
     for (size_t i = 0; i < p->sizes.n; i++)
-        n += !p->is_dynamic.at[i] && p->sizes.at[i] != c->sizes.at[i];
+        n += brg__plan_has_changed(p, c, i);
     return n;
 }
 

@@ -64,6 +64,9 @@ brg__plan *brg__plan_find(brg__plan_cache *cache, const brg__collected *c,
  * or NULL. */
 brg__plan *brg__plan_find_sibling(const brg__plan_cache *cache,
                                   const brg__collected *c);
+/* Size i is one the plan was captured for, and another now. */
+bool brg__plan_has_changed(const brg__plan *plan, const brg__collected *c,
+                           size_t i);
 /* How many sizes are not those that the plan is for. */
 size_t brg__plan_count_changed(const brg__plan *plan, const brg__collected *c);
 

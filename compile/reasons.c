@@ -95,8 +95,7 @@ static void describe_sizes(const brg__compiler *c, const brg__plan *sibling,
     const brg__ints *sizes = &c->collected.sizes;
     r->cause = BRG_COMPILE_CHANGED_SIZES;
     r->n_sizes = sizes->n;
-    for (size_t i = 0; i < sizes->n; i++)
-        r->n_changed += sibling->sizes.at[i] != sizes->at[i];
+    r->n_changed = brg__plan_count_changed(sibling, &c->collected);
     text t = {r->text, sizeof r->text, 0};
     t.n = (size_t)snprintf(
         r->text, sizeof r->text,
@@ -104,7 +103,7 @@ static void describe_sizes(const brg__compiler *c, const brg__plan *sibling,
         r->n_changed, r->n_sizes);
     size_t n = 0;
     for (size_t i = 0; i < sizes->n; i++)
-        if (sibling->sizes.at[i] != sizes->at[i])
+        if (brg__plan_has_changed(sibling, &c->collected, i))
             add(&t, n++ ? ", sizes[%zu]" : "sizes[%zu]", i);
 }
 

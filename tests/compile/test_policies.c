@@ -46,6 +46,58 @@ static void test_policies__a_changed_size_is_dynamic_from_then_on(void **state)
     assert_true(brg_compile_print(1, text, sizeof text) > 0);
 }
 
+static brg_compile_record backward_of_sin(int64_t rows, int64_t columns)
+{
+    brg_compile_record r = {.n_sizes = 0};
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *x = leaf_from(1, BRG_SHAPE(rows, columns));
+    assert_brg_ok(brg_backward(brg_sum_all(brg_sin(x))));
+    brg_scope_end(scope);
+    assert_true(brg_compile_get_record(0, &r));
+    return r;
+}
+
+/* The text of a record, from the places of the sizes that are counted. */
+static void check_changed(const brg_compile_record *r, const size_t *at)
+{
+    char want[256];
+    int n = snprintf(want, sizeof want,
+                     "Cache miss due to %zu changed tensor shapes (total of "
+                     "%zu): ",
+                     r->n_changed, r->n_sizes);
+    for (size_t i = 0; i < r->n_changed; i++)
+        n += snprintf(want + n, sizeof want - (size_t)n, "%ssizes[%zu]",
+                      i ? ", " : "", at[i]);
+    assert_string_equal(r->text, want);
+}
+
+/* What is dynamic already is not to blame for the next miss. */
+static void test_policies__only_what_was_static_is_to_blame(void **state)
+{
+    (void)state;
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.dynamic = BRG_COMPILE_DYNAMIC_CHANGED;
+    int scope = begin_with(options);
+    (void)backward_of_sin(10, 5);
+    brg_compile_record rows = backward_of_sin(20, 5);
+    brg_compile_record columns = backward_of_sin(30, 6);
+    assert_brg_ok(brg_compile_end(scope));
+    assert_int_equal(stats().captures, 3);
+    assert_int_equal(rows.cause, BRG_COMPILE_CHANGED_SIZES);
+    assert_int_equal(columns.cause, BRG_COMPILE_CHANGED_SIZES);
+    const size_t n = columns.n_sizes / 2;
+    assert_int_equal(rows.n_changed, n);
+    assert_int_equal(columns.n_changed, n);
+    size_t even[16], odd[16];
+    assert_in_range(n, 1, 16);
+    for (size_t i = 0; i < n; i++) {
+        even[i] = 2 * i;
+        odd[i] = 2 * i + 1;
+    }
+    check_changed(&rows, even);
+    check_changed(&columns, odd);
+}
+
 /* The size 1 has a plan of its own, which teaches the next. */
 static void test_policies__one_then_others_is_two_captures(void **state)
 {
@@ -322,6 +374,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         compile_test(test_policies__all_sizes_are_dynamic_in_a_scope),
         compile_test(test_policies__a_changed_size_is_dynamic_from_then_on),
+        compile_test(test_policies__only_what_was_static_is_to_blame),
         compile_test(test_policies__one_then_others_is_two_captures),
         compile_test(test_policies__the_least_recently_used_plan_goes),
         compile_test(test_policies__the_least_recently_used_sizes_go),
