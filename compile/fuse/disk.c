@@ -338,9 +338,10 @@ static brg_status publish(const char *object, brg__kernel_key key,
     return status;
 }
 
-/* Copies of the source and of the compiler's words, for who asked for them. */
+/* Copies of the source and of the compiler's words (why: it failed), for who asked for them. */
 static void keep_for_debugging(brg__kernel_key key, const char *source,
-                               const char *words, double seconds)
+                               const char *words, const char *why,
+                               double seconds)
 {
     brg__disk_folder debug = {.is_private = false};
     char to[PATH_MAX], line[1024];
@@ -355,7 +356,9 @@ static void keep_for_debugging(brg__kernel_key key, const char *source,
     (void)write_source(to, source);
     brg__disk_path(to, &debug, key, ".log");
     FILE *from = fopen(words, "re"), *log = fopen(to, "we");
-    if (log)
+    if (log && why)
+        fprintf(log, "failed after %.3f s: %s\n", seconds, why);
+    else if (log)
         fprintf(log, "compiled in %.3f s\n", seconds);
     while (from && log && fgets(line, sizeof line, from))
         fputs(line, log);
@@ -385,7 +388,9 @@ brg_status brg__disk_make(const brg__disk_folder *folder, brg__kernel_key key,
     brg_status status = write_source(c, source);
     if (status == BRG_OK)
         status = brg__toolchain_run(c, object, words);
-    keep_for_debugging(key, source, words,
+    char why[512];
+    snprintf(why, sizeof why, "%s", brg_error_message());
+    keep_for_debugging(key, source, words, status == BRG_OK ? NULL : why,
                        1e-9 * (double)(brg__clock_ns() - start));
     if (status == BRG_OK)
         status = publish(object, key, path);

@@ -17,8 +17,6 @@
 #include "core/base/error.h"
 #include "core/base/log.h"
 
-#define MAX_FAILED 32 /* texts that are not tried again */
-
 struct brg__kernels {
     brg__kernel_key key;
     void *handle; /* of dlopen */
@@ -28,8 +26,9 @@ struct brg__kernels {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static brg__kernels *loaded;
-static brg__kernel_key failed[MAX_FAILED];
-static unsigned n_failed;
+/* The identity of the compiler that failed last: no other text is tried. */
+static XXH64_hash_t failed_compiler;
+static bool has_one_failed;
 static brg__kernels_stats stats;
 
 static bool is_same(brg__kernel_key a, brg__kernel_key b)
@@ -53,24 +52,31 @@ static brg__kernels *find_loaded(brg__kernel_key key)
     return k;
 }
 
-static bool has_failed(brg__kernel_key key)
+static bool has_failed(XXH64_hash_t compiler)
 {
-    bool found = false;
     pthread_mutex_lock(&lock);
-    for (unsigned i = 0; i < n_failed && i < MAX_FAILED; i++)
-        found = found || is_same(failed[i], key);
+    bool found = has_one_failed && failed_compiler == compiler;
     pthread_mutex_unlock(&lock);
     return found;
 }
 
-static void note_failure(brg__kernel_key key)
+static void note_failure(XXH64_hash_t compiler)
 {
-    brg__log(BRG_LOG_WARN, "compile", "fused groups are interpreted: %s",
+    brg__log(BRG_LOG_WARN, "compile",
+             "fused groups are interpreted from now on: %s",
              brg_error_message());
     brg_error_clear();
     pthread_mutex_lock(&lock);
-    failed[n_failed++ % MAX_FAILED] = key;
+    failed_compiler = compiler;
+    has_one_failed = true;
     stats.failed++;
+    pthread_mutex_unlock(&lock);
+}
+
+void brg__kernels_forget_failures(void)
+{
+    pthread_mutex_lock(&lock);
+    has_one_failed = false;
     pthread_mutex_unlock(&lock);
 }
 
@@ -190,19 +196,16 @@ static brg_status load(brg__kernels **out, brg__fused *const *fused, size_t n,
         return BRG_OK;
     BRG_TRY(brg__generate(&source, fused, n, kernel));
     brg__kernel_key key = key_of(source, identity);
-    if (has_failed(key)) {
-        brg__mem_free(source);
-        return BRG_OK;
-    }
+    XXH64_hash_t compiler = XXH3_64bits(identity, strlen(identity));
     brg_status status = BRG_OK;
     *out = find_loaded(key);
-    if (!*out)
+    if (!*out && !has_failed(compiler))
         status = find_or_make(out, key, source);
-    if (status == BRG_OK)
+    if (status == BRG_OK && *out)
         status = attach(*out, fused, n, kernel);
     brg__mem_free(source);
     if (status != BRG_OK && status != BRG_ERR_NOMEM) {
-        note_failure(key);
+        note_failure(compiler);
         status = BRG_OK;
     }
     return status;

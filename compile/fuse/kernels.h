@@ -14,6 +14,8 @@ typedef struct brg__kernels brg__kernels;
  * they are, which is logged; that is no failure. */
 brg_status brg__kernels_load(brg__kernels **out, brg__fused *const *fused,
                              size_t n);
+/* A compiler that failed in this process is tried again. */
+void brg__kernels_forget_failures(void);
 void brg__kernels_release(brg__kernels *kernels);
 
 /* Since the start of the process. */

@@ -570,9 +570,24 @@ static void test_kernels__compiler_that_fails(void **state)
     set_compiler("cc-fails", "#!/bin/sh\n"
                              "test \"$1\" = --version && exec echo failing 1\n"
                              "echo 'x.c:1: error: no such luck' >&2\nexit 1\n");
+    char folder[4200], command[13000];
+    snprintf(folder, sizeof folder, "%s/debug", cache);
+    assert_int_equal(setenv("BRG_COMPILE_DEBUG", folder, 1), 0);
+    const unsigned long long before = stats().failed;
     expect_interpreted(0, "no such luck");
-    expect_interpreted(0, ""); /* not tried again */
-    assert_string_equal(logged, "");
+    for (int n_more = 0; n_more < 3; n_more++) { /* no text is tried again */
+        expect_interpreted(n_more, "");
+        assert_string_equal(logged, "");
+    }
+    assert_int_equal(stats().failed, before + 1);
+    snprintf(command, sizeof command,
+             "grep -q 'failed after .*status 1' '%s'/*.log && "
+             "grep -q 'no such luck' '%s'/*.log && "
+             "! grep -q 'compiled in' '%s'/*.log",
+             folder, folder, folder);
+    assert_int_equal(system(command), 0);
+    brg__kernels_forget_failures();
+    expect_interpreted(1, "no such luck");
 }
 
 static void test_kernels__compiler_that_makes_nothing(void **state)
@@ -604,6 +619,8 @@ static void test_kernels__compiler_that_takes_too_long(void **state)
     assert_int_equal(setenv("BRG_COMPILE_TIMEOUT_S", "0.3", 1), 0);
     uint64_t start = brg__clock_ns();
     expect_interpreted(0, "longer than");
+    expect_interpreted(1, ""); /* said, and waited for, once */
+    assert_string_equal(logged, "");
     assert_true(brg__clock_ns() - start < UINT64_C(10000000000));
 }
 
