@@ -11,12 +11,14 @@
 
 #include <brigade/ops.h>
 
+#include "core/ops/reduce.h"
+
 /* ---- Attention ---------------------------------------------------------------- */
 
 typedef struct problem {
     brg_tensor *q, *k, *v;
     bool is_causal;
-    double scale;
+    double scale; /* 0: one over the root of q's last dim */
 } problem;
 
 static brg_tensor *flip(brg_tensor *x)
@@ -24,9 +26,19 @@ static brg_tensor *flip(brg_tensor *x)
     return brg_transpose(x, -2, -1);
 }
 
+/* x (b,h,t,any) by the scale; by reference, as plans serve every size. */
+static brg_tensor *scaled(const problem *p, brg_tensor *x)
+{
+    if (p->scale != 0)
+        return brg_mul_scalar(x, p->scale);
+    brg_tensor *ones =
+        brg_full_like(brg_sum(p->q, 1, (const int[]){-1}, true), 1);
+    return brg_mul(x, brg_sqrt(brg__div_count(ones, p->q, 1.0, 0.0)));
+}
+
 static brg_tensor *probabilities(const problem *p)
 {
-    brg_tensor *scores = brg_mul_scalar(brg_matmul(p->q, flip(p->k)), p->scale);
+    brg_tensor *scores = scaled(p, brg_matmul(p->q, flip(p->k)));
     if (p->is_causal) {
         brg_tensor *hidden = brg_triu(brg_full_like(scores, -INFINITY), 1);
         scores = brg_add(brg_tril(scores, 0), hidden);
@@ -40,7 +52,7 @@ static void gradients(const problem *p, brg_tensor *g, brg_tensor *grad[3])
     brg_tensor *prob = probabilities(p);
     brg_tensor *gp = brg_matmul(g, flip(p->v));
     brg_tensor *mean = brg_sum(brg_mul(gp, prob), 1, (const int[]){-1}, true);
-    brg_tensor *gs = brg_mul_scalar(brg_mul(prob, brg_sub(gp, mean)), p->scale);
+    brg_tensor *gs = scaled(p, brg_mul(prob, brg_sub(gp, mean)));
     grad[0] = brg_matmul(gs, p->k);
     grad[1] = brg_matmul(flip(gs), p->q);
     grad[2] = brg_matmul(flip(prob), g);
@@ -49,10 +61,7 @@ static void gradients(const problem *p, brg_tensor *g, brg_tensor *grad[3])
 static problem problem_of(const brg_attrs *attrs, brg_tensor *q, brg_tensor *k,
                           brg_tensor *v)
 {
-    const problem p = {q, k, v, attrs->i[0] != 0,
-                       attrs->f[0] != 0 ? attrs->f[0]
-                                        : 1.0 / sqrt((double)q->shape[3])};
-    return p;
+    return (problem){q, k, v, attrs->i[0] != 0, attrs->f[0]};
 }
 
 brg_status brg__attention_vjp_composed(brg_vjp *v)

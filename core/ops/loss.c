@@ -229,21 +229,25 @@ brg_status brg__cross_entropy_targets_run(brg_op_call *call)
     return BRG_OK;
 }
 
+/* Zero behind the first n columns, which are fewer than all or all. By
+ * slices that end where x does: a captured rule serves every width. */
+static brg_tensor *softmax_of_first(brg_tensor *x, int64_t n, brg_tensor *like)
+{
+    brg_tensor *behind = brg_slice(like, -1, n, BRG_TO_END, 1);
+    brg_tensor *parts[] = {brg_softmax(brg_slice(x, -1, 0, n, 1), -1),
+                           brg_mul_scalar(behind, 0.0)};
+    return brg_cat(parts, 2, -1);
+}
+
 static brg_status cross_entropy_vjp_by_ops(brg_vjp *v)
 {
     brg_tensor *logits = v->in[0], *out[2];
     brg_tensor *g = brg_cast(v->grad_out[0], (brg_dtype)logits->dtype);
     BRG_TRY(brg_op_apply(&brg__op_cross_entropy_targets, 2,
                          (brg_tensor *[]){logits, v->in[1]}, v->attrs, out));
-    const int64_t width = logits->shape[logits->ndim - 1];
-    const int64_t classes = n_classes_of(v->attrs, width);
-    brg_tensor *p = brg_softmax(brg_narrow(logits, -1, 0, classes), -1);
-    if (classes < width)
-        p = brg_cat(
-            (brg_tensor *[]){
-                p, brg_mul_scalar(
-                       brg_narrow(out[0], -1, classes, width - classes), 0.0)},
-            2, -1);
+    const int64_t classes = v->attrs->i[1];
+    brg_tensor *p = classes > 0 ? softmax_of_first(logits, classes, out[0])
+                                : brg_softmax(logits, -1);
     p = brg_mul(p, out[1]);
     BRG_VJP_SET(v, 0, brg_mul(brg_sub(p, out[0]), g));
     return BRG_OK;

@@ -75,6 +75,37 @@ static void test_cross_entropy__equals_nll_of_log_softmax(void **state)
     }
 }
 
+/* A captured rule serves every width. */
+static void check_recorded(int64_t width, int64_t n_classes)
+{
+    brg_tensor *x = assert_brg_some(
+        brg_sin(brg_arange(BRG_DTYPE_F64, 0, (double)(2 * width), 1)));
+    brg_tensor *t = TENSOR_OF(BRG_DTYPE_I64, int64_t, BRG_SHAPE(2), 0, 2);
+    brg_tensor *grad[2];
+    x = brg_detach(brg_reshape(x, BRG_SHAPE(2, width)));
+    assert_brg_ok(brg_set_requires_grad(x, true));
+    brg_cross_entropy_options o = BRG_CROSS_ENTROPY_OPTIONS_INIT;
+    o.n_classes = n_classes;
+    for (int i = 0; i < 2; i++) {
+        brg_backward_options b = BRG_BACKWARD_OPTIONS_INIT;
+        b.create_graph = i == 1;
+        brg_tensor *loss = brg_cross_entropy_with(x, t, &o);
+        assert_brg_ok(brg_grad(&grad[i], &loss, 1, &x, 1, &b));
+    }
+    for (int64_t i = 0; i < 2 * width; i++)
+        assert_true(fabs(value_at(grad[0], i) - value_at(grad[1], i)) < 1e-12);
+}
+
+static void test_cross_entropy__recorded_gradients_at_any_width(void **state)
+{
+    (void)state;
+    const int64_t widths[] = {5, 9, 4};
+    for (int i = 0; i < 3; i++) {
+        check_recorded(widths[i], 0);
+        check_recorded(widths[i], 3);
+    }
+}
+
 static void test_mse__has_both_gradients(void **state)
 {
     (void)state;
@@ -111,6 +142,7 @@ int main(void)
         IN_SCOPE(test_cross_entropy__names_a_target_out_of_range),
         IN_SCOPE(test_cross_entropy__of_large_logits),
         IN_SCOPE(test_cross_entropy__equals_nll_of_log_softmax),
+        IN_SCOPE(test_cross_entropy__recorded_gradients_at_any_width),
         IN_SCOPE(test_mse__has_both_gradients),
         IN_SCOPE(test_binary_cross_entropy__of_logits),
     };
