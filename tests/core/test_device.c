@@ -309,6 +309,7 @@ static void test_device__gradients_in_the_wrong_place_are_named(void **state)
     assert_null(brg_tensor_grad(x));
     brg_tensor *there = make(THERE); /* and the engine still works */
     options.grad_outputs = &there;
+    y = brg_square(x); /* a plan that failed has freed what it had taken */
     assert_brg_ok(brg_backward_with(&y, 1, &options));
     ASSERT_VALUES(brg_tensor_grad(x), 2, 8, 18, 32, 50, 72);
 }

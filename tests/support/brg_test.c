@@ -6,6 +6,7 @@
 
 #include <stdio.h>
 
+#include <brigade/compile.h>
 #include <brigade/device.h>
 
 static void describe(const char *expr, brg_status status)
@@ -110,4 +111,15 @@ __attribute__((constructor)) static void choose_device(void)
            brg_error_message());
     fflush(stdout);
     _exit(BRG_TEST_SKIPPED);
+}
+
+/* With BRG_TEST_COMPILED=1 the main thread's backwards are compiled, from the
+ * start, also in tests that know nothing of it (see tests/autograd/graph.h). */
+__attribute__((constructor)) static void begin_compiled_run(void)
+{
+    int scope;
+    const char *text = getenv("BRG_TEST_COMPILED");
+    if (text && strcmp(text, "1") == 0 &&
+        brg_compile_begin(&scope, NULL) != BRG_OK)
+        abort();
 }
