@@ -188,7 +188,8 @@ void brg__reducer_trace_hook(brg_reducer *r, size_t i, brg__arrival how)
     if (!atomic_load_explicit(&brg__record_is_on, memory_order_relaxed))
         return;
     uint64_t now = brg__record_now(r->pg->trace), number = 0;
-    r->is_in_trace = how == BRG__ARRIVES_IN_PLACE;
+    if (how != BRG__ARRIVES_LATER) /* else another thread's to write */
+        r->is_in_trace = how == BRG__ARRIVES_IN_PLACE;
     if (how == BRG__ARRIVES_COPIED) {
         number = brg__record_reserve(r->pg->trace, 2);
         r->traced_number = number + 1;
