@@ -13,7 +13,7 @@ static void check(kind k, brg_dtype dtype)
         memset(o, 0, sizeof *o);
         brg_scope *scope = brg_scope_begin();
         assert_brg_ok(brg_device_set(GPU));
-        model_init(&m, k, dtype);
+        model_init(&m, k, dtype, &plain);
         run_steps(&m, w, dtype, 0, 1, o);
         model_free(&m);
         assert_brg_ok(brg_device_set(CPU));
@@ -55,7 +55,7 @@ static void test_compile__a_launched_step_does_not_wait(void **state)
     options.fullgraph = options.whole = options.replay = true;
     brg_scope *scope = brg_scope_begin();
     assert_brg_ok(brg_device_set(GPU));
-    model_init(&m, GPT, BRG_DTYPE_F32);
+    model_init(&m, GPT, BRG_DTYPE_F32, &plain);
     make_data(&m, 0, BRG_DTYPE_F32, 0, 1, in);
     assert_brg_ok(brg_compile_reset());
     assert_brg_ok(brg_compiled_create(&compiled, run_step, &m, &options));
@@ -103,7 +103,7 @@ static void test_compile__what_cannot_be_recorded(void **state)
         options.fullgraph = options.whole = options.replay = true;
         brg_scope *scope = brg_scope_begin();
         assert_brg_ok(brg_device_set(GPU));
-        model_init(&m, MLP, BRG_DTYPE_F32);
+        model_init(&m, MLP, BRG_DTYPE_F32, &plain);
         make_data(&m, 0, BRG_DTYPE_F32, 0, 1, in);
         assert_brg_ok(brg_compile_reset());
         assert_brg_ok(

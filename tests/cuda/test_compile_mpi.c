@@ -2,20 +2,8 @@
  * Compiled data-parallel training on GPUs, one per rank, over NCCL, has the bits
  * of eager training there: captured reductions, and steps recorded as one CUDA
  * graph with the reductions in it. */
-#include <mpi.h>
-
-#include <brigade/mpi.h>
-#include <brigade/nccl.h>
-
+#include "tests/cuda/gpu_ranks.h"
 #include "tests/cuda/steps.h"
-
-static int rank, n_ranks;
-static brg_pg *over;
-
-static brg_device mine(void)
-{
-    return (brg_device){BRG_DEVICE_CUDA, (int16_t)rank};
-}
 
 static void run(kind k, way w, brg_dtype dtype, brg_pg *pg, outcome *o)
 {
@@ -29,7 +17,7 @@ static void run(kind k, way w, brg_dtype dtype, brg_pg *pg, outcome *o)
     memset(o, 0, sizeof *o);
     brg_scope *scope = brg_scope_begin();
     assert_brg_ok(brg_device_set(mine()));
-    model_init(&m, k, dtype);
+    model_init(&m, k, dtype, &plain);
     brg_tensor *const *tensors =
         brg_params_tensors(m.params, BRG_PARAM_TRAINED, &n);
     assert_brg_ok(brg_ddp_create(&ddp, pg, tensors, n, NULL, 0, &options));
@@ -72,30 +60,13 @@ static void test_compile__gpt(void **state)
 
 int main(int argc, char **argv)
 {
-    MPI_Init(&argc, &argv);
-    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    MPI_Comm_size(MPI_COMM_WORLD, &n_ranks);
-    int status = require_gpu();
-    if (!status && brg_device_count(BRG_DEVICE_CUDA) < n_ranks) {
-        printf("SKIPPED, nothing was tested: %d GPUs for %d ranks\n",
-               brg_device_count(BRG_DEVICE_CUDA), n_ranks);
-        status = BRG_TEST_SKIPPED;
-    }
-    if (status) {
-        MPI_Finalize();
+    int status = gpu_ranks_begin(argc, argv);
+    if (status)
         return status;
-    }
-    if (rank > 0 && !freopen("/dev/null", "w", stdout))
-        return 1;
-    if (brg_backend_register(brg_comm_mpi()) != BRG_OK ||
-        brg_pg_create(&over, "mpi", NULL) != BRG_OK)
-        return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_compile__mlp),
         cmocka_unit_test(test_compile__gpt),
     };
-    int n_failed = cmocka_run_group_tests_name("compile", tests, NULL, NULL);
-    brg_pg_destroy(over);
-    MPI_Finalize();
-    return n_failed;
+    return gpu_ranks_end(
+        cmocka_run_group_tests_name("compile", tests, NULL, NULL));
 }

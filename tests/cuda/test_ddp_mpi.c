@@ -2,13 +2,8 @@
  * Data-parallel training on GPUs, one per rank, the ranks started by mpirun,
  * equals training of the whole batch on the CPU: losses of each step, the
  * parameters after the last. */
-#include <mpi.h>
-
-#include <brigade/mpi.h>
-#include <brigade/nccl.h>
-
 #include "core/tensor/device.h"
-#include "tests/cuda/compare.h"
+#include "tests/cuda/gpu_ranks.h"
 
 #define N_STEPS 12
 #define BATCH 16 /* of all ranks */
@@ -17,14 +12,6 @@
 #define VOCAB 29
 #define CONTEXT 16
 #define DIM 32
-
-static int rank, n_ranks;
-static brg_pg *over;
-
-static brg_device mine(void)
-{
-    return (brg_device){BRG_DEVICE_CUDA, (int16_t)rank};
-}
 
 typedef enum kind { MLP, GPT } kind;
 
@@ -259,31 +246,13 @@ static void test_ddp__the_group_must_reduce_there(void **state)
 
 int main(int argc, char **argv)
 {
-    MPI_Init(&argc, &argv);
-    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    MPI_Comm_size(MPI_COMM_WORLD, &n_ranks);
-    int status = require_gpu();
-    if (!status && brg_device_count(BRG_DEVICE_CUDA) < n_ranks) {
-        printf("SKIPPED, nothing was tested: %d GPUs for %d ranks\n",
-               brg_device_count(BRG_DEVICE_CUDA), n_ranks);
-        status = BRG_TEST_SKIPPED;
-    }
-    if (status) {
-        MPI_Finalize();
+    int status = gpu_ranks_begin(argc, argv);
+    if (status)
         return status;
-    }
-    if (rank > 0 && !freopen("/dev/null", "w", stdout))
-        return 1;
-    if (brg_backend_register(brg_comm_mpi()) != BRG_OK ||
-        brg_pg_create(&over, "mpi", NULL) != BRG_OK)
-        return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ddp__raw_buffers),
         cmocka_unit_test(test_ddp__the_group_must_reduce_there),
         cmocka_unit_test(test_ddp__equals_the_cpu),
     };
-    int n_failed = cmocka_run_group_tests_name("ddp", tests, NULL, NULL);
-    brg_pg_destroy(over);
-    MPI_Finalize();
-    return n_failed;
+    return gpu_ranks_end(cmocka_run_group_tests_name("ddp", tests, NULL, NULL));
 }

@@ -1,22 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The NCCL backend, one GPU per rank, the ranks started by mpirun: the
  * contract of backends on host memory, and device memory in stream order. */
-#include <mpi.h>
-
-#include <brigade/mpi.h>
-#include <brigade/nccl.h>
-
 #include "core/tensor/device.h"
-#include "tests/cuda/compare.h"
+#include "tests/cuda/gpu_ranks.h"
 #include "tests/support/backend_suite.h"
-
-static int rank, n_ranks;
-static brg_pg *over;
-
-static brg_device mine(void)
-{
-    return (brg_device){BRG_DEVICE_CUDA, (int16_t)rank};
-}
 
 static brg_pg *make_group(void)
 {
@@ -109,24 +96,9 @@ static void test_nccl__options_are_checked(void **state)
 
 int main(int argc, char **argv)
 {
-    MPI_Init(&argc, &argv);
-    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    MPI_Comm_size(MPI_COMM_WORLD, &n_ranks);
-    int status = require_gpu();
-    if (!status && brg_device_count(BRG_DEVICE_CUDA) < n_ranks) {
-        printf("SKIPPED, nothing was tested: %d GPUs for %d ranks\n",
-               brg_device_count(BRG_DEVICE_CUDA), n_ranks);
-        status = BRG_TEST_SKIPPED;
-    }
-    if (status) {
-        MPI_Finalize();
+    int status = gpu_ranks_begin(argc, argv);
+    if (status)
         return status;
-    }
-    if (rank > 0 && !freopen("/dev/null", "w", stdout))
-        return 1;
-    if (brg_backend_register(brg_comm_mpi()) != BRG_OK ||
-        brg_pg_create(&over, "mpi", NULL) != BRG_OK)
-        return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_nccl__device_memory_in_stream_order),
         cmocka_unit_test(test_nccl__memory_of_the_group),
@@ -134,8 +106,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_nccl__steady_state_allocates_nothing),
         cmocka_unit_test(test_nccl__keeps_the_contract),
     };
-    int n_failed = cmocka_run_group_tests_name("nccl", tests, NULL, NULL);
-    brg_pg_destroy(over);
-    MPI_Finalize();
-    return n_failed;
+    return gpu_ranks_end(
+        cmocka_run_group_tests_name("nccl", tests, NULL, NULL));
 }
