@@ -74,9 +74,7 @@ void brg__record_failure(brg_pg *pg)
 void brg__record_param(brg_pg *pg, brg_trace_kind kind,
                        const brg__record_gradient *gradient)
 {
-    brg_trace_record record = {.time_ns = gradient->time_ns,
-                               .number = gradient->number,
-                               .kind = (uint8_t)kind,
+    brg_trace_record record = {.kind = (uint8_t)kind,
                                .coll = UINT8_MAX,
                                .group = pg->number,
                                .reducer = gradient->reducer,

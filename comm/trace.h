@@ -31,8 +31,6 @@ void brg__record_failure(brg_pg *pg);
 
 /* A gradient of a reducer, see BRG_TRACE_HOOK and BRG_TRACE_COPY. */
 typedef struct brg__record_gradient {
-    uint64_t time_ns; /* 0: now */
-    uint64_t number;  /* 0: the next */
     uint8_t reducer;
     uint32_t bucket;
     size_t param;

@@ -242,11 +242,12 @@ static brg_status take(brg__ddp_param *p)
 {
     brg_tensor *grad = brg_tensor_grad(p->leaf);
     p->is_used |= grad != NULL;
-    bool is_in_place = grad == p->view && !brg__has_leaves(p->ddp->reducer);
+    bool has_leaves = brg__has_leaves(p->ddp->reducer);
     brg__reducer_trace_hook(p->ddp->reducer, p->index,
-                            is_in_place ? BRG__ARRIVES_IN_PLACE
-                                        : BRG__ARRIVES_COPIED);
-    if (brg__has_leaves(p->ddp->reducer))
+                            has_leaves        ? BRG__ARRIVES_LATER
+                            : grad == p->view ? BRG__ARRIVES_IN_PLACE
+                                              : BRG__ARRIVES_COPIED);
+    if (has_leaves)
         return brg__ddp_leaf_gradient(p, grad);
     BRG_TRY(brg__reducer_expect(p->ddp->reducer, p->index));
     BRG_TRY(brg__ddp_pack(p, grad));

@@ -120,9 +120,7 @@ struct brg_reducer {
     uint32_t
         pace; /* how often it was switched off and on since the last step */
     uint64_t n_traced_bytes; /* of n_packed_bytes, in the trace */
-    uint64_t traced_ns; /* of the hook whose copy comes next; 0: look anew */
-    uint64_t traced_number; /* for that copy; 0: none is kept */
-    bool is_in_trace;       /* the gradient that comes next, with its arrival */
+    bool is_in_trace; /* the gradient that comes next, with its arrival */
     uint32_t lacking; /* 1 + the first gradient that this rank is known not to
                          make in this step, but should; or 0 */
     size_t n_ready;
@@ -188,13 +186,13 @@ void brg__reducer_take(brg_reducer *r, size_t i, bool is_used);
 brg_status brg__reducer_launch(brg_reducer *r, size_t n);
 
 typedef enum brg__arrival {
-    BRG__ARRIVES_LATER,   /* the reducer's thread takes it */
+    BRG__ARRIVES_LATER,   /* the reducer takes it some time */
     BRG__ARRIVES_COPIED,  /* at once, by this thread */
     BRG__ARRIVES_IN_PLACE /* it is in its bucket */
 } brg__arrival;
 
-/* For the trace: gradient i is complete. What is done at once by the same
- * thread (a short copy) counts as the same moment; one in place is one record. */
+/* For the trace: gradient i is complete. One in place, or after a short copy by
+ * the same thread at once, is one record. */
 void brg__reducer_trace_hook(brg_reducer *r, size_t i, brg__arrival how);
 
 /* Gradient i was marked before in this step. */

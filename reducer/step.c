@@ -183,43 +183,33 @@ static void trace(const brg_reducer *r, size_t i, brg_trace_kind kind,
     brg__record_param(r->pg, kind, &gradient);
 }
 
+/* A look at the clock takes as long as copying this much. */
+#define COPY_IN_NO_TIME 1024
+
 void brg__reducer_trace_hook(brg_reducer *r, size_t i, brg__arrival how)
 {
     if (!atomic_load_explicit(&brg__record_is_on, memory_order_relaxed))
         return;
-    uint64_t now = brg__record_now(r->pg->trace), number = 0;
+    size_t nbytes = r->members[i].nbytes;
+    bool is_there = how == BRG__ARRIVES_IN_PLACE ||
+                    (how == BRG__ARRIVES_COPIED && nbytes <= COPY_IN_NO_TIME);
     if (how != BRG__ARRIVES_LATER) /* else another thread's to write */
-        r->is_in_trace = how == BRG__ARRIVES_IN_PLACE;
-    if (how == BRG__ARRIVES_COPIED) {
-        number = brg__record_reserve(r->pg->trace, 2);
-        r->traced_number = number + 1;
-        r->traced_ns = now;
-    }
+        r->is_in_trace = is_there;
     trace(r, i, BRG_TRACE_HOOK,
-          &(brg__record_gradient){.time_ns = now,
-                                  .number = number,
-                                  .value = how == BRG__ARRIVES_IN_PLACE,
-                                  .nbytes = r->members[i].nbytes});
+          &(brg__record_gradient){.nbytes = nbytes, .value = is_there});
 }
-
-/* A look at the clock takes as long as copying this much. */
-#define COPY_IN_NO_TIME 1024
 
 static void trace_copy(brg_reducer *r, size_t i)
 {
     bool is_there = r->is_in_trace;
+    uint64_t nbytes = r->stats.n_packed_bytes - r->n_traced_bytes;
+    r->n_traced_bytes = r->stats.n_packed_bytes;
     r->is_in_trace = false;
     if (is_there ||
         !atomic_load_explicit(&brg__record_is_on, memory_order_relaxed))
         return;
-    uint64_t nbytes = r->stats.n_packed_bytes - r->n_traced_bytes;
-    bool is_quick = nbytes <= COPY_IN_NO_TIME;
     trace(r, i, BRG_TRACE_COPY,
-          &(brg__record_gradient){.time_ns = is_quick ? r->traced_ns : 0,
-                                  .number = r->traced_number,
-                                  .nbytes = (size_t)nbytes});
-    r->n_traced_bytes = r->stats.n_packed_bytes;
-    r->traced_ns = r->traced_number = 0;
+          &(brg__record_gradient){.nbytes = (size_t)nbytes});
 }
 
 void brg__reducer_take(brg_reducer *r, size_t i, bool is_used)

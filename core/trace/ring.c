@@ -225,9 +225,8 @@ void brg__record_put(brg__record_ring *ring, brg__record_place *place,
 {
     if (!atomic_load_explicit(&brg__record_is_on, memory_order_relaxed))
         return;
-    if (record->number == 0)
-        record->number = brg__record_reserve(ring, 1);
-    uint64_t at = record->number - 1;
+    uint64_t at = atomic_fetch_add_explicit(&ring->n, 1, memory_order_relaxed);
+    record->number = at + 1;
     if (record->time_ns == 0)
         record->time_ns = brg__record_now(ring);
     record->thread = this_thread();

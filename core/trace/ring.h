@@ -64,16 +64,9 @@ void brg__record_ring_destroy(brg__record_ring *ring);
 void brg__record_adopt(brg__record_ring *ring);
 
 /* Adds a record, `place` getting it as well (NULL: the ring's, if it has one);
- * the thread is set here, number and time_ns unless they are there. */
+ * number and thread are set here, time_ns unless it is there. */
 void brg__record_put(brg__record_ring *ring, brg__record_place *place,
                      brg_trace_record *record);
-
-/* Numbers for n records that follow each other at once; the first. One that is
- * not used leaves a gap. */
-static inline uint64_t brg__record_reserve(brg__record_ring *ring, uint64_t n)
-{
-    return 1 + atomic_fetch_add_explicit(&ring->n, n, memory_order_relaxed);
-}
 
 /* A slot's record; false if there is none, or it is being written. */
 bool brg__record_read(brg__record_slot *slot, brg_trace_record *filled);

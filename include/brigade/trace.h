@@ -17,7 +17,7 @@ BRG_BEGIN_DECLS
 
 /* X(NAME, value, text). */
 #define BRG_TRACE_KIND_MAP(X)                                                  \
-    X(HOOK, 1, "hook")         /* a gradient is complete; value 1: in place */ \
+    X(HOOK, 1, "hook")         /* a gradient is complete, see value */         \
     X(COPY, 2, "copy")         /* it is in its bucket, if it was not before */ \
     X(START, 3, "start")       /* a collective set out */                      \
     X(PROGRESS, 4, "progress") /* it came to a brg_trace_stage */              \
@@ -64,7 +64,7 @@ typedef struct brg_trace_record {
             uint64_t span_ns;
             int32_t param; /* of the reducer; -1: none */
             int32_t peer;  /* of send and recv, root; -1: none */
-            int64_t value;
+            int64_t value; /* of a hook, 1: in its bucket, no copy follows */
         } call;
         char text[BRG_TRACE_TEXT_MAX]; /* cut to fit, zero at the end */
     } u;
