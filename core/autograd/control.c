@@ -372,25 +372,39 @@ static brg_status check_inputs(const char *what, brg_tensor *const *in,
     return BRG_OK;
 }
 
+/* What a call gives, once it no longer reads its inputs, which may be the same
+ * array. */
+static brg_status give(brg_status status, brg_tensor **outputs,
+                       brg_tensor *const *out, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        outputs[i] = status == BRG_OK ? out[i] : NULL;
+    return status;
+}
+
+static brg_status cond_or_trace(brg_tensor **out, size_t n_out,
+                                brg_tensor *predicate, brg_region then,
+                                brg_region otherwise, brg_tensor *const *in,
+                                size_t n_in)
+{
+    BRG_TRY(check_sizes("brg_cond", then, n_in, n_out));
+    BRG_TRY(check_sizes("brg_cond", otherwise, n_in, n_out));
+    BRG_TRY(check_inputs("brg_cond", in, n_in));
+    if (!predicate)
+        return brg__error_pending("brg_cond");
+    return (brg__is_traced() && !brg__tracer_now->flush ? trace_cond : cond)(
+        out, n_out, predicate, then, otherwise, in, n_in);
+}
+
 brg_status brg_cond(brg_tensor **outputs, size_t n_outputs,
                     brg_tensor *predicate, brg_region then,
                     brg_region otherwise, brg_tensor *const *inputs,
                     size_t n_inputs)
 {
     brg_tensor *out[BRG_MAX_REGION];
-    BRG_TRY(check_sizes("brg_cond", then, n_inputs, n_outputs));
-    BRG_TRY(check_sizes("brg_cond", otherwise, n_inputs, n_outputs));
-    memset(outputs, 0, n_outputs * sizeof *outputs);
-    BRG_TRY(check_inputs("brg_cond", inputs, n_inputs));
-    if (!predicate)
-        return brg__error_pending("brg_cond");
-    BRG_TRY(brg__is_traced() && !brg__tracer_now->flush
-                ? trace_cond(out, n_outputs, predicate, then, otherwise, inputs,
-                             n_inputs)
-                : cond(out, n_outputs, predicate, then, otherwise, inputs,
-                       n_inputs));
-    memcpy(outputs, out, n_outputs * sizeof *outputs);
-    return BRG_OK;
+    return give(cond_or_trace(out, n_outputs, predicate, then, otherwise,
+                              inputs, n_inputs),
+                outputs, out, n_outputs);
 }
 
 brg_status brg_while_loop(brg_tensor **outputs, brg_region condition,
@@ -400,12 +414,10 @@ brg_status brg_while_loop(brg_tensor **outputs, brg_region condition,
     BRG_TRY(check_sizes("brg_while_loop", condition, n, 1));
     BRG_TRY(check_sizes("brg_while_loop", body, n, n));
     BRG_TRY(check_inputs("brg_while_loop", inputs, n));
-    brg_status status = brg__is_traced() && !brg__tracer_now->flush
-                            ? trace_loop(out, condition, body, inputs, n)
-                            : loop(out, condition, body, inputs, n);
-    for (size_t i = 0; i < n; i++)
-        outputs[i] = status == BRG_OK ? out[i] : NULL;
-    return status;
+    return give(brg__is_traced() && !brg__tracer_now->flush
+                    ? trace_loop(out, condition, body, inputs, n)
+                    : loop(out, condition, body, inputs, n),
+                outputs, out, n);
 }
 
 /* Dim 0 that all xs share. */
@@ -465,33 +477,28 @@ static brg_status go_through(const char *what, brg_tensor **carry,
     return BRG_OK;
 }
 
-static brg_status scan(const char *what, brg_tensor **carry, size_t n_carry,
-                       brg_tensor **outputs, size_t n_outputs, brg_region fn,
-                       brg_tensor *const *xs, size_t n_xs,
-                       brg_tensor *const *others, size_t n_others)
+/* The carried values come from carry and end in last. */
+static brg_status scan(const char *what, brg_tensor *const *carry,
+                       brg_tensor **last, size_t n_carry, brg_tensor **out,
+                       size_t n_outputs, brg_region fn, brg_tensor *const *xs,
+                       size_t n_xs, brg_tensor *const *others, size_t n_others)
 {
     int64_t length = 0;
-    memset(outputs, 0, n_outputs * sizeof *outputs);
     BRG_TRY(
         check_sizes(what, fn, n_carry + n_xs + n_others, n_carry + n_outputs));
     BRG_TRY(common_length(what, xs, n_xs, &length));
     BRG_TRY(check_inputs(what, others, n_others));
     BRG_TRY(check_inputs(what, carry, n_carry));
-    brg_tensor *now[BRG_MAX_REGION];
     brg_tensor **rows = brg__mem_alloc_array(
         (size_t)length * n_outputs + 1, sizeof *rows, "the rows of a scan");
     if (!rows)
         return BRG_ERR_NOMEM;
-    memcpy(now, carry, n_carry * sizeof *now);
-    brg_status status = go_through(what, now, n_carry, rows, n_outputs, fn, xs,
+    memcpy(last, carry, n_carry * sizeof *last);
+    brg_status status = go_through(what, last, n_carry, rows, n_outputs, fn, xs,
                                    n_xs, others, n_others, length);
     if (status == BRG_OK)
-        status = stack_rows(outputs, n_outputs, rows, length);
+        status = stack_rows(out, n_outputs, rows, length);
     brg__mem_free(rows);
-    if (status != BRG_OK)
-        memset(outputs, 0, n_outputs * sizeof *outputs);
-    for (size_t k = 0; k < n_carry; k++)
-        carry[k] = status == BRG_OK ? now[k] : NULL;
     return status;
 }
 
@@ -499,15 +506,19 @@ brg_status brg_map(brg_tensor **outputs, size_t n_outputs, brg_region fn,
                    brg_tensor *const *xs, size_t n_xs,
                    brg_tensor *const *others, size_t n_others)
 {
-    brg_tensor *none[1];
-    return scan("brg_map", none, 0, outputs, n_outputs, fn, xs, n_xs, others,
-                n_others);
+    brg_tensor *none[1] = {NULL}, *out[BRG_MAX_REGION];
+    return give(scan("brg_map", none, none, 0, out, n_outputs, fn, xs, n_xs,
+                     others, n_others),
+                outputs, out, n_outputs);
 }
 
 brg_status brg_scan(brg_tensor **carry, size_t n_carry, brg_tensor **outputs,
                     size_t n_outputs, brg_region fn, brg_tensor *const *xs,
                     size_t n_xs)
 {
-    return scan("brg_scan", carry, n_carry, outputs, n_outputs, fn, xs, n_xs,
-                NULL, 0);
+    brg_tensor *last[BRG_MAX_REGION], *out[BRG_MAX_REGION];
+    brg_status status = scan("brg_scan", carry, last, n_carry, out, n_outputs,
+                             fn, xs, n_xs, NULL, 0);
+    give(status, carry, last, n_carry);
+    return give(status, outputs, out, n_outputs);
 }

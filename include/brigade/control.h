@@ -25,7 +25,8 @@ typedef struct brg_region {
     void *user;
 } brg_region;
 
-/* All fill outputs borrowed from the scope, and NULL on failure. */
+/* All fill outputs borrowed from the scope, and NULL on failure; outputs may be
+ * the array of the inputs. */
 
 /* outputs = predicate ? then(inputs) : otherwise(inputs). predicate: one
  * element, true if it is not 0. Only the branch taken runs; in a function

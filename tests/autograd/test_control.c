@@ -63,30 +63,32 @@ REGION(fold)
     return BRG_OK;
 }
 
-/* ---- Functions of them: x -> one result ---------------------------------------------------- */
+/* ---- Functions of them: x -> one result; results in place of inputs ---------------------------------------------------- */
 
 REGION(with_cond)
 {
     brg_tensor *sum = brg_sum_all(in[0]);
     brg_tensor *is_positive = brg_gt(sum, brg_zeros_like(sum));
+    out[0] = in[0];
     return brg_cond(out, 1, is_positive, (brg_region){doubled, NULL},
-                    (brg_region){squared, NULL}, in, 1);
+                    (brg_region){squared, NULL}, out, 1);
 }
 
 REGION(with_loop)
 {
     brg_tensor *n = brg_full_like(brg_sum_all(in[0]), 6);
-    brg_tensor *state[3] = {in[0], n, in[1]}, *end[3];
-    BRG_TRY(brg_while_loop(end, (brg_region){is_small, NULL},
+    brg_tensor *state[3] = {in[0], n, in[1]};
+    BRG_TRY(brg_while_loop(state, (brg_region){is_small, NULL},
                            (brg_region){multiply, NULL}, state, 3));
-    out[0] = end[0];
+    out[0] = state[0];
     return BRG_OK;
 }
 
 REGION(with_map)
 {
-    brg_tensor *rows[2];
-    BRG_TRY(brg_map(rows, 2, (brg_region){scaled_row, NULL}, in, 1, &in[1], 1));
+    brg_tensor *rows[2] = {in[0], in[1]};
+    BRG_TRY(
+        brg_map(rows, 2, (brg_region){scaled_row, NULL}, rows, 1, &rows[1], 1));
     brg_tensor *sums = brg_unsqueeze(rows[1], 1);
     GIVE(0, brg_add(rows[0], sums));
     return BRG_OK;
