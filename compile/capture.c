@@ -22,7 +22,7 @@
 
 brg_status (*brg__capture_step)(void);
 
-static brg_status step(void)
+brg_status brg__capture_point(void)
 {
     return brg__capture_step ? brg__capture_step() : BRG_OK;
 }
@@ -224,7 +224,7 @@ static brg_status emit_captured(brg__emitter *self, brg_op_call *call)
 {
     brg__capturing *c = (brg__capturing *)self;
     int in[BRG_MAX_OP_INPUTS];
-    BRG_TRY(step());
+    BRG_TRY(brg__capture_point());
     memset(call->info, 0, (size_t)call->n_out * sizeof *call->info);
     BRG_TRY(call->op->infer(call));
     for (int j = 0; j < call->n_out; j++)
@@ -677,7 +677,7 @@ static brg_status trace_visit(brg__capturing *c, uint32_t visit)
                         brg_node_name(node));
     int grads[BRG__MAX_SLOTS], grad_in[BRG__MAX_SLOTS];
     c->visit = visit;
-    BRG_TRY(step());
+    BRG_TRY(brg__capture_point());
     memcpy(grads, c->buffers.at + v->first_buffer,
            node->n_slots * sizeof *grads);
     for (int i = 0; i < BRG__MAX_SLOTS; i++)
@@ -692,11 +692,11 @@ static brg_status trace_visit(brg__capturing *c, uint32_t visit)
                         "capture: %s has too many gradients for its hooks",
                         brg_node_name(node));
     BRG_TRY(brg__capture_pre_hooks(c, node, grads));
-    BRG_TRY(step());
+    BRG_TRY(brg__capture_point());
     BRG_TRY(trace_apply(c, node, grads, grad_in));
-    BRG_TRY(step());
+    BRG_TRY(brg__capture_point());
     BRG_TRY(brg__capture_post_hooks(c, node, grads, grad_in));
-    BRG_TRY(step());
+    BRG_TRY(brg__capture_point());
     return route(c, node, grad_in);
 }
 

@@ -14,7 +14,9 @@ brg_status brg__capture_task(brg__ir *ir, brg__task *task,
 
 /* Asked at each step of a capture, unless it is NULL: a test makes them fail.
  * Steps are each visit's beginning, what comes before its rule, the rule, what
- * comes after it, and each op that a rule calls. */
+ * comes after it, and each op that a rule calls; of a function's capture, each
+ * op, effect, leaf and result, and what comes before and after the call. */
 extern brg_status (*brg__capture_step)(void);
+brg_status brg__capture_point(void);
 
 #endif

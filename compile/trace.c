@@ -7,6 +7,7 @@
 
 #include <brigade/random.h>
 
+#include "compile/capture.h"
 #include "compile/trace_inside.h"
 #include "core/autograd/autocast.h"
 #include "core/autograd/debug.h"
@@ -212,6 +213,7 @@ brg_status brg__trace_op(brg__tracing *t, brg_op_call *call)
                          .lifted = BRG__IR_NONE,
                          .visit = BRG__IR_NONE,
                          .n_out = call->n_out};
+    BRG_TRY(brg__capture_point());
     for (int i = 0; i < call->n_in; i++)
         t->in[i] = call->in[i];
     call->in = t->in; /* symbols, what they were or not */
@@ -279,6 +281,7 @@ brg_status brg__trace_effect(brg__tracing *t, const brg__effect *effect)
     brg__effect *kept;
     brg_tensor *in = effect->in;
     int id;
+    BRG_TRY(brg__capture_point());
     BRG_TRY(copy_effect(t, effect, &kept));
     BRG_TRY(brg__trace_operand(t, &in, &id));
     brg__ir_node node = {.kind = BRG__IR_EFFECT,
@@ -303,6 +306,7 @@ static brg_status defer(brg__tracer *self, const brg__effect *effect)
 brg_status brg__trace_output(brg__tracing *t, brg_tensor *tensor, int slot)
 {
     int id;
+    BRG_TRY(brg__capture_point());
     BRG_TRY(brg__trace_operand(t, &tensor, &id));
     brg__ir_node node = {.kind = BRG__IR_OUTPUT,
                          .slot = slot,
@@ -340,6 +344,7 @@ static brg_status call_function(brg__tracing *t, const brg__traced_call *call,
                                 brg_tensor **outputs)
 {
     BRG_TRY(make_inputs(t, call));
+    BRG_TRY(brg__capture_point());
     brg_status status = call->fn(t->inputs.at, call->n_inputs, outputs,
                                  call->n_outputs, call->user);
     if (t->is_refused) {
@@ -348,6 +353,7 @@ static brg_status call_function(brg__tracing *t, const brg__traced_call *call,
     }
     if (status != BRG_OK)
         return status;
+    BRG_TRY(brg__capture_point());
     return t->captured->is_step ? brg__trace_step_results(t, outputs)
                                 : brg__trace_segment(t, outputs);
 }

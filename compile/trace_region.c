@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "compile/capture.h"
 #include "compile/trace_inside.h"
 
 static brg__tracing *tracing_of(brg__tracer *self)
@@ -20,6 +21,7 @@ brg_status brg__trace_trial_begin(brg__tracer *self)
     if (t->trial.is_on)
         return brg__tracer_refuse("a branch or loop inside another",
                                   "take it out of the function");
+    BRG_TRY(brg__capture_point());
     t->trial = (brg__trial){.is_on = true,
                             .n_nodes = t->ir->nodes.n,
                             .n_values = t->ir->values.n,
@@ -125,6 +127,7 @@ brg_status brg__trace_call(brg__tracer *self, const brg__traced_region *region,
     int ids[BRG__IR_MAX_IN];
     if (region->n_in > BRG__IR_MAX_IN)
         return brg__tracer_refuse(region->name, "it has too many inputs");
+    BRG_TRY(brg__capture_point());
     BRG_TRY(copy_region(t, region, &kept));
     for (int i = 0; i < region->n_in; i++) {
         brg_tensor *operand = in[i];

@@ -2,6 +2,7 @@
  * What a captured function gives back, and a segment's own backward. */
 #include <string.h>
 
+#include "compile/capture.h"
 #include "compile/trace_inside.h"
 
 /* ---- Results --------------------------------------------------------------------- */
@@ -162,6 +163,7 @@ static brg_status differentiate(brg__tracing *t, gradients *g)
 static brg_status add_backward(brg__tracing *t)
 {
     gradients g = {0};
+    BRG_TRY(brg__capture_point());
     t->is_backward = true;
     t->ir = &t->captured->backward;
     brg_status status = differentiate(t, &g);

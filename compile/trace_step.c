@@ -5,6 +5,7 @@
  * only one is a reducer's, accumulation and the steps of the reduction. */
 #include <stddef.h>
 
+#include "compile/capture.h"
 #include "compile/trace_inside.h"
 
 /* ---- Asking hooks ------------------------------------------------------------- */
@@ -118,6 +119,7 @@ static brg_status trace_leaf(brg__tracing *t, brg_node *node, brg_tensor **grad)
 static brg_status evaluate(brg__tracing *t, brg__task *task, uint32_t at)
 {
     const brg__visit *visit = &task->visits.at[at];
+    BRG_TRY(brg__capture_point());
     if (!brg__node_is_accumulate(visit->node) || !visit->is_needed ||
         task->is_capturing)
         return brg__task_evaluate(task, at);
