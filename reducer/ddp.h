@@ -113,6 +113,8 @@ void brg__ddp_view_drop(brg__ddp_param *p);
 
 /* dst = src, without history. Same sizes. */
 brg_status brg__ddp_copy(brg_tensor *dst, brg_tensor *src);
+/* The same where the caller touches dst later. */
+brg_status brg__ddp_write(brg_tensor *dst, brg_tensor *src);
 
 /* ---- ddp_step.c: one backward ------------------------------------------------------ */
 

@@ -41,7 +41,7 @@ brg_status brg__ddp_pack(brg__ddp_param *p, brg_tensor *grad)
     if (!grad || grad == p->home)
         return BRG_OK;
     r->stats.n_packed_bytes += r->members[p->index].nbytes;
-    return brg__ddp_copy(p->home, grad);
+    return brg__ddp_write(p->home, grad); /* touched when the step ends */
 }
 
 void brg__ddp_remember_late(brg__ddp_param *p)
@@ -105,6 +105,17 @@ static brg_status rebuild(brg_ddp *ddp)
     return status;
 }
 
+/* The step is over, and slots have new contents. */
+static void end_params(brg_ddp *ddp)
+{
+    for (size_t i = 0; i < ddp->n_params; i++) {
+        brg__ddp_param *p = &ddp->params[i];
+        if (!p->is_written)
+            brg_tensor_touch(p->view);
+        p->is_used = p->is_written = false;
+    }
+}
+
 /* All slots have new contents, perhaps new places. */
 brg_status brg__ddp_hand_over_all(brg_ddp *ddp)
 {
@@ -113,12 +124,7 @@ brg_status brg__ddp_hand_over_all(brg_ddp *ddp)
         BRG_TRY(hand_over(&ddp->params[ddp->late[k]]));
     for (size_t i = 0; is_apart && i < ddp->n_params; i++)
         BRG_TRY(hand_over(&ddp->params[i]));
-    for (size_t i = 0; i < ddp->n_params; i++) {
-        brg__ddp_param *p = &ddp->params[i];
-        if (!p->is_written)
-            brg_tensor_touch(p->view);
-        p->is_used = p->is_written = false;
-    }
+    end_params(ddp);
     brg_status status = rebuild(ddp);
     return status == BRG_OK ? brg__ddp_sync_buffers(ddp) : status;
 }
@@ -178,6 +184,8 @@ static brg_status finish(void *user)
     } else if ((status = brg__reducer_complete(r)) == BRG_OK) {
         status = brg__ddp_hand_over_all(ddp);
     }
+    if (status != BRG_OK)
+        end_params(ddp);
     brg__ddp_leaf_place(ddp);
     end_recording(ddp, status == BRG_OK);
     drop_kept(ddp);
@@ -197,8 +205,7 @@ static void on_failure(void *user)
     else if (status == BRG_OK && brg__tail_is_late(ddp->reducer))
         (void)brg__ddp_sync_buffers(ddp); /* the same */
     end_recording(ddp, status == BRG_OK && !ddp->reducer->has_failed);
-    for (size_t i = 0; i < ddp->n_params; i++)
-        ddp->params[i].is_used = ddp->params[i].is_written = false;
+    end_params(ddp);
     brg__ddp_leaf_place(ddp);
     drop_kept(ddp);
 }

@@ -150,15 +150,18 @@ static bool is_laid_out_alike(const brg_tensor *a, const brg_tensor *b)
 
 brg_status brg__ddp_copy(brg_tensor *dst, brg_tensor *src)
 {
+    brg_status status = brg__ddp_write(dst, src);
+    brg_tensor_touch(dst);
+    return status;
+}
+
+brg_status brg__ddp_write(brg_tensor *dst, brg_tensor *src)
+{
     if (dst->numel == 0)
         return BRG_OK;
-    if (src->storage && is_laid_out_alike(dst, src)) {
-        brg_status status =
-            brg__device_copy(dst->device, brg__tensor_ptr(dst), src->device,
-                             brg__tensor_ptr(src), brg_tensor_nbytes(dst));
-        brg_tensor_touch(dst);
-        return status;
-    }
+    if (src->storage && is_laid_out_alike(dst, src))
+        return brg__device_copy(dst->device, brg__tensor_ptr(dst), src->device,
+                                brg__tensor_ptr(src), brg_tensor_nbytes(dst));
     bool mode = brg_grad_mode_set(false);
     brg_status status = brg_copy_(dst, src);
     brg_grad_mode_set(mode);

@@ -7,4 +7,9 @@
 
 uint64_t brg__clock_ns(void);
 
+/* The same time at less than half the cost, for records and polls: off by less
+ * than a microsecond, and never running back on a thread. Not for signal
+ * handlers. */
+uint64_t brg__clock_quick_ns(void);
+
 #endif

@@ -63,14 +63,14 @@ void brg__progress_poll_now(void)
 {
     if (mine.is_polling)
         return;
-    uint64_t start = brg__clock_ns();
+    uint64_t start = brg__clock_quick_ns();
     if (start < mine.next_ns)
         return;
     mine.is_polling = true;
     for (int i = 0; i < brg__progress_n; i++)
         mine.entries[i].fn(mine.entries[i].user);
     mine.is_polling = false;
-    uint64_t end = brg__clock_ns();
+    uint64_t end = brg__clock_quick_ns();
     learn_cost(end - start);
     uint64_t pause = SHARE * mine.idle_ns;
     if (pause > MAX_PAUSE_NS)

@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/base/clock.h"
 #include "core/base/env.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
@@ -79,7 +80,7 @@ static bool write_ring(int fd, brg__record_ring *ring, brg_trace_reason reason,
         .n_records = n,
         .n_lost = end - n,
         .n_text = n_text + n_extra,
-        .time_ns = brg__record_now(ring),
+        .time_ns = ring->clock ? *ring->clock : brg__clock_ns(),
         .wall_ns = wall_ns(),
         .clock = ring->clock ? VIRTUAL_CLOCK : files.clock,
         .rank = ring->rank,

@@ -148,7 +148,7 @@ bool brg_trace_is_enabled(void)
 
 uint64_t brg__record_now(const brg__record_ring *ring)
 {
-    return ring && ring->clock ? *ring->clock : brg__clock_ns();
+    return ring && ring->clock ? *ring->clock : brg__clock_quick_ns();
 }
 
 #define AHEAD 4 /* slots, whose memory is fetched by the time it is needed */

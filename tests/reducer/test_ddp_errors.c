@@ -189,6 +189,27 @@ static brg_status fail_if_told(brg_tensor *leaf, void *user)
     return brg_error_set(BRG_ERR_CALLBACK, __FILE__, __LINE__, "told to fail");
 }
 
+static void note_versions(const ddp_model *m, uint64_t *filled)
+{
+    for (size_t i = 0; i < DDP_MODEL_N; i++) {
+        const brg_tensor *grad = brg_tensor_grad(m->params[i]);
+        filled[i] = grad ? brg_tensor_version(grad) : 0;
+    }
+}
+
+/* What buckets do to gradients is seen by whoever saved them, in a step that
+ * fails as well. */
+static brg_status all_are_newer(const ddp_model *m, const uint64_t *before)
+{
+    uint64_t now[DDP_MODEL_N];
+    note_versions(m, now);
+    for (size_t i = 0; i < DDP_MODEL_N; i++)
+        if (now[i] <= before[i])
+            return brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__,
+                                 "gradient %zu counts as unchanged", i);
+    return BRG_OK;
+}
+
 /* The hook of parameter i fails on the last rank. */
 static brg_status fail_hook_rank(brg_pg *pg, void *user)
 {
@@ -202,7 +223,9 @@ static brg_status fail_hook_rank(brg_pg *pg, void *user)
         status = brg_tensor_add_post_accumulate_hook(
             &hook, m.params[i], fail_if_told, &must_fail, NULL);
     for (int step = 0; status == BRG_OK && step < 3; step++) {
+        uint64_t before[DDP_MODEL_N];
         must_fail = m.rank == last;
+        note_versions(&m, before);
         status = ddp_model_backward(&m, step, DDP_MODEL_ALL);
         char text[60];
         snprintf(text, sizeof text, "backward failed on rank %d", last);
@@ -213,6 +236,8 @@ static brg_status fail_hook_rank(brg_pg *pg, void *user)
             status =
                 ranks_expect(status, BRG_ERR_PEER, text, "backward", __LINE__);
         must_fail = false;
+        if (status == BRG_OK && step > 0)
+            status = all_are_newer(&m, before);
         if (status == BRG_OK)
             status = works(&m, step);
     }
