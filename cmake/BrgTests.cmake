@@ -9,7 +9,8 @@
 #   cuda/test_<unit>.c  only with brigade::cuda, which it loads; label gpu
 #   cuda/test_<unit>_mpi.c  with brigade::nccl too; at 1 and 2 ranks
 #
-# A line "brg-test: slow" in the file adds the label slow and a longer timeout.
+# A line "brg-test: slow" in the file adds the label slow and a longer timeout;
+# "brg-test: ranks 1 2 6" names other numbers of ranks.
 set(BRG_TEST_ENV
   OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
   OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -86,8 +87,18 @@ function(brg_add_test_file file)
       add_dependencies(${_target} brigade_nccl_shared)
       return()
     endif()
-    foreach(_ranks 1 2 3 4)
+    set(_worlds 1 2 3 4)
+    file(STRINGS ${file} _line REGEX "brg-test: ranks [0-9 ]+")
+    if(_line MATCHES "ranks ([0-9 ]+)")
+      string(STRIP "${CMAKE_MATCH_1}" _worlds)
+      separate_arguments(_worlds)
+    endif()
+    file(STRINGS ${file} _slow REGEX "brg-test: slow")
+    foreach(_ranks ${_worlds})
       brg_mpi_test(${_layer}/${_unit}_${_ranks} ${_ranks} $<TARGET_FILE:${_target}>)
+      if(_slow)
+        set_property(TEST ${_layer}/${_unit}_${_ranks} APPEND PROPERTY LABELS slow)
+      endif()
     endforeach()
     return()
   endif()

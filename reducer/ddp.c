@@ -101,6 +101,8 @@ static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
     inner.hook = options->hook;
     inner.measure_norm = options->measure_norm;
     inner.buckets = options->buckets;
+    inner.reduction = options->reduction;
+    inner.n_leaves = options->n_leaves;
     brg_reducer_param *list = brg__mem_alloc_array(ddp->n_params, sizeof *list,
                                                    "a list of parameters");
     if (!list)
@@ -118,8 +120,6 @@ static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
     brg__mem_free(list);
     if (status != BRG_OK)
         return status;
-    if (options->reduction == BRG_REDUCTION_REPRODUCIBLE)
-        BRG_TRY(brg__leaves_prepare(ddp->reducer, options->n_leaves));
     if (options->shard)
         BRG_TRY(brg__shard_prepare(ddp));
     ddp->reducer->is_inner = true;

@@ -47,7 +47,7 @@ brg_status brg__ddp_view_make(brg__ddp_param *p, bool has_leaves)
 
 void brg__ddp_view_place(brg__ddp_param *p)
 {
-    p->view->storage->data = brg_reducer_slot(p->ddp->reducer, p->index);
+    p->view->storage->data = p->ddp->reducer->members[p->index].slot;
 }
 
 static size_t block_size(const brg__storage *storage)

@@ -107,6 +107,7 @@ void brg__leaf_take(const brg_reducer *r, size_t i)
 
 static void disarm_gradients(brg_reducer *r)
 {
+    brg__inbox_clear(&r->inbox);
     for (size_t i = 0; i < r->n_params; i++)
         r->members[i].is_ready = false;
     r->n_ready = 0;
@@ -123,6 +124,7 @@ void brg__leaf_skip(brg_reducer *r)
 {
     if (brg__leaf_is_last(r))
         return;
+    (void)brg__reducer_drain(r); /* starts nothing in this leaf */
     disarm_gradients(r);
     r->leaf = r->run.n - 1;
 }

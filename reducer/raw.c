@@ -11,6 +11,7 @@
 #include "core/base/progress.h"
 #include "core/base/text.h"
 #include "reducer/guard.h"
+#include "reducer/leaves.h"
 
 /* Differs between threads that run. */
 static uintptr_t this_thread(void)
@@ -80,7 +81,8 @@ static brg_status pack(const brg_reducer *r, size_t i)
     const brg__member *m = &r->members[i];
     if (!m->grad)
         return BRG_OK;
-    return brg__device_copy(r->device, m->slot, r->device, m->grad, m->nbytes);
+    return brg__device_copy(r->device, brg__leaf_home(r, i), r->device, m->grad,
+                            m->nbytes);
 }
 
 static brg_status mark_from_afar(brg_reducer *r, size_t i)
@@ -138,6 +140,48 @@ brg_status brg_reducer_set_grad(brg_reducer *r, size_t i, void *grad)
     if (status != BRG_OK)
         m->grad = before;
     return status;
+}
+
+/* ---- Leaves ----------------------------------------------------------------- */
+
+bool brg_reducer_next_leaf(const brg_reducer *r, uint32_t *leaf)
+{
+    if (!r || !brg__has_leaves(r))
+        return false;
+    *leaf = r->run.first + r->leaf;
+    return brg__leaf_is_last(r);
+}
+
+/* What ends a step is for the last leaf alone. */
+static brg_status check_last_leaf(const brg_reducer *r, const char *what)
+{
+    if (brg__leaf_is_last(r))
+        return BRG_OK;
+    return BRG_FAIL(BRG_ERR_STATE,
+                    "rank %d: %s: leaf %u is not the last one of this rank, "
+                    "which is %u; end it with brg_reducer_end_leaf",
+                    r->rank, what, r->run.first + r->leaf,
+                    r->run.first + r->run.n - 1);
+}
+
+brg_status brg_reducer_end_leaf(brg_reducer *r)
+{
+    BRG_TRY(own(r, "brg_reducer_end_leaf"));
+    if (!brg__has_leaves(r))
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "rank %d: brg_reducer_end_leaf: the reducer was made "
+                        "without BRG_REDUCTION_REPRODUCIBLE",
+                        r->rank);
+    if (brg__leaf_is_last(r))
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "rank %d: brg_reducer_end_leaf: leaf %u is the last "
+                        "one of this rank; end the step with brg_reducer_wait",
+                        r->rank, r->run.first + r->leaf);
+    BRG_TRY(brg__reducer_drain(r));
+    BRG_TRY(brg__reducer_close(r));
+    BRG_TRY(brg__reducer_fill(r));
+    brg__leaf_next(r);
+    return BRG_OK;
 }
 
 /* ---- Results ---------------------------------------------------------------- */
@@ -220,6 +264,7 @@ brg_status brg_reducer_wait_bucket(brg_reducer *r, size_t bucket)
                         "rank %d: brg_reducer_wait_bucket: with allow_unused, "
                         "gradients are known at the end of the step",
                         r->rank);
+    BRG_TRY(check_last_leaf(r, "brg_reducer_wait_bucket"));
     BRG_TRY(brg__reducer_drain(r));
     if (n_unmarked(r) > 0)
         return fail_unmarked(r);
@@ -246,6 +291,7 @@ static brg_status rebuild_once(brg_reducer *r)
 brg_status brg_reducer_wait(brg_reducer *r)
 {
     BRG_TRY(own(r, "brg_reducer_wait"));
+    BRG_TRY(check_last_leaf(r, "brg_reducer_wait"));
     (void)brg__reducer_drain(r);
     bool is_early = !r->options.allow_unused && n_unmarked(r) == 0;
     r->on_reduced = is_early ? hand_out : NULL;
@@ -261,6 +307,11 @@ brg_status brg_reducer_join(brg_reducer *r, bool *is_over)
     BRG_TRY(own(r, "brg_reducer_join"));
     BRG_CHECK_ARG(is_over, "brg_reducer_join: is_over is NULL");
     *is_over = false;
+    if (brg__has_leaves(r))
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "rank %d: brg_reducer_join: under the reproducible "
+                        "reduction every rank has leaves in every step",
+                        r->rank);
     BRG_TRY(brg__reducer_drain(r));
     if (r->is_running)
         return BRG_FAIL(BRG_ERR_STATE,

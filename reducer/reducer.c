@@ -47,6 +47,21 @@ static brg_status complete_options(brg_reducer_options *filled,
                   "brg_reducer_create: buckets %d is none of "
                   "BRG_BUCKETS_BY_SIZE and BRG_BUCKETS_MEASURED",
                   (int)filled->buckets);
+    BRG_CHECK_ARG((unsigned)filled->reduction <= BRG_REDUCTION_REPRODUCIBLE,
+                  "brg_reducer_create: reduction %d is none of "
+                  "BRG_REDUCTION_DEFAULT and BRG_REDUCTION_REPRODUCIBLE",
+                  (int)filled->reduction);
+    if (filled->reduction == BRG_REDUCTION_DEFAULT) {
+        BRG_CHECK_ARG(filled->n_leaves == 0,
+                      "brg_reducer_create: n_leaves is %u, expected 0 without "
+                      "BRG_REDUCTION_REPRODUCIBLE",
+                      filled->n_leaves);
+        return BRG_OK;
+    }
+    BRG_CHECK_ARG(!filled->hook && filled->buckets == BRG_BUCKETS_BY_SIZE,
+                  "brg_reducer_create: a communication hook and "
+                  "BRG_BUCKETS_MEASURED do not go with "
+                  "BRG_REDUCTION_REPRODUCIBLE");
     return BRG_OK;
 }
 
@@ -181,6 +196,8 @@ brg_status brg__reducer_prepare(brg_reducer **out, brg_pg *pg,
         status = check_device(r);
     if (status == BRG_OK)
         status = brg__guard_distinct(r);
+    if (status == BRG_OK && r->options.reduction == BRG_REDUCTION_REPRODUCIBLE)
+        status = brg__leaves_prepare(r, r->options.n_leaves);
     if (status == BRG_OK)
         status = brg__device_tail_prepare(r);
     if (status == BRG_OK)
@@ -274,6 +291,7 @@ static brg_status verify(brg_pg *pg, const brg_reducer *r, brg_status status)
         mine.caps[0] = r->options.first_bucket_bytes;
         mine.caps[1] = r->options.bucket_bytes;
         mine.flags = brg__reducer_flags(r);
+        mine.n_leaves = r->options.n_leaves;
         mine.hook = brg__hook_hash(r->options.hook);
     }
     status = brg__verify_ranks(pg, &mine);
@@ -336,7 +354,7 @@ void brg_reducer_destroy(brg_reducer *r)
 
 void *brg_reducer_slot(const brg_reducer *r, size_t i)
 {
-    return r && i < r->n_params ? r->members[i].slot : NULL;
+    return r && i < r->n_params ? brg__leaf_home(r, i) : NULL;
 }
 
 size_t brg_reducer_n_buckets(const brg_reducer *r)

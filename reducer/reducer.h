@@ -209,6 +209,9 @@ brg_status brg__reducer_drain(brg_reducer *r);
 /* From now on gradients are late: no more part of the backward. */
 brg_status brg__reducer_close(brg_reducer *r);
 
+/* Zeros for gradients that are not there; a failure is the device's. */
+brg_status brg__reducer_fill(brg_reducer *r);
+
 /* Ends the step, all gradients being there: waits, judges, arms. */
 brg_status brg__reducer_complete(brg_reducer *r);
 

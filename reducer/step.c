@@ -49,7 +49,14 @@ static bool all_are_marked(const brg_reducer *r)
 
 brg_status brg__reducer_fail_twice(const brg_reducer *r, size_t i)
 {
-    if (r->is_inner ? r->n_ready == r->n_params : all_are_marked(r))
+    bool all_are = r->is_inner ? r->n_ready == r->n_params : all_are_marked(r);
+    if (all_are && !brg__leaf_is_last(r))
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "rank %d: %s is ready again, but leaf %u was not ended "
+                        "(brg_reducer_end_leaf)",
+                        r->rank, brg__member_name(r, i),
+                        r->run.first + r->leaf);
+    if (all_are)
         return BRG_FAIL(BRG_ERR_STATE,
                         "rank %d: Expected to have finished reduction in the "
                         "prior iteration before starting a new one: %s is "
@@ -359,14 +366,10 @@ static void await_mark(brg_reducer *r, size_t i)
     }
 }
 
-brg_status brg__reducer_settle(brg_reducer *r)
+brg_status brg__reducer_fill(brg_reducer *r)
 {
     brg_status own = BRG_OK;
     brg__error_record kept;
-    BRG_TRY(brg__reducer_check(r));
-    /* If a bucket does not start, completing tries again. */
-    (void)brg__reducer_drain(r);
-    BRG_TRY(brg__reducer_close(r));
     for (size_t i = 0; i < r->n_params; i++) {
         if (r->members[i].is_ready)
             continue;
@@ -379,8 +382,22 @@ brg_status brg__reducer_settle(brg_reducer *r)
             own = brg_error_code(); /* of the device; the others go on */
             brg__error_save(&kept);
         }
+        /* If a bucket does not start, completing tries again. */
         (void)brg__reducer_arrive(r, i, false);
     }
+    if (own != BRG_OK)
+        brg__error_restore(&kept);
+    return own;
+}
+
+brg_status brg__reducer_settle(brg_reducer *r)
+{
+    brg__error_record kept;
+    BRG_TRY(brg__reducer_check(r));
+    (void)brg__reducer_drain(r);
+    BRG_TRY(brg__reducer_close(r));
+    brg_status own = brg__reducer_fill(r);
+    brg__error_save(&kept);
     brg_status status = brg__reducer_complete(r);
     if (own != BRG_OK)
         brg__error_restore(&kept);

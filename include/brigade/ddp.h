@@ -19,19 +19,6 @@ typedef enum brg_ddp_mode {
     BRG_DDP_CAPTURED /* a compiled one; an eager one is served all the same */
 } brg_ddp_mode;
 
-/* In which order gradients are summed. */
-typedef enum brg_reduction_kind {
-    BRG_REDUCTION_DEFAULT, /* each rank's, in the order of the ranks */
-    /* n_leaves of them, in one fixed binary tree: the bits do not depend on
-     * the world size, the buckets or the backend (docs/reproducible.md). The
-     * global batch is cut into n_leaves micro-batches; a rank has those of
-     * brg_leaf_run_of, in order, and each of its backwards is the next one.
-     * After the last, .grad is the average over leaves (or their sum). Before
-     * each, .grad must be NULL, and is so after all but the last;
-     * brg_ddp_set_sync must stay on. */
-    BRG_REDUCTION_REPRODUCIBLE
-} brg_reduction_kind;
-
 /* What happens to buffers, besides brg_ddp_sync_buffers. */
 typedef enum brg_ddp_buffers {
     BRG_DDP_BUFFERS_LEAVE,     /* nothing */
@@ -48,6 +35,9 @@ typedef struct brg_ddp_options {
     bool keep_order;
     brg_ddp_mode mode;
     brg_comm_hook *hook; /* borrowed */
+    /* REPRODUCIBLE: each backward of a rank is its next leaf. Before each, .grad
+     * must be NULL, and is so after all but the last; brg_ddp_set_sync must
+     * stay on. */
     brg_reduction_kind reduction;
     uint32_t n_leaves; /* world size to 4096; 0 with the default reduction */
     bool measure_norm; /* for brg_ddp_clip_grad_norm */

@@ -48,6 +48,17 @@ typedef enum brg_bucket_choice {
     BRG_BUCKETS_MEASURED
 } brg_bucket_choice;
 
+/* In which order gradients are summed. */
+typedef enum brg_reduction_kind {
+    BRG_REDUCTION_DEFAULT, /* each rank's, in the order of the ranks */
+    /* n_leaves of them, in one fixed binary tree: the bits do not depend on
+     * the world size, the buckets or the backend (docs/reproducible.md). The
+     * global batch is cut into n_leaves micro-batches, its leaves; a rank has
+     * those of brg_leaf_run_of, in order, and one backward for each. The
+     * result is the average over leaves (or their sum). Host memory only. */
+    BRG_REDUCTION_REPRODUCIBLE
+} brg_reduction_kind;
+
 typedef struct brg_reducer_options {
     size_t struct_size;
     /* A bucket closes once it holds so many bytes. 0: 1 MiB for the first,
@@ -73,6 +84,8 @@ typedef struct brg_reducer_options {
     brg_comm_hook *hook; /* borrowed; NULL: plain all-reduces */
     bool measure_norm;   /* for brg_reducer_grad_norm */
     brg_bucket_choice buckets;
+    brg_reduction_kind reduction; /* REPRODUCIBLE: brg_reducer_end_leaf */
+    uint32_t n_leaves; /* world size to 4096; 0 with the default reduction */
 } brg_reducer_options;
 
 #define BRG_REDUCER_OPTIONS_INIT                                               \
@@ -158,8 +171,37 @@ BRG_API BRG_NODISCARD brg_status brg_reducer_join(brg_reducer *reducer,
 
 /* Where gradient i lies in its bucket; borrowed. It stays there for life if
  * some `grad` is NULL or keep_order is set, else until the first wait. NULL
- * if there is no i-th. */
+ * if there is no i-th. With leaves: where that of the leaf under way goes, to
+ * be asked for each leaf; between steps where the result is. */
 BRG_API void *brg_reducer_slot(const brg_reducer *reducer, size_t i);
+
+/* ---- Leaves ---------------------------------------------------------------------- */
+
+/* With BRG_REDUCTION_REPRODUCIBLE a step has several backwards on each rank:
+ *
+ *     bool is_last;
+ *     do {
+ *         uint32_t leaf;
+ *         is_last = brg_reducer_next_leaf(reducer, &leaf);
+ *         ...the gradients of micro-batch `leaf`, and of it alone, are marked
+ *         BRG_TRY(is_last ? brg_reducer_wait(reducer)
+ *                         : brg_reducer_end_leaf(reducer));
+ *     } while (!is_last);
+ *
+ * Buckets start in the last leaf. `grad` is overwritten from leaf to leaf, and
+ * holds the result after the wait. brg_reducer_join and hooks do not go with
+ * leaves; the cost is that of n_slots (brg_leaf_run) arenas. */
+
+/* Fills the number, among all leaves, of the one that the next mark belongs
+ * to; true if it is this rank's last. Under the default reduction false, and
+ * nothing is filled. */
+BRG_API bool brg_reducer_next_leaf(const brg_reducer *reducer, uint32_t *leaf);
+
+/* Ends a leaf that is not the last, all marks of which have returned: a
+ * gradient that was not marked is zero in it (one marked in no leaf of this
+ * rank is missing, see brg_reducer_wait). Fails with BRG_ERR_STATE in the last
+ * leaf, as brg_reducer_wait does in another, and changes nothing then. */
+BRG_API BRG_NODISCARD brg_status brg_reducer_end_leaf(brg_reducer *reducer);
 
 /* ---- Looking inside ------------------------------------------------------------ */
 

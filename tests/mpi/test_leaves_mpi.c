@@ -4,6 +4,7 @@
  * beside. */
 #include "tests/support/leaf_train.h"
 #include "tests/support/mpi_ranks.h"
+#include "tests/support/raw_train.h"
 
 static void check(leaf_train how, const size_t *caps, size_t n_caps)
 {
@@ -40,6 +41,24 @@ static void test_leaves_mpi__hash_with_large_buckets(void **state)
     check(how, caps, 3);
 }
 
+static void test_leaves_mpi__raw_buffers_have_the_bits_of_the_tree(void **state)
+{
+    (void)state;
+    static const size_t caps[] = {1, 300, 0};
+    uint64_t hash;
+    for (int way = 0; way < 3; way++)
+        for (int node_size = 0; node_size < mpi_n_shapes(); node_size++) {
+            raw_train how = {.n_steps = 100,
+                             .n_leaves = way == 2 ? 13 : 8,
+                             .cap = caps[way],
+                             .in_slots = way == 1};
+            brg_pg *pg = mpi_group(node_size, 60);
+            assert_brg_ok(raw_train_run(pg, &how, &hash));
+            assert_int_equal(hash, raw_train_expected(&how));
+            brg_pg_destroy(pg);
+        }
+}
+
 int main(int argc, char **argv)
 {
     if (!mpi_begin(&argc, &argv))
@@ -47,6 +66,8 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_leaves_mpi__hash_of_the_simulated_world),
         cmocka_unit_test(test_leaves_mpi__hash_with_large_buckets),
+        cmocka_unit_test(
+            test_leaves_mpi__raw_buffers_have_the_bits_of_the_tree),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     MPI_Finalize();

@@ -8,6 +8,7 @@
 #include "comm/patterns/tree.h"
 #include "core/base/dtype.h"
 #include "tests/support/backend_suite.h"
+#include "tests/support/leaf_oracle.h"
 #include "tests/support/ranks.h"
 
 #define MAX_COUNT 20011
@@ -44,36 +45,12 @@ static double leaf_at(const trial *t, uint32_t leaf, size_t i)
     return t->dtype == BRG_DTYPE_F64 ? x : (double)(float)x;
 }
 
-static double add(const trial *t, double a, double b)
-{
-    return t->dtype == BRG_DTYPE_F64 ? a + b : (double)((float)a + (float)b);
-}
-
-/* By the definition of the tree. */
-static double sum_node(const trial *t, uint32_t size, uint32_t begin, size_t i)
-{
-    uint32_t half = size / 2;
-    if (size == 1)
-        return leaf_at(t, begin, i);
-    double left = sum_node(t, half, begin, i);
-    if (begin + half >= t->n_leaves)
-        return left;
-    return add(t, left, sum_node(t, half, begin + half, i));
-}
-
 static double expected_at(const trial *t, size_t i)
 {
-    uint32_t size = 1;
-    while (size < t->n_leaves)
-        size *= 2;
-    double sum = sum_node(t, size, 0, i);
-    if (!t->is_average)
-        return sum;
-    if (!brg_dtype_is_float(t->dtype))
-        return trunc(sum / t->n_leaves);
-    return t->dtype == BRG_DTYPE_F64
-               ? sum * (1.0 / t->n_leaves)
-               : (double)((float)sum * (1.0f / (float)t->n_leaves));
+    double leaves[LEAF_ORACLE_MAX];
+    for (uint32_t leaf = 0; leaf < t->n_leaves; leaf++)
+        leaves[leaf] = leaf_at(t, leaf, i);
+    return leaf_oracle(leaves, t->n_leaves, t->dtype, t->is_average);
 }
 
 static void store(void *at, brg_dtype dtype, double x)
