@@ -100,6 +100,7 @@ static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
     inner.keep_order = options->keep_order;
     inner.hook = options->hook;
     inner.measure_norm = options->measure_norm;
+    inner.check_finite = options->check_finite;
     inner.buckets = options->buckets;
     inner.reduction = options->reduction;
     inner.n_leaves = options->n_leaves;
@@ -351,6 +352,11 @@ brg_status brg_ddp_confirm(brg_ddp *ddp)
 {
     BRG_CHECK_ARG(ddp, "brg_ddp_confirm: the ddp is NULL");
     return brg_reducer_confirm(ddp->reducer);
+}
+
+bool brg_ddp_grads_finite(const brg_ddp *ddp, brg_finite_info *filled)
+{
+    return brg_reducer_grads_finite(brg_ddp_reducer(ddp), filled);
 }
 
 bool brg_ddp_next_leaf(const brg_ddp *ddp, uint32_t *leaf)

@@ -403,8 +403,8 @@ static const char *in_the_way(const brg_ddp *ddp)
         return "the reducer's buckets are not final";
     if (!ddp->is_sync || r->broken.code != BRG_OK)
         return "reductions are off";
-    if (r->options.hook || r->options.measure_norm || brg__has_leaves(r) ||
-        ddp->options.shard || ddp->options.grads_apart)
+    if (r->options.hook || r->options.measure_norm || r->options.check_finite ||
+        brg__has_leaves(r) || ddp->options.shard || ddp->options.grads_apart)
         return "the reducer's options need the host";
     return ddp->n_buffers > 0 && ddp->options.sync_buffers
                ? "buffers are synchronized"

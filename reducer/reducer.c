@@ -138,6 +138,7 @@ static brg_status check_device(const brg_reducer *r)
     char text[24];
     const char *what = r->options.hook           ? "a communication hook"
                        : r->options.measure_norm ? "options.measure_norm"
+                       : r->options.check_finite ? "options.check_finite"
                                                  : NULL;
     if (!what || r->device.type == BRG_DEVICE_CPU)
         return BRG_OK;
@@ -185,6 +186,7 @@ brg_status brg__reducer_prepare(brg_reducer **out, brg_pg *pg,
     r->n_params = n_params;
     r->device = brg__pg_device(pg);
     BRG_TRY_GOTO(complete_options(&r->options, options), out);
+    brg__finite_end(r, 0, 0, 0);
     r->is_rebuilt = r->options.keep_order;
     if ((status = allocate(r)) != BRG_OK)
         r->n_params = r->members ? n_params : 0;
@@ -262,6 +264,7 @@ uint32_t brg__reducer_flags(const brg_reducer *r)
            (r->options.allow_unused ? BRG__FLAG_ALLOW_UNUSED : 0u) |
            (r->is_rebuilt ? BRG__FLAG_KEEP_ORDER : 0u) |
            (r->is_sharded ? BRG__FLAG_SHARD : 0u) |
+           (r->options.check_finite ? BRG__FLAG_CHECK_FINITE : 0u) |
            (r->options.buckets == BRG_BUCKETS_MEASURED ? BRG__FLAG_MEASURED
                                                        : 0u);
 }

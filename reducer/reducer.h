@@ -7,8 +7,9 @@
  *                          the next step
  *
  * The tail, in the last bucket, says for every parameter how many ranks used
- * it, how many ranks gave up, and how many have no more data: small integers in f32, which add exactly
- * (and survive the average: times world size, rounded). Whether all ranks are
+ * it, how many ranks gave up, how many have no more data, and how many had
+ * gradients that are not finite: integers in f32, which add exactly (and
+ * survive the average: times world size, rounded). Whether all ranks are
  * at one place and have one plan is found there as well. It costs 4 bytes a
  * parameter and saves every step a collective. What follows from it is the
  * same on every rank, so all may enter one more collective to find out who is
@@ -71,6 +72,13 @@ typedef struct brg__recording {
     uint64_t wait_ns;  /* in it */
 } brg__recording;
 
+/* With check_finite (finite.c). Parameters count from 1; 0: none. */
+typedef struct brg__finite {
+    uint32_t own;    /* the first that this rank packed in this step */
+    uint32_t spoilt; /* the first that came so from a communication hook */
+    brg_finite_info last;
+} brg__finite;
+
 /* Steps recorded for BRG_BUCKETS_MEASURED, after one that warms up. */
 #define BRG__MEASURED_STEPS 5
 
@@ -121,6 +129,7 @@ struct brg_reducer {
         pace; /* how often it was switched off and on since the last step */
     uint64_t n_traced_bytes; /* of n_packed_bytes, in the trace */
     bool is_in_trace; /* the gradient that comes next, with its arrival */
+    brg__finite finite;
     uint32_t lacking; /* 1 + the first gradient that this rank is known not to
                          make in this step, but should; or 0 */
     size_t n_ready;
@@ -137,7 +146,9 @@ struct brg_reducer {
  * pieces of the hash of the plan. */
 #define BRG__N_MARKS 4
 #define BRG__MARK_BASE 31
-#define BRG__N_TAIL(r) ((r)->n_params + 2 + 2 * BRG__N_MARKS)
+/* The first of three: see tail.c. */
+#define BRG__TAIL_FINITE(r) ((r)->n_params + 2 + 2 * BRG__N_MARKS)
+#define BRG__N_TAIL(r) (BRG__TAIL_FINITE(r) + 3)
 #define BRG__N_NOTES(r) ((r)->n_params + 2 + BRG__N_MARKS)
 
 /* "parameter fc1.weight" or "parameter 3", for messages. */
@@ -264,6 +275,17 @@ static inline bool brg__tail_is_late(const brg_reducer *r)
 void brg__norm_measure(brg_reducer *r, size_t k);
 /* n elements times a factor. */
 void brg__norm_scale(void *at, brg_dtype dtype, size_t n, double factor);
+
+/* ---- What is not finite (finite.c) ------------------------------------------------ */
+
+/* Gradient i lies where this rank has packed it. */
+void brg__finite_look(brg_reducer *r, size_t i);
+/* Bucket k is as a communication hook has left it. */
+void brg__finite_look_after(brg_reducer *r, size_t k);
+/* The step is over: ranks that found something, and the sums of their numbers
+ * and of their first parameters. */
+void brg__finite_end(brg_reducer *r, uint32_t n_ranks, uint32_t ranks,
+                     uint32_t params);
 
 /* ---- The order of arrival (rebuild.c) ---------------------------------------------- */
 

@@ -24,6 +24,7 @@ static void begin(brg_reducer *r)
     r->has_failed = r->is_closing = false;
     r->n_ready = r->n_launched = r->n_waited = 0;
     r->failure.code = BRG_OK;
+    r->finite.own = r->finite.spoilt = 0;
     r->start_ns = brg__pg_clock_ns(r->pg);
     r->stats.n_packed_bytes = r->n_traced_bytes = 0;
     r->stats.first_launch_ns = r->stats.last_ready_ns = r->stats.wait_ns = 0;
@@ -233,6 +234,8 @@ void brg__reducer_take(brg_reducer *r, size_t i, bool is_used)
     }
     if (r->recording.is_on)
         brg__recording_gradient(r, i);
+    if (r->options.check_finite)
+        brg__finite_look(r, i);
     if (brg__has_leaves(r) && !r->has_failed)
         brg__leaf_take(r, i);
     if (brg__leaf_is_last(r))
@@ -288,6 +291,8 @@ static void wait_one(brg_reducer *r, size_t k)
     }
     if (r->options.measure_norm)
         brg__norm_measure(r, k);
+    if (r->options.check_finite && brg__hook_takes(r, k))
+        brg__finite_look_after(r, k);
     if (r->on_reduced && r->failure.code == BRG_OK)
         r->on_reduced(r, k);
 }

@@ -3,10 +3,12 @@
  *
  *     used[0] used[1] ... used[n-1] failed shadows      f32, 0 or 1
  *     mark[0] mark[0]^2 mark[1] ...             below 31, and their squares
+ *     infinite rank parameter                   0 or 1; and if 1, which
  *
  * After the reduction a flag is a count of ranks, and a mark is alike on all n
  * of them (but for shadows) if and only if n times the sum of its squares is the square of its
- * sum. The sums are the same on every rank, so if they tell of an error all
+ * sum. If one rank has gradients that are not finite, the last two are its own;
+ * parameters up to 2^22 come through an average. The sums are the same on every rank, so if they tell of an error all
  * ranks exchange their notes (flags and marks as bytes) and name the same
  * parameters and ranks. */
 #include <math.h>
@@ -41,6 +43,11 @@ void brg__tail_fill(const brg_reducer *r, float *tail)
         tail[r->n_params + 2 + 2 * k] = mark;
         tail[r->n_params + 3 + 2 * k] = mark * mark;
     }
+    const uint32_t found = r->finite.own;
+    float *finite = tail + BRG__TAIL_FINITE(r);
+    finite[0] = found > 0;
+    finite[1] = found > 0 ? (float)r->rank : 0;
+    finite[2] = found > 0 ? (float)(found - 1) : 0;
 }
 
 brg_status brg__tail_write(brg_reducer *r)
@@ -194,6 +201,9 @@ brg__tail_counts brg__tail_count(brg_reducer *r, const float *tail)
             r->members[i].n_used < (uint32_t)r->world_size - r->n_shadows;
     }
     is_missing &= !r->options.allow_unused;
+    const float *finite = tail + BRG__TAIL_FINITE(r);
+    brg__finite_end(r, count_of(r, finite[0]), count_of(r, finite[1]),
+                    count_of(r, finite[2]));
     return (brg__tail_counts){n_failed, is_missing, find_mark(r, tail)};
 }
 

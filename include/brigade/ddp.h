@@ -51,6 +51,7 @@ typedef struct brg_ddp_options {
     brg_ddp_buffers sync_buffers; /* after each reduced backward */
     bool shard;                   /* sharded optimizer state: shard.h */
     brg_bucket_choice buckets;    /* as for the reducer */
+    bool check_finite;            /* for brg_ddp_grads_finite */
 } brg_ddp_options;
 
 #define BRG_DDP_OPTIONS_INIT                                                   \
@@ -109,6 +110,9 @@ BRG_API BRG_NODISCARD brg_status brg_ddp_refresh(brg_ddp *ddp);
 BRG_API BRG_NODISCARD brg_status brg_ddp_clip_grad_norm(brg_ddp *ddp,
                                                         double max_norm,
                                                         double *norm);
+
+/* Needs check_finite: brg_reducer_grads_finite of the last reduced backward. */
+BRG_API bool brg_ddp_grads_finite(const brg_ddp *ddp, brg_finite_info *filled);
 
 /* What brg_backward may return because of a ddp, on every rank alike:
  * BRG_ERR_STATE   a parameter got no gradient on some rank, and allow_unused

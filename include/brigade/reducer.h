@@ -86,6 +86,7 @@ typedef struct brg_reducer_options {
     brg_bucket_choice buckets;
     brg_reduction_kind reduction; /* REPRODUCIBLE: brg_reducer_end_leaf */
     uint32_t n_leaves; /* world size to 4096; 0 with the default reduction */
+    bool check_finite; /* for brg_reducer_grads_finite */
 } brg_reducer_options;
 
 #define BRG_REDUCER_OPTIONS_INIT                                               \
@@ -233,6 +234,27 @@ BRG_API size_t brg_reducer_n_used(const brg_reducer *reducer, size_t i);
  * later ones were on their way. The same bits on every rank. 0 before the
  * first step. */
 BRG_API double brg_reducer_grad_norm(const brg_reducer *reducer);
+
+typedef struct brg_finite_info {
+    bool all_finite;
+    size_t n_ranks; /* with gradients that are not; 0: a hook made them */
+    int rank;       /* if it is one; else -1 */
+    size_t param;   /* its first to become ready; if they are several, this
+                       rank's own; SIZE_MAX: not known, or all are finite */
+} brg_finite_info;
+
+/* With check_finite: no gradient of any rank was NaN or infinite in the last
+ * step that ended well, nor so large that their sum may overflow (the largest
+ * number of its dtype over the world size, or the leaves; averages of f16: the
+ * largest number), and no communication hook has made such a one. For loss
+ * scaling: if false, skip the update and halve the scale.
+ *
+ * The same on every rank, at no message: each gradient is looked at when it is
+ * packed, and what was found rides on the last bucket. `filled` (may be NULL)
+ * says where. True before the first step and without the option. Not on a
+ * GPU. */
+BRG_API bool brg_reducer_grads_finite(const brg_reducer *reducer,
+                                      brg_finite_info *filled);
 
 /* Bytes and times of the last step count from its first gradient. */
 typedef struct brg_reducer_stats {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Features of a ddp over MPI, with shared memory and with messages. */
 #include "tests/reducer/ddp_feature_checks.h"
+#include "tests/reducer/finite_checks.h"
 #include "tests/reducer/sync_norm_checks.h"
 #include "tests/support/mpi_ranks.h"
 
@@ -18,6 +19,10 @@ MPI_TEST(buffers)
 MPI_TEST(freezing)
 MPI_TEST(clipping)
 MPI_TEST(measured)
+MPI_TEST(finite_raw)
+MPI_TEST(finite_ddp)
+MPI_TEST(finite_compiled)
+MPI_TEST(loss_scaling)
 MPI_TEST(sync_norm_whole_batch)
 MPI_TEST(sync_norm_evaluation)
 MPI_TEST(sync_norm_training)
@@ -35,6 +40,10 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_features_mpi__freezing),
         cmocka_unit_test(test_features_mpi__clipping),
         cmocka_unit_test(test_features_mpi__measured),
+        cmocka_unit_test(test_features_mpi__finite_raw),
+        cmocka_unit_test(test_features_mpi__finite_ddp),
+        cmocka_unit_test(test_features_mpi__finite_compiled),
+        cmocka_unit_test(test_features_mpi__loss_scaling),
         cmocka_unit_test(test_features_mpi__sync_norm_whole_batch),
         cmocka_unit_test(test_features_mpi__sync_norm_evaluation),
         cmocka_unit_test(test_features_mpi__sync_norm_training),

@@ -270,10 +270,10 @@ static inline brg_status sync_nets_compare(const sync_net *mine,
                                            const sync_net *whole)
 {
     static const sync_case c = {2, BRG_DTYPE_F64, 0, false, 1e-12};
-    static const char *const names[] = {"w1", "gamma", "beta", "w2"};
+    static const char *const parts[] = {"w1", "gamma", "beta", "w2"};
     for (size_t i = 0; i < SYNC_N_PARAMS; i++)
         BRG_TRY(
-            sync_compare(&c, names[i], mine->params[i], whole->params[i], 0));
+            sync_compare(&c, parts[i], mine->params[i], whole->params[i], 0));
     BRG_TRY(sync_compare(&c, "running_mean", mine->mean, whole->mean, 0));
     return sync_compare(&c, "running_var", mine->var, whole->var, 0);
 }
