@@ -303,6 +303,18 @@ static brg_status defer(brg__tracer *self, const brg__effect *effect)
     return status;
 }
 
+brg_status brg__trace_bring(brg__tracer *self, brg_tensor **tensor)
+{
+    brg__tracing *t =
+        (brg__tracing *)((char *)self - offsetof(brg__tracing, tracer));
+    if (!*tensor || (*tensor)->symbol || brg__tensor_is_meta(*tensor))
+        return BRG_OK;
+    brg_status status = constant(t, *tensor, tensor);
+    if (status == BRG_ERR_UNSUPPORTED)
+        self->refuse(self);
+    return status;
+}
+
 brg_status brg__trace_output(brg__tracing *t, brg_tensor *tensor, int slot)
 {
     int id;
@@ -415,6 +427,7 @@ brg_status brg__trace(brg__captured *out, const brg__traced_call *call)
     brg__tracing t = {.emitter.emit = emit,
                       .tracer = {.defer = defer,
                                  .call = brg__trace_call,
+                                 .bring = brg__trace_bring,
                                  .trial_begin = brg__trace_trial_begin,
                                  .trial_end = brg__trace_trial_end,
                                  .refuse = refuse},

@@ -56,6 +56,7 @@ brg_status brg__trace_new(brg__tracing *t, brg__ir_value value,
                           const brg__layout *layout, brg_tensor **out);
 /* The value that an operand is, NONE for NULL; *tensor becomes its symbol. */
 brg_status brg__trace_operand(brg__tracing *t, brg_tensor **tensor, int *id);
+brg_status brg__trace_bring(brg__tracer *self, brg_tensor **tensor);
 /* Writes an op down; call->in become symbols. */
 brg_status brg__trace_op(brg__tracing *t, brg_op_call *call);
 void brg__tracing_deinit(brg__tracing *t);

@@ -33,29 +33,34 @@ brg_status brg__trace_trial_begin(brg__tracer *self)
     return BRG_OK;
 }
 
+static bool is_given(int id, const int *in, int n_in)
+{
+    for (int k = 0; k < n_in; k++)
+        if (in[k] == id)
+            return true;
+    return id == BRG__IR_NONE;
+}
+
 /* A value from before the trial that is read and was not handed in. */
 static bool reads_beside(const brg__tracing *t, const int *in, int n_in)
 {
     const brg__ir *ir = t->ir;
     for (size_t i = t->trial.n_operands; i < ir->operands.n; i++) {
         int id = ir->operands.at[i];
-        bool is_given = id == BRG__IR_NONE || (size_t)id >= t->trial.n_values ||
-                        ir->values.at[id].source == BRG__IR_FROM_CONST;
-        for (int k = 0; k < n_in && !is_given; k++)
-            is_given = in[k] == id;
-        if (!is_given)
+        if (!is_given(id, in, n_in) && (size_t)id < t->trial.n_values &&
+            ir->values.at[id].source != BRG__IR_FROM_CONST)
             return true;
     }
     return false;
 }
 
-static bool reads_parameters(const brg__tracing *t)
+/* The same for what gets a gradient. */
+static bool reads_parameters(const brg__tracing *t, const int *in, int n_in)
 {
     for (size_t i = t->trial.n_operands; i < t->ir->operands.n; i++) {
         int id = t->ir->operands.at[i];
-        const brg_tensor *constant =
-            id == BRG__IR_NONE ? NULL : t->ir->values.at[id].constant;
-        if (constant && brg_requires_grad(constant))
+        if (!is_given(id, in, n_in) && t->ir->values.at[id].constant &&
+            brg_requires_grad(t->ir->values.at[id].constant))
             return true;
     }
     return false;
@@ -90,7 +95,7 @@ brg_status brg__trace_trial_end(brg__tracer *self, brg_tensor *const *in,
         ids[i] = in[i] && in[i]->symbol ? brg__trace_symbol(t, in[i])->value
                                         : BRG__IR_NONE;
     bool reads = reads_beside(t, ids, n_in);
-    bool reads_leaves = is_recorded && reads_parameters(t);
+    bool reads_leaves = is_recorded && reads_parameters(t, ids, n_in);
     forget(t);
     t->trial.is_on = false;
     if (has_effects)

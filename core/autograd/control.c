@@ -310,16 +310,24 @@ static brg_status record(const brg__traced_region *call, brg_tensor *const *in,
     return status;
 }
 
+/* Symbols for all inputs, those from outside too. */
+static brg_status bring(brg_tensor **symbols, brg_tensor *const *in, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        symbols[i] = in[i];
+        BRG_TRY(brg__tracer_bring(&symbols[i]));
+    }
+    return BRG_OK;
+}
+
 static brg_status write_down(brg__traced_region *call, brg_tensor *const *in,
                              brg_tensor **out)
 {
     for (int i = 0; i < call->n_in; i++)
         if (brg_requires_grad(in[i]))
             call->needs |= 1u << i;
-    brg_tensor *symbols[2 * BRG_MAX_REGION];
-    memcpy(symbols, in, (size_t)call->n_in * sizeof *in);
-    BRG_TRY(brg__tracer_now->call(brg__tracer_now, call, symbols, out));
-    return record(call, symbols, out);
+    BRG_TRY(brg__tracer_now->call(brg__tracer_now, call, in, out));
+    return record(call, in, out);
 }
 
 static brg_status trace_cond(brg_tensor **out, size_t n_out,
@@ -336,9 +344,10 @@ static brg_status trace_cond(brg_tensor **out, size_t n_out,
         .n_in = (int)n_in + 1,
         .n_out = (int)n_out,
         .n_forward = (int)n_out};
-    memcpy(all + 1, in, n_in * sizeof *in);
-    BRG_TRY(try_region(&call, then, in, (int)n_in, (int)n_out, true));
-    BRG_TRY(try_region(&call, otherwise, in, (int)n_in, (int)n_out, false));
+    BRG_TRY(bring(all + 1, in, n_in));
+    BRG_TRY(try_region(&call, then, all + 1, (int)n_in, (int)n_out, true));
+    BRG_TRY(
+        try_region(&call, otherwise, all + 1, (int)n_in, (int)n_out, false));
     return write_down(&call, all, out);
 }
 
@@ -354,11 +363,13 @@ static brg_status trace_loop(brg_tensor **out, brg_region condition,
         .n_out = (int)n,
         .n_forward = (int)n};
     brg__traced_region unused = {.name = "while_loop"};
-    BRG_TRY(try_region(&unused, condition, in, (int)n, 1, true));
+    brg_tensor *first[BRG_MAX_REGION];
+    BRG_TRY(bring(first, in, n));
+    BRG_TRY(try_region(&unused, condition, first, (int)n, 1, true));
     for (size_t i = 0; i < n; i++)
-        note_result(&call, (int)i, in[i]);
-    BRG_TRY(try_region(&call, body, in, (int)n, (int)n, false));
-    return write_down(&call, in, out);
+        note_result(&call, (int)i, first[i]);
+    BRG_TRY(try_region(&call, body, first, (int)n, (int)n, false));
+    return write_down(&call, first, out);
 }
 
 /* ---- Public ------------------------------------------------------------------------------------ */

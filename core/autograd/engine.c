@@ -282,7 +282,9 @@ static brg_status request(brg__task *task, brg_tensor *const *inputs,
         if (!inputs[i])
             return brg__error_pending("backward: input");
         brg__edge edge;
-        BRG_TRY(brg__edge_of(inputs[i], &edge));
+        brg_tensor *input = inputs[i];
+        BRG_TRY(brg__tracer_bring(&input));
+        BRG_TRY(brg__edge_of(input, &edge));
         if (!edge.node)
             return BRG_FAIL(BRG_ERR_STATE,
                             "backward: input %zu (%s) does not require grad", i,

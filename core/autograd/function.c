@@ -484,6 +484,18 @@ static brg_status call(brg_context *ctx, const brg_value *args,
     return status;
 }
 
+/* The same arguments with symbols for tensors from outside. */
+static brg_status bring(brg_value *brought, const brg_value **args, size_t n)
+{
+    if (n > 0)
+        memcpy(brought, *args, n * sizeof *brought);
+    for (size_t i = 0; i < n; i++)
+        if (brought[i].kind == BRG_VALUE_TENSOR)
+            BRG_TRY(brg__tracer_bring(&brought[i].as.tensor));
+    *args = brought;
+    return BRG_OK;
+}
+
 brg_status brg_function_apply(const brg_function *function,
                               const brg_value *args, size_t n_args,
                               brg_value *outputs)
@@ -495,8 +507,11 @@ brg_status brg_function_apply(const brg_function *function,
                   n_args, BRG_MAX_FUNCTION_ARGS);
     for (size_t j = 0; j < function->def.n_outputs; j++)
         outputs[j] = (brg_value){BRG_VALUE_NONE, {0}};
-    bool is_called =
-        brg__is_traced() && function->def.tracing != BRG_FUNCTION_TRACEABLE;
+    bool is_traceable = function->def.tracing == BRG_FUNCTION_TRACEABLE;
+    bool is_called = brg__is_traced() && !is_traceable;
+    brg_value brought[BRG_MAX_FUNCTION_ARGS];
+    if (brg__is_traced() && is_traceable)
+        BRG_TRY(bring(brought, &args, n_args));
     if (is_called)
         BRG_TRY(brg__tracer_settle(function->name,
                                    "mark it traceable, or call it outside"));

@@ -71,6 +71,8 @@ struct brg__tracer {
     /* Writes the call down; fills out[] with symbols. */
     brg_status (*call)(brg__tracer *self, const brg__traced_region *region,
                        brg_tensor *const *in, brg_tensor **out);
+    /* *tensor, one from outside, becomes the symbol that stands for it. */
+    brg_status (*bring)(brg__tracer *self, brg_tensor **tensor);
     /* What is written down between the two is forgotten. It fails if that has
      * effects, reads values of the function that are not in `in`, or reads
      * tensors from outside that require gradients while those are recorded. */
@@ -107,6 +109,13 @@ brg_status brg__tracer_flush(void);
  * what begin gave goes to end. */
 brg__tracer *brg__tracer_suspend(void);
 void brg__tracer_resume(brg__tracer *tracer);
+
+/* For what records a graph on its arguments without being an op. */
+static inline brg_status brg__tracer_bring(brg_tensor **tensor)
+{
+    return brg__is_traced() ? brg__tracer_now->bring(brg__tracer_now, tensor)
+                            : BRG_OK;
+}
 
 static inline brg_status brg__tracer_defer(const brg__effect *effect)
 {
