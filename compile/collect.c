@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "compile/aliases.h"
 #include "compile/ir.h"
 #include "compile/segment.h"
 #include "core/autograd/context.h"
@@ -11,6 +12,13 @@
 #include "core/ops/op.h"
 
 #define PACKED (-2) /* in the key, where an input would be named */
+
+static _Atomic uint64_t marks;
+
+uint64_t brg__mark_new(void)
+{
+    return atomic_fetch_add_explicit(&marks, 1, memory_order_relaxed) + 1;
+}
 
 /* ---- Bytes ---------------------------------------------------------------------- */
 
@@ -394,6 +402,7 @@ static void put_grad(brg__collected *c, const brg_node *node)
                        grad && brg__requires_grad(grad)};
     put(&c->key, kind, sizeof kind);
     c->is_sparse |= grad && grad->sparse;
+    brg__mark_gradient(node->leaf, c->mark);
 }
 
 /* Where unpacking cuts the plan, of a function that unpacks for itself. */
@@ -477,11 +486,15 @@ brg_status brg__collect(brg__collected *c, const brg__task *task,
     c->mode = mode;
     c->is_sparse = c->is_elsewhere = false;
     c->records_graph = !brg__grad_mode_is_off;
+    c->mark = brg__mark_new();
     BRG_TRY(collect_root(c, task));
     for (size_t i = 0; i < task->visits.n; i++) {
         BRG_TRY(collect_visit(c, task, &task->visits.at[i]));
         BRG_TRY(end_record(c));
     }
+    for (size_t i = 0; i < c->inputs.n; i++)
+        if (brg__is_marked(c->inputs.at[i], c->mark))
+            c->unsupported = BRG__READS_GRADIENT;
     c->n_structure = c->key.n;
     BRG_TRY(reserve(&c->key, c->ones.n));
     put(&c->key, c->ones.at, c->ones.n);

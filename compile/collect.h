@@ -54,9 +54,10 @@ typedef struct brg__collected {
     BRG__ARRAY(int) root_input;  /* of each buffer of the task, or NONE */
     BRG__ARRAY(brg__reduction) reductions;
     BRG__ARRAY(brg__reduction_member) members; /* that this backward makes */
-    bool is_sparse;                            /* a tensor or a .grad of it */
-    bool is_elsewhere;                         /* something is not on the CPU */
-    bool records_graph;                        /* create_graph */
+    uint64_t mark;           /* of the gradients that this backward adds to */
+    bool is_sparse;          /* a tensor or a .grad of it */
+    bool is_elsewhere;       /* something is not on the CPU */
+    bool records_graph;      /* create_graph */
     const char *unsupported; /* why no plan can serve; NULL: it can */
 } brg__collected;
 

@@ -127,9 +127,6 @@ static brg_status copy_identity(brg__plan *p, const brg__collected *c,
 static brg_status capture(brg__plan *p, brg__task *task,
                           const brg__collected *c)
 {
-    p->unsupported = c->unsupported;
-    if (p->unsupported)
-        return BRG_OK;
     brg_status status = brg__capture_task(&p->ir, task, c);
     if (status == BRG_OK)
         status = brg__passes_run(

@@ -130,6 +130,8 @@ static brg_status run_compiled(brg__compiler *c, brg__task *task)
     brg_compile_stats before = c->stats;
     BRG_TRY(brg__collect(&c->collected, task, mode));
     BRG_TRY(begin_reductions(&c->collected));
+    if (c->collected.unsupported)
+        return run_eagerly(c, task, c->collected.unsupported);
     brg__runner_captures = true;
     brg_status found = find_plan(c, task, &plan);
     brg__runner_captures = false;

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "compile/aliases.h"
 #include "compile/passes/passes.h"
 #include "compile/relaunch.h"
 #include "core/autograd/autocast.h"
@@ -96,6 +97,25 @@ static brg_status make_ready(brg__segment *s, brg_tensor *const *inputs,
     return BRG_OK;
 }
 
+static brg_tensor *leaf_of(const brg__leaf *leaf, brg_tensor *const *inputs)
+{
+    return leaf->tensor ? leaf->tensor : inputs[leaf->input];
+}
+
+static bool reads_gradients(const brg__segment *s, brg_tensor *const *inputs)
+{
+    const brg__captured *c = &s->captured;
+    uint64_t mark = brg__mark_new();
+    bool reads = false;
+    for (size_t i = 0; i < c->edges.n; i++)
+        brg__mark_gradient(leaf_of(&c->edges.at[i], inputs), mark);
+    for (int i = 0; i < c->forward.n_inputs; i++)
+        reads |= brg__is_marked(inputs[i], mark);
+    for (size_t id = 0; id < c->forward.values.n; id++)
+        reads |= brg__is_marked(c->forward.values.at[id].constant, mark);
+    return reads;
+}
+
 static brg_status new_segment(brg__segment **out)
 {
     brg__segment *s = BRG__NEW(brg__segment);
@@ -133,6 +153,9 @@ brg_status brg__segment_create(brg__segment **out, const brg__traced_call *call,
                                         .object = s,
                                         .ends_backward = true};
     brg_status status = brg__trace(&s->captured, &traced);
+    if (status == BRG_OK && s->captured.is_step &&
+        reads_gradients(s, call->inputs))
+        status = BRG_FAIL(BRG_ERR_UNSUPPORTED, "capture: " BRG__READS_GRADIENT);
     if (status == BRG_OK)
         status = make_ready(s, call->inputs, call->n_inputs, backend);
     return finish(out, s, status);
@@ -201,11 +224,6 @@ static bool is_same_part(const brg__reduction_part *a,
            a->n_in_bucket == b->n_in_bucket && a->divisor == b->divisor;
 }
 
-static brg_tensor *leaf_of(const brg__leaf *leaf, brg_tensor *const *inputs)
-{
-    return leaf->tensor ? leaf->tensor : inputs[leaf->input];
-}
-
 /* A hook that refuses a plan is asked again, and heard, by the next capture. */
 static brg__segment_fit leaves_fit(const brg__segment *s,
                                    brg_tensor *const *inputs)
@@ -221,7 +239,8 @@ static brg__segment_fit leaves_fit(const brg__segment *s,
                           now.self == leaf->part.self;
         return is_rebuilt ? BRG__SEGMENT_STALE : BRG__SEGMENT_OTHER;
     }
-    return BRG__SEGMENT_FITS;
+    return c->is_step && reads_gradients(s, inputs) ? BRG__SEGMENT_OTHER
+                                                    : BRG__SEGMENT_FITS;
 }
 
 brg__segment_fit brg__segment_fits(const brg__segment *s,

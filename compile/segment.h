@@ -59,7 +59,7 @@ typedef enum brg__segment_fit {
 
 /* Whether what it was captured with is still what it was: constants have their
  * sizes, and require gradients or not, as before; of a step, gradients are
- * reduced in the same buckets, or not at all. */
+ * reduced in the same buckets, or not at all, and nothing reads their memory. */
 brg__segment_fit brg__segment_fits(const brg__segment *segment,
                                    brg_tensor *const *inputs);
 

@@ -23,6 +23,7 @@ typedef struct brg__storage {
     void (*free_fn)(void *user); /* external memory; NULL: from the device */
     void *user;
     bool is_external;
+    _Atomic uint64_t mark; /* of who looked last: compile/aliases.h */
 } brg__storage;
 
 typedef struct brg__sparse brg__sparse; /* sparse.h */

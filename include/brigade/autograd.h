@@ -134,8 +134,8 @@ BRG_API BRG_NODISCARD brg_status brg_hook_set_capture(brg_hook *hook,
 
 /* Sees the gradient of one tensor before it is used; not called if it is
  * undefined. *replacement starts as NULL: keep the gradient. A replacement,
- * borrowed from the scope, keeps shape, dtype and device. The hook belongs to t
- * as it is now: not to what a later change in place makes of it. */
+ * borrowed from the scope, keeps shape, dtype and device. The gradient itself is
+ * not to be changed: others may hold it. The hook belongs to t as it is now: not to what a later change in place makes of it. */
 typedef brg_status (*brg_grad_hook_fn)(brg_tensor *grad,
                                        brg_tensor **replacement, void *user);
 /* *out (may be NULL): the handle, owned. */
