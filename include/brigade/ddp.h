@@ -72,7 +72,8 @@ BRG_API BRG_NODISCARD brg_status brg_ddp_create(brg_ddp **out, brg_pg *pg,
                                                 brg_tensor *const *buffers,
                                                 size_t n_buffers,
                                                 const brg_ddp_options *options);
-/* .grad of the parameters stays, in memory of its own. NULL is allowed. */
+/* .grad of the parameters stays, in memory of its own: one for which there is
+ * none becomes NULL, and the log says so. NULL is allowed. */
 BRG_API void brg_ddp_destroy(brg_ddp *ddp);
 
 /* While off, backward only adds to .grad of this rank (accumulation over

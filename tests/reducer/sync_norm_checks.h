@@ -311,6 +311,9 @@ static inline brg_status sync_train_with(brg_pg *pg, brg_ddp_options *options)
                                 options);
     if (status == BRG_OK)
         status = sync_nets_train(pg, &mine, &whole);
+    /* They would be kept, if there is memory. */
+    for (size_t i = 0; i < SYNC_N_PARAMS && status == BRG_OK; i++)
+        status = brg_tensor_set_grad(mine.params[i], NULL);
     brg_ddp_destroy(ddp);
     brg_scope_end(scope);
     brg_sync_norm_destroy(sync);

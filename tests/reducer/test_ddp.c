@@ -555,6 +555,47 @@ static void test_ddp__runs_out_of_memory_cleanly(void **state)
     brg_pg_destroy(pg);
 }
 
+/* Messages that end with what is gone. */
+static void count_losses(brg_log_level level, const char *area,
+                         const char *message, void *user)
+{
+    (void)area;
+    *(int *)user += level == BRG_LOG_ERROR &&
+                    strstr(message, "no memory to keep the gradient of ");
+}
+
+static brg_status outlives_not(ddp_model *m, const run *r)
+{
+    int n_lost = 0, n_gone = 0;
+    (void)r;
+    BRG_TRY(ddp_model_backward(m, 0, DDP_MODEL_ALL));
+    brg_memory_trim();
+    brg_set_log_sink(count_losses, &n_lost);
+    fail_alloc_arm(0);
+    brg_ddp_destroy(m->ddp);
+    int64_t n_refused = fail_alloc_disarm();
+    brg_set_log_sink(NULL, NULL);
+    m->ddp = NULL;
+    for (size_t i = 0; i < DDP_MODEL_N; i++)
+        n_gone += !brg_tensor_grad(m->params[i]);
+    RANK_CHECK(n_refused > 0 && n_gone == DDP_MODEL_N && n_lost == n_gone,
+               "%d gradients are gone, %d messages, %d allocations refused",
+               n_gone, n_lost, (int)n_refused);
+    BRG_TRY(ddp_model_zero(m, false)); /* and all goes on */
+    return ddp_model_backward(m, 1, DDP_MODEL_ALL);
+}
+
+/* Giving a ddp back cannot fail: what it has no memory for is said. */
+static void test_ddp__gradients_for_which_there_is_no_memory_go(void **state)
+{
+    (void)state;
+    run r = make_run(outlives_not, 200);
+    brg_pg *pg;
+    assert_brg_ok(brg_pg_create_self(&pg));
+    assert_brg_ok(run_rank(pg, &r));
+    brg_pg_destroy(pg);
+}
+
 static brg_status steady(ddp_model *m, const run *r)
 {
     brg_memory_stats before, after;
@@ -620,6 +661,7 @@ int main(void)
         cmocka_unit_test(test_ddp__works_with_retained_graphs),
         cmocka_unit_test(test_ddp__a_tensor_given_twice_counts_once),
         cmocka_unit_test(test_ddp__runs_out_of_memory_cleanly),
+        cmocka_unit_test(test_ddp__gradients_for_which_there_is_no_memory_go),
         cmocka_unit_test(test_ddp__a_steady_step_allocates_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

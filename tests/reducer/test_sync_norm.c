@@ -144,12 +144,20 @@ static brg_status run_alone(void *pg)
     return check_sync_norm_whole_batch(pg);
 }
 
+static brg_status train_alone(void *pg)
+{
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    options.keep_order = true; /* a rebuild may fail and is left out then */
+    return sync_train_with(pg, &options);
+}
+
 static void test_sync_norm__survives_failing_allocations(void **state)
 {
     (void)state;
     brg_pg *pg;
     assert_brg_ok(brg_pg_create_self(&pg));
     assert_oom_clean(run_alone, pg);
+    assert_oom_clean(train_alone, pg);
     brg_pg_destroy(pg);
 }
 
