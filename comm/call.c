@@ -29,6 +29,7 @@ void brg__call_sign(const brg_call *call, int rank, brg_signature *filled)
         .peer = call->peer,
         .rank = rank,
         .bucket = call->bucket,
+        .pace = call->pace,
     };
 }
 
@@ -40,9 +41,11 @@ bool brg__signatures_match(const brg_signature *a, const brg_signature *b)
      * own rank's. Every other call meets its like. */
     if (brg__coll_is_p2p((brg_coll)a->coll))
         return brg__coll_is_p2p((brg_coll)b->coll) && a->coll != b->coll;
+    bool are_at_pace = a->pace == b->pace || a->pace == 0 || b->pace == 0;
     return a->seq == b->seq && a->coll == b->coll && a->peer == b->peer &&
            a->op == b->op && a->n_leaves == b->n_leaves &&
-           a->reducer == b->reducer && a->plan == b->plan;
+           a->reducer == b->reducer && a->plan == b->plan &&
+           a->bucket == b->bucket && are_at_pace;
 }
 
 static void describe_detail(const brg_signature *s, char *text, size_t size)
@@ -73,13 +76,16 @@ void brg__signature_describe(const brg_signature *s, char *text, size_t size)
         return;
     }
     const brg__coll_row *row = &brg__coll_rows[s->coll];
-    char peer[32], reducer[48] = "", bucket[24] = "";
+    char peer[32], reducer[96] = "", bucket[24] = "", pace[32] = "";
     describe_detail(s, peer, sizeof peer);
     if (s->reducer && s->bucket >= 0)
         snprintf(bucket, sizeof bucket, ", bucket %d", (int)s->bucket);
+    if (s->pace > 1)
+        snprintf(pace, sizeof pace, ", switched %u times",
+                 (unsigned)s->pace - 1);
     if (s->reducer)
-        snprintf(reducer, sizeof reducer, ", reducer %d, plan %04x%s",
-                 (int)s->reducer, (unsigned)s->plan, bucket);
+        snprintf(reducer, sizeof reducer, ", reducer %d, plan %04x%s%s",
+                 (int)s->reducer, (unsigned)s->plan, bucket, pace);
     unsigned long long seq = (unsigned long long)s->seq;
     if (s->coll == BRG_COLL_BARRIER)
         snprintf(text, size, "%s #%llu", row->name, seq);
@@ -98,8 +104,8 @@ void brg__call_describe(const brg_call *call, char *text, size_t size)
     brg__signature_describe(&signature, text, size);
 }
 
-bool brg__mismatch_read(const char *text, int side, uint8_t reducer, int *rank,
-                        uint16_t *plan)
+bool brg__mismatch_read(const char *text, int side, uint8_t reducer,
+                        brg__mismatch *filled)
 {
     static const char begin[] = "ranks disagree: ", next[] = "), ";
     int number;
@@ -110,17 +116,22 @@ bool brg__mismatch_read(const char *text, int side, uint8_t reducer, int *rank,
         at += sizeof next - 1;
     const char *end = at ? strchr(at, ')') : NULL;
     const char *signer = at ? strstr(at, ", reducer ") : NULL;
-    if (!signer || !end || signer > end || sscanf(at, "rank %d", rank) != 1 ||
+    *filled = (brg__mismatch){0};
+    if (!signer || !end || signer > end ||
+        sscanf(at, "rank %d", &filled->rank) != 1 ||
         sscanf(signer, ", reducer %d, plan %4x", &number, &label) != 2)
         return false;
-    *plan = (uint16_t)label;
+    const char *pace = strstr(signer, ", switched ");
+    if (pace && pace < end)
+        (void)sscanf(pace, ", switched %u", &filled->n_switches);
+    filled->plan = (uint16_t)label;
     return number == reducer;
 }
 
 brg_status brg__fail_mismatch(const brg_signature *mine,
                               const brg_signature *theirs)
 {
-    char expected[120], found[120];
+    char expected[160], found[160];
     brg__signature_describe(mine, expected, sizeof expected);
     brg__signature_describe(theirs, found, sizeof found);
     return BRG_FAIL(BRG_ERR_MISMATCH,

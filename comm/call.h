@@ -31,9 +31,14 @@ void brg__call_describe(const brg_call *call, char *text, size_t size);
 
 brg_status brg__fail_mismatch(const brg_signature *mine,
                               const brg_signature *theirs);
-/* Whose call and which plan stand in its message on one side (0 or 1): the
- * message is what reaches every rank. False: none of this reducer. */
-bool brg__mismatch_read(const char *text, int side, uint8_t reducer, int *rank,
-                        uint16_t *plan);
+/* What stands in its message on one side (0 or 1): the message is what reaches
+ * every rank. False: no call of this reducer. */
+typedef struct brg__mismatch {
+    int rank;
+    uint16_t plan;
+    unsigned n_switches; /* of the reducer */
+} brg__mismatch;
+bool brg__mismatch_read(const char *text, int side, uint8_t reducer,
+                        brg__mismatch *filled);
 
 #endif

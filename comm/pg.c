@@ -261,9 +261,11 @@ uint8_t brg__pg_number_reducer(brg_pg *pg)
     return pg->n_reducers;
 }
 
-void brg__pg_label(brg_pg *pg, uint8_t reducer, uint16_t plan, int32_t bucket)
+void brg__pg_label(brg_pg *pg, uint8_t reducer, uint8_t pace, uint16_t plan,
+                   int32_t bucket)
 {
     pg->reducer = reducer;
+    pg->pace = pace;
     pg->plan = plan;
     pg->bucket = bucket;
 }

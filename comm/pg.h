@@ -33,6 +33,7 @@ struct brg_pg {
     size_t n_reserved;  /* kept at the most: spares and those in use */
     uint8_t n_reducers; /* numbers given so far; begins again behind 255 */
     uint8_t reducer;    /* signs the calls to come: see brg__pg_label */
+    uint8_t pace;
     uint16_t plan;
     int32_t bucket;
     uint8_t number; /* among the groups of this rank, in its trace */
@@ -71,10 +72,11 @@ bool brg__status_is_fatal(brg_status status);
  * make their reducers in one order. */
 uint8_t brg__pg_number_reducer(brg_pg *pg);
 
-/* Calls from now on belong to this reducer, its plan and a bucket (0, 0, -1: to
- * none). Ranks whose calls do not agree in the first two get BRG_ERR_MISMATCH
- * before data moves, from backends that compare signatures. */
-void brg__pg_label(brg_pg *pg, uint8_t reducer, uint16_t plan, int32_t bucket);
+/* Calls from now on belong to this reducer, its pace (brg_call), its plan and a
+ * bucket (0, 0, 0, -1: to none). Ranks whose calls do not agree in that get
+ * BRG_ERR_MISMATCH before data moves, from backends that compare signatures. */
+void brg__pg_label(brg_pg *pg, uint8_t reducer, uint8_t pace, uint16_t plan,
+                   int32_t bucket);
 
 /* Returns and restores the sticky error. */
 brg_status brg__pg_check(const brg_pg *pg);

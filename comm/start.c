@@ -103,6 +103,7 @@ static brg_status start(brg_pg *pg, brg_work **out, brg_call call)
         brg__coll_is_p2p(call.coll) ? &pg->n_p2p_started : &pg->n_started;
     call.seq = *counter;
     call.reducer = pg->reducer;
+    call.pace = pg->pace;
     call.plan = pg->plan;
     call.bucket = pg->bucket;
     brg_work *work = brg__work_create(pg, &call);

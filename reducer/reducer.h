@@ -127,6 +127,7 @@ struct brg_reducer {
     bool has_closes; /* they hold; else sizes decide */
     uint32_t
         pace; /* how often it was switched off and on since the last step */
+    uint32_t pace_begun;     /* the same when this step began */
     uint64_t n_traced_bytes; /* of n_packed_bytes, in the trace */
     bool is_in_trace; /* the gradient that comes next, with its arrival */
     brg__finite finite;

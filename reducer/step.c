@@ -25,6 +25,7 @@ static void begin(brg_reducer *r)
     r->n_ready = r->n_launched = r->n_waited = 0;
     r->failure.code = BRG_OK;
     r->finite.own = r->finite.spoilt = 0;
+    r->pace_begun = r->pace;
     r->start_ns = brg__pg_clock_ns(r->pg);
     r->stats.n_packed_bytes = r->n_traced_bytes = 0;
     r->stats.first_launch_ns = r->stats.last_ready_ns = r->stats.wait_ns = 0;
@@ -77,23 +78,23 @@ static uint16_t label_of(const brg_reducer *r)
     return (uint16_t)(r->plan_hash + r->lacking);
 }
 
+/* Not compared: this rank takes part without data. */
+static uint8_t pace_of(const brg_reducer *r)
+{
+    return r->is_shadow ? 0 : (uint8_t)(1 + r->pace_begun % 250);
+}
+
 /* Ranks disagree because one of them makes no gradient of a parameter: both are
  * named. */
-static void name_lacking(const brg_reducer *r)
+static void name_lacking(const brg_reducer *r, const brg__mismatch sides[2])
 {
-    int rank = 0, who;
+    int rank = 0;
     size_t first = r->n_params;
-    uint16_t label;
-    if (brg_error_code() != BRG_ERR_MISMATCH)
-        return;
-    for (int side = 0; side < 2; side++) {
-        if (!brg__mismatch_read(brg_error_message(), side, r->number, &who,
-                                &label))
-            continue;
-        size_t lacking = (uint16_t)(label - (uint16_t)r->plan_hash);
+    for (int k = 0; k < 2; k++) {
+        size_t lacking = (uint16_t)(sides[k].plan - (uint16_t)r->plan_hash);
         if (lacking > 0 && lacking <= first) {
             first = lacking - 1;
-            rank = who;
+            rank = sides[k].rank;
         }
     }
     if (first < r->n_params)
@@ -103,10 +104,29 @@ static void name_lacking(const brg_reducer *r)
                                 rank, brg__member_name(r, first));
 }
 
+/* Why ranks disagree in their calls for a bucket, if that is known. */
+static void explain_mismatch(const brg_reducer *r)
+{
+    brg__mismatch sides[2];
+    bool both = brg_error_code() == BRG_ERR_MISMATCH;
+    for (int k = 0; both && k < 2; k++)
+        both = brg__mismatch_read(brg_error_message(), k, r->number, &sides[k]);
+    if (!both)
+        return;
+    if (sides[0].n_switches != sides[1].n_switches)
+        (void)brg__error_prefix(
+            "the ranks are out of step: since the last step brg_ddp_set_sync "
+            "was switched on rank %d: %u times, on rank %d: %u times: ",
+            sides[0].rank, sides[0].n_switches, sides[1].rank,
+            sides[1].n_switches);
+    else
+        name_lacking(r, sides);
+}
+
 /* "bucket 2 (fc1.weight and 3 more): " */
 static void prefix_bucket(const brg_reducer *r, size_t k)
 {
-    name_lacking(r);
+    explain_mismatch(r);
     const brg__plan_bucket *b = &r->plan.buckets[k];
     if (b->n_params == 0)
         (void)brg__error_prefix("bucket %zu: ", k);
@@ -137,9 +157,9 @@ static brg_status reduce_bucket(brg_reducer *r, size_t k)
  * not mix them up, however alike they look. */
 static brg_status start_bucket(brg_reducer *r, size_t k)
 {
-    brg__pg_label(r->pg, r->number, label_of(r), (int32_t)k);
+    brg__pg_label(r->pg, r->number, pace_of(r), label_of(r), (int32_t)k);
     brg_status status = reduce_bucket(r, k);
-    brg__pg_label(r->pg, 0, 0, -1);
+    brg__pg_label(r->pg, 0, 0, 0, -1);
     return status;
 }
 

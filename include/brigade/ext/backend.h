@@ -57,9 +57,11 @@ typedef struct brg_call {
     uint32_t n_leaves;
     size_t part_stride;
     /* Of a reducer's bucket: which reducer of this group (from 1; 0: none of
-     * them) and a digest of its plan, so that calls which only look alike do
-     * not meet. */
+     * them), 1 + how often it was switched off and on since its last step (0:
+     * not said) and a digest of its plan, so that calls which only look alike
+     * do not meet. */
     uint8_t reducer;
+    uint8_t pace;
     uint16_t plan;
     int32_t bucket; /* -1: none */
     bool is_done;   /* set by the backend, last */
@@ -83,8 +85,8 @@ typedef struct brg_signature {
     uint16_t plan;
     int32_t peer;
     int32_t rank;
-    int32_t bucket; /* for messages; not compared */
-    int32_t unused;
+    int32_t bucket;
+    uint32_t pace; /* compared where both say it */
 } brg_signature;
 
 /* ---- Reduction on host memory ----------------------------------------------
