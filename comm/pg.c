@@ -201,15 +201,16 @@ brg_status brg_pg_alloc(brg_pg *pg, void **out, size_t nbytes)
                   "has",
                   pg->end.rank, nbytes);
     BRG_TRY(brg__pg_check(pg));
-    BRG_TRY(brg__array_reserve(&pg->blocks, 1));
+    brg_status room = brg__array_reserve(&pg->blocks, 1);
     brg__pg_block block = {0};
     if (pg->end.ops->alloc) {
-        brg_status status =
-            pg->end.ops->alloc(pg->end.group, &block.ptr, nbytes);
+        brg_status status = pg->end.ops->alloc(
+            pg->end.group, room == BRG_OK ? &block.ptr : NULL, nbytes);
         if (brg__status_is_fatal(status))
             brg__pg_kill(pg);
         BRG_TRY(status);
     } else {
+        BRG_TRY(room);
         BRG_TRY(alloc_ordinary(&block, nbytes));
     }
     pg->blocks.at[pg->blocks.n++] = block;

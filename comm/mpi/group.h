@@ -122,8 +122,21 @@ typedef struct x_slot {
 
 /* ---- The group -------------------------------------------------------------- */
 
+/* The memory of all ranks of the node, side by side; see shm.c. */
+typedef struct shm_map {
+    unsigned char *at; /* NULL: none */
+    size_t nbytes;
+} shm_map;
+
+/* What ranks tell each other before they share memory. */
+typedef struct wish {
+    uint64_t nbytes;
+    int64_t reuse; /* index of a free region that would do, or -1 */
+    int64_t error; /* an errno: this rank cannot */
+} wish;
+
 typedef struct shm_region {
-    MPI_Win window;
+    shm_map map;
     size_t nbytes;
     bool is_free; /* given back; used again when all ranks agree */
     unsigned char *mine;
@@ -209,11 +222,12 @@ typedef struct mpi_group {
     uint64_t timeout_ns;
     uint64_t next_check_ns;
 
-    MPI_Win control_window;
+    shm_map control;
     shared_rank **shared; /* of each rank of the node */
     uint64_t *seen;       /* their `done`, as last read */
     shm_region regions[MAX_REGIONS];
     uint32_t n_regions;
+    wish *wishes; /* of all ranks */
 
     brg_call *queue; /* not finished by this rank: cursor.call is the first */
     brg_call **queue_end;
@@ -320,6 +334,23 @@ void brg__mpi_region_free(void *group, void *ptr);
 /* Fills region and offset of a line; region 0 if `ptr` is in none. */
 void brg__mpi_region_find(const mpi_group *g, const void *ptr, size_t nbytes,
                           shared_line *line);
+
+/* Waits while the others may still be in collectives that need this rank; ends
+ * with an error when one has died, or time is up. */
+brg_status brg__mpi_wait_moving(mpi_group *g, MPI_Request *request,
+                                const char *what);
+
+/* ---- shm.c: memory of the node; collective over the group ----------------------- */
+
+/* `nbytes` zeros of each rank; base[] gets where they lie here. All ranks fail
+ * if one has no memory. */
+brg_status brg__mpi_shm_make(mpi_group *g, size_t nbytes, const char *what,
+                             shm_map *made, unsigned char **base);
+/* By this rank alone. */
+void brg__mpi_shm_drop(shm_map *made);
+/* BRG_ERR_NOMEM: this rank has none, an errno says why. */
+brg_status brg__mpi_fail_memory(const mpi_group *g, const char *what,
+                                size_t nbytes, int rank, int error);
 
 /* ---- alive.c: the processes of the node --------------------------------------- */
 

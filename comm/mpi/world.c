@@ -2,6 +2,7 @@
  * MPI itself, who is where, and memory shared within the node. */
 #include "comm/mpi/group.h"
 
+#include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -238,49 +239,17 @@ static brg_status init_topology(mpi_group *g, MPI_Comm comm)
 
 /* ---- Shared memory ------------------------------------------------------------------------ */
 
-/* The next page. A window's memory is mapped at the same place of a page in
- * all processes, wherever in the page MPI lets it begin. */
-static unsigned char *page_of(unsigned char *ptr)
-{
-    uintptr_t misfit = (uintptr_t)ptr % BRG__SLICE_PAGE;
-    return misfit ? ptr + (BRG__SLICE_PAGE - misfit) : ptr;
-}
-
-/* A window with nbytes of each rank; base[] gets where they lie here. */
-static brg_status make_window(mpi_group *g, size_t nbytes, MPI_Win *window,
-                              unsigned char **base)
-{
-    void *mine;
-    MPI_Info info;
-    size_t size = (nbytes + 2 * BRG__SLICE_PAGE - 1) & ~(BRG__SLICE_PAGE - 1);
-    MPI_CHECK(g, MPI_Info_create(&info));
-    MPI_CHECK(g, MPI_Info_set(info, "alloc_shared_noncontig", "true"));
-    MPI_CHECK(g, MPI_Win_allocate_shared((MPI_Aint)size, 1, info, g->node,
-                                         &mine, window));
-    MPI_CHECK(g, MPI_Win_set_errhandler(*window, MPI_ERRORS_RETURN));
-    MPI_CHECK(g, MPI_Info_free(&info));
-    for (int r = 0; r < g->n_local; r++) {
-        MPI_Aint found;
-        int unit;
-        void *found_base;
-        MPI_CHECK(g,
-                  MPI_Win_shared_query(*window, r, &found, &unit, &found_base));
-        base[r] = page_of(found_base);
-    }
-    memset(mine, 0, size); /* also puts the pages near this rank */
-    MPI_CHECK(g, MPI_Barrier(g->node));
-    return BRG_OK;
-}
-
 static brg_status init_control(mpi_group *g)
 {
     size_t n = (size_t)g->n_local;
     g->shared = g->host->alloc(n * sizeof *g->shared, "control blocks");
     g->seen = g->host->alloc(n * sizeof *g->seen, "control blocks");
-    if (!g->shared || !g->seen)
+    g->wishes =
+        g->host->alloc((size_t)g->n_ranks * sizeof *g->wishes, "wishes");
+    if (!g->shared || !g->seen || !g->wishes)
         return BRG_ERR_NOMEM;
-    BRG_TRY(make_window(g, sizeof(shared_rank), &g->control_window,
-                        (unsigned char **)g->shared));
+    BRG_TRY(brg__mpi_shm_make(g, sizeof(shared_rank), "brg_pg_create",
+                              &g->control, (unsigned char **)g->shared));
     g->shared[g->local]->pid = (int32_t)getpid();
     (void)brg__mpi_process_born((int32_t)getpid(), &g->shared[g->local]->born);
     MPI_CHECK(g, MPI_Barrier(g->node));
@@ -289,12 +258,6 @@ static brg_status init_control(mpi_group *g)
 }
 
 /* ---- Regions -------------------------------------------------------------------------------- */
-
-/* What ranks tell each other before they share memory. */
-typedef struct wish {
-    uint64_t nbytes;
-    int64_t reuse; /* index of a free region that would do, or -1 */
-} wish;
 
 static int64_t find_free(const mpi_group *g, size_t nbytes)
 {
@@ -325,9 +288,8 @@ static brg_status check_waiting(mpi_group *g, uint64_t start, const char *what)
                     g->rank, what, (int)g->lost - 1, brg__mpi_gone_words(DIED));
 }
 
-/* Waits while the others may still be in collectives that need this rank. */
-static brg_status wait_moving(mpi_group *g, MPI_Request *request,
-                              const char *what)
+brg_status brg__mpi_wait_moving(mpi_group *g, MPI_Request *request,
+                                const char *what)
 {
     uint64_t start = g->host->clock_ns();
     for (int flag = 0;;) {
@@ -341,25 +303,48 @@ static brg_status wait_moving(mpi_group *g, MPI_Request *request,
     }
 }
 
-static brg_status agree(mpi_group *g, const wish *mine, wish *all,
-                        int64_t *reuse)
+static brg_status fail_sizes(const mpi_group *g, uint64_t nbytes, int r)
+{
+    return MPI_FAIL(g, BRG_ERR_MISMATCH,
+                    "ranks disagree: brg_pg_alloc of %llu bytes on rank %d, of "
+                    "%llu on rank %d",
+                    (unsigned long long)nbytes, g->rank,
+                    (unsigned long long)g->wishes[r].nbytes, r);
+}
+
+/* *reuse: the free region that all have, or -1. */
+static brg_status agree(mpi_group *g, const wish *mine, int64_t *reuse)
 {
     MPI_Request request;
-    MPI_CHECK(g, MPI_Iallgather(mine, sizeof *mine, MPI_BYTE, all, sizeof *mine,
-                                MPI_BYTE, g->world, &request));
-    BRG_TRY(wait_moving(g, &request, "brg_pg_alloc"));
+    int failed = -1;
+    MPI_CHECK(g, MPI_Iallgather(mine, sizeof *mine, MPI_BYTE, g->wishes,
+                                sizeof *mine, MPI_BYTE, g->world, &request));
+    BRG_TRY(brg__mpi_wait_moving(g, &request, "brg_pg_alloc"));
     *reuse = mine->reuse;
     for (int r = 0; r < g->n_ranks; r++) {
-        if (all[r].nbytes != mine->nbytes)
-            return MPI_FAIL(g, BRG_ERR_MISMATCH,
-                            "ranks disagree: brg_pg_alloc of %llu bytes on "
-                            "rank %d, of %llu on rank %d",
-                            (unsigned long long)mine->nbytes, g->rank,
-                            (unsigned long long)all[r].nbytes, r);
-        if (all[r].reuse != mine->reuse)
+        if (g->wishes[r].nbytes != mine->nbytes)
+            return fail_sizes(g, mine->nbytes, r);
+        if (g->wishes[r].reuse != mine->reuse)
             *reuse = -1;
+        if (g->wishes[r].error && failed < 0)
+            failed = r;
     }
-    return BRG_OK;
+    return failed < 0
+               ? BRG_OK
+               : brg__mpi_fail_memory(g, "brg_pg_alloc", mine->nbytes, failed,
+                                      (int)g->wishes[failed].error);
+}
+
+/* The place of a region that may have to be made. */
+static int reserve_region(mpi_group *g)
+{
+    if (g->n_regions == MAX_REGIONS)
+        return 0; /* alike on all ranks: see add_region */
+    shm_region *region = &g->regions[g->n_regions];
+    if (!region->base)
+        region->base =
+            g->host->alloc((size_t)g->n_local * sizeof(void *), "a region");
+    return region->base ? 0 : ENOMEM;
 }
 
 static brg_status add_region(mpi_group *g, size_t nbytes, void **out)
@@ -369,16 +354,8 @@ static brg_status add_region(mpi_group *g, size_t nbytes, void **out)
                         "rank %d: brg_pg_alloc: %d blocks are in use", g->rank,
                         MAX_REGIONS);
     shm_region *region = &g->regions[g->n_regions];
-    region->base =
-        g->host->alloc((size_t)g->n_local * sizeof(void *), "a region");
-    if (!region->base)
-        return BRG_ERR_NOMEM;
-    brg_status status =
-        make_window(g, nbytes ? nbytes : 1, &region->window, region->base);
-    if (status != BRG_OK) {
-        g->host->free(region->base);
-        return status;
-    }
+    BRG_TRY(brg__mpi_shm_make(g, nbytes ? nbytes : 1, "brg_pg_alloc",
+                              &region->map, region->base));
     region->nbytes = nbytes;
     region->mine = region->base[g->local];
     g->n_regions++;
@@ -389,15 +366,10 @@ static brg_status add_region(mpi_group *g, size_t nbytes, void **out)
 brg_status brg__mpi_region_alloc(void *group, void **out, size_t nbytes)
 {
     mpi_group *g = group;
-    wish mine = {nbytes, find_free(g, nbytes)};
     int64_t reuse = -1;
-    wish *all =
-        g->host->alloc((size_t)g->n_ranks * sizeof *all, "an agreement");
-    if (!all)
-        return BRG_ERR_NOMEM;
-    brg_status status = agree(g, &mine, all, &reuse);
-    g->host->free(all);
-    BRG_TRY(status);
+    wish mine = {nbytes, find_free(g, nbytes),
+                 out ? reserve_region(g) : ENOMEM};
+    BRG_TRY(agree(g, &mine, &reuse));
     if (reuse < 0)
         return add_region(g, nbytes, out);
     shm_region *region = &g->regions[reuse];
@@ -407,7 +379,7 @@ brg_status brg__mpi_region_alloc(void *group, void **out, size_t nbytes)
     return BRG_OK;
 }
 
-/* Windows are freed with the group, which all ranks do together. */
+/* Others may still read it: it is given back with the group. */
 void brg__mpi_region_free(void *group, void *ptr)
 {
     mpi_group *g = group;
@@ -435,7 +407,6 @@ void brg__mpi_region_find(const mpi_group *g, const void *ptr, size_t nbytes,
 brg_status brg__mpi_world_init(mpi_group *g, const void *comm)
 {
     g->world = g->node = MPI_COMM_NULL;
-    g->control_window = MPI_WIN_NULL;
     g->exit_key = MPI_KEYVAL_INVALID;
     BRG_TRY(init_mpi(g));
     BRG_TRY(init_topology(g, comm ? *(const MPI_Comm *)comm : MPI_COMM_WORLD));
@@ -527,12 +498,8 @@ static bool take_leave(mpi_group *g)
     return is_over;
 }
 
-static void free_shared(mpi_group *g)
+static void free_comms(mpi_group *g)
 {
-    for (uint32_t i = 0; i < g->n_regions; i++)
-        (void)MPI_Win_free(&g->regions[i].window);
-    if (g->control_window != MPI_WIN_NULL)
-        (void)MPI_Win_free(&g->control_window);
     if (g->node != MPI_COMM_NULL)
         (void)MPI_Comm_free(&g->node);
     (void)MPI_Comm_free(&g->world);
@@ -545,15 +512,19 @@ void brg__mpi_world_deinit(mpi_group *g)
     if (!is_over && g->world != MPI_COMM_NULL) {
         unwatch_finalize(g);
         if (all_came(g) && take_leave(g))
-            free_shared(g);
+            free_comms(g);
         else
             g->host->log(BRG_LOG_WARN, "mpi",
                          "rank %d: not all ranks destroyed the group; its "
-                         "shared memory stays until the process ends",
+                         "communicators stay until the process ends",
                          g->rank);
     }
-    for (uint32_t i = 0; i < g->n_regions; i++)
+    for (uint32_t i = 0; i < MAX_REGIONS; i++) {
+        brg__mpi_shm_drop(&g->regions[i].map);
         g->host->free(g->regions[i].base);
+    }
+    brg__mpi_shm_drop(&g->control);
+    g->host->free(g->wishes);
     g->host->free(g->rank_at);
     g->host->free(g->node_begin);
     g->host->free(g->shared);

@@ -38,6 +38,8 @@ brg_status brg__nccl_check(brg__nccl_group *g, ncclResult_t result,
 static brg_status nccl_alloc(void *group, void **out, size_t nbytes)
 {
     brg__nccl_group *g = group;
+    if (!out)
+        return BRG_ERR_NOMEM;
     *out = NULL;
     BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaSetDevice(g->device), "the GPU"));
     BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaMalloc(out, nbytes ? nbytes : 1),

@@ -13,7 +13,7 @@ BRG_BEGIN_DECLS
  * one function, brg_comm_<name>, and calls back through brg_host. See
  * docs/adding-a-backend.md. */
 
-#define BRG_BACKEND_ABI 4
+#define BRG_BACKEND_ABI 5
 
 /* ---- Calls ----------------------------------------------------------------
  * X(NAME, value, text, send, recv, reduces, peer): how many times `count`
@@ -198,8 +198,10 @@ typedef struct brg_group_ops {
      * buffer of theirs again, let the peers know. Absent: nothing to do. */
     void (*abort)(void *group, brg_status why);
 
-    /* Optional, both or neither. Memory as brg_pg_alloc says. Absent:
-     * ordinary memory of the library. */
+    /* Optional, both or neither. Memory as brg_pg_alloc says; `out` NULL: this
+     * rank has no memory to keep it, so fail with BRG_ERR_NOMEM, having told
+     * the others where they wait for each other. Absent: ordinary memory of the
+     * library. */
     brg_status (*alloc)(void *group, void **out, size_t nbytes);
     void (*free)(void *group, void *ptr);
 
