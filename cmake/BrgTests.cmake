@@ -8,6 +8,8 @@
 #
 #   cuda/test_<unit>.c  only with brigade::cuda, which it loads; label gpu
 #   cuda/test_<unit>_mpi.c  with brigade::nccl too; at 1 and 2 ranks
+#   nccl/test_<unit>.c  where brigade::nccl is built: its sources on made-up
+#                       GPUs; label unit
 #
 # A line "brg-test: slow" in the file adds the label slow and a longer timeout;
 # "brg-test: ranks 1 2 6" names other numbers of ranks.
@@ -68,6 +70,9 @@ function(brg_add_test_file file)
   if(_layer STREQUAL "cuda" AND _unit MATCHES "_mpi$" AND NOT BRG_HAVE_NCCL)
     return()
   endif()
+  if(_layer STREQUAL "nccl" AND NOT BRG_HAVE_NCCL)
+    return()
+  endif()
   set(_is_mpi FALSE)
   if(_unit MATCHES "_mpi$" OR _layer STREQUAL "mpi")
     set(_is_mpi TRUE)
@@ -77,6 +82,9 @@ function(brg_add_test_file file)
   endif()
   add_executable(${_target} ${file})
   target_link_libraries(${_target} PRIVATE brg_test_support)
+  if(_layer STREQUAL "nccl")
+    target_link_libraries(${_target} PRIVATE brg_nccl_fake)
+  endif()
   if(_is_mpi)
     target_link_libraries(${_target} PRIVATE brigade_mpi_static MPI::MPI_C)
     if(_layer STREQUAL "cuda")

@@ -256,6 +256,12 @@ uint64_t brg__pg_clock_ns(const brg_pg *pg)
     return ops->clock_ns ? ops->clock_ns(pg->end.group) : brg__clock_ns();
 }
 
+void brg__pg_launched(const brg_pg *pg)
+{
+    if (pg->end.ops->launched && pg->error.code == BRG_OK)
+        pg->end.ops->launched(pg->end.group);
+}
+
 uint8_t brg__pg_number_reducer(brg_pg *pg)
 {
     pg->n_reducers = (uint8_t)(pg->n_reducers % 255 + 1);

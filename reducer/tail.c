@@ -14,6 +14,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "comm/pg.h"
 #include "core/base/text.h"
 #include "reducer/leaves.h"
 
@@ -224,5 +225,6 @@ brg_status brg__tail_judge(brg_reducer *r)
 
 brg_status brg__device_tail_launched(brg_reducer *r)
 {
+    brg__pg_launched(r->pg);
     return brg__device_tail_next(r, tail_of(r));
 }

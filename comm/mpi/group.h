@@ -80,7 +80,7 @@ typedef struct shared_rank {
     _Alignas(64) _Atomic int32_t gone; /* brg_status, or LEFT */
     int32_t pid;
     _Atomic int32_t lost; /* with a status in `gone`: see below */
-    uint64_t born;        /* see alive.c; 0: not known */
+    uint64_t born;        /* core/base/process.h; 0: not known */
     header verdict;       /* from another node: why this rank has failed */
     _Alignas(64) unsigned char place[BRG_PLACE_NBYTES]; /* what it does */
     shared_line lines[RING];
@@ -354,9 +354,6 @@ brg_status brg__mpi_fail_memory(const mpi_group *g, const char *what,
 
 /* ---- alive.c: the processes of the node --------------------------------------- */
 
-/* Fills when a process began, in units of the system's; 0: it is no more, or,
- * where this returns false, nobody knows. */
-bool brg__mpi_process_born(int32_t pid, uint64_t *filled);
 /* All control blocks are filled. */
 void brg__mpi_watch(mpi_group *g);
 bool brg__mpi_has_died(const mpi_group *g, int local);

@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core/base/process.h"
+
 #define DESTROY_WAIT_NS 5000000000u
 
 brg_status brg__mpi_fail(const mpi_group *g, int rc, const char *what,
@@ -251,7 +253,7 @@ static brg_status init_control(mpi_group *g)
     BRG_TRY(brg__mpi_shm_make(g, sizeof(shared_rank), "brg_pg_create",
                               &g->control, (unsigned char **)g->shared));
     g->shared[g->local]->pid = (int32_t)getpid();
-    (void)brg__mpi_process_born((int32_t)getpid(), &g->shared[g->local]->born);
+    (void)brg__process_born((int32_t)getpid(), &g->shared[g->local]->born);
     MPI_CHECK(g, MPI_Barrier(g->node));
     brg__mpi_watch(g);
     return BRG_OK;

@@ -9,6 +9,11 @@
 
 enum { SEND_COPY, RECV_COPY, HOST_WAITS };
 
+static bool is_p2p(brg_coll coll)
+{
+    return coll == BRG_COLL_SEND || coll == BRG_COLL_RECV;
+}
+
 static brg__nccl_event *event_of(const brg_call *call)
 {
     return call->state;
@@ -59,16 +64,14 @@ static void let_go(brg__nccl_group *g, brg_call *call)
     g->spare = event;
 }
 
-/* What is queued is recorded, to be launched later (ext/device.h): nothing
- * ends meanwhile, and events may not be asked for. */
-static bool is_recorded(const brg__nccl_group *g)
+bool brg__nccl_is_recorded(const brg__nccl_group *g)
 {
     enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     return cudaStreamIsCapturing(g->compute, &status) == cudaSuccess &&
            status != cudaStreamCaptureStatusNone;
 }
 
-static brg_status fail_recorded(const brg__nccl_group *g, const char *what)
+brg_status brg__nccl_fail_recorded(const brg__nccl_group *g, const char *what)
 {
     return g->host->fail(BRG_ERR_STATE, __FILE__, __LINE__,
                          "rank %d: nccl: %s cannot be part of a graph", g->rank,
@@ -87,22 +90,25 @@ static bool is_on_device(const void *p)
     return false;
 }
 
-/* How many times `count` elements the buffer holds. */
-static size_t times(const brg__nccl_group *g, const brg_call *call, bool sends)
+/* Bytes of a buffer of the call. */
+static size_t extent(const brg__nccl_group *g, const brg_call *call, bool sends)
 {
+    const size_t all = (size_t)g->n_ranks * call->nbytes;
     switch (call->coll) {
     case BRG_COLL_REDUCE_SCATTER:
-        return sends ? (size_t)g->n_ranks : 1;
+        return sends ? all : call->nbytes;
     case BRG_COLL_ALL_GATHER:
-        return sends ? 1 : (size_t)g->n_ranks;
+        return sends ? call->nbytes : all;
     case BRG_COLL_BARRIER:
         return 0;
     case BRG_COLL_SEND:
-        return sends;
+        return sends ? call->nbytes : 0;
     case BRG_COLL_RECV:
-        return !sends;
+        return sends ? 0 : call->nbytes;
+    case BRG_COLL_SUM_LEAVES:
+        return sends ? brg__nccl_leaves_extent(g, call) : call->nbytes;
     default:
-        return 1;
+        return call->nbytes;
     }
 }
 
@@ -110,8 +116,8 @@ static brg_status stage(brg__nccl_group *g, brg_call *call, int which,
                         const void *from, size_t nbytes)
 {
     void *copy;
-    if (is_recorded(g))
-        return fail_recorded(g, "a buffer in host memory");
+    if (brg__nccl_is_recorded(g))
+        return brg__nccl_fail_recorded(g, "a buffer in host memory");
     BRG__NCCL_TRY(brg__nccl_check_cuda(
         g, cudaMallocAsync(&copy, nbytes, g->own), "memory for a host buffer"));
     call->mark[which] = (uint64_t)(uintptr_t)copy;
@@ -133,8 +139,7 @@ static brg_status stage(brg__nccl_group *g, brg_call *call, int which,
 
 static brg_status stage_buffers(brg__nccl_group *g, brg_call *call)
 {
-    const size_t send = times(g, call, true) * call->nbytes;
-    const size_t recv = times(g, call, false) * call->nbytes;
+    const size_t send = extent(g, call, true), recv = extent(g, call, false);
     if (send && !is_on_device(call->send))
         BRG__NCCL_TRY(stage(g, call, SEND_COPY, call->send, send));
     if (call->send == call->recv && call->mark[SEND_COPY] && send == recv)
@@ -156,7 +161,7 @@ static void *recv_of(const brg_call *call)
 
 /* ---- Handing over to NCCL ----------------------------------------------------------- */
 
-static ncclDataType_t type_of(brg_dtype dtype)
+ncclDataType_t brg__nccl_type(brg_dtype dtype)
 {
     static const ncclDataType_t types[BRG_N_DTYPES] = {
         ncclFloat64, ncclFloat32, ncclFloat16, ncclBfloat16,
@@ -173,7 +178,7 @@ static ncclRedOp_t op_of(brg_reduce_op op)
 
 static ncclResult_t hand_over(brg__nccl_group *g, const brg_call *call)
 {
-    const ncclDataType_t type = type_of(call->dtype);
+    const ncclDataType_t type = brg__nccl_type(call->dtype);
     const void *send = send_of(call);
     void *recv = recv_of(call);
     switch (call->coll) {
@@ -235,24 +240,50 @@ static brg_status mark_end(brg__nccl_group *g, brg_call *call)
     return BRG_OK;
 }
 
+/* Under the lock, with a communicator. */
+static ncclResult_t hand_over_all(brg__nccl_group *g, const brg_call *first)
+{
+    ncclResult_t result = ncclGroupStart();
+    for (const brg_call *call = first; call && result == ncclSuccess;
+         call = call->next)
+        result = hand_over(g, call);
+    const ncclResult_t end = ncclGroupEnd();
+    return result != ncclSuccess ? result : end;
+}
+
+static brg_status queue_calls(brg__nccl_group *g, const brg_call *first)
+{
+    if (first->coll == BRG_COLL_SUM_LEAVES || brg__nccl_sums_wide(g, first))
+        return brg__nccl_sum(g, first, send_of(first), recv_of(first));
+    if (is_p2p(first->coll))
+        return brg__nccl_check(g, hand_over_all(g, first), "send and recv");
+    return brg__nccl_check(g, hand_over(g, first), "a collective");
+}
+
+/* The communicator is the watch's to end. */
+static brg_status queue(brg__nccl_group *g, const brg_call *first)
+{
+    brg_status status = BRG_OK;
+    BRG__NCCL_TRY(order_behind_compute(g));
+    pthread_mutex_lock(&g->lock);
+    if (g->comm)
+        status = queue_calls(g, first);
+    if (g->comm && status == BRG_OK && !brg__nccl_is_recorded(g))
+        brg__nccl_watch_call(g, first);
+    pthread_mutex_unlock(&g->lock);
+    return status == BRG_OK ? brg__nccl_heed(g) : status;
+}
+
 /* All that were held, as one: a send and a recv that wait for each other must
  * run together. */
 static brg_status flush_held(brg__nccl_group *g)
 {
     brg_call *first = g->held;
-    ncclResult_t result = ncclSuccess, end;
     if (!first)
         return BRG_OK;
     g->held = NULL;
     g->held_last = &g->held;
-    BRG__NCCL_TRY(order_behind_compute(g));
-    BRG__NCCL_TRY(brg__nccl_check(g, ncclGroupStart(), "send and recv"));
-    for (brg_call *call = first; call && result == ncclSuccess;
-         call = call->next)
-        result = hand_over(g, call);
-    end = ncclGroupEnd();
-    BRG__NCCL_TRY(brg__nccl_check(g, result != ncclSuccess ? result : end,
-                                  "send and recv"));
+    BRG__NCCL_TRY(queue(g, first));
     for (brg_call *call = first, *next; call; call = next) {
         next = call->next;
         BRG__NCCL_TRY(mark_end(g, call));
@@ -260,19 +291,10 @@ static brg_status flush_held(brg__nccl_group *g)
     return BRG_OK;
 }
 
-static brg_status check_peers(brg__nccl_group *g)
-{
-    ncclResult_t state = ncclSuccess;
-    BRG__NCCL_TRY(brg__nccl_check(g, ncclCommGetAsyncError(g->comm, &state),
-                                  "the group"));
-    return brg__nccl_check(g, state, "the group");
-}
-
 static brg_status start_now(brg__nccl_group *g, brg_call *call)
 {
     BRG__NCCL_TRY(flush_held(g));
-    BRG__NCCL_TRY(order_behind_compute(g));
-    BRG__NCCL_TRY(brg__nccl_check(g, hand_over(g, call), "a collective"));
+    BRG__NCCL_TRY(queue(g, call));
     return mark_end(g, call);
 }
 
@@ -283,9 +305,26 @@ static void hold(brg__nccl_group *g, brg_call *call)
     g->held_last = &call->next;
 }
 
+/* False: another rank does something else, and no data may move. */
+static bool announce(brg__nccl_group *g, const brg_call *call)
+{
+    brg_signature mine, theirs;
+    if (!g->board.desks)
+        return true;
+    g->host->sign(call, g->rank, &mine);
+    brg__nccl_board_write(&g->board, &mine);
+    if (!brg__nccl_board_differs(g, &mine, &theirs))
+        return true;
+    brg__nccl_judge_pair(g, &mine, &theirs);
+    return false;
+}
+
 brg_status brg__nccl_start(void *group, brg_call *call)
 {
     brg__nccl_group *g = group;
+    BRG__NCCL_TRY(brg__nccl_heed(g));
+    if (!is_p2p(call->coll) && !announce(g, call))
+        return BRG_OK; /* its wait says why */
     if (call->count == 0 && call->coll != BRG_COLL_BARRIER) {
         call->is_done = true;
         return BRG_OK;
@@ -294,8 +333,7 @@ brg_status brg__nccl_start(void *group, brg_call *call)
     BRG__NCCL_TRY(take_event(g, call));
     call->mark[HOST_WAITS] = call->coll == BRG_COLL_BARRIER;
     brg_status status = stage_buffers(g, call);
-    if (status == BRG_OK &&
-        (call->coll == BRG_COLL_SEND || call->coll == BRG_COLL_RECV))
+    if (status == BRG_OK && is_p2p(call->coll))
         hold(g, call);
     else if (status == BRG_OK)
         status = start_now(g, call);
@@ -311,7 +349,7 @@ static brg_status finish(brg__nccl_group *g, brg_call *call)
 {
     brg_status status = BRG_OK;
     if (call->mark[RECV_COPY]) {
-        const size_t nbytes = times(g, call, false) * call->nbytes;
+        const size_t nbytes = extent(g, call, false);
         cudaError_t error =
             cudaMemcpyAsync(call->recv, copy_of(call, RECV_COPY), nbytes,
                             cudaMemcpyDeviceToHost, g->copies);
@@ -328,12 +366,12 @@ static brg_status finish(brg__nccl_group *g, brg_call *call)
 brg_status brg__nccl_progress(void *group)
 {
     brg__nccl_group *g = group;
+    BRG__NCCL_TRY(brg__nccl_heed(g));
     if (!g->first && !g->held)
-        return check_peers(g);
+        return BRG_OK;
     BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaSetDevice(g->device), "the GPU"));
     BRG__NCCL_TRY(flush_held(g));
-    BRG__NCCL_TRY(check_peers(g));
-    if (is_recorded(g))
+    if (brg__nccl_is_recorded(g))
         return BRG_OK;
     while (g->first) {
         cudaError_t state = cudaEventQuery(event_of(g->first)->event);
@@ -346,6 +384,9 @@ brg_status brg__nccl_progress(void *group)
     }
     return BRG_OK;
 }
+
+/* The watch is to say it, and who is late; unless it has none to ask. */
+#define LATER_NS 2000000000u
 
 static brg_status fail_timeout(brg__nccl_group *g, const brg_call *call)
 {
@@ -365,7 +406,7 @@ static brg_status wait_on_host(brg__nccl_group *g, brg_call *call)
         BRG__NCCL_TRY(brg__nccl_progress(g));
         if (call->is_done)
             break;
-        if (g->host->clock_ns() - start > g->timeout_ns)
+        if (g->host->clock_ns() - start > g->timeout_ns + LATER_NS)
             return fail_timeout(g, call);
         (void)sched_yield();
     }
@@ -377,13 +418,13 @@ brg_status brg__nccl_wait(void *group, brg_call *call)
     brg__nccl_group *g = group;
     if (call->is_done)
         return BRG_OK;
+    BRG__NCCL_TRY(brg__nccl_heed(g));
     BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaSetDevice(g->device), "the GPU"));
     BRG__NCCL_TRY(flush_held(g));
-    if (call->mark[HOST_WAITS] && is_recorded(g))
-        return fail_recorded(g, "a barrier");
+    if (call->mark[HOST_WAITS] && brg__nccl_is_recorded(g))
+        return brg__nccl_fail_recorded(g, "a barrier");
     if (call->mark[HOST_WAITS])
         return wait_on_host(g, call);
-    BRG__NCCL_TRY(check_peers(g));
     BRG__NCCL_TRY(brg__nccl_check_cuda(
         g, cudaStreamWaitEvent(g->compute, event_of(call)->event, 0),
         "a collective"));

@@ -6,26 +6,91 @@
  *
  * start records E1 and queues W1, the collective and E2; wait queues W2. Host
  * buffers are copied on a third stream, so that a copy never waits for a later
- * collective. */
+ * collective.
+ *
+ * What NCCL cannot tell, who is late, gone or does something else, is told by
+ * the board: memory that the ranks of a machine share. A thread of the group,
+ * the watch, looks at it now and then, since the group's own thread may be
+ * inside a call of CUDA's that waits for a collective that never ends. What it
+ * finds is the verdict: it ends what runs (ncclCommAbort) and is the error of
+ * the next call of the group. */
 #ifndef BRG_COMM_NCCL_GROUP_H
 #define BRG_COMM_NCCL_GROUP_H
+
+#include <pthread.h>
+#include <stdatomic.h>
 
 #include <cuda_runtime_api.h>
 #include <nccl.h>
 
 #include <brigade/ext/backend.h>
+#include <brigade/nccl.h>
+
+#include "comm/nccl/board.h"
+#include "comm/patterns/tree.h"
 
 typedef struct brg__nccl_event {
     struct brg__nccl_event *next;
     cudaEvent_t event;
 } brg__nccl_event;
 
+/* What was queued and may still run: a call, or a graph that holds calls. */
+typedef struct brg__nccl_beat {
+    bool is_open;
+    cudaEvent_t event;
+    uint64_t start_ns;
+    uint64_t n_launched; /* of a graph; 0: a call */
+    brg_signature signature;
+} brg__nccl_beat;
+
+#define BRG__NCCL_BEATS 16
+
+typedef struct brg__nccl_watch {
+    pthread_t thread;
+    bool is_running;
+    pthread_mutex_t sleep_lock;
+    pthread_cond_t wake;
+    bool is_over;
+    brg__nccl_beat beats[BRG__NCCL_BEATS];
+    unsigned next;    /* beat */
+    uint64_t last_ns; /* a beat was seen to end */
+    uint64_t n_launched;
+    _Atomic int entered; /* the group's thread is inside NCCL */
+} brg__nccl_watch;
+
+typedef struct brg__nccl_verdict {
+    _Atomic int code; /* brg_status; last to be set */
+    bool has_pair;    /* of a mismatch */
+    brg_signature mine, theirs;
+    char text[BRG__NCCL_WHY];
+} brg__nccl_verdict;
+
+/* A block of brg_pg_alloc. */
+typedef struct brg__nccl_block {
+    struct brg__nccl_block *next;
+    void *at;
+    void *handle; /* with NCCL; NULL: not registered */
+} brg__nccl_block;
+
+/* The tree of the last sum of leaves, and room for what other ranks send. */
+typedef struct brg__nccl_leaves {
+    uint32_t n_leaves; /* 0: none yet */
+    size_t n_src;
+    uint8_t *n_parts; /* of each rank */
+    uint8_t *merges;  /* after each part of all ranks */
+    const void **src; /* scratch, as many */
+    void *room;       /* on the device */
+    size_t room_nbytes;
+} brg__nccl_leaves;
+
 typedef struct brg__nccl_group {
     const brg_host *host;
     int rank, n_ranks, device;
     uint64_t timeout_ns;
-    ncclComm_t comm;
-    cudaStream_t compute; /* borrowed */
+    bool is_registering, sums_wide; /* settings */
+    ncclComm_t comm;                /* under `lock` once the watch runs */
+    pthread_mutex_t lock;           /* of comm and the beats */
+    cudaStream_t compute;           /* borrowed */
     cudaStream_t own, copies;
     cudaEvent_t ready;      /* E1, recorded anew by each start */
     brg__nccl_event *spare; /* E2 of calls to come */
@@ -34,6 +99,11 @@ typedef struct brg__nccl_group {
     brg_call **last;
     brg_call *held; /* send and recv not yet given to NCCL, oldest first */
     brg_call **held_last;
+    brg__nccl_block *blocks;
+    brg__nccl_leaves leaves;
+    brg__nccl_board board;
+    brg__nccl_watch watch;
+    brg__nccl_verdict verdict;
 } brg__nccl_group;
 
 #define BRG__NCCL_TRY(expr)                                                    \
@@ -52,7 +122,46 @@ brg_status brg__nccl_check(brg__nccl_group *g, ncclResult_t result,
 brg_status brg__nccl_start(void *group, brg_call *call);
 brg_status brg__nccl_progress(void *group);
 brg_status brg__nccl_wait(void *group, brg_call *call);
+/* What is queued is recorded, to be launched later (ext/device.h): nothing
+ * ends meanwhile, and events may not be asked for. */
+bool brg__nccl_is_recorded(const brg__nccl_group *g);
+brg_status brg__nccl_fail_recorded(const brg__nccl_group *g, const char *what);
 /* Gives events and copies of all calls in flight back; nothing is reported. */
 void brg__nccl_forget(brg__nccl_group *g);
+ncclDataType_t brg__nccl_type(brg_dtype dtype);
+
+/* ---- leaves.c: sums in a fixed order ------------------------------------------- */
+
+/* Bytes that a sum of leaves reads at call->send. */
+size_t brg__nccl_leaves_extent(const brg__nccl_group *g, const brg_call *call);
+/* Queues the call: a sum of leaves, or an all-reduce of 16-bit floats as the
+ * sum of one leaf for each rank. */
+brg_status brg__nccl_sum(brg__nccl_group *g, const brg_call *call,
+                         const void *send, void *recv);
+bool brg__nccl_sums_wide(const brg__nccl_group *g, const brg_call *call);
+void brg__nccl_leaves_deinit(brg__nccl_group *g);
+
+/* ---- watch.c ----------------------------------------------------------------------- */
+
+brg_status brg__nccl_watch_start(brg__nccl_group *g);
+/* Waits for the thread; nothing is found any more. */
+void brg__nccl_watch_stop(brg__nccl_group *g);
+/* The verdict as an error, if there is one. */
+brg_status brg__nccl_heed(const brg__nccl_group *g);
+static inline bool brg__nccl_is_judged(const brg__nccl_group *g)
+{
+    return atomic_load_explicit(&g->verdict.code, memory_order_acquire) !=
+           BRG_OK;
+}
+/* Two ranks do not agree; the first verdict stays. */
+void brg__nccl_judge_pair(brg__nccl_group *g, const brg_signature *mine,
+                          const brg_signature *theirs);
+/* A call was queued (not recorded); a graph that holds calls was launched. */
+void brg__nccl_watch_call(brg__nccl_group *g, const brg_call *call);
+void brg__nccl_launched(void *group); /* a slot */
+/* What the other ranks are to know of this one; the first word stays. */
+void brg__nccl_say_gone(brg__nccl_group *g, int32_t gone, const char *why);
+/* Stops what runs; other ranks of the machine hear of it. Once. */
+void brg__nccl_stop(brg__nccl_group *g, int32_t gone, const char *why);
 
 #endif

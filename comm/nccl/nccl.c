@@ -2,9 +2,8 @@
  * Groups over NCCL: making, memory, ending. */
 #include "comm/nccl/group.h"
 
-#include <stdio.h>
-
-#include <brigade/nccl.h>
+#include <sched.h>
+#include <string.h>
 
 /* ---- Errors ------------------------------------------------------------------ */
 
@@ -35,29 +34,79 @@ brg_status brg__nccl_check(brg__nccl_group *g, ncclResult_t result,
 
 /* ---- Memory -------------------------------------------------------------------- */
 
+static brg_status alloc_block(brg__nccl_group *g, void **at, size_t nbytes)
+{
+    if (g->is_registering)
+        return brg__nccl_check(g, ncclMemAlloc(at, nbytes), "memory");
+    return brg__nccl_check_cuda(g, cudaMalloc(at, nbytes), "memory");
+}
+
+static void free_block(brg__nccl_group *g, brg__nccl_block *block)
+{
+    pthread_mutex_lock(&g->lock);
+    if (block->handle && g->comm)
+        (void)ncclCommDeregister(g->comm, block->handle);
+    pthread_mutex_unlock(&g->lock);
+    if (block->at && g->is_registering)
+        (void)ncclMemFree(block->at);
+    else
+        (void)cudaFree(block->at);
+    g->host->free(block);
+}
+
+/* Zeros; and where that is asked for, known to NCCL, so that it need not copy
+ * through buffers of its own. */
+static brg_status prepare_block(brg__nccl_group *g, brg__nccl_block *block,
+                                size_t nbytes)
+{
+    brg_status status = BRG_OK;
+    BRG__NCCL_TRY(alloc_block(g, &block->at, nbytes));
+    if (g->is_registering) {
+        pthread_mutex_lock(&g->lock);
+        if (g->comm)
+            status = brg__nccl_check(
+                g, ncclCommRegister(g->comm, block->at, nbytes, &block->handle),
+                "registering memory");
+        pthread_mutex_unlock(&g->lock);
+        BRG__NCCL_TRY(status);
+    }
+    return brg__nccl_check_cuda(
+        g, cudaMemsetAsync(block->at, 0, nbytes, g->compute), "memory");
+}
+
 static brg_status nccl_alloc(void *group, void **out, size_t nbytes)
 {
     brg__nccl_group *g = group;
     if (!out)
         return BRG_ERR_NOMEM;
     *out = NULL;
+    BRG__NCCL_TRY(brg__nccl_heed(g));
     BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaSetDevice(g->device), "the GPU"));
-    BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaMalloc(out, nbytes ? nbytes : 1),
-                                       "memory"));
-    brg_status status = brg__nccl_check_cuda(
-        g, cudaMemsetAsync(*out, 0, nbytes ? nbytes : 1, g->compute), "memory");
-    if (status == BRG_OK)
-        return BRG_OK;
-    (void)cudaFree(*out);
-    *out = NULL;
-    return status;
+    brg__nccl_block *block = g->host->alloc(sizeof *block, "a block");
+    if (!block)
+        return BRG_ERR_NOMEM;
+    brg_status status = prepare_block(g, block, nbytes ? nbytes : 1);
+    if (status != BRG_OK) {
+        free_block(g, block);
+        return status;
+    }
+    block->next = g->blocks;
+    g->blocks = block;
+    *out = block->at;
+    return BRG_OK;
 }
 
 static void nccl_free(void *group, void *ptr)
 {
     brg__nccl_group *g = group;
     (void)cudaSetDevice(g->device);
-    (void)cudaFree(ptr);
+    for (brg__nccl_block **at = &g->blocks; *at; at = &(*at)->next)
+        if ((*at)->at == ptr) {
+            brg__nccl_block *block = *at;
+            *at = block->next;
+            free_block(g, block);
+            return;
+        }
 }
 
 /* ---- Making ---------------------------------------------------------------------- */
@@ -118,10 +167,20 @@ static brg_status meet(brg__nccl_group *g, const brg_nccl_options *o)
         "joining the group");
 }
 
+static brg_status open_group(brg__nccl_group *g, const brg_nccl_options *o)
+{
+    BRG__NCCL_TRY(make_streams(g));
+    BRG__NCCL_TRY(brg__nccl_board_open(g, o));
+    BRG__NCCL_TRY(meet(g, o));
+    return brg__nccl_watch_start(g);
+}
+
 static void free_group(brg__nccl_group *g)
 {
     (void)cudaSetDevice(g->device);
+    brg__nccl_watch_stop(g);
     brg__nccl_forget(g);
+    brg__nccl_leaves_deinit(g);
     while (g->spare) {
         brg__nccl_event *event = g->spare;
         g->spare = event->next;
@@ -135,6 +194,10 @@ static void free_group(brg__nccl_group *g)
     if (g->copies)
         (void)cudaStreamDestroy(g->copies);
     (void)cudaFree(g->byte);
+    brg__nccl_board_close(g);
+    (void)pthread_mutex_destroy(&g->lock);
+    (void)pthread_mutex_destroy(&g->watch.sleep_lock);
+    (void)pthread_cond_destroy(&g->watch.wake);
     g->host->free(g);
 }
 
@@ -142,35 +205,56 @@ static void free_group(brg__nccl_group *g)
 
 static void nccl_abort(void *group, brg_status why)
 {
-    (void)why;
     brg__nccl_group *g = group;
-    if (g->comm)
-        (void)ncclCommAbort(g->comm);
-    g->comm = NULL;
+    (void)cudaSetDevice(g->device);
+    brg__nccl_stop(g, (int32_t)why, "a call of its group failed");
     brg__nccl_forget(g);
+}
+
+/* What is queued ends, or the watch ends it: the communicator must not be
+ * destroyed before. False: it was ended. */
+static bool settle(const brg__nccl_group *g)
+{
+    while (!brg__nccl_is_judged(g) &&
+           cudaStreamQuery(g->own) == cudaErrorNotReady) {
+        (void)cudaGetLastError();
+        (void)sched_yield();
+    }
+    return !brg__nccl_is_judged(g);
 }
 
 static void nccl_destroy(void *group)
 {
     brg__nccl_group *g = group;
-    if (g->comm) {
-        (void)cudaSetDevice(g->device);
-        if (g->first || g->held)
-            (void)ncclCommAbort(g->comm);
-        else
-            (void)ncclCommDestroy(g->comm);
-    }
+    (void)cudaSetDevice(g->device);
+    const bool is_over = !g->first && !g->held && settle(g);
+    brg__nccl_watch_stop(g);
+    brg__nccl_say_gone(g, BRG__NCCL_LEFT, "");
+    if (g->comm)
+        (void)(is_over ? ncclCommDestroy(g->comm) : ncclCommAbort(g->comm));
     free_group(g);
 }
 
-static void nccl_explain(void *group, const brg_call *call, char *text,
-                         size_t size)
+/* ---- What is known of the others --------------------------------------------------- */
+
+static void nccl_look(void *group, const brg_call *call, int rank,
+                      brg_peer *filled)
 {
-    brg__nccl_group *g = group;
-    ncclResult_t state = ncclSuccess;
-    (void)call;
-    if (g->comm && ncclCommGetAsyncError(g->comm, &state) == ncclSuccess)
-        (void)snprintf(text, size, "nccl says %s", ncclGetErrorString(state));
+    const brg__nccl_group *g = group;
+    const brg__nccl_board *b = &g->board;
+    int i = 0;
+    while (b->desks && i < b->n && b->ranks[i] != rank)
+        i++;
+    if (!b->desks || i == b->n || call->coll == BRG_COLL_SEND ||
+        call->coll == BRG_COLL_RECV)
+        return;
+    const uint64_t started = atomic_load(&b->desks[i].started);
+    filled->is_visible = true;
+    filled->has_come = started > call->seq;
+    filled->owes = filled->has_come ? NULL : "has not started it";
+    filled->has_last =
+        started > 0 && brg__nccl_board_read(b, i, started - 1, &filled->last);
+    filled->place = b->desks[i].place;
 }
 
 static const brg_group_ops nccl_ops = {
@@ -179,12 +263,32 @@ static const brg_group_ops nccl_ops = {
     .start = brg__nccl_start,
     .progress = brg__nccl_progress,
     .wait = brg__nccl_wait,
-    .explain = nccl_explain,
+    .look = nccl_look,
+    .launched = brg__nccl_launched,
     .abort = nccl_abort,
     .alloc = nccl_alloc,
     .free = nccl_free,
     .destroy = nccl_destroy,
 };
+
+static void fill_group(brg__nccl_group *g, const brg_host *host,
+                       const brg_pg_options *options)
+{
+    const brg_nccl_options *o = options->backend_data;
+    g->host = host;
+    g->rank = o->rank;
+    g->n_ranks = o->world_size;
+    g->device = o->device.index;
+    g->compute = o->stream;
+    g->timeout_ns = (uint64_t)(options->timeout_s * 1e9);
+    g->is_registering = strcmp(host->env("BRG_NCCL_REGISTER"), "1") == 0;
+    g->sums_wide = strcmp(host->env("BRG_NCCL_WIDE_SUMS"), "1") == 0;
+    g->last = &g->first;
+    g->held_last = &g->held;
+    (void)pthread_mutex_init(&g->lock, NULL);
+    (void)pthread_mutex_init(&g->watch.sleep_lock, NULL);
+    (void)pthread_cond_init(&g->watch.wake, NULL);
+}
 
 static brg_status nccl_create(const brg_host *host,
                               const brg_pg_options *options, brg_group *filled)
@@ -194,26 +298,23 @@ static brg_status nccl_create(const brg_host *host,
     brg__nccl_group *g = host->alloc(sizeof *g, "an NCCL group");
     if (!g)
         return BRG_ERR_NOMEM;
-    g->host = host;
-    g->rank = o->rank;
-    g->n_ranks = o->world_size;
-    g->device = o->device.index;
-    g->compute = o->stream;
-    g->timeout_ns = (uint64_t)(options->timeout_s * 1e9);
-    g->last = &g->first;
-    g->held_last = &g->held;
-    brg_status status = make_streams(g);
-    if (status == BRG_OK)
-        status = meet(g, o);
+    fill_group(g, host, options);
+    brg_status status = open_group(g, o);
     if (status != BRG_OK) {
+        brg__nccl_watch_stop(g);
+        if (g->comm)
+            (void)ncclCommAbort(g->comm);
         free_group(g);
         return status;
     }
+    brg__nccl_desk *desk = brg__nccl_desk_of_mine(&g->board);
     *filled = (brg_group){.ops = &nccl_ops,
                           .group = g,
                           .rank = g->rank,
                           .world_size = g->n_ranks,
-                          .device = o->device};
+                          .sums_leaves = true,
+                          .device = o->device,
+                          .place = desk ? desk->place : NULL};
     return BRG_OK;
 }
 

@@ -14,10 +14,18 @@ BRG_BEGIN_DECLS
  * memory are taken too: they are copied, and waiting for them is waiting.
  *
  * What NCCL does differently from the other backends: sums are in NCCL's order
- * (and of 16-bit floats rounded at each step), a NaN does not win MIN and MAX,
- * and calls that differ between ranks are not noticed.
+ * (and of 16-bit floats rounded at each step, unless BRG_NCCL_WIDE_SUMS is 1),
+ * and a NaN does not win MIN and MAX. brg_sum_leaves has the bits that it has
+ * everywhere.
  *
- * A peer that is gone is noticed by the next call or poll after NCCL did. */
+ * A thread of the group looks, 20 times a second, whether the ranks of this
+ * machine are alive and make the same calls (those of other machines: only what
+ * NCCL notices), and whether what was queued ends within the time-out, which
+ * counts from the start of a call, or from the end of the one before it. If not,
+ * what runs is ended, so that no wait of the host for the GPU lasts for ever,
+ * and the next call of the group fails with BRG_ERR_PEER, BRG_ERR_MISMATCH or
+ * BRG_ERR_TIMEOUT, which names the rank and the call. What was queued behind has
+ * used sums without a meaning by then. */
 
 /* backend_data of brg_pg_options. */
 typedef struct brg_nccl_options {
@@ -26,19 +34,32 @@ typedef struct brg_nccl_options {
     int world_size;
     brg_device device; /* this rank's GPU */
     void *stream;      /* its queue, a cudaStream_t: brg_device_stream */
-    /* Sends `nbytes` at `data` from rank 0 to all: how the ranks find each
-     * other. */
+    /* How the ranks find each other. Sends `nbytes` at `data` from rank 0 to
+     * all. */
     brg_status (*broadcast)(void *user, void *data, size_t nbytes);
-    void *user;
+    /* recv[r * nbytes ..] = rank r's send. NULL: the ranks know nothing of each
+     * other, so errors name none of them. */
+    brg_status (*all_gather)(void *user, void *recv, const void *send,
+                             size_t nbytes);
+    void *user; /* used while the group is made */
 } brg_nccl_options;
 
-/* A broadcast over another group, for example one of MPI. */
+/* These two over another group, for example one of MPI. */
 static inline brg_status brg_nccl_broadcast_over(void *pg, void *data,
                                                  size_t nbytes)
 {
     brg_work *work;
     brg_status status =
         brg_broadcast((brg_pg *)pg, &work, data, nbytes, BRG_DTYPE_U8, 0);
+    return status == BRG_OK ? brg_work_wait(work) : status;
+}
+
+static inline brg_status
+brg_nccl_all_gather_over(void *pg, void *recv, const void *send, size_t nbytes)
+{
+    brg_work *work;
+    brg_status status =
+        brg_all_gather((brg_pg *)pg, &work, recv, send, nbytes, BRG_DTYPE_U8);
     return status == BRG_OK ? brg_work_wait(work) : status;
 }
 
@@ -53,6 +74,7 @@ static inline brg_status brg_nccl_create(brg_pg **out, brg_pg *over,
                              device,
                              NULL,
                              brg_nccl_broadcast_over,
+                             brg_nccl_all_gather_over,
                              over};
     brg_pg_options options = {sizeof(brg_pg_options), 0, &nccl};
     brg_status status = brg_device_stream(device, &nccl.stream);

@@ -20,6 +20,8 @@ brg_status brg_suite_run_on_host(brg_pg *pg);
 /* The reproducible sum: every element as the definition of the tree has it,
  * and so alike for every world size (leaves_suite.c). */
 brg_status brg_suite_leaves(brg_pg *pg);
+/* For groups whose memory is not the host's. */
+brg_status brg_suite_leaves_on_host(brg_pg *pg);
 
 /* A steady start and wait asks for no memory. */
 brg_status brg_suite_steady_state(brg_pg *pg);

@@ -195,23 +195,35 @@ static brg_status try_all(trial t)
     return try_errors(&t);
 }
 
-brg_status brg_suite_leaves(brg_pg *pg)
+static trial begin(brg_pg *pg)
+{
+    return (trial){.pg = pg,
+                   .rank = brg_pg_rank(pg),
+                   .n = brg_pg_world_size(pg),
+                   .n_slots = 8};
+}
+
+#define ROOM (8 * (size_t)(MAX_COUNT + 16))
+
+brg_status brg_suite_leaves_on_host(brg_pg *pg)
 {
     const brg_host *host = brg_host_get();
-    trial t = {.pg = pg, .rank = brg_pg_rank(pg), .n = brg_pg_world_size(pg)};
-    size_t room = 8 * (size_t)(MAX_COUNT + 16);
-    t.n_slots = 8;
+    trial t = begin(pg);
     brg_status status = BRG_ERR_NOMEM;
-    unsigned char *slots = host->alloc(t.n_slots * room, "a test");
-    unsigned char *recv = host->alloc(room, "a test");
-    t.slots = slots;
-    t.recv = recv;
-    if (slots && recv)
+    t.slots = host->alloc(t.n_slots * ROOM, "a test");
+    t.recv = host->alloc(ROOM, "a test");
+    if (t.slots && t.recv)
         status = try_all(t);
-    host->free(slots);
-    host->free(recv);
-    BRG_TRY(status);
-    BRG_TRY(brg_pg_alloc(pg, (void **)&t.slots, t.n_slots * room));
-    BRG_TRY(brg_pg_alloc(pg, (void **)&t.recv, room));
+    host->free(t.slots);
+    host->free(t.recv);
+    return status;
+}
+
+brg_status brg_suite_leaves(brg_pg *pg)
+{
+    trial t = begin(pg);
+    BRG_TRY(brg_suite_leaves_on_host(pg));
+    BRG_TRY(brg_pg_alloc(pg, (void **)&t.slots, t.n_slots * ROOM));
+    BRG_TRY(brg_pg_alloc(pg, (void **)&t.recv, ROOM));
     return try_all(t);
 }

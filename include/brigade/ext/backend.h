@@ -194,6 +194,10 @@ typedef struct brg_group_ops {
      * call, for the same message. Absent: nothing is known. */
     void (*look)(void *group, const brg_call *call, int rank, brg_peer *filled);
 
+    /* Optional. The device has been given again, as one piece, what it recorded
+     * of calls of this group (ext/device.h, graph_launch). Cannot fail. */
+    void (*launched)(void *group);
+
     /* Optional. The group has failed with this code: forget all calls, touch no
      * buffer of theirs again, let the peers know. Absent: nothing to do. */
     void (*abort)(void *group, brg_status why);

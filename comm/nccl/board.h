@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The board: what the ranks of one machine say of themselves in memory that
+ * they share. Nothing of it goes over the wire or through the GPU.
+ *
+ *     desk 0 | desk 1 | ...      one for each rank of the machine, written by
+ *                                it alone, read by all
+ *
+ * A rank writes line seq % BRG__NCCL_LINES of its desk before it hands a
+ * collective to NCCL, then looks whether the others wrote the same. Of two
+ * ranks that start calls which do not match, the later one sees it before data
+ * moves, the earlier one when its watch looks. */
+#ifndef BRG_COMM_NCCL_BOARD_H
+#define BRG_COMM_NCCL_BOARD_H
+
+#include <stdatomic.h>
+
+#include <brigade/ext/backend.h>
+
+#define BRG__NCCL_LINES 32
+#define BRG__NCCL_WHY 400 /* bytes of a reason */
+
+typedef struct brg__nccl_line {
+    _Alignas(64) _Atomic uint64_t stamp; /* seq + 1; 0: being written */
+    brg_signature signature;
+} brg__nccl_line;
+
+/* `gone`: 0, a brg_status (negative) of a group that failed, or: */
+#define BRG__NCCL_LEFT 1 /* destroyed its end */
+
+typedef struct brg__nccl_desk {
+    _Alignas(64) _Atomic uint64_t started; /* collectives */
+    _Atomic uint64_t launched;             /* graphs that hold some */
+    _Atomic int32_t gone;
+    int32_t pid;
+    uint64_t born; /* core/base/process.h */
+    char why[BRG__NCCL_WHY];
+    _Alignas(64) unsigned char place[BRG_PLACE_NBYTES];
+    brg__nccl_line lines[BRG__NCCL_LINES];
+} brg__nccl_desk;
+
+typedef struct brg__nccl_board {
+    brg__nccl_desk *desks; /* shared; NULL: there is no board */
+    int n;                 /* ranks of this machine */
+    int mine;              /* among them */
+    int *ranks;            /* of each desk; owned */
+} brg__nccl_board;
+
+struct brg__nccl_group;
+struct brg_nccl_options;
+
+/* Collective. A board that cannot be had is no error; two ranks on one GPU
+ * are. */
+brg_status brg__nccl_board_open(struct brg__nccl_group *g,
+                                const struct brg_nccl_options *o);
+void brg__nccl_board_close(struct brg__nccl_group *g);
+
+/* This rank's desk, or NULL. */
+static inline brg__nccl_desk *brg__nccl_desk_of_mine(const brg__nccl_board *b)
+{
+    return b->desks ? &b->desks[b->mine] : NULL;
+}
+
+/* The call is about to start. */
+void brg__nccl_board_write(brg__nccl_board *b, const brg_signature *mine);
+/* The signature that a desk has for the collective, if it is still there. */
+bool brg__nccl_board_read(const brg__nccl_board *b, int desk, uint64_t seq,
+                          brg_signature *filled);
+/* Whether some rank has another call at place seq than `mine`: fills its
+ * signature. */
+bool brg__nccl_board_differs(const struct brg__nccl_group *g,
+                             const brg_signature *mine, brg_signature *theirs);
+/* The same for all lines that this rank has. */
+bool brg__nccl_board_find(const struct brg__nccl_group *g, brg_signature *mine,
+                          brg_signature *theirs);
+
+#endif

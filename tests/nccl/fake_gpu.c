@@ -1,0 +1,395 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * A CUDA runtime of the host: memory, streams, events. See fake_gpu.h. */
+#include "tests/nccl/fake_gpu.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cuda_runtime_api.h>
+
+#include "tests/nccl/fake_stream.h"
+
+/* ---- Streams ----------------------------------------------------------------- */
+
+static void *work(void *given)
+{
+    fake_stream *s = given;
+    pthread_mutex_lock(&s->lock);
+    for (;;) {
+        while (!s->first && !s->is_over)
+            pthread_cond_wait(&s->changed, &s->lock);
+        fake_op *op = s->first;
+        if (!op)
+            break;
+        pthread_mutex_unlock(&s->lock);
+        op->run(op + 1);
+        pthread_mutex_lock(&s->lock);
+        s->first = op->next;
+        s->n_done++;
+        pthread_cond_broadcast(&s->changed);
+        free(op);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}
+
+void fake_push(fake_stream *s, void (*run)(void *), const void *args,
+               size_t nbytes)
+{
+    fake_op *op = calloc(1, sizeof *op + nbytes);
+    op->run = run;
+    memcpy(op + 1, args, nbytes);
+    pthread_mutex_lock(&s->lock);
+    fake_op **at = &s->first;
+    while (*at)
+        at = &(*at)->next;
+    *at = op;
+    s->n_queued++;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static bool is_done(fake_stream *s, unsigned long ticket)
+{
+    pthread_mutex_lock(&s->lock);
+    const bool done = s->n_done >= ticket;
+    pthread_mutex_unlock(&s->lock);
+    return done;
+}
+
+static void await(fake_stream *s, unsigned long ticket)
+{
+    pthread_mutex_lock(&s->lock);
+    while (s->n_done < ticket)
+        pthread_cond_wait(&s->changed, &s->lock);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static unsigned long last_of(fake_stream *s)
+{
+    pthread_mutex_lock(&s->lock);
+    const unsigned long last = s->n_queued;
+    pthread_mutex_unlock(&s->lock);
+    return last;
+}
+
+/* All of them, for those who wait for the whole GPU. */
+#define MAX_STREAMS 64
+static fake_stream *streams[MAX_STREAMS];
+static pthread_mutex_t streams_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void replace_stream(fake_stream *from, fake_stream *to)
+{
+    pthread_mutex_lock(&streams_lock);
+    int i = 0;
+    while (i < MAX_STREAMS - 1 && streams[i] != from)
+        i++;
+    streams[i] = to;
+    pthread_mutex_unlock(&streams_lock);
+}
+
+static void await_all(void)
+{
+    for (int i = 0; i < MAX_STREAMS; i++) {
+        pthread_mutex_lock(&streams_lock);
+        fake_stream *s = streams[i];
+        pthread_mutex_unlock(&streams_lock);
+        if (s)
+            await(s, last_of(s));
+    }
+}
+
+static fake_stream *of(cudaStream_t stream)
+{
+    return (fake_stream *)(void *)stream;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned int flags)
+{
+    fake_stream *s = calloc(1, sizeof *s);
+    (void)flags;
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->changed, NULL);
+    if (pthread_create(&s->thread, NULL, work, s) != 0)
+        return cudaErrorMemoryAllocation;
+    replace_stream(NULL, s);
+    *out = (cudaStream_t)(void *)s;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *out, unsigned int flags,
+                                         int priority)
+{
+    (void)priority;
+    return cudaStreamCreateWithFlags(out, flags);
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream)
+{
+    fake_stream *s = of(stream);
+    replace_stream(s, NULL);
+    pthread_mutex_lock(&s->lock);
+    s->is_over = true;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+    pthread_join(s->thread, NULL);
+    pthread_mutex_destroy(&s->lock);
+    pthread_cond_destroy(&s->changed);
+    free(s);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream)
+{
+    await(of(stream), last_of(of(stream)));
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamQuery(cudaStream_t stream)
+{
+    return is_done(of(stream), last_of(of(stream))) ? cudaSuccess
+                                                    : cudaErrorNotReady;
+}
+
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream,
+                                  enum cudaStreamCaptureStatus *status)
+{
+    (void)stream;
+    *status = cudaStreamCaptureStatusNone;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest)
+{
+    *least = *greatest = 0;
+    return cudaSuccess;
+}
+
+/* ---- Events -------------------------------------------------------------------- */
+
+typedef struct fake_event {
+    pthread_mutex_t lock; /* two threads of the group use one */
+    fake_stream *stream;  /* NULL: never recorded */
+    unsigned long ticket;
+} fake_event;
+
+static fake_event read_event(cudaEvent_t event)
+{
+    fake_event *e = (fake_event *)(void *)event;
+    fake_event copy = {.stream = NULL};
+    pthread_mutex_lock(&e->lock);
+    copy.stream = e->stream;
+    copy.ticket = e->ticket;
+    pthread_mutex_unlock(&e->lock);
+    return copy;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned int flags)
+{
+    fake_event *e = calloc(1, sizeof *e);
+    (void)flags;
+    pthread_mutex_init(&e->lock, NULL);
+    *out = (cudaEvent_t)(void *)e;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event)
+{
+    free((void *)event);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
+{
+    fake_event *e = (fake_event *)(void *)event;
+    pthread_mutex_lock(&e->lock);
+    e->stream = of(stream);
+    e->ticket = last_of(e->stream);
+    pthread_mutex_unlock(&e->lock);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event)
+{
+    const fake_event e = read_event(event);
+    return !e.stream || is_done(e.stream, e.ticket) ? cudaSuccess
+                                                    : cudaErrorNotReady;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event)
+{
+    const fake_event e = read_event(event);
+    if (e.stream)
+        await(e.stream, e.ticket);
+    return cudaSuccess;
+}
+
+static void run_wait(void *args)
+{
+    const fake_event *e = args;
+    await(e->stream, e->ticket);
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event,
+                                unsigned int flags)
+{
+    const fake_event e = read_event(event);
+    (void)flags;
+    if (e.stream && e.stream != of(stream))
+        fake_push(of(stream), run_wait, &e, sizeof e);
+    return cudaSuccess;
+}
+
+/* ---- Memory ----------------------------------------------------------------------- */
+
+/* Blocks of the GPU are told from the host's by a list. */
+typedef struct block {
+    struct block *next;
+    char *at;
+    size_t nbytes;
+} block;
+
+static block *blocks;
+static pthread_mutex_t blocks_lock = PTHREAD_MUTEX_INITIALIZER;
+
+cudaError_t cudaMalloc(void **out, size_t nbytes)
+{
+    block *b = calloc(1, sizeof *b);
+    b->at = aligned_alloc(256, (nbytes + 255) / 256 * 256 + 256);
+    b->nbytes = nbytes;
+    memset(b->at, 0xcd, nbytes);
+    pthread_mutex_lock(&blocks_lock);
+    b->next = blocks;
+    blocks = b;
+    pthread_mutex_unlock(&blocks_lock);
+    *out = b->at;
+    return cudaSuccess;
+}
+
+static void free_block(void *at)
+{
+    pthread_mutex_lock(&blocks_lock);
+    for (block **b = &blocks; *b; b = &(*b)->next)
+        if ((*b)->at == at) {
+            block *gone = *b;
+            *b = gone->next;
+            free(gone->at);
+            free(gone);
+            break;
+        }
+    pthread_mutex_unlock(&blocks_lock);
+}
+
+/* Waits for the GPU, as the real one does. */
+cudaError_t cudaFree(void *at)
+{
+    await_all();
+    free_block(at);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMallocAsync(void **out, size_t nbytes, cudaStream_t stream)
+{
+    (void)stream;
+    return cudaMalloc(out, nbytes);
+}
+
+static void run_free(void *args)
+{
+    void *at;
+    memcpy(&at, args, sizeof at);
+    free_block(at);
+}
+
+cudaError_t cudaFreeAsync(void *at, cudaStream_t stream)
+{
+    fake_push(of(stream), run_free, &at, sizeof at);
+    return cudaSuccess;
+}
+
+cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *out,
+                                     const void *at)
+{
+    out->type = cudaMemoryTypeUnregistered;
+    pthread_mutex_lock(&blocks_lock);
+    for (const block *b = blocks; b; b = b->next)
+        if ((const char *)at >= b->at && (const char *)at < b->at + b->nbytes)
+            out->type = cudaMemoryTypeDevice;
+    pthread_mutex_unlock(&blocks_lock);
+    return cudaSuccess;
+}
+
+typedef struct copy {
+    void *dst;
+    const void *src; /* NULL: fill */
+    int value;
+    size_t nbytes;
+} copy;
+
+static void run_copy(void *args)
+{
+    const copy *c = args;
+    if (c->src)
+        memcpy(c->dst, c->src, c->nbytes);
+    else
+        memset(c->dst, c->value, c->nbytes);
+}
+
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t nbytes,
+                            enum cudaMemcpyKind kind, cudaStream_t stream)
+{
+    const copy c = {dst, src, 0, nbytes};
+    (void)kind;
+    fake_push(of(stream), run_copy, &c, sizeof c);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void *dst, int value, size_t nbytes,
+                            cudaStream_t stream)
+{
+    const copy c = {dst, NULL, value, nbytes};
+    fake_push(of(stream), run_copy, &c, sizeof c);
+    return cudaSuccess;
+}
+
+/* ---- The rest ------------------------------------------------------------------------ */
+
+static char bus_id[32];
+static int device_index;
+
+void fake_gpu_set_bus(const char *bus)
+{
+    snprintf(bus_id, sizeof bus_id, "%s", bus);
+}
+
+cudaError_t cudaDeviceGetPCIBusId(char *out, int size, int device)
+{
+    if (bus_id[0])
+        snprintf(out, (size_t)size, "%s", bus_id);
+    else
+        snprintf(out, (size_t)size, "0000:%02d:00.0", device);
+    return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int device)
+{
+    __atomic_store_n(&device_index, device, __ATOMIC_RELAXED);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetLastError(void)
+{
+    return cudaSuccess;
+}
+
+const char *cudaGetErrorString(cudaError_t error)
+{
+    return error == cudaSuccess ? "no error" : "a made-up error";
+}
+
+const char *cudaGetErrorName(cudaError_t error)
+{
+    return error == cudaSuccess ? "cudaSuccess" : "cudaError";
+}

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What comm/nccl calls of the CUDA runtime and of NCCL, without a GPU: memory
+ * of the host, streams that are threads, collectives between processes that
+ * were forked after fake_gpu_init. A collective waits for its ranks as long as
+ * NCCL's kernels do: until they come, or it is aborted. */
+#ifndef BRG_TESTS_NCCL_FAKE_GPU_H
+#define BRG_TESTS_NCCL_FAKE_GPU_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#define FAKE_MAX_RANKS 4
+
+/* Before the ranks are forked. */
+bool fake_gpu_init(void);
+
+/* Between the ranks, over the memory that they share. recv[r * nbytes ..] =
+ * rank r's send, up to 4 KiB. False: some rank did not come for a minute. */
+bool fake_gather(int rank, int n_ranks, void *recv, const void *send,
+                 size_t nbytes);
+
+/* From now on NCCL says that its communicators are in this state (an
+ * ncclResult_t). */
+void fake_nccl_set_state(int state);
+
+/* The GPU is said to be this one, whatever the device. */
+void fake_gpu_set_bus(const char *bus);
+
+#endif

@@ -1,0 +1,472 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * An NCCL between forked processes. A collective is one operation of a stream:
+ * each rank puts what it sends into its tray, waits for all trays, and makes
+ * the result of them. Send and recv go through a box for each pair of ranks, in
+ * pieces. */
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include <nccl.h>
+
+#include <brigade/ext/backend.h>
+
+#include "comm/nccl/sum.h"
+#include "tests/nccl/fake_gpu.h"
+#include "tests/nccl/fake_stream.h"
+
+#define N_COMMS 24 /* of one test program's life */
+#define TRAY ((size_t)8 << 20)
+#define BOX 65536
+#define NOTE 4096
+
+typedef struct box {
+    _Atomic size_t n; /* 0: empty */
+    char data[BOX];
+} box;
+
+typedef struct shared_comm {
+    _Atomic int n_joined;
+    _Atomic unsigned long posted[FAKE_MAX_RANKS], taken[FAKE_MAX_RANKS];
+    box boxes[FAKE_MAX_RANKS][FAKE_MAX_RANKS]; /* from, to */
+    char trays[FAKE_MAX_RANKS][TRAY];
+} shared_comm;
+
+typedef struct shared {
+    _Atomic int n_comms;
+    _Atomic unsigned long noted[FAKE_MAX_RANKS];
+    char notes[2][FAKE_MAX_RANKS][NOTE];
+    shared_comm comms[N_COMMS];
+} shared;
+
+struct ncclComm {
+    shared_comm *s;
+    int rank, n;
+    _Atomic bool is_aborted;
+    _Atomic int n_ops; /* queued */
+    unsigned long n_started;
+};
+
+static shared *all;
+static _Atomic int state = ncclSuccess;
+
+bool fake_gpu_init(void)
+{
+    void *at = mmap(NULL, sizeof *all, PROT_READ | PROT_WRITE,
+                    MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    all = at == MAP_FAILED ? NULL : at;
+    return all != NULL;
+}
+
+void fake_nccl_set_state(int given)
+{
+    state = given;
+}
+
+bool fake_gather(int rank, int n_ranks, void *recv, const void *send,
+                 size_t nbytes)
+{
+    static unsigned long n_gathers;
+    const unsigned long k = ++n_gathers;
+    const time_t start = time(NULL);
+    if (nbytes > NOTE)
+        return false;
+    memcpy(all->notes[k % 2][rank], send, nbytes);
+    atomic_store(&all->noted[rank], k);
+    for (int r = 0; r < n_ranks; r++) {
+        while (atomic_load(&all->noted[r]) < k) {
+            if (time(NULL) - start > 60)
+                return false;
+            sched_yield();
+        }
+        memcpy((char *)recv + (size_t)r * nbytes, all->notes[k % 2][r], nbytes);
+    }
+    return true;
+}
+
+/* ---- Communicators -------------------------------------------------------------- */
+
+ncclResult_t ncclGetUniqueId(ncclUniqueId *out)
+{
+    const int k = atomic_fetch_add(&all->n_comms, 1);
+    memset(out, 0, sizeof *out);
+    memcpy(out->internal, &k, sizeof k);
+    return k < N_COMMS ? ncclSuccess : ncclSystemError;
+}
+
+ncclResult_t ncclCommInitRank(ncclComm_t *out, int n, ncclUniqueId id, int rank)
+{
+    int k;
+    memcpy(&k, id.internal, sizeof k);
+    struct ncclComm *c = calloc(1, sizeof *c);
+    c->s = &all->comms[k];
+    c->rank = rank;
+    c->n = n;
+    atomic_fetch_add(&c->s->n_joined, 1);
+    while (atomic_load(&c->s->n_joined) < n)
+        sched_yield();
+    *out = c;
+    return ncclSuccess;
+}
+
+static void drain(struct ncclComm *c)
+{
+    while (atomic_load(&c->n_ops) > 0)
+        sched_yield();
+    free(c);
+}
+
+ncclResult_t ncclCommDestroy(ncclComm_t comm)
+{
+    drain(comm);
+    return ncclSuccess;
+}
+
+ncclResult_t ncclCommAbort(ncclComm_t comm)
+{
+    comm->is_aborted = true;
+    drain(comm);
+    return ncclSuccess;
+}
+
+ncclResult_t ncclCommRevoke(ncclComm_t comm, int flags)
+{
+    (void)flags;
+    comm->is_aborted = true;
+    return ncclSuccess;
+}
+
+ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *out)
+{
+    (void)comm;
+    *out = (ncclResult_t)atomic_load(&state);
+    return ncclSuccess;
+}
+
+const char *ncclGetErrorString(ncclResult_t result)
+{
+    return result == ncclRemoteError ? "remote process exited" : "made up";
+}
+
+const char *ncclGetLastError(ncclComm_t comm)
+{
+    (void)comm;
+    return "";
+}
+
+ncclResult_t ncclMemAlloc(void **out, size_t nbytes)
+{
+    return cudaMalloc(out, nbytes) == cudaSuccess ? ncclSuccess
+                                                  : ncclSystemError;
+}
+
+ncclResult_t ncclMemFree(void *at)
+{
+    return cudaFree(at) == cudaSuccess ? ncclSuccess : ncclSystemError;
+}
+
+ncclResult_t ncclCommRegister(const ncclComm_t comm, void *at, size_t nbytes,
+                              void **handle)
+{
+    (void)comm;
+    (void)nbytes;
+    *handle = at;
+    return ncclSuccess;
+}
+
+ncclResult_t ncclCommDeregister(const ncclComm_t comm, void *handle)
+{
+    (void)comm;
+    (void)handle;
+    return ncclSuccess;
+}
+
+/* ---- Collectives ------------------------------------------------------------------ */
+
+typedef struct job {
+    struct ncclComm *comm;
+    brg_coll coll;
+    const void *send;
+    void *recv;
+    size_t count;
+    brg_dtype dtype;
+    brg_reduce_op op;
+    int root;
+    unsigned long k;
+} job;
+
+static brg_dtype dtype_of(ncclDataType_t type)
+{
+    static const brg_dtype dtypes[ncclNumTypes] = {
+        [ncclUint8] = BRG_DTYPE_U8,     [ncclInt32] = BRG_DTYPE_I32,
+        [ncclInt64] = BRG_DTYPE_I64,    [ncclFloat16] = BRG_DTYPE_F16,
+        [ncclFloat32] = BRG_DTYPE_F32,  [ncclFloat64] = BRG_DTYPE_F64,
+        [ncclBfloat16] = BRG_DTYPE_BF16};
+    return dtypes[type];
+}
+
+static brg_reduce_op op_of(ncclRedOp_t op)
+{
+    return op == ncclSum   ? BRG_REDUCE_SUM
+           : op == ncclAvg ? BRG_REDUCE_AVG
+           : op == ncclMin ? BRG_REDUCE_MIN
+           : op == ncclMax ? BRG_REDUCE_MAX
+                           : BRG_REDUCE_PROD;
+}
+
+/* False: aborted meanwhile. */
+static bool await_all(struct ncclComm *c, _Atomic unsigned long *counts,
+                      unsigned long k)
+{
+    for (int r = 0; r < c->n; r++)
+        while (atomic_load(&counts[r]) < k) {
+            if (c->is_aborted)
+                return false;
+            sched_yield();
+        }
+    return true;
+}
+
+static void reduce(const job *j, size_t skip, void *dst)
+{
+    const void *src[FAKE_MAX_RANKS];
+    for (int r = 0; r < j->comm->n; r++)
+        src[r] = j->comm->s->trays[r] + skip;
+    brg_host_get()->reduce(&(brg_reduction){.src = src,
+                                            .dst = &dst,
+                                            .n_src = (size_t)j->comm->n,
+                                            .n_dst = 1,
+                                            .count = j->count,
+                                            .dtype = j->dtype,
+                                            .op = j->op,
+                                            .divisor = j->comm->n});
+}
+
+static void take_result(const job *j)
+{
+    const shared_comm *s = j->comm->s;
+    const size_t nbytes = j->count * brg_dtype_size(j->dtype);
+    if (j->coll == BRG_COLL_ALL_REDUCE)
+        reduce(j, 0, j->recv);
+    else if (j->coll == BRG_COLL_REDUCE_SCATTER)
+        reduce(j, (size_t)j->comm->rank * nbytes, j->recv);
+    else if (j->coll == BRG_COLL_BROADCAST)
+        memcpy(j->recv, s->trays[j->root], nbytes);
+    else
+        for (int r = 0; r < j->comm->n; r++)
+            memcpy((char *)j->recv + (size_t)r * nbytes, s->trays[r], nbytes);
+}
+
+static void run_collective(void *args)
+{
+    const job *j = args;
+    struct ncclComm *c = j->comm;
+    size_t nbytes = j->count * brg_dtype_size(j->dtype);
+    if (j->coll == BRG_COLL_REDUCE_SCATTER)
+        nbytes *= (size_t)c->n;
+    if (nbytes <= TRAY && await_all(c, c->s->taken, j->k - 1)) {
+        memcpy(c->s->trays[c->rank], j->send, nbytes);
+        atomic_store(&c->s->posted[c->rank], j->k);
+        if (await_all(c, c->s->posted, j->k)) {
+            take_result(j);
+            atomic_store(&c->s->taken[c->rank], j->k);
+        }
+    }
+    atomic_fetch_sub(&c->n_ops, 1);
+}
+
+static ncclResult_t start(job j, cudaStream_t stream)
+{
+    j.k = ++j.comm->n_started;
+    atomic_fetch_add(&j.comm->n_ops, 1);
+    fake_push((fake_stream *)(void *)stream, run_collective, &j, sizeof j);
+    return ncclSuccess;
+}
+
+ncclResult_t ncclAllReduce(const void *send, void *recv, size_t count,
+                           ncclDataType_t type, ncclRedOp_t op, ncclComm_t comm,
+                           cudaStream_t stream)
+{
+    return start((job){comm, BRG_COLL_ALL_REDUCE, send, recv, count,
+                       dtype_of(type), op_of(op), 0, 0},
+                 stream);
+}
+
+ncclResult_t ncclReduceScatter(const void *send, void *recv, size_t count,
+                               ncclDataType_t type, ncclRedOp_t op,
+                               ncclComm_t comm, cudaStream_t stream)
+{
+    return start((job){comm, BRG_COLL_REDUCE_SCATTER, send, recv, count,
+                       dtype_of(type), op_of(op), 0, 0},
+                 stream);
+}
+
+ncclResult_t ncclAllGather(const void *send, void *recv, size_t count,
+                           ncclDataType_t type, ncclComm_t comm,
+                           cudaStream_t stream)
+{
+    return start((job){comm, BRG_COLL_ALL_GATHER, send, recv, count,
+                       dtype_of(type), BRG_REDUCE_SUM, 0, 0},
+                 stream);
+}
+
+ncclResult_t ncclBroadcast(const void *send, void *recv, size_t count,
+                           ncclDataType_t type, int root, ncclComm_t comm,
+                           cudaStream_t stream)
+{
+    return start((job){comm, BRG_COLL_BROADCAST, send, recv, count,
+                       dtype_of(type), BRG_REDUCE_SUM, root, 0},
+                 stream);
+}
+
+/* ---- Send and recv ------------------------------------------------------------------- */
+
+typedef struct parcel {
+    char *at;
+    size_t nbytes, n_done;
+    int peer;
+    bool is_send;
+} parcel;
+
+#define MAX_PARCELS 256
+
+typedef struct parcels {
+    struct ncclComm *comm;
+    fake_stream *stream;
+    int n;
+    parcel list[MAX_PARCELS];
+} parcels;
+
+static _Thread_local int depth;
+static _Thread_local parcels group;
+
+/* One piece, if the box allows. */
+static void move(struct ncclComm *c, parcel *p)
+{
+    box *b = p->is_send ? &c->s->boxes[c->rank][p->peer]
+                        : &c->s->boxes[p->peer][c->rank];
+    const size_t n = atomic_load(&b->n), left = p->nbytes - p->n_done;
+    if (p->is_send && n == 0) {
+        const size_t piece = left < BOX ? left : BOX;
+        memcpy(b->data, p->at + p->n_done, piece);
+        p->n_done += piece;
+        atomic_store(&b->n, piece);
+    } else if (!p->is_send && n > 0) {
+        memcpy(p->at + p->n_done, b->data, n);
+        p->n_done += n;
+        atomic_store(&b->n, 0);
+    }
+}
+
+/* Those to and from one rank go one after the other. */
+static bool is_first(const parcels *all_parcels, int k)
+{
+    const parcel *p = &all_parcels->list[k];
+    for (int i = 0; i < k; i++) {
+        const parcel *other = &all_parcels->list[i];
+        if (other->peer == p->peer && other->is_send == p->is_send &&
+            other->n_done < other->nbytes)
+            return false;
+    }
+    return p->n_done < p->nbytes;
+}
+
+static void run_parcels(void *args)
+{
+    parcels *p = args;
+    for (bool is_over = false; !is_over && !p->comm->is_aborted;
+         sched_yield()) {
+        is_over = true;
+        for (int k = 0; k < p->n; k++) {
+            if (is_first(p, k))
+                move(p->comm, &p->list[k]);
+            is_over &= p->list[k].n_done == p->list[k].nbytes;
+        }
+    }
+    atomic_fetch_sub(&p->comm->n_ops, 1);
+}
+
+/* nccl.h declares them without arguments in the old way. */
+ncclResult_t ncclGroupStart(void);
+ncclResult_t ncclGroupEnd(void);
+
+ncclResult_t ncclGroupStart(void)
+{
+    if (depth++ == 0)
+        group.n = 0;
+    return ncclSuccess;
+}
+
+ncclResult_t ncclGroupEnd(void)
+{
+    if (--depth > 0 || group.n == 0)
+        return ncclSuccess;
+    atomic_fetch_add(&group.comm->n_ops, 1);
+    fake_push(group.stream, run_parcels, &group, sizeof group);
+    return ncclSuccess;
+}
+
+static ncclResult_t add_parcel(ncclComm_t comm, cudaStream_t stream,
+                               const parcel *p)
+{
+    ncclResult_t result = ncclGroupStart();
+    if (group.n == MAX_PARCELS)
+        return ncclInvalidUsage;
+    group.comm = comm;
+    group.stream = (fake_stream *)(void *)stream;
+    group.list[group.n++] = *p;
+    return result == ncclSuccess ? ncclGroupEnd() : result;
+}
+
+ncclResult_t ncclSend(const void *send, size_t count, ncclDataType_t type,
+                      int peer, ncclComm_t comm, cudaStream_t stream)
+{
+    return add_parcel(comm, stream,
+                      &(parcel){(char *)(void *)(size_t)send,
+                                count * brg_dtype_size(dtype_of(type)), 0, peer,
+                                true});
+}
+
+ncclResult_t ncclRecv(void *recv, size_t count, ncclDataType_t type, int peer,
+                      ncclComm_t comm, cudaStream_t stream)
+{
+    return add_parcel(comm, stream,
+                      &(parcel){recv, count * brg_dtype_size(dtype_of(type)), 0,
+                                peer, false});
+}
+
+/* ---- The kernel of comm/nccl/sum.cu --------------------------------------------------- */
+
+static void run_sum(void *args)
+{
+    brg__nccl_sum_job *j = args;
+    const void *src[BRG__NCCL_MAX_SRC];
+    void *dst = j->dst;
+    for (int k = 0; k < j->n_src; k++) {
+        const int mine = k - j->own_first;
+        src[k] = mine >= 0 && mine < j->own_n
+                     ? j->own + (size_t)mine * j->own_stride
+                     : j->room + (size_t)k * j->room_stride;
+    }
+    brg_host_get()->reduce(
+        &(brg_reduction){.src = src,
+                         .dst = &dst,
+                         .n_src = (size_t)j->n_src,
+                         .n_dst = 1,
+                         .count = j->count,
+                         .dtype = (brg_dtype)j->dtype,
+                         .op = j->divisor ? BRG_REDUCE_AVG : BRG_REDUCE_SUM,
+                         .divisor = j->divisor,
+                         .src_partial = j->is_partial,
+                         .merges = j->is_tree ? j->merges : NULL});
+}
+
+int brg__nccl_sum_launch(const brg__nccl_sum_job *given, void *stream)
+{
+    fake_push(stream, run_sum, given, sizeof *given);
+    return 0;
+}

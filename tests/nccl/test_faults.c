@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What a group over NCCL notices that NCCL does not, on made-up GPUs: ranks that
+ * die, leave, come late or do something else. No wait for the GPU lasts. */
+#include <signal.h>
+#include <time.h>
+
+#include "comm/pg.h"
+#include "tests/nccl/forked.h"
+#include "tests/support/backend_suite.h"
+
+#define N 1000
+#define SOON_S 5 /* what is found without a time-out */
+
+static void sleep_ms(long ms)
+{
+    const struct timespec t = {ms / 1000, ms % 1000 * 1000000};
+    (void)nanosleep(&t, NULL);
+}
+
+static brg_status reduce(brg_pg *pg, void *data)
+{
+    brg_work *work;
+    BRG_TRY(brg_all_reduce(pg, &work, data, N, BRG_DTYPE_F32, BRG_REDUCE_SUM));
+    return brg_work_wait(work);
+}
+
+/* Memory of the GPU, so that the host waits for nothing, and then for all. */
+static brg_status reduce_there(const forked_rank *me, brg_pg *pg, void *data)
+{
+    BRG_TRY(reduce(pg, data));
+    (void)cudaStreamSynchronize(me->compute);
+    return BRG_OK;
+}
+
+/* A step is lost: the host's wait for the GPU ends, then the group fails. */
+static brg_status lose(const forked_rank *me, brg_pg *pg, void *data)
+{
+    const uint64_t start = brg__clock_ns();
+    brg_status status = reduce_there(me, pg, data);
+    if (status == BRG_OK)
+        status = reduce_there(me, pg, data);
+    RANK_CHECK(brg__clock_ns() - start < (uint64_t)SOON_S * 1000000000u,
+               "rank %d: it took too long", me->rank);
+    RANK_CHECK(status != BRG_OK, "rank %d: no error", me->rank);
+    RANK_CHECK(brg_pg_error(pg) == status, "rank %d: not sticky", me->rank);
+    return status;
+}
+
+typedef enum fault { DIES, DIES_BEFORE, LEAVES, LATE, FAILS } fault;
+
+/* Rank 1 does it. */
+static brg_status run_fault(forked_rank *me)
+{
+    const fault f = *(const fault *)me->data;
+    brg_pg *pg;
+    void *data;
+    BRG_TRY(forked_group(me, f == LATE ? 0.5 : 100, &pg));
+    BRG_TRY(brg_pg_alloc(pg, &data, N * sizeof(float)));
+    BRG_TRY(reduce_there(me, pg, data));
+    if (me->rank != 1) {
+        brg_status status = lose(me, pg, data);
+        brg__error_record kept;
+        brg__error_save(&kept);
+        brg_pg_destroy(pg);
+        brg__error_restore(&kept);
+        return status;
+    }
+    if (f != DIES_BEFORE)
+        sleep_ms(150);
+    if (f == LEAVES) {
+        brg_pg_destroy(pg);
+        sleep_ms(2500); /* its process lives */
+        return BRG_OK;
+    }
+    if (f == LATE) {
+        sleep_ms(1500);
+        return lose(me, pg, data);
+    }
+    if (f == FAILS) {
+        fake_nccl_set_state(6); /* ncclRemoteError */
+        sleep_ms(300);
+        return brg_pg_error(pg) == BRG_OK ? reduce(pg, data) : brg_pg_error(pg);
+    }
+    (void)raise(SIGKILL);
+    return BRG_OK;
+}
+
+static void test_faults__a_rank_dies(void **state)
+{
+    (void)state;
+    forked_result results[3];
+    const fault faults[] = {DIES, DIES_BEFORE};
+    for (int n = 2; n <= 3; n++)
+        for (int k = 0; k < 2; k++) {
+            forked_run(n, run_fault, &faults[k], results);
+            assert_true(results[1].is_killed);
+            forked_expect(&results[0], BRG_ERR_PEER, "rank 1, which has died");
+            forked_expect(&results[n == 3 ? 2 : 0], BRG_ERR_PEER, "rank 1");
+        }
+}
+
+static void test_faults__a_rank_leaves(void **state)
+{
+    (void)state;
+    forked_result results[2];
+    forked_run(2, run_fault, &(fault){LEAVES}, results);
+    forked_expect(&results[0], BRG_ERR_PEER,
+                  "all_reduce #1 (1000 f32, sum) waits for rank 1, which has "
+                  "left the group");
+    assert_int_equal(results[1].status, BRG_OK);
+}
+
+static void test_faults__a_rank_is_late(void **state)
+{
+    (void)state;
+    forked_result results[3];
+    forked_run(3, run_fault, &(fault){LATE}, results);
+    for (int r = 0; r < 3; r += 2)
+        forked_expect(&results[r],
+                      strstr(results[r].text, "has failed") ? BRG_ERR_PEER
+                                                            : BRG_ERR_TIMEOUT,
+                      "all_reduce #1 (1000 f32, sum) timed out after 0.5 s; "
+                      "rank 1 has not started it (its last: all_reduce #0");
+    forked_expect(&results[1], BRG_ERR_PEER, "timed out after 0.5 s; rank 1");
+}
+
+static void test_faults__a_rank_fails(void **state)
+{
+    (void)state;
+    forked_result results[2];
+    forked_run(2, run_fault, &(fault){FAILS}, results);
+    forked_expect(&results[0], BRG_ERR_PEER,
+                  "rank 1, which has failed: rank 1");
+    forked_expect(&results[0], BRG_ERR_PEER, "remote process exited");
+    forked_expect(&results[1], BRG_ERR_PEER, "remote process exited");
+}
+
+/* ---- Calls that differ ----------------------------------------------------------- */
+
+static brg_status run_mismatch(forked_rank *me)
+{
+    brg_pg *pg;
+    for (int which = 0; which < 4; which++) {
+        BRG_TRY(forked_group(me, 100, &pg));
+        BRG_TRY(brg_suite_mismatch(pg, which, me->n - 1));
+        brg_pg_destroy(pg);
+    }
+    return BRG_OK;
+}
+
+static void test_faults__calls_that_differ(void **state)
+{
+    (void)state;
+    for (int n = 2; n <= 4; n++)
+        forked_check(n, run_mismatch, NULL);
+}
+
+/* The first to come has given its call to NCCL; the second does not, so that no
+ * data moves. */
+static brg_status run_plans(forked_rank *me)
+{
+    brg_pg *pg;
+    float *data;
+    BRG_TRY(forked_group(me, 100, &pg));
+    BRG_TRY(brg_pg_alloc(pg, (void **)&data, N * sizeof(float)));
+    BRG_TRY(reduce_there(me, pg, data));
+    for (int i = 0; i < N; i++)
+        data[i] = (float)me->rank;
+    if (me->rank == 1)
+        sleep_ms(200);
+    brg__pg_label(pg, 1, 0, (uint16_t)(0x1000 + me->rank), 0);
+    brg_status status = lose(me, pg, data);
+    RANK_CHECK(status == BRG_ERR_MISMATCH, "%s", brg_error_message());
+    for (int i = 0; i < N; i++)
+        RANK_CHECK(data[i] == (float)me->rank, "data has moved");
+    return brg_pg_error(pg);
+}
+
+static void test_faults__plans_that_differ(void **state)
+{
+    (void)state;
+    forked_result results[2];
+    forked_run(2, run_plans, NULL, results);
+    for (int r = 0; r < 2; r++) {
+        forked_expect(&results[r], BRG_ERR_MISMATCH, "plan 1000");
+        forked_expect(&results[r], BRG_ERR_MISMATCH, "plan 1001");
+    }
+}
+
+/* ---- Steps that are launched again -------------------------------------------------- */
+
+static brg_status run_launches(forked_rank *me)
+{
+    brg_pg *pg;
+    void *data;
+    brg_work *work;
+    BRG_TRY(forked_group(me, 0.5, &pg));
+    BRG_TRY(brg_pg_alloc(pg, &data, N * sizeof(float)));
+    BRG_TRY(reduce_there(me, pg, data));
+    brg__pg_launched(pg);
+    if (me->rank == 1) {
+        sleep_ms(1500);
+        return brg_pg_error(pg) != BRG_OK ? brg_pg_error(pg) : reduce(pg, data);
+    }
+    /* what hangs in the queue stands for the graph */
+    BRG_TRY(brg_all_reduce(pg, &work, data, N, BRG_DTYPE_F32, BRG_REDUCE_SUM));
+    BRG_TRY(brg_work_wait(work));
+    brg__pg_launched(pg);
+    (void)cudaStreamSynchronize(me->compute);
+    return reduce(pg, data);
+}
+
+static void test_faults__a_launch_is_late(void **state)
+{
+    (void)state;
+    forked_result results[2];
+    forked_run(2, run_launches, NULL, results);
+    forked_expect(&results[0], BRG_ERR_TIMEOUT,
+                  "timed out after 0.5 s; rank 1");
+    forked_expect(&results[1], BRG_ERR_PEER, "rank 0 has failed");
+}
+
+/* ---- Making a group ------------------------------------------------------------------- */
+
+static brg_status run_one_gpu(forked_rank *me)
+{
+    brg_pg *pg;
+    fake_gpu_set_bus(me->rank == 0 ? "0000:00:00.0" : "0000:07:00.0");
+    return forked_group(me, 100, &pg);
+}
+
+static void test_faults__two_ranks_on_one_gpu(void **state)
+{
+    (void)state;
+    forked_result results[3];
+    forked_run(3, run_one_gpu, NULL, results);
+    for (int r = 0; r < 3; r++)
+        forked_expect(&results[r], BRG_ERR_ARG,
+                      "ranks 1 and 2 are both on the GPU 0000:07:00.0");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_faults__a_rank_dies),
+        cmocka_unit_test(test_faults__a_rank_leaves),
+        cmocka_unit_test(test_faults__a_rank_is_late),
+        cmocka_unit_test(test_faults__a_rank_fails),
+        cmocka_unit_test(test_faults__calls_that_differ),
+        cmocka_unit_test(test_faults__plans_that_differ),
+        cmocka_unit_test(test_faults__a_launch_is_late),
+        cmocka_unit_test(test_faults__two_ranks_on_one_gpu),
+    };
+    return cmocka_run_group_tests_name("faults", tests, NULL, NULL);
+}
