@@ -18,7 +18,6 @@
 #include <xxhash.h>
 
 #include "compile/fuse/generate.h"
-#include "compile/fuse/toolchain.h"
 #include "core/base/alloc.h"
 #include "core/base/clock.h"
 #include "core/base/env.h"
@@ -191,57 +190,80 @@ static bool read_all(int fd, char *to, size_t n)
     return true;
 }
 
-/* NULL: it is good; else what is wrong. */
-static const char *check_content(int fd, size_t size, brg__kernel_key key)
+/* NULL: it is good; else what is wrong. The bytes are owned by the caller in
+ * any case. */
+static const char *check_content(int fd, size_t size, brg__kernel_key key,
+                                 char **bytes)
 {
-    const char *wrong = NULL;
     if (size <= sizeof(record))
         return "it is too short";
-    char *bytes = brg__mem_alloc(size, "a kernel's file");
-    if (!bytes)
+    *bytes = brg__mem_alloc(size, "a kernel's file");
+    if (!*bytes)
         return "there is no memory to check it";
     size_t nbytes = size - sizeof(record);
     record found, right;
-    if (!read_all(fd, bytes, size)) {
-        wrong = "it cannot be read";
-    } else {
-        memcpy(&found, bytes + nbytes, sizeof found);
-        fill_record(&right, key, bytes, nbytes);
-        if (memcmp(found.magic, right.magic, sizeof right.magic) != 0)
-            wrong = "it has no record at its end";
-        else if (memcmp(&found, &right, sizeof right) != 0)
-            wrong = "its content is not what its record says";
-    }
-    brg__mem_free(bytes);
-    return wrong;
+    if (!read_all(fd, *bytes, size))
+        return "it cannot be read";
+    memcpy(&found, *bytes + nbytes, sizeof found);
+    fill_record(&right, key, *bytes, nbytes);
+    if (memcmp(found.magic, right.magic, sizeof right.magic) != 0)
+        return "it has no record at its end";
+    return memcmp(&found, &right, sizeof right) != 0
+               ? "its content is not what its record says"
+               : NULL;
 }
 
-static const char *check_file(int fd, brg__kernel_key key)
+static const char *check_file(int fd, brg__kernel_key key, char **bytes,
+                              size_t *nbytes)
 {
     struct stat s;
     if (fstat(fd, &s) < 0 || !S_ISREG(s.st_mode))
         return "it is no file";
     if (s.st_uid != geteuid() || (s.st_mode & 022))
         return "it belongs to somebody else, or others may write it";
-    return check_content(fd, (size_t)s.st_size, key);
+    *nbytes = (size_t)s.st_size - sizeof(record);
+    return check_content(fd, (size_t)s.st_size, key, bytes);
 }
 
-bool brg__disk_find(const brg__disk_folder *folder, brg__kernel_key key)
+void *brg__disk_read(const brg__disk_folder *folder, brg__kernel_key key,
+                     const brg__disk_maker *maker, size_t *nbytes)
 {
-    char path[PATH_MAX];
-    brg__disk_path(path, folder, key, ".so");
+    char path[PATH_MAX], *bytes = NULL;
+    brg__disk_path(path, folder, key, maker->ending);
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0 && errno == ENOENT)
-        return false;
-    const char *wrong = fd < 0 ? "it cannot be opened" : check_file(fd, key);
+        return NULL;
+    const char *wrong = fd < 0 ? "it cannot be opened"
+                               : check_file(fd, key, &bytes, nbytes);
     if (fd >= 0)
         close(fd);
     if (!wrong)
-        return true;
+        return bytes;
+    brg__mem_free(bytes);
     brg__log(BRG_LOG_WARN, "compile", "kernel %s is made again: %s", path,
              wrong);
     (void)unlink(path);
-    return false;
+    return NULL;
+}
+
+bool brg__disk_find(const brg__disk_folder *folder, brg__kernel_key key,
+                    const brg__disk_maker *maker)
+{
+    size_t nbytes;
+    void *bytes = brg__disk_read(folder, key, maker, &nbytes);
+    brg__mem_free(bytes);
+    return bytes != NULL;
+}
+
+brg__kernel_key brg__disk_key(const char *source, const char *identity,
+                              uint64_t abi)
+{
+    XXH128_hash_t a = XXH3_128bits(source, strlen(source));
+    XXH128_hash_t b =
+        XXH3_128bits_withSeed(identity, strlen(identity), abi);
+    uint64_t both[4] = {a.low64, a.high64, b.low64, b.high64};
+    XXH128_hash_t all = XXH3_128bits(both, sizeof both);
+    return (brg__kernel_key){{all.low64, all.high64}};
 }
 
 /* ---- Making one ------------------------------------------------------------------- */
@@ -329,7 +351,7 @@ static brg_status publish(const char *object, brg__kernel_key key,
 {
     int fd = open(object, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0)
-        return BRG_FAIL(BRG_ERR_IO, "the C compiler made no %s", object);
+        return BRG_FAIL(BRG_ERR_IO, "the compiler made no %s", object);
     brg_status status = seal(fd, key, object);
     close(fd);
     if (status == BRG_OK && rename(object, path) < 0)
@@ -339,7 +361,8 @@ static brg_status publish(const char *object, brg__kernel_key key,
 }
 
 /* Copies of the source and of the compiler's words (why: it failed), for who asked for them. */
-static void keep_for_debugging(brg__kernel_key key, const char *source,
+static void keep_for_debugging(brg__kernel_key key,
+                               const brg__disk_maker *maker, const char *source,
                                const char *words, const char *why,
                                double seconds)
 {
@@ -351,7 +374,7 @@ static void keep_for_debugging(brg__kernel_key key, const char *source,
             (int)sizeof debug.path ||
         make_folders(debug.path) != BRG_OK)
         return;
-    brg__disk_path(to, &debug, key, ".c");
+    brg__disk_path(to, &debug, key, maker->source_ending);
     (void)unlink(to);
     (void)write_source(to, source);
     brg__disk_path(to, &debug, key, ".log");
@@ -369,28 +392,28 @@ static void keep_for_debugging(brg__kernel_key key, const char *source,
 }
 
 brg_status brg__disk_make(const brg__disk_folder *folder, brg__kernel_key key,
-                          const char *source)
+                          const brg__disk_maker *maker, const char *source)
 {
     static _Atomic unsigned n_made;
     char c[PATH_MAX], object[PATH_MAX], words[PATH_MAX], path[PATH_MAX];
     char ending[64];
     long pid = (long)getpid();
     unsigned n = atomic_fetch_add(&n_made, 1);
-    snprintf(ending, sizeof ending, ".%ld.%u.c", pid, n);
+    snprintf(ending, sizeof ending, ".%ld.%u%s", pid, n, maker->source_ending);
     brg__disk_path(c, folder, key, ending);
     snprintf(ending, sizeof ending, ".%ld.%u.o", pid, n);
     brg__disk_path(object, folder, key, ending);
     snprintf(ending, sizeof ending, ".%ld.%u.txt", pid, n);
     brg__disk_path(words, folder, key, ending);
-    brg__disk_path(path, folder, key, ".so");
+    brg__disk_path(path, folder, key, maker->ending);
     sweep(folder->path, is_unfinished);
     uint64_t start = brg__clock_ns();
     brg_status status = write_source(c, source);
     if (status == BRG_OK)
-        status = brg__toolchain_run(c, object, words);
+        status = maker->make(maker, source, c, object, words);
     char why[512];
     snprintf(why, sizeof why, "%s", brg_error_message());
-    keep_for_debugging(key, source, words, status == BRG_OK ? NULL : why,
+    keep_for_debugging(key, maker, source, words, status == BRG_OK ? NULL : why,
                        1e-9 * (double)(brg__clock_ns() - start));
     if (status == BRG_OK)
         status = publish(object, key, path);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Kernels on disk: shared objects by the hash of what they were made from.
+ * Kernels on disk: objects by the hash of what they were made from, shared
+ * objects (.so) of the CPU and binaries (.cubin) of devices.
  *
  *   <folder>/<key>.so    the object, and behind it a record (which loaders
  *                        skip): magic, ABI, key, size and hash of the object
@@ -14,6 +15,7 @@
 
 #include <limits.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include <brigade/status.h>
@@ -28,6 +30,16 @@ typedef struct brg__disk_folder {
         is_private; /* of this process, to be removed: no cache could be used */
 } brg__disk_folder;
 
+/* What makes objects of a kind from source. */
+typedef struct brg__disk_maker {
+    const char *ending;        /* of entries: ".so" */
+    const char *source_ending; /* ".c" */
+    /* Compiles `source`, which the file `path` holds as well, into the file
+     * `object`; the compiler's words go to the file `words`. */
+    brg_status (*make)(const struct brg__disk_maker *self, const char *source,
+                       const char *path, const char *object, const char *words);
+} brg__disk_maker;
+
 /* "<folder>/<key><ending>"; the buffer has PATH_MAX bytes. */
 void brg__disk_path(char *filled, const brg__disk_folder *folder,
                     brg__kernel_key key, const char *ending);
@@ -38,7 +50,12 @@ brg_status brg__disk_folder_open(brg__disk_folder *folder);
 void brg__disk_folder_close(brg__disk_folder *folder);
 
 /* True: there is a good entry. A bad one is logged and removed. */
-bool brg__disk_find(const brg__disk_folder *folder, brg__kernel_key key);
+bool brg__disk_find(const brg__disk_folder *folder, brg__kernel_key key,
+                    const brg__disk_maker *maker);
+/* The same, and its bytes as they were checked, without the record; owned. NULL
+ * if there is none. */
+void *brg__disk_read(const brg__disk_folder *folder, brg__kernel_key key,
+                     const brg__disk_maker *maker, size_t *nbytes);
 
 /* The right to make an entry: a descriptor to unlock, or -1 if it is not given
  * within the seconds (it may be made nevertheless). */
@@ -48,6 +65,10 @@ void brg__disk_unlock(int fd);
 
 /* Compiles the source into an entry. */
 brg_status brg__disk_make(const brg__disk_folder *folder, brg__kernel_key key,
-                          const char *source);
+                          const brg__disk_maker *maker, const char *source);
+
+/* What a source comes to under a compiler of that identity and an ABI. */
+brg__kernel_key brg__disk_key(const char *source, const char *identity,
+                              uint64_t abi);
 
 #endif

@@ -2,44 +2,16 @@
  * From groups to C: see generate.h. */
 #include "compile/fuse/generate.h"
 
-#include <stdarg.h>
-#include <stdio.h>
 #include <string.h>
 
 #include <compile/fuse/vmath_text.h>
 
+#include "compile/fuse/text.h"
 #include "core/base/error.h"
 
-/* ---- Text ------------------------------------------------------------------- */
-
-typedef BRG__ARRAY(char) text;
-
-static brg_status put(text *t, const char *format, ...) BRG_PRINTF(2, 3);
-
-static brg_status put(text *t, const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    int n = vsnprintf(NULL, 0, format, args);
-    va_end(args);
-    if (n < 0)
-        return BRG_FAIL(BRG_ERR_INTERNAL, "text of a kernel");
-    BRG_TRY(brg__array_reserve(t, (size_t)n + 1));
-    va_start(args, format);
-    (void)vsnprintf(t->at + t->n, (size_t)n + 1, format, args);
-    va_end(args);
-    t->n += (size_t)n;
-    return BRG_OK;
-}
-
-static brg_status put_bytes(text *t, const char *bytes, size_t n)
-{
-    BRG_TRY(brg__array_reserve(t, n + 1));
-    memcpy(t->at + t->n, bytes, n);
-    t->n += n;
-    t->at[t->n] = '\0';
-    return BRG_OK;
-}
+typedef brg__text text;
+#define put brg__text_put
+#define put_bytes brg__text_put_bytes
 
 /* ---- One kernel -------------------------------------------------------------- */
 
@@ -230,11 +202,6 @@ static brg_status put_named(text *t, const brg__fused *f, const text *body,
                   "#undef UNBITS\n");
 }
 
-static bool is_same(const text *a, const text *b)
-{
-    return a->n == b->n && memcmp(a->at, b->at, a->n) == 0;
-}
-
 /* bodies[i]: the text of kernel i's parameters and body. */
 static brg_status put_all(text *t, text *bodies, brg__fused *const *fused,
                           size_t n, int *kernel)
@@ -248,7 +215,7 @@ static brg_status put_all(text *t, text *bodies, brg__fused *const *fused,
         BRG_TRY(put_kernel(&bodies[i], fused[i]));
         for (size_t k = 0; k < i && kernel[i] < 0; k++)
             if (fused[k] && fused[k]->type == fused[i]->type &&
-                is_same(&bodies[k], &bodies[i]))
+                brg__text_equal(&bodies[k], &bodies[i]))
                 kernel[i] = kernel[k];
         if (kernel[i] >= 0)
             continue;

@@ -107,12 +107,23 @@ void brg__kernels_get_stats(brg__kernels_stats *filled)
 
 /* ---- From disk or the compiler ---------------------------------------------------- */
 
+static brg_status compile(const brg__disk_maker *self, const char *source,
+                          const char *path, const char *object,
+                          const char *words)
+{
+    (void)self;
+    (void)source;
+    return brg__toolchain_run(path, object, words);
+}
+
+static const brg__disk_maker shared_object = {".so", ".c", compile};
+
 static brg_status open_object(brg__kernels **out,
                               const brg__disk_folder *folder,
                               brg__kernel_key key, bool is_compiled)
 {
     char path[PATH_MAX];
-    brg__disk_path(path, folder, key, ".so");
+    brg__disk_path(path, folder, key, shared_object.ending);
     brg__kernels *k = BRG__NEW(brg__kernels);
     if (!k)
         return BRG_ERR_NOMEM;
@@ -139,9 +150,9 @@ static brg_status make(brg__kernels **out, const brg__disk_folder *folder,
     int fd = brg__disk_lock(folder, key, seconds);
     brg_status status = BRG_OK;
     *out = find_loaded(key); /* another thread was faster */
-    bool is_made = *out || brg__disk_find(folder, key);
+    bool is_made = *out || brg__disk_find(folder, key, &shared_object);
     if (!is_made)
-        status = brg__disk_make(folder, key, source);
+        status = brg__disk_make(folder, key, &shared_object, source);
     if (status == BRG_OK && !*out)
         status = open_object(out, folder, key, !is_made);
     brg__disk_unlock(fd);
@@ -153,7 +164,7 @@ static brg_status find_or_make(brg__kernels **out, brg__kernel_key key,
 {
     brg__disk_folder folder;
     BRG_TRY(brg__disk_folder_open(&folder));
-    brg_status status = brg__disk_find(&folder, key)
+    brg_status status = brg__disk_find(&folder, key, &shared_object)
                             ? open_object(out, &folder, key, false)
                             : make(out, &folder, key, source);
     brg__disk_folder_close(&folder);
@@ -161,16 +172,6 @@ static brg_status find_or_make(brg__kernels **out, brg__kernel_key key,
 }
 
 /* ---- A plan's --------------------------------------------------------------------- */
-
-static brg__kernel_key key_of(const char *source, const char *identity)
-{
-    XXH128_hash_t a = XXH3_128bits(source, strlen(source));
-    XXH128_hash_t b =
-        XXH3_128bits_withSeed(identity, strlen(identity), BRG__KERNEL_ABI);
-    uint64_t both[4] = {a.low64, a.high64, b.low64, b.high64};
-    XXH128_hash_t all = XXH3_128bits(both, sizeof both);
-    return (brg__kernel_key){{all.low64, all.high64}};
-}
 
 static brg_status attach(const brg__kernels *k, brg__fused *const *fused,
                          size_t n, const int *kernel)
@@ -195,7 +196,7 @@ static brg_status load(brg__kernels **out, brg__fused *const *fused, size_t n,
     if (!brg__toolchain_identity(identity))
         return BRG_OK;
     BRG_TRY(brg__generate(&source, fused, n, kernel));
-    brg__kernel_key key = key_of(source, identity);
+    brg__kernel_key key = brg__disk_key(source, identity, BRG__KERNEL_ABI);
     XXH64_hash_t compiler = XXH3_64bits(identity, strlen(identity));
     brg_status status = BRG_OK;
     *out = find_loaded(key);

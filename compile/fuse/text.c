@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Text that grows: see text.h. */
+#include "compile/fuse/text.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/base/error.h"
+
+brg_status brg__text_put(brg__text *t, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(NULL, 0, format, args);
+    va_end(args);
+    if (n < 0)
+        return BRG_FAIL(BRG_ERR_INTERNAL, "text of a kernel");
+    BRG_TRY(brg__array_reserve(t, (size_t)n + 1));
+    va_start(args, format);
+    (void)vsnprintf(t->at + t->n, (size_t)n + 1, format, args);
+    va_end(args);
+    t->n += (size_t)n;
+    return BRG_OK;
+}
+
+brg_status brg__text_put_bytes(brg__text *t, const char *bytes, size_t n)
+{
+    BRG_TRY(brg__array_reserve(t, n + 1));
+    memcpy(t->at + t->n, bytes, n);
+    t->n += n;
+    t->at[t->n] = '\0';
+    return BRG_OK;
+}
+
+bool brg__text_equal(const brg__text *a, const brg__text *b)
+{
+    return a->n == b->n && memcmp(a->at, b->at, a->n) == 0;
+}

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Text that grows: the source of kernels. */
+#ifndef BRG_COMPILE_FUSE_TEXT_H
+#define BRG_COMPILE_FUSE_TEXT_H
+
+#include <brigade/status.h>
+
+#include "core/base/array.h"
+
+/* Ends with a zero once something was put; brg__array_deinit frees it. */
+typedef BRG__ARRAY(char) brg__text;
+
+brg_status brg__text_put(brg__text *t, const char *format, ...)
+    BRG_PRINTF(2, 3);
+brg_status brg__text_put_bytes(brg__text *t, const char *bytes, size_t n);
+bool brg__text_equal(const brg__text *a, const brg__text *b);
+
+#endif
