@@ -227,8 +227,10 @@ static brg_status emit_captured(brg__emitter *self, brg_op_call *call)
     BRG_TRY(brg__capture_point());
     memset(call->info, 0, (size_t)call->n_out * sizeof *call->info);
     BRG_TRY(call->op->infer(call));
-    for (int j = 0; j < call->n_out; j++)
+    for (int j = 0; j < call->n_out; j++) {
         c->ir->is_loose |= call->info[j].is_sparse;
+        c->ir->is_there &= !call->info[j].is_sparse;
+    }
     BRG_TRY(refuse_sparse(call));
     for (int i = 0; i < call->n_in; i++)
         BRG_TRY(brg__capture_operand(c, call->in[i], &in[i]));
@@ -769,6 +771,8 @@ brg_status brg__capture_task(brg__ir *ir, brg__task *task,
         bool mode = brg_grad_mode_set(false);
         ir->is_loose = collected->records_graph || collected->is_sparse ||
                        collected->is_elsewhere;
+        ir->is_there = collected->is_elsewhere && !collected->records_graph &&
+                       !collected->is_sparse;
         status = walk(&c);
         brg_grad_mode_set(mode);
         brg__emitter_set(before);

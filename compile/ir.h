@@ -131,6 +131,8 @@ typedef struct brg__ir {
     /* Each op is called as if it were eager, with tensors of its own: results
      * are recorded, or sparse. */
     bool is_loose;
+    /* For no other reason than a device: groups may be kernels of it. */
+    bool is_there;
     int n_inputs;       /* tensors that a run brings */
     bool wants_kernels; /* groups run compiled C, where they can */
     size_t n_dropped;   /* nodes that nobody needed (dce) */

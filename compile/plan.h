@@ -17,7 +17,7 @@
 #define BRG_COMPILE_PLAN_H
 
 #include "compile/collect.h"
-#include "compile/fuse/kernels.h"
+#include "compile/fuse/cuda_group.h"
 #include "compile/ir.h"
 #include "compile/products.h"
 
@@ -54,9 +54,10 @@ typedef struct brg__step {
     brg_tensor *in[BRG__GROUP_MAX_IN];
     brg_attrs attrs;
     brg_tensor *out[BRG__GROUP_MAX_OUT]; /* FUSED */
-    brg__fused *fused; /* FUSED; NULL: its ops run one by one */
-    bool is_view;      /* nothing to run */
-    bool frees_saved;  /* UNPACK: the last of its node */
+    brg__fused *fused;      /* FUSED; NULL: its ops run one by one */
+    brg__cuda_group *there; /* the same on a device */
+    bool is_view;           /* nothing to run */
+    bool frees_saved;       /* UNPACK: the last of its node */
 } brg__step;
 
 /* What a run has besides a task and inputs. */
@@ -84,6 +85,8 @@ typedef struct brg__exec {
     size_t bytes_moved; /* read and written by the ops of a run */
     size_t bytes_unfused;
     brg__kernels *kernels;           /* that groups run; NULL: interpreted */
+    brg__cuda_kernels *there;        /* the same on a device; or NULL */
+    brg_device device;               /* that one */
     const brg__gemm_maker *products; /* of its ops; NULL: the library's */
     bool is_judged;         /* whether it can be replayed has been counted */
     brg__exec_again *again; /* relaunch_exec.h; or NULL */
@@ -94,6 +97,9 @@ typedef struct brg__exec {
 brg_status brg__exec_create(brg__exec **out, const brg__ir *ir,
                             const brg__task *task, const brg__collected *c);
 void brg__exec_destroy(brg__exec *exec);
+
+/* Kernels for the groups of a plan on a device (specialise_there.c). */
+brg_status brg__exec_load_there(brg__exec *exec, const brg__collected *c);
 
 /* Runs it. Takes over the collected inputs. */
 brg_status brg__exec_run(brg__exec *exec, brg__task *task, brg__collected *c);

@@ -124,14 +124,21 @@ static brg_status copy_identity(brg__plan *p, const brg__collected *c,
     return BRG_OK;
 }
 
+/* A backward whose ops run one by one stays as the engine has it. */
+static brg_compile_backend backend_of(const brg__ir *ir,
+                                      const brg__collected *c)
+{
+    const brg_compile_backend asked = (brg_compile_backend)c->mode.backend;
+    const bool is_fused = ir->is_there && asked == BRG_COMPILE_BACKEND_FUSED;
+    return ir->is_loose && !is_fused ? BRG_COMPILE_BACKEND_EAGER : asked;
+}
+
 static brg_status capture(brg__plan *p, brg__task *task,
                           const brg__collected *c)
 {
     brg_status status = brg__capture_task(&p->ir, task, c);
     if (status == BRG_OK)
-        status = brg__passes_run(
-            &p->ir, p->ir.is_loose ? BRG_COMPILE_BACKEND_EAGER
-                                   : (brg_compile_backend)c->mode.backend);
+        status = brg__passes_run(&p->ir, backend_of(&p->ir, c));
     p->pieces = brg__ir_count_pieces(&p->ir);
     p->is_closed = brg__ir_is_closed(&p->ir);
     p->is_sparse = c->is_sparse;

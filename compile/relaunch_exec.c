@@ -187,7 +187,7 @@ static void swap_out(brg__running *r)
 static bool is_op(const brg__ir_node *node)
 {
     return node->kind == BRG__IR_OP || node->kind == BRG__IR_ADD ||
-           node->kind == BRG__IR_VALIDATE;
+           node->kind == BRG__IR_FUSED || node->kind == BRG__IR_VALIDATE;
 }
 
 /* After a recording: what ops have made and others take is kept. */

@@ -61,6 +61,7 @@ static const char *check_node(const brg__relauncher *r,
                    ? "a change of a tensor on another device: "
                    : NULL;
     case BRG__IR_ADD:
+    case BRG__IR_FUSED:
     case BRG__IR_LEAF:
     case BRG__IR_ACCUMULATE:
     case BRG__IR_PACK:

@@ -49,6 +49,19 @@ brg_tensor *brg__run_home(const brg__running *r, const brg__root *root);
 /* A step that is an op, a fan-in or a fused group. */
 brg_status brg__run_op(brg__running *r, brg__step *step);
 
+/* Of loose plans: the tensor of this run, borrowed; one that is a shape only, as
+ * it is; NULL: undefined. */
+brg_tensor *brg__run_operand(const brg__running *r, int id);
+/* Offers the place in a bucket that waits for this value to the next op; and
+ * takes back what no op took. */
+void brg__run_offer_home(const brg__running *r, int id);
+void brg__run_close_offer(void);
+
+/* ---- run_there.c --------------------------------------------------------------- */
+
+/* A group on a device. */
+brg_status brg__run_there(brg__running *r, brg__step *step);
+
 /* ---- run_user.c ---------------------------------------------------------------- */
 
 /* Any other step; the tensors that it takes are its own. */

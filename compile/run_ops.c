@@ -123,8 +123,7 @@ static brg_status run_add(brg__running *r, const brg__ir_node *node)
 
 /* ---- Loose plans: ops as the engine would call them ------------------------------------------- */
 
-/* Its tensor of this run, borrowed; one that is a shape only, as it is. */
-static brg_tensor *loose_operand(const brg__running *r, int id)
+brg_tensor *brg__run_operand(const brg__running *r, int id)
 {
     if (id == BRG__IR_NONE || !brg__run_has(r, id))
         return NULL;
@@ -132,20 +131,18 @@ static brg_tensor *loose_operand(const brg__running *r, int id)
     return root ? root->real : &r->exec->values[id].t;
 }
 
-/* Offers the place in a bucket that waits for what this node makes. */
-static void offer_home(const brg__running *r, const brg__ir_node *node)
+void brg__run_offer_home(const brg__running *r, int id)
 {
     if (r->exec->again && r->exec->is_launched)
         return; /* it would be in the graph */
-    const brg__root *root =
-        node->n_out > 0 ? brg__run_root(r, node->first_out) : NULL;
+    const brg__root *root = brg__run_root(r, id);
     brg_tensor *home = root && root->last >= 0 ? brg__run_home(r, root) : NULL;
     if (home)
         brg__offered =
             (brg__placement){.homes = {home}, .is_open = true, .selected = 0};
 }
 
-static void close_offer(void)
+void brg__run_close_offer(void)
 {
     if (brg__offered.is_open)
         brg__offered = (brg__placement){.selected = -1};
@@ -158,15 +155,16 @@ static brg_status run_op_loose(brg__running *r, brg__step *step)
     bool is_missing = false;
     for (int i = 0; i < node->n_in; i++) {
         int id = brg__ir_in(r->exec->ir, node)[i];
-        in[i] = loose_operand(r, id);
+        in[i] = brg__run_operand(r, id);
         is_missing |= id != BRG__IR_NONE && !in[i];
     }
     if (!is_missing) {
         set_attrs(r, step);
-        offer_home(r, node);
+        if (node->n_out > 0)
+            brg__run_offer_home(r, node->first_out);
         brg_status status =
             brg_op_apply(node->op, node->n_in, in, &step->attrs, out);
-        close_offer();
+        brg__run_close_offer();
         BRG_TRY(status);
     }
     for (int j = 0; j < node->n_out; j++)
@@ -177,10 +175,10 @@ static brg_status run_op_loose(brg__running *r, brg__step *step)
 static brg_status run_add_loose(brg__running *r, const brg__ir_node *node)
 {
     const int *in = brg__ir_in(r->exec->ir, node);
-    brg_tensor *a = loose_operand(r, in[0]), *b = loose_operand(r, in[1]);
-    offer_home(r, node);
+    brg_tensor *a = brg__run_operand(r, in[0]), *b = brg__run_operand(r, in[1]);
+    brg__run_offer_home(r, node->first_out);
     brg_tensor *sum = a && b ? brg_sparse_add(a, b) : (a ? a : b);
-    close_offer();
+    brg__run_close_offer();
     if (a && b && !sum)
         return brg_error_code();
     return brg__run_give(r, node->first_out, sum);
@@ -260,7 +258,7 @@ brg_status brg__run_op(brg__running *r, brg__step *step)
     const brg__ir_node *node = step->node;
     bool is_loose = r->exec->ir->is_loose;
     if (node->kind == BRG__IR_FUSED)
-        return run_fused(r, step);
+        return is_loose ? brg__run_there(r, step) : run_fused(r, step);
     if (node->kind == BRG__IR_ADD)
         return is_loose ? run_add_loose(r, node) : run_add(r, node);
     return is_loose ? run_op_loose(r, step) : run_op(r, step);

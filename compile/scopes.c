@@ -4,7 +4,7 @@
 #include <stdatomic.h>
 
 #include "compile/compiler.h"
-#include "compile/fuse/kernels.h"
+#include "compile/fuse/cuda_group.h"
 #include "core/base/error.h"
 #include "core/base/tracer.h"
 #include "core/base/options.h"
@@ -166,6 +166,7 @@ brg_status brg_compile_reset(void)
     mine.stats = (brg_compile_stats){0};
     mine.n_records = 0;
     brg__kernels_forget_failures();
+    brg__cuda_kernels_forget_failures();
     apply_state();
     return BRG_OK;
 }

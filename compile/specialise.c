@@ -149,9 +149,13 @@ static brg_status infer_fused(brg__exec *exec, size_t at,
     const brg__group *group = exec->ir->groups.at[node->group];
     brg_tensor results[BRG__GROUP_MAX_OPS];
     bool is_uniform;
+    if (exec->ir->is_loose) {
+        give_roots(exec, at, node);
+        return BRG_OK;
+    }
     for (int i = 0; i < node->n_in; i++)
         step->in[i] = &exec->values[brg__ir_in(exec->ir, node)[i]].t;
-    BRG_TRY(brg__fused_infer(group, step->in, results, &is_uniform));
+    BRG_TRY(brg__fused_infer(group, BRG_CPU, step->in, results, &is_uniform));
     for (int k = 0; k < group->n_ops; k++) {
         if (group->ops[k].out == BRG__GROUP_NONE)
             continue;
@@ -456,7 +460,8 @@ brg_status brg__exec_create(brg__exec **out, const brg__ir *ir,
     if (status == BRG_OK)
         status = place(exec);
     if (status == BRG_OK && ir->wants_kernels)
-        status = load_kernels(exec);
+        status =
+            ir->is_loose ? brg__exec_load_there(exec, c) : load_kernels(exec);
     if (status != BRG_OK) {
         brg__exec_destroy(exec);
         return status;
@@ -476,9 +481,12 @@ void brg__exec_destroy(brg__exec *exec)
         brg__block_free(exec->arena, exec->arena_bytes + 1, ALIGNMENT);
     if (exec->workspace)
         brg__block_free(exec->workspace, exec->workspace_bytes + 1, ALIGNMENT);
-    for (size_t s = 0; exec->steps && s < exec->n_steps; s++)
+    for (size_t s = 0; exec->steps && s < exec->n_steps; s++) {
         brg__fused_destroy(exec->steps[s].fused);
+        brg__mem_free(exec->steps[s].there);
+    }
     brg__kernels_release(exec->kernels);
+    brg__cuda_kernels_release(exec->there);
     brg__mem_free(exec->values);
     brg__mem_free(exec->roots);
     brg__mem_free(exec->steps);

@@ -35,6 +35,7 @@ brg_status brg__trace_new(brg__tracing *t, brg__ir_value value,
     value.ndim = layout->ndim;
     value.ones = brg__ir_ones(layout);
     t->ir->is_loose |= layout->device.type != BRG_DEVICE_CPU;
+    t->ir->is_there = t->ir->is_loose;
     BRG_TRY(brg__tensor_new_view(&symbol.tensor, layout, NULL));
     brg_status status = brg__array_push(&t->symbols, symbol);
     if (status != BRG_OK) {

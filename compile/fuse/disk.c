@@ -233,8 +233,8 @@ void *brg__disk_read(const brg__disk_folder *folder, brg__kernel_key key,
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0 && errno == ENOENT)
         return NULL;
-    const char *wrong = fd < 0 ? "it cannot be opened"
-                               : check_file(fd, key, &bytes, nbytes);
+    const char *wrong =
+        fd < 0 ? "it cannot be opened" : check_file(fd, key, &bytes, nbytes);
     if (fd >= 0)
         close(fd);
     if (!wrong)
@@ -259,8 +259,7 @@ brg__kernel_key brg__disk_key(const char *source, const char *identity,
                               uint64_t abi)
 {
     XXH128_hash_t a = XXH3_128bits(source, strlen(source));
-    XXH128_hash_t b =
-        XXH3_128bits_withSeed(identity, strlen(identity), abi);
+    XXH128_hash_t b = XXH3_128bits_withSeed(identity, strlen(identity), abi);
     uint64_t both[4] = {a.low64, a.high64, b.low64, b.high64};
     XXH128_hash_t all = XXH3_128bits(both, sizeof both);
     return (brg__kernel_key){{all.low64, all.high64}};

@@ -7,18 +7,19 @@
 #include "core/base/dtype.h"
 #include "core/base/error.h"
 #include "core/ops/reduce.h"
+#include "core/tensor/device.h"
 
 #define NONE BRG__GROUP_NONE
 
 /* ---- Shapes -------------------------------------------------------------------- */
 
-static void set_meta(brg_tensor *t, const brg_out_info *info)
+static void set_meta(brg_tensor *t, const brg_out_info *info, brg_device device)
 {
     memset(t, 0, sizeof *t);
     atomic_init(&t->refs.n, 1 << 20);
     t->ndim = (uint8_t)info->ndim;
     t->dtype = (uint8_t)info->dtype;
-    t->device = BRG_CPU;
+    t->device = device;
     memcpy(t->shape, info->shape, sizeof t->shape);
     brg__shape_strides(info->ndim, info->shape, t->stride);
     (void)brg__shape_numel(info->ndim, info->shape, &t->numel);
@@ -46,8 +47,9 @@ static bool is_summable(const brg__group *g, brg_tensor *const *in, int k)
     return !op->is_sum || op->in[0] >= g->n_in || in[op->in[0]]->is_contiguous;
 }
 
-brg_status brg__fused_infer(const brg__group *group, brg_tensor *const *in,
-                            brg_tensor *results, bool *is_uniform)
+brg_status brg__fused_infer(const brg__group *group, brg_device device,
+                            brg_tensor *const *in, brg_tensor *results,
+                            bool *is_uniform)
 {
     *is_uniform = true;
     for (int k = 0; k < group->n_ops; k++) {
@@ -60,10 +62,10 @@ brg_status brg__fused_infer(const brg__group *group, brg_tensor *const *in,
                             .attrs = &op->attrs};
         for (int i = 0; i < op->n_in; i++) {
             operands[i] = tensor_of(group, in, results, op->in[i]);
-            *is_uniform &= operands[i]->device.type == BRG_DEVICE_CPU;
+            *is_uniform &= brg__device_equal(operands[i]->device, device);
         }
         BRG_TRY(op->op->infer(&call));
-        set_meta(&results[k], &call.info[0]);
+        set_meta(&results[k], &call.info[0], device);
         const brg_tensor *a = space_of(group, in, results, 0);
         const brg_tensor *b = space_of(group, in, results, k);
         *is_uniform &= a->numel > 0 && is_summable(group, in, k) &&

@@ -70,9 +70,11 @@ typedef struct brg__fused {
 } brg__fused;
 
 /* Shapes and dtypes of all results, from those of the operands, as meta
- * tensors. *is_uniform: they share the space that the group assumes. */
-brg_status brg__fused_infer(const brg__group *group, brg_tensor *const *in,
-                            brg_tensor *results, bool *is_uniform);
+ * tensors of the device. *is_uniform: they share the space that the group
+ * assumes, and the operands are there. */
+brg_status brg__fused_infer(const brg__group *group, brg_device device,
+                            brg_tensor *const *in, brg_tensor *results,
+                            bool *is_uniform);
 
 /* For operands and outputs of these layouts; results as inferred, uniform.
  * Owned. */

@@ -4,8 +4,6 @@
 
 #include <string.h>
 
-#include <compile/fuse/vmath_text.h>
-
 #include "compile/fuse/text.h"
 #include "core/base/error.h"
 
@@ -175,7 +173,7 @@ static brg_status put_preamble(text *t)
 {
     BRG_TRY(put(t, "/* Kernels of a plan; ABI %d. */\n#include <stddef.h>\n",
                 BRG__KERNEL_ABI));
-    BRG_TRY(put_bytes(t, brg__vmath_text, sizeof brg__vmath_text - 1));
+    BRG_TRY(brg__text_put_vmath(t));
     return put(t, "%s",
                "\n#define K(x) ((T)(x))\n"
                "#if defined(__GNUC__) && !defined(__clang__)\n"

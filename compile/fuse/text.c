@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <compile/fuse/vmath_text.h>
+
 #include "core/base/error.h"
 
 brg_status brg__text_put(brg__text *t, const char *format, ...)
@@ -31,6 +33,11 @@ brg_status brg__text_put_bytes(brg__text *t, const char *bytes, size_t n)
     t->n += n;
     t->at[t->n] = '\0';
     return BRG_OK;
+}
+
+brg_status brg__text_put_vmath(brg__text *t)
+{
+    return brg__text_put_bytes(t, brg__vmath_text, sizeof brg__vmath_text - 1);
 }
 
 bool brg__text_equal(const brg__text *a, const brg__text *b)

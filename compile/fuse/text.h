@@ -13,6 +13,8 @@ typedef BRG__ARRAY(char) brg__text;
 brg_status brg__text_put(brg__text *t, const char *format, ...)
     BRG_PRINTF(2, 3);
 brg_status brg__text_put_bytes(brg__text *t, const char *bytes, size_t n);
+/* The text of core/ops/vmath.h. */
+brg_status brg__text_put_vmath(brg__text *t);
 bool brg__text_equal(const brg__text *a, const brg__text *b);
 
 #endif

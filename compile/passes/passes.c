@@ -35,6 +35,12 @@ static void dump(const brg__ir *ir, const pass *after, size_t n_before)
     brg__ir_log(ir, BRG_LOG_INFO, "  ");
 }
 
+/* On a device groups are kernels made for it, or nothing. */
+static bool has_groups(const brg__ir *ir)
+{
+    return !ir->is_loose || (ir->is_there && ir->wants_kernels);
+}
+
 brg_status brg__passes_run(brg__ir *ir, brg_compile_backend backend)
 {
     BRG_TRY(brg__ir_verify(ir));
@@ -42,9 +48,8 @@ brg_status brg__passes_run(brg__ir *ir, brg_compile_backend backend)
     ir->wants_kernels = backend == BRG_COMPILE_BACKEND_FUSED;
     for (size_t i = 0; i < sizeof passes / sizeof *passes; i++) {
         size_t n_before = ir->nodes.n;
-        /* Groups are code for the CPU. */
         if (passes[i].backend > backend ||
-            (ir->is_loose && passes[i].run == brg__pass_fuse))
+            (passes[i].run == brg__pass_fuse && !has_groups(ir)))
             continue;
         brg_status status = passes[i].run(ir);
         if (status == BRG_OK)

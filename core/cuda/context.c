@@ -341,6 +341,12 @@ static const brg_device_vtable table = {
     .graph_updates = brg__cu_graph_updates,
     .graph_launch = brg__cu_graph_launch,
     .graph_free = brg__cu_graph_free,
+    .kernel_compiler = brg__cu_kernel_compiler,
+    .kernel_compile = brg__cu_kernel_compile,
+    .kernel_load = brg__cu_kernel_load,
+    .kernel_find = brg__cu_kernel_find,
+    .kernel_launch = brg__cu_kernel_launch,
+    .kernel_unload = brg__cu_kernel_unload,
     .counts = cu_counts,
 };
 

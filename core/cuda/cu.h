@@ -85,6 +85,20 @@ brg_status brg__cu_fetch(brg_device device, void **fetch, const void *src,
 brg_status brg__cu_fetched(brg_device device, void *fetch, const void **out);
 void brg__cu_fetch_free(brg_device device, void *fetch);
 
+/* ---- Generated kernels (run_kernels.c) ------------------------------------------ */
+
+brg_status brg__cu_kernel_compiler(brg_device device,
+                                   brg_device_compiler *filled);
+brg_status brg__cu_kernel_compile(brg_device device, const char *source,
+                                  void **binary, size_t *nbytes);
+brg_status brg__cu_kernel_load(brg_device device, const void *binary,
+                               size_t nbytes, void **module);
+brg_status brg__cu_kernel_find(brg_device device, void *module,
+                               const char *name, void **kernel);
+brg_status brg__cu_kernel_launch(brg_device device,
+                                 const brg_device_launch *launch);
+void brg__cu_kernel_unload(brg_device device, void *module);
+
 /* ---- Graphs (graph.c) ---------------------------------------------------------- */
 
 brg_status brg__cu_graph_record(brg_device device, void **graph);

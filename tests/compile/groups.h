@@ -209,7 +209,8 @@ static inline void prepare_group(group_run *r, group_case *g)
     brg_tensor results[BRG__GROUP_MAX_OPS];
     bool is_uniform;
     assert_brg_ok(brg__group_verify(&g->group));
-    assert_brg_ok(brg__fused_infer(&g->group, g->in, results, &is_uniform));
+    assert_brg_ok(
+        brg__fused_infer(&g->group, BRG_CPU, g->in, results, &is_uniform));
     assert_true(is_uniform);
     for (int k = 0; k < g->group.n_ops; k++)
         if (g->group.ops[k].out != BRG__GROUP_NONE)

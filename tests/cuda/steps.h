@@ -17,6 +17,9 @@ static const char *const way_names[N_WAYS] = {"eager", "backward", "step",
 
 static const model_options plain = {0};
 
+/* That compiled ways run with. */
+static brg_compile_backend backend_of_ways;
+
 /* in: data, targets. */
 static inline brg_status run_step(brg_tensor *const *in, size_t n_in,
                                   brg_tensor **out, size_t n_out, void *user)
@@ -84,6 +87,7 @@ static inline void run_steps(model *m, way w, brg_dtype dtype, int part, int n,
     brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
     brg_device_counts before = {0};
     options.fullgraph = true;
+    options.backend = backend_of_ways;
     options.whole = w == STEP || w == LAUNCHED;
     options.replay = w >= LAUNCHED;
     assert_brg_ok(brg_compile_reset());

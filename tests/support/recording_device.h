@@ -27,7 +27,9 @@ typedef struct job {
     size_t nbytes;
     brg_device_update *updates; /* an optimizer's step; */
     size_t n_updates;
-    double max_norm; /* or of these gradients, clipped */
+    double max_norm;                 /* or of these gradients, clipped */
+    void (*work)(const void *bytes); /* or anything else, on its own copy */
+    void *bytes;
 } job;
 
 typedef struct block {
@@ -64,6 +66,7 @@ static void tape_drop_jobs(tape *t)
 {
     for (size_t i = 0; i < t->n_jobs; i++) {
         free(t->jobs[i]->updates);
+        free(t->jobs[i]->bytes);
         free(t->jobs[i]);
     }
     t->n_jobs = 0;
@@ -164,6 +167,15 @@ static brg_status (*record_find(const brg_op *op))(brg_op_call *call)
     return fake_kernel(op) ? record_kernel : NULL;
 }
 
+static inline void record_work(void (*work)(const void *bytes),
+                               const void *bytes, size_t nbytes)
+{
+    job *j = new_job();
+    j->work = work;
+    j->bytes = malloc(nbytes);
+    memcpy(j->bytes, bytes, nbytes);
+}
+
 static void update_element(const brg_device_update *u, size_t i)
 {
     float *p = u->param, *m = u->state[0], *v = u->state[1];
@@ -226,7 +238,9 @@ static void clip_now(const brg_device_update *grads, size_t n, double max_norm,
 
 static void do_job(job *j)
 {
-    if (j->max_norm > 0) {
+    if (j->work) {
+        j->work(j->bytes);
+    } else if (j->max_norm > 0) {
         clip_now(j->updates, j->n_updates, j->max_norm, NULL);
     } else if (j->updates) {
         update_now(j->updates, j->n_updates);

@@ -16,7 +16,7 @@
 
 BRG_BEGIN_DECLS
 
-#define BRG_DEVICE_ABI 4
+#define BRG_DEVICE_ABI 5
 
 /* ---- What the library lends ------------------------------------------------ */
 
@@ -63,6 +63,26 @@ typedef struct brg_device_update {
     double f[6];
     size_t slot; /* of the optimizer */
 } brg_device_update;
+
+/* ---- Kernels made while the program runs ------------------------------------- */
+
+#define BRG_DEVICE_COMPILER_TEXT 256
+
+typedef struct brg_device_compiler {
+    /* What decides what comes out of a source besides it: compiler, version,
+     * options, kind of device. */
+    char identity[BRG_DEVICE_COMPILER_TEXT];
+    int n_units; /* multiprocessors */
+} brg_device_compiler;
+
+/* A kernel on so many blocks of so many threads (x, y); params[i] points to its
+ * i-th parameter. */
+typedef struct brg_device_launch {
+    void *kernel;
+    uint32_t blocks[2];
+    uint32_t threads[2];
+    void **params;
+} brg_device_launch;
 
 /* ---- The device ------------------------------------------------------------ */
 
@@ -147,6 +167,29 @@ typedef struct brg_device_vtable {
                           brg_device_update **updates, size_t *n);
     brg_status (*graph_launch)(brg_device device, void *graph);
     void (*graph_free)(brg_device device, void *graph);
+
+    /* (optional, all or none) Kernels that plans generate in CUDA C. Absent:
+     * their groups of ops run one by one.
+     *
+     *     compiler  fails if there is none, saying what is missing
+     *     compile   *binary: memory of brg_device_host.alloc, for load; if the
+     *               compiler refuses the source, its words are in the record.
+     *               Uses no device
+     *     load      *module: a binary on the device
+     *     find      *kernel: one of its kernels (extern "C")
+     *     launch    queues it; it may be recorded
+     *     unload    what is queued still runs */
+    brg_status (*kernel_compiler)(brg_device device,
+                                  brg_device_compiler *filled);
+    brg_status (*kernel_compile)(brg_device device, const char *source,
+                                 void **binary, size_t *nbytes);
+    brg_status (*kernel_load)(brg_device device, const void *binary,
+                              size_t nbytes, void **module);
+    brg_status (*kernel_find)(brg_device device, void *module, const char *name,
+                              void **kernel);
+    brg_status (*kernel_launch)(brg_device device,
+                                const brg_device_launch *launch);
+    void (*kernel_unload)(brg_device device, void *module);
 
     /* (optional) What it has done so far. */
     brg_status (*counts)(brg_device device, brg_device_counts *filled);

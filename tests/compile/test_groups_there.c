@@ -1,0 +1,356 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Plans on a device that compiles: their groups run as its kernels, in functions,
+ * backwards, steps and steps that are launched again; where kernels cannot be
+ * made, loaded or launched, their ops run one by one, which is said once. */
+#include <brigade/brigade.h>
+
+#include "compile/fuse/cuda_group.h"
+#include "tests/rows/both.h"
+#include "tests/support/compiling_device.h"
+
+#define N_STEPS 8
+
+static char logged[4096];
+
+static void note_log(brg_log_level level, const char *area, const char *text,
+                     void *user)
+{
+    (void)area;
+    (void)user;
+    if (level >= BRG_LOG_WARN)
+        snprintf(logged + strlen(logged), sizeof logged - strlen(logged),
+                 "%s\n", text);
+}
+
+static char cache[4096];
+
+static int fresh(void **state)
+{
+    static int n;
+    char name[32];
+    (void)state;
+    snprintf(name, sizeof name, "cache%d", n++);
+    snprintf(cache, sizeof cache, "%s", temp_path(name));
+    logged[0] = '\0';
+    memset(&compiling, 0, sizeof compiling);
+    brg_set_log_sink(note_log, NULL);
+    if (setenv("BRG_COMPILE_CACHE", cache, 1) != 0 ||
+        brg_compile_reset() != BRG_OK)
+        return -1;
+    return brg_device_set(THERE) == BRG_OK ? 0 : -1;
+}
+
+static int clean(void **state)
+{
+    char command[5000];
+    (void)state;
+    brg_set_log_sink(NULL, NULL);
+    snprintf(command, sizeof command, "rm -rf '%s'", cache);
+    if (brg_device_set(HOME) != BRG_OK || brg_compile_reset() != BRG_OK)
+        return -1;
+    return system(command);
+}
+
+#define there_test(fn) cmocka_unit_test_setup_teardown(fn, fresh, clean)
+
+/* ---- A small model ------------------------------------------------------------------ */
+
+typedef struct model {
+    brg_tensor *p[4];
+    brg_params *params;
+    brg_optim *optim;
+    brg_dtype dtype;
+} model;
+
+static void model_init(model *m, brg_dtype dtype)
+{
+    static const int64_t shapes[4][2] = {{16, 8}, {16, 0}, {8, 16}, {8, 0}};
+    *m = (model){.dtype = dtype};
+    brg_seed(11);
+    assert_brg_ok(brg_params_create(&m->params));
+    for (int i = 0; i < 4; i++) {
+        char name[8];
+        m->p[i] = brg_retain(assert_brg_some(brg_cast(
+            brg_randn(BRG_DTYPE_F32, shapes[i][1] ? 2 : 1, shapes[i]), dtype)));
+        assert_brg_ok(brg_set_requires_grad(m->p[i], true));
+        snprintf(name, sizeof name, "p%d", i);
+        assert_brg_ok(
+            brg_params_add(m->params, name, m->p[i], BRG_PARAM_TRAINED));
+    }
+    brg_adamw_options adamw = BRG_ADAMW_OPTIONS_INIT;
+    assert_brg_ok(brg_optim_create_adamw(&m->optim, m->params, &adamw));
+}
+
+static void model_deinit(model *m)
+{
+    brg_optim_destroy(m->optim);
+    brg_params_destroy(m->params);
+    for (int i = 0; i < 4; i++)
+        brg_release(m->p[i]);
+}
+
+/* Chains before and behind the layers; the bias' gradients are sums over what a
+ * group makes. */
+static brg_tensor *forward(const model *m, brg_tensor *x)
+{
+    brg_tensor *h = brg_linear(x, m->p[0], m->p[1]);
+    h = brg_relu(brg_add_scalar(brg_mul(h, h), -0.5));
+    h = brg_linear(h, m->p[2], m->p[3]);
+    h = brg_relu(brg_sub(h, brg_mul_scalar(brg_abs(h), 0.25)));
+    return brg_mean(brg_mul(h, h), BRG_ALL_DIMS, false);
+}
+
+static brg_status step(brg_tensor *const *in, size_t n_in, brg_tensor **out,
+                       size_t n_out, void *user)
+{
+    const model *m = user;
+    (void)n_in;
+    (void)n_out;
+    out[0] = forward(m, in[0]);
+    BRG_TRY(out[0] ? brg_backward(out[0]) : brg_error_code());
+    BRG_TRY(brg_optim_step(m->optim));
+    return brg_optim_zero_grad(m->optim, false);
+}
+
+typedef struct outcome {
+    double losses[N_STEPS];
+    float p[4][128];
+    brg_compile_stats stats;
+} outcome;
+
+typedef enum way { EAGER, BACKWARD, STEP, LAUNCHED, N_WAYS } way;
+
+static void train(outcome *o, way w, brg_dtype dtype)
+{
+    model m;
+    brg_compiled *compiled = NULL;
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.fullgraph = true;
+    options.backend = BRG_COMPILE_BACKEND_FUSED;
+    options.whole = w >= STEP;
+    options.replay = w == LAUNCHED;
+    memset(o, 0, sizeof *o);
+    brg_scope *all = brg_scope_begin();
+    model_init(&m, dtype);
+    if (w != EAGER)
+        assert_brg_ok(brg_compiled_create(&compiled, step, &m, &options));
+    for (int i = 0; i < N_STEPS; i++) {
+        brg_scope *scope = brg_scope_begin();
+        brg_tensor *out;
+        brg_seed(100 + (uint64_t)i);
+        brg_tensor *x = assert_brg_some(brg_cast(
+            brg_randn(BRG_DTYPE_F32, BRG_SHAPE(i == 5 ? 40 : 24, 8)), dtype));
+        assert_brg_ok(compiled ? brg_compiled_call(compiled, &x, 1, &out, 1)
+                               : step(&x, 1, &out, 1, &m));
+        assert_brg_ok(brg_tensor_item(out, &o->losses[i]));
+        brg_scope_end(scope);
+    }
+    for (int i = 0; i < 4; i++) {
+        brg_tensor *t =
+            assert_brg_some(brg_cast(brg_detach(m.p[i]), BRG_DTYPE_F32));
+        assert_brg_ok(
+            brg_tensor_read(t, o->p[i], (size_t)t->numel * sizeof(float)));
+    }
+    brg_compile_get_stats(&o->stats);
+    brg_compiled_destroy(compiled);
+    model_deinit(&m);
+    brg_scope_end(all);
+}
+
+static double difference(const outcome *a, const outcome *b)
+{
+    double worst = 0;
+    for (int i = 0; i < N_STEPS; i++)
+        worst = fmax(worst, fabs(a->losses[i] - b->losses[i]) /
+                                (1 + fabs(b->losses[i])));
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 128; k++)
+            worst = fmax(worst, fabs((double)a->p[i][k] - b->p[i][k]));
+    return worst;
+}
+
+/* ---- By kernels ---------------------------------------------------------------------- */
+
+/* Sums of f32 on the CPU are not in f64, as those of kernels are. */
+static void test_groups_there__training(void **state)
+{
+    static outcome want, got;
+    (void)state;
+    train(&want, EAGER, BRG_DTYPE_F32);
+    assert_int_equal(compiling.n_launched, 0);
+    for (way w = BACKWARD; w < N_WAYS; w++) {
+        assert_brg_ok(brg_compile_reset());
+        compiling.n_launched = 0;
+        train(&got, w, BRG_DTYPE_F32);
+        const double off = difference(&got, &want);
+        print_message("way %d: off by %g, %d launches of kernels, %d of "
+                      "graphs\n",
+                      (int)w, off, compiling.n_launched,
+                      (int)got.stats.replay_launches);
+        assert_true(off <= 1e-6);
+        assert_true(compiling.n_launched >= (w == LAUNCHED ? 8 : 16));
+        assert_int_equal(got.stats.fallbacks, 0);
+        assert_string_equal(logged, "");
+        if (w == LAUNCHED)
+            assert_true(got.stats.replay_launches >= 3);
+    }
+    assert_int_equal(compiling.n_loaded, compiling.n_unloaded);
+}
+
+/* Twenty ops are one launch; and what is broadcast, strided, of other dtypes. */
+static brg_status chain(brg_tensor *const *in, size_t n_in, brg_tensor **out,
+                        size_t n_out, void *user)
+{
+    brg_tensor *x = in[0];
+    (void)n_in;
+    (void)n_out;
+    (void)user;
+    for (int i = 0; i < 5; i++) {
+        x = brg_add(brg_mul_scalar(x, 0.75), in[1]);
+        x = brg_maximum(x, in[2]);
+        x = brg_where(brg_gt(x, in[3]), x, brg_neg(x));
+    }
+    out[0] = x;
+    return x ? BRG_OK : brg_error_code();
+}
+
+static void call_chain(brg_dtype dtype, int64_t rows, int64_t cols,
+                       bool is_strided)
+{
+    brg_compiled *compiled;
+    brg_tensor *in[4], *want, *got;
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.fullgraph = options.whole = true;
+    options.backend = BRG_COMPILE_BACKEND_FUSED;
+    brg_scope *scope = brg_scope_begin();
+    brg_seed((uint64_t)(rows + cols));
+    in[0] = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(rows, cols));
+    if (is_strided)
+        in[0] = brg_transpose(brg_randn(BRG_DTYPE_F32, BRG_SHAPE(cols, rows)),
+                              0, 1);
+    in[1] = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(cols));
+    in[2] = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(rows, 1));
+    in[3] = brg_randn(BRG_DTYPE_F32, 0, NULL);
+    for (int i = 0; i < 4; i++)
+        in[i] = assert_brg_some(brg_cast(in[i], dtype));
+    assert_brg_ok(chain(in, 4, &want, 1, NULL));
+    assert_brg_ok(brg_compiled_create(&compiled, chain, NULL, &options));
+    for (int i = 0; i < 2; i++) {
+        compiling.n_launched = 0;
+        assert_brg_ok(brg_compiled_call(compiled, in, 4, &got, 1));
+        assert_int_equal(compiling.n_launched, 1);
+        assert_memory_equal(brg__tensor_ptr(got), brg__tensor_ptr(want),
+                            brg_tensor_nbytes(want));
+    }
+    brg_compiled_destroy(compiled);
+    brg_scope_end(scope);
+}
+
+static void test_groups_there__a_chain_is_one_launch(void **state)
+{
+    static const brg_dtype dtypes[] = {BRG_DTYPE_F32, BRG_DTYPE_BF16,
+                                       BRG_DTYPE_F16, BRG_DTYPE_F64};
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        call_chain(dtypes[i], 6, 32, false); /* whole vectors */
+        call_chain(dtypes[i], 6, 32, true);
+        call_chain(dtypes[i], 5, 7, false); /* rows of none */
+        call_chain(dtypes[i], 1, 1, false);
+        call_chain(dtypes[i], 1, 1003, false); /* some are left */
+    }
+    assert_string_equal(logged, "");
+}
+
+/* ---- Devices that fail --------------------------------------------------------------- */
+
+static int count(const char *text, const char *what)
+{
+    int n = 0;
+    for (const char *at = strstr(text, what); at; at = strstr(at + 1, what))
+        n++;
+    return n;
+}
+
+static void expect_one_by_one(bool *fault, const char *why)
+{
+    static outcome want, got;
+    train(&want, EAGER, BRG_DTYPE_F32);
+    for (way w = BACKWARD; w < N_WAYS; w++) {
+        assert_brg_ok(brg_compile_reset());
+        logged[0] = '\0';
+        *fault = true;
+        compiling.n_launched = 0;
+        train(&got, w, BRG_DTYPE_F32);
+        *fault = false;
+        assert_int_equal(compiling.n_launched, 0);
+        assert_true(difference(&got, &want) <= 1e-6);
+        assert_int_equal(got.stats.fallbacks, 0);
+        if (count(logged, "run one by one on cuda:0") != 1)
+            print_error("%s\n", logged);
+        assert_int_equal(count(logged, "run one by one on cuda:0"), 1);
+        assert_non_null(strstr(logged, why));
+        if (w == LAUNCHED)
+            assert_true(got.stats.replay_launches >= 3);
+    }
+    /* it is not tried again before a reset, but then it is */
+    assert_brg_ok(brg_compile_reset());
+    train(&got, STEP, BRG_DTYPE_F32);
+    assert_true(compiling.n_launched > 0);
+}
+
+static void test_groups_there__no_compiler(void **state)
+{
+    (void)state;
+    expect_one_by_one(&compiling.is_missing, "there is no compiler");
+}
+
+static void test_groups_there__a_source_is_refused(void **state)
+{
+    (void)state;
+    expect_one_by_one(&compiling.refuses, "error: the test says so");
+}
+
+static void test_groups_there__a_binary_cannot_be_loaded(void **state)
+{
+    (void)state;
+    expect_one_by_one(&compiling.cannot_load, "that is no good");
+}
+
+static void test_groups_there__a_kernel_cannot_be_launched(void **state)
+{
+    (void)state;
+    expect_one_by_one(&compiling.cannot_launch, "too many resources");
+}
+
+/* The default backend makes no kernels. */
+static void test_groups_there__other_backends(void **state)
+{
+    brg_compiled *compiled;
+    brg_tensor *in[4], *got;
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    (void)state;
+    options.whole = true;
+    brg_scope *scope = brg_scope_begin();
+    for (int i = 0; i < 4; i++)
+        in[i] = assert_brg_some(brg_ones(BRG_DTYPE_F32, BRG_SHAPE(4, 4)));
+    assert_brg_ok(brg_compiled_create(&compiled, chain, NULL, &options));
+    assert_brg_ok(brg_compiled_call(compiled, in, 4, &got, 1));
+    assert_int_equal(compiling.n_launched + compiling.n_compiled, 0);
+    brg_compiled_destroy(compiled);
+    brg_scope_end(scope);
+}
+
+int main(void)
+{
+    assert_brg_ok(brg_device_register(BRG_DEVICE_CUDA, compiling_device()));
+    const struct CMUnitTest tests[] = {
+        there_test(test_groups_there__training),
+        there_test(test_groups_there__a_chain_is_one_launch),
+        there_test(test_groups_there__no_compiler),
+        there_test(test_groups_there__a_source_is_refused),
+        there_test(test_groups_there__a_binary_cannot_be_loaded),
+        there_test(test_groups_there__a_kernel_cannot_be_launched),
+        there_test(test_groups_there__other_backends),
+    };
+    return cmocka_run_group_tests_name("groups_there", tests, NULL, NULL);
+}

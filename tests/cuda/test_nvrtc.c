@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The CUDA C of groups is CUDA C: NVRTC compiles it, for GPUs of several kinds,
+ * and says what it refuses. Needs NVRTC, but no GPU. */
+#include "core/cuda/cu.h"
+#include "core/cuda/nvrtc.h"
+
+#include "compile/fuse/cuda_group.h"
+#include "tests/compile/groups.h"
+
+#define N_GROUPS 8
+
+static char *make_text(brg__cuda_group *g, size_t n, int *kernel)
+{
+    static const brg_dtype dtypes[] = {BRG_DTYPE_F32, BRG_DTYPE_BF16,
+                                       BRG_DTYPE_F16, BRG_DTYPE_F64};
+    static group_case c[N_GROUPS];
+    brg__cuda_group *groups[N_GROUPS];
+    const char *why;
+    char *text;
+    uint64_t seed = brg_test_seed(51);
+    for (size_t i = 0; i < n; i++) {
+        chance chances = {seed + i};
+        brg_seed(chances.state);
+        random_group(&chances, &c[i], dtypes[i % 4]);
+        assert_brg_ok(brg__cuda_group_init(&g[i], &c[i].group, c[i].in, &why));
+        assert_null(why);
+        groups[i] = &g[i];
+    }
+    assert_brg_ok(brg__cuda_text(&text, groups, n, kernel));
+    return text;
+}
+
+static bool holds(const char *bytes, size_t n, const char *name)
+{
+    const size_t length = strlen(name);
+    for (size_t i = 0; i + length <= n; i++)
+        if (memcmp(bytes + i, name, length) == 0)
+            return true;
+    return false;
+}
+
+static void test_nvrtc__compiles_groups(void **state)
+{
+    static const int capabilities[] = {80, 90};
+    static brg__cuda_group g[N_GROUPS];
+    int kernel[N_GROUPS];
+    (void)state;
+    brg_scope *scope = brg_scope_begin();
+    char *text = make_text(g, N_GROUPS, kernel);
+    for (size_t i = 0; i < 2; i++) {
+        void *cubin;
+        size_t n;
+        char name[40];
+        assert_brg_ok(brg__cu_nvrtc_compile(capabilities[i], text, &cubin, &n));
+        assert_memory_equal(cubin, "\177ELF", 4);
+        for (size_t k = 0; k < N_GROUPS; k++) {
+            snprintf(name, sizeof name, "brg_flat_%d", kernel[k]);
+            assert_true(holds(cubin, n, name));
+            snprintf(name, sizeof name, "brg_columns_%d", kernel[k]);
+            assert_true(holds(cubin, n, name) == g[k].has_columns);
+        }
+        print_message("sm_%d: %zu bytes\n", capabilities[i], n);
+        brg__mem_free(cubin);
+    }
+    brg__mem_free(text);
+    brg_scope_end(scope);
+}
+
+static void test_nvrtc__says_what_it_refuses(void **state)
+{
+    void *cubin;
+    size_t n;
+    (void)state;
+    assert_int_equal(
+        brg__cu_nvrtc_compile(90, "extern \"C\" nonsense;", &cubin, &n),
+        BRG_ERR_UNSUPPORTED);
+    assert_null(cubin);
+    assert_non_null(strstr(brg_error_message(), "NVRTC_ERROR_COMPILATION"));
+    assert_non_null(strstr(brg_error_message(), "brigade.cu(1): error"));
+}
+
+static void test_nvrtc__gpus_that_it_does_not_know(void **state)
+{
+    char text[BRG_DEVICE_COMPILER_TEXT], other[BRG_DEVICE_COMPILER_TEXT];
+    (void)state;
+    assert_brg_ok(brg__cu_nvrtc_identity(90, text, sizeof text));
+    assert_brg_ok(brg__cu_nvrtc_identity(80, other, sizeof other));
+    print_message("%s\n", text);
+    assert_string_not_equal(text, other);
+    assert_int_equal(brg__cu_nvrtc_identity(13, text, sizeof text),
+                     BRG_ERR_UNSUPPORTED);
+    assert_non_null(strstr(brg_error_message(), "compute capability 1.3"));
+}
+
+int main(void)
+{
+    char text[BRG_DEVICE_COMPILER_TEXT];
+    brg__cu_host = brg_device_host_get();
+    if (brg__cu_nvrtc_identity(90, text, sizeof text) != BRG_OK) {
+        printf("SKIPPED, nothing was tested: %s\n", brg_error_message());
+        return BRG_TEST_SKIPPED;
+    }
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_nvrtc__compiles_groups),
+        cmocka_unit_test(test_nvrtc__says_what_it_refuses),
+        cmocka_unit_test(test_nvrtc__gpus_that_it_does_not_know),
+    };
+    return cmocka_run_group_tests_name("nvrtc", tests, NULL, NULL);
+}
