@@ -2,8 +2,8 @@
  * Between nodes. Each rank speaks with the ranks at its own place of the other
  * nodes (its peers): headers before a collective, and its slice of an
  * all_reduce. Where nodes differ in size, ranks whose place is not in every
- * node have no peers and no slice, and hear from their node what has come. The
- * other collectives go flat, from rank to rank.
+ * node have no peers and no slice, and hear from their node what has come. Other
+ * collectives: spread.c, or flat, from rank to rank.
  *
  * A piece of a slice: this node's partial sums go out, each peer folding its
  * share of the piece in node order and sending the result back; between two
@@ -143,7 +143,7 @@ void brg__mpi_send_verdict(mpi_group *g, const header *verdict)
     }
 }
 
-static bool has_come(MPI_Request request)
+bool brg__mpi_has_come(MPI_Request request)
 {
     int flag = 0;
     return MPI_Request_get_status(request, &flag, MPI_STATUS_IGNORE) !=
@@ -165,7 +165,7 @@ static bool slot_awaits(const mpi_group *g, int i, int rank)
     for (int node = 0, k = 0; node < g->n_nodes; node++) {
         if (node == g->my_node)
             continue;
-        if (peer_at(g, node) == rank && !has_come(requests[2 * k]))
+        if (peer_at(g, node) == rank && !brg__mpi_has_come(requests[2 * k]))
             return true;
         k++;
     }
@@ -175,15 +175,20 @@ static bool slot_awaits(const mpi_group *g, int i, int rank)
 bool brg__mpi_awaits(const mpi_group *g, int rank)
 {
     const cursor *c = &g->cursor;
-    if (!c->call || (c->mode != MODE_FLAT && !has_place(g)))
+    if (!c->call)
         return false;
-    for (int i = 0; c->mode != MODE_FLAT && i < g->n_slots; i++)
+    if (c->mode == MODE_SPREAD)
+        return brg__mpi_spread_awaits(g, rank);
+    bool is_flat = c->mode == MODE_FLAT || c->call->coll == BRG_COLL_BROADCAST;
+    if (!is_flat && !has_place(g))
+        return false;
+    for (int i = 0; !is_flat && i < g->n_slots; i++)
         if (g->slots[i].stage != X_FREE && slot_awaits(g, i, rank))
             return true;
     bool is_sum = c->call->coll == BRG_COLL_SUM_LEAVES;
     const MPI_Request *requests = is_sum ? g->leaves.requests : g->requests;
-    for (int i = 0; c->mode == MODE_FLAT && i < c->n_requests; i++)
-        if (g->request_ranks[i] == rank && !has_come(requests[i]))
+    for (int i = 0; is_flat && i < c->n_requests; i++)
+        if (g->request_ranks[i] == rank && !brg__mpi_has_come(requests[i]))
             return true;
     return false;
 }

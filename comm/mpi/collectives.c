@@ -16,14 +16,6 @@ static void copy(void *dst, const void *src, size_t nbytes)
         memmove(dst, src, nbytes);
 }
 
-static int local_root(const mpi_group *g, const brg_call *call)
-{
-    int r = 0;
-    while (rank_in(g, g->my_node, r) != call->peer)
-        r++;
-    return r;
-}
-
 static brg_reduction reduction_of(const mpi_group *g, const brg_call *call)
 {
     return (brg_reduction){
@@ -68,8 +60,8 @@ brg_status brg__mpi_run_small(mpi_group *g, brg_call *call)
         break;
     case BRG_COLL_BROADCAST:
         if (call->peer != g->rank)
-            memcpy(call->recv, g->shared[local_root(g, call)]->small[slot],
-                   nbytes);
+            memcpy(call->recv,
+                   g->shared[brg__mpi_root_here(g, call)]->small[slot], nbytes);
         break;
     case BRG_COLL_SUM_LEAVES:
         brg__mpi_leaves_run_small(g, call);
@@ -82,11 +74,11 @@ brg_status brg__mpi_run_small(mpi_group *g, brg_call *call)
 
 /* ---- Direct: in regions -------------------------------------------------------------- */
 
-/* Where rank r's data lies in this process. */
-static unsigned char *data_of(const mpi_group *g, const brg_call *call, int r)
+unsigned char *brg__mpi_data_of(const mpi_group *g, const brg_call *call,
+                                int local)
 {
-    const shared_line *line = line_of(g, r, call->seq);
-    return g->regions[line->region - 1].base[r] + line->offset;
+    const shared_line *line = line_of(g, local, call->seq);
+    return g->regions[line->region - 1].base[local] + line->offset;
 }
 
 /* Sets up the cursor's range: this rank's slice of all buffers. */
@@ -105,7 +97,7 @@ static void begin_direct_reduce(mpi_group *g, const brg_call *call)
     range->reduction.count = slice.end - slice.begin;
     range->reduction.n_dst = is_all ? (size_t)g->n_local : 1;
     for (int r = 0; r < g->n_local; r++) {
-        g->src[r] = data_of(g, call, r) + skip;
+        g->src[r] = brg__mpi_data_of(g, call, r) + skip;
         g->dst[r] = (void *)g->src[r];
     }
     if (!is_all)
@@ -118,7 +110,7 @@ static void gather_step(mpi_group *g, brg_call *call, size_t n)
     size_t at = g->cursor.at;
     for (int r = 0; r < g->n_local; r++)
         copy((char *)call->recv + (size_t)r * call->nbytes + at,
-             data_of(g, call, r) + at, n);
+             brg__mpi_data_of(g, call, r) + at, n);
 }
 
 static brg_status copy_step(mpi_group *g, brg_call *call, bool *is_over)
@@ -129,7 +121,7 @@ static brg_status copy_step(mpi_group *g, brg_call *call, bool *is_over)
         gather_step(g, call, n);
     else if (call->peer != g->rank)
         copy((char *)call->recv + c->at,
-             data_of(g, call, local_root(g, call)) + c->at, n);
+             brg__mpi_data_of(g, call, brg__mpi_root_here(g, call)) + c->at, n);
     c->at += n;
     *is_over = c->at == call->nbytes;
     return BRG_OK;
@@ -156,7 +148,8 @@ brg_status brg__mpi_run_direct(mpi_group *g, brg_call *call, bool *is_over)
  *
  *   all_reduce,  phase 2k      take out piece k - 1, put in piece k
  *   sum_leaves   phase 2k + 1  reduce my slice of piece k, in my buffer
- *   others       phase k       use piece k - 1 of the others, put in piece k
+ *   others       phase k       use piece k - 1 of the others, put in piece k;
+ *                              of a broadcast, have it in every node
  *
  * A slot is filled again two pieces later, when all have passed the phase in
  * which they read it. */
@@ -246,7 +239,7 @@ static void take_piece(mpi_group *g, brg_call *call, size_t k)
         for (int r = 0; r < g->n_local; r++)
             memcpy(to + (size_t)r * call->nbytes, slot_of(g, r, k), n * nbytes);
     } else if (call->peer != g->rank) {
-        memcpy(to, slot_of(g, local_root(g, call), k), n * nbytes);
+        memcpy(to, slot_of(g, brg__mpi_root_here(g, call), k), n * nbytes);
     }
 }
 
@@ -275,6 +268,24 @@ size_t brg__mpi_staged_phases(mpi_group *g, const brg_call *call)
     return is_two_phased(call) ? 2 * n + 1 : n + 1;
 }
 
+/* Put in by the root, and in the other nodes by MPI. */
+static brg_status relay_piece(mpi_group *g, const brg_call *call, size_t k,
+                              bool *is_over)
+{
+    cursor *c = &g->cursor;
+    brg__slice piece = brg__piece_of(call->count, piece_limit(g, call), k);
+    size_t n = (piece.end - piece.begin) * element_size(call);
+    int flag = 1;
+    if (n && !c->is_begun)
+        BRG_TRY(brg__mpi_relay(g, call, slot_of(g, g->local, k), n));
+    c->is_begun = true;
+    if (n)
+        MPI_CHECK(g, MPI_Testall(c->n_requests, g->requests, &flag,
+                                 MPI_STATUSES_IGNORE));
+    *is_over = flag;
+    return BRG_OK;
+}
+
 static brg_status staged_phase(mpi_group *g, brg_call *call, bool *is_over)
 {
     cursor *c = &g->cursor;
@@ -286,12 +297,15 @@ static brg_status staged_phase(mpi_group *g, brg_call *call, bool *is_over)
         c->is_begun = true;
         return brg__mpi_range_step(g, is_over);
     }
+    bool is_relayed = g->n_nodes > 1 && call->coll == BRG_COLL_BROADCAST;
+    if (is_relayed && c->is_begun)
+        return relay_piece(g, call, k, is_over);
     if (k > 0 && is_two_phased(call))
         take_reduced(g, call, k - 1);
     else if (k > 0)
         take_piece(g, call, k - 1);
     put_piece(g, call, k);
-    return BRG_OK;
+    return is_relayed ? relay_piece(g, call, k, is_over) : BRG_OK;
 }
 
 brg_status brg__mpi_run_staged(mpi_group *g, brg_call *call, bool *is_over)

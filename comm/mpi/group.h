@@ -10,11 +10,14 @@
  *   direct   data lies in regions; each rank sums its slice of all buffers and
  *            writes it to all
  *   staged   any other memory: in pieces through the bounce buffers
- *   flat     between nodes, other collectives than all_reduce: messages
+ *   spread   between nodes of several ranks, reduce_scatter and all_gather in
+ *            regions: each node sends its sums, or its data, once (spread.c)
+ *   flat     between nodes, what is left: messages from rank to rank
  *
  * Between nodes, an all_reduce is direct or staged too: a slice is summed in
  * the node, then across nodes by the ranks at its place of each node, and the
- * result written to all buffers of the node, so that nothing is gathered.
+ * result written to all buffers of the node, so that nothing is gathered. So is
+ * a broadcast of some length: staged, by a rank of each other node for it.
  *
  * A collective is cut in phases. `done` of the control block says how far its
  * rank is: seq << PHASE_BITS | phases finished. Phase k may begin when every
@@ -45,7 +48,8 @@ typedef struct shared_line {
     _Alignas(64) _Atomic uint64_t stamp; /* seq + 1, last to be written */
     brg_signature signature;
     uint64_t offset;      /* of the data to send, in its region */
-    uint64_t recv_offset; /* of sum_leaves: the same of its result */
+    uint64_t recv_offset; /* the same of the result of a sum_leaves, and of an
+                             all_gather between nodes */
     uint32_t region;      /* 0: not in one */
     uint32_t recv_region;
     /* What this rank has heard of the other nodes: 2 (seq + 1), one more if
@@ -148,6 +152,7 @@ typedef enum call_mode {
     MODE_SMALL,
     MODE_DIRECT,
     MODE_STAGED,
+    MODE_SPREAD,
     MODE_FLAT
 } call_mode;
 
@@ -188,6 +193,20 @@ typedef struct leaf_plan {
     unsigned char *in;
     MPI_Request *requests;
 } leaf_plan;
+
+/* What spread.c keeps; nothing unless some node has several ranks. */
+typedef struct spread_plan {
+    int n_agents;  /* n_nodes - 1 */
+    int n_clients; /* of this rank, in all other nodes */
+    int *peers;    /* their ranks: agents, then clients */
+    int n_slots;
+    MPI_Request *requests; /* of each slot, one a peer */
+    int *n_open;           /* of each slot's */
+    int *done;             /* scratch, as many as requests */
+    unsigned char *room;   /* X_NBYTES a request */
+    unsigned char *own;    /* X_NBYTES */
+    size_t n_over;         /* pieces of the call under way */
+} spread_plan;
 
 typedef struct p2p_op {
     struct p2p_op *next;
@@ -238,6 +257,7 @@ typedef struct mpi_group {
     p2p_op *p2p;
     p2p_op **p2p_end;
     leaf_plan leaves;
+    spread_plan spread;
 
     /* Scratch, sized for the group. */
     const void **src; /* of the cursor's reduction */
@@ -380,6 +400,10 @@ brg_status brg__mpi_run_small(mpi_group *g, brg_call *call);
 brg_status brg__mpi_run_direct(mpi_group *g, brg_call *call, bool *is_over);
 brg_status brg__mpi_run_staged(mpi_group *g, brg_call *call, bool *is_over);
 size_t brg__mpi_staged_phases(mpi_group *g, const brg_call *call);
+/* Where the data of a rank of this node lies in this process, of a call in
+ * regions. */
+unsigned char *brg__mpi_data_of(const mpi_group *g, const brg_call *call,
+                                int local);
 
 /* ---- leaves.c: the reproducible sum, in each mode ---------------------------------- */
 
@@ -426,6 +450,24 @@ bool brg__mpi_awaits(const mpi_group *g, int rank);
 /* One step of the cursor's range, through other nodes where there are any. */
 brg_status brg__mpi_range_step(mpi_group *g, bool *is_over);
 brg_status brg__mpi_run_flat(mpi_group *g, brg_call *call, bool *is_over);
+
+bool brg__mpi_has_come(MPI_Request request);
+
+/* ---- spread.c: between nodes, each node's data once -------------------------------- */
+
+brg_status brg__mpi_spread_init(mpi_group *g);
+void brg__mpi_spread_deinit(mpi_group *g);
+void brg__mpi_spread_cancel(mpi_group *g);
+/* Whether this call is; a broadcast is staged then. */
+bool brg__mpi_is_spread(const mpi_group *g, const brg_call *call, bool direct);
+brg_status brg__mpi_run_spread(mpi_group *g, brg_call *call, bool *is_over);
+/* Of a broadcast: who fills its bounce buffer in this node. Sends n bytes at
+ * the root's, or receives them at the one of such a rank: requests of the
+ * cursor. */
+int brg__mpi_root_here(const mpi_group *g, const brg_call *call);
+brg_status brg__mpi_relay(mpi_group *g, const brg_call *call, void *at,
+                          size_t n);
+bool brg__mpi_spread_awaits(const mpi_group *g, int rank);
 
 /* ---- p2p.c ------------------------------------------------------------------------ */
 

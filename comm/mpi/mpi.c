@@ -227,6 +227,7 @@ static void free_group(mpi_group *g)
     brg__mpi_world_deinit(g);
     brg__mpi_across_deinit(g);
     brg__mpi_leaves_deinit(g);
+    brg__mpi_spread_deinit(g);
     g->host->free(g);
 }
 
@@ -273,6 +274,8 @@ brg_status brg__mpi_create(const brg_host *host, const brg_pg_options *options,
         status = brg__mpi_across_init(g);
     if (status == BRG_OK)
         status = brg__mpi_leaves_init(g);
+    if (status == BRG_OK)
+        status = brg__mpi_spread_init(g);
     if (status != BRG_OK) {
         free_group(g);
         return status;

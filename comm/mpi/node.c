@@ -54,21 +54,24 @@ static void write_data(mpi_group *g, const brg_call *call, shared_line *line)
 {
     size_t nbytes = payload_of(g, call);
     bool is_sum = call->coll == BRG_COLL_SUM_LEAVES;
+    bool is_gathered = g->n_nodes > 1 && call->coll == BRG_COLL_ALL_GATHER;
+    shared_line recv = {.region = 0};
     if (is_sum && is_small(g, call)) {
         brg__mpi_leaves_put_small(g, call);
     } else if (is_small(g, call)) {
         memcpy(g->shared[g->local]->small[call->seq % RING], call->send,
                nbytes);
     } else if (is_sum) {
-        shared_line recv = {.region = 0};
         brg__mpi_region_find(g, call->send, brg__mpi_leaves_extent(g, call),
                              line);
         brg__mpi_region_find(g, call->recv, call->nbytes, &recv);
-        line->recv_offset = recv.offset;
-        line->recv_region = recv.region;
+    } else if (is_gathered) {
+        brg__mpi_region_find(g, call->recv, nbytes * (size_t)g->n_ranks, &recv);
     } else {
         brg__mpi_region_find(g, call->send, nbytes, line);
     }
+    line->recv_offset = recv.offset;
+    line->recv_region = recv.region;
 }
 
 static void write_line(mpi_group *g, const brg_call *call)
@@ -133,10 +136,12 @@ static bool all_in_regions(const mpi_group *g, const brg_call *call)
     for (int r = 0; r < g->n_local; r++) {
         bool is_read = call->coll != BRG_COLL_BROADCAST ||
                        rank_in(g, g->my_node, r) == call->peer;
+        bool is_gathered = g->n_nodes > 1 && call->coll == BRG_COLL_ALL_GATHER;
+        bool is_written = is_gathered || call->coll == BRG_COLL_SUM_LEAVES;
         const shared_line *line = line_of(g, r, call->seq);
-        if (is_read && line->region == 0)
+        if (is_read && !is_gathered && line->region == 0)
             return false;
-        if (call->coll == BRG_COLL_SUM_LEAVES && line->recv_region == 0)
+        if (is_written && line->recv_region == 0)
             return false;
     }
     return true;
@@ -147,8 +152,11 @@ static call_mode choose_mode(const mpi_group *g, const brg_call *call,
 {
     if (is_small(g, call))
         return MODE_SMALL;
-    if (g->n_nodes > 1 && call->coll != BRG_COLL_ALL_REDUCE)
-        return MODE_FLAT;
+    if (g->n_nodes > 1 && call->coll != BRG_COLL_ALL_REDUCE) {
+        if (!brg__mpi_is_spread(g, call, direct))
+            return MODE_FLAT;
+        return call->coll == BRG_COLL_BROADCAST ? MODE_STAGED : MODE_SPREAD;
+    }
     return direct ? MODE_DIRECT : MODE_STAGED;
 }
 
@@ -187,6 +195,8 @@ static brg_status run_mode(mpi_group *g, brg_call *call, bool *is_over)
         return brg__mpi_run_direct(g, call, is_over);
     case MODE_STAGED:
         return brg__mpi_run_staged(g, call, is_over);
+    case MODE_SPREAD:
+        return brg__mpi_run_spread(g, call, is_over);
     case MODE_FLAT:
         return brg__mpi_run_flat(g, call, is_over);
     }
@@ -196,7 +206,7 @@ static brg_status run_mode(mpi_group *g, brg_call *call, bool *is_over)
 /* Others may still read or write the buffers of a direct call. */
 static bool is_shared_until_all_done(const mpi_group *g, const brg_call *call)
 {
-    if (g->cursor.mode != MODE_DIRECT)
+    if (g->cursor.mode != MODE_DIRECT && g->cursor.mode != MODE_SPREAD)
         return false;
     return call->coll != BRG_COLL_BROADCAST || call->peer == g->rank;
 }

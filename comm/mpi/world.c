@@ -486,6 +486,7 @@ static bool take_leave(mpi_group *g)
     uint64_t until = g->host->clock_ns() + DESTROY_WAIT_NS;
     bool is_over = requests != NULL;
     brg__mpi_across_cancel(g);
+    brg__mpi_spread_cancel(g);
     for (int r = 0; is_over && r < g->n_ranks; r++)
         if (r != g->rank)
             is_over = MPI_Isend(NULL, 0, MPI_BYTE, r, TAG_FAREWELL, g->world,

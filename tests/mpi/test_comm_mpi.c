@@ -40,6 +40,103 @@ static void test_mpi__keeps_the_contract_on_uneven_nodes(void **state)
         check_contract(n_ranks - 1);
 }
 
+/* ---- Several in a row, more pieces than are on their way at once --------------- */
+
+#define ROW_COUNT 520000
+
+typedef struct row {
+    float *parts;  /* reduce_scatter: n x count, in place */
+    float *whole;  /* all_gather: n x count, in place */
+    float *sums;   /* all_reduce */
+    float *copies; /* broadcast; not of the group's memory */
+    size_t count;
+    int root;
+} row;
+
+static float row_value(int of, size_t i)
+{
+    return (float)((size_t)(of + 1) * (1 + i % 1013));
+}
+
+static void row_fill(const row *w)
+{
+    for (size_t i = 0; i < w->count; i++) {
+        for (int r = 0; r < n_ranks; r++) {
+            w->parts[(size_t)r * w->count + i] = row_value(rank + r, i);
+            w->whole[(size_t)r * w->count + i] =
+                r == rank ? row_value(rank, i) : -1;
+        }
+        w->sums[i] = row_value(rank, i);
+        w->copies[i] = rank == w->root ? row_value(w->root, i) : -1;
+    }
+}
+
+static void row_start(brg_pg *pg, const row *w, brg_work **works)
+{
+    size_t n = w->count, own = (size_t)rank * n;
+    assert_brg_ok(brg_reduce_scatter(pg, &works[0], w->parts + own, w->parts, n,
+                                     BRG_DTYPE_F32, BRG_REDUCE_SUM));
+    assert_brg_ok(brg_all_gather(pg, &works[1], w->whole, w->whole + own, n,
+                                 BRG_DTYPE_F32));
+    assert_brg_ok(brg_all_reduce(pg, &works[2], w->sums, n, BRG_DTYPE_F32,
+                                 BRG_REDUCE_SUM));
+    assert_brg_ok(
+        brg_broadcast(pg, &works[3], w->copies, n, BRG_DTYPE_F32, w->root));
+}
+
+static void row_check(const row *w)
+{
+    int all = n_ranks * (n_ranks + 1) / 2;
+    for (size_t i = 0; i < w->count; i++) {
+        float one = row_value(0, i);
+        assert_true(w->parts[(size_t)rank * w->count + i] ==
+                    one * (float)(all + n_ranks * rank));
+        assert_true(w->sums[i] == one * (float)all);
+        assert_true(w->copies[i] == row_value(w->root, i));
+        for (int r = 0; r < n_ranks; r++)
+            assert_true(w->whole[(size_t)r * w->count + i] == row_value(r, i));
+    }
+}
+
+/* A few of different lengths are under way at a time. */
+static void check_rows(int node_size)
+{
+    enum { N_ROWS = 3, N_EACH = 4 };
+    static const size_t counts[N_ROWS] = {1500, ROW_COUNT, 40007};
+    row rows[N_ROWS];
+    brg_work *works[N_ROWS][N_EACH];
+    brg_pg *pg = mpi_group(node_size, 60);
+    size_t n = (size_t)n_ranks * sizeof(float);
+    for (int k = 0; k < N_ROWS; k++) {
+        row *w = &rows[k];
+        *w = (row){.count = counts[k], .root = (k + 1) % n_ranks};
+        assert_brg_ok(brg_pg_alloc(pg, (void **)&w->parts, n * w->count));
+        assert_brg_ok(brg_pg_alloc(pg, (void **)&w->whole, n * w->count));
+        assert_brg_ok(
+            brg_pg_alloc(pg, (void **)&w->sums, w->count * sizeof(float)));
+        w->copies = malloc(w->count * sizeof(float));
+        assert_non_null(w->copies);
+        row_fill(w);
+    }
+    for (int k = 0; k < N_ROWS; k++)
+        row_start(pg, &rows[k], works[k]);
+    for (int k = N_ROWS; k-- > 0;)
+        for (int i = N_EACH; i-- > 0;)
+            assert_brg_ok(brg_work_wait(works[k][i]));
+    for (int k = 0; k < N_ROWS; k++) {
+        row_check(&rows[k]);
+        free(rows[k].copies);
+    }
+    brg_pg_destroy(pg);
+}
+
+static void test_mpi__collectives_in_a_row_over_nodes(void **state)
+{
+    (void)state;
+    for (int node_size = 0; node_size < mpi_n_shapes(); node_size++)
+        check_rows(node_size);
+}
+
 static void test_mpi__sums_leaves_in_one_tree(void **state)
 {
     (void)state;
@@ -249,6 +346,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_mpi__keeps_the_contract_on_nodes_of_one),
         cmocka_unit_test(test_mpi__keeps_the_contract_on_nodes_of_two),
         cmocka_unit_test(test_mpi__keeps_the_contract_on_uneven_nodes),
+        cmocka_unit_test(test_mpi__collectives_in_a_row_over_nodes),
         cmocka_unit_test(test_mpi__sums_leaves_in_one_tree),
         cmocka_unit_test(test_mpi__steady_state_allocates_nothing),
         cmocka_unit_test(test_mpi__mismatch_fails_on_every_rank),
