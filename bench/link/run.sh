@@ -6,6 +6,7 @@ usage="usage: bench/link/run.sh <folder of the bench programs> [option...]
   --delay <time>     of a packet each way (0ms)
   --rounds <n>       of all programs in turn (2)
   --models <names>   (\"cnn gpt\")
+  --each <n>         ranks of each host, of --shell (1)
   --shell <command>  runs this on the first host instead, with MPIRUN set
 Needs the right to make network namespaces (root); says so and ends well
 otherwise."
@@ -13,7 +14,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 case ${1:-} in '' | -h | --help) echo "$usage"; exit 0 ;; esac
 bench=$(cd "$1" && pwd) || exit 1
 shift
-rate=1gbit delay=0ms rounds=2 models="cnn gpt" command=
+rate=1gbit delay=0ms rounds=2 models="cnn gpt" each=1 command=
 while test $# -gt 0; do
     test $# -gt 1 || { echo "$usage" >&2; exit 2; }
     case $1 in
@@ -21,6 +22,7 @@ while test $# -gt 0; do
     --delay) delay=$2 ;;
     --rounds) rounds=$2 ;;
     --models) models=$2 ;;
+    --each) each=$2 ;;
     --shell) command=$2 ;;
     *) echo "$usage" >&2; exit 2 ;;
     esac
@@ -78,8 +80,10 @@ on $a unshare --uts hostname brigade-a 2>"$tmp/why" ||
 
 export BENCH_LINK_SPACE=$b OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-mpi_options="-n 2 --host $net.1:1,$net.2:1 --bind-to none
-    --mca plm_rsh_agent $here/agent.sh --mca plm rsh --mca btl tcp,self
+btl=tcp,self
+test "$each" = 1 || btl=$btl,vader
+mpi_options="-n $((2 * each)) --host $net.1:$each,$net.2:$each --bind-to none
+    --mca plm_rsh_agent $here/agent.sh --mca plm rsh --mca btl $btl
     --mca pml ob1 --mca btl_tcp_if_include $net.0/24
     --mca oob_tcp_if_include $net.0/24 --mca orte_keep_fqdn_hostnames 1"
 

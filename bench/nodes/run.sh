@@ -1,0 +1,11 @@
+#!/bin/bash
+# Collectives between two hosts of two ranks each, on the network of
+# bench/link/run.sh.
+usage="usage: bench/nodes/run.sh <folder of the bench programs> [--each <ranks of a host>]
+    [option of bench/link/run.sh...]"
+here=$(cd "$(dirname "$0")" && pwd)
+case ${1:-} in '' | -h | --help) echo "$usage"; exit 0 ;; esac
+bench=$(cd "$1" && pwd) || exit 1
+shift
+exec "$here/../link/run.sh" "$bench" --each 2 "$@" \
+    --shell "timeout 300 \$MPIRUN --mca mpi_yield_when_idle 1 '$bench/bench_nodes'"
