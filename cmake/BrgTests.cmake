@@ -12,7 +12,8 @@
 #                       GPUs; label unit
 #
 # A line "brg-test: slow" in the file adds the label slow and a longer timeout;
-# "brg-test: ranks 1 2 6" names other numbers of ranks.
+# "brg-test: ranks 1 2 6" names other numbers of ranks; "brg-test: shrinks" has
+# mpirun let ranks live when others die, where the MPI can.
 set(BRG_TEST_ENV
   OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
   OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -46,6 +47,16 @@ function(brg_mpi_test name ranks)
   # Open MPI unloads its parts at the end, so no suppression knows their leaks.
   set_property(TEST ${name} APPEND PROPERTY ENVIRONMENT ASAN_OPTIONS=detect_leaks=0)
   set_tests_properties(${name} PROPERTIES PROCESSORS ${ranks})
+endfunction()
+
+# brg_shrink_test(<name>): a test whose ranks die; of those that are left, the
+# last one says so. Open MPI from 5 on.
+function(brg_shrink_test name)
+  set_property(TEST ${name} APPEND PROPERTY ENVIRONMENT
+    BRG_TEST_SHRINKS=1 "MPIRUN_OPTIONS=--with-ft ulfm")
+  set_tests_properties(${name} PROPERTIES
+    PASS_REGULAR_EXPRESSION "went on alone"
+    FAIL_REGULAR_EXPRESSION "Failure!;Sanitizer")
 endfunction()
 
 # brg_gpu_test(<name> <target> <variable=value>...): settings of a test that is
@@ -102,10 +113,14 @@ function(brg_add_test_file file)
       separate_arguments(_worlds)
     endif()
     file(STRINGS ${file} _slow REGEX "brg-test: slow")
+    file(STRINGS ${file} _shrinks REGEX "brg-test: shrinks")
     foreach(_ranks ${_worlds})
       brg_mpi_test(${_layer}/${_unit}_${_ranks} ${_ranks} $<TARGET_FILE:${_target}>)
       if(_slow)
         set_property(TEST ${_layer}/${_unit}_${_ranks} APPEND PROPERTY LABELS slow)
+      endif()
+      if(_shrinks AND BRG_MPI_ULFM_IN_mpi_ext)
+        brg_shrink_test(${_layer}/${_unit}_${_ranks})
       endif()
     endforeach()
     return()

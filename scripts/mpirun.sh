@@ -1,7 +1,8 @@
 #!/bin/sh
 # A program under mpirun, also as root, and with more ranks than processors.
 #   mpirun.sh [-n] <ranks> <program> [<argument>...]
-# MPIRUN: another program instead of mpirun, such as mpiexec.mpich.
+# MPIRUN: another program instead of mpirun, such as mpiexec.mpich;
+# MPIRUN_OPTIONS: more options of it, such as --with-ft ulfm.
 test "$1" = -n && shift
 test $# -ge 2 || { sed -n '3s/^# *//p' "$0" >&2; exit 2; }
 ranks=$1
@@ -15,4 +16,4 @@ if "$mpirun" --version 2>/dev/null | grep -q 'Open MPI\|OpenRTE'; then
     options="--oversubscribe --bind-to none"
     export OMPI_MCA_btl_vader_single_copy_mechanism=none
 fi
-exec "$mpirun" $options -n "$ranks" "$@"
+exec "$mpirun" $options ${MPIRUN_OPTIONS:-} -n "$ranks" "$@"

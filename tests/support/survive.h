@@ -17,6 +17,7 @@ typedef struct survive {
     /* The weights' hash after so many steps; NULL: not checked. */
     const uint64_t *expected;
     const char *names; /* what the first error of each rank must say, or NULL */
+    void (*at_step)(int64_t step); /* before each, on each rank; or NULL */
 
     /* Filled. */
     int n_ended;     /* ranks that have trained to the end */
