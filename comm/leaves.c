@@ -50,13 +50,20 @@ uint32_t brg_leaf_slot(const brg_leaf_run *run, uint32_t i)
     return stack_at(run, i).n;
 }
 
+uint32_t brg__leaf_n_adds(const brg_leaf_run *run, uint32_t i, uint32_t *top)
+{
+    brg__tree_stack stack = stack_at(run, i);
+    uint32_t leaf = run->first + i;
+    brg_assert(i < run->n);
+    *top = stack.n;
+    return brg__tree_push(&stack, (brg__run){leaf, leaf + 1});
+}
+
 void brg_leaf_add(const brg_leaf_run *run, uint32_t i, void *slots,
                   size_t stride, size_t count, brg_dtype dtype)
 {
-    brg_assert(i < run->n);
-    brg__tree_stack stack = stack_at(run, i);
-    uint32_t leaf = run->first + i, top = stack.n;
-    uint32_t n = brg__tree_push(&stack, (brg__run){leaf, leaf + 1});
+    uint32_t top;
+    uint32_t n = brg__leaf_n_adds(run, i, &top);
     for (; n > 0 && count > 0; n--, top--) {
         void *older = (char *)slots + (top - 1) * stride;
         const void *src[2] = {older, (char *)slots + top * stride};

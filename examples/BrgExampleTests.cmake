@@ -51,6 +51,14 @@ foreach(_class Training Resuming Failing Real)
   brg_example_test(fashion_mnist ${_class})
 endforeach()
 brg_example_test(gpt)
+if(BRG_HAVE_NCCL)
+  brg_example_test(gpu)
+  set_tests_properties(examples/gpu PROPERTIES
+    LABELS gpu TIMEOUT 300 SKIP_RETURN_CODE 77)
+  set_property(TEST examples/gpu APPEND PROPERTY ENVIRONMENT
+    BRG_BYO_CUDA=$<TARGET_FILE:byo_ranks_cuda>
+    BRG_CUDA_FUNCTION=$<TARGET_FILE:cuda_function>)
+endif()
 if(BRG_HAVE_MPI)
   brg_example_test(kills)
   add_test(NAME examples/kills_50 COMMAND ${Python3_EXECUTABLE}

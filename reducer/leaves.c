@@ -3,10 +3,11 @@
  * in the order of the tree as they come. See leaves.h. */
 #include "reducer/leaves.h"
 
-#include <string.h>
-
+#include "comm/leaves.h"
 #include "comm/reduce_kernels.h"
 #include "core/base/alloc.h"
+#include "core/ops/op.h"
+#include "core/tensor/tensor.h"
 
 static bool is_half(brg_dtype dtype)
 {
@@ -17,11 +18,6 @@ static bool is_half(brg_dtype dtype)
 
 brg_status brg__leaves_prepare(brg_reducer *r, uint32_t n_leaves)
 {
-    if (r->device.type != BRG_DEVICE_CPU)
-        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
-                        "rank %d: the reproducible reduction needs gradients "
-                        "in host memory",
-                        r->rank);
     BRG_TRY(brg_leaf_run_of(&r->run, n_leaves, r->rank, r->world_size));
     for (size_t i = 0; i < r->n_params; i++)
         r->has_halves |= is_half(r->members[i].dtype);
@@ -59,11 +55,14 @@ void brg__leaves_lay_out(const brg_reducer *r, brg__bucket *bucket,
     };
 }
 
-void brg__leaves_clear(const brg_reducer *r)
+brg_status brg__leaves_clear(const brg_reducer *r)
 {
-    size_t nbytes = 0;
-    if (brg__has_leaves(r) && brg__leaves_arena(r, &nbytes) == BRG_OK)
-        memset(r->arena + r->plan.nbytes, 0, nbytes - r->plan.nbytes);
+    size_t nbytes;
+    if (!brg__has_leaves(r))
+        return BRG_OK;
+    BRG_TRY(brg__leaves_arena(r, &nbytes));
+    return brg__device_zero(r->device, r->arena + r->plan.nbytes,
+                            nbytes - r->plan.nbytes);
 }
 
 /* ---- A step ---------------------------------------------------------------------- */
@@ -92,7 +91,55 @@ static void widen(const brg_reducer *r, const brg__member *m, char *slots,
                                  .dst_partial = true});
 }
 
-void brg__leaf_take(const brg_reducer *r, size_t i)
+/* Elements in a row on a device, as a tensor without an owner. */
+typedef struct row {
+    brg_tensor tensor;
+    brg__storage storage;
+} row;
+
+static const brg_tensor *make_row(row *filled, brg_device device, void *at,
+                                  brg_dtype dtype, size_t count)
+{
+    *filled = (row){
+        .storage = {.device = device,
+                    .data = at,
+                    .nbytes = count * brg_dtype_size(dtype)},
+        .tensor = {.dtype = (uint8_t)dtype,
+                   .device = device,
+                   .ndim = 1,
+                   .is_contiguous = true,
+                   .numel = (int64_t)count,
+                   .shape = {(int64_t)count},
+                   .stride = {1}},
+    };
+    filled->tensor.storage = &filled->storage;
+    return &filled->tensor;
+}
+
+/* The same sums by the kernels of the device: addition of two numbers has one
+ * result. */
+static brg_status take_there(const brg_reducer *r, const brg__member *m,
+                             char *slots, size_t stride)
+{
+    const brg_dtype dtype = is_half(m->dtype) ? BRG_DTYPE_F32 : m->dtype;
+    const brg_device d = r->device;
+    uint32_t top;
+    uint32_t n = brg__leaf_n_adds(&r->run, r->leaf, &top);
+    row a, b;
+    if (dtype != m->dtype) /* a 16-bit gradient goes to its slot as f32 */
+        BRG_TRY(brg__copy_now(
+            make_row(&a, d, slots + top * stride, dtype, m->count),
+            make_row(&b, d, m->slot, m->dtype, m->count)));
+    for (; n > 0; n--, top--) {
+        const brg_tensor *in[2] = {
+            make_row(&a, d, slots + (top - 1) * stride, dtype, m->count),
+            make_row(&b, d, slots + top * stride, dtype, m->count)};
+        BRG_TRY(brg__pointwise_now(&brg__op_add, in, in[0], NULL));
+    }
+    return BRG_OK;
+}
+
+brg_status brg__leaf_take(const brg_reducer *r, size_t i)
 {
     const brg__member *m = &r->members[i];
     char *slots = m->slot;
@@ -100,9 +147,13 @@ void brg__leaf_take(const brg_reducer *r, size_t i)
     if (is_half(m->dtype)) {
         slots = partials_of(r) + 2 * (size_t)((char *)m->slot - r->arena);
         stride *= 2;
-        widen(r, m, slots, stride);
     }
+    if (r->device.type != BRG_DEVICE_CPU)
+        return take_there(r, m, slots, stride);
+    if (is_half(m->dtype))
+        widen(r, m, slots, stride);
     brg_leaf_add(&r->run, r->leaf, slots, stride, m->count, m->dtype);
+    return BRG_OK;
 }
 
 static void disarm_gradients(brg_reducer *r)

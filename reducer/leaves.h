@@ -40,12 +40,12 @@ brg_status brg__leaves_arena(const brg_reducer *r, size_t *nbytes);
 void brg__leaves_lay_out(const brg_reducer *r, brg__bucket *bucket,
                          size_t offset);
 /* Zeros in all slots but the first. */
-void brg__leaves_clear(const brg_reducer *r);
+brg_status brg__leaves_clear(const brg_reducer *r);
 
 /* Where the backward of this leaf is to put gradient i. */
 void *brg__leaf_home(const brg_reducer *r, size_t i);
 /* Gradient i of this leaf is there. */
-void brg__leaf_take(const brg_reducer *r, size_t i);
+brg_status brg__leaf_take(const brg_reducer *r, size_t i);
 
 /* All gradients of this leaf are there, and it is not the last. */
 void brg__leaf_next(brg_reducer *r);

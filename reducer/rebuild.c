@@ -38,8 +38,7 @@ static brg_status move(brg_reducer *r, const brg__plan *plan, char *copy)
         BRG_TRY(brg__device_copy(d, copy + plan->slots[i].offset, d,
                                  r->members[i].slot, r->members[i].nbytes));
     BRG_TRY(brg__device_copy(d, r->arena, d, copy, plan->nbytes));
-    brg__leaves_clear(r);
-    return BRG_OK;
+    return brg__leaves_clear(r);
 }
 
 static void *copy_alloc(const brg_reducer *r, size_t nbytes)

@@ -240,6 +240,13 @@ static void trace_copy(brg_reducer *r, size_t i)
           &(brg__record_gradient){.nbytes = (size_t)nbytes});
 }
 
+/* The first failure of a step is the one that counts. */
+static void keep_failure(brg_reducer *r)
+{
+    if (r->failure.code == BRG_OK)
+        brg__error_save(&r->failure);
+}
+
 void brg__reducer_take(brg_reducer *r, size_t i, bool is_used)
 {
     trace_copy(r, i);
@@ -256,8 +263,11 @@ void brg__reducer_take(brg_reducer *r, size_t i, bool is_used)
         brg__recording_gradient(r, i);
     if (r->options.check_finite)
         brg__finite_look(r, i);
-    if (brg__has_leaves(r) && !r->has_failed)
-        brg__leaf_take(r, i);
+    if (brg__has_leaves(r) && !r->has_failed &&
+        brg__leaf_take(r, i) != BRG_OK) {
+        keep_failure(r);
+        r->has_failed = true; /* the tail tells the others */
+    }
     if (brg__leaf_is_last(r))
         brg__bucket_arrive(&r->buckets[member->bucket]);
 }
@@ -290,13 +300,6 @@ brg_status brg__reducer_close(brg_reducer *r)
         r->stats.last_ready_ns = brg__pg_clock_ns(r->pg) - r->start_ns;
     r->is_closing = true;
     return BRG_OK;
-}
-
-/* The first failure of a step is the one that counts. */
-static void keep_failure(brg_reducer *r)
-{
-    if (r->failure.code == BRG_OK)
-        brg__error_save(&r->failure);
 }
 
 static void wait_one(brg_reducer *r, size_t k)

@@ -470,12 +470,9 @@ static brg_status open_optim(run *r)
 /* What can fail on one rank alone; the ranks agree on it afterwards. */
 static brg_status open_local(run *r)
 {
-    r->is_queued = brg_device_get().type != BRG_DEVICE_CPU;
-    if (r->is_queued && r->options->leaves > 0)
-        return brg_error_set(BRG_ERR_UNSUPPORTED, __FILE__, __LINE__,
-                             "--reduction reproducible does not work with "
-                             "--device %s",
-                             r->options->device);
+    /* the loss of each leaf is read before the next begins */
+    r->is_queued =
+        brg_device_get().type != BRG_DEVICE_CPU && r->options->leaves == 0;
     r->n_losses = r->options->leaves ? (int)r->options->leaves : r->w->size;
     r->losses = calloc((size_t)r->n_losses, sizeof *r->losses);
     if (r->losses == NULL)
@@ -513,7 +510,8 @@ static brg_status fill_result(train_result *out, run *r)
  * nothing to reduce. */
 static brg_status open_ddp(run *r)
 {
-    if (r->w->size == 1 && brg_device_get().type != BRG_DEVICE_CPU)
+    if (r->w->size == 1 && r->options->leaves == 0 &&
+        brg_device_get().type != BRG_DEVICE_CPU)
         return BRG_OK;
     size_t n = 0, n_buffers = 0;
     brg_tensor *const *tensors =
@@ -585,6 +583,9 @@ brg_status train(train_result *out, const train_task *task,
     brg_compile_options compile = BRG_COMPILE_OPTIONS_INIT;
     compile.fullgraph = true; /* rather an error than eager unnoticed */
     compile.whole = true;
+    /* a backward alone is not quicker when it is launched */
+    compile.replay =
+        options->is_step_compiled && brg_device_get().type != BRG_DEVICE_CPU;
     if (options->is_step_compiled && options->leaves > 0)
         return brg_error_set(BRG_ERR_ARG, __FILE__, __LINE__,
                              "--compile=step: a step of leaves has a backward "

@@ -14,11 +14,6 @@
 /* Before the ranks are forked. */
 bool fake_gpu_init(void);
 
-/* Between the ranks, over the memory that they share. recv[r * nbytes ..] =
- * rank r's send, up to 4 KiB. False: some rank did not come for a minute. */
-bool fake_gather(int rank, int n_ranks, void *recv, const void *send,
-                 size_t nbytes);
-
 /* From now on NCCL says that its communicators are in this state (an
  * ncclResult_t). */
 void fake_nccl_set_state(int state);

@@ -9,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
 #include <nccl.h>
 
@@ -22,7 +21,6 @@
 #define N_COMMS 24 /* of one test program's life */
 #define TRAY ((size_t)8 << 20)
 #define BOX 65536
-#define NOTE 4096
 
 typedef struct box {
     _Atomic size_t n; /* 0: empty */
@@ -38,8 +36,6 @@ typedef struct shared_comm {
 
 typedef struct shared {
     _Atomic int n_comms;
-    _Atomic unsigned long noted[FAKE_MAX_RANKS];
-    char notes[2][FAKE_MAX_RANKS][NOTE];
     shared_comm comms[N_COMMS];
 } shared;
 
@@ -65,27 +61,6 @@ bool fake_gpu_init(void)
 void fake_nccl_set_state(int given)
 {
     state = given;
-}
-
-bool fake_gather(int rank, int n_ranks, void *recv, const void *send,
-                 size_t nbytes)
-{
-    static unsigned long n_gathers;
-    const unsigned long k = ++n_gathers;
-    const time_t start = time(NULL);
-    if (nbytes > NOTE)
-        return false;
-    memcpy(all->notes[k % 2][rank], send, nbytes);
-    atomic_store(&all->noted[rank], k);
-    for (int r = 0; r < n_ranks; r++) {
-        while (atomic_load(&all->noted[r]) < k) {
-            if (time(NULL) - start > 60)
-                return false;
-            sched_yield();
-        }
-        memcpy((char *)recv + (size_t)r * nbytes, all->notes[k % 2][r], nbytes);
-    }
-    return true;
 }
 
 /* ---- Communicators -------------------------------------------------------------- */

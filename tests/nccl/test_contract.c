@@ -105,14 +105,14 @@ static brg_status run_registered(forked_rank *me)
     BRG_TRY(brg_pg_alloc(pg, (void **)&b, 0));
     BRG_TRY(brg_pg_alloc(pg, (void **)&c, 4000));
     brg_pg_free(pg, a);
-    (void)cudaStreamSynchronize(me->compute);
+    forked_synchronize(me);
     for (int i = 0; i < 1000; i++) {
         RANK_CHECK(c[i] == 0, "memory is not zero");
         c[i] = (float)(me->rank + i);
     }
     BRG_TRY(brg_all_reduce(pg, &work, c, 1000, BRG_DTYPE_F32, BRG_REDUCE_MAX));
     BRG_TRY(brg_work_wait(work));
-    (void)cudaStreamSynchronize(me->compute);
+    forked_synchronize(me);
     for (int i = 0; i < 1000; i++)
         RANK_CHECK(c[i] == (float)(me->n - 1 + i), "element %d", i);
     brg_pg_destroy(pg);

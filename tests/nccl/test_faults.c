@@ -1,21 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  * What a group over NCCL notices that NCCL does not, on made-up GPUs: ranks that
  * die, leave, come late or do something else. No wait for the GPU lasts. */
-#include <signal.h>
-#include <time.h>
-
 #include "comm/pg.h"
 #include "tests/nccl/forked.h"
 #include "tests/support/backend_suite.h"
 
 #define N 1000
 #define SOON_S 5 /* what is found without a time-out */
-
-static void sleep_ms(long ms)
-{
-    const struct timespec t = {ms / 1000, ms % 1000 * 1000000};
-    (void)nanosleep(&t, NULL);
-}
 
 static brg_status reduce(brg_pg *pg, void *data)
 {
@@ -28,7 +19,7 @@ static brg_status reduce(brg_pg *pg, void *data)
 static brg_status reduce_there(const forked_rank *me, brg_pg *pg, void *data)
 {
     BRG_TRY(reduce(pg, data));
-    (void)cudaStreamSynchronize(me->compute);
+    forked_synchronize(me);
     return BRG_OK;
 }
 
@@ -66,19 +57,19 @@ static brg_status run_fault(forked_rank *me)
         return status;
     }
     if (f != DIES_BEFORE)
-        sleep_ms(150);
+        forked_sleep_ms(150);
     if (f == LEAVES) {
         brg_pg_destroy(pg);
-        sleep_ms(2500); /* its process lives */
+        forked_sleep_ms(2500); /* its process lives */
         return BRG_OK;
     }
     if (f == LATE) {
-        sleep_ms(1500);
+        forked_sleep_ms(1500);
         return lose(me, pg, data);
     }
     if (f == FAILS) {
         fake_nccl_set_state(6); /* ncclRemoteError */
-        sleep_ms(300);
+        forked_sleep_ms(300);
         return brg_pg_error(pg) == BRG_OK ? reduce(pg, data) : brg_pg_error(pg);
     }
     (void)raise(SIGKILL);
@@ -167,7 +158,7 @@ static brg_status run_plans(forked_rank *me)
     for (int i = 0; i < N; i++)
         data[i] = (float)me->rank;
     if (me->rank == 1)
-        sleep_ms(200);
+        forked_sleep_ms(200);
     brg__pg_label(pg, 1, 0, (uint16_t)(0x1000 + me->rank), 0);
     brg_status status = lose(me, pg, data);
     RANK_CHECK(status == BRG_ERR_MISMATCH, "%s", brg_error_message());
@@ -199,14 +190,14 @@ static brg_status run_launches(forked_rank *me)
     BRG_TRY(reduce_there(me, pg, data));
     brg__pg_launched(pg);
     if (me->rank == 1) {
-        sleep_ms(1500);
+        forked_sleep_ms(1500);
         return brg_pg_error(pg) != BRG_OK ? brg_pg_error(pg) : reduce(pg, data);
     }
     /* what hangs in the queue stands for the graph */
     BRG_TRY(brg_all_reduce(pg, &work, data, N, BRG_DTYPE_F32, BRG_REDUCE_SUM));
     BRG_TRY(brg_work_wait(work));
     brg__pg_launched(pg);
-    (void)cudaStreamSynchronize(me->compute);
+    forked_synchronize(me);
     return reduce(pg, data);
 }
 

@@ -5,6 +5,7 @@
 #include <brigade/brigade.h>
 #include <brigade/ext/device.h>
 
+#include <math.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -218,8 +219,8 @@ static void group_free(void *group, void *ptr)
 
 #define N_PARAMS 4
 static const int64_t shapes[N_PARAMS][2] = {{3, 5}, {7, 1}, {2, 40}, {4, 6}};
-static const brg_dtype dtypes[N_PARAMS] = {BRG_DTYPE_F32, BRG_DTYPE_F64,
-                                           BRG_DTYPE_F32, BRG_DTYPE_F32};
+static brg_dtype dtypes[N_PARAMS] = {BRG_DTYPE_F32, BRG_DTYPE_F64,
+                                     BRG_DTYPE_F32, BRG_DTYPE_F32};
 #define ALL ((1u << N_PARAMS) - 1)
 
 typedef struct world {
@@ -234,11 +235,13 @@ static size_t numel(size_t i)
     return (size_t)(shapes[i][0] * shapes[i][1]);
 }
 
+static double size = 1; /* of gradients */
+
 static brg_tensor *constant(int rank, int step, size_t i)
 {
     double values[80];
     for (size_t k = 0; k < numel(i); k++)
-        values[k] = ranks_gradient(rank, step, i, k);
+        values[k] = size * ranks_gradient(rank, step, i, k);
     return brg_cast(brg_from_data(BRG_DTYPE_F64, 2, shapes[i], values),
                     dtypes[i]);
 }
@@ -612,6 +615,67 @@ static void test_device_buckets__ranks_may_run_out_of_data(void **state)
     run_worlds(&r);
 }
 
+/* ---- The reproducible reduction ---------------------------------------------------------- */
+
+#define LEAVES 6
+static double totals[LEAVES]; /* of each step, as one rank has it */
+
+/* One backward for each leaf, then the weighted sum of all gradients: the same
+ * bits in every world, and about the average. */
+static brg_status sums_leaves(world *w, const run *r)
+{
+    (void)r;
+    for (int step = 0; step < LEAVES; step++) {
+        double got = 0, want = 0, scale = 0;
+        BRG_TRY(zero(w));
+        for (bool is_last = false; !is_last;) {
+            uint32_t leaf;
+            world as = *w;
+            is_last = brg_ddp_next_leaf(w->ddp, &leaf);
+            as.rank = (int)leaf;
+            BRG_TRY(backward(&as, step, ALL));
+        }
+        for (size_t i = 0; i < N_PARAMS; i++) {
+            double values[80];
+            brg_scope *scope = brg_scope_begin();
+            brg_status status = brg_tensor_read(
+                brg_cast(brg_tensor_grad(w->params[i]), BRG_DTYPE_F64), values,
+                numel(i) * sizeof *values);
+            brg_scope_end(scope);
+            BRG_TRY(status);
+            for (size_t k = 0; k < numel(i); k++) {
+                got += (double)(k + 1) * values[k];
+                scale += (double)(k + 1) * fabs(values[k]);
+                for (int leaf = 0; leaf < LEAVES; leaf++)
+                    want += (double)(k + 1) / LEAVES * 0.3 *
+                            ranks_gradient(leaf, step, i, k);
+            }
+        }
+        RANK_CHECK(fabs(got - want) < 0.005 * scale,
+                   "rank %d, step %d: %g, not %g", w->rank, step, got, want);
+        if (w->n == 1)
+            totals[step] = got;
+        RANK_CHECK(memcmp(&got, &totals[step], sizeof got) == 0,
+                   "%d ranks, rank %d, step %d: %.17g, alone %.17g", w->n,
+                   w->rank, step, got, totals[step]);
+    }
+    return brg_ddp_confirm(w->ddp);
+}
+
+static void test_device_buckets__sum_leaves_alike(void **state)
+{
+    (void)state;
+    run r = make_run(sums_leaves);
+    r.options.reduction = BRG_REDUCTION_REPRODUCIBLE;
+    r.options.n_leaves = LEAVES;
+    size = 0.3; /* sums are to be rounded */
+    run_worlds(&r);
+    dtypes[2] = BRG_DTYPE_BF16;
+    run_worlds(&r);
+    dtypes[2] = BRG_DTYPE_F32;
+    size = 1;
+}
+
 /* ---- Raw buffers ---------------------------------------------------------------------- */
 
 static brg_status raw_body(world *w, const run *r)
@@ -687,11 +751,6 @@ static brg_status refuses(world *w, const run *r)
     options.measure_norm = true;
     RANK_FAILS(brg_ddp_create(&ddp, w->pg, w->params, 4, NULL, 0, &options),
                BRG_ERR_UNSUPPORTED, "measure_norm needs gradients in host");
-    options.measure_norm = false;
-    options.reduction = BRG_REDUCTION_REPRODUCIBLE;
-    options.n_leaves = 4;
-    RANK_FAILS(brg_ddp_create(&ddp, w->pg, w->params, 4, NULL, 0, &options),
-               BRG_ERR_UNSUPPORTED, "reproducible reduction needs");
     return BRG_OK;
 }
 
@@ -714,6 +773,7 @@ int main(void)
         TEST(test_device_buckets__a_failed_rank_shows_in_the_next),
         TEST(test_device_buckets__parameters_may_be_left_out),
         TEST(test_device_buckets__ranks_may_run_out_of_data),
+        TEST(test_device_buckets__sum_leaves_alike),
         TEST(test_device_buckets__raw_buffers),
         TEST(test_device_buckets__refusals_say_why),
     };

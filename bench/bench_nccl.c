@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Collectives over NCCL in memory of brg_pg_alloc, one GPU for each rank: the
+ * all-reduce as it is, in memory that is registered with NCCL, of bf16 (as it
+ * is, and summed in f32), and the reproducible sum of one part for each rank.
+ * All in turn, calls one after the other; medians over the rounds.
+ *     mpirun -n 2 bench_nccl [rounds] */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <brigade/brigade.h>
+#include <brigade/nccl.h>
+
+#include "bench/bench.h"
+#include "bench/ranks.h"
+
+enum { PLAIN, REGISTERED, HALVES, WIDE, LEAVES, N_WAYS };
+enum { MAX_ROUNDS = 101 };
+#define MAX_BYTES ((size_t)256 << 20)
+
+static const char *const names[N_WAYS] = {"f32 us", "registered", "bf16",
+                                          "bf16 in f32", "leaves"};
+
+typedef struct way {
+    brg_pg *pg;
+    void *data;
+    double us[MAX_ROUNDS];
+} way;
+
+static brg_device gpu;
+
+static void call(const way *w, int which, size_t nbytes)
+{
+    brg_work *work;
+    const bool half = which == HALVES || which == WIDE;
+    const brg_dtype dtype = half ? BRG_DTYPE_BF16 : BRG_DTYPE_F32;
+    const size_t count = nbytes / brg_dtype_size(dtype);
+    const brg_leaf_parts parts = {w->data, nbytes,
+                                  (uint32_t)brg_pg_world_size(w->pg)};
+    bench_must(which == LEAVES ? brg_sum_leaves(w->pg, &work, w->data, &parts,
+                                                count, dtype, BRG_REDUCE_AVG)
+                               : brg_all_reduce(w->pg, &work, w->data, count,
+                                                dtype, BRG_REDUCE_AVG));
+    bench_must(brg_work_wait(work));
+}
+
+static double time_calls(const way *w, int which, size_t nbytes)
+{
+    const int n_calls = nbytes < (1 << 20) ? 100 : nbytes < (32 << 20) ? 30 : 8;
+    for (int i = 0; i < 3; i++)
+        call(w, which, nbytes);
+    bench_must(brg_device_synchronize(gpu));
+    bench_barrier();
+    const double start = bench_seconds();
+    for (int i = 0; i < n_calls; i++)
+        call(w, which, nbytes);
+    bench_must(brg_device_synchronize(gpu));
+    return 1e6 * bench_max(bench_seconds() - start) / n_calls;
+}
+
+static void open_ways(brg_pg *over, way *ways)
+{
+    for (int k = 0; k < N_WAYS; k++) {
+        (void)setenv("BRG_NCCL_REGISTER", k == REGISTERED ? "1" : "0", 1);
+        (void)setenv("BRG_NCCL_WIDE_SUMS", k == WIDE ? "1" : "0", 1);
+        bench_must(brg_nccl_create(&ways[k].pg, over, gpu));
+        bench_must(brg_pg_alloc(ways[k].pg, &ways[k].data, MAX_BYTES));
+    }
+}
+
+static void run_size(way *ways, size_t nbytes, int n_rounds, bool prints)
+{
+    for (int round = 0; round < n_rounds; round++)
+        for (int i = 0; i < N_WAYS; i++) {
+            const int k = (i + round) % N_WAYS;
+            ways[k].us[round] = time_calls(&ways[k], k, nbytes);
+        }
+    if (!prints)
+        return;
+    printf("%10zu", nbytes);
+    for (int k = 0; k < N_WAYS; k++)
+        printf(" %12.1f", bench_median(ways[k].us, (size_t)n_rounds));
+    printf("\n");
+}
+
+int main(int argc, char **argv)
+{
+    static way ways[N_WAYS];
+    brg_pg *over = bench_ranks_begin(&argc, &argv);
+    const int rank = brg_pg_rank(over);
+    const int asked = argc > 1 ? atoi(argv[1]) : 9;
+    const int n_rounds = asked > MAX_ROUNDS ? MAX_ROUNDS : asked;
+    gpu = (brg_device){BRG_DEVICE_CUDA, (int16_t)rank};
+    bench_must(brg_device_load("cuda"));
+    bench_must(brg_device_set(gpu));
+    open_ways(over, ways);
+    if (rank == 0) {
+        printf("%10s", "bytes");
+        for (int k = 0; k < N_WAYS; k++)
+            printf(" %12s", names[k]);
+        printf("\n");
+    }
+    for (size_t nbytes = 4096; nbytes <= MAX_BYTES; nbytes *= 4)
+        run_size(ways, nbytes, n_rounds, rank == 0);
+    for (int k = 0; k < N_WAYS; k++)
+        brg_pg_destroy(ways[k].pg);
+    bench_ranks_end(over);
+    return 0;
+}

@@ -1,0 +1,278 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Two GPUs, and a rank that dies, comes late or calls something else: the other
+ * one's wait for its GPU ends, the error names the rank, and the GPU is as good
+ * as before. The ranks are forked: see tests/support/forked.h. */
+#include <brigade/brigade.h>
+
+#include "tests/support/forked.h"
+
+#define N ((int64_t)1 << 20)
+#define SOON_S 5
+
+static bool forked_prepare(void)
+{
+    return true; /* nothing of CUDA before the fork */
+}
+
+static brg_status forked_begin(forked_rank *me)
+{
+    me->device = (brg_device){BRG_DEVICE_CUDA, (int16_t)me->rank};
+    BRG_TRY(brg_device_load("cuda"));
+    if (brg_device_count(BRG_DEVICE_CUDA) <= me->rank)
+        return brg_error_set(BRG_ERR_DEVICE, __FILE__, __LINE__,
+                             "%d GPUs for %d ranks",
+                             brg_device_count(BRG_DEVICE_CUDA), me->n);
+    BRG_TRY(brg_device_set(me->device));
+    return brg_device_stream(me->device, &me->stream);
+}
+
+static brg_status do_nothing(forked_rank *me)
+{
+    (void)me;
+    return BRG_OK;
+}
+
+static int require_two_gpus(void)
+{
+    forked_result results[2];
+    forked_run(2, do_nothing, NULL, results);
+    for (int r = 0; r < 2; r++)
+        if (results[r].status != BRG_OK) {
+            printf("SKIPPED, nothing was tested: %s\n", results[r].text);
+            return results[r].status == BRG_ERR_DEVICE ? BRG_TEST_SKIPPED : 1;
+        }
+    return 0;
+}
+
+/* Sums ones; the host waits for the GPU. */
+static brg_status reduce(brg_pg *pg, int64_t n, double *sum)
+{
+    brg_work *work;
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *x = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(n));
+    brg_status status =
+        x ? brg_all_reduce(pg, &work, brg_tensor_data(x), (size_t)n,
+                           BRG_DTYPE_F32, BRG_REDUCE_SUM)
+          : brg_error_code();
+    if (status == BRG_OK)
+        status = brg_work_wait(work);
+    if (status == BRG_OK)
+        status = brg_tensor_item(brg_mean_all(x), sum);
+    brg_scope_end(scope);
+    return status;
+}
+
+static brg_status check_gpu(void)
+{
+    double sum = 0;
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *x = brg_full(BRG_DTYPE_F32, BRG_SHAPE(1000, 1000), 2.0);
+    brg_status status = brg_tensor_item(brg_sum_all(brg_matmul(x, x)), &sum);
+    brg_scope_end(scope);
+    BRG_TRY(status);
+    RANK_CHECK(sum == 4e9, "the GPU computes %g", sum);
+    return BRG_OK;
+}
+
+/* The error, after which the GPU still works. */
+static brg_status lose(forked_rank *me, brg_pg *pg, int64_t n)
+{
+    double sum;
+    brg__error_record kept;
+    const uint64_t start = brg__clock_ns();
+    brg_status status = reduce(pg, n, &sum);
+    const double s = 1e-9 * (double)(brg__clock_ns() - start);
+    if (status == BRG_OK)
+        status = reduce(pg, n, &sum);
+    RANK_CHECK(status != BRG_OK, "rank %d: no error", me->rank);
+    brg__error_save(&kept);
+    RANK_CHECK(s < SOON_S, "rank %d: it took %g s: %s", me->rank, s, kept.text);
+    brg_pg_destroy(pg);
+    BRG_TRY(check_gpu());
+    brg__error_restore(&kept);
+    return status;
+}
+
+typedef enum fault { DIES, LATE, DIFFERS, FAILS_TO_START } fault;
+
+/* Rank 1 does it, while rank 0 waits for it in a collective. */
+static brg_status run_fault(forked_rank *me)
+{
+    const fault f = *(const fault *)me->data;
+    double sum = 0;
+    brg_pg *pg;
+    BRG_TRY(forked_group(me, f == LATE ? 1.0 : 30, &pg));
+    for (int i = 0; i < 3; i++)
+        BRG_TRY(reduce(pg, N, &sum));
+    RANK_CHECK(sum == me->n, "the sum is %g", sum);
+    if (me->rank == 1 && f == DIES) {
+        forked_sleep_ms(500);
+        (void)raise(SIGKILL);
+    }
+    if (me->rank == 1)
+        forked_sleep_ms(f == LATE ? 3000 : 300);
+    return lose(me, pg, f == DIFFERS && me->rank == 1 ? N / 2 : N);
+}
+
+static void test_faults__a_rank_dies(void **state)
+{
+    (void)state;
+    forked_result results[2];
+    forked_run(2, run_fault, &(fault){DIES}, results);
+    assert_true(results[1].is_killed);
+    forked_expect(&results[0], BRG_ERR_PEER, "rank 1, which has died");
+    printf("%s\n", results[0].text);
+}
+
+static void test_faults__a_rank_is_late(void **state)
+{
+    (void)state;
+    forked_result results[2];
+    forked_run(2, run_fault, &(fault){LATE}, results);
+    forked_expect(&results[0], BRG_ERR_TIMEOUT,
+                  "timed out after 1 s; rank 1 has not started it");
+    forked_expect(&results[1], BRG_ERR_PEER, "rank 0");
+    printf("%s\n%s\n", results[0].text, results[1].text);
+}
+
+static void test_faults__calls_that_differ(void **state)
+{
+    (void)state;
+    forked_result results[2];
+    forked_run(2, run_fault, &(fault){DIFFERS}, results);
+    for (int r = 0; r < 2; r++) {
+        forked_expect(&results[r], BRG_ERR_MISMATCH, "(1048576 f32, sum)");
+        forked_expect(&results[r], BRG_ERR_MISMATCH, "(524288 f32, sum)");
+    }
+}
+
+/* ---- Steps that are launched ---------------------------------------------------------- */
+
+#define N_IN 64
+
+typedef struct net {
+    brg_params *params;
+    brg_nn_linear fc;
+    brg_optim *optim;
+    brg_ddp *ddp;
+    brg_compiled *step;
+} net;
+
+static brg_status step_of(brg_tensor *const *in, size_t n_in, brg_tensor **out,
+                          size_t n_out, void *user)
+{
+    net *m = user;
+    (void)n_in;
+    (void)n_out;
+    out[0] = brg_mean_all(brg_square(brg_nn_linear_forward(&m->fc, in[0])));
+    if (!out[0])
+        return brg_error_code();
+    BRG_TRY(brg_backward(out[0]));
+    BRG_TRY(brg_optim_step(m->optim));
+    return brg_optim_zero_grad(m->optim, false);
+}
+
+static brg_status make_net(net *m, brg_pg *pg)
+{
+    size_t n;
+    brg_sgd_options sgd = BRG_SGD_OPTIONS_INIT;
+    brg_nn_options nn = BRG_NN_OPTIONS_INIT;
+    brg_compile_options compile = BRG_COMPILE_OPTIONS_INIT;
+    compile.whole = compile.replay = compile.fullgraph = true;
+    sgd.lr = 0.01;
+    BRG_TRY(brg_params_create(&m->params));
+    nn.params = m->params;
+    brg_seed(1);
+    BRG_TRY(brg_nn_linear_init(&m->fc, &nn, "fc", N_IN, N_IN));
+    BRG_TRY(brg_optim_create_sgd(&m->optim, m->params, &sgd));
+    brg_tensor *const *tensors =
+        brg_params_tensors(m->params, BRG_PARAM_TRAINED, &n);
+    BRG_TRY(brg_ddp_create(&m->ddp, pg, tensors, n, NULL, 0, NULL));
+    return brg_compiled_create(&m->step, step_of, m, &compile);
+}
+
+static brg_status call_step(net *m)
+{
+    double loss = 0;
+    brg_tensor *out = NULL;
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(8, N_IN));
+    brg_status status =
+        x ? brg_compiled_call(m->step, &x, 1, &out, 1) : brg_error_code();
+    if (status == BRG_OK)
+        status = brg_tensor_item(out, &loss); /* the host waits */
+    brg_scope_end(scope);
+    return status;
+}
+
+static brg_status run_launched(forked_rank *me)
+{
+    const fault f = *(const fault *)me->data;
+    brg_pg *pg;
+    net m = {0};
+    brg__error_record kept;
+    brg_compile_stats stats;
+    BRG_TRY(forked_group(me, f == LATE ? 1.5 : 30, &pg));
+    BRG_TRY(make_net(&m, pg));
+    for (int i = 0; i < 8; i++)
+        BRG_TRY(call_step(&m));
+    brg_compile_get_stats(&stats);
+    RANK_CHECK(stats.replay_launches >= 3, "%d launches: %s",
+               (int)stats.replay_launches, brg_compile_reason());
+    if (me->rank == 1 && f == DIES)
+        (void)raise(SIGKILL);
+    if (me->rank == 1)
+        forked_sleep_ms(4000);
+    const uint64_t start = brg__clock_ns();
+    brg_status status = BRG_OK;
+    for (int i = 0; i < 3 && status == BRG_OK; i++)
+        status = call_step(&m);
+    const double s = 1e-9 * (double)(brg__clock_ns() - start);
+    RANK_CHECK(status != BRG_OK, "rank %d: no error", me->rank);
+    brg__error_save(&kept);
+    RANK_CHECK(s < SOON_S, "rank %d: it took %g s: %s", me->rank, s, kept.text);
+    brg_compiled_destroy(m.step);
+    brg_ddp_destroy(m.ddp);
+    brg_pg_destroy(pg);
+    BRG_TRY(check_gpu());
+    brg__error_restore(&kept);
+    return status;
+}
+
+static void test_faults__a_rank_dies_between_launches(void **state)
+{
+    (void)state;
+    forked_result results[2];
+    forked_run(2, run_launched, &(fault){DIES}, results);
+    assert_true(results[1].is_killed);
+    forked_expect(&results[0], BRG_ERR_PEER, "rank 1");
+    forked_expect(&results[0], BRG_ERR_PEER, "has died");
+    printf("%s\n", results[0].text);
+}
+
+static void test_faults__a_rank_launches_late(void **state)
+{
+    (void)state;
+    forked_result results[2];
+    forked_run(2, run_launched, &(fault){LATE}, results);
+    forked_expect(&results[0], BRG_ERR_TIMEOUT,
+                  "of a recorded step timed out after 1.5 s; rank 1 has "
+                  "launched");
+    forked_expect(&results[1], BRG_ERR_PEER, "rank 0");
+    printf("%s\n", results[0].text);
+}
+
+int main(void)
+{
+    int status = require_two_gpus();
+    if (status)
+        return status;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_faults__a_rank_dies),
+        cmocka_unit_test(test_faults__a_rank_is_late),
+        cmocka_unit_test(test_faults__calls_that_differ),
+        cmocka_unit_test(test_faults__a_rank_dies_between_launches),
+        cmocka_unit_test(test_faults__a_rank_launches_late),
+    };
+    return cmocka_run_group_tests_name("faults", tests, NULL, NULL);
+}
