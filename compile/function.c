@@ -42,7 +42,8 @@ void brg__function_deinit(brg__function *f)
 static brg_status append(brg__bytes *b, const void *data, size_t n)
 {
     BRG_TRY(brg__array_grow((void **)&b->at, &b->capacity, b->n + n + 1, 1));
-    memcpy(b->at + b->n, data, n);
+    if (n > 0)
+        memcpy(b->at + b->n, data, n);
     b->n += n;
     return BRG_OK;
 }

@@ -272,6 +272,21 @@ static void become(brg_tensor *symbol, brg_tensor *result)
     result->symbol = NULL;
 }
 
+/* Views among them are parts of what became of their bases. */
+static void keep_bases(const tensor_list *live, brg_tensor *const *results)
+{
+    for (size_t i = 0; i < live->n; i++) {
+        brg_tensor *view = live->at[i], *base = view->base;
+        for (size_t j = 0; base && j < live->n; j++) {
+            if (results[j] != base)
+                continue;
+            view->base = brg_retain(live->at[j]);
+            brg_release(base);
+            break;
+        }
+    }
+}
+
 static brg_status run_piece(pieces *p, const tensor_list *live)
 {
     brg__segment *segment;
@@ -282,12 +297,16 @@ static brg_status run_piece(pieces *p, const tensor_list *live)
     leave(p);
     if (status == BRG_OK) {
         brg_random_set_state(&p->random);
+        /* What is recorded was decided when it was written down. */
+        (void)brg_grad_mode_set(true);
         status = brg__segment_run(segment, p->t.piece_inputs.at,
                                   p->t.piece_inputs.n, results, live->n);
     }
     enter(p);
     for (size_t i = 0; status == BRG_OK && i < live->n; i++)
         become(live->at[i], results[i]);
+    if (status == BRG_OK)
+        keep_bases(live, results);
     brg__mem_free(results);
     brg__segment_release(segment);
     return status;
@@ -375,7 +394,6 @@ brg_status brg__pieces_call(brg__function *f, const brg__traced_call *call,
     p->t = (brg__tracing){.emitter.emit = emit,
                           .tracer = {.defer = defer,
                                      .call = call_now,
-                                     .bring = brg__trace_bring,
                                      .flush = flush,
                                      .suspend = suspend,
                                      .resume = resume,

@@ -156,17 +156,30 @@ bool brg__segment_frees(const brg_node *node)
 
 /* ---- Recording -------------------------------------------------------------------------- */
 
+/* One of the tensors that the node itself becomes the history of, be it under
+ * another name: a view of all of a result is the same object. */
+static bool is_base(const brg__captured *c, brg_tensor *const *outputs,
+                    const brg_tensor *t)
+{
+    bool is_held_twice = brg__ref_count(&t->refs) > 1;
+    for (size_t i = 0; is_held_twice && i < c->bases.n; i++)
+        if (outputs[i] == t)
+            return true;
+    return false;
+}
+
 static brg_status save(brg__segment *s, brg_node *node,
                        brg_tensor *const *outputs)
 {
     const brg__captured *c = &s->captured;
     for (size_t k = 0; k < c->kept.n; k++) {
         const brg__kept *kept = &c->kept.at[k];
-        bool is_base = (size_t)kept->output < c->bases.n;
-        brg__saved_kind kind = kept->is_shape ? BRG__SAVED_META
-                               : is_base      ? BRG__SAVED_OUTPUT
-                                              : BRG__SAVED_INPUT;
         brg_tensor *t = kept->is_shape ? kept->shape : outputs[kept->output];
+        bool is_own =
+            (size_t)kept->output < c->bases.n || is_base(c, outputs, t);
+        brg__saved_kind kind = kept->is_shape ? BRG__SAVED_META
+                               : is_own       ? BRG__SAVED_OUTPUT
+                                              : BRG__SAVED_INPUT;
         BRG_TRY(brg__saved_init(&node->saved[k], kind, (int)k, t));
     }
     return BRG_OK;

@@ -423,10 +423,13 @@ void brg__tracing_deinit(brg__tracing *t)
     brg__map_deinit(&t->index);
 }
 
+static _Atomic uint64_t n_captures;
+
 brg_status brg__trace(brg__captured *out, const brg__traced_call *call)
 {
     brg__tracing t = {.emitter.emit = emit,
-                      .tracer = {.defer = defer,
+                      .tracer = {.id = atomic_fetch_add(&n_captures, 1) + 1,
+                                 .defer = defer,
                                  .call = brg__trace_call,
                                  .bring = brg__trace_bring,
                                  .trial_begin = brg__trace_trial_begin,

@@ -13,8 +13,9 @@
 #include "core/autograd/context.h"
 #include "core/autograd/engine.h"
 #include "core/base/error.h"
-#include "core/base/tracer.h"
 #include "core/base/options.h"
+#include "core/base/tracer.h"
+#include "core/ops/op.h"
 #include "core/tensor/shape.h"
 
 #include <brigade/ops.h>
@@ -94,7 +95,7 @@ static brg_tensor *zeros_of(const brg__slot *slot)
     if (brg__tensor_new(&t, &layout) != BRG_OK)
         return NULL;
     t = brg__scope_adopt(t);
-    return t && brg_zero_(t) == BRG_OK ? t : NULL;
+    return t && brg__fill_now(t, 0.0) == BRG_OK ? t : NULL;
 }
 
 static brg_status materialize(const brg_node *node, brg_tensor *const *grad_out,
@@ -484,6 +485,20 @@ static brg_status call(brg_context *ctx, const brg_value *args,
     return status;
 }
 
+/* In pieces, whose tensors become symbols within ops only, one whose arguments
+ * are symbols already. */
+static bool can_trace(const brg_function *function, const brg_value *args,
+                      size_t n)
+{
+    if (function->def.tracing != BRG_FUNCTION_TRACEABLE)
+        return false;
+    for (size_t i = 0; i < n && !brg__tracer_now->bring; i++)
+        if (args[i].kind == BRG_VALUE_TENSOR && args[i].as.tensor &&
+            !args[i].as.tensor->symbol)
+            return false;
+    return true;
+}
+
 /* The same arguments with symbols for tensors from outside. */
 static brg_status bring(brg_value *brought, const brg_value **args, size_t n)
 {
@@ -507,10 +522,9 @@ brg_status brg_function_apply(const brg_function *function,
                   n_args, BRG_MAX_FUNCTION_ARGS);
     for (size_t j = 0; j < function->def.n_outputs; j++)
         outputs[j] = (brg_value){BRG_VALUE_NONE, {0}};
-    bool is_traceable = function->def.tracing == BRG_FUNCTION_TRACEABLE;
-    bool is_called = brg__is_traced() && !is_traceable;
+    bool is_called = brg__is_traced() && !can_trace(function, args, n_args);
     brg_value brought[BRG_MAX_FUNCTION_ARGS];
-    if (brg__is_traced() && is_traceable)
+    if (brg__is_traced() && !is_called)
         BRG_TRY(bring(brought, &args, n_args));
     if (is_called)
         BRG_TRY(brg__tracer_settle(function->name,

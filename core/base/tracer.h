@@ -66,12 +66,14 @@ struct brg__traced_region {
 
 typedef struct brg__tracer brg__tracer;
 struct brg__tracer {
+    uint64_t id; /* of a capture in one piece; else 0 */
     /* Writes it down; retains its tensors. */
     brg_status (*defer)(brg__tracer *self, const brg__effect *effect);
     /* Writes the call down; fills out[] with symbols. */
     brg_status (*call)(brg__tracer *self, const brg__traced_region *region,
                        brg_tensor *const *in, brg_tensor **out);
-    /* *tensor, one from outside, becomes the symbol that stands for it. */
+    /* *tensor, one from outside, becomes the symbol that stands for it. One that
+     * works piece by piece has no such symbols. */
     brg_status (*bring)(brg__tracer *self, brg_tensor **tensor);
     /* What is written down between the two is forgotten. It fails if that has
      * effects, reads values of the function that are not in `in`, or reads
@@ -113,8 +115,9 @@ void brg__tracer_resume(brg__tracer *tracer);
 /* For what records a graph on its arguments without being an op. */
 static inline brg_status brg__tracer_bring(brg_tensor **tensor)
 {
-    return brg__is_traced() ? brg__tracer_now->bring(brg__tracer_now, tensor)
-                            : BRG_OK;
+    if (!brg__is_traced() || !brg__tracer_now->bring)
+        return BRG_OK;
+    return brg__tracer_now->bring(brg__tracer_now, tensor);
 }
 
 static inline brg_status brg__tracer_defer(const brg__effect *effect)

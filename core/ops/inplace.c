@@ -220,7 +220,9 @@ static brg_status defer(const char *name, const brg__effect *effect)
     brg_tensor *dst = effect->target;
     if (!dst)
         return brg__error_pending(name);
-    if (dst->symbol && !brg__tracer_now->flush)
+    bool is_own = dst->symbol || (dst->storage && dst->storage->born_in &&
+                                  dst->storage->born_in == brg__tracer_now->id);
+    if (is_own && !brg__tracer_now->flush)
         return brg__tracer_refuse(name, "it changes a tensor of the function "
                                         "itself; compute a new one");
     bool is_recorded = brg_grad_mode() && (brg_requires_grad(dst) ||

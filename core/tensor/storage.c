@@ -2,6 +2,7 @@
  * Counted memory on a device. */
 #include "core/base/alloc.h"
 #include "core/base/error.h"
+#include "core/base/tracer.h"
 #include "core/tensor/device.h"
 #include "core/tensor/tensor.h"
 
@@ -17,6 +18,7 @@ brg_status brg__storage_new(brg__storage **out, brg_device device,
     brg__ref_init(&storage->refs);
     storage->device = device;
     storage->nbytes = nbytes;
+    storage->born_in = brg__is_traced() ? brg__tracer_now->id : 0;
     if (nbytes > 0) {
         brg_status status = vtable->alloc(device, &storage->data, nbytes);
         if (status != BRG_OK) {

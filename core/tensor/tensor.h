@@ -24,6 +24,7 @@ typedef struct brg__storage {
     void *user;
     bool is_external;
     _Atomic uint64_t mark; /* of who looked last: compile/aliases.h */
+    uint64_t born_in;      /* id of the capture that was under way, or 0 */
 } brg__storage;
 
 typedef struct brg__sparse brg__sparse; /* sparse.h */

@@ -221,6 +221,17 @@ FUNCTION(changes_own)
     return BRG_OK;
 }
 
+FUNCTION(adds_to_own)
+{
+    brg_tensor *sum = brg_zeros(BRG_DTYPE_F32, BRG_SHAPE(3, 4));
+    bool mode = brg_grad_mode_set(false);
+    brg_status status = brg_add_(sum, in[0], 1);
+    brg_grad_mode_set(mode);
+    BRG_TRY(status);
+    out[0] = brg_mul(in[0], sum);
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
 FUNCTION(looks_at_grad)
 {
     out[0] = brg_mul_scalar(in[0], brg_tensor_grad(user) ? 2 : 3);
@@ -265,6 +276,7 @@ static void test_whole__what_cannot_be_captured_is_named(void **state)
     check_refused(brings_data, NULL, "brg_from_data");
     check_refused(draws, NULL, "brg_rand");
     check_refused(changes_own, NULL, "brg_add_");
+    check_refused(adds_to_own, NULL, "brg_add_");
     check_refused(looks_at_grad, w, "brg_tensor_grad");
     check_refused(uses_computed, brg_mul_scalar(w, 2), "make it an input");
 }

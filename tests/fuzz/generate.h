@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Making random programs: part of test_fuzz_graph.c. Each step is tried with
+ * Making random programs: part of library.h. Each step is tried with
  * random slots, and run on both sides at once; values stay within bounds, and
  * nothing is changed in place that a gradient needs. */
 #ifndef BRG_TESTS_FUZZ_GENERATE_H

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Hooks of random programs, on the library's side: part of test_fuzz_graph.c.
+ * Hooks of random programs, on the library's side: part of library.h.
  * Each makes f g + c of a gradient g, which does not commute with another, and
  * notes what it saw. */
 #ifndef BRG_TESTS_FUZZ_HOOKS_H

@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Functions that run in pieces, and segments in plans, where tensors share
+ * memory: what random functions (tests/fuzz/test_fuzz_whole.c) found. */
+#include <brigade/function.h>
+
+#include "tests/compile/chains.h"
+
+#define FUNCTION(name)                                                         \
+    static brg_status name(                                                    \
+        brg_tensor *const *in, __attribute__((unused)) size_t n_in,            \
+        brg_tensor **out, __attribute__((unused)) size_t n_out,                \
+        __attribute__((unused)) void *user)
+
+static brg_function *function;
+
+static brg_status call_backward(brg_tensor *loss, bool is_planned)
+{
+    int scope;
+    if (is_planned)
+        BRG_TRY(brg_compile_begin(&scope, NULL));
+    brg_status status = brg_backward(loss);
+    if (is_planned)
+        BRG_TRY(brg_compile_end(scope));
+    return status;
+}
+
+/* Two calls, eagerly, then compiled, then with a compiled backward too: the
+ * same results and gradients. */
+static void check(brg_compiled_fn fn)
+{
+    double want[13], got[13];
+    for (int k = 0; k < 3; k++) {
+        brg_tensor *x = leaf_from(1, BRG_SHAPE(3, 4)), *y;
+        brg_compiled *c = NULL;
+        brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+        options.whole = true;
+        if (k)
+            assert_brg_ok(brg_compiled_create(&c, fn, NULL, &options));
+        for (int i = 0; i < 2; i++) {
+            assert_brg_ok(c ? brg_compiled_call(c, &x, 1, &y, 1)
+                            : fn(&x, 1, &y, 1, NULL));
+            assert_brg_ok(call_backward(y, k == 2));
+        }
+        double *to = k ? got : want;
+        to[12] = element(y, 0);
+        for (int i = 0; i < 12; i++)
+            to[i] = element(brg_tensor_grad(x), i);
+        brg_compiled_destroy(c);
+        if (k)
+            assert_memory_equal(want, got, sizeof want);
+    }
+}
+
+/* ---- Parts of a result changed in place ------------------------------------------ */
+
+static brg_status double_forward(brg_context *ctx, const brg_value *args,
+                                 size_t n, brg_value *out)
+{
+    (void)n;
+    out[0] = args[0];
+    BRG_TRY(brg_mul_scalar_(args[0].as.tensor, 2));
+    return brg_context_mark_dirty(ctx, &args[0].as.tensor, 1);
+}
+
+static brg_status double_backward(brg_context *ctx, brg_tensor *const *g,
+                                  brg_tensor **gi, size_t *n)
+{
+    (void)ctx;
+    (void)n;
+    gi[0] = brg_mul_scalar(g[0], 2);
+    return gi[0] ? BRG_OK : brg_error_code();
+}
+
+FUNCTION(doubles_row)
+{
+    brg_tensor *h = brg_mul(in[0], in[0]), *row = brg_select(h, 0, 1);
+    const brg_value arg = brg_value_tensor(row);
+    if (!brg_function_call(function, &arg, 1))
+        return brg_error_code();
+    out[0] = brg_add(brg_sum_all(row), brg_mul_scalar(brg_sum_all(h), 4));
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+FUNCTION(adds_to_row)
+{
+    brg_tensor *h = brg_mul(in[0], in[0]), *row = brg_select(h, 0, 1);
+    BRG_TRY(brg_add_(row, brg_select(in[0], 0, 0), 8));
+    out[0] = brg_add(brg_sum_all(row), brg_mul_scalar(brg_sum_all(h), 4));
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+static void test_pieces__a_part_changed_in_place(void **state)
+{
+    (void)state;
+    for (int traced = 0; traced < 2; traced++) {
+        brg_function_def def = BRG_FUNCTION_DEF_INIT;
+        def.name = "double";
+        def.n_outputs = 1;
+        def.forward = double_forward;
+        def.backward = double_backward;
+        def.tracing = traced ? BRG_FUNCTION_TRACEABLE : BRG_FUNCTION_OPAQUE;
+        assert_brg_ok(brg_function_create(&function, &def));
+        check(doubles_row);
+        brg_function_release(function);
+    }
+    check(adds_to_row);
+}
+
+/* ---- A view of all of a result, which the backward reads --------------------------- */
+
+FUNCTION(reads_whole_view)
+{
+    double value;
+    brg_tensor *h = brg_add(in[0], in[0]);
+    brg_tensor *all = brg_slice(h, 0, 0, BRG_TO_END, 1);
+    brg_tensor *s = brg_sin(all);
+    BRG_TRY(brg_tensor_item(brg_sum_all(brg_detach(s)), &value));
+    out[0] = brg_sum_all(brg_mul(brg_mul_scalar(s, value), h));
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+static void test_pieces__a_view_of_all_of_a_result(void **state)
+{
+    (void)state;
+    check(reads_whole_view);
+}
+
+/* ---- Zeros for gradients that are not there ------------------------------------------ */
+
+static brg_status pair_forward(brg_context *ctx, const brg_value *args,
+                               size_t n, brg_value *out)
+{
+    (void)n;
+    out[0] = brg_value_tensor(brg_sin(args[0].as.tensor));
+    out[1] = brg_value_tensor(brg_square(args[0].as.tensor));
+    return brg_context_save(ctx, &args[0].as.tensor, 1);
+}
+
+static brg_status pair_backward(brg_context *ctx, brg_tensor *const *g,
+                                brg_tensor **gi, size_t *n)
+{
+    (void)n;
+    brg_tensor *x;
+    BRG_TRY(brg_context_saved(ctx, 0, &x));
+    gi[0] =
+        brg_add(brg_mul(g[0], brg_cos(x)), brg_mul(g[1], brg_mul_scalar(x, 2)));
+    return gi[0] ? BRG_OK : brg_error_code();
+}
+
+FUNCTION(uses_one_of_two)
+{
+    brg_value outputs[2];
+    const brg_value arg = brg_value_tensor(in[0]);
+    BRG_TRY(brg_function_apply(function, &arg, 1, outputs));
+    out[0] = brg_sum_all(outputs[1].as.tensor);
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+static void test_pieces__zeros_for_what_is_not_used(void **state)
+{
+    (void)state;
+    brg_function_def def = BRG_FUNCTION_DEF_INIT;
+    def.name = "pair";
+    def.n_outputs = 2;
+    def.forward = pair_forward;
+    def.backward = pair_backward;
+    def.tracing = BRG_FUNCTION_TRACEABLE;
+    assert_brg_ok(brg_function_create(&function, &def));
+    check(uses_one_of_two);
+    brg_function_release(function);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        compile_test(test_pieces__a_part_changed_in_place),
+        compile_test(test_pieces__a_view_of_all_of_a_result),
+        compile_test(test_pieces__zeros_for_what_is_not_used),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
