@@ -28,6 +28,19 @@ MPI_TEST(sync_norm_evaluation)
 MPI_TEST(sync_norm_training)
 MPI_TEST(sync_norm_compiled)
 
+/* With a group of their own for the statistics the others wait until the
+ * time-out; the rank that joins hears when they give up. */
+static void test_features_mpi__sync_norm_beside_a_join(void **state)
+{
+    (void)state;
+    if (mpi_n_ranks() == 1)
+        return;
+    brg_pg *pg = mpi_group(0, 60), *norms = mpi_group(0, 0.3);
+    assert_brg_ok(check_sync_norm_join(pg, norms));
+    brg_pg_destroy(pg);
+    brg_pg_destroy(norms);
+}
+
 int main(int argc, char **argv)
 {
     if (!mpi_begin(&argc, &argv))
@@ -48,6 +61,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_features_mpi__sync_norm_evaluation),
         cmocka_unit_test(test_features_mpi__sync_norm_training),
         cmocka_unit_test(test_features_mpi__sync_norm_compiled),
+        cmocka_unit_test(test_features_mpi__sync_norm_beside_a_join),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     MPI_Finalize();

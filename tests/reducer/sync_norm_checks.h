@@ -330,6 +330,42 @@ static inline brg_status check_sync_norm_training(brg_pg *pg)
     return sync_train_with(pg, &options);
 }
 
+/* A rank that joins takes no part in statistics: on the ddp's group its buckets
+ * meet those of the others, on a group of its own nobody does. Either is an
+ * error of every rank, and no wait for ever. */
+static inline brg_status check_sync_norm_join(brg_pg *pg, brg_pg *norms)
+{
+    brg_sync_norm *sync;
+    brg_ddp *ddp = NULL;
+    sync_net net;
+    bool is_over = false;
+    bool is_joined = brg_pg_rank(pg) == brg_pg_world_size(pg) - 1;
+    BRG_TRY(brg_sync_norm_create(&sync, norms));
+    brg_scope *scope = brg_scope_begin();
+    brg_status status = sync_net_init(&net, sync);
+    if (status == BRG_OK)
+        status =
+            brg_ddp_create(&ddp, pg, net.params, SYNC_N_PARAMS, NULL, 0, NULL);
+    if (status == BRG_OK)
+        status = is_joined ? brg_ddp_join(ddp, &is_over)
+                           : sync_net_step(&net, 0, 0, 3, 1);
+    brg_ddp_destroy(ddp);
+    brg_scope_end(scope);
+    brg_sync_norm_destroy(sync);
+    if (pg == norms)
+        return ranks_expect(status, BRG_ERR_MISMATCH, "all_gather", "a join",
+                            __LINE__);
+    if (is_joined)
+        return ranks_expect(status, BRG_ERR_PEER, "rank ", "a join", __LINE__);
+    char late[40];
+    snprintf(late, sizeof late, "rank %d has not started it",
+             brg_pg_world_size(pg) - 1);
+    /* One may hear that another has given up, and for whom that waited. */
+    bool is_late = status == BRG_ERR_TIMEOUT || status == BRG_ERR_PEER;
+    return ranks_expect(status, is_late ? status : BRG_ERR_TIMEOUT, late,
+                        "a join", __LINE__);
+}
+
 static inline brg_status check_sync_norm_compiled(brg_pg *pg)
 {
     int scope;

@@ -112,6 +112,20 @@ static void test_sync_norm__ranks_that_differ_all_hear_of_it(void **state)
     assert_brg_ok(brg_sim_run(3, NULL, differ, NULL));
 }
 
+/* The last rank has no data left and joins, instead of giving an empty batch. */
+static brg_status join_beside(brg_pg *pg, void *user)
+{
+    (void)user;
+    return check_sync_norm_join(pg, pg);
+}
+
+static void test_sync_norm__a_rank_that_joins_is_an_error(void **state)
+{
+    (void)state;
+    for (int n = 2; n <= 4; n++)
+        assert_brg_ok(brg_sim_run(n, NULL, join_beside, NULL));
+}
+
 /* The gradient is a plain number: asking for its gradient is an error. */
 static void test_sync_norm__is_differentiable_once(void **state)
 {
@@ -171,6 +185,7 @@ int main(void)
         cmocka_unit_test(test_sync_norm__trains_so_compiled_too),
         cmocka_unit_test(test_sync_norm__bad_arguments),
         cmocka_unit_test(test_sync_norm__ranks_that_differ_all_hear_of_it),
+        cmocka_unit_test(test_sync_norm__a_rank_that_joins_is_an_error),
         cmocka_unit_test(test_sync_norm__is_differentiable_once),
         cmocka_unit_test(test_sync_norm__survives_failing_allocations),
     };
