@@ -108,12 +108,14 @@ ncclResult_t ncclCommAbort(ncclComm_t comm)
     return ncclSuccess;
 }
 
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7)
 ncclResult_t ncclCommRevoke(ncclComm_t comm, int flags)
 {
     (void)flags;
     comm->is_aborted = true;
     return ncclSuccess;
 }
+#endif
 
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *out)
 {
