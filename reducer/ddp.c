@@ -121,6 +121,11 @@ static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
     brg__mem_free(list);
     if (status != BRG_OK)
         return status;
+    ddp->reducer->n_cargo = brg__cargo_size(ddp);
+    ddp->reducer->load = brg__cargo_load;
+    ddp->reducer->loads_of = ddp;
+    if (ddp->reducer->n_cargo > 0)
+        BRG_TRY(brg__reducer_plan_anew(ddp->reducer));
     if (options->shard)
         BRG_TRY(brg__shard_prepare(ddp));
     ddp->reducer->is_inner = true;

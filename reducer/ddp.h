@@ -79,7 +79,7 @@ brg_status brg__ddp_verify(brg_pg *pg, const brg_ddp *ddp,
 /* Rank 0's values to all. Collective. */
 brg_status brg__ddp_broadcast_params(brg_ddp *ddp);
 brg_status brg__ddp_broadcast_buffers(brg_ddp *ddp);
-/* What options.sync_buffers says. Collective. */
+/* What options.sync_buffers says, unless buffers ride. Collective. */
 brg_status brg__ddp_sync_buffers(brg_ddp *ddp);
 
 /* ---- ddp.c --------------------------------------------------------------------- */
@@ -95,6 +95,15 @@ brg_status brg__ddp_make(brg_ddp **out, brg_pg *pg, brg_tensor *const *params,
 /* Buckets anew, over this group; values stay. Collective. On failure
  * everything is as before. */
 brg_status brg__ddp_remake(brg_ddp *ddp, brg_pg *pg);
+
+/* ---- cargo.c: buffers on the last bucket ------------------------------------------ */
+
+/* f32 that options.sync_buffers takes there; 0: none go, or they are sent by
+ * themselves (brg__ddp_sync_buffers). */
+size_t brg__cargo_size(const brg_ddp *ddp);
+void brg__cargo_load(const brg_ddp *ddp, float *cargo);
+/* After a good step; collectives have not been started since. */
+void brg__cargo_unload(const brg_ddp *ddp);
 
 /* ---- compare.c ------------------------------------------------------------------ */
 

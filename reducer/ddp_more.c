@@ -31,6 +31,7 @@ brg_status brg_ddp_join(brg_ddp *ddp, bool *is_over)
 /* What follows from the address of a ddp. */
 static void point_at(brg_ddp *ddp)
 {
+    ddp->reducer->loads_of = ddp;
     for (size_t i = 0; i < ddp->n_params; i++) {
         brg__ddp_param *p = &ddp->params[i];
         p->ddp = ddp;

@@ -163,6 +163,8 @@ static brg_status average_tensor(brg_ddp *ddp, brg_tensor *t)
 
 brg_status brg__ddp_sync_buffers(brg_ddp *ddp)
 {
+    if (ddp->reducer->n_cargo > 0)
+        return BRG_OK;
     if (ddp->options.sync_buffers == BRG_DDP_BUFFERS_BROADCAST)
         return brg__ddp_broadcast_buffers(ddp);
     if (ddp->options.sync_buffers != BRG_DDP_BUFFERS_AVERAGE)

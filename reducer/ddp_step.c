@@ -125,6 +125,7 @@ brg_status brg__ddp_hand_over_all(brg_ddp *ddp)
     for (size_t i = 0; is_apart && i < ddp->n_params; i++)
         BRG_TRY(hand_over(&ddp->params[i]));
     end_params(ddp);
+    brg__cargo_unload(ddp);
     brg_status status = rebuild(ddp);
     return status == BRG_OK ? brg__ddp_sync_buffers(ddp) : status;
 }

@@ -198,7 +198,7 @@ brg_status brg__profile_make(brg__profile **out, const brg_reducer *r,
     }
     p->public.backward_ns = (uint64_t)ready_ns[n];
     p->public.tail_nbytes =
-        brg__round_up(BRG__N_TAIL(r) * sizeof(float), BRG__PLAN_ALIGN);
+        brg__round_up(r->plan.n_tail * sizeof(float), BRG__PLAN_ALIGN);
     *out = p;
     return BRG_OK;
 }

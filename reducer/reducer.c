@@ -117,11 +117,18 @@ brg_status brg__reducer_plan(const brg_reducer *r, const uint32_t *order,
                  .limits = limits,
                  .n_limits = 2,
                  .closes = order && r->has_closes ? r->closes : NULL,
-                 .n_tail = BRG__N_TAIL(r),
+                 .n_tail = BRG__N_TAIL(r) + r->n_cargo,
                  .is_tail_alone = r->options.hook || r->is_sharded,
                  .n_shards = r->is_sharded ? (size_t)r->world_size : 1});
     brg__mem_free(params);
     return status;
+}
+
+brg_status brg__reducer_plan_anew(brg_reducer *r)
+{
+    brg__plan_deinit(&r->plan);
+    BRG_TRY(brg__reducer_plan(r, NULL, &r->plan));
+    return brg__reducer_reserve(r, &r->plan);
 }
 
 brg_status brg__reducer_reserve(brg_reducer *r, const brg__plan *plan)

@@ -93,6 +93,10 @@ struct brg_reducer {
     bool is_inner;               /* a ddp drives it */
     /* A bucket has been reduced; may be NULL. */
     void (*on_reduced)(brg_reducer *r, size_t bucket);
+    /* What is sent along behind the tail: n_cargo f32, written by `load`. */
+    size_t n_cargo;
+    void (*load)(const brg_ddp *of, float *cargo);
+    const brg_ddp *loads_of;
 
     brg_device device; /* of gradients, slots and buckets */
     brg__device_tail tail;
@@ -175,6 +179,9 @@ uint32_t brg__reducer_flags(const brg_reducer *r);
 brg_status brg__reducer_plan(const brg_reducer *r, const uint32_t *order,
                              brg__plan *out);
 
+/* Before the ranks meet: the same for n_cargo as it is now. */
+brg_status brg__reducer_plan_anew(brg_reducer *r);
+
 /* Has the group keep handles for all works of a step by this plan: a bucket
  * that cannot be started puts the rank out of step. */
 brg_status brg__reducer_reserve(brg_reducer *r, const brg__plan *plan);
@@ -241,6 +248,11 @@ brg_status brg__tail_write(brg_reducer *r);
 /* What the step came to; sets n_used of the members. On a device: what the
  * step before came to (tail_device.c). */
 brg_status brg__tail_judge(brg_reducer *r);
+
+/* An integer that was summed in the tail or behind it, as it was; and where
+ * what was sent along lies. */
+uint32_t brg__tail_number(const brg_reducer *r, float reduced);
+float *brg__tail_cargo(const brg_reducer *r);
 
 /* What reduced values of a tail say; n_used and n_shadows are set. */
 typedef struct brg__tail_counts {

@@ -110,9 +110,7 @@ brg_status brg__shard_prepare(brg_ddp *ddp)
     for (size_t i = 0; i < ddp->n_params; i++)
         BRG_TRY(check_param(&ddp->params[i]));
     r->is_sharded = true;
-    brg__plan_deinit(&r->plan);
-    BRG_TRY(brg__reducer_plan(r, NULL, &r->plan));
-    BRG_TRY(brg__reducer_reserve(r, &r->plan));
+    BRG_TRY(brg__reducer_plan_anew(r));
     size_t n_more = r->plan.n_buckets + 1; /* the gathers, and a norm */
     BRG_TRY(brg__work_reserve(r->pg, n_more));
     r->n_works += n_more;

@@ -4,6 +4,7 @@
  *     used[0] used[1] ... used[n-1] failed shadows      f32, 0 or 1
  *     mark[0] mark[0]^2 mark[1] ...             below 31, and their squares
  *     infinite rank parameter                   0 or 1; and if 1, which
+ *     buffers                                   see cargo.c
  *
  * After the reduction a flag is a count of ranks, and a mark is alike on all n
  * of them (but for shadows) if and only if n times the sum of its squares is the square of its
@@ -21,6 +22,11 @@
 static float *tail_of(const brg_reducer *r)
 {
     return (float *)(void *)(r->arena + r->plan.tail_offset);
+}
+
+float *brg__tail_cargo(const brg_reducer *r)
+{
+    return tail_of(r) + BRG__N_TAIL(r);
 }
 
 /* Mark k of this rank: what it did since the last step; pieces of its plan's
@@ -56,6 +62,8 @@ brg_status brg__tail_write(brg_reducer *r)
     if (r->tail.vtable)
         return brg__device_tail_write(r, tail_of(r));
     brg__tail_fill(r, tail_of(r));
+    if (r->n_cargo > 0)
+        r->load(r->loads_of, brg__tail_cargo(r));
     return BRG_OK;
 }
 
@@ -170,7 +178,7 @@ static brg_status blame_missing(brg_reducer *r)
 
 /* ---- Judgement ---------------------------------------------------------------- */
 
-static uint32_t count_of(const brg_reducer *r, float reduced)
+uint32_t brg__tail_number(const brg_reducer *r, float reduced)
 {
     float n =
         r->options.sum ? reduced : reduced * (float)brg__reducer_divisor(r);
@@ -183,8 +191,8 @@ static size_t find_mark(const brg_reducer *r, const float *tail)
     size_t k = 0;
     uint64_t n = (uint64_t)r->world_size - r->n_shadows;
     for (; k < BRG__N_MARKS; k++) {
-        uint64_t sum = count_of(r, tail[r->n_params + 2 + 2 * k]);
-        uint64_t squares = count_of(r, tail[r->n_params + 3 + 2 * k]);
+        uint64_t sum = brg__tail_number(r, tail[r->n_params + 2 + 2 * k]);
+        uint64_t squares = brg__tail_number(r, tail[r->n_params + 3 + 2 * k]);
         if (n * squares != sum * sum)
             break;
     }
@@ -194,17 +202,18 @@ static size_t find_mark(const brg_reducer *r, const float *tail)
 brg__tail_counts brg__tail_count(brg_reducer *r, const float *tail)
 {
     bool is_missing = false;
-    uint32_t n_failed = count_of(r, tail[r->n_params]);
-    r->n_shadows = count_of(r, tail[r->n_params + 1]);
+    uint32_t n_failed = brg__tail_number(r, tail[r->n_params]);
+    r->n_shadows = brg__tail_number(r, tail[r->n_params + 1]);
     for (size_t i = 0; i < r->n_params; i++) {
-        r->members[i].n_used = count_of(r, tail[i]);
+        r->members[i].n_used = brg__tail_number(r, tail[i]);
         is_missing |=
             r->members[i].n_used < (uint32_t)r->world_size - r->n_shadows;
     }
     is_missing &= !r->options.allow_unused;
     const float *finite = tail + BRG__TAIL_FINITE(r);
-    brg__finite_end(r, count_of(r, finite[0]), count_of(r, finite[1]),
-                    count_of(r, finite[2]));
+    brg__finite_end(r, brg__tail_number(r, finite[0]),
+                    brg__tail_number(r, finite[1]),
+                    brg__tail_number(r, finite[2]));
     return (brg__tail_counts){n_failed, is_missing, find_mark(r, tail)};
 }
 

@@ -48,10 +48,13 @@ typedef struct brg_ddp_options {
      * the end of the first, then each parameter is ready after its last
      * gradient, and unused ones at once. Another count is an error. */
     bool static_graph;
-    brg_ddp_buffers sync_buffers; /* after each reduced backward */
-    bool shard;                   /* sharded optimizer state: shard.h */
-    brg_bucket_choice buckets;    /* as for the reducer */
-    bool check_finite;            /* for brg_ddp_grads_finite */
+    /* After each reduced backward, as they are when its last gradient is
+     * there. They ride on the last bucket (docs/tail.md); on a GPU, or if they
+     * take more than 2 MiB of it, each is sent by itself. */
+    brg_ddp_buffers sync_buffers;
+    bool shard;                /* sharded optimizer state: shard.h */
+    brg_bucket_choice buckets; /* as for the reducer */
+    bool check_finite;         /* for brg_ddp_grads_finite */
 } brg_ddp_options;
 
 #define BRG_DDP_OPTIONS_INIT                                                   \
