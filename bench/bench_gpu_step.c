@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * A training step on GPUs, one per rank: eager, with a compiled backward, as a
- * compiled step, as a step recorded as one CUDA graph, and (one rank alone) with
- * a backward whose ops are. All take turns; medians over the rounds, and how long the host is busy with a call
- * while the GPU is idle.
+ * compiled step, as a step recorded as one CUDA graph, both of these with
+ * kernels for fused groups too, and (one rank alone) with a backward whose ops
+ * are recorded. All take turns; medians over the rounds, and how long the host is
+ * busy with a call while the GPU is idle.
  *     mpirun -n 1|2 bench_gpu_step mlp-b|gpt [rounds] */
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,12 +19,12 @@
 #include "bench/models.h"
 #include "bench/ranks.h"
 
-enum { EAGER, BACKWARD, STEP, LAUNCHED, GRADIENTS, N_WAYS };
+enum { EAGER, BACKWARD, STEP, FUSED, LAUNCHED, BOTH, GRADIENTS, N_WAYS };
 enum { N_STEPS = 25, N_WARM = 12, MAX_ROUNDS = 200 };
 
-static const char *const names[N_WAYS] = {"eager", "compiled backward",
-                                          "compiled step", "launched step",
-                                          "launched backward"};
+static const char *const names[N_WAYS] = {
+    "eager",         "compiled backward", "compiled step",    "fused step",
+    "launched step", "fused, launched",   "launched backward"};
 
 typedef struct way {
     bench_model m;
@@ -62,8 +63,10 @@ static void init(way *w, int kind, const char *name, brg_pg *pg)
 {
     brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
     options.fullgraph = true;
-    options.whole = kind == STEP || kind == LAUNCHED;
+    options.whole = kind >= STEP && kind != GRADIENTS;
     options.replay = kind >= LAUNCHED;
+    if (kind == FUSED || kind == BOTH)
+        options.backend = BRG_COMPILE_BACKEND_FUSED;
     bench_model_init(&w->m, name, 1 + (uint64_t)(pg ? brg_pg_rank(pg) : 0));
     if (pg)
         bench_model_distribute(&w->m, pg);

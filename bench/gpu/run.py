@@ -22,7 +22,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 TARGETS = {"gpt2-16": (31.0, 1.18), "gpt2-4": (10.5, None),
            "mlp-128": (0.45, None), "gpt-8": (0.9, None)}
 STEPS = {"gpt2-16": 30, "gpt2-4": 60, "mlp-128": 400, "gpt-8": 200}
-OURS = "eager", "compiled", "graph"
+OURS = "eager", "compiled", "graph", "fused"
 
 
 def numbers(command, pattern):
@@ -57,7 +57,7 @@ def ways(folder, key, ranks, exposed):
     """name: what measures it once."""
     found = {mode: lambda m=mode: ours(folder, key, m, ranks) for mode in OURS}
     if exposed and ranks > 1:
-        for mode in "eager", "graph":
+        for mode in "eager", "graph", "fused":
             found[f"{mode}, one GPU"] = lambda m=mode: ours(folder, key, m, 1)
     model = key.split("-")[0]
     found["torch"] = lambda: torch(key, model, ranks)
@@ -89,7 +89,7 @@ def report(key, times, queued):
                 text += f", target {factor}: " + (
                     "ok" if ms[name] / mine[best] >= factor else "miss")
             print(text)
-    for mode in "eager", "graph":
+    for mode in "eager", "graph", "fused":
         alone = ms.get(f"{mode}, one GPU")
         if alone and mode in ms:
             print(f"bench: {key:8} {mode}: 1 - one GPU / all = "

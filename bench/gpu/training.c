@@ -5,7 +5,8 @@
  *
  * MODEL: gpt2 (124M, T = 1024, bf16), gpt (4 blocks of 128, T = 64, f32) or mlp
  * (784-2048-2048-10, f32). BATCH: of each rank. MODE: eager, compiled (captured
- * backward) or graph (the whole step, replayed as one graph). A step is
+ * backward), graph (the whole step, replayed as one graph) or fused (that, with
+ * kernels for fused groups). A step is
  * forward, backward, all-reduce, clipping (not of mlp), AdamW, gradients
  * dropped; the host waits at the end of a repeat only. Rank 0 prints, for each
  * repeat, ms of a step and the host's ms until it was queued. */
@@ -219,7 +220,9 @@ static brg_status run(bench *b, const char *mode, int64_t batch, int n_steps,
     int scope = 0;
     brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
     BRG_TRY(make(b, batch));
-    if (strcmp(mode, "graph") == 0) {
+    if (strcmp(mode, "graph") == 0 || strcmp(mode, "fused") == 0) {
+        if (mode[0] == 'f')
+            options.backend = BRG_COMPILE_BACKEND_FUSED;
         options.whole = options.replay = options.fullgraph = true;
         BRG_TRY(brg_compiled_create(&b->compiled, step, b, &options));
     } else if (strcmp(mode, "compiled") == 0) {
@@ -236,7 +239,7 @@ int main(int argc, char **argv)
 {
     if (argc < 4) {
         fprintf(stderr, "usage: gpu_training gpt2|gpt|mlp BATCH "
-                        "eager|compiled|graph [STEPS] [REPEATS]\n");
+                        "eager|compiled|graph|fused [STEPS] [REPEATS]\n");
         return 2;
     }
     bench b = {.name = argv[1]};

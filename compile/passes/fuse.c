@@ -302,6 +302,12 @@ static void find_outputs(const fuser *f, trial *t, int64_t *before)
     }
 }
 
+/* The second operand of such a sum is a shape, which nobody changes. */
+static bool reads_values(const brg__ir_node *node, int operand)
+{
+    return !is_sum(node) || operand == 0;
+}
+
 /* An operand that code of the user may change is read on the same side of it
  * as before. */
 static bool keeps_sides(const fuser *f, const trial *t)
@@ -318,7 +324,8 @@ static bool keeps_sides(const fuser *f, const trial *t)
             int maker = brg__ir_maker(f->ir, id);
             bool is_input =
                 value_at(f, f->root[id])->source == BRG__IR_FROM_INPUT;
-            if (maker != NONE && holds(t, maker))
+            if ((maker != NONE && holds(t, maker)) ||
+                !reads_values(node_at(f, at), k))
                 continue;
             if (f->is_handed[f->root[id]] ||
                 (is_input && (to > at || is_written)))

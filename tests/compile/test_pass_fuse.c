@@ -112,6 +112,32 @@ static void test_pass_fuse__inputs_are_not_read_later(void **state)
     brg__ir_deinit(&ir);
 }
 
+/* Of what a sum is made like only the shape is read, which no code changes. */
+static void test_pass_fuse__sums_move_past_accumulations(void **state)
+{
+    (void)state;
+    brg__ir ir = {0};
+    int g = ir_input(&ir), w = ir_input(&ir), bias = ir_input(&ir);
+    int p = ir_op(&ir, "matmul", IN(g, w)), q = ir_op(&ir, "matmul", IN(w, g));
+    int a = ir_op(&ir, "add", IN(p, q));
+    ir_of(&ir, BRG__IR_ACCUMULATE, 1, 0, IN(g));
+    ir_of(&ir, BRG__IR_ACCUMULATE, 2, 0, IN(ir_op(&ir, "matmul", IN(a, w))));
+    int s = ir_op(&ir, "sum_to_like", IN(a, bias));
+    ir.values.at[bias].ones = 1;
+    ir_of(&ir, BRG__IR_ACCUMULATE, 3, 0, IN(s));
+    assert_brg_ok(brg__pass_fuse(&ir));
+    assert_brg_ok(brg__ir_verify(&ir));
+    expect_plan(&ir, "v3 f32/2 = matmul(in0, in1)\n"
+                     "v4 f32/2 = matmul(in1, in0)\n"
+                     "v8 f32/2, v9 f32/2 = fused(v3, v4, in2) {t0 = add(a0, "
+                     "a1) -> o0; t1 = sum_to_like(t0, a2) -> o1}\n"
+                     "accumulate@1(in0)\n"
+                     "v6 f32/2 = matmul(v8, in1)\n"
+                     "accumulate@2(v6)\n"
+                     "accumulate@3(v9)\n");
+    brg__ir_deinit(&ir);
+}
+
 /* More ops, operands and results than one group holds. */
 static void test_pass_fuse__large_graphs_are_cut(void **state)
 {
@@ -258,6 +284,7 @@ int main(void)
         cmocka_unit_test(test_pass_fuse__sums_move_up),
         cmocka_unit_test(test_pass_fuse__sides_of_hooks_are_kept),
         cmocka_unit_test(test_pass_fuse__inputs_are_not_read_later),
+        cmocka_unit_test(test_pass_fuse__sums_move_past_accumulations),
         cmocka_unit_test(test_pass_fuse__large_graphs_are_cut),
         scoped_test(test_pass_fuse__undefined_operands),
         scoped_test(test_pass_fuse__sizes_that_become_one),
