@@ -5,14 +5,15 @@
  *   flat      operands are whole, or repeat rows, columns or one value of a
  *             space of two dims: 16 bytes at a time
  *   any       any strides, an element at a time
- *   columns   flat, and all sums of the group, which are over the rows: each
- *             split of the rows leaves its part, the last one joins them
+ *   columns   operands are whole or repeat a row; with all sums of the group,
+ *             which are over the rows: each split of the rows leaves its part,
+ *             the last one joins them
  *
  * Values are rounded to their dtypes between ops, as the ops' own kernels leave
  * them; products are kept from being contracted with sums of other ops. So the
  * bits of +, -, *, /, comparisons and choices are those of the ops one by one,
- * and other ops are within 2 ulp of them (16 bits: 1). Sums are in f64, in an
- * order that sizes decide. */
+ * and other ops are within 2 ulp of them (16 bits: 1). Sums are in f64 (of 16-bit
+ * values, up to four rows in f32 first), in an order that sizes decide. */
 #ifndef BRG_COMPILE_FUSE_CUDA_GROUP_H
 #define BRG_COMPILE_FUSE_CUDA_GROUP_H
 
@@ -28,8 +29,8 @@
 
 #define BRG__CUDA_MAX_STORES 16
 #define BRG__CUDA_THREADS 256
-#define BRG__CUDA_COLUMNS 32 /* vectors of a row that a block takes */
-#define BRG__CUDA_DEPTH 8    /* rows at a time */
+#define BRG__CUDA_COLUMNS 8 /* vectors of a row that a block takes */
+#define BRG__CUDA_DEPTH 32  /* rows at a time */
 #define BRG__CUDA_MAX_CLAIMS 4096
 
 /* How a flat operand lies in the space. */

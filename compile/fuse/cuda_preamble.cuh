@@ -128,18 +128,7 @@ DEVICE int64_t quotient(int64_t a, int64_t b)
     return a <= 0xFFFFFFFFll ? (int64_t)((uint32_t)a / (uint32_t)b) : a / b;
 }
 
-/* ---- Sums over a block of 32 columns and 8 rows ------------------------------------ */
-
-/* In the first row of threads: the sum of a column's values, in their order. */
-DEVICE double over_depth(double (*part)[32], double v)
-{
-    SYNC();
-    part[threadIdx.y][threadIdx.x] = v;
-    SYNC();
-    double all = 0;
-    UNROLL for (int i = 0; i < 8; i++) all += part[i][threadIdx.x];
-    return all;
-}
+/* ---- Sums over rows that several blocks have --------------------------------------- */
 
 /* Splits that are done, for each block of columns; kernels of a device run one
  * behind the other. */

@@ -155,6 +155,9 @@ static bool divides(const brg__cuda_run *run, space *s)
     const int64_t rows = rows_of_sums(run);
     if (rows == 0 || !s->is_flat || (s->rows > 1 && s->rows != rows))
         return false;
+    for (int i = 0; i < run->g->n_loads; i++)
+        if (s->kind[i] > BRG__CUDA_ROW)
+            return false;
     s->rows = rows;
     s->cols = s->n / rows;
     const int64_t blocks =
@@ -176,7 +179,7 @@ bool brg__cuda_sums(const brg__cuda_run *run)
 static int64_t splits_for(const brg__cuda_run *run, const space *s,
                           int64_t blocks)
 {
-    const int64_t least = 4 * BRG__CUDA_DEPTH;
+    const int64_t least = 2 * BRG__CUDA_DEPTH;
     int64_t splits = 4 * brg__cuda_kernels_units(run->kernels) / blocks;
     if (splits > s->rows / least)
         splits = s->rows / least;

@@ -164,6 +164,24 @@ static brg_status put_call(brg__text *t, group *g, const char *indent,
     return put(t, ");\n");
 }
 
+/* Elements of a row that a block takes; each thread joins some splits of one. */
+static int columns_of(group *g)
+{
+    return BRG__CUDA_COLUMNS * g->width;
+}
+
+static int groups_of(group *g)
+{
+    return BRG__CUDA_THREADS / columns_of(g);
+}
+
+static bool sums_in_f32(group *g, int s)
+{
+    const int from = g->group->ops[g->sum[s]].in[0];
+    return is_16_bit(from < g->group->n_in ? g->operand[from]
+                                           : g->result[from - g->group->n_in]);
+}
+
 /* In kernels that make the sums, what is only summed is not stored. */
 static bool is_stored(group *g, int i, bool sums)
 {
@@ -187,11 +205,11 @@ static brg_status put_vectors(brg__text *t, group *g, bool sums)
         const int from = g->group->ops[g->sum[s]].in[0];
         for (int i = 0; i < g->n_loads; i++)
             if (g->load[i] == from)
-                BRG_TRY(put(t, "            sum%d[j] += GET_%s(x%d.at[j]);\n",
+                BRG_TRY(put(t, "            few%d[j] += GET_%s(x%d.at[j]);\n",
                             s, name_of(g->operand[from]), i));
         for (int i = 0; i < g->n_stores; i++)
             if (g->group->n_in + g->store[i] == from)
-                BRG_TRY(put(t, "            sum%d[j] += r%d;\n", s, i));
+                BRG_TRY(put(t, "            few%d[j] += r%d;\n", s, i));
     }
     BRG_TRY(put(t, "        }\n"));
     for (int i = 0; i < g->n_stores; i++)
@@ -261,42 +279,104 @@ static brg_status put_any(brg__text *t, group *g)
     return put(t, "    }\n}\n");
 }
 
+/* Rows that a thread reads before it uses them: what is in flight together. */
+static int batch_of(group *g)
+{
+    return g->n_loads <= 2 ? 4 : 2;
+}
+
+/* The values of 16 bits of a batch are added in f32 first. */
+static brg_status put_batches(brg__text *t, group *g)
+{
+    const int batch = batch_of(g), depth = BRG__CUDA_DEPTH;
+    for (int i = 0; i < g->n_loads; i++)
+        BRG_TRY(put(t, "        %s_%d batch%d[%d];\n",
+                    name_of(g->operand[g->load[i]]), g->width, i, batch));
+    for (int s = 0; s < g->n_sums; s++)
+        BRG_TRY(put(t, "        %s few%d[%d] = {0};\n",
+                    sums_in_f32(g, s) ? "float" : "double", s, g->width));
+    BRG_TRY(put(t,
+                "        UNROLL for (int u = 0; u < %d; u++)\n        {\n"
+                "            const int64_t next = r + %d * u;\n"
+                "            const int64_t row = next < to ? next : to - 1;\n"
+                "            const int64_t i = row * per_row + col;\n",
+                batch, depth));
+    for (int i = 0; i < g->n_loads; i++) {
+        const char *dtype = name_of(g->operand[g->load[i]]);
+        BRG_TRY(put(t,
+                    "            batch%d[u] = ((const %s_%d "
+                    "*)k.in[%d])[k.kind[%d] == ROW ? col : i];\n",
+                    i, dtype, g->width, i, i));
+    }
+    BRG_TRY(put(t,
+                "        }\n"
+                "        UNROLL for (int u = 0; u < %d; u++)\n        {\n"
+                "        const int64_t i = (r + %d * u) * per_row + col;\n"
+                "        if (r + %d * u >= to)\n            break;\n",
+                batch, depth, depth));
+    for (int i = 0; i < g->n_loads; i++)
+        BRG_TRY(put(t, "        const %s_%d x%d = batch%d[u];\n",
+                    name_of(g->operand[g->load[i]]), g->width, i, i));
+    BRG_TRY(put_vectors(t, g, true));
+    BRG_TRY(put(t, "        }\n"));
+    for (int s = 0; s < g->n_sums; s++)
+        BRG_TRY(put(t,
+                    "        UNROLL for (int j = 0; j < %d; j++) sum%d[j] += "
+                    "few%d[j];\n",
+                    g->width, s, s));
+    return BRG_OK;
+}
+
 /* What a block's columns come to: its share, or by its last split the sum of
  * all shares, in their order. */
 static brg_status put_joins(brg__text *t, group *g)
 {
-    const int v = g->width;
     for (int s = 0; s < g->n_sums; s++) {
         const char *dtype = name_of(g->result[g->sum[s]]);
         BRG_TRY(put(t,
-                    "    UNROLL for (int j = 0; j < %d; j++)\n    {\n"
-                    "        const double all = over_depth(part, sum%d[j]);\n"
-                    "        if (is_first && k.splits > 1)\n"
+                    "    SYNC();\n"
+                    "    UNROLL for (int j = 0; j < %d; j++)\n"
+                    "        part[threadIdx.y][threadIdx.x * %d + j] = "
+                    "sum%d[j];\n"
+                    "    SYNC();\n"
+                    "    if (is_first) {\n"
+                    "        double all = 0;\n"
+                    "        UNROLL for (int d = 0; d < %d; d++) all += "
+                    "part[d][t];\n"
+                    "        if (k.splits > 1)\n"
                     "            k.partials[(%d * k.splits + blockIdx.y) * "
-                    "k.cols + c * %d + j] = all;\n"
-                    "        else if (is_first)\n"
-                    "            ((E_%s *)k.sum[%d])[c * %d + j] = PUT_%s(all "
-                    "* k.scale[%d]);\n"
+                    "k.cols + column] = all;\n"
+                    "        else\n"
+                    "            ((E_%s *)k.sum[%d])[column] = PUT_%s(all * "
+                    "k.scale[%d]);\n"
                     "    }\n",
-                    v, s, s, v, dtype, s, v, dtype, s));
+                    g->width, g->width, s, BRG__CUDA_DEPTH, s, dtype, s, dtype,
+                    s));
     }
     BRG_TRY(put(t, "    if (k.splits == 1 || !is_last_split("
                    "(uint32_t)k.splits))\n        return;\n"));
     for (int s = 0; s < g->n_sums; s++) {
         const char *dtype = name_of(g->result[g->sum[s]]);
         BRG_TRY(put(t,
-                    "    UNROLL for (int j = 0; j < %d; j++)\n    {\n"
+                    "    {\n"
                     "        double all = 0;\n"
-                    "        for (int64_t r = threadIdx.y; is_there && r < "
+                    "        if (column < k.cols)\n"
+                    "            UNROLL_8 for (int64_t r = group; r < "
                     "k.splits; r += %d)\n"
-                    "            all += VOLATILE(k.partials)[(%d * k.splits + "
-                    "r) * k.cols + c * %d + j];\n"
-                    "        all = over_depth(part, all);\n"
+                    "                all += OF_OTHERS(&k.partials[(%d * "
+                    "k.splits + r) * k.cols + column]);\n"
+                    "        SYNC();\n"
+                    "        part[group][t %% %d] = all;\n"
+                    "        SYNC();\n"
+                    "        all = 0;\n"
+                    "        UNROLL for (int d = 0; d < %d; d++) all += "
+                    "part[d][t %% %d];\n"
                     "        if (is_first)\n"
-                    "            ((E_%s *)k.sum[%d])[c * %d + j] = PUT_%s(all "
-                    "* k.scale[%d]);\n"
+                    "            ((E_%s *)k.sum[%d])[column] = PUT_%s(all * "
+                    "k.scale[%d]);\n"
                     "    }\n",
-                    v, BRG__CUDA_DEPTH, s, v, dtype, s, v, dtype, s));
+                    groups_of(g), s, columns_of(g), groups_of(g), columns_of(g),
+                    dtype, s, dtype, s));
     }
     return BRG_OK;
 }
@@ -309,23 +389,25 @@ static brg_status put_columns(brg__text *t, group *g)
                 "    SHARED double part[%d][%d];\n"
                 "    const uint32_t per_row = (uint32_t)(k.cols / %d);\n"
                 "    const uint32_t col = blockIdx.x * %du + threadIdx.x;\n"
-                "    const int64_t c = col;\n"
+                "    const uint32_t t = threadIdx.y * %du + threadIdx.x;\n"
+                "    const uint32_t group = t / %du;\n"
+                "    const int64_t column = blockIdx.x * (int64_t)%d + t %% "
+                "%du;\n"
                 "    const bool is_there = col < per_row;\n"
-                "    const bool is_first = is_there && threadIdx.y == 0;\n"
+                "    const bool is_first = group == 0 && column < k.cols;\n"
                 "    const int64_t from = k.rows * blockIdx.y / k.splits;\n"
                 "    const int64_t to = k.rows * (blockIdx.y + 1) / "
                 "k.splits;\n",
-                BRG__CUDA_DEPTH, BRG__CUDA_COLUMNS, v, BRG__CUDA_COLUMNS));
+                BRG__CUDA_DEPTH, columns_of(g), v, BRG__CUDA_COLUMNS,
+                BRG__CUDA_COLUMNS, columns_of(g), columns_of(g),
+                columns_of(g)));
     for (int s = 0; s < g->n_sums; s++)
         BRG_TRY(put(t, "    double sum%d[%d] = {0};\n", s, v));
     BRG_TRY(put(t,
                 "    for (int64_t r = from + threadIdx.y; is_there && r < to; "
-                "r += %d) {\n"
-                "        const uint32_t row = (uint32_t)r;\n"
-                "        const int64_t i = r * per_row + col;\n",
-                BRG__CUDA_DEPTH));
-    BRG_TRY(put_loads(t, g));
-    BRG_TRY(put_vectors(t, g, true));
+                "r += %d) {\n",
+                batch_of(g) * BRG__CUDA_DEPTH));
+    BRG_TRY(put_batches(t, g));
     BRG_TRY(put(t, "    }\n"));
     BRG_TRY(put_joins(t, g));
     return put(t, "}\n");
@@ -365,7 +447,8 @@ static brg_status put_preamble(brg__text *t)
                 "#define PARAM const __grid_constant__\n"
                 "#define ALIGNED(n) __align__(n)\n"
                 "#define UNROLL _Pragma(\"unroll\")\n"
-                "#define VOLATILE(p) ((const volatile double *)(p))\n"
+                "#define UNROLL_8 _Pragma(\"unroll 8\")\n"
+                "#define OF_OTHERS(p) __ldcg(p)\n"
                 "#define SYNC() __syncthreads()\n"
                 "#define FENCE() __threadfence()\n"
                 "#define ADD_ONE(p) atomicAdd(p, 1u)\n"

@@ -33,7 +33,8 @@ static const char host_cuda[] =
     "#define DEVICE static inline __attribute__((unused))\n"
     "#define SHARED static\n#define GLOBAL static __attribute__((unused))\n"
     "#define PARAM const\n#define ALIGNED(n) __attribute__((aligned(n)))\n"
-    "#define UNROLL\n#define VOLATILE(p) (p)\n#define FENCE()\n"
+    "#define UNROLL\n#define UNROLL_8\n#define OF_OTHERS(p) (*(p))\n"
+    "#define FENCE()\n"
     "#define SYNC() sync_threads()\n#define ADD_ONE(p) ((*(p))++)\n";
 
 /* ---- Compiling and loading ---------------------------------------------------- */
