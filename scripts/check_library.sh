@@ -12,8 +12,8 @@ trap 'rm -f "$copy"' EXIT
 
 for library in "$@"; do
     name=$(basename "$library")
-    limit=1150000
-    grep -q LIBXSMM_ "$library" && limit=1750000
+    limit=1200000
+    grep -q LIBXSMM_ "$library" && limit=1800000
     case $name in libbrigade_cuda*) limit=12000000 ;; esac
     needed=$(readelf -d "$library" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p')
     strip -o "$copy" "$library" || exit 1
