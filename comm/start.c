@@ -94,8 +94,7 @@ static brg_status start(brg_pg *pg, brg_work **out, brg_call call)
     BRG_CHECK_ARG(out, "%s: out is NULL", name);
     *out = NULL;
     BRG_CHECK_ARG(pg, "%s: the group is NULL", name);
-    if (brg__is_traced())
-        BRG_TRY(brg__tracer_settle(name, "call it outside of the function"));
+    BRG_TRY(brg__tracer_outside(name));
     BRG_TRY(brg__pg_check(pg));
     size_t payload = 0;
     BRG_TRY(check_call(pg, &call, &payload));

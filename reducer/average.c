@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/base/alloc.h"
+#include "core/base/tracer.h"
 #include "core/tensor/tensor.h"
 #include "reducer/reducer.h"
 #include "reducer/verify.h"
@@ -146,6 +147,7 @@ void brg_averager_destroy(brg_averager *a)
 brg_status brg_averager_now(brg_averager *a)
 {
     BRG_CHECK_ARG(a, "brg_averager_now: the averager is NULL");
+    BRG_TRY(brg__tracer_outside("brg_averager_now"));
     a->n_steps -= a->n_steps % a->options.period;
     for (size_t i = a->n; i-- > 0;) {
         void *at = brg__tensor_ptr(a->tensors[i]); /* may have been replaced */
@@ -162,6 +164,7 @@ brg_status brg_averager_now(brg_averager *a)
 brg_status brg_averager_step(brg_averager *a, bool *averaged)
 {
     BRG_CHECK_ARG(a, "brg_averager_step: the averager is NULL");
+    BRG_TRY(brg__tracer_outside("brg_averager_step"));
     int64_t n = ++a->n_steps;
     bool is_due = n <= a->options.warm_up || n % a->options.period == 0;
     if (averaged)

@@ -6,6 +6,7 @@
 #include <xxhash.h>
 
 #include "core/base/alloc.h"
+#include "core/base/tracer.h"
 #include "core/tensor/shape.h"
 #include "reducer/ddp.h"
 #include "core/base/text.h"
@@ -116,6 +117,7 @@ static brg_status judge(const brg_pg *pg, const uint64_t *all, int n)
 brg_status brg_ddp_compare(brg_ddp *ddp)
 {
     BRG_CHECK_ARG(ddp, "brg_ddp_compare: the ddp is NULL");
+    BRG_TRY(brg__tracer_outside("brg_ddp_compare"));
     int n = brg_pg_world_size(ddp->pg);
     uint64_t mine = 0;
     uint64_t *all =

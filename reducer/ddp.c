@@ -339,9 +339,7 @@ bool brg_ddp_set_sync(brg_ddp *ddp, bool is_on)
     if (!ddp)
         return false;
     bool was_on = ddp->is_sync;
-    if (brg__is_traced()) /* a plan would not do it again */
-        (void)brg__tracer_settle("brg_ddp_set_sync",
-                                 "call it outside of the function");
+    (void)brg__tracer_outside("brg_ddp_set_sync");
     ddp->is_sync = is_on;
     ddp->reducer->pace += was_on != is_on;
     return was_on;
@@ -350,12 +348,14 @@ bool brg_ddp_set_sync(brg_ddp *ddp, bool is_on)
 brg_status brg_ddp_sync_buffers(brg_ddp *ddp)
 {
     BRG_CHECK_ARG(ddp, "brg_ddp_sync_buffers: the ddp is NULL");
+    BRG_TRY(brg__tracer_outside("brg_ddp_sync_buffers"));
     return brg__ddp_broadcast_buffers(ddp);
 }
 
 brg_status brg_ddp_confirm(brg_ddp *ddp)
 {
     BRG_CHECK_ARG(ddp, "brg_ddp_confirm: the ddp is NULL");
+    BRG_TRY(brg__tracer_outside("brg_ddp_confirm"));
     return brg_reducer_confirm(ddp->reducer);
 }
 
@@ -369,6 +369,7 @@ bool brg_ddp_next_leaf(const brg_ddp *ddp, uint32_t *leaf)
     if (!ddp || !brg__has_leaves(ddp->reducer))
         return false;
     const brg_reducer *r = ddp->reducer;
+    (void)brg__tracer_outside("brg_ddp_next_leaf");
     *leaf = r->run.first + r->leaf;
     return brg__leaf_is_last(r);
 }

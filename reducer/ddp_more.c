@@ -6,12 +6,14 @@
 #include "core/autograd/node.h"
 #include "reducer/schedule.h"
 #include "reducer/shard.h"
+#include "core/base/tracer.h"
 
 brg_status brg_ddp_join(brg_ddp *ddp, bool *is_over)
 {
     BRG_CHECK_ARG(ddp && is_over, "brg_ddp_join: %s is NULL",
                   ddp ? "is_over" : "the ddp");
     *is_over = false;
+    BRG_TRY(brg__tracer_outside("brg_ddp_join"));
     if (ddp->has_joined)
         return BRG_FAIL(BRG_ERR_STATE,
                         "rank %d: brg_ddp_join: a backward is under way",
@@ -68,6 +70,7 @@ brg_status brg__ddp_remake(brg_ddp *ddp, brg_pg *pg)
 brg_status brg_ddp_refresh(brg_ddp *ddp)
 {
     BRG_CHECK_ARG(ddp, "brg_ddp_refresh: the ddp is NULL");
+    BRG_TRY(brg__tracer_outside("brg_ddp_refresh"));
     if (ddp->has_joined)
         return BRG_FAIL(BRG_ERR_STATE,
                         "rank %d: brg_ddp_refresh: a backward is under way",
@@ -110,6 +113,7 @@ static brg_status scale_all(brg_ddp *ddp, double factor)
 brg_status brg_ddp_clip_grad_norm(brg_ddp *ddp, double max_norm, double *norm)
 {
     BRG_CHECK_ARG(ddp, "brg_ddp_clip_grad_norm: the ddp is NULL");
+    BRG_TRY(brg__tracer_outside("brg_ddp_clip_grad_norm"));
     BRG_CHECK_ARG(max_norm > 0,
                   "brg_ddp_clip_grad_norm: max_norm %g must be positive",
                   max_norm);

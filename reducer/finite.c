@@ -9,6 +9,7 @@
 
 #include "core/ops/convert.h"
 #include "reducer/leaves.h"
+#include "core/base/tracer.h"
 
 #define IS_WITHIN(name, type, bits)                                            \
     static bool name(const char *at, size_t n, type limit)                     \
@@ -115,6 +116,7 @@ void brg__finite_end(brg_reducer *r, uint32_t n_ranks, uint32_t ranks,
 
 bool brg_reducer_grads_finite(const brg_reducer *r, brg_finite_info *filled)
 {
+    (void)brg__tracer_outside("brg_reducer_grads_finite");
     if (filled)
         *filled = r ? r->finite.last : (brg_finite_info){true, 0, -1, SIZE_MAX};
     return !r || r->finite.last.all_finite;

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "core/base/progress.h"
+#include "core/base/tracer.h"
 #include "core/base/text.h"
 #include "reducer/guard.h"
 #include "reducer/leaves.h"
@@ -62,6 +63,7 @@ static brg_status check_index(const brg_reducer *r, size_t i, const char *what)
 static brg_status own(brg_reducer *r, const char *what)
 {
     BRG_TRY(check_raw(r, what));
+    BRG_TRY(brg__tracer_outside(what));
     set_owner(r);
     return brg__reducer_check(r);
 }

@@ -10,6 +10,7 @@
 #include "comm/work.h"
 #include "core/base/alloc.h"
 #include "core/base/options.h"
+#include "core/base/tracer.h"
 #include "reducer/guard.h"
 #include "reducer/leaves.h"
 #include "reducer/profile.h"
@@ -416,6 +417,7 @@ brg_status brg_reducer_confirm(brg_reducer *r)
 double brg_reducer_grad_norm(const brg_reducer *r)
 {
     double sum = 0;
+    (void)brg__tracer_outside("brg_reducer_grad_norm");
     for (size_t i = 0; r && i < r->n_params; i++)
         if (r->members[i].n_used > 0)
             sum += r->members[i].sum_squares;

@@ -7,6 +7,7 @@
 
 #include "core/base/alloc.h"
 #include "core/base/array.h"
+#include "core/base/tracer.h"
 #include "core/tensor/shape.h"
 #include "reducer/ddp.h"
 #include "reducer/verify.h"
@@ -190,6 +191,7 @@ brg_status brg_ddp_regroup(brg_ddp *ddp, brg_pg *pg, brg_optim *optim,
                            int64_t *n_steps)
 {
     BRG_TRY(check(ddp, pg, n_steps));
+    BRG_TRY(brg__tracer_outside("brg_ddp_regroup"));
     for (size_t i = 0; i < ddp->n_params; i++)
         BRG_TRY(brg_tensor_set_grad(ddp->params[i].leaf, NULL));
     BRG_TRY(brg__ddp_remake(ddp, pg));

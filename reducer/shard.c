@@ -8,6 +8,7 @@
 #include "comm/work.h"
 #include "core/base/alloc.h"
 #include "core/base/log.h"
+#include "core/base/tracer.h"
 #include "core/tensor/device.h"
 
 /* ---- Ranges -------------------------------------------------------------------- */
@@ -43,7 +44,7 @@ static brg_status check_is_sharded(const char *op, const brg_ddp *ddp)
     BRG_CHECK_ARG(ddp, "%s: the ddp is NULL", op);
     BRG_CHECK_ARG(ddp->options.shard,
                   "%s: the ddp was made without options.shard", op);
-    return BRG_OK;
+    return brg__tracer_outside(op);
 }
 
 brg_status brg_ddp_shard(const brg_ddp *ddp, const brg_params *params,

@@ -5,6 +5,7 @@
 
 #include "reducer/shard.h"
 #include "reducer/verify.h"
+#include "core/base/tracer.h"
 
 typedef struct transfer {
     const char *op;
@@ -165,6 +166,7 @@ static brg_status run(const transfer *t)
     BRG_CHECK_ARG(t->ddp && t->ddp->options.shard,
                   "%s: the ddp is NULL or was made without options.shard",
                   t->op);
+    BRG_TRY(brg__tracer_outside(t->op));
     brg__agreement mine = {.what = t->op, .status = check(t)};
     BRG_TRY(brg__verify_ranks(t->ddp->pg, &mine));
     for (size_t i = 0; i < brg_optim_state_count(t->part); i++)
