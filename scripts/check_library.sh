@@ -1,6 +1,6 @@
 #!/bin/sh
 # What a built library weighs and needs. libbrigade must not need MPI, CUDA or
-# Python; stripped, it is about 1 MB: 1.15 at most (checked for Release builds), 0.6 more
+# Python; stripped, it is about 1.15 MB: 1.2 at most (checked for Release builds), 0.6 more
 # with libxsmm in it; the cuda component, which holds kernels for GPUs, at most 12 MB.
 #   check_library.sh <build type> <libbrigade.so>...
 set -u
