@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks of a trainer under mpirun are killed at random moments: while they
+"""Ranks of the trainers under mpirun are killed at random moments: while they
 start, train, evaluate and write their checkpoint. The job ends soon; every
 other rank names the one that was killed, or mpirun ends it; and training
-goes on from the checkpoint, at any number of ranks, to the weights of a run
-that was left alone. A run that was over before its kill does not count:
-another moment is drawn.
+goes on from the checkpoint, at any number of ranks (with the default reduction
+at the same one), to the weights of a run that was left alone. A run that was
+over before its kill does not count: another moment is drawn.
 
 BRG_KILLS: how many (4); BRG_TEST_SEED: of the moments; BRG_TEST_SLOWNESS: of
 the machine (1), a factor for how soon. A failure prints the kill that it came
@@ -20,7 +20,8 @@ import subprocess
 import time
 import unittest
 
-from support import FASHION_MNIST, MPIRUN, ProgramTest, write_images
+from support import (FASHION_MNIST, GPT, MPIRUN, ProgramTest, write_images,
+                     write_text)
 
 N_KILLS = int(os.environ.get("BRG_KILLS", "4"))
 SEED = int(os.environ.get("BRG_TEST_SEED", "6"))
@@ -30,12 +31,20 @@ TIMEOUT_S = 4  # of the library, where nobody can see who has died
 END_S = (2 * TIMEOUT_S + 6) * float(os.environ.get("BRG_TEST_SLOWNESS", "1"))
 LIMIT_S = END_S + 30  # for one that hangs, which is then looked at
 MAX_DRAWS = 10  # of a moment, until one comes before the end of the run
-N_STEPS = 60
-SMALL = ("--batch", 24, "--steps", N_STEPS, "--reduction", "reproducible",
-         "--no-progress")
+
+# What is trained, and how.
+Job = collections.namedtuple("Job", "program n_steps reproducible arguments")
+SMALL_GPT = ("--layers", 1, "--dim", 16, "--heads", 2, "--context", 16,
+             "--warm-up", 5, "--sample", 0)
+JOBS = (Job(FASHION_MNIST, 60, True, ("--model", "mlp")),
+        Job(GPT, 200, False, (*SMALL_GPT, "--compile=step")),
+        Job(FASHION_MNIST, 12, False, ("--model", "cnn")),
+        Job(GPT, 200, True, (*SMALL_GPT, "--compile")),
+        Job(FASHION_MNIST, 60, False, ("--model", "mlp", "--compile=step")),
+        Job(FASHION_MNIST, 12, True, ("--model", "cnn", "--compile")))
 
 Kill = collections.namedtuple(
-    "Kill", "number ranks victim recovers node_size row moment")
+    "Kill", "number job ranks victim recovers node_size row moment")
 
 
 def children(pid):
@@ -66,19 +75,48 @@ def where(pid):
 class Kills(ProgramTest):
     def setUp(self):
         super().setUp()
-        self.data = write_images(self.folder / "data")
+        self.data = {FASHION_MNIST: write_images(self.folder / "data"),
+                     GPT: write_text(self.folder / "text")}
         self.state = self.folder / "state"
         self.metrics = self.folder / "metrics"
+        self.hashes = {}
+        self.lengths = {}
 
-    def train(self, *arguments, ranks=0):
-        return self.good(FASHION_MNIST, "--data", self.data, *SMALL,
-                         *arguments, ranks=ranks)
+    def command(self, job, *arguments):
+        reduction = "reproducible" if job.reproducible else "default"
+        return (job.program, "--data", self.data[job.program], "--batch", 24,
+                "--steps", job.n_steps, "--reduction", reduction,
+                "--no-progress", *job.arguments, *arguments)
+
+    def train(self, job, *arguments, ranks=0, node_size=0):
+        os.environ["BRG_MPI_NODE_SIZE"] = str(node_size)
+        return self.good(*self.command(job, *arguments), ranks=ranks)
+
+    def left_alone(self, job, ranks, node_size):
+        """The hash of a run that nobody disturbs. By default sums are those
+        of the ranks, in the order of the nodes."""
+        if job.reproducible:
+            ranks = node_size = 0
+        key = job, ranks, node_size
+        if key not in self.hashes:
+            self.hashes[key] = self.train(
+                job, ranks=ranks,
+                node_size=node_size).result["params_hash"]
+        return self.hashes[key]
+
+    def length(self, job):
+        """Of a run, from its start to its end."""
+        if job not in self.lengths:
+            began = time.monotonic()
+            self.train(job, ranks=3)
+            self.lengths[job] = time.monotonic() - began
+        return self.lengths[job]
 
     def start(self, kill):
         options = ("--eval-every", 5, "--checkpoint", self.state, "--metrics",
                    self.metrics)
-        command = [*MPIRUN, str(kill.ranks), FASHION_MNIST, "--data",
-                   self.data, *SMALL, *options]
+        command = [*MPIRUN, str(kill.ranks),
+                   *self.command(kill.job, *options)]
         return subprocess.Popen(
             list(map(str, command)), stdin=subprocess.DEVNULL, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -135,11 +173,12 @@ class Kills(ProgramTest):
             self.assertTrue(any(n in line for n in names for line in lines),
                             say)
             return "ended"
+        name = pathlib.Path(kill.job.program).name
         for rank in range(kill.ranks):
             if rank == kill.victim:
                 continue
             mine = [line for line in lines
-                    if line.startswith(f"fashion_mnist: rank {rank}:")]
+                    if line.startswith(f"{name}: rank {rank}:")]
             self.assertTrue(any(n in line for n in names for line in mine),
                             say)
         return "named"
@@ -171,30 +210,38 @@ class Kills(ProgramTest):
                             f"{kill}: from the kill to the end\n{out}\n{err}")
         return outcome, seconds
 
-    def draw_and_run(self, source, number, length):
+    def draw_and_run(self, source, number):
         """Until the kill was one of a run under way."""
+        job = JOBS[number % len(JOBS)]
+        recovers = (number + number // len(JOBS)) % 2 == 1
+        longest = 0.005 if recovers else self.length(job)
         for n_drawn in range(MAX_DRAWS):
-            ranks, recovers = source.choice((2, 3, 4)), number % 2 == 1
+            ranks = source.choice((2, 3, 4))
             # From the start, or from a row of the metrics on, about a step.
-            kill = Kill(number, ranks, source.randrange(ranks), recovers,
+            kill = Kill(number, job, ranks, source.randrange(ranks), recovers,
                         source.choice((0, 0, 1)),
-                        source.randint(2, N_STEPS) if recovers else 0,
-                        source.uniform(0, 0.005 if recovers else length))
+                        source.randint(2, job.n_steps) if recovers else 0,
+                        source.uniform(0, longest))
             outcome, seconds = self.run_kill(kill)
             if outcome != "done":
                 return kill, outcome, seconds, n_drawn
         self.fail(f"{MAX_DRAWS} runs were over before the kill, at last {kill}")
 
+    def go_on(self, source, kill):
+        """From the checkpoint, to the weights of a run left alone."""
+        ranks, node_size = kill.ranks, kill.node_size
+        if kill.job.reproducible:
+            ranks, node_size = source.choice((0, 2, 3)), 0
+        rest = self.train(kill.job, "--resume", self.state, ranks=ranks,
+                          node_size=node_size)
+        self.assertEqual(rest.result["params_hash"],
+                         self.left_alone(kill.job, ranks, node_size), kill)
+
     def test_kills(self):
         source = random.Random(SEED)
-        whole = self.train()
-        began = time.monotonic()
-        self.train(ranks=3)
-        length = time.monotonic() - began
         counts, slowest = collections.Counter(), (0.0, None)
         for number in range(N_KILLS):
-            kill, outcome, seconds, n_late = self.draw_and_run(source, number,
-                                                               length)
+            kill, outcome, seconds, n_late = self.draw_and_run(source, number)
             counts[outcome] += 1
             counts["drawn again"] += n_late
             slowest = max(slowest, (seconds, kill))
@@ -205,10 +252,8 @@ class Kills(ProgramTest):
             if not self.state.exists():
                 counts["before a checkpoint"] += 1
                 continue
-            rest = self.train("--resume", self.state,
-                              ranks=source.choice((0, 2, 3)))
-            self.assertEqual(rest.result["params_hash"],
-                             whole.result["params_hash"], kill)
+            self.go_on(source, kill)
+            counts["went on"] += 1
         self.assertEqual(counts["ended"] + counts["named"], N_KILLS)
         print(f"seed {SEED}, {N_KILLS} kills: {dict(counts)}; ended at most "
               f"{slowest[0]:.2f} s after the kill ({slowest[1]})")

@@ -5,6 +5,7 @@ must make its test fail. Prints the score.
 
     tests/mutations/run.py [<name>...]
     tests/mutations/run.py --apply      # only whether the patches still fit
+    tests/mutations/run.py --refresh    # patches that fit, to the line
 
 A patch begins with "test: <target>" and a line that says what the bug is. The
 numbers are those of the bug classes in the order in which users of other
@@ -77,9 +78,39 @@ def check_patches(patches):
     return 1 if n_bad else 0
 
 
+def changed_files(patch):
+    return [line.split("/", 1)[1] for line in patch.read_text().splitlines()
+            if line.startswith("+++ b/")]
+
+
+def refresh(patches):
+    """Writes each patch anew against the sources as they are."""
+    with tempfile.TemporaryDirectory(prefix="brg-mutations-") as name:
+        for p in patches:
+            before, after = (pathlib.Path(name) / p.stem / side
+                             for side in "ab")
+            for file in changed_files(p):
+                for side in before, after:
+                    (side / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(ROOT / file, side / file)
+            done = run("patch", "-p1", "-s", "--no-backup-if-mismatch", "-d",
+                       after, "-i", p)
+            if done.returncode != 0:
+                print(f"{p.stem}: make it anew: {done.stdout.strip()}")
+                continue
+            head = p.read_text().split("--- a/", 1)[0]
+            diffs = [run("diff", "-up", "--label", f"a/{file}", "--label",
+                         f"b/{file}", before / file, after / file).stdout
+                     for file in changed_files(p)]
+            p.write_text(head + "".join(diffs))
+    return check_patches(patches)
+
+
 def main(names):
     if names == ["--apply"]:
         return check_patches(sorted(HERE.glob("*.patch")))
+    if names == ["--refresh"]:
+        return refresh(sorted(HERE.glob("*.patch")))
     patches = [p for p in sorted(HERE.glob("*.patch"))
                if not names or p.stem in names]
     targets = {p: p.read_text().splitlines()[0].removeprefix("test: ")
