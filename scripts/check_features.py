@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Every test that docs/features.md, docs/communication-hooks.md and docs/compiled.md
-name exists, and every yes of Brigade's names one."""
+name exists, every yes of Brigade's names one, and every no a reason."""
 import pathlib
 import re
 import sys
@@ -56,6 +56,8 @@ def main():
         if len(cells) == 11 and cells[0].isdigit() and \
                 cells[2] in ("**Y**", "**P**") and "`test_" not in cells[10]:
             problems.append(f"docs/features.md: row {cells[0]} names no test")
+        if len(cells) == 11 and cells[0].isdigit() and not cells[10]:
+            problems.append(f"docs/features.md: row {cells[0]} gives no reason")
     print("\n".join(problems), end="\n" if problems else "")
     return 1 if problems else 0
 

@@ -10,7 +10,8 @@
 static const char help[] =
     "usage: brigade trace [option...] <folder or file...>\n"
     "Puts the traces of several ranks on one clock and says what they show:\n"
-    "steps and how long they waited, and after a failure which rank is late.\n"
+    "steps and how long they waited, who was last to start collectives, and\n"
+    "after a failure which rank is late.\n"
     "  --json <file>   writes trace events, for ui.perfetto.dev\n"
     "  --svg <file>    draws one step: buckets under the backward pass\n"
     "  --step <n>      of that picture, from 1 (the last whole one)\n"
@@ -100,6 +101,71 @@ static void print_ranks(const view *v)
                        : 0);
         printf("\n");
     }
+}
+
+/* ---- Who comes last --------------------------------------------------------------- */
+
+/* Of a rank: in how many collectives it was the last, and how long after the
+ * one before it, altogether. */
+typedef struct straggler {
+    size_t n;
+    int64_t behind;
+    size_t at; /* the lane's items below are over */
+} straggler;
+
+static bool is_collective(const item *it)
+{
+    uint8_t coll = it->record->coll;
+    return it->kind == ITEM_CALL && coll != BRG_COLL_SEND &&
+           coll != BRG_COLL_RECV;
+}
+
+/* The same collective in this lane, which has them in order. */
+static const item *match(const lane *l, const item *call, straggler *s)
+{
+    for (size_t i = s->at; i < l->n; i++) {
+        const item *it = &l->items[i];
+        if (is_collective(it) && it->record->group == call->record->group &&
+            it->record->u.call.seq == call->record->u.call.seq) {
+            s->at = i;
+            return it;
+        }
+    }
+    return NULL;
+}
+
+static bool count_last(const view *v, const item *call, straggler *all)
+{
+    int64_t last = call->begin, before = INT64_MIN;
+    size_t who = 0;
+    for (size_t r = 1; r < v->n; r++) {
+        const item *it = match(&v->lanes[r], call, &all[r]);
+        if (!it)
+            return false;
+        before = it->begin > last     ? last
+                 : it->begin > before ? it->begin
+                                      : before;
+        who = it->begin > last ? r : who;
+        last = it->begin > last ? it->begin : last;
+    }
+    all[who].n++;
+    all[who].behind += last - before;
+    return true;
+}
+
+static void print_stragglers(const view *v)
+{
+    straggler *all = calloc(v->n, sizeof *all);
+    size_t n = 0;
+    for (size_t i = 0; all && v->n > 1 && i < v->lanes[0].n; i++)
+        if (is_collective(&v->lanes[0].items[i]))
+            n += count_last(v, &v->lanes[0].items[i], all);
+    for (size_t r = 0; all && r < v->n; r++)
+        if (all[r].n > 0)
+            printf("rank %d: the last to start %zu of %zu collectives, %.3f ms "
+                   "behind the one before it\n",
+                   v->lanes[r].rank, all[r].n, n, 1e-6 * (double)all[r].behind);
+    free(all);
 }
 
 /* ---- Who is late ------------------------------------------------------------------ */
@@ -207,6 +273,7 @@ static int run(const options *o, const view *v)
     printf("%zu ranks, %.3f ms, %zu steps\n", v->n, 1e-6 * (double)v->length,
            n_steps);
     print_ranks(v);
+    print_stragglers(v);
     print_late(v);
     int code = o->json ? write_file(o->json, v, NULL) : 0;
     if (o->svg && code == 0)

@@ -72,13 +72,28 @@ static bool is_rank_open(const options *o, const brg__sim_rank *rank)
            time_of(rank) <= o->earliest;
 }
 
+/* The network carries what was started at one time in the order of the calls,
+ * as backends do. */
+static bool is_event_open(const brg__sim_world *world, const options *o,
+                          const brg__sim_event *event)
+{
+    bool is_open = event->at <= o->earliest;
+    bool has_order = world->has_time && event->kind == BRG__SIM_RUN;
+    for (size_t i = 0; has_order && is_open && i < world->events.n; i++) {
+        const brg__sim_event *other = &world->events.at[i];
+        is_open = other->kind != BRG__SIM_RUN || other->at > o->earliest ||
+                  other->meeting->seq >= event->meeting->seq;
+    }
+    return is_open;
+}
+
 static void count(const brg__sim_world *world, options *o)
 {
     o->n_ranks = o->n_events = 0;
     for (int r = 0; r < world->n_ranks; r++)
         o->n_ranks += is_rank_open(o, &world->ranks[r]);
     for (size_t i = 0; i < world->events.n; i++)
-        o->n_events += world->events.at[i].at <= o->earliest;
+        o->n_events += is_event_open(world, o, &world->events.at[i]);
 }
 
 static uint64_t find_earliest(const brg__sim_world *world)
@@ -129,7 +144,7 @@ static int nth_rank(const brg__sim_world *world, const options *o, size_t i)
 static size_t nth_event(const brg__sim_world *world, const options *o, size_t i)
 {
     size_t k = 0;
-    while (world->events.at[k].at > o->earliest || i-- > 0)
+    while (!is_event_open(world, o, &world->events.at[k]) || i-- > 0)
         k++;
     return k;
 }

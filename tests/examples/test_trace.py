@@ -49,6 +49,40 @@ class TraceTest(ProgramTest):
                 self.train("--steps", 6, *arguments)
                 self.check_events(self.events())
 
+    def write_trace(self, rank, n_ranks, starts, ends):
+        """A file of collectives 0, 1, .. by hand, times in ns."""
+        records = []
+        for seq, (start, end) in enumerate(zip(starts, ends)):
+            for kind, at in (3, start), (5, end):  # START, COMPLETE
+                records.append(struct.pack(
+                    "<QQBBBBhHQQQiiq", at, len(records) + 1, kind, 0, 0, 0, -1,
+                    0, seq, 1000, 0, -1, -1, 0))
+        text = f"group\t0\tmpi\t{rank}\t{n_ranks}\n".encode()
+        header = HEADER.pack(b"BRGTRACE", 1, RECORD, len(records), 0, len(text),
+                             ends[-1], 0, 7, rank, n_ranks, 1 + rank, 0)
+        path = self.traces / f"rank{rank}.trace"
+        path.write_bytes(header + b"".join(records) + text)
+
+    def test_stragglers_are_named(self):
+        """Rank 2 comes 4 ms after the others, but twice rank 0 comes 1 ms
+        after all."""
+        starts = [[], [], []]
+        ends = []
+        for seq in range(10):
+            at = 10_000_000 * (1 + seq)
+            starts[1].append(at)
+            starts[0].append(at + (5_000_000 if seq in (3, 7) else 1000))
+            starts[2].append(at + 4_000_000)
+            ends.append(at + 6_000_000)
+        for rank in range(3):
+            self.write_trace(rank, 3, starts[rank], ends)
+        out = self.look(self.traces).out
+        self.assertIn("rank 2: the last to start 8 of 10 collectives, "
+                      "31.992 ms behind", out)
+        self.assertIn("rank 0: the last to start 2 of 10 collectives, "
+                      "2.000 ms behind", out)
+        self.assertNotIn("rank 1: the last", out)
+
     def check_events(self, events):
         for rank in 0, 1:
             mine = [e for e in events if e["pid"] == rank]

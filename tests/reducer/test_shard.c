@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Sharded optimizer state in simulated worlds. */
 #include <brigade/compile.h>
+#include <brigade/sim.h>
 
 #include "tests/reducer/shard_checks.h"
 #include "tests/support/fail_alloc.h"
@@ -77,6 +78,69 @@ static void test_shard__sends_shards(void **state)
     assert_int_equal(brg_fake_n_calls(pg) - first, 2 * n_buckets - 1);
     shard_run_deinit(&r);
     brg_pg_destroy(pg);
+}
+
+/* ---- In virtual time --------------------------------------------------------------- */
+
+#define N_LAYERS 8
+
+/* A forward that begins while parameters are on their way, each layer waiting
+ * for its own: what the network takes, and one layer more. */
+static brg_status forward_while_gathering(brg_pg *pg, brg_ddp *ddp,
+                                          brg_tensor *const *layers)
+{
+    uint64_t start = brg_sim_now_ns(pg);
+    BRG_TRY(brg_ddp_gather_params(ddp));
+    BRG_TRY(brg_ddp_wait_params(ddp, NULL));
+    uint64_t whole = brg_sim_now_ns(pg) - start, each = whole / N_LAYERS;
+    brg_work *work;
+    BRG_TRY(brg_barrier(pg, &work));
+    BRG_TRY(brg_work_wait(work));
+    start = brg_sim_now_ns(pg);
+    BRG_TRY(brg_ddp_gather_params(ddp));
+    for (size_t i = 0; i < N_LAYERS; i++) {
+        BRG_TRY(brg_ddp_wait_params(ddp, layers[i]));
+        brg_sim_spend_ns(pg, each);
+    }
+    uint64_t took = brg_sim_now_ns(pg) - start;
+    RANK_CHECK(whole > 0 && took >= whole && took <= whole + 2 * each,
+               "%llu us, the gather alone takes %llu",
+               (unsigned long long)took / 1000,
+               (unsigned long long)whole / 1000);
+    return brg_ddp_wait_params(ddp, NULL);
+}
+
+static brg_status overlapping_rank(brg_pg *pg, void *user)
+{
+    brg_tensor *layers[N_LAYERS];
+    brg_ddp *ddp = NULL;
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    brg_scope *scope = brg_scope_begin();
+    brg_status status = BRG_OK;
+    (void)user;
+    options.shard = true;
+    options.first_bucket_bytes = options.bucket_bytes = 1; /* one a layer */
+    for (size_t i = 0; i < N_LAYERS && status == BRG_OK; i++) {
+        layers[i] = brg_zeros(BRG_DTYPE_F32, 1, (int64_t[]){24000});
+        status = brg_set_requires_grad(layers[i], true);
+    }
+    if (status == BRG_OK)
+        status = brg_ddp_create(&ddp, pg, layers, N_LAYERS, NULL, 0, &options);
+    if (status == BRG_OK)
+        status = forward_while_gathering(pg, ddp, layers);
+    brg_ddp_destroy(ddp);
+    brg_scope_end(scope);
+    return status;
+}
+
+static void test_shard__gather_overlaps_the_next_forward(void **state)
+{
+    (void)state;
+    brg_sim_options world = BRG_SIM_OPTIONS_INIT;
+    world.latency_ns = 5000;
+    world.bytes_per_s = 1e9;
+    for (int n = 2; n <= 4; n++)
+        assert_brg_ok(brg_sim_run(n, &world, overlapping_rank, NULL));
 }
 
 static void test_shard__compiled_too(void **state)
@@ -315,6 +379,7 @@ int main(void)
         cmocka_unit_test(test_shard__state_is_one_part_in_n),
         cmocka_unit_test(test_shard__misuse_is_an_error),
         cmocka_unit_test(test_shard__sends_shards),
+        cmocka_unit_test(test_shard__gather_overlaps_the_next_forward),
         cmocka_unit_test(test_shard__compiled_too),
         cmocka_unit_test(test_shard__a_steady_step_allocates_nothing),
         cmocka_unit_test(test_shard__resumes_at_another_world_size),
