@@ -25,11 +25,16 @@ static const char not_come[] = "has not come";
 static const char not_started[] = "has not started it";
 static const char not_finished[] = "has not finished it";
 
+static bool is_message(const brg_call *call)
+{
+    return call->coll == BRG_COLL_SEND || call->coll == BRG_COLL_RECV;
+}
+
 /* What a rank of the node has not done yet that this call needs; NULL: it is
  * not the one waited for. */
 static const char *owes(const mpi_group *g, const brg_call *call, int local)
 {
-    if (call->coll == BRG_COLL_SEND || call->coll == BRG_COLL_RECV)
+    if (is_message(call))
         return rank_of(g, local) == call->peer ? not_come : NULL;
     const brg_call *first = g->finishing ? g->finishing : g->queue;
     uint64_t seq = first && first->seq < call->seq ? first->seq : call->seq;
@@ -53,46 +58,59 @@ static brg_status fail_peer(const mpi_group *g, const brg_call *call, int local,
                     g->rank, text, rank_of(g, local), what);
 }
 
-/* The rank of the node that this call waits for in vain, and why. Ranks that
- * failed come last: they may have failed for the one that left. */
-static int find_gone(const mpi_group *g, const brg_call *call, const char **why)
+/* How a rank of the node that this call waits for has gone; 0: it has not. What
+ * it did before counts, and it may do that, say that it goes and end between
+ * two looks: so first whether it lives, then what it said, then what it did. */
+static int32_t how_gone(const mpi_group *g, const brg_call *call, int local)
+{
+    if (!owes(g, call, local))
+        return 0;
+    bool has_died = brg__mpi_has_died(g, local);
+    int32_t gone =
+        atomic_load_explicit(&g->shared[local]->gone, memory_order_acquire);
+    if (gone == 0 && has_died)
+        gone = DIED;
+    return gone != 0 && owes(g, call, local) ? gone : 0;
+}
+
+/* The rank of the node that this call waits for in vain, and how it has gone.
+ * Ranks that failed come last: they may have failed for the one that left. */
+static int find_gone(const mpi_group *g, const brg_call *call, int32_t *how)
 {
     int failed = -1;
     for (int r = 0; r < g->n_local; r++) {
-        if (r == g->local || !owes(g, call, r))
-            continue;
-        int32_t gone =
-            atomic_load_explicit(&g->shared[r]->gone, memory_order_acquire);
-        if (gone && !owes(g, call, r))
-            continue; /* what it did before it went counts */
-        bool is_dead = !gone && brg__mpi_has_died(g, r);
-        *why = brg__mpi_gone_words(gone ? gone : DIED);
-        if (gone > 0 || (gone == 0 && is_dead))
+        int32_t gone = r == g->local ? 0 : how_gone(g, call, r);
+        if (gone != 0)
+            *how = gone;
+        if (gone > 0)
             return r;
         if (gone < 0)
             failed = r;
     }
-    *why = brg__mpi_gone_words(BRG_ERR_COMM);
     return failed;
 }
 
 /* A rank that failed for what another node told it says so; the other nodes
  * hear of one that is gone. */
-static brg_status check_peers(mpi_group *g, const brg_call *call)
+static brg_status check_peers(mpi_group *g, brg_call *call)
 {
-    const char *why;
-    int r = find_gone(g, call, &why);
+    int32_t how = 0;
+    int r = find_gone(g, call, &how);
     if (r < 0)
         return BRG_OK;
+    if (is_message(call)) { /* it may have come since the last poll */
+        BRG_TRY(brg__mpi_p2p_progress(g));
+        if (call->is_done)
+            return BRG_OK;
+    }
     brg__mpi_find_dead(g);
     brg__mpi_lose(g, atomic_load(&g->shared[r]->lost));
     if (g->shared[r]->verdict.verdict)
         return brg__mpi_heed(g, &g->shared[r]->verdict);
-    int32_t gone = atomic_load(&g->shared[r]->gone);
     if (g->n_nodes > 1)
-        brg__mpi_send_verdict(g, &(header){.verdict = gone ? gone : DIED,
-                                           .culprit = rank_of(g, r)});
-    return fail_peer(g, call, r, why);
+        brg__mpi_send_verdict(
+            g, &(header){.verdict = how, .culprit = rank_of(g, r)});
+    return fail_peer(g, call, r, brg__mpi_gone_words(how));
 }
 
 static brg_status mpi_idle(void *group, brg_call *call, uint64_t n)
@@ -134,7 +152,7 @@ static void look_afar(const mpi_group *g, const brg_call *call, int rank,
 {
     int n = 0, flag = 0;
     const brg_call *now = g->cursor.call;
-    if (call->coll == BRG_COLL_SEND || call->coll == BRG_COLL_RECV) {
+    if (is_message(call)) {
         if (rank == call->peer)
             *filled = (brg_peer){.is_visible = true, .owes = not_come};
         return;
@@ -193,7 +211,7 @@ static void run_alone(mpi_group *g, brg_call *call)
 static brg_status mpi_start(void *group, brg_call *call)
 {
     mpi_group *g = group;
-    if (call->coll == BRG_COLL_SEND || call->coll == BRG_COLL_RECV)
+    if (is_message(call))
         return brg__mpi_p2p_start(g, call);
     if (g->n_ranks == 1)
         run_alone(g, call);
