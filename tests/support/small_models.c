@@ -69,6 +69,8 @@ static brg_status make_ddp(small_model *m)
     brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
     options.first_bucket_bytes = options.bucket_bytes = 600; /* several */
     options.keep_order = true; /* without memory, a rebuild is left out */
+    options.check_finite = true;
+    options.sync_buffers = BRG_DDP_BUFFERS_BROADCAST;
     size_t n, n_buffers;
     brg_tensor *const *trained =
         brg_params_tensors(m->params, BRG_PARAM_TRAINED, &n);
