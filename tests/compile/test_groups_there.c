@@ -7,6 +7,7 @@
 #include "compile/fuse/cuda_group.h"
 #include "tests/rows/both.h"
 #include "tests/support/compiling_device.h"
+#include "tests/support/device_group.h"
 
 #define N_STEPS 8
 
@@ -59,19 +60,20 @@ typedef struct model {
     brg_tensor *p[4];
     brg_params *params;
     brg_optim *optim;
-    brg_dtype dtype;
+    brg_pg *pg; /* or NULL */
+    brg_ddp *ddp;
 } model;
 
-static void model_init(model *m, brg_dtype dtype)
+static void model_init(model *m, bool has_ddp)
 {
     static const int64_t shapes[4][2] = {{16, 8}, {16, 0}, {8, 16}, {8, 0}};
-    *m = (model){.dtype = dtype};
+    memset(m, 0, sizeof *m);
     brg_seed(11);
     assert_brg_ok(brg_params_create(&m->params));
     for (int i = 0; i < 4; i++) {
         char name[8];
-        m->p[i] = brg_retain(assert_brg_some(brg_cast(
-            brg_randn(BRG_DTYPE_F32, shapes[i][1] ? 2 : 1, shapes[i]), dtype)));
+        m->p[i] = brg_retain(assert_brg_some(
+            brg_randn(BRG_DTYPE_F32, shapes[i][1] ? 2 : 1, shapes[i])));
         assert_brg_ok(brg_set_requires_grad(m->p[i], true));
         snprintf(name, sizeof name, "p%d", i);
         assert_brg_ok(
@@ -79,14 +81,31 @@ static void model_init(model *m, brg_dtype dtype)
     }
     brg_adamw_options adamw = BRG_ADAMW_OPTIONS_INIT;
     assert_brg_ok(brg_optim_create_adamw(&m->optim, m->params, &adamw));
+    if (!has_ddp)
+        return;
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    options.first_bucket_bytes = options.bucket_bytes = 100;
+    m->pg = group_there();
+    assert_brg_ok(brg_ddp_create(&m->ddp, m->pg, m->p, 4, NULL, 0, &options));
 }
 
-static void model_deinit(model *m)
+/* Bytes of gradients that were copied into their buckets by the last step. */
+static uint64_t model_deinit(model *m)
 {
+    brg_reducer_stats stats = {0};
+    if (m->ddp) {
+        assert_brg_ok(brg_ddp_confirm(m->ddp));
+        brg_ddp_get_stats(m->ddp, &stats);
+        assert_int_equal(stats.n_steps, N_STEPS);
+        assert_true(stats.n_buckets > 1);
+        brg_ddp_destroy(m->ddp);
+        brg_pg_destroy(m->pg);
+    }
     brg_optim_destroy(m->optim);
     brg_params_destroy(m->params);
     for (int i = 0; i < 4; i++)
         brg_release(m->p[i]);
+    return stats.n_packed_bytes;
 }
 
 /* Chains before and behind the layers; the bias' gradients are sums over what a
@@ -116,11 +135,12 @@ typedef struct outcome {
     double losses[N_STEPS];
     float p[4][128];
     brg_compile_stats stats;
+    uint64_t n_packed_bytes;
 } outcome;
 
 typedef enum way { EAGER, BACKWARD, STEP, LAUNCHED, N_WAYS } way;
 
-static void train(outcome *o, way w, brg_dtype dtype)
+static void train(outcome *o, way w, bool has_ddp)
 {
     model m;
     brg_compiled *compiled = NULL;
@@ -131,29 +151,27 @@ static void train(outcome *o, way w, brg_dtype dtype)
     options.replay = w == LAUNCHED;
     memset(o, 0, sizeof *o);
     brg_scope *all = brg_scope_begin();
-    model_init(&m, dtype);
+    model_init(&m, has_ddp);
     if (w != EAGER)
         assert_brg_ok(brg_compiled_create(&compiled, step, &m, &options));
     for (int i = 0; i < N_STEPS; i++) {
         brg_scope *scope = brg_scope_begin();
         brg_tensor *out;
         brg_seed(100 + (uint64_t)i);
-        brg_tensor *x = assert_brg_some(brg_cast(
-            brg_randn(BRG_DTYPE_F32, BRG_SHAPE(i == 5 ? 40 : 24, 8)), dtype));
+        brg_tensor *x = assert_brg_some(
+            brg_randn(BRG_DTYPE_F32, BRG_SHAPE(i == 5 ? 40 : 24, 8)));
         assert_brg_ok(compiled ? brg_compiled_call(compiled, &x, 1, &out, 1)
                                : step(&x, 1, &out, 1, &m));
         assert_brg_ok(brg_tensor_item(out, &o->losses[i]));
         brg_scope_end(scope);
     }
     for (int i = 0; i < 4; i++) {
-        brg_tensor *t =
-            assert_brg_some(brg_cast(brg_detach(m.p[i]), BRG_DTYPE_F32));
-        assert_brg_ok(
-            brg_tensor_read(t, o->p[i], (size_t)t->numel * sizeof(float)));
+        assert_brg_ok(brg_tensor_read(m.p[i], o->p[i],
+                                      (size_t)m.p[i]->numel * sizeof(float)));
     }
     brg_compile_get_stats(&o->stats);
     brg_compiled_destroy(compiled);
-    model_deinit(&m);
+    o->n_packed_bytes = model_deinit(&m);
     brg_scope_end(all);
 }
 
@@ -171,30 +189,46 @@ static double difference(const outcome *a, const outcome *b)
 
 /* ---- By kernels ---------------------------------------------------------------------- */
 
-/* Sums of f32 on the CPU are not in f64, as those of kernels are. */
-static void test_groups_there__training(void **state)
+/* Sums of f32 on the CPU are not in f64, as those of kernels are. With a reducer
+ * gradients are made in their buckets. */
+static void check_training(bool has_ddp)
 {
     static outcome want, got;
-    (void)state;
-    train(&want, EAGER, BRG_DTYPE_F32);
+    train(&want, EAGER, has_ddp);
     assert_int_equal(compiling.n_launched, 0);
     for (way w = BACKWARD; w < N_WAYS; w++) {
         assert_brg_ok(brg_compile_reset());
         compiling.n_launched = 0;
-        train(&got, w, BRG_DTYPE_F32);
+        train(&got, w, has_ddp);
         const double off = difference(&got, &want);
         print_message("way %d: off by %g, %d launches of kernels, %d of "
-                      "graphs\n",
+                      "graphs, %d bytes packed, %d by eager steps\n",
                       (int)w, off, compiling.n_launched,
-                      (int)got.stats.replay_launches);
+                      (int)got.stats.replay_launches, (int)got.n_packed_bytes,
+                      (int)want.n_packed_bytes);
         assert_true(off <= 1e-6);
         assert_true(compiling.n_launched >= (w == LAUNCHED ? 8 : 16));
         assert_int_equal(got.stats.fallbacks, 0);
         assert_string_equal(logged, "");
         if (w == LAUNCHED)
             assert_true(got.stats.replay_launches >= 3);
+        else
+            assert_int_equal(got.n_packed_bytes, want.n_packed_bytes);
+        compiling.n_launched = 0;
     }
     assert_int_equal(compiling.n_loaded, compiling.n_unloaded);
+}
+
+static void test_groups_there__training(void **state)
+{
+    (void)state;
+    check_training(false);
+}
+
+static void test_groups_there__training_with_a_reducer(void **state)
+{
+    (void)state;
+    check_training(true);
 }
 
 /* Twenty ops are one launch; and what is broadcast, strided, of other dtypes. */
@@ -274,13 +308,13 @@ static int count(const char *text, const char *what)
 static void expect_one_by_one(bool *fault, const char *why)
 {
     static outcome want, got;
-    train(&want, EAGER, BRG_DTYPE_F32);
+    train(&want, EAGER, false);
     for (way w = BACKWARD; w < N_WAYS; w++) {
         assert_brg_ok(brg_compile_reset());
         logged[0] = '\0';
         *fault = true;
         compiling.n_launched = 0;
-        train(&got, w, BRG_DTYPE_F32);
+        train(&got, w, false);
         *fault = false;
         assert_int_equal(compiling.n_launched, 0);
         assert_true(difference(&got, &want) <= 1e-6);
@@ -294,7 +328,7 @@ static void expect_one_by_one(bool *fault, const char *why)
     }
     /* it is not tried again before a reset, but then it is */
     assert_brg_ok(brg_compile_reset());
-    train(&got, STEP, BRG_DTYPE_F32);
+    train(&got, STEP, false);
     assert_true(compiling.n_launched > 0);
 }
 
@@ -345,6 +379,7 @@ int main(void)
     assert_brg_ok(brg_device_register(BRG_DEVICE_CUDA, compiling_device()));
     const struct CMUnitTest tests[] = {
         there_test(test_groups_there__training),
+        there_test(test_groups_there__training_with_a_reducer),
         there_test(test_groups_there__a_chain_is_one_launch),
         there_test(test_groups_there__no_compiler),
         there_test(test_groups_there__a_source_is_refused),

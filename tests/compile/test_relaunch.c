@@ -3,8 +3,8 @@
  * device made for tests: losses and parameters have the bits of eager steps. */
 #include <brigade/brigade.h>
 
-#include "comm/pg.h"
 #include "tests/rows/both.h"
+#include "tests/support/device_group.h"
 #include "tests/support/recording_device.h"
 
 #define N_STEPS 9
@@ -147,33 +147,11 @@ static brg_compiled *compile(model *m)
     return compiled;
 }
 
-/* A group of one that takes the device's memory; its all-reduce changes
- * nothing. */
-static brg_group_ops group_ops;
-
-static brg_status group_alloc(void *group, void **out, size_t nbytes)
-{
-    (void)group;
-    BRG_TRY(fake_alloc(THERE, out, nbytes));
-    return fake_zero(THERE, *out, nbytes);
-}
-
-static void group_free(void *group, void *ptr)
-{
-    (void)group;
-    fake_free(THERE, ptr, 0);
-}
-
 static void distribute(model *m)
 {
     brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
     options.first_bucket_bytes = options.bucket_bytes = 64;
-    assert_brg_ok(brg_pg_create(&m->pg, "self", NULL));
-    group_ops = *m->pg->end.ops;
-    group_ops.alloc = group_alloc;
-    group_ops.free = group_free;
-    m->pg->end.ops = &group_ops;
-    m->pg->end.device = THERE;
+    m->pg = group_there();
     assert_brg_ok(
         brg_ddp_create(&m->ddp, m->pg, m->p, N_PARAMS, NULL, 0, &options));
 }

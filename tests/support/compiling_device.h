@@ -185,26 +185,28 @@ static void begin_turns(int i)
     makecontext(t, run_thread, 0);
 }
 
-static void run_in_turns(const host_kernel *k, const uint32_t threads[2],
+/* Up and down the threads, so that a missing barrier shows. */
+static void run_in_turns(const host_kernel *kernel, const uint32_t threads[2],
                          const params_by_value *params)
 {
     const int n = (int)(threads[0] * threads[1]);
     turns.n_done = 0;
-    turns.kernel = k;
+    turns.kernel = kernel;
     turns.params = params;
-    *k->sync = wait_turn;
+    *kernel->sync = wait_turn;
     for (int i = 0; i < n; i++) {
         if (!turns.stack[i])
             turns.stack[i] = malloc(STACK);
         begin_turns(i);
         turns.is_done[i] = false;
     }
-    while (turns.n_done < n)
-        for (int i = 0; i < n; i++) {
+    for (bool forward = true; turns.n_done < n; forward = !forward)
+        for (int k = 0; k < n; k++) {
+            const int i = forward ? k : n - 1 - k;
             if (turns.is_done[i])
                 continue;
-            *k->thread = (host_index){(uint32_t)i % threads[0],
-                                      (uint32_t)i / threads[0], 0};
+            *kernel->thread = (host_index){(uint32_t)i % threads[0],
+                                           (uint32_t)i / threads[0], 0};
             turns.now = i;
             swapcontext(&turns.main, &turns.thread[i]);
             turns.n_done += turns.is_done[i];
