@@ -50,12 +50,11 @@ typedef struct brg__nccl_watch {
     bool is_running;
     pthread_mutex_t sleep_lock;
     pthread_cond_t wake;
-    bool is_over;
+    bool is_woken, is_over; /* under sleep_lock */
     brg__nccl_beat beats[BRG__NCCL_BEATS];
     unsigned next;    /* beat */
     uint64_t last_ns; /* a beat was seen to end */
     uint64_t n_launched;
-    _Atomic int entered; /* the group's thread is inside NCCL */
 } brg__nccl_watch;
 
 typedef struct brg__nccl_verdict {
@@ -161,7 +160,8 @@ void brg__nccl_watch_call(brg__nccl_group *g, const brg_call *call);
 void brg__nccl_launched(void *group); /* a slot */
 /* What the other ranks are to know of this one; the first word stays. */
 void brg__nccl_say_gone(brg__nccl_group *g, int32_t gone, const char *why);
-/* Stops what runs; other ranks of the machine hear of it. Once. */
-void brg__nccl_stop(brg__nccl_group *g, int32_t gone, const char *why);
+/* The group has failed for what the caller knows: the watch stops what runs and
+ * lets the other ranks of the machine hear of it. */
+void brg__nccl_fail(brg__nccl_group *g, brg_status code);
 
 #endif

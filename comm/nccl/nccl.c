@@ -207,7 +207,7 @@ static void nccl_abort(void *group, brg_status why)
 {
     brg__nccl_group *g = group;
     (void)cudaSetDevice(g->device);
-    brg__nccl_stop(g, (int32_t)why, "a call of its group failed");
+    brg__nccl_fail(g, why);
     brg__nccl_forget(g);
 }
 
@@ -230,7 +230,7 @@ static void nccl_destroy(void *group)
     const bool is_over = !g->first && !g->held && settle(g);
     brg__nccl_watch_stop(g);
     brg__nccl_say_gone(g, BRG__NCCL_LEFT, "");
-    if (g->comm)
+    if (g->comm) /* else the watch has ended it */
         (void)(is_over ? ncclCommDestroy(g->comm) : ncclCommAbort(g->comm));
     free_group(g);
 }

@@ -39,6 +39,15 @@ static void BRG_PRINTF(3, 4)
     atomic_store_explicit(&g->verdict.code, code, memory_order_release);
 }
 
+static void wake(brg__nccl_watch *w, bool is_over)
+{
+    pthread_mutex_lock(&w->sleep_lock);
+    w->is_woken = true;
+    w->is_over |= is_over;
+    pthread_cond_signal(&w->wake);
+    pthread_mutex_unlock(&w->sleep_lock);
+}
+
 void brg__nccl_judge_pair(brg__nccl_group *g, const brg_signature *mine,
                           const brg_signature *theirs)
 {
@@ -50,6 +59,7 @@ void brg__nccl_judge_pair(brg__nccl_group *g, const brg_signature *mine,
         judge(g, BRG_ERR_MISMATCH, "ranks disagree");
     }
     pthread_mutex_unlock(&g->lock);
+    wake(&g->watch, false);
 }
 
 /* ---- Beats: what was queued and may still run --------------------------------------- */
@@ -203,8 +213,8 @@ static void judge_late(brg__nccl_group *g, const brg__nccl_beat *beat)
 
 /* ---- Looking ------------------------------------------------------------------------------ */
 
-/* Ranks that failed come after those that died and calls that differ: they may
- * have failed for these. */
+/* Calls that differ come first, then ranks that died, then those that failed:
+ * what comes later may be for what came before. */
 static bool find_dead(brg__nccl_group *g, const brg__nccl_beat *beat)
 {
     const brg__nccl_board *b = &g->board;
@@ -270,7 +280,7 @@ static void look(brg__nccl_group *g)
     const uint64_t now = g->host->clock_ns();
     const brg__nccl_beat *beat = oldest_beat(g, now);
     brg_signature mine, theirs;
-    if (brg__nccl_is_judged(g) || find_dead(g, beat))
+    if (brg__nccl_is_judged(g))
         return;
     if (brg__nccl_board_find(g, &mine, &theirs)) {
         g->verdict.mine = mine;
@@ -279,14 +289,14 @@ static void look(brg__nccl_group *g)
         judge(g, BRG_ERR_MISMATCH, "ranks disagree");
         return;
     }
-    if (find_failed(g, beat) || find_trouble_in_nccl(g, beat) ||
-        find_left(g, beat, now))
+    if (find_dead(g, beat) || find_failed(g, beat) ||
+        find_trouble_in_nccl(g, beat) || find_left(g, beat, now))
         return;
     if (beat && age(g, beat, now) > g->timeout_ns)
         judge_late(g, beat);
 }
 
-/* ---- Ending what runs ------------------------------------------------------------------------ */
+/* ---- Ending what runs ------------------------------------------------------- */
 
 void brg__nccl_say_gone(brg__nccl_group *g, int32_t gone, const char *why)
 {
@@ -297,28 +307,46 @@ void brg__nccl_say_gone(brg__nccl_group *g, int32_t gone, const char *why)
     atomic_store(&desk->gone, gone);
 }
 
-/* Under the lock. */
-static void abort_comm(brg__nccl_group *g)
+/* What is on the GPU ends at once; the rest of it waits until graphs that hold
+ * calls of the communicator are gone, which is up to the group's thread. So no
+ * other thread does this, and none is kept from the lock meanwhile. */
+static void end_all(brg__nccl_group *g)
 {
-    if (g->comm)
-        (void)ncclCommAbort(g->comm);
-    g->comm = NULL;
-}
-
-void brg__nccl_stop(brg__nccl_group *g, int32_t gone, const char *why)
-{
-    brg__nccl_say_gone(g, gone, why);
     pthread_mutex_lock(&g->lock);
-    abort_comm(g);
+    brg__nccl_say_gone(g, atomic_load(&g->verdict.code), g->verdict.text);
+    ncclComm_t comm = g->comm;
+    g->comm = NULL;
     pthread_mutex_unlock(&g->lock);
+    if (comm)
+        (void)ncclCommAbort(comm);
 }
 
-static const char *words_of(const brg__nccl_group *g)
+/* The group's thread does not come out of a call of NCCL's. */
+static void end_from_outside(brg__nccl_group *g)
 {
-    return g->verdict.text;
+    brg__nccl_say_gone(g, atomic_load(&g->verdict.code), g->verdict.text);
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7)
+    (void)ncclCommRevoke(g->comm, 0); /* its thread still uses it */
+#else
+    ncclComm_t comm = g->comm;
+    (void)ncclCommAbort(comm);
+    pthread_mutex_lock(&g->lock);
+    g->comm = NULL;
+    pthread_mutex_unlock(&g->lock);
+#endif
 }
 
-/* ---- The thread ------------------------------------------------------------------------------- */
+void brg__nccl_fail(brg__nccl_group *g, brg_status code)
+{
+    pthread_mutex_lock(&g->lock);
+    if (!brg__nccl_is_judged(g))
+        judge(g, code, "rank %d: a call of its group failed", g->rank);
+    brg__nccl_say_gone(g, atomic_load(&g->verdict.code), g->verdict.text);
+    pthread_mutex_unlock(&g->lock);
+    wake(&g->watch, false);
+}
+
+/* ---- The thread ------------------------------------------------------------------- */
 
 /* While the group's thread is inside NCCL it has the lock: connecting to ranks
  * that do not come may take for ever. True: it did not come out. */
@@ -338,15 +366,7 @@ static bool look_from_outside(brg__nccl_group *g, int n_looks)
     return brg__nccl_is_judged(g);
 }
 
-/* The communicator itself stays: the group's thread uses it. */
-static void revoke_comm(brg__nccl_group *g)
-{
-    brg__nccl_say_gone(g, atomic_load(&g->verdict.code), words_of(g));
-#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7)
-    (void)ncclCommRevoke(g->comm, 0);
-#endif
-}
-
+/* False: the group is being destroyed. */
 static bool sleep_a_while(brg__nccl_watch *w)
 {
     struct timespec until;
@@ -355,8 +375,9 @@ static bool sleep_a_while(brg__nccl_watch *w)
     until.tv_sec += until.tv_nsec / 1000000000;
     until.tv_nsec %= 1000000000;
     pthread_mutex_lock(&w->sleep_lock);
-    if (!w->is_over)
+    if (!w->is_woken)
         (void)pthread_cond_timedwait(&w->wake, &w->sleep_lock, &until);
+    w->is_woken = false;
     bool is_over = w->is_over;
     pthread_mutex_unlock(&w->sleep_lock);
     return !is_over;
@@ -367,24 +388,17 @@ static void *watch(void *group)
     brg__nccl_group *g = group;
     int n_looks = 0; /* in vain */
     (void)cudaSetDevice(g->device);
-    while (sleep_a_while(&g->watch)) {
-        if (pthread_mutex_trylock(&g->lock) != 0) {
-            if (!look_from_outside(g, ++n_looks))
-                continue;
-            revoke_comm(g);
-            break;
+    while (!brg__nccl_is_judged(g) && sleep_a_while(&g->watch)) {
+        if (pthread_mutex_trylock(&g->lock) == 0) {
+            n_looks = 0;
+            look(g);
+            pthread_mutex_unlock(&g->lock);
+        } else if (look_from_outside(g, ++n_looks)) {
+            end_from_outside(g);
         }
-        n_looks = 0;
-        look(g);
-        const bool is_judged = brg__nccl_is_judged(g);
-        if (is_judged) {
-            brg__nccl_say_gone(g, atomic_load(&g->verdict.code), words_of(g));
-            abort_comm(g);
-        }
-        pthread_mutex_unlock(&g->lock);
-        if (is_judged)
-            break;
     }
+    if (brg__nccl_is_judged(g))
+        end_all(g);
     return NULL;
 }
 
@@ -413,10 +427,7 @@ void brg__nccl_watch_stop(brg__nccl_group *g)
 {
     brg__nccl_watch *w = &g->watch;
     if (w->is_running) {
-        pthread_mutex_lock(&w->sleep_lock);
-        w->is_over = true;
-        pthread_cond_signal(&w->wake);
-        pthread_mutex_unlock(&w->sleep_lock);
+        wake(w, true);
         (void)pthread_join(w->thread, NULL);
     }
     w->is_running = false;

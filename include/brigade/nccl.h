@@ -25,7 +25,10 @@ BRG_BEGIN_DECLS
  * what runs is ended, so that no wait of the host for the GPU lasts for ever,
  * and the next call of the group fails with BRG_ERR_PEER, BRG_ERR_MISMATCH or
  * BRG_ERR_TIMEOUT, which names the rank and the call. What was queued behind has
- * used sums without a meaning by then. */
+ * used sums without a meaning by then.
+ *
+ * Recorded steps that hold calls of a group (`replay`, compile.h) must be
+ * destroyed before it. */
 
 /* backend_data of brg_pg_options. */
 typedef struct brg_nccl_options {

@@ -18,6 +18,10 @@ bool fake_gpu_init(void);
  * ncclResult_t). */
 void fake_nccl_set_state(int state);
 
+/* So many graphs hold calls of NCCL's: communicators are neither destroyed nor
+ * freed by an abort until they are gone. */
+void fake_nccl_set_graphs(int n);
+
 /* The GPU is said to be this one, whatever the device. */
 void fake_gpu_set_bus(const char *bus);
 

@@ -58,6 +58,13 @@ bool fake_gpu_init(void)
     return all != NULL;
 }
 
+static _Atomic int n_graphs;
+
+void fake_nccl_set_graphs(int n)
+{
+    n_graphs = n;
+}
+
 void fake_nccl_set_state(int given)
 {
     state = given;
@@ -90,7 +97,7 @@ ncclResult_t ncclCommInitRank(ncclComm_t *out, int n, ncclUniqueId id, int rank)
 
 static void drain(struct ncclComm *c)
 {
-    while (atomic_load(&c->n_ops) > 0)
+    while (atomic_load(&c->n_ops) > 0 || atomic_load(&n_graphs) > 0)
         sched_yield();
     free(c);
 }
