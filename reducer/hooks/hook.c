@@ -12,6 +12,8 @@
 #include "core/tensor/tensor.h"
 #include "reducer/reducer.h"
 
+#define MOST_WIRE (SIZE_MAX / 2) /* bytes, of all buckets */
+
 /* ---- The object ------------------------------------------------------------ */
 
 brg_status brg_comm_hook_create(brg_comm_hook **out,
@@ -109,7 +111,9 @@ brg_status brg__hook_attach(brg_reducer *r)
                                              "buckets of a hook");
     r->hooked.offsets =
         brg__mem_alloc_array(n, sizeof *r->hooked.offsets, "buckets of a hook");
-    if (!r->hooked.buckets || !r->hooked.offsets)
+    r->hooked.places = brg__mem_alloc_array(n + 1, sizeof *r->hooked.places,
+                                            "buckets of a hook");
+    if (!r->hooked.buckets || !r->hooked.offsets || !r->hooked.places)
         return BRG_ERR_NOMEM;
     return tell_params(r);
 }
@@ -145,14 +149,22 @@ static void fill_bucket(brg_reducer *r, size_t k)
         .work = &r->buckets[k].work};
 }
 
-static size_t wire_bytes(const brg_reducer *r, size_t k)
+/* Adds what bucket k wants to *total; its place is that from the beginning. */
+static brg_status plan_wire(brg_reducer *r, size_t k, size_t *total)
 {
     const brg_comm_hook *hook = r->options.hook;
-    if (!hook->ops.wire_bytes || !brg__hook_takes(r, k))
-        return 0;
-    return brg__round_up(
-        hook->ops.wire_bytes(hook->user, &r->hooked.buckets[k]),
-        BRG__PLAN_ALIGN);
+    brg_hook_bucket *bucket = &r->hooked.buckets[k];
+    size_t n = 0;
+    if (hook->ops.wire_bytes && brg__hook_takes(r, k))
+        n = hook->ops.wire_bytes(hook->user, bucket);
+    if (n > MOST_WIRE - *total)
+        return BRG_FAIL(BRG_ERR_CALLBACK,
+                        "rank %d: hook '%s' wants %zu bytes for bucket %zu, "
+                        "expected at most %zu",
+                        r->rank, hook->name, n, k, MOST_WIRE - *total);
+    r->hooked.places[k] = *total;
+    *total += brg__round_up(n, BRG__PLAN_ALIGN);
+    return BRG_OK;
 }
 
 /* The wire memory grows if it has to; a layout that needs less keeps it. */
@@ -163,7 +175,7 @@ brg_status brg__hook_lay_out(brg_reducer *r)
     size_t total = 0;
     for (size_t k = 0; k < r->plan.n_buckets; k++) {
         fill_bucket(r, k);
-        total += wire_bytes(r, k);
+        BRG_TRY(plan_wire(r, k, &total));
     }
     if (total > r->hooked.wire_nbytes) {
         void *wire;
@@ -172,11 +184,8 @@ brg_status brg__hook_lay_out(brg_reducer *r)
         r->hooked.wire = wire;
         r->hooked.wire_nbytes = total;
     }
-    char *at = r->hooked.wire;
-    for (size_t k = 0; k < r->plan.n_buckets; k++) {
-        r->hooked.buckets[k].wire = at;
-        at += wire_bytes(r, k);
-    }
+    for (size_t k = 0; k < r->plan.n_buckets; k++)
+        r->hooked.buckets[k].wire = r->hooked.wire + r->hooked.places[k];
     return BRG_OK;
 }
 
@@ -188,6 +197,7 @@ void brg__hook_detach(brg_reducer *r, bool is_in_flight)
         brg_pg_free(r->pg, r->hooked.wire);
     brg__mem_free(r->hooked.buckets);
     brg__mem_free(r->hooked.offsets);
+    brg__mem_free(r->hooked.places);
 }
 
 bool brg__hook_takes(const brg_reducer *r, size_t k)

@@ -23,6 +23,7 @@ struct brg_comm_hook {
 typedef struct brg__hook_binding {
     brg_hook_bucket *buckets; /* by bucket; the tail's own is not used */
     size_t *offsets;          /* elements, in the plan's order */
+    size_t *places;           /* bytes, of each bucket's wire memory */
     char *wire;               /* of the group, as are the buckets */
     size_t wire_nbytes;
     bool is_started; /* the second round of this step */

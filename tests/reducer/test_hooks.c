@@ -210,6 +210,9 @@ typedef struct own {
     size_t fail_at; /* which call; 0: none */
     size_t n_calls;
     size_t extra; /* elements too many */
+    size_t wire;  /* bytes; 0: what it needs */
+    bool forgets; /* asked again, it wants less */
+    size_t n_asked;
     bool sends_nothing;
 } own;
 
@@ -225,8 +228,12 @@ static brg_status note(own *o, const char *what, const brg_hook_bucket *b)
 
 static size_t own_wire_bytes(void *user, const brg_hook_bucket *b)
 {
-    (void)user;
-    return (b->count + 8) * brg_dtype_size(b->dtype);
+    own *o = user;
+    if (o->wire && o->n_asked++ >= 1)
+        return o->wire;
+    return o->forgets && o->n_asked++ >= 4
+               ? 0
+               : (b->count + 8) * brg_dtype_size(b->dtype);
 }
 
 static brg_status own_start(void *user, const brg_hook_bucket *b)
@@ -330,6 +337,21 @@ static void test_hooks__sizes_that_differ_fail_on_every_rank(void **state)
     (void)state;
     for (int n = 2; n <= 4; n++)
         assert_brg_ok(brg_sim_run(n, NULL, wrong_size_body, NULL));
+}
+
+/* Of a second bucket: more than there is, and more than a number can say with
+ * that of the first. */
+static void test_hooks__sizes_of_no_sense_are_refused(void **state)
+{
+    (void)state;
+    static const size_t sizes[] = {SIZE_MAX, SIZE_MAX - 200, SIZE_MAX / 2 + 1};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        own o = {.wire = sizes[i]};
+        assert_brg_fails_with(brg_sim_run(1, NULL, own_body, &o),
+                              BRG_ERR_CALLBACK, "hook 'copy' wants");
+    }
+    own o = {.forgets = true}; /* each is asked once, for its own place */
+    assert_brg_ok(brg_sim_run(2, NULL, own_body, &o));
 }
 
 static brg_status differ_body(brg_pg *pg, void *user)
@@ -460,6 +482,7 @@ int main(void)
         cmocka_unit_test(test_hooks__of_the_users_own),
         cmocka_unit_test(test_hooks__a_failure_is_named),
         cmocka_unit_test(test_hooks__sizes_that_differ_fail_on_every_rank),
+        cmocka_unit_test(test_hooks__sizes_of_no_sense_are_refused),
         cmocka_unit_test(test_hooks__that_differ_between_ranks_are_found),
         cmocka_unit_test(test_hooks__refuse_bad_arguments),
         cmocka_unit_test(test_hooks__run_out_of_memory_cleanly),
