@@ -55,7 +55,7 @@ typedef enum brg_reduction_kind {
      * the world size, the buckets or the backend (docs/reproducible.md). The
      * global batch is cut into n_leaves micro-batches, its leaves; a rank has
      * those of brg_leaf_run_of, in order, and one backward for each. The
-     * result is the average over leaves (or their sum). Host memory only. */
+     * result is the average over leaves (or their sum). */
     BRG_REDUCTION_REPRODUCIBLE
 } brg_reduction_kind;
 
