@@ -114,6 +114,57 @@ static void run_hooks(brg_pg *pg)
     brg_scope_end(with.scope);
 }
 
+/* ---- check_finite ------------------------------------------------------------------ */
+
+#define LARGE ((size_t)1 << 20)
+
+/* A mark of one gradient, which is copied to its slot. */
+static double time_large(brg_pg *pg, float *x, size_t count, bool check)
+{
+    brg_reducer *reducer;
+    brg_reducer_param param = {
+        .grad = x, .count = count, .dtype = BRG_DTYPE_F32};
+    brg_reducer_options options = BRG_REDUCER_OPTIONS_INIT;
+    options.check_finite = check;
+    bench_must(brg_reducer_create(&reducer, pg, &param, 1, &options));
+    double seconds = 1;
+    for (int k = 0; k < 5; k++) {
+        double start = bench_seconds();
+        bench_must(brg_reducer_mark_ready(reducer, 0));
+        double now = bench_seconds() - start;
+        seconds = now < seconds ? now : seconds;
+        bench_must(brg_reducer_wait(reducer));
+    }
+    if (!brg_reducer_grads_finite(reducer, NULL))
+        bench_fail("numbers are taken for others");
+    brg_reducer_destroy(reducer);
+    return seconds;
+}
+
+/* What looking at a gradient costs beside packing it, in turn. */
+static void run_finite(brg_pg *pg)
+{
+    static const size_t counts[] = {1 << 14, 1 << 18, LARGE};
+    static const char *const names[] = {"64k", "1m", "4m"};
+    float *x = malloc(LARGE * sizeof *x);
+    if (!x)
+        bench_fail("no memory");
+    bench_fill(x, LARGE, 1, 1);
+    for (size_t i = 0; i < 3; i++) {
+        static bench_pairs pairs;
+        pairs.n = 0;
+        for (int k = 0; k < 60; k++) {
+            double before = bench_switches();
+            double with = time_large(pg, x, counts[i], true);
+            double without = time_large(pg, x, counts[i], false);
+            bench_pairs_add(&pairs, with, without, bench_switches() - before);
+        }
+        bench_print(bench_name("reducer.finite", names[i]),
+                    bench_pairs_ratio(&pairs, 0.5), "x");
+    }
+    free(x);
+}
+
 int main(void)
 {
     brg_pg *pg;
@@ -122,6 +173,7 @@ int main(void)
     run_marks(pg, "reducer.mark_in_slot", NULL);
     run_marks(pg, "reducer.mark_and_copy", memory);
     run_hooks(pg);
+    run_finite(pg);
     brg_pg_destroy(pg);
     free(memory);
     return 0;

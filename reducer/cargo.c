@@ -10,7 +10,6 @@
  * do: every bit arrives. */
 #include <string.h>
 
-#include "core/base/alloc.h"
 #include "core/base/dtype.h"
 #include "reducer/ddp.h"
 #include "reducer/leaves.h"

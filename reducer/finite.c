@@ -7,9 +7,9 @@
 #include <float.h>
 #include <string.h>
 
+#include "core/base/tracer.h"
 #include "core/ops/convert.h"
 #include "reducer/leaves.h"
-#include "core/base/tracer.h"
 
 #define IS_WITHIN(name, type, bits)                                            \
     static bool name(const char *at, size_t n, type limit)                     \

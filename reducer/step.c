@@ -113,7 +113,8 @@ static void explain_mismatch(const brg_reducer *r)
         both = brg__mismatch_read(brg_error_message(), k, r->number, &sides[k]);
     if (!both)
         return;
-    if (sides[0].n_switches != sides[1].n_switches)
+    if (sides[0].plan == sides[1].plan &&
+        sides[0].n_switches != sides[1].n_switches)
         (void)brg__error_prefix(
             "the ranks are out of step: since the last step brg_ddp_set_sync "
             "was switched on rank %d: %u times, on rank %d: %u times: ",
