@@ -492,13 +492,14 @@ typedef struct splice {
     brg_tensor **symbols; /* of each value of its backward */
 } splice;
 
-/* Gradients that did not arrive are zeros: it was captured with all. */
+/* Gradients that did not arrive are zeros: it was captured with all, and with
+ * row-major ones. */
 static brg_status tangent(brg__capturing *c, const brg_node *node,
                           uint16_t slot, int grad, brg_tensor **symbol)
 {
     if (grad != BRG__IR_NONE) {
-        *symbol = c->symbols.at[grad];
-        return BRG_OK;
+        *symbol = brg_contiguous(c->symbols.at[grad]);
+        return *symbol ? BRG_OK : brg_error_code();
     }
     int like;
     BRG_TRY(slot_value(c, c->visit, slot, &like));

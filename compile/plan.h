@@ -57,6 +57,7 @@ typedef struct brg__step {
     brg__fused *fused;      /* FUSED; NULL: its ops run one by one */
     brg__cuda_group *there; /* the same on a device */
     bool is_view;           /* nothing to run */
+    bool is_copy;           /* the strides of this run allow no view: copied */
     bool frees_saved;       /* UNPACK: the last of its node */
 } brg__step;
 

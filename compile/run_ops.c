@@ -10,6 +10,7 @@
 #include "core/ops/op.h"
 #include "core/tensor/shape.h"
 
+#include <brigade/ops.h>
 #include <brigade/sparse.h>
 
 static brg_status check_dense(const brg__running *r, const brg__ir_node *node)
@@ -61,9 +62,22 @@ static void touch_given(const brg__running *r, const brg__ir_node *node)
     }
 }
 
+/* The op is a view of a row-major copy of its operand, which becomes that copy. */
+static brg_status copy_strided(const brg_op_call *call)
+{
+    const brg_tensor *from = call->in[0];
+    brg_tensor to = *call->out[0];
+    to.ndim = from->ndim;
+    memcpy(to.shape, from->shape, sizeof to.shape);
+    brg__shape_strides(to.ndim, to.shape, to.stride);
+    return brg__copy_now(&to, from);
+}
+
 static brg_status call_op(const brg__running *r, brg__step *step)
 {
     const brg_op *op = step->call.op;
+    if (step->is_copy)
+        return copy_strided(&step->call);
     if (!r->exec->products || !op->flops)
         return op->run[BRG_DEVICE_CPU](&step->call);
     const brg__gemm_maker *before = brg__gemm_swap(r->exec->products);
@@ -160,6 +174,10 @@ static brg_status run_op_loose(brg__running *r, brg__step *step)
     }
     if (!is_missing) {
         set_attrs(r, step);
+        bool shares =
+            node->op == &brg__op_reshape || node->op == &brg__op_reshape_like;
+        if (shares && !(in[0] = brg_contiguous(in[0])))
+            return brg_error_code();
         if (node->n_out > 0)
             brg__run_offer_home(r, node->first_out);
         brg_status status =

@@ -99,6 +99,29 @@ static void give_roots(brg__exec *exec, size_t at, const brg__ir_node *node)
     }
 }
 
+/* A plan is for all strides. Where those of this run allow no view, the op gives
+ * what it would of a row-major copy. */
+static brg_status infer_strided(brg__step *step, brg_op_call *call)
+{
+    brg_status status = call->op->infer(call);
+    brg_tensor *strided = step->in[0];
+    if (status != BRG_ERR_SHAPE || !(call->op->flags & BRG_OP_VIEW) ||
+        strided->is_contiguous)
+        return status;
+    brg__error_record first;
+    brg_tensor copy = *strided;
+    brg__error_save(&first);
+    brg__shape_strides(copy.ndim, copy.shape, copy.stride);
+    copy.is_contiguous = true;
+    step->in[0] = &copy;
+    step->is_copy = call->op->infer(call) == BRG_OK;
+    step->in[0] = strided;
+    if (step->is_copy)
+        return BRG_OK;
+    brg__error_restore(&first);
+    return status;
+}
+
 static brg_status infer_op(brg__exec *exec, size_t at, const brg__ir_node *node)
 {
     brg__step *step = &exec->steps[at];
@@ -117,14 +140,14 @@ static brg_status infer_op(brg__exec *exec, size_t at, const brg__ir_node *node)
         give_roots(exec, at, node);
         return BRG_OK;
     }
-    BRG_TRY(node->op->infer(call));
+    BRG_TRY(infer_strided(step, call));
     step->is_view = true;
     for (int j = 0; j < node->n_out; j++) {
         const brg_out_info *info = &call->info[j];
         brg__layout layout = {.dtype = info->dtype, .ndim = info->ndim};
         memcpy(layout.shape, info->shape, sizeof layout.shape);
         int id = node->first_out + j, root;
-        if (info->is_view) {
+        if (info->is_view && !step->is_copy) {
             memcpy(layout.stride, info->stride, sizeof layout.stride);
             layout.offset = info->offset;
             int of = brg__ir_in(exec->ir, node)[info->view_of];

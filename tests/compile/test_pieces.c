@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Functions that run in pieces, and segments in plans, where tensors share
- * memory: what random functions (tests/fuzz/test_fuzz_whole.c) found. */
+ * memory or come in other strides: what random functions
+ * (tests/fuzz/test_fuzz_whole.c) found. */
 #include <brigade/function.h>
 
 #include "tests/compile/chains.h"
@@ -170,12 +171,66 @@ static void test_pieces__zeros_for_what_is_not_used(void **state)
     brg_function_release(function);
 }
 
+/* ---- Strides that allow no view ------------------------------------------------------ */
+
+/* A row-major gradient, or one in columns; as it comes, or from a loose plan. */
+static brg_tensor *reshaped_gradient(bool is_strided, bool creates)
+{
+    brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
+    brg_tensor *x = leaf_from(1, BRG_SHAPE(12)), *grad;
+    brg_tensor *g = leaf_from(0, BRG_SHAPE(3, 4));
+    if (is_strided)
+        g = brg_transpose(brg_contiguous(brg_transpose(brg_detach(g), 0, 1)), 0,
+                          1);
+    brg_tensor *y = brg_reshape(brg_mul(x, x), BRG_SHAPE(3, 4));
+    brg_tensor *from = brg_detach(g);
+    assert_int_equal(brg_tensor_is_contiguous(from), !is_strided);
+    options.grad_outputs = &from;
+    options.create_graph = creates;
+    assert_brg_ok(brg_grad(&grad, &y, 1, &x, 1, &options));
+    return assert_brg_some(grad);
+}
+
+static void test_pieces__gradients_of_reshape_in_any_strides(void **state)
+{
+    (void)state;
+    int scope = begin_with((brg_compile_options)BRG_COMPILE_OPTIONS_INIT);
+    for (int k = 0; k < 8; k++) {
+        brg_tensor *grad = reshaped_gradient((k + k / 4) % 2, k / 2 % 2);
+        for (int i = 0; i < 12; i++)
+            assert_float_equal(element(grad, i), 2.0 * i * (1 + i), 0);
+    }
+    assert_int_equal(stats().captures, 2);
+    assert_int_equal(stats().fallbacks, 0);
+    assert_brg_ok(brg_compile_end(scope));
+}
+
+FUNCTION(joins)
+{
+    brg_tensor *h = brg_reshape(brg_mul(in[0], in[0]), BRG_SHAPE(4, 3));
+    h = brg_add_scalar(h, 1); /* whose gradient goes on as it comes */
+    double value;
+    BRG_TRY(brg_tensor_item(brg_sum_all(brg_detach(h)), &value));
+    brg_tensor *both = brg_cat((brg_tensor *[]){h, brg_detach(h)}, 2, 1);
+    BRG_TRY(brg_tensor_item(brg_sum_all(brg_detach(both)), &value));
+    out[0] = brg_sum_all(brg_mul_scalar(both, value));
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+static void test_pieces__a_gradient_that_is_a_part(void **state)
+{
+    (void)state;
+    check(joins);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         compile_test(test_pieces__a_part_changed_in_place),
         compile_test(test_pieces__a_view_of_all_of_a_result),
         compile_test(test_pieces__zeros_for_what_is_not_used),
+        compile_test(test_pieces__gradients_of_reshape_in_any_strides),
+        compile_test(test_pieces__a_gradient_that_is_a_part),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
