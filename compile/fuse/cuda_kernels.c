@@ -3,107 +3,54 @@
  * kept on disk as those of the CPU are (disk.h). */
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include "compile/fuse/cuda_group.h"
-#include "compile/fuse/disk.h"
+#include "compile/fuse/store.h"
 #include "core/base/env.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
 #include "core/tensor/device.h"
 
 struct brg__cuda_kernels {
-    brg__kernel_key key;
-    brg_device device;
+    brg__stored base;
     const brg_device_vtable *vtable;
     void *module;
-    XXH64_hash_t compiler; /* hash of its identity */
+    uint64_t compiler; /* hash of its identity */
     int n_units;
-    int refs;
-    brg__cuda_kernels *next;
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static brg__cuda_kernels *loaded;
-/* What failed last (a compiler, or why there is none): nothing is tried. */
-static XXH64_hash_t failed;
-static bool has_one_failed;
-static brg__kernels_stats stats;
-
-/* ---- Those there are ------------------------------------------------------------- */
-
-static brg__cuda_kernels *find_loaded(brg_device device, brg__kernel_key key)
-{
-    pthread_mutex_lock(&lock);
-    brg__cuda_kernels *k = loaded;
-    while (k && (!brg__device_equal(k->device, device) ||
-                 memcmp(&k->key, &key, sizeof key) != 0))
-        k = k->next;
-    if (k) {
-        k->refs++;
-        stats.shared++;
-    }
-    pthread_mutex_unlock(&lock);
-    return k;
-}
-
-static bool has_failed(XXH64_hash_t what)
-{
-    pthread_mutex_lock(&lock);
-    bool found = has_one_failed && failed == what;
-    pthread_mutex_unlock(&lock);
-    return found;
-}
+/* What failed may also be why there is no compiler. */
+static brg__store store = BRG__STORE_INIT;
 
 /* Said once: what fails is the same for all that follows. */
-static void note_failure(brg_device device, XXH64_hash_t what)
+static void note_failure(brg_device device, uint64_t what)
 {
     char text[24];
-    if (!has_failed(what))
+    if (brg__store_note_failure(&store, what))
         brg__log(BRG_LOG_WARN, "compile",
                  "ops of fused groups run one by one on %s from now on: %s",
                  brg__device_text(device, text), brg_error_message());
     brg_error_clear();
-    pthread_mutex_lock(&lock);
-    failed = what;
-    has_one_failed = true;
-    stats.failed++;
-    pthread_mutex_unlock(&lock);
 }
 
 void brg__cuda_kernels_failed(const brg__cuda_kernels *kernels)
 {
-    note_failure(kernels->device, kernels->compiler);
+    note_failure(kernels->base.device, kernels->compiler);
 }
 
 void brg__cuda_kernels_forget_failures(void)
 {
-    pthread_mutex_lock(&lock);
-    has_one_failed = false;
-    pthread_mutex_unlock(&lock);
+    brg__store_forget_failure(&store);
 }
 
 void brg__cuda_kernels_release(brg__cuda_kernels *kernels)
 {
-    if (!kernels)
+    if (!kernels || !brg__store_drop(&store, &kernels->base))
         return;
-    pthread_mutex_lock(&lock);
-    bool is_last = --kernels->refs == 0;
-    for (brg__cuda_kernels **at = &loaded; is_last && *at; at = &(*at)->next)
-        if (*at == kernels) {
-            *at = kernels->next;
-            break;
-        }
-    pthread_mutex_unlock(&lock);
-    if (!is_last)
-        return;
-    kernels->vtable->kernel_unload(kernels->device, kernels->module);
+    kernels->vtable->kernel_unload(kernels->base.device, kernels->module);
     brg__mem_free(kernels);
 }
 
@@ -114,9 +61,7 @@ int brg__cuda_kernels_units(const brg__cuda_kernels *kernels)
 
 void brg__cuda_kernels_get_stats(brg__kernels_stats *filled)
 {
-    pthread_mutex_lock(&lock);
-    *filled = stats;
-    pthread_mutex_unlock(&lock);
+    brg__store_get_stats(&store, filled);
 }
 
 /* ---- From disk or the compiler ---------------------------------------------------- */
@@ -164,20 +109,6 @@ static brg_status compile(const brg__disk_maker *self, const char *source,
     return status;
 }
 
-/* A good entry that the driver refuses, too, is one for all that follows. */
-static brg_status open_binary(brg__cuda_kernels *k, const void *binary,
-                              size_t nbytes, bool is_compiled)
-{
-    BRG_TRY(k->vtable->kernel_load(k->device, binary, nbytes, &k->module));
-    pthread_mutex_lock(&lock);
-    k->next = loaded;
-    loaded = k;
-    stats.compiled += is_compiled;
-    stats.from_disk += !is_compiled;
-    pthread_mutex_unlock(&lock);
-    return BRG_OK;
-}
-
 /* *binary: from disk, if need be made there first. */
 static brg_status find_or_make(const maker *m, brg__kernel_key key,
                                const char *source, void **binary,
@@ -204,11 +135,6 @@ static brg_status find_or_make(const maker *m, brg__kernel_key key,
     return status;
 }
 
-static XXH64_hash_t hash_of(const char *text)
-{
-    return XXH3_64bits(text, strlen(text));
-}
-
 static brg_status new_kernels(brg__cuda_kernels **out, const maker *m,
                               const brg_device_compiler *compiler,
                               brg__kernel_key key, const char *source)
@@ -219,22 +145,22 @@ static brg_status new_kernels(brg__cuda_kernels **out, const maker *m,
     brg__cuda_kernels *k = BRG__NEW(brg__cuda_kernels);
     if (!k)
         return BRG_ERR_NOMEM;
-    *k = (brg__cuda_kernels){.key = key,
-                             .device = m->device,
+    *k = (brg__cuda_kernels){.base = {.key = key, .device = m->device},
                              .vtable = m->vtable,
-                             .compiler = hash_of(compiler->identity),
-                             .n_units = compiler->n_units,
-                             .refs = 1};
+                             .compiler = brg__store_hash(compiler->identity),
+                             .n_units = compiler->n_units};
     brg_status status =
         find_or_make(m, key, source, &binary, &nbytes, &is_compiled);
     if (status == BRG_OK)
-        status = open_binary(k, binary, nbytes, is_compiled);
+        status = m->vtable->kernel_load(m->device, binary, nbytes, &k->module);
     brg__mem_free(binary);
-    if (status == BRG_OK)
-        *out = k;
-    else
+    if (status != BRG_OK) {
         brg__mem_free(k);
-    return status;
+        return status;
+    }
+    brg__store_add(&store, &k->base, is_compiled);
+    *out = k;
+    return BRG_OK;
 }
 
 /* ---- A plan's --------------------------------------------------------------------- */
@@ -244,7 +170,7 @@ static brg_status find(const brg__cuda_kernels *k, const char *prefix,
 {
     char name[40];
     snprintf(name, sizeof name, "%s%d", prefix, number);
-    return k->vtable->kernel_find(k->device, k->module, name, out);
+    return k->vtable->kernel_find(k->base.device, k->module, name, out);
 }
 
 static brg_status attach(const brg__cuda_kernels *k,
@@ -274,7 +200,7 @@ static brg_status load(brg__cuda_kernels **out, const maker *m,
     brg__kernel_key key =
         brg__disk_key(source, compiler->identity, BRG__CUDA_KERNEL_ABI);
     brg_status status = BRG_OK;
-    *out = find_loaded(m->device, key);
+    *out = (brg__cuda_kernels *)brg__store_find(&store, m->device, key);
     if (!*out)
         status = new_kernels(out, m, compiler, key, source);
     brg__mem_free(source);
@@ -298,11 +224,11 @@ brg_status brg__cuda_kernels_load(brg__cuda_kernels **out, brg_device device,
         return BRG_OK;
     memset(&compiler, 0, sizeof compiler);
     if (m.vtable->kernel_compiler(device, &compiler) != BRG_OK) {
-        note_failure(device, hash_of(brg_error_message()));
+        note_failure(device, brg__store_hash(brg_error_message()));
         return BRG_OK;
     }
-    const XXH64_hash_t what = hash_of(compiler.identity);
-    if (has_failed(what))
+    const uint64_t what = brg__store_hash(compiler.identity);
+    if (brg__store_has_failed(&store, what))
         return BRG_OK;
     int *kernel = brg__mem_alloc_array(n, sizeof *kernel, "groups");
     if (!kernel)

@@ -476,22 +476,28 @@ static brg_status put_named(brg__text *t, group *g, const brg__text *body,
     return BRG_OK;
 }
 
-static brg_status put_all(brg__text *t, brg__text *bodies,
-                          brg__cuda_group *const *groups, size_t n, int *kernel)
+typedef struct asked {
+    brg__cuda_group *const *groups;
+    size_t n;
+    int *kernel;
+} asked;
+
+static brg_status put_all(brg__text *t, brg__text *bodies, void *user)
 {
+    const asked *a = user;
     int n_kernels = 0;
     BRG_TRY(put_preamble(t));
-    for (size_t i = 0; i < n; i++) {
-        kernel[i] = -1;
-        BRG_TRY(put_kernels(&bodies[i], groups[i]));
-        for (size_t k = 0; k < i && kernel[i] < 0; k++)
-            if (groups[k]->type == groups[i]->type &&
+    for (size_t i = 0; i < a->n; i++) {
+        a->kernel[i] = -1;
+        BRG_TRY(put_kernels(&bodies[i], a->groups[i]));
+        for (size_t k = 0; k < i && a->kernel[i] < 0; k++)
+            if (a->groups[k]->type == a->groups[i]->type &&
                 brg__text_equal(&bodies[k], &bodies[i]))
-                kernel[i] = kernel[k];
-        if (kernel[i] >= 0)
+                a->kernel[i] = a->kernel[k];
+        if (a->kernel[i] >= 0)
             continue;
-        kernel[i] = n_kernels++;
-        BRG_TRY(put_named(t, groups[i], &bodies[i], kernel[i]));
+        a->kernel[i] = n_kernels++;
+        BRG_TRY(put_named(t, a->groups[i], &bodies[i], a->kernel[i]));
     }
     return BRG_OK;
 }
@@ -499,19 +505,6 @@ static brg_status put_all(brg__text *t, brg__text *bodies,
 brg_status brg__cuda_text(char **out, brg__cuda_group *const *groups, size_t n,
                           int *kernel)
 {
-    brg__text t = {0};
-    *out = NULL;
-    brg__text *bodies =
-        brg__mem_alloc_array(n + 1, sizeof *bodies, "text of kernels");
-    if (!bodies)
-        return BRG_ERR_NOMEM;
-    brg_status status = put_all(&t, bodies, groups, n, kernel);
-    for (size_t i = 0; i < n; i++)
-        brg__array_deinit(&bodies[i]);
-    brg__mem_free(bodies);
-    if (status == BRG_OK)
-        *out = t.at;
-    else
-        brg__array_deinit(&t);
-    return status;
+    asked a = {groups, n, kernel};
+    return brg__text_make(out, n, put_all, &a);
 }

@@ -200,25 +200,31 @@ static brg_status put_named(text *t, const brg__fused *f, const text *body,
                   "#undef UNBITS\n");
 }
 
+typedef struct asked {
+    brg__fused *const *fused;
+    size_t n;
+    int *kernel;
+} asked;
+
 /* bodies[i]: the text of kernel i's parameters and body. */
-static brg_status put_all(text *t, text *bodies, brg__fused *const *fused,
-                          size_t n, int *kernel)
+static brg_status put_all(text *t, text *bodies, void *user)
 {
+    const asked *a = user;
     int n_kernels = 0;
     BRG_TRY(put_preamble(t));
-    for (size_t i = 0; i < n; i++) {
-        kernel[i] = -1;
-        if (!fused[i])
+    for (size_t i = 0; i < a->n; i++) {
+        a->kernel[i] = -1;
+        if (!a->fused[i])
             continue;
-        BRG_TRY(put_kernel(&bodies[i], fused[i]));
-        for (size_t k = 0; k < i && kernel[i] < 0; k++)
-            if (fused[k] && fused[k]->type == fused[i]->type &&
+        BRG_TRY(put_kernel(&bodies[i], a->fused[i]));
+        for (size_t k = 0; k < i && a->kernel[i] < 0; k++)
+            if (a->fused[k] && a->fused[k]->type == a->fused[i]->type &&
                 brg__text_equal(&bodies[k], &bodies[i]))
-                kernel[i] = kernel[k];
-        if (kernel[i] >= 0)
+                a->kernel[i] = a->kernel[k];
+        if (a->kernel[i] >= 0)
             continue;
-        kernel[i] = n_kernels++;
-        BRG_TRY(put_named(t, fused[i], &bodies[i], kernel[i]));
+        a->kernel[i] = n_kernels++;
+        BRG_TRY(put_named(t, a->fused[i], &bodies[i], a->kernel[i]));
     }
     return BRG_OK;
 }
@@ -226,19 +232,6 @@ static brg_status put_all(text *t, text *bodies, brg__fused *const *fused,
 brg_status brg__generate(char **out, brg__fused *const *fused, size_t n,
                          int *kernel)
 {
-    text t = {0};
-    *out = NULL;
-    text *bodies =
-        brg__mem_alloc_array(n + 1, sizeof *bodies, "text of kernels");
-    if (!bodies)
-        return BRG_ERR_NOMEM;
-    brg_status status = put_all(&t, bodies, fused, n, kernel);
-    for (size_t i = 0; i < n; i++)
-        brg__array_deinit(&bodies[i]);
-    brg__mem_free(bodies);
-    if (status == BRG_OK)
-        *out = t.at;
-    else
-        brg__array_deinit(&t);
-    return status;
+    asked a = {fused, n, kernel};
+    return brg__text_make(out, n, put_all, &a);
 }

@@ -3,96 +3,46 @@
 #include "compile/fuse/kernels.h"
 
 #include <dlfcn.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include "compile/fuse/disk.h"
 #include "compile/fuse/generate.h"
+#include "compile/fuse/store.h"
 #include "compile/fuse/toolchain.h"
 #include "core/base/env.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
 
 struct brg__kernels {
-    brg__kernel_key key;
+    brg__stored base;
     void *handle; /* of dlopen */
-    int refs;
-    brg__kernels *next;
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static brg__kernels *loaded;
-/* The identity of the compiler that failed last: no other text is tried. */
-static XXH64_hash_t failed_compiler;
-static bool has_one_failed;
-static brg__kernels_stats stats;
-
-static bool is_same(brg__kernel_key a, brg__kernel_key b)
-{
-    return a.word[0] == b.word[0] && a.word[1] == b.word[1];
-}
-
-/* ---- Those there are ------------------------------------------------------------- */
+static brg__store store = BRG__STORE_INIT;
 
 static brg__kernels *find_loaded(brg__kernel_key key)
 {
-    pthread_mutex_lock(&lock);
-    brg__kernels *k = loaded;
-    while (k && !is_same(k->key, key))
-        k = k->next;
-    if (k) {
-        k->refs++;
-        stats.shared++;
-    }
-    pthread_mutex_unlock(&lock);
-    return k;
+    return (brg__kernels *)brg__store_find(&store, BRG_CPU, key);
 }
 
-static bool has_failed(XXH64_hash_t compiler)
-{
-    pthread_mutex_lock(&lock);
-    bool found = has_one_failed && failed_compiler == compiler;
-    pthread_mutex_unlock(&lock);
-    return found;
-}
-
-static void note_failure(XXH64_hash_t compiler)
+static void note_failure(uint64_t compiler)
 {
     brg__log(BRG_LOG_WARN, "compile",
              "fused groups are interpreted from now on: %s",
              brg_error_message());
     brg_error_clear();
-    pthread_mutex_lock(&lock);
-    failed_compiler = compiler;
-    has_one_failed = true;
-    stats.failed++;
-    pthread_mutex_unlock(&lock);
+    (void)brg__store_note_failure(&store, compiler);
 }
 
 void brg__kernels_forget_failures(void)
 {
-    pthread_mutex_lock(&lock);
-    has_one_failed = false;
-    pthread_mutex_unlock(&lock);
+    brg__store_forget_failure(&store);
 }
 
 void brg__kernels_release(brg__kernels *kernels)
 {
-    if (!kernels)
-        return;
-    pthread_mutex_lock(&lock);
-    bool is_last = --kernels->refs == 0;
-    for (brg__kernels **at = &loaded; is_last && *at; at = &(*at)->next)
-        if (*at == kernels) {
-            *at = kernels->next;
-            break;
-        }
-    pthread_mutex_unlock(&lock);
-    if (!is_last)
+    if (!kernels || !brg__store_drop(&store, &kernels->base))
         return;
     (void)dlclose(kernels->handle);
     brg__mem_free(kernels);
@@ -100,9 +50,7 @@ void brg__kernels_release(brg__kernels *kernels)
 
 void brg__kernels_get_stats(brg__kernels_stats *filled)
 {
-    pthread_mutex_lock(&lock);
-    *filled = stats;
-    pthread_mutex_unlock(&lock);
+    brg__store_get_stats(&store, filled);
 }
 
 /* ---- From disk or the compiler ---------------------------------------------------- */
@@ -127,18 +75,13 @@ static brg_status open_object(brg__kernels **out,
     brg__kernels *k = BRG__NEW(brg__kernels);
     if (!k)
         return BRG_ERR_NOMEM;
-    *k = (brg__kernels){.key = key, .refs = 1};
+    *k = (brg__kernels){.base = {.key = key, .device = BRG_CPU}};
     k->handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!k->handle) {
         brg__mem_free(k);
         return BRG_FAIL(BRG_ERR_IO, "cannot load a kernel: %s", dlerror());
     }
-    pthread_mutex_lock(&lock);
-    k->next = loaded;
-    loaded = k;
-    stats.compiled += is_compiled;
-    stats.from_disk += !is_compiled;
-    pthread_mutex_unlock(&lock);
+    brg__store_add(&store, &k->base, is_compiled);
     *out = k;
     return BRG_OK;
 }
@@ -197,10 +140,10 @@ static brg_status load(brg__kernels **out, brg__fused *const *fused, size_t n,
         return BRG_OK;
     BRG_TRY(brg__generate(&source, fused, n, kernel));
     brg__kernel_key key = brg__disk_key(source, identity, BRG__KERNEL_ABI);
-    XXH64_hash_t compiler = XXH3_64bits(identity, strlen(identity));
+    uint64_t compiler = brg__store_hash(identity);
     brg_status status = BRG_OK;
     *out = find_loaded(key);
-    if (!*out && !has_failed(compiler))
+    if (!*out && !brg__store_has_failed(&store, compiler))
         status = find_or_make(out, key, source);
     if (status == BRG_OK && *out)
         status = attach(*out, fused, n, kernel);

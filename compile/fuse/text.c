@@ -44,3 +44,25 @@ bool brg__text_equal(const brg__text *a, const brg__text *b)
 {
     return a->n == b->n && memcmp(a->at, b->at, a->n) == 0;
 }
+
+brg_status brg__text_make(char **out, size_t n,
+                          brg_status (*put)(brg__text *t, brg__text *bodies,
+                                            void *user),
+                          void *user)
+{
+    brg__text t = {0};
+    *out = NULL;
+    brg__text *bodies =
+        brg__mem_alloc_array(n + 1, sizeof *bodies, "text of kernels");
+    if (!bodies)
+        return BRG_ERR_NOMEM;
+    brg_status status = put(&t, bodies, user);
+    for (size_t i = 0; i < n; i++)
+        brg__array_deinit(&bodies[i]);
+    brg__mem_free(bodies);
+    if (status == BRG_OK)
+        *out = t.at;
+    else
+        brg__array_deinit(&t);
+    return status;
+}

@@ -43,21 +43,6 @@ static inline double units_off(const brg_tensor *got, const brg_tensor *want)
 
 /* ---- Which ops have the same bits ---------------------------------------------- */
 
-static inline bool is_exact_op(const brg_op *op)
-{
-    static const char *const names[] = {
-        "add",        "sub",        "mul",         "div",         "neg",
-        "abs",        "sign",       "eq",          "ne",          "lt",
-        "le",         "gt",         "ge",          "relu",        "where",
-        "relu_grad",  "keep_if",    "keep_unless", "maximum",     "minimum",
-        "clamp",      "add_scalar", "mul_scalar",  "rsub_scalar", "square",
-        "clamp_grad", "copy",       "sqrt"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (strcmp(op->name, names[i]) == 0)
-            return true;
-    return false;
-}
-
 /* Of all that the value of op k is made of. */
 static inline bool is_exact(const brg__group *g, int k)
 {

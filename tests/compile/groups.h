@@ -196,6 +196,22 @@ static inline void random_group(chance *c, group_case *g, brg_dtype dtype)
             g->group.ops[k].out = g->group.n_out++;
 }
 
+/* Whose bits do not depend on what a compiler contracts. */
+static inline bool is_exact_op(const brg_op *op)
+{
+    static const char *const names[] = {
+        "add",        "sub",        "mul",         "div",         "neg",
+        "abs",        "sign",       "eq",          "ne",          "lt",
+        "le",         "gt",         "ge",          "relu",        "where",
+        "relu_grad",  "keep_if",    "keep_unless", "maximum",     "minimum",
+        "clamp",      "add_scalar", "mul_scalar",  "rsub_scalar", "square",
+        "clamp_grad", "copy",       "sqrt"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(op->name, names[i]) == 0)
+            return true;
+    return false;
+}
+
 /* ---- Running ------------------------------------------------------------------ */
 
 typedef struct group_run {

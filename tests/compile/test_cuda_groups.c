@@ -5,38 +5,17 @@
 
 #include "compile/fuse/cuda_group.h"
 #include "tests/compile/cuda_groups.h"
+#include "tests/compile/kernel_cache.h"
 #include "tests/support/compiling_device.h"
 
 #define N_GROUPS 24
 /* Of an op that is no exact one: eager kernels contract 1 - b b. */
 #define MAX_OFF 4
 
-/* ---- A cache and a log of the test's own ------------------------------------------ */
-
-static char logged[4096];
-
-static void note_log(brg_log_level level, const char *area, const char *text,
-                     void *user)
-{
-    (void)level;
-    (void)area;
-    (void)user;
-    snprintf(logged + strlen(logged), sizeof logged - strlen(logged), "%s\n",
-             text);
-}
-
-static char cache[4096];
-
 static int fresh(void **state)
 {
-    static int n;
-    char name[32];
     (void)state;
-    snprintf(name, sizeof name, "cache%d", n++);
-    snprintf(cache, sizeof cache, "%s", temp_path(name));
-    assert_int_equal(setenv("BRG_COMPILE_CACHE", cache, 1), 0);
-    logged[0] = '\0';
-    brg_set_log_sink(note_log, NULL);
+    fresh_kernel_cache();
     memset(&compiling, 0, sizeof compiling);
     brg__cuda_kernels_forget_failures();
     return 0;
@@ -44,11 +23,8 @@ static int fresh(void **state)
 
 static int clean(void **state)
 {
-    char command[5000];
     (void)state;
-    brg_set_log_sink(NULL, NULL);
-    snprintf(command, sizeof command, "rm -rf '%s'", cache);
-    return system(command);
+    return remove_kernel_cache();
 }
 
 #define fresh_test(fn) cmocka_unit_test_setup_teardown(fn, fresh, clean)
@@ -372,29 +348,9 @@ static void load_one(unsigned long long n_compiled,
     assert_int_equal(stats().from_disk - before.from_disk, n_from_disk);
 }
 
-/* The only entry. */
 static const char *entry(void)
 {
-    static char path[4200];
-    char command[5000];
-    snprintf(command, sizeof command, "ls '%s'/*.cubin", cache);
-    FILE *list = popen(command, "r");
-    assert_non_null(list);
-    assert_non_null(fgets(path, sizeof path, list));
-    path[strcspn(path, "\n")] = '\0';
-    pclose(list);
-    return path;
-}
-
-static void change_byte(const char *path, long at)
-{
-    FILE *file = fopen(path, "r+b");
-    assert_non_null(file);
-    assert_int_equal(fseek(file, at, at < 0 ? SEEK_END : SEEK_SET), 0);
-    int byte = fgetc(file);
-    assert_int_equal(fseek(file, at, at < 0 ? SEEK_END : SEEK_SET), 0);
-    fputc(byte ^ 0x40, file);
-    fclose(file);
+    return only_entry(".cubin");
 }
 
 static void test_cuda_groups__cache(void **state)

@@ -5,51 +5,30 @@
 #include <brigade/brigade.h>
 
 #include "compile/fuse/cuda_group.h"
+#include "tests/compile/cuda_chain.h"
+#include "tests/compile/kernel_cache.h"
 #include "tests/rows/both.h"
 #include "tests/support/compiling_device.h"
 #include "tests/support/device_group.h"
 
 #define N_STEPS 8
 
-static char logged[4096];
-
-static void note_log(brg_log_level level, const char *area, const char *text,
-                     void *user)
-{
-    (void)area;
-    (void)user;
-    if (level >= BRG_LOG_WARN)
-        snprintf(logged + strlen(logged), sizeof logged - strlen(logged),
-                 "%s\n", text);
-}
-
-static char cache[4096];
-
 static int fresh(void **state)
 {
-    static int n;
-    char name[32];
     (void)state;
-    snprintf(name, sizeof name, "cache%d", n++);
-    snprintf(cache, sizeof cache, "%s", temp_path(name));
-    logged[0] = '\0';
+    fresh_kernel_cache();
     memset(&compiling, 0, sizeof compiling);
-    brg_set_log_sink(note_log, NULL);
-    if (setenv("BRG_COMPILE_CACHE", cache, 1) != 0 ||
-        brg_compile_reset() != BRG_OK)
-        return -1;
-    return brg_device_set(THERE) == BRG_OK ? 0 : -1;
+    return brg_compile_reset() == BRG_OK && brg_device_set(THERE) == BRG_OK
+               ? 0
+               : -1;
 }
 
 static int clean(void **state)
 {
-    char command[5000];
     (void)state;
-    brg_set_log_sink(NULL, NULL);
-    snprintf(command, sizeof command, "rm -rf '%s'", cache);
-    if (brg_device_set(HOME) != BRG_OK || brg_compile_reset() != BRG_OK)
-        return -1;
-    return system(command);
+    return brg_device_set(HOME) == BRG_OK && brg_compile_reset() == BRG_OK
+               ? remove_kernel_cache()
+               : -1;
 }
 
 #define there_test(fn) cmocka_unit_test_setup_teardown(fn, fresh, clean)
@@ -231,67 +210,28 @@ static void test_groups_there__training_with_a_reducer(void **state)
     check_training(true);
 }
 
-/* Twenty ops are one launch; and what is broadcast, strided, of other dtypes. */
-static brg_status chain(brg_tensor *const *in, size_t n_in, brg_tensor **out,
-                        size_t n_out, void *user)
-{
-    brg_tensor *x = in[0];
-    (void)n_in;
-    (void)n_out;
-    (void)user;
-    for (int i = 0; i < 5; i++) {
-        x = brg_add(brg_mul_scalar(x, 0.75), in[1]);
-        x = brg_maximum(x, in[2]);
-        x = brg_where(brg_gt(x, in[3]), x, brg_neg(x));
-    }
-    out[0] = x;
-    return x ? BRG_OK : brg_error_code();
-}
-
 static void call_chain(brg_dtype dtype, int64_t rows, int64_t cols,
                        bool is_strided)
 {
-    brg_compiled *compiled;
-    brg_tensor *in[4], *want, *got;
-    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
-    options.fullgraph = options.whole = true;
-    options.backend = BRG_COMPILE_BACKEND_FUSED;
     brg_scope *scope = brg_scope_begin();
-    brg_seed((uint64_t)(rows + cols));
-    in[0] = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(rows, cols));
-    if (is_strided)
-        in[0] = brg_transpose(brg_randn(BRG_DTYPE_F32, BRG_SHAPE(cols, rows)),
-                              0, 1);
-    in[1] = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(cols));
-    in[2] = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(rows, 1));
-    in[3] = brg_randn(BRG_DTYPE_F32, 0, NULL);
-    for (int i = 0; i < 4; i++)
-        in[i] = assert_brg_some(brg_cast(in[i], dtype));
-    assert_brg_ok(chain(in, 4, &want, 1, NULL));
-    assert_brg_ok(brg_compiled_create(&compiled, chain, NULL, &options));
+    brg_tensor *got[2], *want;
+    chain_call c;
+    chain_begin(&c, dtype, rows, cols, is_strided, &want);
     for (int i = 0; i < 2; i++) {
         compiling.n_launched = 0;
-        assert_brg_ok(brg_compiled_call(compiled, in, 4, &got, 1));
+        got[i] = chain_again(&c);
         assert_int_equal(compiling.n_launched, 1);
-        assert_memory_equal(brg__tensor_ptr(got), brg__tensor_ptr(want),
+        assert_memory_equal(brg__tensor_ptr(got[i]), brg__tensor_ptr(want),
                             brg_tensor_nbytes(want));
     }
-    brg_compiled_destroy(compiled);
+    chain_end(&c);
     brg_scope_end(scope);
 }
 
 static void test_groups_there__a_chain_is_one_launch(void **state)
 {
-    static const brg_dtype dtypes[] = {BRG_DTYPE_F32, BRG_DTYPE_BF16,
-                                       BRG_DTYPE_F16, BRG_DTYPE_F64};
     (void)state;
-    for (int i = 0; i < 4; i++) {
-        call_chain(dtypes[i], 6, 32, false); /* whole vectors */
-        call_chain(dtypes[i], 6, 32, true);
-        call_chain(dtypes[i], 5, 7, false); /* rows of none */
-        call_chain(dtypes[i], 1, 1, false);
-        call_chain(dtypes[i], 1, 1003, false); /* some are left */
-    }
+    for_each_chain(call_chain);
     assert_string_equal(logged, "");
 }
 
@@ -359,18 +299,15 @@ static void test_groups_there__a_kernel_cannot_be_launched(void **state)
 /* The default backend makes no kernels. */
 static void test_groups_there__other_backends(void **state)
 {
-    brg_compiled *compiled;
-    brg_tensor *in[4], *got;
-    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    brg_tensor *want;
+    chain_call c;
     (void)state;
-    options.whole = true;
     brg_scope *scope = brg_scope_begin();
-    for (int i = 0; i < 4; i++)
-        in[i] = assert_brg_some(brg_ones(BRG_DTYPE_F32, BRG_SHAPE(4, 4)));
-    assert_brg_ok(brg_compiled_create(&compiled, chain, NULL, &options));
-    assert_brg_ok(brg_compiled_call(compiled, in, 4, &got, 1));
+    chain_begin_with(&c, BRG_COMPILE_BACKEND_DEFAULT, BRG_DTYPE_F32, 4, 4,
+                     false, &want);
+    (void)chain_again(&c);
     assert_int_equal(compiling.n_launched + compiling.n_compiled, 0);
-    brg_compiled_destroy(compiled);
+    chain_end(&c);
     brg_scope_end(scope);
 }
 

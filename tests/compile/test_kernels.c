@@ -10,50 +10,27 @@
 #include "compile/fuse/kernels.h"
 #include "core/base/clock.h"
 #include "tests/compile/groups.h"
-#include "tests/support/temp_dir.h"
+#include "tests/compile/kernel_cache.h"
 
 #define N_GROUPS 24
 #define MAX_ULPS 2 /* of an op's result, from its eager kernel */
 
 /* ---- A cache of the test's own ---------------------------------------------------- */
 
-static char logged[2048];
-
-static void note_log(brg_log_level level, const char *area, const char *text,
-                     void *user)
-{
-    (void)level;
-    (void)area;
-    (void)user;
-    snprintf(logged + strlen(logged), sizeof logged - strlen(logged), "%s\n",
-             text);
-}
-
-static char cache[4096];
-
 static int fresh_cache(void **state)
 {
-    static int n;
-    char name[32];
     (void)state;
-    snprintf(name, sizeof name, "cache%d", n++);
-    snprintf(cache, sizeof cache, "%s", temp_path(name));
-    assert_int_equal(setenv("BRG_COMPILE_CACHE", cache, 1), 0);
+    fresh_kernel_cache();
     assert_int_equal(unsetenv("BRG_COMPILE_CC"), 0);
     assert_int_equal(unsetenv("BRG_COMPILE_DEBUG"), 0);
     assert_int_equal(unsetenv("BRG_COMPILE_TIMEOUT_S"), 0);
-    logged[0] = '\0';
-    brg_set_log_sink(note_log, NULL);
     return 0;
 }
 
 static int remove_cache(void **state)
 {
-    char command[5000];
     (void)state;
-    brg_set_log_sink(NULL, NULL);
-    snprintf(command, sizeof command, "rm -rf '%s'", cache);
-    return system(command);
+    return remove_kernel_cache();
 }
 
 #define cache_test(fn)                                                         \
@@ -73,19 +50,9 @@ static void set_compiler(const char *name, const char *script)
     assert_int_equal(setenv("BRG_COMPILE_CC", path, 1), 0);
 }
 
-/* The only entry, or "". */
 static const char *entry(void)
 {
-    static char path[4200];
-    char command[5000];
-    snprintf(command, sizeof command, "ls '%s'/*.so 2>/dev/null", cache);
-    FILE *list = popen(command, "r");
-    assert_non_null(list);
-    if (!fgets(path, sizeof path, list))
-        path[0] = '\0';
-    path[strcspn(path, "\n")] = '\0';
-    pclose(list);
-    return path;
+    return only_entry(".so");
 }
 
 /* ---- One small group ----------------------------------------------------------------- */
@@ -170,21 +137,6 @@ static void expect_interpreted(int n_more, const char *why)
 }
 
 /* ---- Values ------------------------------------------------------------------------------ */
-
-static bool is_exact_op(const brg_op *op)
-{
-    static const char *const names[] = {
-        "add",        "sub",        "mul",         "div",         "neg",
-        "abs",        "sign",       "eq",          "ne",          "lt",
-        "le",         "gt",         "ge",          "relu",        "where",
-        "relu_grad",  "keep_if",    "keep_unless", "maximum",     "minimum",
-        "clamp",      "add_scalar", "mul_scalar",  "rsub_scalar", "square",
-        "clamp_grad", "copy",       "sqrt"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (strcmp(op->name, names[i]) == 0)
-            return true;
-    return false;
-}
 
 static bool is_exact(const brg__group *g)
 {
@@ -371,17 +323,6 @@ static void test_kernels__cache_is_used(void **state)
     one_deinit(&b);
     one_check(&a);
     one_deinit(&a);
-}
-
-static void change_byte(const char *path, long at)
-{
-    FILE *file = fopen(path, "r+b");
-    assert_non_null(file);
-    assert_int_equal(fseek(file, at, at < 0 ? SEEK_END : SEEK_SET), 0);
-    int byte = fgetc(file);
-    assert_int_equal(fseek(file, at, at < 0 ? SEEK_END : SEEK_SET), 0);
-    fputc(byte ^ 0x40, file);
-    fclose(file);
 }
 
 static void test_kernels__corrupt_entry_is_made_again(void **state)
