@@ -5,8 +5,10 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "core/cuda/cu.h"
 
@@ -116,7 +118,18 @@ brg_status brg__cu_nvrtc_identity(int capability, char *text, size_t size)
 
 /* ---- Compiling --------------------------------------------------------------------- */
 
-static brg_status fail_words(program *p, int result)
+/* In a thread of its own, so that this one can move communication. */
+typedef struct work {
+    int capability;
+    const char *source;
+    void *cubin;
+    size_t nbytes;
+    brg_status status;
+    char why[400]; /* it failed */
+    _Atomic bool is_done;
+} work;
+
+static brg_status fail(work *w, program *p, int result)
 {
     size_t n = 0;
     char *words = NULL;
@@ -126,47 +139,78 @@ static brg_status fail_words(program *p, int result)
         words[0] = '\0';
     if (words)
         words[strcspn(words, "\n")] = '\0';
-    brg_status status =
-        BRG__CU_FAIL(BRG_ERR_UNSUPPORTED, "NVRTC: %s%s%s", nvrtc.error(result),
-                     words && words[0] ? "; " : "", words ? words : "");
+    (void)snprintf(w->why, sizeof w->why, "NVRTC: %s%s%s", nvrtc.error(result),
+                   words && words[0] ? "; " : "", words ? words : "");
     brg__cu_host->free(words);
+    return BRG_ERR_UNSUPPORTED;
+}
+
+static brg_status take_binary(work *w, program *p)
+{
+    int result = nvrtc.binary_size(p, &w->nbytes);
+    if (result != 0 || w->nbytes == 0)
+        return fail(w, p, result);
+    w->cubin = brg__cu_host->alloc(w->nbytes, "a compiled kernel");
+    if (!w->cubin) {
+        (void)snprintf(w->why, sizeof w->why,
+                       "out of memory: %zu bytes for a compiled kernel",
+                       w->nbytes);
+        return BRG_ERR_NOMEM;
+    }
+    result = nvrtc.binary(p, w->cubin);
+    return result == 0 ? BRG_OK : fail(w, p, result);
+}
+
+static brg_status compile(work *w)
+{
+    char arch[40];
+    const char *all[N_OPTIONS + 1] = {arch};
+    program *p = NULL;
+    (void)snprintf(arch, sizeof arch, "--gpu-architecture=sm_%d",
+                   w->capability);
+    memcpy(all + 1, options, sizeof options);
+    int result = nvrtc.create(&p, w->source, "brigade.cu", 0, NULL, NULL);
+    if (result != 0) {
+        (void)snprintf(w->why, sizeof w->why, "NVRTC: %s", nvrtc.error(result));
+        return BRG_ERR_UNSUPPORTED;
+    }
+    result = nvrtc.compile(p, (int)N_OPTIONS + 1, all);
+    brg_status status = result == 0 ? take_binary(w, p) : fail(w, p, result);
+    (void)nvrtc.destroy(&p);
     return status;
 }
 
-static brg_status take_binary(program *p, void **cubin, size_t *nbytes)
+static void *run(void *user)
 {
-    int result = nvrtc.binary_size(p, nbytes);
-    if (result != 0 || *nbytes == 0)
-        return fail_words(p, result);
-    *cubin = brg__cu_host->alloc(*nbytes, "a compiled kernel");
-    if (!*cubin)
-        return BRG_ERR_NOMEM;
-    result = nvrtc.binary(p, *cubin);
-    if (result == 0)
-        return BRG_OK;
-    brg__cu_host->free(*cubin);
-    *cubin = NULL;
-    return fail_words(p, result);
+    work *w = user;
+    w->status = compile(w);
+    atomic_store(&w->is_done, true);
+    return NULL;
 }
 
 brg_status brg__cu_nvrtc_compile(int capability, const char *source,
                                  void **cubin, size_t *nbytes)
 {
-    char arch[40];
-    const char *all[N_OPTIONS + 1] = {arch};
-    program *p = NULL;
+    work w = {.capability = capability, .source = source};
+    pthread_t thread;
     *cubin = NULL;
     *nbytes = 0;
     BRG__CU_TRY(find_library());
-    (void)snprintf(arch, sizeof arch, "--gpu-architecture=sm_%d", capability);
-    memcpy(all + 1, options, sizeof options);
-    int result = nvrtc.create(&p, source, "brigade.cu", 0, NULL, NULL);
-    if (result != 0)
-        return BRG__CU_FAIL(BRG_ERR_UNSUPPORTED, "NVRTC: %s",
-                            nvrtc.error(result));
-    result = nvrtc.compile(p, (int)N_OPTIONS + 1, all);
-    brg_status status =
-        result == 0 ? take_binary(p, cubin, nbytes) : fail_words(p, result);
-    (void)nvrtc.destroy(&p);
-    return status;
+    if (pthread_create(&thread, NULL, run, &w) != 0) {
+        (void)run(&w);
+    } else {
+        while (!atomic_load(&w.is_done)) {
+            const struct timespec pause = {0, 1000000};
+            brg__cu_host->poll();
+            (void)nanosleep(&pause, NULL);
+        }
+        (void)pthread_join(thread, NULL);
+    }
+    if (w.status != BRG_OK) {
+        brg__cu_host->free(w.cubin);
+        return BRG__CU_FAIL(w.status, "%s", w.why);
+    }
+    *cubin = w.cubin;
+    *nbytes = w.nbytes;
+    return BRG_OK;
 }

@@ -13,7 +13,8 @@
 brg_status brg__cu_nvrtc_identity(int capability, char *text, size_t size);
 
 /* *cubin: machine code for that capability; memory of the host's table. The
- * record of a failure has the compiler's first words. */
+ * record of a failure has the compiler's first words. The host is polled
+ * meanwhile. */
 brg_status brg__cu_nvrtc_compile(int capability, const char *source,
                                  void **cubin, size_t *nbytes);
 
