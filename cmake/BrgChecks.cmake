@@ -20,7 +20,6 @@ if(Python3_FOUND)
 endif()
 
 brg_check(api_docs ${_scripts}/api_docs.sh ${CMAKE_CURRENT_BINARY_DIR}/api)
-set_property(TEST check/api_docs APPEND PROPERTY LABELS slow)
 
 file(GLOB_RECURSE _headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/brigade/*.h)
 set(_check_headers ${CMAKE_CURRENT_SOURCE_DIR}/headers/check_headers.sh

@@ -1,9 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a public header readable by Doxygen (docs/Doxyfile): its comments are
-plain text, which Doxygen would pass over or take for markup."""
+"""Copies the public headers for Doxygen (docs/Doxyfile), line by line the same:
+their comments are plain text, which it would pass over or take for markup.
+    doxygen_filter.py <folder to copy to>"""
+import pathlib
 import re
 import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 COMMENT = re.compile(r"/\*.*?\*/", re.S)
 
@@ -22,4 +26,13 @@ def convert(match):
     return ("/**<" if line.strip() else "/**") + body + "*/"
 
 
-print(COMMENT.sub(convert, open(sys.argv[1], encoding="utf-8").read()), end="")
+def main():
+    out = pathlib.Path(sys.argv[1])
+    for path in sorted((ROOT / "include").rglob("*.h")):
+        copy = out / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(COMMENT.sub(convert, path.read_text()))
+
+
+if __name__ == "__main__":
+    main()
