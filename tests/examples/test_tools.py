@@ -167,6 +167,28 @@ class ToolTest(ProgramTest):
                                      self.run_tool(name, "--help").out, re.M):
                 self.assertIn(option, page)
 
+    def test_slurm_script_of_the_docs(self):
+        """The job of docs/launching.md, with a made-up srun: it resumes once
+        there is a checkpoint, and not before."""
+        text = (ROOT / "docs/launching.md").read_text()
+        job = self.folder / "job.sh"
+        job.write_text(re.search(r"```sh\n(.*?)```", text, re.S)[1])
+        srun = self.folder / "srun"
+        srun.write_text("#!/bin/sh\necho $OPENBLAS_NUM_THREADS \"$@\"\n")
+        srun.chmod(0o755)
+        path = f"{self.folder}:{os.environ['PATH']}"
+        expected = "1 --mpi=pmix ./trainer --checkpoint run.safetensors"
+        for _ in range(2):
+            done = subprocess.run(["sh", "-eu", job], cwd=self.folder,
+                                  env={**os.environ, "PATH": path},
+                                  capture_output=True, text=True)
+            self.assertEqual((done.stdout, done.stderr, done.returncode),
+                             (expected + "\n", "", 0))
+            (self.folder / "run.safetensors").write_text("")
+            expected += " --resume run.safetensors"
+        for option in re.findall(r"^#SBATCH (\S+)", job.read_text(), re.M):
+            self.assertRegex(option, r"^--[a-z-]+=[\w:]+$")
+
 
 if __name__ == "__main__":
     unittest.main()
