@@ -7,7 +7,7 @@
 #include "comm/reduce_kernels.h"
 #include "core/base/alloc.h"
 #include "core/ops/op.h"
-#include "core/tensor/tensor.h"
+#include "reducer/device_row.h"
 
 static bool is_half(brg_dtype dtype)
 {
@@ -91,31 +91,6 @@ static void widen(const brg_reducer *r, const brg__member *m, char *slots,
                                  .dst_partial = true});
 }
 
-/* Elements in a row on a device, as a tensor without an owner. */
-typedef struct row {
-    brg_tensor tensor;
-    brg__storage storage;
-} row;
-
-static const brg_tensor *make_row(row *filled, brg_device device, void *at,
-                                  brg_dtype dtype, size_t count)
-{
-    *filled = (row){
-        .storage = {.device = device,
-                    .data = at,
-                    .nbytes = count * brg_dtype_size(dtype)},
-        .tensor = {.dtype = (uint8_t)dtype,
-                   .device = device,
-                   .ndim = 1,
-                   .is_contiguous = true,
-                   .numel = (int64_t)count,
-                   .shape = {(int64_t)count},
-                   .stride = {1}},
-    };
-    filled->tensor.storage = &filled->storage;
-    return &filled->tensor;
-}
-
 /* The same sums by the kernels of the device: addition of two numbers has one
  * result. */
 static brg_status take_there(const brg_reducer *r, const brg__member *m,
@@ -125,15 +100,16 @@ static brg_status take_there(const brg_reducer *r, const brg__member *m,
     const brg_device d = r->device;
     uint32_t top;
     uint32_t n = brg__leaf_n_adds(&r->run, r->leaf, &top);
-    row a, b;
+    brg__device_row a, b;
     if (dtype != m->dtype) /* a 16-bit gradient goes to its slot as f32 */
         BRG_TRY(brg__copy_now(
-            make_row(&a, d, slots + top * stride, dtype, m->count),
-            make_row(&b, d, m->slot, m->dtype, m->count)));
+            brg__device_row_of(&a, d, slots + top * stride, dtype, m->count),
+            brg__device_row_of(&b, d, m->slot, m->dtype, m->count)));
     for (; n > 0; n--, top--) {
         const brg_tensor *in[2] = {
-            make_row(&a, d, slots + (top - 1) * stride, dtype, m->count),
-            make_row(&b, d, slots + top * stride, dtype, m->count)};
+            brg__device_row_of(&a, d, slots + (top - 1) * stride, dtype,
+                               m->count),
+            brg__device_row_of(&b, d, slots + top * stride, dtype, m->count)};
         BRG_TRY(brg__pointwise_now(&brg__op_add, in, in[0], NULL));
     }
     return BRG_OK;

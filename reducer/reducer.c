@@ -144,7 +144,9 @@ brg_status brg__reducer_reserve(brg_reducer *r, const brg__plan *plan)
 static brg_status check_device(const brg_reducer *r)
 {
     char text[24];
-    const char *what = r->options.hook           ? "a communication hook"
+    const brg_comm_hook *hook = r->options.hook;
+    const char *what = hook && !hook->ops.works_on_devices
+                           ? "this communication hook"
                        : r->options.measure_norm ? "options.measure_norm"
                        : r->options.check_finite ? "options.check_finite"
                                                  : NULL;

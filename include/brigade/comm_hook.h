@@ -35,7 +35,8 @@ brg_comm_hook_state_at(const brg_comm_hook *hook, size_t i);
 /* f32 and f64 gradients travel as `wire`, BRG_DTYPE_F16 or BRG_DTYPE_BF16:
  * rounded once before the sum, which is made in f32, and once after it. With
  * error_feedback, what the first rounding took is added to the next step's
- * gradient (one f32 an element, state "error/<name>"). *out: owned. */
+ * gradient (one f32 an element, state "error/<name>"). Without that it works
+ * on GPUs too, where NCCL sums as BRG_NCCL_WIDE_SUMS says. *out: owned. */
 BRG_API BRG_NODISCARD brg_status brg_comm_hook_create_cast(brg_comm_hook **out,
                                                            brg_dtype wire,
                                                            bool error_feedback);
@@ -128,6 +129,10 @@ typedef struct brg_comm_hook_ops {
 
     /* Optional. Frees `user`. */
     void (*destroy)(void *user);
+
+    /* Where gradients are on a device, `data` and `wire` are its memory: true:
+     * the slots queue their work there. Else such reducers refuse the hook. */
+    bool works_on_devices;
 } brg_comm_hook_ops;
 
 /* `ops` is copied. *out: owned; `user` is the hook's once this has succeeded. */

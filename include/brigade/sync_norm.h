@@ -34,8 +34,9 @@ BRG_API void brg_sync_norm_destroy(brg_sync_norm *sync);
  * sum of the ranks' losses; those of weight and bias are this rank's part of
  * it, which a ddp adds up with the others'. running_mean and running_var stay
  * alike on all ranks. Without options.training: brg_batch_norm itself.
- * Not differentiable twice. A compiled backward calls it (opaque). Tested on
- * the CPU. Errors: those of brg_batch_norm and of the collectives. */
+ * Not differentiable twice. A compiled backward calls it (opaque). x may be on
+ * a GPU if the group reduces there. Errors: those of brg_batch_norm and of the
+ * collectives. */
 BRG_API brg_tensor *brg_sync_batch_norm(brg_sync_norm *sync, brg_tensor *x,
                                         brg_tensor *weight, brg_tensor *bias,
                                         brg_tensor *running_mean,

@@ -3,9 +3,12 @@
  * at the same places as the bucket, half as wide or a quarter. */
 #include <string.h>
 
+#include "comm/pg.h"
 #include "core/base/alloc.h"
 #include "core/base/error.h"
 #include "core/ops/convert.h"
+#include "core/ops/op.h"
+#include "reducer/device_row.h"
 #include "reducer/hooks/hook.h"
 
 #define BLOCK 256
@@ -85,12 +88,25 @@ static void send_parts(const cast *c, const brg_hook_bucket *b)
     }
 }
 
+/* All elements of a bucket, by the kernels of its device. */
+static brg_status convert_there(brg_device device, void *to, brg_dtype to_dtype,
+                                void *from, brg_dtype from_dtype, size_t n)
+{
+    brg__device_row a, b;
+    return brg__copy_now(brg__device_row_of(&a, device, to, to_dtype, n),
+                         brg__device_row_of(&b, device, from, from_dtype, n));
+}
+
 static brg_status cast_start(void *user, const brg_hook_bucket *b)
 {
     const cast *c = user;
     if (!is_wide(b->dtype))
         return brg__hook_plain_start(b);
-    if (c->feeds_back)
+    const brg_device d = brg__pg_device(b->pg);
+    if (d.type != BRG_DEVICE_CPU)
+        BRG_TRY(
+            convert_there(d, b->wire, c->wire, b->data, b->dtype, b->count));
+    else if (c->feeds_back)
         send_parts(c, b);
     else
         brg__convert_row(b->wire, c->wire, b->data, b->dtype, b->count);
@@ -100,9 +116,13 @@ static brg_status cast_start(void *user, const brg_hook_bucket *b)
 static brg_status cast_finish(void *user, const brg_hook_bucket *b)
 {
     const cast *c = user;
+    const brg_device d = brg__pg_device(b->pg);
     BRG_TRY(brg__hook_wait(b));
-    if (is_wide(b->dtype))
-        brg__convert_row(b->data, b->dtype, b->wire, c->wire, b->count);
+    if (!is_wide(b->dtype))
+        return BRG_OK;
+    if (d.type != BRG_DEVICE_CPU)
+        return convert_there(d, b->data, b->dtype, b->wire, c->wire, b->count);
+    brg__convert_row(b->data, b->dtype, b->wire, c->wire, b->count);
     return BRG_OK;
 }
 
@@ -145,7 +165,8 @@ brg_status brg_comm_hook_create_cast(brg_comm_hook **out, brg_dtype wire,
                              .start = cast_start,
                              .finish = cast_finish,
                              .state_at = cast_state_at,
-                             .destroy = cast_destroy};
+                             .destroy = cast_destroy,
+                             .works_on_devices = !error_feedback};
     brg_status status = brg_comm_hook_create(out, &ops, c);
     if (status != BRG_OK)
         cast_destroy(c);

@@ -105,6 +105,8 @@ static brg_tensor *flatten(const model *m)
     return all;
 }
 
+static brg_comm_hook *hook; /* of reducers to come */
+
 /* `pg` NULL: one process, the whole batch. */
 static brg_tensor *train(kind k, brg_dtype dtype, brg_pg *pg,
                          double losses[N_STEPS])
@@ -120,6 +122,7 @@ static brg_tensor *train(kind k, brg_dtype dtype, brg_pg *pg,
         brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
         options.first_bucket_bytes = 4096; /* several buckets */
         options.bucket_bytes = 16384;
+        options.hook = hook;
         assert_brg_ok(brg_ddp_create(&ddp, pg, tensors, n, NULL, 0, &options));
     }
     for (int step = 0; step < N_STEPS; step++) {
@@ -178,6 +181,51 @@ static void test_ddp__equals_the_cpu(void **state)
     check(MLP, BRG_DTYPE_F32, 1e-5);
     check(GPT, BRG_DTYPE_F32, 1e-4);
     check(GPT, BRG_DTYPE_BF16, 3e-2);
+}
+
+static void test_ddp__travels_as_bf16(void **state)
+{
+    (void)state;
+    assert_brg_ok(brg_comm_hook_create_cast(&hook, BRG_DTYPE_BF16, false));
+    check(MLP, BRG_DTYPE_F32, 2e-3);
+    brg_comm_hook_destroy(hook);
+    hook = NULL;
+}
+
+/* This rank's part of the norm of all ranks' batches, and of its gradient. */
+static void test_ddp__synchronised_norm(void **state)
+{
+    (void)state;
+    const int64_t each = 6, first = rank * each;
+    brg_pg *pg;
+    brg_sync_norm *sync;
+    brg_batch_norm_options options = BRG_BATCH_NORM_OPTIONS_INIT;
+    options.training = true;
+    assert_brg_ok(brg_nccl_create(&pg, over, mine()));
+    assert_brg_ok(brg_sync_norm_create(&sync, pg));
+    assert_brg_ok(brg_device_set(mine()));
+    brg_scope *scope = brg_scope_begin();
+    brg_seed(4);
+    brg_tensor *all = assert_brg_some(
+        brg_randn(BRG_DTYPE_F32, BRG_SHAPE(each * n_ranks, 33, 5, 5)));
+    brg_tensor *part =
+        assert_brg_some(brg_contiguous(brg_narrow(all, 0, first, each)));
+    assert_brg_ok(brg_set_requires_grad(all, true));
+    assert_brg_ok(brg_set_requires_grad(part, true));
+    brg_tensor *y =
+        brg_sync_batch_norm(sync, part, NULL, NULL, NULL, NULL, &options);
+    brg_tensor *want = brg_batch_norm(all, NULL, NULL, NULL, NULL, &options);
+    assert_brg_ok(brg_backward(brg_sum_all(brg_mul(y, brg_square(y)))));
+    assert_brg_ok(brg_backward(brg_sum_all(brg_mul(want, brg_square(want)))));
+    assert_true(distance(brg_detach(y),
+                         brg_narrow(brg_detach(want), 0, first, each)) < 1e-5);
+    assert_true(distance(brg_tensor_grad(part),
+                         brg_narrow(brg_tensor_grad(all), 0, first, each)) <
+                1e-4);
+    brg_scope_end(scope);
+    brg_sync_norm_destroy(sync);
+    assert_brg_ok(brg_device_set(CPU));
+    brg_pg_destroy(pg);
 }
 
 /* Gradients of raw buffers; the step ends before they are there. */
@@ -253,6 +301,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_ddp__raw_buffers),
         cmocka_unit_test(test_ddp__the_group_must_reduce_there),
         cmocka_unit_test(test_ddp__equals_the_cpu),
+        cmocka_unit_test(test_ddp__travels_as_bf16),
+        cmocka_unit_test(test_ddp__synchronised_norm),
     };
     return gpu_ranks_end(cmocka_run_group_tests_name("ddp", tests, NULL, NULL));
 }
