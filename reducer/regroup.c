@@ -178,6 +178,12 @@ static brg_status check(const brg_ddp *ddp, const brg_pg *pg,
         return BRG_FAIL(BRG_ERR_STATE,
                         "rank %d: brg_ddp_regroup: a backward is under way",
                         brg_pg_rank(pg));
+    if (ddp->reducer->device.type != BRG_DEVICE_CPU)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "rank %d: brg_ddp_regroup: what was queued on a device "
+                        "has used sums without a meaning; start again from a "
+                        "checkpoint, with a new ddp",
+                        brg_pg_rank(pg));
     if (ddp->options.shard)
         return BRG_FAIL(BRG_ERR_UNSUPPORTED,
                         "rank %d: brg_ddp_regroup: with shard, the optimizer "

@@ -17,7 +17,8 @@
 #include <brigade/ext/backend.h>
 
 #define BRG__NCCL_LINES 32
-#define BRG__NCCL_WHY 400 /* bytes of a reason */
+#define BRG__NCCL_WHY 400  /* bytes of a reason */
+#define BRG__NCCL_NOTE 256 /* ... of what ranks gather in shrink.c */
 
 typedef struct brg__nccl_line {
     _Alignas(64) _Atomic uint64_t stamp; /* seq + 1; 0: being written */
@@ -34,6 +35,8 @@ typedef struct brg__nccl_desk {
     int32_t pid;
     uint64_t born; /* core/base/process.h */
     char why[BRG__NCCL_WHY];
+    _Atomic uint64_t wants, members, noted; /* shrink.c */
+    char notes[2][BRG__NCCL_NOTE];
     _Alignas(64) unsigned char place[BRG_PLACE_NBYTES];
     brg__nccl_line lines[BRG__NCCL_LINES];
 } brg__nccl_desk;

@@ -117,6 +117,11 @@ brg_status brg__nccl_check_cuda(brg__nccl_group *g, cudaError_t error,
 brg_status brg__nccl_check(brg__nccl_group *g, ncclResult_t result,
                            const char *what);
 
+/* nccl.c, shrink.c */
+brg_status brg__nccl_create(const brg_host *host, const brg_pg_options *options,
+                            brg_group *filled);
+brg_status brg__nccl_shrink(void *group, brg_group *filled);
+
 /* The slots of brg_group_ops (calls.c). */
 brg_status brg__nccl_start(void *group, brg_call *call);
 brg_status brg__nccl_progress(void *group);

@@ -266,6 +266,7 @@ static const brg_group_ops nccl_ops = {
     .look = nccl_look,
     .launched = brg__nccl_launched,
     .abort = nccl_abort,
+    .shrink = brg__nccl_shrink,
     .alloc = nccl_alloc,
     .free = nccl_free,
     .destroy = nccl_destroy,
@@ -290,8 +291,8 @@ static void fill_group(brg__nccl_group *g, const brg_host *host,
     (void)pthread_cond_init(&g->watch.wake, NULL);
 }
 
-static brg_status nccl_create(const brg_host *host,
-                              const brg_pg_options *options, brg_group *filled)
+brg_status brg__nccl_create(const brg_host *host, const brg_pg_options *options,
+                            brg_group *filled)
 {
     const brg_nccl_options *o = options->backend_data;
     BRG__NCCL_TRY(check_options(host, o));
@@ -322,7 +323,7 @@ static const brg_backend backend_nccl = {
     .abi = BRG_BACKEND_ABI,
     .struct_size = sizeof(brg_backend),
     .name = "nccl",
-    .create = nccl_create,
+    .create = brg__nccl_create,
 };
 
 const brg_backend *brg_comm_nccl(void)

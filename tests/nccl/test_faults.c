@@ -223,6 +223,102 @@ static void test_faults__a_launch_is_late(void **state)
     forked_expect(&results[1], BRG_ERR_PEER, "rank 0 has failed");
 }
 
+/* ---- Going on with fewer ranks ------------------------------------------------------- */
+
+/* Ranks die one after the other, the first before anything went wrong for the
+ * others; those that are left sum up who they are. */
+static brg_status run_shrinks(forked_rank *me)
+{
+    brg_pg *groups[FORKED_MAX_RANKS] = {NULL};
+    float *data;
+    const int n_deaths = *(const int *)me->data;
+    BRG_TRY(forked_group(me, 20, &groups[0]));
+    for (int k = 0;; k++) {
+        float want = 0;
+        brg_pg *pg = groups[k];
+        const int n = brg_pg_world_size(pg);
+        RANK_CHECK(
+            n == me->n - k && brg_pg_rank(pg) == (me->rank ? me->rank - k : 0),
+            "rank %d of %d is %d of %d", me->rank, me->n, brg_pg_rank(pg), n);
+        BRG_TRY(brg_pg_alloc(pg, (void **)&data, N * sizeof(float)));
+        forked_synchronize(me);
+        for (int i = 0; i < N; i++)
+            data[i] = (float)(1 << me->rank);
+        for (int r = 0; r < me->n; r++)
+            want += r == 0 || r > k ? (float)(1 << r) : 0;
+        BRG_TRY(reduce_there(me, pg, data));
+        RANK_CHECK(data[0] == want && data[N - 1] == want,
+                   "rank %d: the sum of %d ranks is %g, not %g", me->rank, n,
+                   (double)data[0], (double)want);
+        if (k == n_deaths)
+            break;
+        if (me->rank == k + 1)
+            (void)raise(SIGKILL);
+        RANK_CHECK(lose(me, pg, data) == BRG_ERR_PEER, "%s",
+                   brg_error_message());
+        BRG_TRY(brg_pg_shrink(&groups[k + 1], pg));
+        RANK_CHECK(brg_pg_error(pg) != BRG_OK, "the old group lives");
+    }
+    for (int k = n_deaths; k >= 0; k--)
+        brg_pg_destroy(groups[k]);
+    return BRG_OK;
+}
+
+static void test_faults__the_ranks_left_go_on(void **state)
+{
+    (void)state;
+    forked_result results[FORKED_MAX_RANKS];
+    for (int n = 2; n <= FORKED_MAX_RANKS; n++) {
+        const int n_deaths = n - 1;
+        forked_run(n, run_shrinks, &n_deaths, results);
+        for (int r = 0; r < n; r++) {
+            const bool dies = r > 0;
+            if (!dies && results[r].status != BRG_OK)
+                print_error("%d ranks, rank %d: %s\n", n, r, results[r].text);
+            assert_int_equal(results[r].is_killed, dies);
+            assert_true(dies || results[r].status == BRG_OK);
+        }
+    }
+}
+
+/* Nobody has died; one does not come. */
+static brg_status run_no_show(forked_rank *me)
+{
+    brg_pg *pg, *left;
+    BRG_TRY(forked_group(me, 0.6, &pg));
+    if (me->rank == 1) {
+        forked_sleep_ms(2000);
+        return BRG_OK;
+    }
+    RANK_FAILS(brg_pg_shrink(&left, pg), BRG_ERR_TIMEOUT,
+               "rank 1 has not come within 0.6 s");
+    brg_pg_destroy(pg);
+    return BRG_OK;
+}
+
+static brg_status run_all_shrink(forked_rank *me)
+{
+    brg_pg *pg, *left;
+    void *data;
+    BRG_TRY(forked_group(me, 20, &pg));
+    BRG_TRY(brg_pg_shrink(&left, pg));
+    brg_pg_destroy(pg);
+    RANK_CHECK(brg_pg_world_size(left) == me->n &&
+                   brg_pg_rank(left) == me->rank,
+               "rank %d is another", me->rank);
+    BRG_TRY(brg_pg_alloc(left, &data, N * sizeof(float)));
+    BRG_TRY(reduce_there(me, left, data));
+    brg_pg_destroy(left);
+    return BRG_OK;
+}
+
+static void test_faults__shrinking_without_a_loss(void **state)
+{
+    (void)state;
+    forked_check(3, run_all_shrink, NULL);
+    forked_check(3, run_no_show, NULL);
+}
+
 /* ---- Making a group ------------------------------------------------------------------- */
 
 static brg_status run_one_gpu(forked_rank *me)
@@ -252,6 +348,8 @@ int main(void)
         cmocka_unit_test(test_faults__calls_that_differ),
         cmocka_unit_test(test_faults__plans_that_differ),
         cmocka_unit_test(test_faults__a_launch_is_late),
+        cmocka_unit_test(test_faults__the_ranks_left_go_on),
+        cmocka_unit_test(test_faults__shrinking_without_a_loss),
         cmocka_unit_test(test_faults__two_ranks_on_one_gpu),
     };
     return cmocka_run_group_tests_name("faults", tests, NULL, NULL);

@@ -158,12 +158,31 @@ static void test_device_features__sum_leaves_alike(void **state)
     size = 1;
 }
 
+/* Steps were queued behind the one that was lost. */
+static brg_status does_not_regroup(world *w, const run *r)
+{
+    int64_t n_steps = 0;
+    (void)r;
+    BRG_TRY(step_of(w, 0));
+    RANK_FAILS(brg_ddp_regroup(w->ddp, w->pg, NULL, &n_steps),
+               BRG_ERR_UNSUPPORTED, "start again from a checkpoint");
+    return step_of(w, 1);
+}
+
+static void test_device_features__regrouping_is_refused(void **state)
+{
+    (void)state;
+    run r = make_run(does_not_regroup);
+    run_worlds(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(test_device_features__travel_in_16_bits),
         TEST(test_device_features__synchronised_norms),
         TEST(test_device_features__sum_leaves_alike),
+        TEST(test_device_features__regrouping_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
