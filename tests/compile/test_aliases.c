@@ -2,9 +2,8 @@
  * Backwards that read the memory of a gradient which they add to: what is read
  * is what an eager backward reads, so no plan, which moves accumulation, serves
  * them. */
-#include <brigade/function.h>
-
 #include "tests/compile/chains.h"
+#include "tests/compile/functions.h"
 
 /* a, b, seen -> a * b; gradients: 2 g for a, then seen * sum(g) for b, by a
  * product that is not fused with the other. */
@@ -39,17 +38,9 @@ static brg_tensor *reads(brg_function *f, brg_tensor *a, brg_tensor *b,
         brg_sum_all(assert_brg_some(brg_function_call(f, args, 3))));
 }
 
-static brg_function *make_function(void)
+static brg_function *make_reader(void)
 {
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    brg_function *f;
-    def.name = "Reads";
-    def.n_outputs = 1;
-    def.forward = forward;
-    def.backward = backward;
-    def.tracing = BRG_FUNCTION_TRACEABLE;
-    assert_brg_ok(brg_function_create(&f, &def));
-    return f;
+    return make_function("Reads", 1, forward, backward, BRG_FUNCTION_TRACEABLE);
 }
 
 /* The gradient of b is what lay in the other's .grad before this backward. */
@@ -71,7 +62,7 @@ static void check(brg_function *f, bool is_view)
 static void test_aliases__a_gradient_that_the_rule_reads(void **state)
 {
     (void)state;
-    brg_function *f = make_function();
+    brg_function *f = make_reader();
     check(f, false);
     int scope = begin_with((brg_compile_options)BRG_COMPILE_OPTIONS_INIT);
     check(f, false);
@@ -115,7 +106,7 @@ static brg_status trains(brg_tensor *const *in, size_t n_in, brg_tensor **out,
 static void test_aliases__a_gradient_that_a_step_is_given(void **state)
 {
     (void)state;
-    model m = {.f = make_function()};
+    model m = {.f = make_reader()};
     brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
     brg_compiled *c;
     options.whole = true;

@@ -3,10 +3,8 @@
  * eagerly, and nothing behind: out of memory at each allocation of a capture, a
  * specialisation and a run; each step of a capture of all that a graph may have;
  * scopes and resets where they must not be. */
-#include <brigade/function.h>
-
-#include "compile/capture.h"
-#include "tests/compile/chains.h"
+#include "tests/compile/failing_step.h"
+#include "tests/compile/functions.h"
 #include "tests/support/fail_alloc.h"
 
 /* Two leaves, products and reductions, a hook. */
@@ -129,35 +127,10 @@ static brg_status counts(brg_tensor *leaf, void *user)
     return BRG_OK;
 }
 
-static brg_status forward(brg_context *ctx, const brg_value *args,
-                          size_t n_args, brg_value *out)
-{
-    (void)n_args;
-    BRG_TRY(brg_context_save(ctx, &args[0].as.tensor, 1));
-    out[0] = brg_value_tensor(brg_square(args[0].as.tensor));
-    return out[0].as.tensor ? BRG_OK : brg_error_code();
-}
-
-static brg_status backward(brg_context *ctx, brg_tensor *const *g,
-                           brg_tensor **gi, size_t *n)
-{
-    (void)n;
-    brg_tensor *x;
-    BRG_TRY(brg_context_saved(ctx, 0, &x));
-    gi[0] = brg_mul(g[0], brg_mul_scalar(x, 2));
-    return gi[0] ? BRG_OK : brg_error_code();
-}
-
 static brg_tensor *squared(brg_tensor *x, brg_function_tracing tracing)
 {
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    def.name = "Square";
-    def.n_outputs = 1;
-    def.forward = forward;
-    def.backward = backward;
-    def.tracing = tracing;
-    brg_function *f;
-    assert_brg_ok(brg_function_create(&f, &def));
+    brg_function *f =
+        make_function("Square", 1, square_forward, square_backward, tracing);
     brg_value args[] = {brg_value_tensor(x)};
     brg_tensor *y = assert_brg_some(brg_function_call(f, args, 1));
     brg_function_release(f);
@@ -213,15 +186,6 @@ static brg_tensor *rich_loss(brg_tensor *x, brg_tensor *w)
     return assert_brg_some(brg_sum_all(brg_exp(s)));
 }
 
-static int steps_left;
-
-static brg_status fails_at_last(void)
-{
-    if (steps_left-- > 0)
-        return BRG_OK;
-    return BRG_FAIL(BRG_ERR_CALLBACK, "this step fails");
-}
-
 static void expect_backward(brg_tensor *loss, brg_tensor *w, bool keeps,
                             const float *want)
 {
@@ -246,13 +210,11 @@ static bool fails_at(int n, float *want)
     int token;
     assert_brg_ok(brg_compile_begin(&token, NULL));
     n_arrived = 0;
-    steps_left = n;
-    brg__capture_step = fails_at_last;
+    fail_step(n);
     brg_backward_options keep = BRG_BACKWARD_OPTIONS_INIT;
     keep.retain_graph = true;
     brg_status status = brg_backward_with(&loss, 1, &keep);
-    brg__capture_step = NULL;
-    bool has_failed = steps_left < 0;
+    bool has_failed = has_step_failed();
     if (status == BRG_OK) { /* of a hook's own capture: the hook is called */
         assert_int_equal(stats().captures + stats().fallbacks, 1);
         assert_int_equal(n_arrived, 1);
@@ -276,15 +238,6 @@ static bool fails_at(int n, float *want)
     expect_backward(loss, w, false, want);
     brg_scope_end(scope);
     return has_failed;
-}
-
-static uint64_t bytes_in_use(void)
-{
-    brg_memory_stats memory;
-    assert_brg_ok(brg_compile_reset());
-    brg_memory_trim();
-    brg_memory_get_stats(&memory);
-    return memory.in_use;
 }
 
 static void test_failures__at_each_step_of_a_capture(void **state)

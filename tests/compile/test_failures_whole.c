@@ -2,12 +2,11 @@
  * The capture of a function that fails at any step: nothing has run, nothing is
  * left behind, and the function can be called eagerly and captured afterwards. */
 #include <brigade/control.h>
-#include <brigade/function.h>
 #include <brigade/optim.h>
 #include <brigade/random.h>
 
-#include "compile/capture.h"
-#include "tests/compile/chains.h"
+#include "tests/compile/failing_step.h"
+#include "tests/compile/functions.h"
 
 enum { N_W = 6 };
 
@@ -19,25 +18,6 @@ typedef struct world {
     brg_function *square;
     bool is_step;
 } world;
-
-static brg_status square_forward(brg_context *ctx, const brg_value *args,
-                                 size_t n_args, brg_value *out)
-{
-    (void)n_args;
-    BRG_TRY(brg_context_save(ctx, &args[0].as.tensor, 1));
-    out[0] = brg_value_tensor(brg_square(args[0].as.tensor));
-    return out[0].as.tensor ? BRG_OK : brg_error_code();
-}
-
-static brg_status square_backward(brg_context *ctx, brg_tensor *const *g,
-                                  brg_tensor **gi, size_t *n)
-{
-    (void)n;
-    brg_tensor *x;
-    BRG_TRY(brg_context_saved(ctx, 0, &x));
-    gi[0] = brg_mul(g[0], brg_mul_scalar(x, 2));
-    return gi[0] ? BRG_OK : brg_error_code();
-}
 
 static brg_status stretches(brg_tensor *const *in, size_t n_in,
                             brg_tensor **out, size_t n_out, void *user)
@@ -88,19 +68,14 @@ static brg_status works(brg_tensor *const *in, size_t n_in, brg_tensor **out,
 
 static void make(world *v, bool is_step)
 {
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
     brg_sgd_options options = BRG_SGD_OPTIONS_INIT;
     options.lr = 0.125;
     options.momentum = 0.5;
-    def.name = "Square";
-    def.n_outputs = 1;
-    def.forward = square_forward;
-    def.backward = square_backward;
-    def.tracing = BRG_FUNCTION_TRACEABLE;
     *v = (world){.w = leaf_from(0.01, BRG_SHAPE(2, 3)),
                  .buffer = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(2)),
                  .is_step = is_step};
-    assert_brg_ok(brg_function_create(&v->square, &def));
+    v->square = make_function("Square", 1, square_forward, square_backward,
+                              BRG_FUNCTION_TRACEABLE);
     assert_brg_ok(brg_params_create(&v->params));
     assert_brg_ok(brg_params_add(v->params, "w", v->w, BRG_PARAM_TRAINED));
     assert_brg_ok(brg_optim_create_sgd(&v->optim, v->params, &options));
@@ -153,15 +128,6 @@ static brg_compiled *compiled(world *v)
     return c;
 }
 
-static int steps_left;
-
-static brg_status fails_at_last(void)
-{
-    if (steps_left-- > 0)
-        return BRG_OK;
-    return BRG_FAIL(BRG_ERR_CALLBACK, "this step fails");
-}
-
 /* A call whose capture fails at step n, if there are as many. */
 static bool call_fails_at(world *v, brg_compiled *c, int n)
 {
@@ -170,12 +136,11 @@ static bool call_fails_at(world *v, brg_compiled *c, int n)
     state_of before, after;
     look(v, NULL, &before);
     brg_random_get_state(&random[0]);
-    steps_left = n;
-    brg__capture_step = fails_at_last;
+    fail_step(n);
     brg_status status = brg_compiled_call(c, &x, 1, &y, 1);
-    brg__capture_step = NULL;
+    bool has_failed = has_step_failed();
     brg_random_get_state(&random[1]);
-    if (steps_left >= 0) {
+    if (!has_failed) {
         assert_brg_ok(status);
         return false;
     }
@@ -209,15 +174,6 @@ static bool fails_at(int n, bool is_step, bool is_eager, const state_of *want)
     unmake(&v);
     brg_scope_end(scope);
     return has_failed;
-}
-
-static uint64_t bytes_in_use(void)
-{
-    brg_memory_stats memory;
-    assert_brg_ok(brg_compile_reset());
-    brg_memory_trim();
-    brg_memory_get_stats(&memory);
-    return memory.in_use;
 }
 
 static void sweep(bool is_step)

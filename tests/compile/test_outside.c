@@ -3,9 +3,9 @@
  * custom functions, branches and loops, and ask for their gradients: the same
  * gradients as without compiling. */
 #include <brigade/control.h>
-#include <brigade/function.h>
 
 #include "tests/compile/chains.h"
+#include "tests/compile/functions.h"
 
 typedef struct model {
     brg_function *product;
@@ -148,14 +148,9 @@ static void train(const model *m, brg_compiled_fn fn, brg_compiled *compiled,
 static void check_kind(brg_compiled_fn fn, bool is_step, bool is_read)
 {
     double grads[2][12];
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
     model m = {.is_step = is_step, .is_read = is_read};
-    def.name = "Product";
-    def.n_outputs = 1;
-    def.forward = forward;
-    def.backward = backward;
-    def.tracing = BRG_FUNCTION_TRACEABLE;
-    assert_brg_ok(brg_function_create(&m.product, &def));
+    m.product =
+        make_function("Product", 1, forward, backward, BRG_FUNCTION_TRACEABLE);
     for (int k = 0; k < 2; k++) {
         brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
         brg_compiled *c = NULL;

@@ -2,9 +2,8 @@
  * Functions that run in pieces, and segments in plans, where tensors share
  * memory or come in other strides: what random functions
  * (tests/fuzz/test_fuzz_whole.c) found. */
-#include <brigade/function.h>
-
 #include "tests/compile/chains.h"
+#include "tests/compile/functions.h"
 
 #define FUNCTION(name)                                                         \
     static brg_status name(                                                    \
@@ -54,24 +53,6 @@ static void check(brg_compiled_fn fn)
 
 /* ---- Parts of a result changed in place ------------------------------------------ */
 
-static brg_status double_forward(brg_context *ctx, const brg_value *args,
-                                 size_t n, brg_value *out)
-{
-    (void)n;
-    out[0] = args[0];
-    BRG_TRY(brg_mul_scalar_(args[0].as.tensor, 2));
-    return brg_context_mark_dirty(ctx, &args[0].as.tensor, 1);
-}
-
-static brg_status double_backward(brg_context *ctx, brg_tensor *const *g,
-                                  brg_tensor **gi, size_t *n)
-{
-    (void)ctx;
-    (void)n;
-    gi[0] = brg_mul_scalar(g[0], 2);
-    return gi[0] ? BRG_OK : brg_error_code();
-}
-
 FUNCTION(doubles_row)
 {
     brg_tensor *h = brg_mul(in[0], in[0]), *row = brg_select(h, 0, 1);
@@ -94,13 +75,9 @@ static void test_pieces__a_part_changed_in_place(void **state)
 {
     (void)state;
     for (int traced = 0; traced < 2; traced++) {
-        brg_function_def def = BRG_FUNCTION_DEF_INIT;
-        def.name = "double";
-        def.n_outputs = 1;
-        def.forward = double_forward;
-        def.backward = double_backward;
-        def.tracing = traced ? BRG_FUNCTION_TRACEABLE : BRG_FUNCTION_OPAQUE;
-        assert_brg_ok(brg_function_create(&function, &def));
+        function = make_function("double", 1, double_forward, double_backward,
+                                 traced ? BRG_FUNCTION_TRACEABLE
+                                        : BRG_FUNCTION_OPAQUE);
         check(doubles_row);
         brg_function_release(function);
     }
@@ -160,13 +137,8 @@ FUNCTION(uses_one_of_two)
 static void test_pieces__zeros_for_what_is_not_used(void **state)
 {
     (void)state;
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    def.name = "pair";
-    def.n_outputs = 2;
-    def.forward = pair_forward;
-    def.backward = pair_backward;
-    def.tracing = BRG_FUNCTION_TRACEABLE;
-    assert_brg_ok(brg_function_create(&function, &def));
+    function = make_function("pair", 2, pair_forward, pair_backward,
+                             BRG_FUNCTION_TRACEABLE);
     check(uses_one_of_two);
     brg_function_release(function);
 }

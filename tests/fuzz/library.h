@@ -9,6 +9,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "core/base/clock.h"
 #include "tests/autograd/graph.h"
 #include "tests/fuzz/machine.h"
 
@@ -290,5 +291,48 @@ static brg_tensor *loss_of(const fuzz *f)
 }
 
 #include "tests/fuzz/generate.h"
+
+/* ---- Many programs ---------------------------------------------------------------- */
+
+/* Whether the program of this seed, with so many steps, does what it should;
+ * f->why if not. */
+typedef bool (*fuzz_run)(fuzz *f, uint64_t seed, int n_steps);
+
+/* The shortest beginning of the program that fails. */
+static void report(fuzz *f, fuzz_run run, uint64_t seed, int n_steps)
+{
+    for (int n = 1; n <= n_steps; n++)
+        if (!run(f, seed, n)) {
+            print_program(&f->p);
+            printf("%s\nrepeat with BRG_TEST_SEED=%llu BRG_FUZZ_SECONDS=0\n",
+                   f->why, (unsigned long long)seed);
+            return;
+        }
+    printf("seed %llu failed once only\n", (unsigned long long)seed);
+}
+
+/* From the seed on (or BRG_TEST_SEED) for so long (or BRG_FUZZ_SECONDS). */
+static bool run_many(fuzz_run run, uint64_t first, double seconds, int *n)
+{
+    static const int sizes[] = {6, 10, 16, 25, 40, 60, 100, 300};
+    const char *asked = getenv("BRG_FUZZ_SECONDS");
+    uint64_t seed = brg_test_seed(first);
+    uint64_t end =
+        brg__clock_ns() + (uint64_t)((asked ? atof(asked) : seconds) * 1e9);
+    fuzz *f = malloc(sizeof *f);
+    bool is_right;
+    assert_non_null(f);
+    *n = 0;
+    do {
+        int size = sizes[seed / 4 % (sizeof sizes / sizeof *sizes)];
+        is_right = run(f, seed, size);
+        if (!is_right)
+            report(f, run, seed, size);
+        seed++;
+        ++*n;
+    } while (is_right && brg__clock_ns() < end);
+    free(f);
+    return is_right;
+}
 
 #endif

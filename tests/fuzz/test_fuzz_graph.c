@@ -11,7 +11,6 @@
  * kernels in C, whose bits may be others. */
 #include <brigade/compile.h>
 
-#include "core/base/clock.h"
 #include "tests/fuzz/library.h"
 
 static uint64_t n_hits; /* of plans, in all */
@@ -272,48 +271,15 @@ static bool run_one(fuzz *f, uint64_t seed, int n_steps)
     return true;
 }
 
-/* The shortest beginning of the program that fails. */
-static void report(fuzz *f, uint64_t seed, int n_steps)
-{
-    for (int n = 1; n <= n_steps; n++)
-        if (!run_one(f, seed, n)) {
-            print_program(&f->p);
-            printf("%s\nrepeat with BRG_TEST_SEED=%llu BRG_FUZZ_SECONDS=0\n",
-                   f->why, (unsigned long long)seed);
-            return;
-        }
-    printf("seed %llu failed once only\n", (unsigned long long)seed);
-}
-
-static int size_of(uint64_t seed)
-{
-    static const int sizes[] = {6, 10, 16, 25, 40, 60, 100, 300};
-    return sizes[seed / 4 % (sizeof sizes / sizeof *sizes)];
-}
-
 static void test_fuzz__random_graphs(void **state)
 {
     (void)state;
-    const char *seconds = getenv("BRG_FUZZ_SECONDS");
-    uint64_t seed = brg_test_seed(20000);
-    uint64_t end =
-        brg__clock_ns() + (uint64_t)((seconds ? atof(seconds) : 4.0) * 1e9);
-    fuzz *f = malloc(sizeof *f);
-    assert_non_null(f);
     make_functions(BRG_FUNCTION_OPAQUE);
-    int n = 0;
-    bool is_right;
-    do {
-        is_right = run_one(f, seed, size_of(seed));
-        if (!is_right)
-            report(f, seed, size_of(seed));
-        seed++;
-        n++;
-    } while (is_right && brg__clock_ns() < end);
+    int n;
+    bool is_right = run_many(run_one, 20000, 4, &n);
     printf("%d programs, %llu backwards by plans made before\n", n,
            (unsigned long long)n_hits);
     free_functions();
-    free(f);
     assert_true(is_right);
     if (n > 8) /* of one program there may be no backward */
         assert_true(n_hits > 0);

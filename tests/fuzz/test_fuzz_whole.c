@@ -8,7 +8,6 @@
  * BRG_TEST_SEED and BRG_FUZZ_SECONDS as in test_fuzz_graph.c. */
 #include <brigade/compile.h>
 
-#include "core/base/clock.h"
 /* Hooks are not for here. */
 #pragma GCC diagnostic ignored "-Wunused-function"
 #include "tests/fuzz/library.h"
@@ -207,43 +206,15 @@ static bool run_one(fuzz *f, uint64_t seed, int n_steps)
     return is_right;
 }
 
-static void report(fuzz *f, uint64_t seed, int n_steps)
-{
-    for (int n = 1; n <= n_steps; n++)
-        if (!run_one(f, seed, n)) {
-            print_program(&f->p);
-            printf("%s\nrepeat with BRG_TEST_SEED=%llu BRG_FUZZ_SECONDS=0\n",
-                   f->why, (unsigned long long)seed);
-            return;
-        }
-    printf("seed %llu failed once only\n", (unsigned long long)seed);
-}
-
 static void test_fuzz_whole__random_functions(void **state)
 {
     (void)state;
-    static const int sizes[] = {6, 10, 16, 25, 40, 60, 100, 200};
-    const char *seconds = getenv("BRG_FUZZ_SECONDS");
-    uint64_t seed = brg_test_seed(30000);
-    uint64_t end =
-        brg__clock_ns() + (uint64_t)((seconds ? atof(seconds) : 3.0) * 1e9);
-    fuzz *f = malloc(sizeof *f);
-    assert_non_null(f);
-    int n = 0;
-    bool is_right;
-    do {
-        int size = sizes[seed / 4 % (sizeof sizes / sizeof *sizes)];
-        is_right = run_one(f, seed, size);
-        if (!is_right)
-            report(f, seed, size);
-        seed++;
-        n++;
-    } while (is_right && brg__clock_ns() < end);
+    int n;
+    bool is_right = run_many(run_one, 30000, 3, &n);
     printf(
         "%d programs: %llu captured whole, %llu pieces, %llu calls by them\n",
         n, (unsigned long long)n_functions, (unsigned long long)n_pieces,
         (unsigned long long)n_hits);
-    free(f);
     assert_true(is_right);
     if (n > 16)
         assert_true(n_functions > 0 && n_pieces > 0 && n_hits > 0);
