@@ -253,7 +253,8 @@ void brg__reducer_lay_out(brg_reducer *r)
     r->stats.n_buckets = r->plan.n_buckets;
 }
 
-brg_status brg__reducer_attach(brg_reducer *r)
+/* What one rank may fail at alone. */
+static brg_status take_memory(brg_reducer *r)
 {
     void *arena;
     size_t nbytes;
@@ -266,6 +267,43 @@ brg_status brg__reducer_attach(brg_reducer *r)
                            r->pg->number, r->number, i, r->members[i].name);
     brg__reducer_lay_out(r);
     return brg__hook_lay_out(r);
+}
+
+#define TWICE ((int64_t)0x100000001) /* in both halves: a flipped bit shows */
+
+/* The first rank that fails, or the world size. */
+static brg_status find_failed(brg_reducer *r, bool fails, int *found)
+{
+    int64_t first = TWICE * (fails ? r->rank : r->world_size);
+    brg_work *work;
+    BRG_TRY(
+        brg_all_reduce(r->pg, &work, &first, 1, BRG_DTYPE_I64, BRG_REDUCE_MIN));
+    BRG_TRY(brg_work_wait(work));
+    *found = (int)(first / TWICE);
+    if (first % TWICE != 0)
+        return BRG_FAIL(BRG_ERR_MISMATCH,
+                        "rank %d: what the ranks say of their memory came to "
+                        "rank %d in wrong bits",
+                        r->rank, r->rank);
+    return BRG_OK;
+}
+
+/* All ranks have a reducer, or none has: nobody is to wait for the first step of
+ * one that could not make it. */
+brg_status brg__reducer_attach(brg_reducer *r)
+{
+    brg__error_record kept;
+    int failed = 0;
+    brg_status own = take_memory(r);
+    brg__error_save(&kept);
+    brg_status status = find_failed(r, own != BRG_OK, &failed);
+    if (own != BRG_OK)
+        brg__error_restore(&kept);
+    if (own != BRG_OK || status != BRG_OK || failed == r->world_size)
+        return own != BRG_OK ? own : status;
+    return BRG_FAIL(BRG_ERR_PEER,
+                    "rank %d: rank %d has no memory for its buckets", r->rank,
+                    failed);
 }
 
 uint32_t brg__reducer_flags(const brg_reducer *r)
