@@ -32,9 +32,9 @@ typedef enum brg_compile_backend {
     /* After its passes; groups of pointwise ops run tile by tile, with the bits
      * of the eager ops. */
     BRG_COMPILE_BACKEND_PASSES,
-    /* Groups run as C kernels of their own, made by the system's compiler; the
-     * first backward of a plan waits for it. Small matrix products run by
-     * libxsmm, if the library was built with it. */
+    /* Groups run as C kernels of their own, made by the system's compiler, or on
+     * a GPU by NVRTC; the first backward of a plan waits for it. Small matrix
+     * products on the CPU run by libxsmm, if the library was built with it. */
     BRG_COMPILE_BACKEND_FUSED
 } brg_compile_backend;
 
