@@ -383,12 +383,29 @@ static bool sleep_a_while(brg__nccl_watch *w)
     return !is_over;
 }
 
+/* A program that ends with groups of its own left takes CUDA and NCCL away from
+ * under the thread. */
+static _Atomic bool is_exiting;
+static pthread_once_t exit_once = PTHREAD_ONCE_INIT;
+
+static void note_exit(void)
+{
+    is_exiting = true;
+}
+
+static void await_exit(void)
+{
+    (void)atexit(note_exit);
+}
+
 static void *watch(void *group)
 {
     brg__nccl_group *g = group;
     int n_looks = 0; /* in vain */
     (void)cudaSetDevice(g->device);
     while (!brg__nccl_is_judged(g) && sleep_a_while(&g->watch)) {
+        if (is_exiting)
+            return NULL;
         if (pthread_mutex_trylock(&g->lock) == 0) {
             n_looks = 0;
             look(g);
@@ -411,6 +428,7 @@ brg_status brg__nccl_watch_start(brg__nccl_group *g)
             cudaEventCreateWithFlags(&w->beats[i].event,
                                      cudaEventDisableTiming),
             "an event"));
+    (void)pthread_once(&exit_once, await_exit);
     sigset_t all, before; /* signals are the program's threads' */
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_BLOCK, &all, &before);
