@@ -2,19 +2,7 @@
  * Collectives of a step, counted in simulated worlds; under mpirun in
  * tests/mpi/test_collectives_mpi.c. */
 #include "tests/reducer/collectives_checks.h"
-
-typedef brg_status (*check_fn)(brg_pg *pg);
-
-static brg_status call(brg_pg *pg, void *user)
-{
-    return (*(check_fn *)user)(pg);
-}
-
-static void in_all_worlds(check_fn check)
-{
-    for (int i = 0; i < N_RANKS_WORLDS; i++)
-        assert_brg_ok(brg_sim_run(ranks_worlds[i], NULL, call, &check));
-}
+#include "tests/support/sim_worlds.h"
 
 static void test_collectives__as_many_as_buckets_in_every_mode(void **state)
 {

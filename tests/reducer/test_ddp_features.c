@@ -5,19 +5,7 @@
 
 #include "tests/reducer/ddp_feature_checks.h"
 #include "tests/reducer/trainer.h"
-
-typedef brg_status (*check_fn)(brg_pg *pg);
-
-static brg_status call(brg_pg *pg, void *user)
-{
-    return (*(check_fn *)user)(pg);
-}
-
-static void in_all_worlds(check_fn check)
-{
-    for (int i = 0; i < N_RANKS_WORLDS; i++)
-        assert_brg_ok(brg_sim_run(ranks_worlds[i], NULL, call, &check));
-}
+#include "tests/support/sim_worlds.h"
 
 static void test_ddp_features__gradients_apart_from_buckets(void **state)
 {
@@ -158,7 +146,8 @@ static void test_ddp_features__shadows_are_not_blamed(void **state)
     check_fn check = missing_beside_a_shadow;
     for (int i = 0; i < N_RANKS_WORLDS; i++)
         if (ranks_worlds[i] > 1)
-            assert_brg_ok(brg_sim_run(ranks_worlds[i], NULL, call, &check));
+            assert_brg_ok(
+                brg_sim_run(ranks_worlds[i], NULL, call_check, &check));
 }
 
 int main(void)

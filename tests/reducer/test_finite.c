@@ -2,19 +2,7 @@
  * Gradients that are not finite, in simulated worlds; under mpirun they are in
  * tests/mpi/test_features_mpi.c. */
 #include "tests/reducer/finite_checks.h"
-
-typedef brg_status (*check_fn)(brg_pg *pg);
-
-static brg_status call(brg_pg *pg, void *user)
-{
-    return (*(check_fn *)user)(pg);
-}
-
-static void in_all_worlds(check_fn check)
-{
-    for (int i = 0; i < N_RANKS_WORLDS; i++)
-        assert_brg_ok(brg_sim_run(ranks_worlds[i], NULL, call, &check));
-}
+#include "tests/support/sim_worlds.h"
 
 static void test_finite__raw_buffers(void **state)
 {
@@ -67,7 +55,7 @@ static void test_finite__every_element_is_looked_at(void **state)
 {
     (void)state;
     check_fn check = every_element;
-    assert_brg_ok(brg_sim_run(2, NULL, call, &check));
+    assert_brg_ok(brg_sim_run(2, NULL, call_check, &check));
 }
 
 /* Without the option nothing is known; ranks have to agree on it. */
@@ -94,7 +82,7 @@ static void test_finite__is_an_option_of_all_ranks(void **state)
 {
     (void)state;
     check_fn check = options_differ;
-    assert_brg_ok(brg_sim_run(2, NULL, call, &check));
+    assert_brg_ok(brg_sim_run(2, NULL, call_check, &check));
 }
 
 int main(void)

@@ -3,46 +3,30 @@
  * tests/mpi/test_features_mpi.c. */
 #include "tests/reducer/sync_norm_checks.h"
 #include "tests/support/fail_alloc.h"
-
-typedef brg_status (*check_fn)(brg_pg *pg);
-
-static brg_status call(brg_pg *pg, void *user)
-{
-    return (*(check_fn *)user)(pg);
-}
-
-static void in_all_worlds(check_fn check)
-{
-    for (int i = 0; i < N_RANKS_WORLDS; i++)
-        for (uint64_t seed = 0; seed < 3; seed++) {
-            brg_sim_options options = BRG_SIM_OPTIONS_INIT;
-            options.seed = seed;
-            assert_brg_ok(brg_sim_run(ranks_worlds[i], &options, call, &check));
-        }
-}
+#include "tests/support/sim_worlds.h"
 
 static void test_sync_norm__is_that_of_the_whole_batch(void **state)
 {
     (void)state;
-    in_all_worlds(check_sync_norm_whole_batch);
+    in_all_worlds_seeded(check_sync_norm_whole_batch, 3);
 }
 
 static void test_sync_norm__evaluation_is_batch_norm(void **state)
 {
     (void)state;
-    in_all_worlds(check_sync_norm_evaluation);
+    in_all_worlds_seeded(check_sync_norm_evaluation, 3);
 }
 
 static void test_sync_norm__trains_as_one_process_does(void **state)
 {
     (void)state;
-    in_all_worlds(check_sync_norm_training);
+    in_all_worlds_seeded(check_sync_norm_training, 3);
 }
 
 static void test_sync_norm__trains_so_compiled_too(void **state)
 {
     (void)state;
-    in_all_worlds(check_sync_norm_compiled);
+    in_all_worlds_seeded(check_sync_norm_compiled, 3);
 }
 
 /* ---- Errors ------------------------------------------------------------------------- */
