@@ -100,6 +100,8 @@ static brg_status compare_headers(mpi_group *g, header_lane *lane,
         }
         if (h->verdict)
             return pass_verdict(g, call, h);
+        if (is_open(mine)) /* matches any: those have to match, too */
+            mine = &h->signature;
         *is_direct &= h->is_direct != 0;
     }
     atomic_store_explicit(&line_of(g, g->local, call->seq)->heard,

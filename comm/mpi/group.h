@@ -307,6 +307,12 @@ static inline uint64_t phase_mark(uint64_t seq, uint64_t phase)
     return seq << PHASE_BITS | phase;
 }
 
+/* Of a rank without data: it goes with any pace. */
+static inline bool is_open(const brg_signature *s)
+{
+    return s->reducer != 0 && s->pace == 0;
+}
+
 static inline int rank_in(const mpi_group *g, int node, int local)
 {
     return g->rank_at[g->node_begin[node] + local];

@@ -127,6 +127,8 @@ static brg_status check_lines(mpi_group *g, const brg_call *call, bool *ready)
             *ready = false;
         else if (!g->host->signatures_match(mine, &line->signature))
             return fail_mismatch(g, mine, &line->signature);
+        else if (is_open(mine)) /* matches any: those have to match, too */
+            mine = &line->signature;
     }
     return BRG_OK;
 }

@@ -75,6 +75,12 @@ static bool is_known(brg__sim_rank *rank, const brg_signature *signature)
     return signature->seq < *next_of(rank, signature);
 }
 
+/* Of a rank without data: it goes with any pace, which then have to be one. */
+static bool is_open(const brg_signature *signature)
+{
+    return signature->reducer != 0 && signature->pace == 0;
+}
+
 static void sign_in(brg__sim_meeting *meeting, const brg_signature *signature)
 {
     if (meeting->n_joined == 0)
@@ -83,6 +89,8 @@ static void sign_in(brg__sim_meeting *meeting, const brg_signature *signature)
              !brg__signatures_match(&meeting->first, signature)) {
         meeting->is_mismatch = true;
         meeting->other = *signature;
+    } else if (!meeting->is_mismatch && is_open(&meeting->first)) {
+        meeting->first = *signature;
     }
     meeting->n_joined++;
 }

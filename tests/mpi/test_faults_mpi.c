@@ -58,6 +58,13 @@ static void test_faults_mpi__are_found_at_once_and_named(void **state)
         on_shapes(&faults[i], NULL);
 }
 
+static void test_faults_mpi__beside_ranks_that_have_joined(void **state)
+{
+    (void)state;
+    if (mpi_n_ranks() > 1)
+        mpi_on_shapes(joined_check);
+}
+
 static void test_faults_mpi__models_that_differ(void **state)
 {
     (void)state;
@@ -71,6 +78,7 @@ int main(int argc, char **argv)
         return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_faults_mpi__are_found_at_once_and_named),
+        cmocka_unit_test(test_faults_mpi__beside_ranks_that_have_joined),
         cmocka_unit_test(test_faults_mpi__models_that_differ),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

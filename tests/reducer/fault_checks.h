@@ -305,6 +305,44 @@ static inline brg_status fault_check(brg_pg *pg, fault_run *c)
     return status;
 }
 
+/* ---- Beside ranks that have joined ------------------------------------------------------ */
+
+static inline brg_status joined_step(ddp_model *m, int step, int n_switching)
+{
+    bool is_over;
+    BRG_TRY(ddp_model_zero(m, false));
+    if (m->rank > 1)
+        return brg_ddp_join(m->ddp, &is_over);
+    return m->rank < n_switching ? no_sync_once(m, step)
+                                 : ddp_model_backward(m, step, DDP_MODEL_ALL);
+}
+
+/* Ranks from 2 on have no data, and say nothing of switches: they go along with
+ * two that accumulate, and hear of it when only one of these does. */
+static inline brg_status joined_steps(ddp_model *m)
+{
+    for (int step = 0; step < 3; step++)
+        BRG_TRY(joined_step(m, step, step == 1 ? 2 : 0));
+    BRG_TRY(ddp_model_check_param(m, 0, 2, 3, 3));
+    BRG_TRY(ranks_expect(joined_step(m, 3, 1), BRG_ERR_MISMATCH,
+                         "the ranks are out of step: since the last step ",
+                         "one of two", __LINE__));
+    return ranks_expect(brg_error_code(), BRG_ERR_MISMATCH, "rank 0: 2 times",
+                        "one of two", __LINE__);
+}
+
+static inline brg_status joined_check(brg_pg *pg)
+{
+    ddp_model m;
+    brg_status status = ddp_model_init(&m, pg);
+    if (status == BRG_OK)
+        status = ddp_model_wrap(&m, NULL);
+    if (status == BRG_OK)
+        status = joined_steps(&m);
+    ddp_model_deinit(&m);
+    return status;
+}
+
 /* ---- Models that differ ----------------------------------------------------------------- */
 
 typedef struct model_fault {

@@ -303,6 +303,10 @@ static brg_status refuses(world *w, const run *r)
     options.measure_norm = true;
     RANK_FAILS(brg_ddp_create(&ddp, w->pg, w->params, 4, NULL, 0, &options),
                BRG_ERR_UNSUPPORTED, "measure_norm needs gradients in host");
+    options.measure_norm = false;
+    options.check_finite = true;
+    RANK_FAILS(brg_ddp_create(&ddp, w->pg, w->params, 4, NULL, 0, &options),
+               BRG_ERR_UNSUPPORTED, "check_finite needs gradients in host");
     return BRG_OK;
 }
 

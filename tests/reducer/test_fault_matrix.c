@@ -25,6 +25,23 @@ static void test_faults__are_found_at_once_and_named(void **state)
             }
 }
 
+static brg_status run_joined(brg_pg *pg, void *user)
+{
+    (void)user;
+    return joined_check(pg);
+}
+
+static void test_faults__beside_ranks_that_have_joined(void **state)
+{
+    (void)state;
+    for (int n = 2; n <= 5; n++)
+        for (uint64_t seed = 0; seed < 20; seed++) {
+            brg_sim_options options = BRG_SIM_OPTIONS_INIT;
+            options.seed = seed;
+            assert_brg_ok(brg_sim_run(n, &options, run_joined, NULL));
+        }
+}
+
 static brg_status run_models(brg_pg *pg, void *user)
 {
     uint64_t elapsed_ns = 0;
@@ -108,6 +125,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_faults__are_found_at_once_and_named),
+        cmocka_unit_test(test_faults__beside_ranks_that_have_joined),
         cmocka_unit_test(test_faults__models_that_differ),
         cmocka_unit_test(test_faults__parameters_are_named),
         cmocka_unit_test(test_faults__looking_for_them_sends_nothing),
