@@ -10,8 +10,9 @@
  *   direct   data lies in regions; each rank sums its slice of all buffers and
  *            writes it to all
  *   staged   any other memory: in pieces through the bounce buffers
- *   spread   between nodes of several ranks, reduce_scatter and all_gather in
- *            regions: each node sends its sums, or its data, once (spread.c)
+ *   spread   between nodes of several ranks, the other collectives but
+ *            broadcast, in regions: each node sends its sums, or its data, once
+ *            (spread.c)
  *   flat     between nodes, what is left: messages from rank to rank
  *
  * Between nodes, an all_reduce is direct or staged too: a slice is summed in
@@ -194,18 +195,37 @@ typedef struct leaf_plan {
     MPI_Request *requests;
 } leaf_plan;
 
+/* The tree of the reproducible sum with nodes in the place of ranks. */
+typedef struct spread_tree {
+    bool is_there;     /* the ranks of every node follow each other */
+    uint32_t n_leaves; /* 0: none yet */
+    size_t max_parts;  /* of a node */
+    size_t n_src;      /* parts of all nodes */
+    uint8_t *n_parts;  /* of each node */
+    uint8_t *merges;   /* after each part of all nodes */
+    /* Of this node: part j is made of the parts of its ranks first[j] to
+     * first[j + 1]. */
+    size_t n_own;
+    size_t first[BRG__TREE_MAX_PARTS + 1];
+    uint8_t *n_rank_parts;
+    uint8_t *own_merges;
+    const void **src; /* scratch */
+} spread_tree;
+
 /* What spread.c keeps; nothing unless some node has several ranks. */
 typedef struct spread_plan {
     int n_agents;  /* n_nodes - 1 */
     int n_clients; /* of this rank, in all other nodes */
     int *peers;    /* their ranks: agents, then clients */
     int n_slots;
-    MPI_Request *requests; /* of each slot, one a peer */
-    int *n_open;           /* of each slot's */
-    int *done;             /* scratch, as many as requests */
-    unsigned char *room;   /* X_NBYTES a request */
-    unsigned char *own;    /* X_NBYTES */
-    size_t n_over;         /* pieces of the call under way */
+    MPI_Request *requests;      /* of each slot, one a peer */
+    int *n_open;                /* of each slot's */
+    int *done;                  /* scratch, as many as requests */
+    unsigned char *room;        /* X_NBYTES a request */
+    unsigned char *own;         /* X_NBYTES */
+    size_t n_over;              /* pieces of the call under way */
+    x_stage stage[X_SLOTS_MAX]; /* of pieces of a sum_leaves */
+    spread_tree tree;
 } spread_plan;
 
 typedef struct p2p_op {
@@ -474,6 +494,18 @@ int brg__mpi_root_here(const mpi_group *g, const brg_call *call);
 brg_status brg__mpi_relay(mpi_group *g, const brg_call *call, void *at,
                           size_t n);
 bool brg__mpi_spread_awaits(const mpi_group *g, int rank);
+/* Starts n bytes from, or to, the i-th peer, for a slot; where they may lie;
+ * tests what is under way. */
+brg_status brg__mpi_spread_post(mpi_group *g, size_t slot, int i, bool is_in,
+                                void *at, size_t n);
+unsigned char *brg__mpi_spread_room(const mpi_group *g, size_t slot, int i);
+brg_status brg__mpi_spread_test(mpi_group *g);
+
+/* ---- spread_leaves.c: the reproducible sum so --------------------------------------- */
+
+brg_status brg__mpi_spread_leaves_init(mpi_group *g);
+void brg__mpi_spread_leaves_deinit(mpi_group *g);
+brg_status brg__mpi_spread_leaves(mpi_group *g, brg_call *call, bool *is_over);
 
 /* ---- p2p.c ------------------------------------------------------------------------ */
 

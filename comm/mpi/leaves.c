@@ -6,7 +6,8 @@
  *   direct   each rank reads its slice of all parts and writes it to all
  *   staged   the same in pieces, through the bounce buffers:
  *            part 0 | part 1 | ... | result
- *   flat     between nodes, in rounds: a piece of each slice goes to its
+ *   spread   between nodes of several ranks: spread_leaves.c
+ *   flat     between other nodes, in rounds: a piece of each slice goes to its
  *            owner (phase 0), its sum comes back (phase 1) */
 #include "comm/mpi/group.h"
 

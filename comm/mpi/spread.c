@@ -9,10 +9,12 @@
  *                   client, which folds those of all nodes in node order
  *   all_gather      a rank's data goes to its agents (phase 0); the ranks of a
  *                   node take from each other what has come (phase 1)
+ *   sum_leaves      as reduce_scatter, and the results go back
+ *                   (spread_leaves.c)
  *   broadcast       the root's agents fill their bounce buffers, from which
  *                   their nodes read, as the root's does
  *
- * The first two work on regions, in pieces of which many are on their way; any
+ * All but the last work on regions, in pieces of which many are on their way; any
  * other memory goes flat. */
 #include "comm/mpi/group.h"
 
@@ -51,6 +53,8 @@ bool brg__mpi_is_spread(const mpi_group *g, const brg_call *call, bool direct)
         return false;
     if (call->coll == BRG_COLL_BROADCAST)
         return call->nbytes >= BROADCAST_MIN;
+    if (call->coll == BRG_COLL_SUM_LEAVES)
+        return direct && g->spread.tree.is_there;
     return direct && (call->coll == BRG_COLL_REDUCE_SCATTER ||
                       call->coll == BRG_COLL_ALL_GATHER);
 }
@@ -68,7 +72,7 @@ static MPI_Request *requests_of(const mpi_group *g, size_t slot)
 }
 
 /* Of a reduce_scatter: the sums for, or from, the i-th peer. */
-static unsigned char *room_of(const mpi_group *g, size_t slot, int i)
+unsigned char *brg__mpi_spread_room(const mpi_group *g, size_t slot, int i)
 {
     return g->spread.room +
            (slot * (size_t)peers_each(g) + (size_t)i) * X_NBYTES;
@@ -112,8 +116,8 @@ static void fold_nodes(mpi_group *g, brg_call *call, size_t slot,
 {
     sum_node(g, call, g->rank, piece, g->spread.own);
     for (int node = 0, i = 0; node < g->n_nodes; node++)
-        g->src[node] =
-            node == g->my_node ? g->spread.own : room_of(g, slot, i++);
+        g->src[node] = node == g->my_node ? g->spread.own
+                                          : brg__mpi_spread_room(g, slot, i++);
     g->dst[0] = (char *)call->recv + piece.begin * element_size(call);
     g->host->reduce(&(brg_reduction){.src = g->src,
                                      .dst = g->dst,
@@ -126,10 +130,11 @@ static void fold_nodes(mpi_group *g, brg_call *call, size_t slot,
                                      .src_partial = true});
 }
 
-static brg_status post(mpi_group *g, size_t slot, int i, bool is_in, void *at,
-                       size_t n)
+brg_status brg__mpi_spread_post(mpi_group *g, size_t slot, int i, bool is_in,
+                                void *at, size_t n)
 {
-    int peer = g->spread.peers[i], tag = TAG_X + 2 * (int)slot;
+    int peer = g->spread.peers[i],
+        tag = TAG_X + 2 * (int)slot + (g->spread.stage[slot] == X_RESULTS);
     MPI_Request *request = requests_of(g, slot) + i;
     if (is_in)
         MPI_CHECK(
@@ -148,10 +153,12 @@ static brg_status post_sums(mpi_group *g, const brg_call *call, size_t slot,
     spread_plan *p = &g->spread;
     size_t n = (piece.end - piece.begin) * g->host->partial_size(call->dtype);
     for (int i = 0; i < p->n_agents; i++)
-        BRG_TRY(post(g, slot, i, true, room_of(g, slot, i), n));
+        BRG_TRY(brg__mpi_spread_post(g, slot, i, true,
+                                     brg__mpi_spread_room(g, slot, i), n));
     for (int i = p->n_agents; i < peers_each(g); i++) {
-        sum_node(g, call, p->peers[i], piece, room_of(g, slot, i));
-        BRG_TRY(post(g, slot, i, false, room_of(g, slot, i), n));
+        sum_node(g, call, p->peers[i], piece, brg__mpi_spread_room(g, slot, i));
+        BRG_TRY(brg__mpi_spread_post(g, slot, i, false,
+                                     brg__mpi_spread_room(g, slot, i), n));
     }
     return BRG_OK;
 }
@@ -165,15 +172,15 @@ static brg_status post_data(mpi_group *g, const brg_call *call, size_t slot,
     size_t n = (piece.end - piece.begin) * element_size(call);
     char *recv = (char *)call->recv + skip;
     for (int i = p->n_agents; i < peers_each(g); i++)
-        BRG_TRY(post(g, slot, i, true,
-                     recv + (size_t)p->peers[i] * call->nbytes, n));
+        BRG_TRY(brg__mpi_spread_post(
+            g, slot, i, true, recv + (size_t)p->peers[i] * call->nbytes, n));
     for (int i = 0; i < p->n_agents; i++)
-        BRG_TRY(
-            post(g, slot, i, false, recv + (size_t)g->rank * call->nbytes, n));
+        BRG_TRY(brg__mpi_spread_post(g, slot, i, false,
+                                     recv + (size_t)g->rank * call->nbytes, n));
     return BRG_OK;
 }
 
-static brg_status test_pieces(mpi_group *g)
+brg_status brg__mpi_spread_test(mpi_group *g)
 {
     spread_plan *p = &g->spread;
     int each = peers_each(g), n = 0;
@@ -195,7 +202,7 @@ static brg_status move_pieces(mpi_group *g, brg_call *call, bool *is_over)
     size_t n_slots = (size_t)p->n_slots;
     size_t n = brg__n_pieces(call->count, limit_of(g, call));
     bool is_sum = call->coll == BRG_COLL_REDUCE_SCATTER;
-    BRG_TRY(test_pieces(g));
+    BRG_TRY(brg__mpi_spread_test(g));
     for (; p->n_over < c->at && p->n_open[p->n_over % n_slots] == 0;
          p->n_over++)
         if (is_sum)
@@ -265,6 +272,8 @@ brg_status brg__mpi_run_spread(mpi_group *g, brg_call *call, bool *is_over)
     if (call->coll == BRG_COLL_ALL_GATHER)
         return run_gather(g, call, is_over);
     g->cursor.is_begun = true;
+    if (call->coll == BRG_COLL_SUM_LEAVES)
+        return brg__mpi_spread_leaves(g, call, is_over);
     return move_pieces(g, call, is_over);
 }
 
@@ -314,12 +323,12 @@ brg_status brg__mpi_relay(mpi_group *g, const brg_call *call, void *at,
 bool brg__mpi_spread_awaits(const mpi_group *g, int rank)
 {
     const spread_plan *p = &g->spread;
-    bool is_sum = g->cursor.call->coll == BRG_COLL_REDUCE_SCATTER;
-    int first = is_sum ? 0 : p->n_agents;
-    int last = is_sum ? p->n_agents : peers_each(g);
+    bool is_gather = g->cursor.call->coll == BRG_COLL_ALL_GATHER;
     for (size_t slot = 0; slot < (size_t)p->n_slots; slot++)
-        for (int i = first; i < last; i++)
+        for (int i = 0; i < peers_each(g); i++)
             if (p->peers[i] == rank &&
+                (i >= p->n_agents) ==
+                    (is_gather || p->stage[slot] == X_RESULTS) &&
                 !brg__mpi_has_come(requests_of(g, slot)[i]))
                 return true;
     return false;
@@ -350,7 +359,7 @@ brg_status brg__mpi_spread_init(mpi_group *g)
     if (!p->n_open || !p->done || !p->own || !p->room || !p->requests)
         return BRG_ERR_NOMEM;
     p->n_slots = (int)n;
-    return BRG_OK;
+    return brg__mpi_spread_leaves_init(g);
 }
 
 void brg__mpi_spread_deinit(mpi_group *g)
@@ -361,4 +370,5 @@ void brg__mpi_spread_deinit(mpi_group *g)
     g->host->free(g->spread.own);
     g->host->free(g->spread.room);
     g->host->free(g->spread.requests);
+    brg__mpi_spread_leaves_deinit(g);
 }
