@@ -2,6 +2,7 @@
  * The MPI backend: the contract at several shapes of nodes, and ways to fail.
  * Every rank runs every test; those after the first are quiet unless they
  * fail. */
+#include "comm/patterns/tree.h"
 #include "tests/support/backend_suite.h"
 #include "tests/support/mpi_ranks.h"
 
@@ -43,11 +44,13 @@ static void test_mpi__keeps_the_contract_on_uneven_nodes(void **state)
 /* ---- Several in a row, more pieces than are on their way at once --------------- */
 
 #define ROW_COUNT 520000
+#define ROW_LEAVES 37 /* several parts of each rank and node: short pieces */
 
 typedef struct row {
     float *parts;  /* reduce_scatter: n x count, in place */
     float *whole;  /* all_gather: n x count, in place */
     float *sums;   /* all_reduce */
+    float *leaves; /* sum_leaves: this rank's parts x count, in place */
     float *copies; /* broadcast; not of the group's memory */
     size_t count;
     int root;
@@ -67,6 +70,9 @@ static void row_fill(const row *w)
                 r == rank ? row_value(rank, i) : -1;
         }
         w->sums[i] = row_value(rank, i);
+        for (uint32_t k = 0; k < brg__tree_n_parts(ROW_LEAVES, n_ranks, rank);
+             k++)
+            w->leaves[k * w->count + i] = row_value(rank, i);
         w->copies[i] = rank == w->root ? row_value(w->root, i) : -1;
     }
 }
@@ -82,13 +88,19 @@ static void row_start(brg_pg *pg, const row *w, brg_work **works)
                                  BRG_REDUCE_SUM));
     assert_brg_ok(
         brg_broadcast(pg, &works[3], w->copies, n, BRG_DTYPE_F32, w->root));
+    brg_leaf_parts parts = {w->leaves, n * sizeof(float), ROW_LEAVES};
+    assert_brg_ok(brg_sum_leaves(pg, &works[4], w->leaves, &parts, n,
+                                 BRG_DTYPE_F32, BRG_REDUCE_SUM));
 }
 
 static void row_check(const row *w)
 {
-    int all = n_ranks * (n_ranks + 1) / 2;
+    int all = n_ranks * (n_ranks + 1) / 2, leaves = 0;
+    for (int r = 0; r < n_ranks; r++)
+        leaves += (r + 1) * (int)brg__tree_n_parts(ROW_LEAVES, n_ranks, r);
     for (size_t i = 0; i < w->count; i++) {
         float one = row_value(0, i);
+        assert_true(w->leaves[i] == one * (float)leaves);
         assert_true(w->parts[(size_t)rank * w->count + i] ==
                     one * (float)(all + n_ranks * rank));
         assert_true(w->sums[i] == one * (float)all);
@@ -101,7 +113,7 @@ static void row_check(const row *w)
 /* A few of different lengths are under way at a time. */
 static void check_rows(int node_size)
 {
-    enum { N_ROWS = 3, N_EACH = 4 };
+    enum { N_ROWS = 3, N_EACH = 5 };
     static const size_t counts[N_ROWS] = {1500, ROW_COUNT, 40007};
     row rows[N_ROWS];
     brg_work *works[N_ROWS][N_EACH];
@@ -114,6 +126,9 @@ static void check_rows(int node_size)
         assert_brg_ok(brg_pg_alloc(pg, (void **)&w->whole, n * w->count));
         assert_brg_ok(
             brg_pg_alloc(pg, (void **)&w->sums, w->count * sizeof(float)));
+        assert_brg_ok(
+            brg_pg_alloc(pg, (void **)&w->leaves,
+                         BRG__TREE_MAX_PARTS / 2 * w->count * sizeof(float)));
         w->copies = malloc(w->count * sizeof(float));
         assert_non_null(w->copies);
         row_fill(w);
