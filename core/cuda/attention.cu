@@ -6,8 +6,11 @@
 #include "core/cuda/element.cuh"
 
 #define WARPS 4
-/* Kernels are made for rows of up to 32 PARTS elements, PARTS to a lane. */
+/* Kernels are made for rows of up to 32 PARTS elements, PARTS to a lane, and
+ * take AT_ONCE rows of the other side at a time, whose loads and sums over the
+ * warp are on their way together. */
 #define MOST_PARTS (BRG__CU_HEAD_MAX / 32)
+#define AT_ONCE (PARTS < 8 ? 8 / PARTS : 1)
 
 /* The warp's row: batch, head, row; false past the last. */
 typedef struct row_at {
@@ -85,19 +88,36 @@ __global__ void __launch_bounds__(32 * WARPS)
     row_at at;
     if (!row_of(a, a.t, &at))
         return;
-    C q[PARTS], k[PARTS], out[PARTS] = {0};
+    C q[PARTS], k[AT_ONCE][PARTS], v[AT_ONCE][PARTS], out[PARTS] = {0};
     load_row<PARTS, T, C>(q, a.q, at, at.r, (int)a.d);
     C top = -INFINITY, sum = 0;
     const int64_t n = a.is_causal ? min(at.r + 1, a.s) : a.s;
-    for (int64_t j = 0; j < n; j++) {
-        load_row<PARTS, T, C>(k, a.k, at, j, (int)a.d);
-        const C score = dot<PARTS>(q, k) * (C)a.scale;
-        const C higher = max_of::join(score, top);
-        const C keep = exp_of(top - higher), p = exp_of(score - higher);
-        load_row<PARTS, T, C>(k, a.v, at, j, (int)a.d_out);
-        sum = sum * keep + p;
+    for (int64_t j = 0; j < n; j += AT_ONCE) {
+        C score[AT_ONCE], higher = top;
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) {
+            const int64_t at_key = min(j + u, n - 1);
+            load_row<PARTS, T, C>(k[u], a.k, at, at_key, (int)a.d);
+            load_row<PARTS, T, C>(v[u], a.v, at, at_key, (int)a.d_out);
+        }
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) {
+            score[u] = dot<PARTS>(q, k[u]) * (C)a.scale;
+            higher = j + u < n ? max_of::join(score[u], higher) : higher;
+        }
+        const C keep = exp_of(top - higher);
+        sum *= keep;
         for (int i = 0; i < PARTS; i++)
-            out[i] = out[i] * keep + p * k[i];
+            out[i] *= keep;
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) {
+            if (j + u >= n)
+                break;
+            const C p = exp_of(score[u] - higher);
+            sum += p;
+            for (int i = 0; i < PARTS; i++)
+                out[i] += p * v[u][i];
+        }
         top = higher;
     }
     for (int i = 0; i < PARTS; i++)
@@ -151,19 +171,33 @@ __global__ void __launch_bounds__(32 * WARPS)
     if (!row_of(a, a.t, &at))
         return;
     const int64_t row = (at.b * a.n_heads + at.h) * a.t + at.r;
-    C q[PARTS], g[PARTS], k[PARTS], v[PARTS], gq[PARTS] = {0};
+    C q[PARTS], g[PARTS], out[PARTS], gq[PARTS] = {0};
+    C k[AT_ONCE][PARTS], v[AT_ONCE][PARTS];
     load_row<PARTS, T, C>(q, a.q, at, at.r, (int)a.d);
     load_row<PARTS, T, C>(g, a.g, at, at.r, (int)a.d_out);
-    load_row<PARTS, T, C>(v, a.out, at, at.r, (int)a.d_out);
-    const C delta = dot<PARTS>(g, v), lse = ((const C *)a.lse)[row];
+    load_row<PARTS, T, C>(out, a.out, at, at.r, (int)a.d_out);
+    const C delta = dot<PARTS>(g, out), lse = ((const C *)a.lse)[row];
     const int64_t n = a.is_causal ? min(at.r + 1, a.s) : a.s;
-    for (int64_t j = 0; j < n; j++) {
-        load_row<PARTS, T, C>(k, a.k, at, j, (int)a.d);
-        load_row<PARTS, T, C>(v, a.v, at, j, (int)a.d_out);
-        const C p = exp_of(dot<PARTS>(q, k) * (C)a.scale - lse);
-        const C ds = p * (dot<PARTS>(g, v) - delta) * (C)a.scale;
-        for (int i = 0; i < PARTS; i++)
-            gq[i] += ds * k[i];
+    for (int64_t j = 0; j < n; j += AT_ONCE) {
+        C ds[AT_ONCE];
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) {
+            const int64_t at_key = min(j + u, n - 1);
+            load_row<PARTS, T, C>(k[u], a.k, at, at_key, (int)a.d);
+            load_row<PARTS, T, C>(v[u], a.v, at, at_key, (int)a.d_out);
+        }
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) {
+            const C p = exp_of(dot<PARTS>(q, k[u]) * (C)a.scale - lse);
+            ds[u] = p * (dot<PARTS>(g, v[u]) - delta) * (C)a.scale;
+        }
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) {
+            if (j + u >= n)
+                break;
+            for (int i = 0; i < PARTS; i++)
+                gq[i] += ds[u] * k[u][i];
+        }
     }
     store_row<PARTS, T, C>(gq, a.gq, at, at.r, (int)a.d);
     if ((threadIdx.x & 31) == 0)
@@ -178,20 +212,33 @@ __global__ void __launch_bounds__(32 * WARPS)
     if (!row_of(a, a.s, &at))
         return;
     const int64_t rows = (at.b * a.n_heads + at.h) * a.t;
-    C q[PARTS], g[PARTS], k[PARTS], v[PARTS];
-    C gk[PARTS] = {0}, gv[PARTS] = {0};
+    C k[PARTS], v[PARTS], gk[PARTS] = {0}, gv[PARTS] = {0};
+    C q[AT_ONCE][PARTS], g[AT_ONCE][PARTS];
     load_row<PARTS, T, C>(k, a.k, at, at.r, (int)a.d);
     load_row<PARTS, T, C>(v, a.v, at, at.r, (int)a.d_out);
-    for (int64_t i = a.is_causal ? at.r : 0; i < a.t; i++) {
-        load_row<PARTS, T, C>(q, a.q, at, i, (int)a.d);
-        load_row<PARTS, T, C>(g, a.g, at, i, (int)a.d_out);
-        const C p = exp_of(dot<PARTS>(q, k) * (C)a.scale -
-                           ((const C *)a.lse)[rows + i]);
-        const C ds = p * (dot<PARTS>(g, v) - ((const C *)a.delta)[rows + i]) *
-                     (C)a.scale;
-        for (int c = 0; c < PARTS; c++) {
-            gk[c] += ds * q[c];
-            gv[c] += p * g[c];
+    for (int64_t i = a.is_causal ? at.r : 0; i < a.t; i += AT_ONCE) {
+        C p[AT_ONCE], ds[AT_ONCE], lse[AT_ONCE], delta[AT_ONCE];
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) {
+            const int64_t at_query = min(i + u, a.t - 1);
+            load_row<PARTS, T, C>(q[u], a.q, at, at_query, (int)a.d);
+            load_row<PARTS, T, C>(g[u], a.g, at, at_query, (int)a.d_out);
+            lse[u] = ((const C *)a.lse)[rows + at_query];
+            delta[u] = ((const C *)a.delta)[rows + at_query];
+        }
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) {
+            p[u] = exp_of(dot<PARTS>(q[u], k) * (C)a.scale - lse[u]);
+            ds[u] = p[u] * (dot<PARTS>(g[u], v) - delta[u]) * (C)a.scale;
+        }
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) {
+            if (i + u >= a.t)
+                break;
+            for (int c = 0; c < PARTS; c++) {
+                gk[c] += ds[u] * q[u][c];
+                gv[c] += p[u] * g[u][c];
+            }
         }
     }
     store_row<PARTS, T, C>(gk, a.gk, at, at.r, (int)a.d);
