@@ -68,9 +68,8 @@ static __device__ __forceinline__ void finish(const brg__cu_reduce &r,
 }
 
 /* The elements of a split; the first is always there. */
-static __device__ __forceinline__ void split_of(const brg__cu_reduce &r,
-                                                int64_t s, int64_t *from,
-                                                int64_t *to)
+static __device__ __forceinline__ void
+split_of(const brg__cu_reduce &r, int64_t s, int64_t *from, int64_t *to)
 {
     *from = r.reduced * s / r.n_splits;
     *to = r.reduced * (s + 1) / r.n_splits;
@@ -141,25 +140,49 @@ __global__ void __launch_bounds__(COLUMNS *DEPTH)
 
 /* ---- Sums of columns, 16 bytes of a row at a time -------------------------------- */
 
+/* Elements of 16 bits are added up in f32 first, so many at a time: it has bits
+ * to spare for that, and wide additions are slow. */
+template <typename T> struct piece_of {
+    typedef float type;
+    static constexpr int rows = 8;
+};
+template <> struct piece_of<float> {
+    typedef double type;
+    static constexpr int rows = 4;
+};
+
 /* A block takes 32 vectors of a row, 8 rows at a time. */
 template <typename T>
 __global__ void __launch_bounds__(COLUMNS *DEPTH)
     columns_kernel(const __grid_constant__ brg__cu_reduce r)
 {
-    constexpr int V = vec<T>::n;
+    constexpr int V = vec<T>::n, ROWS = piece_of<T>::rows;
+    typedef typename piece_of<T>::type C;
     const int64_t k = (blockIdx.x * (int64_t)COLUMNS + threadIdx.x) * V;
     int64_t from, to;
     split_of(r, blockIdx.y, &from, &to);
+    const T *x = (const T *)r.x + k;
     double sum[V] = {};
-#pragma unroll 4
-    for (int64_t i = from + threadIdx.y; i < to; i += DEPTH) {
-        if (k >= r.kept)
-            break;
-        const vec<T> x =
-            *(const vec<T> *)((const T *)r.x + i * r.reduced_stride[0] + k);
+    int64_t i = k < r.kept ? from + threadIdx.y : to;
+    for (; i + (ROWS - 1) * DEPTH < to; i += ROWS * DEPTH) {
+        C some[V] = {};
+#pragma unroll
+        for (int p = 0; p < ROWS; p++) {
+            const vec<T> v =
+                *(const vec<T> *)(x + (i + p * DEPTH) * r.reduced_stride[0]);
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                some[j] += get<C>(&v.at[j]);
+        }
 #pragma unroll
         for (int j = 0; j < V; j++)
-            sum[j] += get<double>(&x.at[j]);
+            sum[j] += (double)some[j];
+    }
+    for (; i < to; i += DEPTH) {
+        const vec<T> v = *(const vec<T> *)(x + i * r.reduced_stride[0]);
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            sum[j] += get<double>(&v.at[j]);
     }
     __shared__ double part[DEPTH][COLUMNS];
 #pragma unroll
@@ -257,8 +280,8 @@ static void launch(const brg__cu_queue *q, const brg__cu_reduce *r)
         join_sums_kernel<<<(unsigned)((r->kept + COLUMNS - 1) / COLUMNS),
                            dim3(COLUMNS, DEPTH), 0, stream_of(q)>>>(*r);
     else if (splits > 1)
-        join_kernel<A, Kind><<<blocks_for(r->kept, THREADS), THREADS, 0,
-                               stream_of(q)>>>(*r);
+        join_kernel<A, Kind>
+            <<<blocks_for(r->kept, THREADS), THREADS, 0, stream_of(q)>>>(*r);
 }
 
 int brg__cu_reduce_splits(const brg__cu_queue *q, const brg__cu_reduce *r)
@@ -329,8 +352,8 @@ __global__ void __launch_bounds__(THREADS)
     const bool smallest = r.kind == BRG__CU_ARGMIN;
     candidate<A> best = {0, -1};
     for (int64_t i = threadIdx.x; i < r.reduced; i += THREADS) {
-        const candidate<A> c = {
-            load<A>(r.x, r.dtype, base + reduced_at(r, i)), i};
+        const candidate<A> c = {load<A>(r.x, r.dtype, base + reduced_at(r, i)),
+                                i};
         if (beats(c, best, smallest))
             best = c;
     }
