@@ -7,6 +7,7 @@
 
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 const brg_device_host *brg__cu_host;
 
@@ -16,6 +17,12 @@ static struct {
     brg__cu devices[BRG__CU_MAX_DEVICES];
     _Atomic bool is_ready[BRG__CU_MAX_DEVICES];
 } known = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+bool brg__cu_repeats(void)
+{
+    const char *text = getenv("BRG_CUDA_REPEATABLE");
+    return !text || atoi(text) != 0;
+}
 
 /* ---- Errors ------------------------------------------------------------------- */
 

@@ -74,6 +74,10 @@ brg_status brg__cu_check(int error, const char *what);
 /* The GPU's context, made at the first use; current in the calling thread. */
 brg_status brg__cu_enter(brg_device device, brg__cu **out);
 
+/* False if the user does without results that repeat bit for bit from run to
+ * run, for speed (context.c). */
+bool brg__cu_repeats(void);
+
 /* ---- Memory (memory.c) ------------------------------------------------------- */
 
 brg_status brg__cu_alloc(brg_device device, void **out, size_t nbytes);

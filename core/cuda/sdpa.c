@@ -4,8 +4,8 @@
  * cuDNN has fused kernels for two patterns of operations, which are described
  * to it one operation at a time: softmax(scale q k^T, masked) v with the
  * log-sum-exp of its rows, and the gradients made from them. The gradient is
- * described without a sum of dq in memory, so that its results repeat. Plans
- * are kept per problem. */
+ * described without a sum of dq in memory, so that its results repeat; with one,
+ * by atomic additions, where they need not. Plans are kept per problem. */
 #include "core/cuda/dnn.h"
 
 #include <cudnn.h>
@@ -50,6 +50,7 @@ enum {
     UID_GK,
     UID_GV,
     UID_DELTA,
+    UID_GQ_SUM,
     UID_SCALE,
     UID_ONE,
     UID_LOWEST,
@@ -65,7 +66,8 @@ typedef struct plan {
     struct plan *next;
     key k;
     bool is_usable;
-    desc run; /* the execution plan */
+    bool adds_up; /* dq in memory of its own */
+    desc run;     /* the execution plan */
     int64_t workspace;
     int n_made;
     desc made[MAX_MADE]; /* what the plan was made from */
@@ -388,7 +390,18 @@ static void describe_backward(builder *b)
                     (layout){{a->n_batch, a->n_heads, a->s, a->d},
                              {a->k.batch, a->k.head, a->k.row, 1}});
     reshape(b, k_t, k);
-    matmul(b, ds, k, heads(b, UID_GQ, &a->gq, a->t, a->d, false));
+    desc gq = heads(b, UID_GQ, &a->gq, a->t, a->d, false);
+    if (!b->p->adds_up) {
+        matmul(b, ds, k, gq);
+        return;
+    }
+    const int64_t h = a->n_heads, t = a->t, d = a->d;
+    desc sum =
+        tensor(b, UID_GQ_SUM, CUDNN_DATA_FLOAT,
+               (layout){{a->n_batch, h, t, d}, {h * t * d, t * d, d, 1}});
+    matmul(b, ds, k, sum);
+    apply(b,
+          (pointwise){.mode = CUDNN_POINTWISE_IDENTITY, .x = sum, .out = gq});
 }
 
 /* ---- Plans ---------------------------------------------------------------------------- */
@@ -479,6 +492,18 @@ static size_t bucket_of(const key *k)
     return (size_t)(hash >> 32) % N_BUCKETS;
 }
 
+static void forget(plan *p)
+{
+    while (p->n_made > 0)
+        (void)dnn.cudnnBackendDestroyDescriptor_(p->made[--p->n_made]);
+}
+
+/* From 9.6 on it clears the memory of the sum itself. */
+static bool may_add_up(bool is_backward)
+{
+    return is_backward && !brg__cu_repeats() && dnn.cudnnGetVersion_() >= 90600;
+}
+
 /* Kept also when cuDNN declines, so that it is asked once. */
 static plan *find_plan(brg__cu *cu, cudnnHandle_t handle,
                        const brg__cu_attention *a, bool is_backward)
@@ -492,13 +517,18 @@ static plan *find_plan(brg__cu *cu, cudnnHandle_t handle,
     if (!p)
         return NULL;
     p->k = k;
+    p->adds_up = may_add_up(is_backward);
     p->is_usable = describe(p, handle, a, is_backward);
+    if (!p->is_usable && p->adds_up) {
+        forget(p);
+        p->adds_up = false;
+        p->is_usable = describe(p, handle, a, is_backward);
+    }
     p->next = *bucket;
     *bucket = p;
     if (p->is_usable)
         return p;
-    while (p->n_made > 0)
-        (void)dnn.cudnnBackendDestroyDescriptor_(p->made[--p->n_made]);
+    forget(p);
     brg__cu_host->log(BRG_LOG_INFO, "cuda",
                       "cuDNN declines attention%s of %lld heads of %lld, %lld "
                       "queries, %lld keys: plain products are used",
@@ -615,8 +645,18 @@ static brg_status run_locked(brg__cu *cu, const brg__cu_attention *a,
     brg__cu_temps temps = {.cu = cu};
     void *workspace;
     pack values;
+    void *sum = NULL;
     BRG__CU_TRY(brg__cu_temp(&temps, &workspace, (size_t)p->workspace));
     fill_pack(&values, a, is_backward);
+    if (p->adds_up) {
+        const int64_t n = a->n_batch * a->n_heads * a->t * a->d;
+        brg_status made = brg__cu_temp(&temps, &sum, (size_t)n * 4);
+        if (made != BRG_OK) {
+            brg__cu_temps_free(&temps);
+            return made;
+        }
+        add(&values, UID_GQ_SUM, sum);
+    }
     cudnnStatus_t status = execute(handle, p, &values, workspace);
     brg__cu_temps_free(&temps);
     if (status == CUDNN_STATUS_NOT_SUPPORTED) {
