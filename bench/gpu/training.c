@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Times whole training steps on GPUs, one rank each, without data loading:
  *
- *     mpirun -n 2 gpu_training MODEL BATCH MODE [STEPS] [REPEATS]
+ *     mpirun -n 2 gpu_training MODEL BATCH MODE [STEPS] [REPEATS] [BUCKET_MIB]
  *
  * MODEL: gpt2 (124M, T = 1024, bf16), gpt (4 blocks of 128, T = 64, f32) or mlp
  * (784-2048-2048-10, f32). BATCH: of each rank. MODE: eager, compiled (captured
- * backward), graph (the whole step, replayed as one graph) or fused (that, with
- * kernels for fused groups). A step is
+ * backward), graph (the whole step, replayed as one graph), fused (that, with
+ * kernels for fused groups) or step (as fused, op by op). A step is
  * forward, backward, all-reduce, clipping (not of mlp), AdamW, gradients
  * dropped; the host waits at the end of a repeat only. Rank 0 prints, for each
  * repeat, ms of a step and the host's ms until it was queued. */
@@ -36,6 +36,7 @@ typedef struct bench {
     brg_optim *optim;
     brg_ddp *ddp;
     brg_compiled *compiled;
+    size_t bucket_bytes; /* 0: the default */
 } bench;
 
 static double now_ms(void)
@@ -209,6 +210,8 @@ static brg_status make(bench *b, int64_t batch)
         return BRG_OK;
     size_t n = 0;
     brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    if (b->bucket_bytes > 0)
+        options.bucket_bytes = b->bucket_bytes;
     brg_tensor *const *all =
         brg_params_tensors(b->params, BRG_PARAM_TRAINED, &n);
     return brg_ddp_create(&b->ddp, b->pg, all, n, NULL, 0, &options);
@@ -220,10 +223,13 @@ static brg_status run(bench *b, const char *mode, int64_t batch, int n_steps,
     int scope = 0;
     brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
     BRG_TRY(make(b, batch));
-    if (strcmp(mode, "graph") == 0 || strcmp(mode, "fused") == 0) {
-        if (mode[0] == 'f')
+    const bool is_graph = strcmp(mode, "graph") == 0;
+    const bool is_step = strcmp(mode, "step") == 0;
+    if (is_graph || is_step || strcmp(mode, "fused") == 0) {
+        if (!is_graph)
             options.backend = BRG_COMPILE_BACKEND_FUSED;
-        options.whole = options.replay = options.fullgraph = true;
+        options.whole = options.fullgraph = true;
+        options.replay = !is_step;
         BRG_TRY(brg_compiled_create(&b->compiled, step, b, &options));
     } else if (strcmp(mode, "compiled") == 0) {
         options.fullgraph = true;
@@ -239,10 +245,12 @@ int main(int argc, char **argv)
 {
     if (argc < 4) {
         fprintf(stderr, "usage: gpu_training gpt2|gpt|mlp BATCH "
-                        "eager|compiled|graph|fused [STEPS] [REPEATS]\n");
+                        "eager|compiled|graph|fused|step [STEPS] [REPEATS] "
+                        "[BUCKET_MIB]\n");
         return 2;
     }
     bench b = {.name = argv[1]};
+    b.bucket_bytes = argc > 6 ? (size_t)atoi(argv[6]) << 20 : 0;
     brg_scope *scope = brg_scope_begin();
     brg_status status = connect(&b);
     if (status == BRG_OK)
