@@ -49,6 +49,7 @@ brg_status brg__passes_run(brg__ir *ir, brg_compile_backend backend)
     for (size_t i = 0; i < sizeof passes / sizeof *passes; i++) {
         size_t n_before = ir->nodes.n;
         if (passes[i].backend > backend ||
+            (passes[i].run == brg__pass_merge && !ir->is_there) ||
             (passes[i].run == brg__pass_fuse && !has_groups(ir)))
             continue;
         brg_status status = passes[i].run(ir);

@@ -12,9 +12,16 @@ typedef struct brg__cu_mat {
     int64_t batch; /* from one product to the next */
 } brg__cu_mat;
 
-/* c (m,n), row-major, = a (m,k) b (k,n) + bias (n); `n_batch` of them, those
- * of c one after the other. Of each matrix one stride must be 1 and the other
- * no smaller than the rows it skips (brg__cu_mat_is_usable). */
+/* What is done to the product y before it is written. */
+typedef enum brg__cu_epilogue {
+    BRG__CU_PLAIN,    /* c = y */
+    BRG__CU_GELU,     /* c = gelu(y), aux = y */
+    BRG__CU_GELU_GRAD /* c = gelu_grad(y, aux) */
+} brg__cu_epilogue;
+
+/* c (m,n), row-major, = a (m,k) b (k,n) + bias (n) + add; `n_batch` of them,
+ * those of c one after the other. Of each matrix one stride must be 1 and the
+ * other no smaller than the rows it skips (brg__cu_mat_is_usable). */
 typedef struct brg__cu_gemm {
     int dtype;
     int64_t m, n, k, n_batch;
@@ -24,9 +31,15 @@ typedef struct brg__cu_gemm {
     int64_t c_batch;  /* from one c to the next; 0: m * n */
     bool c_is_wide;   /* c is f32 although a and b have 16 bits */
     const void *bias; /* NULL: none */
+    const void *add;  /* (m,n) as c; or NULL */
+    brg__cu_epilogue epilogue;
+    void *aux; /* (m,n) row-major */
 } brg__cu_gemm;
 
 bool brg__cu_mat_is_usable(const brg__cu_mat *mat, int64_t rows, int64_t cols);
 brg_status brg__cu_gemm_run(brg__cu *cu, const brg__cu_gemm *g);
+/* The same if the library has such a product; else *is_done is false and
+ * nothing was queued. */
+brg_status brg__cu_gemm_try(brg__cu *cu, const brg__cu_gemm *g, bool *is_done);
 
 #endif

@@ -118,6 +118,7 @@ typedef struct brg__cu_norm {
     int64_t rows, n;
     double eps;
     const void *x, *w, *b, *g;
+    const void *add; /* to the rounded gx; or NULL */
     void *y, *mean, *rstd;
     void *gx, *gw, *gb;
     int n_splits;

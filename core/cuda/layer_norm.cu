@@ -14,7 +14,6 @@
 #define WARPS 8
 #define MOST_CHUNKS 8
 
-
 static bool is_aligned(const void *p)
 {
     return (uintptr_t)p % 16 == 0;
@@ -26,10 +25,10 @@ static int chunks_of(const brg__cu_norm *a)
     if (a->dtype == F64)
         return 0;
     const int64_t v = a->dtype == F32 ? 4 : 8;
-    const bool fits = a->n % v == 0 && a->n <= MOST_CHUNKS * 32 * v &&
-                      is_aligned(a->x) && is_aligned(a->w) &&
-                      is_aligned(a->b) && is_aligned(a->g) &&
-                      is_aligned(a->y) && is_aligned(a->gx);
+    const bool fits =
+        a->n % v == 0 && a->n <= MOST_CHUNKS * 32 * v && is_aligned(a->x) &&
+        is_aligned(a->w) && is_aligned(a->b) && is_aligned(a->g) &&
+        is_aligned(a->y) && is_aligned(a->gx) && is_aligned(a->add);
     return fits ? (int)((a->n + 32 * v - 1) / (32 * v)) : 0;
 }
 
@@ -99,62 +98,93 @@ __global__ void __launch_bounds__(32 * WARPS)
     }
 }
 
-/* The sums of the block's warps, one warp after the other, to `out`. */
+/* The sums of the block's warps to `out`, added up in the order of the warps. */
 template <int CHUNKS, int V>
 static __device__ __forceinline__ void
 join_warps(const float sums[CHUNKS][V], int64_t n, double *out)
 {
-    __shared__ float all[CHUNKS * 32 * V];
+    constexpr int AT_ONCE = CHUNKS * V > 48 ? CHUNKS / 2 : CHUNKS;
+    constexpr int WIDTH = AT_ONCE * 32 * V;
+    __shared__ float all[WARPS][WIDTH];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    for (int w = 0; w < WARPS; w++) {
+#pragma unroll
+    for (int from = 0; from < CHUNKS; from += AT_ONCE) {
         __syncthreads();
-        if (warp != w)
-            continue;
 #pragma unroll
-        for (int c = 0; c < CHUNKS; c++)
+        for (int c = 0; c < AT_ONCE; c++)
 #pragma unroll
-            for (int k = 0; k < V; k++) {
-                float *to = &all[(c * 32 + lane) * V + k];
-                *to = w == 0 ? sums[c][k] : *to + sums[c][k];
-            }
+            for (int k = 0; k < V; k++)
+                all[warp][(c * V + k) * 32 + lane] = sums[from + c][k];
+        __syncthreads();
+        for (int at = threadIdx.x; at < WIDTH; at += blockDim.x) {
+            const int64_t i = from * 32 * V + (at / (32 * V)) * 32 * V +
+                              (at & 31) * V + (at >> 5) % V;
+            float sum = all[0][at];
+            for (int w = 1; w < WARPS; w++)
+                sum += all[w][at];
+            if (i < n)
+                out[i] = (double)sum;
+        }
     }
-    __syncthreads();
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x)
-        out[i] = (double)all[i];
 }
 
-/* gx = rstd (g w - s0 - xhat s1); the block's sums of g xhat and of g go to
- * its partials. */
+/* The gradient of an element, rounded, plus r. */
+template <typename T, typename C>
+static __device__ __forceinline__ T plus(C gx, T r)
+{
+    const T rounded = as<T>::of(gx);
+    return as<T>::of(get<C>(&rounded) + get<C>(&r));
+}
+
+/* Keeps the compiler from holding on to what it has made of v. */
+template <typename T> static __device__ __forceinline__ void forget(vec<T> &v)
+{
+    uint4 *bits = (uint4 *)&v;
+    asm volatile("" : "+r"(bits->x), "+r"(bits->y), "+r"(bits->z),
+                      "+r"(bits->w));
+}
+
+/* From the nearest cache: registers are for what differs from row to row. */
+template <typename T>
+static __device__ __forceinline__ vec<T> weights_at(const brg__cu_norm &a,
+                                                    int64_t i)
+{
+    return a.w && i < a.n ? *(const vec<T> *)((const T *)a.w + i) : vec<T>{};
+}
+
+/* gx = rstd (g w - s0 - xhat s1), and `add`; the block's sums of g xhat and of g
+ * go to its partials. */
 template <typename T, int CHUNKS>
 __global__ void __launch_bounds__(32 * WARPS, CHUNKS <= 3 ? 2 : 1)
     norm_grad_in_registers(const __grid_constant__ brg__cu_norm a)
 {
     constexpr int V = vec<T>::n;
     const int lane = threadIdx.x & 31;
-    vec<T> w[CHUNKS];
     float gw[CHUNKS][V] = {}, gb[CHUNKS][V] = {};
-    if (a.w)
-        load_row<T, CHUNKS>(w, a.w, a.n, lane);
     for (int64_t row = blockIdx.x * (int64_t)WARPS + (threadIdx.x >> 5);
          row < a.rows; row += (int64_t)gridDim.x * WARPS) {
         const float mean = ((const float *)a.mean)[row];
         const float rstd = ((const float *)a.rstd)[row];
-        vec<T> x[CHUNKS], g[CHUNKS];
+        vec<T> x[CHUNKS], g[CHUNKS], r[CHUNKS];
         load_row<T, CHUNKS>(x, (const T *)a.x + row * a.n, a.n, lane);
         load_row<T, CHUNKS>(g, (const T *)a.g + row * a.n, a.n, lane);
+        if (a.add)
+            load_row<T, CHUNKS>(r, (const T *)a.add + row * a.n, a.n, lane);
         float s0 = 0, s1 = 0;
 #pragma unroll
-        for (int c = 0; c < CHUNKS; c++)
+        for (int c = 0; c < CHUNKS; c++) {
+            const vec<T> w = weights_at<T>(a, c * vec<T>::warp + lane * V);
 #pragma unroll
             for (int k = 0; k < V; k++) {
                 const float h = (get<float>(&x[c].at[k]) - mean) * rstd;
                 const float v = get<float>(&g[c].at[k]);
-                const float vw = a.w ? v * get<float>(&w[c].at[k]) : v;
+                const float vw = a.w ? v * get<float>(&w.at[k]) : v;
                 s0 += vw;
                 s1 += vw * h;
                 gw[c][k] += v * h;
                 gb[c][k] += v;
             }
+        }
         s0 = over_warp<sum_of>(s0) / (float)a.n;
         s1 = over_warp<sum_of>(s1) / (float)a.n;
 #pragma unroll
@@ -162,13 +192,18 @@ __global__ void __launch_bounds__(32 * WARPS, CHUNKS <= 3 ? 2 : 1)
             const int64_t i = c * vec<T>::warp + lane * V;
             if (i >= a.n)
                 continue;
+            const vec<T> w = weights_at<T>(a, i);
+            forget(x[c]);
+            forget(g[c]);
             vec<T> out;
 #pragma unroll
             for (int k = 0; k < V; k++) {
                 const float h = (get<float>(&x[c].at[k]) - mean) * rstd;
                 const float v = get<float>(&g[c].at[k]);
-                const float vw = a.w ? v * get<float>(&w[c].at[k]) : v;
-                out.at[k] = as<T>::of(rstd * (vw - s0 - h * s1));
+                const float vw = a.w ? v * get<float>(&w.at[k]) : v;
+                const float made = rstd * (vw - s0 - h * s1);
+                out.at[k] =
+                    a.add ? plus<T>(made, r[c].at[k]) : as<T>::of(made);
             }
             *(vec<T> *)((T *)a.gx + row * a.n + i) = out;
         }
@@ -249,22 +284,21 @@ int brg__cu_layer_norm(const brg__cu_queue *q, const brg__cu_norm *a)
     const int chunks = chunks_of(a);
     if (chunks > 0) {
 #define LAUNCH(T, N)                                                           \
-    norm_in_registers<T, N>                                                    \
-        <<<(unsigned)((a->rows + WARPS - 1) / WARPS), 32 * WARPS, 0,           \
-           stream_of(q)>>>(*a)
+    norm_in_registers<T, N><<<(unsigned)((a->rows + WARPS - 1) / WARPS),       \
+                              32 * WARPS, 0, stream_of(q)>>>(*a)
         WITH_TYPE(a->dtype, chunks, LAUNCH)
 #undef LAUNCH
         return (int)cudaGetLastError();
     }
 #define LAUNCH(T, C)                                                           \
-    layer_norm_kernel<T, C><<<(unsigned)a->rows, threads_for(a->n), 0,         \
-                              stream_of(q)>>>(*a)
+    layer_norm_kernel<T, C>                                                    \
+        <<<(unsigned)a->rows, threads_for(a->n), 0, stream_of(q)>>>(*a)
     WITH_FLOAT(a->dtype, LAUNCH);
 #undef LAUNCH
     return (int)cudaGetLastError();
 }
 
-/* gx = rstd (g w - s0 - xhat s1). */
+/* gx = rstd (g w - s0 - xhat s1), and `add`. */
 template <typename T, typename C>
 __global__ void layer_norm_grad_kernel(const __grid_constant__ brg__cu_norm a)
 {
@@ -285,7 +319,9 @@ __global__ void layer_norm_grad_kernel(const __grid_constant__ brg__cu_norm a)
     for (int64_t i = threadIdx.x; i < a.n; i += blockDim.x) {
         const C gw = get<C>(g + i) * (w ? get<C>(w + i) : (C)1);
         const C h = (get<C>(x + i) - mean) * rstd;
-        gx[i] = as<T>::of(rstd * (gw - s0 - h * s1));
+        const C made = rstd * (gw - s0 - h * s1);
+        gx[i] = a.add ? plus<T>(made, ((const T *)a.add)[row + i])
+                      : as<T>::of(made);
     }
 }
 
@@ -304,8 +340,8 @@ __global__ void __launch_bounds__(COLUMNS *DEPTH)
     for (int64_t r = from + threadIdx.y; i < a.n && r < to; r += DEPTH) {
         const C g = get<C>((const T *)a.g + r * a.n + i);
         const C x = get<C>((const T *)a.x + r * a.n + i);
-        sum_w += (double)(g * (x - ((const C *)a.mean)[r]) *
-                          ((const C *)a.rstd)[r]);
+        sum_w +=
+            (double)(g * (x - ((const C *)a.mean)[r]) * ((const C *)a.rstd)[r]);
         sum_b += (double)g;
     }
     __shared__ double part[2][DEPTH][COLUMNS];
@@ -377,16 +413,13 @@ int brg__cu_layer_norm_grad(const brg__cu_queue *q, const brg__cu_norm *a)
 #define LAUNCH(T, C)                                                           \
     do {                                                                       \
         if (a->rows > 0)                                                       \
-            layer_norm_grad_kernel<T, C><<<(unsigned)a->rows,                  \
-                                           threads_for(a->n), 0,               \
-                                           stream_of(q)>>>(*a);                \
-        layer_norm_sums_kernel<T, C>                                           \
-            <<<grid, block, 0, stream_of(q)>>>(*a);                            \
-        layer_norm_join_kernel<T, C>                                           \
-            <<<both, block, 0, stream_of(q)>>>(*a);                            \
+            layer_norm_grad_kernel<T, C>                                       \
+                <<<(unsigned)a->rows, threads_for(a->n), 0, stream_of(q)>>>(   \
+                    *a);                                                       \
+        layer_norm_sums_kernel<T, C><<<grid, block, 0, stream_of(q)>>>(*a);    \
+        layer_norm_join_kernel<T, C><<<both, block, 0, stream_of(q)>>>(*a);    \
     } while (0)
     WITH_FLOAT(a->dtype, LAUNCH);
 #undef LAUNCH
     return (int)cudaGetLastError();
 }
-

@@ -227,24 +227,34 @@ static brg_status add_bias(brg__cu *cu, const brg_tensor *out,
     return brg__cu_apply(cu, BRG__CU_ROW_add, in, out, NULL);
 }
 
+/* The product; its bias where the library adds it. */
+static brg_status linear_of(brg__cu_temps *temps, const brg_op_call *call,
+                            brg__cu_gemm *g)
+{
+    const brg_tensor *x = call->in[0], *w = call->in[1];
+    const brg_tensor *out = call->out[0];
+    *g = (brg__cu_gemm){.dtype = out->dtype,
+                        .m = x->numel / w->shape[1],
+                        .n = w->shape[0],
+                        .k = w->shape[1],
+                        .n_batch = 1,
+                        .c = brg__tensor_ptr(out)};
+    BRG__CU_TRY(flat(temps, x, &g->a));
+    BRG__CU_TRY(flat(temps, w, &g->b));
+    g->b = flipped(g->b);
+    return out->dtype != BRG_DTYPE_F64
+               ? brg__cu_rows_of(temps, call->in[2], &g->bias)
+               : BRG_OK;
+}
+
 static brg_status run_linear(brg__cu_temps *temps, const brg_op_call *call)
 {
-    const brg_tensor *x = call->in[0], *w = call->in[1], *bias = call->in[2];
-    const brg_tensor *out = call->out[0];
-    brg__cu_gemm g = {.dtype = out->dtype,
-                      .m = x->numel / w->shape[1],
-                      .n = w->shape[0],
-                      .k = w->shape[1],
-                      .n_batch = 1,
-                      .c = brg__tensor_ptr(out)};
-    BRG__CU_TRY(flat(temps, x, &g.a));
-    BRG__CU_TRY(flat(temps, w, &g.b));
-    g.b = flipped(g.b);
-    bool fuses = bias && out->dtype != BRG_DTYPE_F64;
-    if (fuses)
-        BRG__CU_TRY(brg__cu_rows_of(temps, bias, &g.bias));
+    brg__cu_gemm g;
+    BRG__CU_TRY(linear_of(temps, call, &g));
     BRG__CU_TRY(brg__cu_gemm_run(temps->cu, &g));
-    return bias && !fuses ? add_bias(temps->cu, out, bias) : BRG_OK;
+    return call->in[2] && !g.bias
+               ? add_bias(temps->cu, call->out[0], call->in[2])
+               : BRG_OK;
 }
 
 brg_status brg__cu_run_linear(brg_op_call *call)
@@ -261,4 +271,111 @@ brg_status brg__cu_run_linear(brg_op_call *call)
     brg_status status = run_linear(&temps, call);
     brg__cu_temps_free(&temps);
     return status;
+}
+
+/* ---- Products and what follows them (core/ops/merged.c) ----------------------------- */
+
+/* The library writes and reads whole vectors of what it keeps, and has no
+ * epilogues in f64. */
+static bool has_epilogue(const brg_tensor *out)
+{
+    return out->dtype != BRG_DTYPE_F64 && out->shape[out->ndim - 1] % 8 == 0;
+}
+
+static brg_status try_linear(const brg_op_call *call, bool *is_done)
+{
+    brg__cu_temps temps = {0};
+    brg__cu_gemm g;
+    const brg_tensor *out = call->out[0];
+    const bool has_gelu = call->n_out > 1;
+    *is_done = false;
+    if (out->numel == 0 || call->in[0]->numel == 0 || !has_epilogue(out))
+        return BRG_OK;
+    BRG__CU_TRY(brg__cu_enter(out->device, &temps.cu));
+    brg_status status = linear_of(&temps, call, &g);
+    if (has_gelu) {
+        g.epilogue = BRG__CU_GELU;
+        g.aux = brg__tensor_ptr(call->out[1]);
+    } else if (status == BRG_OK) {
+        status = brg__cu_rows_of(&temps, call->in[3], &g.add);
+    }
+    if (status == BRG_OK)
+        status = brg__cu_gemm_try(temps.cu, &g, is_done);
+    brg__cu_temps_free(&temps);
+    return status;
+}
+
+/* out[0] = row(a, b) of the tensors that were made. */
+static brg_status finish_with(int row, const brg_tensor *a, const brg_tensor *b,
+                              const brg_tensor *out)
+{
+    brg__cu *cu;
+    BRG__CU_TRY(brg__cu_enter(out->device, &cu));
+    return brg__cu_apply(cu, row, (const brg_tensor *[]){a, b}, out, NULL);
+}
+
+brg_status brg__cu_run_linear_gelu(brg_op_call *call)
+{
+    bool is_done;
+    BRG__CU_TRY(try_linear(call, &is_done));
+    if (is_done)
+        return BRG_OK;
+    brg_op_call linear = *call;
+    linear.out[0] = call->out[1];
+    BRG__CU_TRY(brg__cu_run_linear(&linear));
+    return finish_with(BRG__CU_ROW_gelu, call->out[1], NULL, call->out[0]);
+}
+
+brg_status brg__cu_run_linear_add(brg_op_call *call)
+{
+    bool is_done;
+    BRG__CU_TRY(try_linear(call, &is_done));
+    if (is_done)
+        return BRG_OK;
+    BRG__CU_TRY(brg__cu_run_linear(call));
+    return finish_with(BRG__CU_ROW_add, call->out[0], call->in[3],
+                       call->out[0]);
+}
+
+static brg_status try_gelu_grad(const brg_op_call *call, bool *is_done)
+{
+    brg__cu_temps temps = {0};
+    const brg_tensor *w = call->in[1], *out = call->out[0];
+    const bool is_t = call->attrs->i[1] != 0;
+    const void *y = NULL;
+    *is_done = false;
+    if (out->numel == 0 || w->numel == 0 || w->ndim != 2 || call->attrs->i[0] ||
+        !has_epilogue(out))
+        return BRG_OK;
+    BRG__CU_TRY(brg__cu_enter(out->device, &temps.cu));
+    const int64_t n = out->shape[out->ndim - 1];
+    brg__cu_gemm g = {.dtype = out->dtype,
+                      .m = out->numel / n,
+                      .n = n,
+                      .k = w->shape[is_t ? 1 : 0],
+                      .n_batch = 1,
+                      .c = brg__tensor_ptr(out),
+                      .epilogue = BRG__CU_GELU_GRAD};
+    brg_status status = flat(&temps, call->in[0], &g.a);
+    if (status == BRG_OK)
+        status = flat(&temps, w, &g.b);
+    g.b = is_t ? flipped(g.b) : g.b;
+    if (status == BRG_OK)
+        status = brg__cu_rows_of(&temps, call->in[2], &y);
+    g.aux = (void *)(uintptr_t)y;
+    if (status == BRG_OK)
+        status = brg__cu_gemm_try(temps.cu, &g, is_done);
+    brg__cu_temps_free(&temps);
+    return status;
+}
+
+brg_status brg__cu_run_matmul_gelu_grad(brg_op_call *call)
+{
+    bool is_done;
+    BRG__CU_TRY(try_gelu_grad(call, &is_done));
+    if (is_done)
+        return BRG_OK;
+    BRG__CU_TRY(brg__cu_run_matmul(call));
+    return finish_with(BRG__CU_ROW_gelu_grad, call->out[0], call->in[2],
+                       call->out[0]);
 }

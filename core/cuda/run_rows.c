@@ -123,8 +123,8 @@ brg_status brg__cu_run_layer_norm(brg_op_call *call)
         brg__cu_check(brg__cu_layer_norm(&temps.cu->queue, &a), "layer_norm"));
 }
 
-/* Of g, x, w, mean, rstd. */
-brg_status brg__cu_run_layer_norm_grad(brg_op_call *call)
+/* Of g, x, w, mean, rstd and what is added to gx, or nothing. */
+static brg_status run_norm_grad(const brg_op_call *call)
 {
     brg__cu_temps temps;
     const void *in[5];
@@ -133,6 +133,8 @@ brg_status brg__cu_run_layer_norm_grad(brg_op_call *call)
     if (a.n == 0)
         return BRG_OK;
     brg_status status = grad_rows(&temps, call->in, in);
+    if (status == BRG_OK && call->n_in > 5)
+        status = brg__cu_rows_of(&temps, call->in[5], &a.add);
     if (status != BRG_OK)
         return finish(&temps, status);
     a.g = in[0];
@@ -150,7 +152,17 @@ brg_status brg__cu_run_layer_norm_grad(brg_op_call *call)
         return finish(&temps, status);
     return finish(&temps,
                   brg__cu_check(brg__cu_layer_norm_grad(&temps.cu->queue, &a),
-                                "layer_norm_grad"));
+                                call->op->name));
+}
+
+brg_status brg__cu_run_layer_norm_grad(brg_op_call *call)
+{
+    return run_norm_grad(call);
+}
+
+brg_status brg__cu_run_layer_norm_grad_add(brg_op_call *call)
+{
+    return run_norm_grad(call);
 }
 
 /* ---- Batch norm of x (n, channels, ..): i[0] training ------------------------------ */

@@ -46,6 +46,14 @@ brg_status brg__kernel_find(const brg_op *op, brg_device device,
                     brg__device_text(device, text));
 }
 
+bool brg__kernel_exists(const brg_op *op, brg_device device)
+{
+    const brg_device_vtable *vtable;
+    return op->run[device.type] ||
+           (brg__device_find(device, &vtable) == BRG_OK &&
+            ask_device(op, vtable, device.type));
+}
+
 /* A kernel with outputs that are there already. */
 static brg_status run_into(const brg_op *op, const brg_tensor *const *in,
                            const brg_tensor *out, const brg_attrs *attrs)

@@ -74,6 +74,9 @@ struct brg__op_slot {
 brg_status brg__kernel_find(const brg_op *op, brg_device device,
                             brg__run_fn *out);
 
+/* True if there is one. */
+bool brg__kernel_exists(const brg_op *op, brg_device device);
+
 /* ---- Placement ------------------------------------------------------------------
  * Memory that is waiting for a result: the engine offers a leaf's place in a
  * bucket while it calls the rule that makes the leaf's gradient, and the first

@@ -51,6 +51,61 @@ static inline void ref_linear(op_values *y, const op_values *x)
     }
 }
 
+/* ---- Products and what follows them (core/ops/merged.c) ------------------- */
+
+static inline double ref_gelu_slope(double x)
+{
+    const double c = 0.7978845608028654, u = c * (x + 0.044715 * x * x * x);
+    const double t = tanh(u);
+    return 0.5 * (1 + t) +
+           0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x);
+}
+
+/* x[2]: the bias, if there are three. */
+static inline void ref_linear_gelu(op_values *y, const op_values *x)
+{
+    op_values zero = {0};
+    op_values in[3] = {x[0], x[1], x[2]};
+    const bool has_bias = x[2].shape.ndim == 1;
+    if (!has_bias) {
+        op_values_init(&zero, 1, &x[1].shape.size[0]);
+        in[2] = zero;
+    }
+    ref_linear(y, in);
+    free(zero.v);
+    for (size_t i = 0; i < y->n; i++) {
+        const double v = y->v[i];
+        const double u = 0.7978845608028654 * (v + 0.044715 * v * v * v);
+        y->v[i] = 0.5 * v * (1 + tanh(u));
+    }
+}
+
+static inline void ref_linear_add(op_values *y, const op_values *x)
+{
+    ref_linear(y, x);
+    for (size_t i = 0; i < y->n; i++)
+        y->v[i] += x[3].v[i];
+}
+
+static inline void ref_matmul_gelu_grad(op_values *y, const op_values *x)
+{
+    ref_matmul(y, x);
+    for (size_t i = 0; i < y->n; i++)
+        y->v[i] *= ref_gelu_slope(x[2].v[i]);
+}
+
+/* Of g (m,k), w (n,k), y (m,n). */
+static inline void ref_matmul_t_gelu_grad(op_values *y, const op_values *x)
+{
+    const int64_t k = x[1].shape.size[1], n = x[1].shape.size[0];
+    op_values_init(y, x[2].shape.ndim, x[2].shape.size);
+    for (int64_t i = 0; i < (int64_t)y->n; i++) {
+        for (int64_t l = 0; l < k; l++)
+            y->v[i] += x[0].v[i / n * k + l] * x[1].v[i % n * k + l];
+        y->v[i] *= ref_gelu_slope(x[2].v[i]);
+    }
+}
+
 /* ---- Convolution: 4 channels of 6 by 5 to 6 filters of 3 by 2, stride (2,1),
  * padding (1,0), dilation (1,2), 2 groups: 3 by 3 outputs --------------------- */
 

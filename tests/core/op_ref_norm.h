@@ -125,6 +125,13 @@ static void ref_layer_norm_grad(op_values *y, const op_values *x)
     }
 }
 
+static void ref_layer_norm_grad_add(op_values *y, const op_values *x)
+{
+    ref_layer_norm_grad(y, x);
+    for (size_t i = 0; i < y->n; i++)
+        y->v[i] += x[5].v[i];
+}
+
 /* ---- Batch norm: x (N,C,..), eps 0.01 -------------------------------- */
 
 static size_t ref_channel_of(const op_values *x, size_t k)

@@ -43,6 +43,54 @@ static void test_compile__gpt(void **state)
     check(GPT, BRG_DTYPE_BF16);
 }
 
+/* The losses of some steps; as BRG_COMPILE_BACKEND_FUSED, or eager. */
+static void run_fused(brg_dtype dtype, bool is_fused, double losses[N_STEPS])
+{
+    model m;
+    brg_compiled *compiled = NULL;
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.fullgraph = options.whole = options.replay = true;
+    options.backend = BRG_COMPILE_BACKEND_FUSED;
+    brg_scope *scope = brg_scope_begin();
+    assert_brg_ok(brg_device_set(GPU));
+    model_init(&m, GPT, dtype, &plain);
+    assert_brg_ok(brg_compile_reset());
+    if (is_fused)
+        assert_brg_ok(brg_compiled_create(&compiled, run_step, &m, &options));
+    for (int step = 0; step < N_STEPS; step++) {
+        brg_tensor *in[2], *out = NULL;
+        make_data(&m, step, dtype, 0, 1, in);
+        assert_brg_ok(compiled ? brg_compiled_call(compiled, in, 2, &out, 1)
+                               : run_step(in, 2, &out, 1, &m));
+        assert_brg_ok(brg_tensor_item(out, &losses[step]));
+    }
+    brg_compile_stats stats;
+    brg_compile_get_stats(&stats);
+    assert_true(!is_fused || stats.replay_launches > 0);
+    brg_compiled_destroy(compiled);
+    model_free(&m);
+    assert_brg_ok(brg_device_set(CPU));
+    brg_scope_end(scope);
+}
+
+/* Merged ops round less often: near, not equal. */
+static void test_compile__fused_steps_are_near_eager_ones(void **state)
+{
+    (void)state;
+    static const brg_dtype dtypes[] = {BRG_DTYPE_F32, BRG_DTYPE_BF16};
+    static const double tolerance[] = {1e-5, 3e-2};
+    for (int d = 0; d < 2; d++) {
+        double want[N_STEPS], got[N_STEPS], worst = 0;
+        run_fused(dtypes[d], false, want);
+        run_fused(dtypes[d], true, got);
+        for (int i = 0; i < N_STEPS; i++)
+            worst = fmax(worst, fabs(got[i] / want[i] - 1.0));
+        printf("%s: off by %.2g\n", brg_dtype_name(dtypes[d]), worst);
+        assert_true(want[N_STEPS - 1] < want[0]);
+        assert_true(worst <= tolerance[d]);
+    }
+}
+
 /* No wait, and nothing more from the driver, with data that is there. */
 static void test_compile__a_launched_step_does_not_wait(void **state)
 {
@@ -136,6 +184,7 @@ int main(void)
         cmocka_unit_test(test_compile__mlp),
         cmocka_unit_test(test_compile__cnn),
         cmocka_unit_test(test_compile__gpt),
+        cmocka_unit_test(test_compile__fused_steps_are_near_eager_ones),
         cmocka_unit_test(test_compile__a_launched_step_does_not_wait),
         cmocka_unit_test(test_compile__what_cannot_be_recorded),
     };

@@ -141,6 +141,28 @@ static brg_tensor *call_layer_norm_grad(brg_tensor *const *x)
     return brg_cat(out, 3, 0);
 }
 
+/* Both outputs of a merged row in one row of values. */
+static brg_tensor *both_of(const brg_op *op, int n, brg_tensor *const *x)
+{
+    static const brg_attrs none;
+    brg_tensor *out[BRG_MAX_OP_OUTPUTS] = {0};
+    if (brg_op_apply(op, n, x, &none, out) != BRG_OK)
+        return NULL;
+    for (int i = 0; i < op->n_out; i++)
+        out[i] = brg_flatten(out[i], 0, -1);
+    return brg_cat(out, op->n_out, 0);
+}
+CALL(linear_gelu, both_of(&brg__op_linear_gelu, 3, x))
+CALL(linear_add, both_of(&brg__op_linear_add, 4, x))
+CALL(matmul_gelu_grad,
+     brg__call3(&brg__op_matmul_gelu_grad, x[0], x[1], x[2], NULL))
+CALL(layer_norm_grad_add,
+     first_of(&brg__op_layer_norm_grad_add, 6,
+              (brg_tensor *[]){x[0], x[1], x[2],
+                               brg_mean(x[1], BRG_DIMS(1), false),
+                               brg_var(x[1], BRG_DIMS(1), 0.0, false), x[3]},
+              &(brg_attrs){.i = {1}}, 0))
+
 static const example examples[] = {
     {"sum_all", call_sum_all, 1, {2}, {{1200, 1111}}, 0, {1e-12, 1e-5, 1e-2}},
     {"sum_rows", call_sum_rows, 1, {2}, {{5000, 300}}, 0, {1e-12, 1e-6, 5e-3}},
@@ -192,6 +214,48 @@ static const example examples[] = {
      {{70, 3000}, {3000}, {3000}},
      0,
      {1e-12, 1e-6, 5e-3}},
+    {"linear_gelu",
+     call_linear_gelu,
+     3,
+     {3, 2, 1},
+     {{4, 130, 96}, {264, 96}, {264}},
+     0,
+     {1e-12, 1e-5, 1e-2}},
+    {"linear_gelu_odd",
+     call_linear_gelu,
+     3,
+     {3, 2, 1},
+     {{4, 130, 96}, {203, 96}, {203}},
+     0,
+     {1e-12, 1e-5, 1e-2}},
+    {"linear_add",
+     call_linear_add,
+     4,
+     {3, 2, 1, 3},
+     {{4, 130, 96}, {264, 96}, {264}, {4, 130, 264}},
+     0,
+     {1e-12, 1e-5, 1e-2}},
+    {"matmul_gelu_grad",
+     call_matmul_gelu_grad,
+     3,
+     {3, 2, 3},
+     {{4, 130, 96}, {96, 264}, {4, 130, 264}},
+     0,
+     {1e-12, 1e-5, 1e-2}},
+    {"matmul_gelu_grad_odd",
+     call_matmul_gelu_grad,
+     3,
+     {3, 2, 3},
+     {{4, 130, 96}, {96, 203}, {4, 130, 203}},
+     0,
+     {1e-12, 1e-5, 1e-2}},
+    {"layer_norm_grad_add",
+     call_layer_norm_grad_add,
+     4,
+     {2, 2, 1, 2},
+     {{1500, 768}, {1500, 768}, {768}, {1500, 768}},
+     0,
+     {1e-10, 1e-5, 1e-2}},
     {"sum_columns",
      call_sum_rows,
      1,
@@ -375,6 +439,27 @@ static void test_cuda__rows_at_larger_sizes(void **state)
     for (size_t i = 0; i < sizeof examples / sizeof *examples; i++)
         for (int d = 0; d < 3; d++)
             run_example(&examples[i], dtypes[d], examples[i].tolerance[d]);
+}
+
+/* The same of other batches, for which the quickest ways are looked for. */
+static void test_cuda__rows_that_need_not_repeat(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"linear", "linear_gelu", "linear_add",
+                                        "matmul_gelu_grad",
+                                        "attention_grad_256"};
+    assert_int_equal(setenv("BRG_CUDA_REPEATABLE", "0", 1), 0);
+    for (size_t i = 0; i < sizeof examples / sizeof *examples; i++)
+        for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
+            example e = examples[i];
+            if (strcmp(e.name, names[k]) != 0)
+                continue;
+            for (int x = 0; x < e.n; x++)
+                e.shape[x][0] = e.ndim[x] == 3 ? 3 : e.shape[x][0];
+            run_example(&e, BRG_DTYPE_F32, e.tolerance[1]);
+            run_example(&e, BRG_DTYPE_BF16, e.tolerance[2]);
+        }
+    assert_int_equal(unsetenv("BRG_CUDA_REPEATABLE"), 0);
 }
 
 static void repeat(const example *e, brg_dtype dtype)
@@ -629,6 +714,7 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         TEST(test_cuda__rows_at_larger_sizes),
+        TEST(test_cuda__rows_that_need_not_repeat),
         TEST(test_cuda__results_repeat_bit_for_bit),
         TEST(test_cuda__dropout_draws_the_numbers_of_the_cpu),
         TEST(test_cuda__id_out_of_range_is_told_by_the_next_read),
