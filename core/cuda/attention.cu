@@ -6,11 +6,11 @@
 #include "core/cuda/element.cuh"
 
 #define WARPS 4
-/* Kernels are made for rows of up to 32 PARTS elements, PARTS to a lane, and
- * take AT_ONCE rows of the other side at a time, whose loads and sums over the
- * warp are on their way together. */
+/* Kernels are made for rows of up to 32 PARTS elements, PARTS to a lane. Short
+ * ones take AT_ONCE rows of the other side at a time, whose loads and sums over
+ * the warp are on their way together. */
 #define MOST_PARTS (BRG__CU_HEAD_MAX / 32)
-#define AT_ONCE (PARTS < 8 ? 8 / PARTS : 1)
+#define AT_ONCE (PARTS > 2 || sizeof(C) > 4 ? 1 : 8 / PARTS)
 
 /* The warp's row: batch, head, row; false past the last. */
 typedef struct row_at {
