@@ -209,9 +209,12 @@ void brg__nccl_board_write(brg__nccl_board *b, const brg_signature *mine)
     if (!desk)
         return;
     brg__nccl_line *line = &desk->lines[mine->seq % BRG__NCCL_LINES];
-    atomic_store_explicit(&line->stamp, 0, memory_order_relaxed);
-    atomic_thread_fence(memory_order_release);
-    line->signature = *mine;
+    uint64_t words[BRG__NCCL_WORDS] = {0};
+    memcpy(words, mine, sizeof *mine);
+    atomic_store(&line->stamp, 0);
+    for (size_t k = 0; k < BRG__NCCL_WORDS; k++)
+        atomic_store_explicit(&line->signature[k], words[k],
+                              memory_order_release);
     atomic_store(&line->stamp, mine->seq + 1);
     atomic_store(&desk->started, mine->seq + 1);
 }
@@ -220,11 +223,14 @@ bool brg__nccl_board_read(const brg__nccl_board *b, int desk, uint64_t seq,
                           brg_signature *filled)
 {
     brg__nccl_line *line = &b->desks[desk].lines[seq % BRG__NCCL_LINES];
+    uint64_t words[BRG__NCCL_WORDS];
     if (atomic_load(&line->stamp) != seq + 1)
         return false;
-    *filled = line->signature;
-    atomic_thread_fence(memory_order_acquire);
-    return atomic_load_explicit(&line->stamp, memory_order_relaxed) == seq + 1;
+    for (size_t k = 0; k < BRG__NCCL_WORDS; k++)
+        words[k] =
+            atomic_load_explicit(&line->signature[k], memory_order_acquire);
+    memcpy(filled, words, sizeof *filled);
+    return atomic_load(&line->stamp) == seq + 1;
 }
 
 bool brg__nccl_board_differs(const brg__nccl_group *g,

@@ -20,9 +20,12 @@
 #define BRG__NCCL_WHY 400  /* bytes of a reason */
 #define BRG__NCCL_NOTE 256 /* ... of what ranks gather in shrink.c */
 
+/* Words, since it may be written while somebody reads it. */
+#define BRG__NCCL_WORDS ((sizeof(brg_signature) + 7) / 8)
+
 typedef struct brg__nccl_line {
     _Alignas(64) _Atomic uint64_t stamp; /* seq + 1; 0: being written */
-    brg_signature signature;
+    _Atomic uint64_t signature[BRG__NCCL_WORDS];
 } brg__nccl_line;
 
 /* `gone`: 0, a brg_status (negative) of a group that failed, or: */
