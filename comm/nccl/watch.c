@@ -144,8 +144,7 @@ static void describe_beat(const brg__nccl_group *g, const brg__nccl_beat *beat,
                           char *text, size_t size)
 {
     if (beat->n_launched)
-        snprintf(text, size,
-                 "the collectives of launch %llu of a recorded step",
+        snprintf(text, size, "launch %llu of a recorded step",
                  (unsigned long long)beat->n_launched);
     else
         g->host->describe(&beat->signature, text, size);
@@ -198,15 +197,25 @@ static void add_late(const brg__nccl_group *g, const brg__nccl_beat *beat,
                                   b->ranks[i], name);
     }
     if (!is_somebody && n < size)
-        snprintf(text + n, size - n, "; all ranks %s have started it",
-                 b->desks && b->n == g->n_ranks ? "" : "that can be seen");
+        snprintf(text + n, size - n, "; all ranks%s have started it",
+                 b->desks && b->n == g->n_ranks ? "" : " that can be seen");
+}
+
+static bool is_p2p(const brg__nccl_beat *beat)
+{
+    return !beat->n_launched && (beat->signature.coll == BRG_COLL_SEND ||
+                                 beat->signature.coll == BRG_COLL_RECV);
 }
 
 static void judge_late(brg__nccl_group *g, const brg__nccl_beat *beat)
 {
     char call[160], who[240] = "";
     describe_beat(g, beat, call, sizeof call);
-    add_late(g, beat, who, sizeof who);
+    if (is_p2p(beat))
+        snprintf(who, sizeof who, "; rank %d has not come",
+                 (int)beat->signature.peer);
+    else
+        add_late(g, beat, who, sizeof who);
     judge(g, BRG_ERR_TIMEOUT, "rank %d: %s timed out after %g s%s", g->rank,
           call, (double)g->timeout_ns * 1e-9, who);
 }

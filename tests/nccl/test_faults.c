@@ -126,6 +126,32 @@ static void test_faults__a_rank_fails(void **state)
     forked_expect(&results[1], BRG_ERR_PEER, "remote process exited");
 }
 
+/* A recv that nobody sends. */
+static brg_status run_recv(forked_rank *me)
+{
+    brg_pg *pg;
+    brg_work *work;
+    float data[N];
+    BRG_TRY(forked_group(me, 0.5, &pg));
+    if (me->rank == 1) {
+        forked_sleep_ms(1500);
+        return brg_pg_error(pg) == BRG_OK ? reduce(pg, data) : BRG_OK;
+    }
+    BRG_TRY(brg_recv(pg, &work, data, 10, BRG_DTYPE_F32, 1));
+    return brg_work_wait(work);
+}
+
+static void test_faults__a_sender_is_late(void **state)
+{
+    (void)state;
+    forked_result results[2];
+    forked_run(2, run_recv, NULL, results);
+    forked_expect(&results[0], BRG_ERR_TIMEOUT,
+                  "(10 f32, from rank 1) timed out after 0.5 s; rank 1 has not "
+                  "come");
+    forked_expect(&results[1], BRG_ERR_PEER, "rank 0 has failed");
+}
+
 /* ---- Calls that differ ----------------------------------------------------------- */
 
 static brg_status run_mismatch(forked_rank *me)
@@ -345,6 +371,7 @@ int main(void)
         cmocka_unit_test(test_faults__a_rank_leaves),
         cmocka_unit_test(test_faults__a_rank_is_late),
         cmocka_unit_test(test_faults__a_rank_fails),
+        cmocka_unit_test(test_faults__a_sender_is_late),
         cmocka_unit_test(test_faults__calls_that_differ),
         cmocka_unit_test(test_faults__plans_that_differ),
         cmocka_unit_test(test_faults__a_launch_is_late),
