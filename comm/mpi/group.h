@@ -140,6 +140,28 @@ typedef struct wish {
     int64_t error; /* an errno: this rank cannot */
 } wish;
 
+typedef struct shm_name {
+    char text[32];
+    int32_t error; /* an errno of who made it */
+} shm_name;
+
+/* An errno and whose it is, as MPI_2INT has it. */
+typedef struct shm_vote {
+    int error;
+    int rank;
+} shm_vote;
+
+/* What non-blocking collectives of MPI read and write. One that was given up
+ * may do so later, so this stays then. */
+typedef struct shm_talk {
+    bool is_open; /* one is under way, or was given up */
+    shm_name name;
+    shm_vote vote;
+    shm_vote worst;
+    wish wish;
+    wish wishes[]; /* of all ranks */
+} shm_talk;
+
 typedef struct shm_region {
     shm_map map;
     size_t nbytes;
@@ -266,7 +288,7 @@ typedef struct mpi_group {
     uint64_t *seen;       /* their `done`, as last read */
     shm_region regions[MAX_REGIONS];
     uint32_t n_regions;
-    wish *wishes; /* of all ranks */
+    shm_talk *talk;
 
     brg_call *queue; /* not finished by this rank: cursor.call is the first */
     brg_call **queue_end;
@@ -382,7 +404,7 @@ void brg__mpi_region_find(const mpi_group *g, const void *ptr, size_t nbytes,
                           shared_line *line);
 
 /* Waits while the others may still be in collectives that need this rank; ends
- * with an error when one has died, or time is up. */
+ * with an error when one has died, or time is up. Buffers are those of `talk`. */
 brg_status brg__mpi_wait_moving(mpi_group *g, MPI_Request *request,
                                 const char *what);
 

@@ -13,11 +13,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-typedef struct shm_name {
-    char text[32];
-    int32_t error; /* an errno of who made it */
-} shm_name;
-
 /* By the first rank of the node; the descriptor, or -1. */
 static int create(const mpi_group *g, size_t nbytes, shm_name *name)
 {
@@ -79,17 +74,15 @@ brg_status brg__mpi_fail_memory(const mpi_group *g, const char *what,
 static brg_status agree(mpi_group *g, int error, const char *what,
                         size_t nbytes)
 {
-    struct {
-        int error;
-        int rank;
-    } mine = {error, g->rank}, worst = {0, 0};
+    shm_talk *t = g->talk;
     MPI_Request request;
-    MPI_CHECK(g, MPI_Iallreduce(&mine, &worst, 1, MPI_2INT, MPI_MAXLOC,
+    t->vote = (shm_vote){error, g->rank};
+    MPI_CHECK(g, MPI_Iallreduce(&t->vote, &t->worst, 1, MPI_2INT, MPI_MAXLOC,
                                 g->world, &request));
     BRG_TRY(brg__mpi_wait_moving(g, &request, what));
-    if (worst.error == 0)
+    if (t->worst.error == 0)
         return BRG_OK;
-    return brg__mpi_fail_memory(g, what, nbytes, worst.rank, worst.error);
+    return brg__mpi_fail_memory(g, what, nbytes, t->worst.rank, t->worst.error);
 }
 
 static brg_status share(mpi_group *g, int fd, shm_name *name, shm_map *made,
@@ -107,15 +100,16 @@ brg_status brg__mpi_shm_make(mpi_group *g, size_t nbytes, const char *what,
                              shm_map *made, unsigned char **base)
 {
     size_t each = (nbytes + BRG__SLICE_PAGE - 1) & ~(BRG__SLICE_PAGE - 1);
-    shm_name name = {.error = 0};
     int fd = -1;
+    shm_name *name = &g->talk->name;
+    *name = (shm_name){.error = 0};
     *made = (shm_map){.nbytes = each * (size_t)g->n_local};
     if (g->local == 0)
-        fd = create(g, made->nbytes, &name);
-    brg_status status = share(g, fd, &name, made, what);
+        fd = create(g, made->nbytes, name);
+    brg_status status = share(g, fd, name, made, what);
     if (fd >= 0) {
         close(fd);
-        (void)shm_unlink(name.text);
+        (void)shm_unlink(name->text);
     }
     if (status != BRG_OK)
         brg__mpi_shm_drop(made);

@@ -246,9 +246,9 @@ static brg_status init_control(mpi_group *g)
     size_t n = (size_t)g->n_local;
     g->shared = g->host->alloc(n * sizeof *g->shared, "control blocks");
     g->seen = g->host->alloc(n * sizeof *g->seen, "control blocks");
-    g->wishes =
-        g->host->alloc((size_t)g->n_ranks * sizeof *g->wishes, "wishes");
-    if (!g->shared || !g->seen || !g->wishes)
+    g->talk = g->host->alloc(
+        sizeof *g->talk + (size_t)g->n_ranks * sizeof(wish), "wishes");
+    if (!g->shared || !g->seen || !g->talk)
         return BRG_ERR_NOMEM;
     BRG_TRY(brg__mpi_shm_make(g, sizeof(shared_rank), "brg_pg_create",
                               &g->control, (unsigned char **)g->shared));
@@ -294,8 +294,10 @@ brg_status brg__mpi_wait_moving(mpi_group *g, MPI_Request *request,
                                 const char *what)
 {
     uint64_t start = g->host->clock_ns();
+    g->talk->is_open = true;
     for (int flag = 0;;) {
         MPI_CHECK(g, MPI_Test(request, &flag, MPI_STATUS_IGNORE));
+        g->talk->is_open = !flag;
         if (flag)
             return BRG_OK;
         BRG_TRY(brg__mpi_node_progress(g));
@@ -311,30 +313,30 @@ static brg_status fail_sizes(const mpi_group *g, uint64_t nbytes, int r)
                     "ranks disagree: brg_pg_alloc of %llu bytes on rank %d, of "
                     "%llu on rank %d",
                     (unsigned long long)nbytes, g->rank,
-                    (unsigned long long)g->wishes[r].nbytes, r);
+                    (unsigned long long)g->talk->wishes[r].nbytes, r);
 }
 
 /* *reuse: the free region that all have, or -1. */
-static brg_status agree(mpi_group *g, const wish *mine, int64_t *reuse)
+static brg_status agree(mpi_group *g, int64_t *reuse)
 {
+    const wish *mine = &g->talk->wish, *all = g->talk->wishes;
     MPI_Request request;
     int failed = -1;
-    MPI_CHECK(g, MPI_Iallgather(mine, sizeof *mine, MPI_BYTE, g->wishes,
+    MPI_CHECK(g, MPI_Iallgather(mine, sizeof *mine, MPI_BYTE, g->talk->wishes,
                                 sizeof *mine, MPI_BYTE, g->world, &request));
     BRG_TRY(brg__mpi_wait_moving(g, &request, "brg_pg_alloc"));
     *reuse = mine->reuse;
     for (int r = 0; r < g->n_ranks; r++) {
-        if (g->wishes[r].nbytes != mine->nbytes)
+        if (all[r].nbytes != mine->nbytes)
             return fail_sizes(g, mine->nbytes, r);
-        if (g->wishes[r].reuse != mine->reuse)
+        if (all[r].reuse != mine->reuse)
             *reuse = -1;
-        if (g->wishes[r].error && failed < 0)
+        if (all[r].error && failed < 0)
             failed = r;
     }
-    return failed < 0
-               ? BRG_OK
-               : brg__mpi_fail_memory(g, "brg_pg_alloc", mine->nbytes, failed,
-                                      (int)g->wishes[failed].error);
+    return failed < 0 ? BRG_OK
+                      : brg__mpi_fail_memory(g, "brg_pg_alloc", mine->nbytes,
+                                             failed, (int)all[failed].error);
 }
 
 /* The place of a region that may have to be made. */
@@ -369,9 +371,9 @@ brg_status brg__mpi_region_alloc(void *group, void **out, size_t nbytes)
 {
     mpi_group *g = group;
     int64_t reuse = -1;
-    wish mine = {nbytes, find_free(g, nbytes),
-                 out ? reserve_region(g) : ENOMEM};
-    BRG_TRY(agree(g, &mine, &reuse));
+    g->talk->wish =
+        (wish){nbytes, find_free(g, nbytes), out ? reserve_region(g) : ENOMEM};
+    BRG_TRY(agree(g, &reuse));
     if (reuse < 0)
         return add_region(g, nbytes, out);
     shm_region *region = &g->regions[reuse];
@@ -527,7 +529,8 @@ void brg__mpi_world_deinit(mpi_group *g)
         g->host->free(g->regions[i].base);
     }
     brg__mpi_shm_drop(&g->control);
-    g->host->free(g->wishes);
+    if (g->talk && !g->talk->is_open)
+        g->host->free(g->talk);
     g->host->free(g->rank_at);
     g->host->free(g->node_begin);
     g->host->free(g->shared);
