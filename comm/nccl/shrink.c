@@ -82,6 +82,7 @@ static brg_status agree(meeting *m)
         while ((m->members = atomic_load(&desk->members)) == 0 &&
                !has_died(m, i))
             BRG__NCCL_TRY(pause_for(m, i));
+        m->members = atomic_load(&desk->members); /* its last word */
     }
     for (int i = 0; i < b->n; i++) {
         m->mine += i < b->mine && (m->members >> i & 1);
