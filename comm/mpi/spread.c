@@ -20,7 +20,7 @@
 
 #include <string.h>
 
-/* Less than a piece for each rank of a node is sent sooner than agreed on. */
+/* Shorter ones reach each rank sooner than its node could pass them on. */
 #define BROADCAST_MIN ((size_t)4096)
 
 /* ---- Who deals with whom ---------------------------------------------------------- */
@@ -279,27 +279,27 @@ brg_status brg__mpi_run_spread(mpi_group *g, brg_call *call, bool *is_over)
 
 /* ---- Broadcast ---------------------------------------------------------------------------- */
 
-static brg__slice place_of(const mpi_group *g, int rank)
+/* Its place in its node. */
+static int local_of(const mpi_group *g, int rank)
 {
-    size_t node = 0, local = 0;
-    while (rank_in(g, (int)node, (int)local) != rank)
-        if (++local == (size_t)size_of_node(g, (int)node)) {
+    int node = 0, local = 0;
+    while (rank_in(g, node, local) != rank)
+        if (++local == size_of_node(g, node)) {
             node++;
             local = 0;
         }
-    return (brg__slice){node, local};
+    return local;
 }
 
 int brg__mpi_root_here(const mpi_group *g, const brg_call *call)
 {
-    int local = (int)place_of(g, call->peer).end;
-    return local % g->n_local;
+    return local_of(g, call->peer) % g->n_local;
 }
 
 brg_status brg__mpi_relay(mpi_group *g, const brg_call *call, void *at,
                           size_t n)
 {
-    int local = (int)place_of(g, call->peer).end;
+    int local = local_of(g, call->peer);
     g->cursor.n_requests = 0;
     if (g->rank == call->peer) {
         for (int node = 0; node < g->n_nodes; node++) {
