@@ -78,7 +78,7 @@ static void write_line(mpi_group *g, const brg_call *call)
 {
     shared_line *line = line_of(g, g->local, call->seq);
     g->host->sign(call, g->rank, &line->signature);
-    line->region = 0;
+    line->region = line->recv_region = 0;
     bool has_data = call->coll != BRG_COLL_BROADCAST || call->peer == g->rank;
     if (payload_of(g, call) && (has_data || !is_small(g, call)))
         write_data(g, call, line);

@@ -49,7 +49,7 @@ static void find_peers(mpi_group *g)
 
 bool brg__mpi_is_spread(const mpi_group *g, const brg_call *call, bool direct)
 {
-    if (g->n_nodes == 1 || g->max_local == 1)
+    if (g->n_nodes == 1 || g->max_local == 1 || call->nbytes == 0)
         return false;
     if (call->coll == BRG_COLL_BROADCAST)
         return call->nbytes >= BROADCAST_MIN;

@@ -333,6 +333,18 @@ static brg_status try_large(const suite *s)
     return BRG_OK;
 }
 
+/* Of nothing, where calls before it have left their marks. */
+static brg_status try_nothing(const suite *s)
+{
+    for (int coll = BRG_COLL_ALL_REDUCE; coll <= BRG_COLL_BROADCAST; coll++)
+        for (int k = 0; k < 41; k++)
+            BRG_TRY(try_one(s, &(trial){.coll = (brg_coll)coll,
+                                        .count = k < 40 ? 17 : 0,
+                                        .dtype = BRG_DTYPE_F32,
+                                        .salt = (uint64_t)(3000 + k)}));
+    return BRG_OK;
+}
+
 static brg_status try_others(const suite *s)
 {
     static const brg_coll colls[] = {BRG_COLL_REDUCE_SCATTER,
@@ -508,6 +520,7 @@ static brg_status run_on(const suite *s)
 {
     BRG_TRY(try_all_reduce(s));
     BRG_TRY(try_others(s));
+    BRG_TRY(try_nothing(s));
     BRG_TRY(try_large(s));
     BRG_TRY(try_p2p(s));
     BRG_TRY(try_many(s, 3, false));
