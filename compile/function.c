@@ -69,13 +69,11 @@ static brg_status put_input(brg__function *f, const brg__traced_call *call,
         return append(&f->key, &none, 1);
     while (call->inputs[same] != t)
         same++;
-    uint8_t kind[6] = {t->dtype,
-                       t->ndim,
-                       (uint8_t)t->device.type,
+    uint8_t kind[5] = {t->dtype, t->ndim, (uint8_t)t->device.type,
                        (uint8_t)t->device.index,
-                       brg__requires_grad(t),
-                       (uint8_t)same};
+                       (uint8_t)(brg__requires_grad(t) + !brg_is_leaf(t))};
     BRG_TRY(append(&f->key, kind, sizeof kind));
+    BRG_TRY(append(&f->key, &same, sizeof same));
     BRG_TRY(append(&f->key, t->shape, t->ndim * sizeof *t->shape));
     BRG_TRY(append(&f->key, t->stride, t->ndim * sizeof *t->stride));
     BRG_TRY(append(&f->shapes, &t->ndim, 1));
@@ -201,7 +199,10 @@ static brg_status capture(brg__function *f, const brg__traced_call *call,
 {
     brg__segment *segment;
     char *reason = NULL;
-    brg_status status = brg__segment_create(&segment, call, f->backend);
+    bool wants_graph = false;
+    brg__traced_call traced = *call;
+    traced.wants_graph = &wants_graph;
+    brg_status status = brg__segment_create(&segment, &traced, f->backend);
     if (status == BRG_OK && f->is_relaunched && segment->captured.is_step)
         status = brg__relauncher_create(&segment->relauncher);
     if (status != BRG_OK && status != BRG_ERR_UNSUPPORTED)
@@ -216,6 +217,7 @@ static brg_status capture(brg__function *f, const brg__traced_call *call,
     *out = v;
     v->segment = segment;
     v->reason = reason;
+    v->wants_graph = wants_graph;
     BRG_TRY(append(&v->key, f->key.at, f->key.n));
     BRG_TRY(append(&v->shapes, f->shapes.at, f->shapes.n));
     if (!segment)
@@ -247,6 +249,7 @@ static brg_status choose(brg__function *f, const brg__traced_call *call,
     if (v->reason) { /* another thread may drop it */
         snprintf(why_text, sizeof why_text, "%s", v->reason);
         outcome->why = why_text;
+        outcome->is_unfit = v->wants_graph;
     }
     if (outcome->why)
         return BRG_OK;

@@ -22,6 +22,7 @@ typedef struct brg__variant {
     brg__bytes key;
     brg__segment *segment; /* NULL: it cannot be captured */
     char *reason;          /* then: why; owned */
+    bool wants_graph;      /* then: nor in pieces */
     bool is_dynamic;   /* of segments with this id others may differ in size */
     brg__bytes shapes; /* of the inputs: ndim and sizes, one after another */
     uint64_t last_use;

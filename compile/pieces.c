@@ -12,6 +12,7 @@
 #include "compile/trace_inside.h"
 #include "core/autograd/autocast.h"
 #include "core/autograd/debug.h"
+#include "core/ops/random.h"
 
 typedef struct pieces {
     brg__tracing t;
@@ -19,7 +20,6 @@ typedef struct pieces {
     brg__traced_call call; /* n_outputs: tensors that are still there */
     brg__function *f;
     bool is_flushing;
-    brg_random_state random; /* where the piece began */
     /* What the thread had in force before. */
     brg__emitter *emitter;
     brg__tracer *tracer;
@@ -68,9 +68,7 @@ static bool suspend(brg__tracer *self)
 
 static void resume(brg__tracer *self)
 {
-    pieces *p = pieces_of(self);
-    enter(p);
-    brg_random_get_state(&p->random);
+    enter(pieces_of(self));
 }
 
 static void begin_piece(pieces *p)
@@ -81,7 +79,6 @@ static void begin_piece(pieces *p)
     p->t.symbols.n = 0;
     p->t.ir = &p->captured.forward;
     p->t.is_backward = false;
-    brg_random_get_state(&p->random);
 }
 
 /* ---- What a piece is, as bytes ------------------------------------------------------------ */
@@ -287,6 +284,25 @@ static void keep_bases(const tensor_list *live, brg_tensor *const *results)
     }
 }
 
+/* Random numbers are those that its ops drew when they were written down. */
+static brg_status run_segment(pieces *p, brg__segment *segment,
+                              brg_tensor **results, size_t n)
+{
+    brg_random_state after;
+    brg_random_get_state(&after);
+    if (p->t.draws.n > 0) {
+        const brg_attrs *first = &p->t.draws.at[0];
+        brg__random_set_state(
+            &(brg_random_state){(uint64_t)first->i[0], (uint64_t)first->i[1]});
+    }
+    /* What is recorded was decided when it was written down. */
+    (void)brg_grad_mode_set(true);
+    brg_status status = brg__segment_run(segment, p->t.piece_inputs.at,
+                                         p->t.piece_inputs.n, results, n);
+    brg__random_set_state(&after);
+    return status;
+}
+
 static brg_status run_piece(pieces *p, const tensor_list *live)
 {
     brg__segment *segment;
@@ -295,13 +311,8 @@ static brg_status run_piece(pieces *p, const tensor_list *live)
                                                 "results of a piece");
     brg_status status = results ? BRG_OK : BRG_ERR_NOMEM;
     leave(p);
-    if (status == BRG_OK) {
-        brg_random_set_state(&p->random);
-        /* What is recorded was decided when it was written down. */
-        (void)brg_grad_mode_set(true);
-        status = brg__segment_run(segment, p->t.piece_inputs.at,
-                                  p->t.piece_inputs.n, results, live->n);
-    }
+    if (status == BRG_OK)
+        status = run_segment(p, segment, results, live->n);
     enter(p);
     for (size_t i = 0; status == BRG_OK && i < live->n; i++)
         become(live->at[i], results[i]);
@@ -343,11 +354,18 @@ static brg_status flush(brg__tracer *self)
 
 /* ---- The tracer's other calls --------------------------------------------------------------------- */
 
+/* Its gradient is no plan's. */
+static bool has_sparse_gradient(const brg_op_call *call)
+{
+    return call->op == &brg__op_embedding_with && call->attrs->i[1];
+}
+
 static brg_status emit(brg__emitter *self, brg_op_call *call)
 {
     pieces *p = (pieces *)self;
     brg_tensor *const *in = call->in;
-    brg_status status = brg__trace_op(&p->t, call);
+    brg_status status = has_sparse_gradient(call) ? BRG_ERR_UNSUPPORTED
+                                                  : brg__trace_op(&p->t, call);
     if (status != BRG_ERR_UNSUPPORTED || p->is_flushing)
         return status;
     call->in = in; /* it runs now, by itself */
@@ -407,9 +425,13 @@ brg_status brg__pieces_call(brg__function *f, const brg__traced_call *call,
     enter(p);
     brg_status status = call->fn(call->inputs, call->n_inputs, outputs,
                                  call->n_outputs, call->user);
-    if (status == BRG_OK)
-        status = flush(&p->t.tracer);
-    leave(p);
+    if (brg__tracer_now == &p->t.tracer) {
+        if (status == BRG_OK)
+            status = flush(&p->t.tracer);
+        leave(p);
+    } else { /* it left pack hooks in force */
+        brg__pack_hooks_forget(&p->t.tracer);
+    }
     begin_piece(p);
     brg__mem_free(p);
     return status;

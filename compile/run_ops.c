@@ -51,12 +51,12 @@ static void set_attrs(brg__running *r, brg__step *step)
     }
 }
 
+/* The kernel has counted its changes in the plan's own storages. */
 static void touch_given(const brg__running *r, const brg__ir_node *node)
 {
     for (int i = 0; i < node->n_in; i++) {
-        const brg__root *root =
-            brg__run_root(r, brg__ir_in(r->exec->ir, node)[i]);
-        if (root &&
+        brg__root *root = brg__run_root(r, brg__ir_in(r->exec->ir, node)[i]);
+        if (root && atomic_exchange(&root->storage.version, 0) != 0 &&
             (root->kind == BRG__ROOT_CONST || root->kind == BRG__ROOT_INPUT))
             brg_tensor_touch(root->real);
     }

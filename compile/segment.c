@@ -243,13 +243,28 @@ static brg__segment_fit leaves_fit(const brg__segment *s,
                                                     : BRG__SEGMENT_FITS;
 }
 
+/* Inputs are known by their address if they were when it was captured. */
+static bool knows_inputs(const brg__segment *s, brg_tensor *const *inputs)
+{
+    const brg__captured *c = &s->captured;
+    for (size_t i = 0; i < c->known.n; i++)
+        if (inputs[c->known.at[i].input] != c->known.at[i].tensor)
+            return false;
+    for (size_t id = 0; id < c->forward.values.n; id++)
+        for (int i = 0;
+             c->forward.values.at[id].constant && i < c->forward.n_inputs; i++)
+            if (inputs[i] == c->forward.values.at[id].constant)
+                return false;
+    return true;
+}
+
 brg__segment_fit brg__segment_fits(const brg__segment *s,
                                    brg_tensor *const *inputs)
 {
     for (size_t id = 0; id < s->captured.forward.values.n; id++)
         if (!is_same_constant(s, id))
             return BRG__SEGMENT_STALE;
-    return leaves_fit(s, inputs);
+    return knows_inputs(s, inputs) ? leaves_fit(s, inputs) : BRG__SEGMENT_OTHER;
 }
 
 static bool is_same_node(const brg__ir_node *a, const brg__ir_node *b)

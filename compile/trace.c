@@ -11,6 +11,7 @@
 #include "compile/trace_inside.h"
 #include "core/autograd/autocast.h"
 #include "core/autograd/debug.h"
+#include "core/ops/random.h"
 
 /* ---- Symbols --------------------------------------------------------------------- */
 
@@ -57,6 +58,26 @@ static brg_status mark_leaf(brg_tensor *symbol)
     return BRG_OK;
 }
 
+/* An input of the function that it reads by its address: one tensor, one
+ * symbol. The plan is for calls with this input, then. */
+static brg_status known_input(brg__tracing *t, brg_tensor *real,
+                              brg_tensor **out)
+{
+    brg__captured *c = t->captured;
+    *out = NULL;
+    for (size_t i = 0; !t->is_piece && i < t->inputs.n && !*out; i++) {
+        if (t->call->inputs[i] != real)
+            continue;
+        *out = t->inputs.at[i];
+        for (size_t k = 0; k < c->known.n; k++)
+            if (c->known.at[k].tensor == real)
+                return BRG_OK;
+        BRG_TRY(brg__array_push(&c->known, ((brg__known_input){(int)i, real})));
+        brg_retain(real);
+    }
+    return BRG_OK;
+}
+
 /* A tensor from outside. Its leaf is a symbol of its own, so that no hook and
  * no gradient of the real one is met while capturing. */
 static brg_status constant(brg__tracing *t, brg_tensor *real, brg_tensor **out)
@@ -64,6 +85,9 @@ static brg_status constant(brg__tracing *t, brg_tensor *real, brg_tensor **out)
     char text[BRG_TENSOR_TEXT_MAX];
     uint32_t at;
     bool is_new;
+    BRG_TRY(known_input(t, real, out));
+    if (*out)
+        return BRG_OK;
     if (real->sparse || (!t->is_piece && !brg_is_leaf(real)))
         return BRG_FAIL(BRG_ERR_UNSUPPORTED,
                         "capture: the function uses %s, which is no input and "
@@ -284,6 +308,8 @@ brg_status brg__trace_effect(brg__tracing *t, const brg__effect *effect)
     int id;
     BRG_TRY(brg__capture_point());
     BRG_TRY(copy_effect(t, effect, &kept));
+    if (effect->target && effect->target->storage)
+        BRG_TRY(brg__array_push(&t->changed, effect->target->storage));
     BRG_TRY(brg__trace_operand(t, &in, &id));
     brg__ir_node node = {.kind = BRG__IR_EFFECT,
                          .effect = kept,
@@ -298,10 +324,25 @@ static brg_status defer(brg__tracer *self, const brg__effect *effect)
 {
     brg__tracing *t =
         (brg__tracing *)((char *)self - offsetof(brg__tracing, tracer));
+    if (t->is_backward)
+        return brg__tracer_refuse(effect->name,
+                                  "a hook of the function calls it");
     brg_status status = brg__trace_effect(t, effect);
     if (status == BRG_ERR_UNSUPPORTED)
         refuse(self);
     return status;
+}
+
+/* The engine asks whether what an op saved is still what it was. */
+static uint32_t version(brg__tracer *self, const brg_tensor *tensor)
+{
+    brg__tracing *t =
+        (brg__tracing *)((char *)self - offsetof(brg__tracing, tracer));
+    const brg_tensor *real = brg__trace_outside(t, tensor);
+    uint32_t n = 0;
+    for (size_t i = 0; real && i < t->changed.n; i++)
+        n += t->changed.at[i] == real->storage;
+    return n;
 }
 
 brg_status brg__trace_bring(brg__tracer *self, brg_tensor **tensor)
@@ -399,7 +440,7 @@ static void enter(brg__tracing *t, surroundings *before)
 static void leave(const surroundings *before)
 {
     brg__autocast_forget();
-    brg_random_set_state(&before->random);
+    brg__random_set_state(&before->random);
     brg__n_observers = before->n_observers;
     (void)brg_grad_mode_set(before->mode);
     brg__pack_hooks_swap(before->pack);
@@ -416,6 +457,7 @@ void brg__tracing_deinit(brg__tracing *t)
     brg__array_deinit(&t->constants);
     brg__array_deinit(&t->inputs);
     brg__array_deinit(&t->draws);
+    brg__array_deinit(&t->changed);
     brg__array_deinit(&t->kept_values);
     for (size_t i = 0; i < t->piece_inputs.n; i++)
         brg_release(t->piece_inputs.at[i]);
@@ -434,6 +476,7 @@ brg_status brg__trace(brg__captured *out, const brg__traced_call *call)
                                  .bring = brg__trace_bring,
                                  .trial_begin = brg__trace_trial_begin,
                                  .trial_end = brg__trace_trial_end,
+                                 .version = version,
                                  .refuse = refuse},
                       .runner.run = brg__trace_backward,
                       .captured = out,
@@ -449,6 +492,8 @@ brg_status brg__trace(brg__captured *out, const brg__traced_call *call)
     }
     enter(&t, &before);
     brg_status status = call_function(&t, call, outputs);
+    if (status == BRG_ERR_MODIFIED) /* of which only a backward may speak */
+        status = BRG_ERR_UNSUPPORTED;
     brg_scope_end(scope);
     leave(&before);
     brg__tracing_deinit(&t);
@@ -468,6 +513,9 @@ void brg__captured_deinit(brg__captured *c)
     }
     for (size_t k = 0; k < c->kept.n; k++)
         brg_release(c->kept.at[k].shape);
+    for (size_t i = 0; i < c->known.n; i++)
+        brg_release(c->known.at[i].tensor);
+    brg__array_deinit(&c->known);
     for (size_t i = 0; i < c->regions.n; i++)
         brg__mem_free(c->regions.at[i]);
     brg__array_deinit(&c->regions);

@@ -70,9 +70,16 @@ typedef struct brg__leaf {
     brg__reduction_part part;
 } brg__leaf;
 
+/* An input that the function knows by its address, too. */
+typedef struct brg__known_input {
+    int input;
+    brg_tensor *tensor; /* retained */
+} brg__known_input;
+
 typedef struct brg__captured {
     brg__ir forward; /* a step: all of it */
     brg__ir backward;
+    BRG__ARRAY(brg__known_input) known;
     bool is_step;
     BRG__ARRAY(brg__result) results; /* as many as the function has */
     BRG__ARRAY(brg__base) bases;
@@ -98,6 +105,9 @@ typedef struct brg__traced_call {
     brg_tensor *const *inputs;
     size_t n_inputs;
     size_t n_outputs;
+    /* (optional) Set once a gradient is to be differentiated again: nothing for
+     * segments, be it in pieces. */
+    bool *wants_graph;
     /* Run by a step's plan around its backward, with `object`. */
     brg__effect backward_begin;
     brg__effect backward_end;

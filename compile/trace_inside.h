@@ -39,7 +39,8 @@ typedef struct brg__tracing {
     BRG__ARRAY(brg_tensor *) inputs;    /* their symbols */
     BRG__ARRAY(brg_attrs) draws;        /* of random numbers */
     BRG__ARRAY(int) kept_values;        /* in the backward, of what is kept */
-    brg_tensor *in[BRG_MAX_OP_INPUTS];  /* of the op being written down */
+    BRG__ARRAY(const brg__storage *) changed; /* from outside, by effects */
+    brg_tensor *in[BRG_MAX_OP_INPUTS];        /* of the op being written down */
     /* Of a piece: real tensors are its inputs, none is a constant. */
     bool is_piece;
     BRG__ARRAY(brg_tensor *) piece_inputs; /* retained */
@@ -67,6 +68,7 @@ void brg__trace_forget_constants(brg__tracing *t);
 
 /* ---- trace_results.c ------------------------------------------------------------ */
 
+const brg_tensor *brg__trace_outside(brg__tracing *t, const brg_tensor *symbol);
 /* What the function gave back; of a segment, its backward too. */
 brg_status brg__trace_segment(brg__tracing *t, brg_tensor *const *outputs);
 brg_status brg__trace_step_results(brg__tracing *t, brg_tensor *const *outputs);

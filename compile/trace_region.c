@@ -7,6 +7,7 @@
 
 #include "compile/capture.h"
 #include "compile/trace_inside.h"
+#include "core/ops/random.h"
 
 static brg__tracing *tracing_of(brg__tracer *self)
 {
@@ -82,7 +83,7 @@ static void forget(brg__tracing *t)
     while (t->symbols.n > before->n_symbols)
         brg_release(t->symbols.at[--t->symbols.n].tensor);
     t->draws.n = before->n_draws;
-    brg_random_set_state(&before->random);
+    brg__random_set_state(&before->random);
 }
 
 brg_status brg__trace_trial_end(brg__tracer *self, brg_tensor *const *in,

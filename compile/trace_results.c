@@ -20,6 +20,22 @@ static bool is_view(const brg__ir_node *node)
            node->n_out == 1;
 }
 
+/* The tensor from outside whose memory a symbol shows, or NULL. */
+const brg_tensor *brg__trace_outside(brg__tracing *t, const brg_tensor *symbol)
+{
+    const brg__symbol *s = brg__trace_symbol(t, symbol);
+    const brg__ir *ir =
+        s->is_backward ? &t->captured->backward : &t->captured->forward;
+    const brg__ir_value *v = &ir->values.at[s->value];
+    while (v->source == BRG__IR_FROM_NODE && is_view(&ir->nodes.at[v->node]))
+        v = &ir->values.at[brg__ir_in(ir, &ir->nodes.at[v->node])[0]];
+    if (v->source == BRG__IR_FROM_CONST)
+        return v->constant;
+    return v->source == BRG__IR_FROM_INPUT && !s->is_backward
+               ? t->call->inputs[v->index]
+               : NULL;
+}
+
 /* The ops that lead from a base to the result, first to last. */
 static brg_status list_views(brg__tracing *t, brg__result *result, int value,
                              int *base)
@@ -55,6 +71,9 @@ static brg_status add_result(brg__tracing *t, brg_tensor *output,
     int value, base;
     if (!output)
         return BRG_OK;
+    if (output->grad_info && brg__autograd_of(output)->retain)
+        return brg__tracer_refuse("brg_retain_grad of a result",
+                                  "call it outside of the function");
     BRG_TRY(brg__trace_operand(t, &output, &value));
     result->requires_grad = brg_requires_grad(output);
     BRG_TRY(list_views(t, result, value, &base));

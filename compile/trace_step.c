@@ -103,6 +103,9 @@ static brg_status trace_leaf(brg__tracing *t, brg_node *node, brg_tensor **grad)
     if (!symbol->input && !symbol->real)
         return brg__tracer_refuse("a leaf made by the function",
                                   "use brg_grad for its gradient");
+    if (symbol->input && !brg_is_leaf(t->call->inputs[symbol->input - 1]))
+        return brg__tracer_refuse("backward beyond an input",
+                                  "give it a detached one");
     if (brg__autograd_of(node->leaf)->post_accumulate.first || node->hooks)
         return brg__tracer_refuse("a hook on accumulation",
                                   "add it outside of the function");
@@ -146,6 +149,8 @@ brg_status brg__trace_backward(brg__runner *self, brg__task *task)
 {
     brg__tracing *t =
         (brg__tracing *)((char *)self - offsetof(brg__tracing, runner));
+    if (!brg__grad_mode_is_off && t->call->wants_graph)
+        *t->call->wants_graph = true;
     if (task->is_capturing)
         return walk(t, task);
     if (!brg__grad_mode_is_off)

@@ -51,6 +51,10 @@ brg_status brg_set_requires_grad(brg_tensor *t, bool requires_grad)
                         brg__tensor_text(t, text), brg_grad_fn_name(t));
     if (!requires_grad && !t->grad_info)
         return BRG_OK;
+    if (brg__is_traced() && brg__requires_grad(t) != requires_grad &&
+        (!t->symbol || !requires_grad))
+        BRG_TRY(brg__tracer_settle("brg_set_requires_grad",
+                                   "freeze tensors outside of the function"));
     brg__autograd *a;
     BRG_TRY(brg__autograd_get(t, &a));
     a->requires_grad = requires_grad;
@@ -168,6 +172,9 @@ brg_status brg_tensor_node(brg_node **out, brg_tensor *t)
     *out = NULL;
     if (!t)
         return brg__error_pending("brg_tensor_node: tensor");
+    if (brg__is_traced() && brg__requires_grad(t) && brg_is_leaf(t))
+        BRG_TRY(brg__tracer_settle("brg_tensor_node",
+                                   "ask for it outside of the function"));
     BRG_TRY(brg__tracer_flush());
     brg__edge edge;
     BRG_TRY(brg__edge_of(t, &edge));
@@ -192,10 +199,13 @@ const char *brg_grad_fn_name(const brg_tensor *t)
 
 /* ---- Hooks of a tensor --------------------------------------------------------- */
 
+/* A plan calls the hooks that a leaf has when it runs. */
 static brg_status check_hookable(const char *what, brg_tensor *t)
 {
     if (!t)
         return brg__error_pending(what);
+    if (brg__is_traced() && brg__requires_grad(t) && brg_is_leaf(t))
+        BRG_TRY(brg__tracer_settle(what, "add it outside of the function"));
     BRG_TRY(brg__tracer_flush());
     char text[BRG_TENSOR_TEXT_MAX];
     if (!brg__requires_grad(t))

@@ -8,6 +8,7 @@
 
 #include "core/base/error.h"
 #include "core/base/options.h"
+#include "core/ops/random.h"
 #include "core/tensor/shape.h"
 
 /* ---- Frames ---------------------------------------------------------------------- */
@@ -183,13 +184,13 @@ static brg_status run_again(brg__frame *frame)
     brg_random_state random;
     brg_random_get_state(&random);
     if (!frame->options.keeps_random_state)
-        brg_random_set_state(&frame->random);
+        brg__random_set_state(&frame->random);
     bool mode = brg_grad_mode_set(true);
     brg_autocast policy = brg__autocast_swap(frame->autocast);
     brg_status status = run_recorded(frame);
     brg__autocast_swap(policy);
     brg_grad_mode_set(mode);
-    brg_random_set_state(&random);
+    brg__random_set_state(&random);
     brg_scope_end(scope);
     return status;
 }

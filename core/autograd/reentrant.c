@@ -9,6 +9,7 @@
 #include "core/autograd/engine.h"
 #include "core/autograd/recompute.h"
 #include "core/base/error.h"
+#include "core/ops/random.h"
 
 static brg_status forward(brg_context *ctx, const brg_value *args,
                           size_t n_args, brg_value *out)
@@ -63,10 +64,10 @@ static brg_status backward(brg_context *ctx, brg_tensor *const *grad_out,
     brg_random_state random;
     brg_random_get_state(&random);
     if (!frame->options.keeps_random_state)
-        brg_random_set_state(&frame->random);
+        brg__random_set_state(&frame->random);
     brg_tensor *inputs[BRG__STRETCH_MAX] = {0};
     brg_status status = inner_backward(frame, grad_out, inputs);
-    brg_random_set_state(&random);
+    brg__random_set_state(&random);
     for (size_t i = 0; status == BRG_OK && i < frame->n_inputs; i++)
         grad_in[i] = brg_tensor_grad(inputs[i]);
     return status;

@@ -6,6 +6,7 @@
 #include "core/base/alloc.h"
 #include "core/base/error.h"
 #include "core/base/options.h"
+#include "core/base/tracer.h"
 #include "core/tensor/shape.h"
 
 /* ---- The stack of pack hooks -------------------------------------------------- */
@@ -23,6 +24,13 @@ brg__pack_hooks *brg__pack_hooks_swap(brg__pack_hooks *pack)
     brg__pack_hooks *before = innermost;
     innermost = pack;
     return before;
+}
+
+void brg__pack_hooks_forget(const struct brg__tracer *tracer)
+{
+    for (brg__pack_hooks *pack = innermost; pack; pack = pack->outer)
+        if (pack->suspended == tracer)
+            pack->suspended = NULL;
 }
 
 bool brg__pack_source_is_leaf(void)
@@ -46,11 +54,13 @@ brg_status brg_pack_hooks_push(const brg_pack_hooks *hooks)
                              BRG_PACK_HOOKS_INIT));
     BRG_CHECK_ARG(taken.pack && taken.unpack,
                   "brg_pack_hooks_push: pack and unpack must both be set");
+    BRG_TRY(brg__tracer_flush());
     brg__pack_hooks *pack = BRG__NEW(brg__pack_hooks);
     if (!pack)
         return BRG_ERR_NOMEM;
     brg__ref_init(&pack->refs);
     pack->hooks = taken;
+    pack->suspended = brg__tracer_suspend();
     pack->outer = innermost;
     innermost = pack;
     return BRG_OK;
@@ -63,6 +73,7 @@ brg_status brg_pack_hooks_pop(void)
                                        "in force on this thread");
     brg__pack_hooks *pack = innermost;
     innermost = pack->outer;
+    brg__tracer_resume(pack->suspended);
     pack_hooks_release(pack);
     return BRG_OK;
 }

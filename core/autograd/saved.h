@@ -36,6 +36,9 @@ typedef struct brg__pack_hooks {
     brg__refcount refs;
     brg_pack_hooks hooks;
     struct brg__pack_hooks *outer; /* of the thread's stack */
+    /* A tracer that works piece by piece stands still while they are in force:
+     * they get tensors. */
+    struct brg__tracer *suspended;
 } brg__pack_hooks;
 
 typedef struct brg__saved {
@@ -60,6 +63,9 @@ brg_status brg__saved_get(brg_node *owner, const brg__saved *saved,
 
 /* Puts other pack hooks in force (NULL: none); returns those before. */
 brg__pack_hooks *brg__pack_hooks_swap(brg__pack_hooks *pack);
+
+/* A tracer ends: those in force that suspended it do not resume it. */
+void brg__pack_hooks_forget(const struct brg__tracer *tracer);
 
 /* The thread's pack hooks in force, or NULL. */
 const brg_pack_hooks *brg__pack_hooks_innermost(void);

@@ -87,6 +87,9 @@ struct brg__tracer {
     /* With flush: the thread's tracing stops and goes on. */
     bool (*suspend)(brg__tracer *self); /* false: it does not */
     void (*resume)(brg__tracer *self);
+    /* (optional) Of the memory that a symbol stands for: how often what is written
+     * down has changed it. */
+    uint32_t (*version)(brg__tracer *self, const brg_tensor *symbol);
     /* The capture cannot serve; what is wrong is the error record. */
     void (*refuse)(brg__tracer *self);
 };

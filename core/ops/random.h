@@ -6,6 +6,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <brigade/random.h>
+
+/* As brg_random_set_state, of what the library itself puts back. */
+void brg__random_set_state(const brg_random_state *state);
+
 /* Counters are handled in blocks, four words each. */
 #define BRG__RANDOM_COUNTERS 16
 #define BRG__RANDOM_WORDS (4 * BRG__RANDOM_COUNTERS)

@@ -360,6 +360,8 @@ uint32_t brg_tensor_version(const brg_tensor *t)
 {
     if (t->sparse)
         t = t->sparse->values;
+    if (t->symbol && brg__is_traced() && brg__tracer_now->version)
+        return brg__tracer_now->version(brg__tracer_now, t);
     return t->storage ? atomic_load(&t->storage->version) : 0;
 }
 
