@@ -74,7 +74,7 @@ static brg_status cond(brg_tensor **out, size_t n_out, brg_tensor *predicate,
                        brg_region then, brg_region otherwise,
                        brg_tensor *const *in, size_t n_in)
 {
-    bool taken;
+    bool taken = false;
     BRG_TRY(is_true("brg_cond", predicate, &taken));
     return run_region("brg_cond: a branch", taken ? then : otherwise, in, n_in,
                       out, n_out);
@@ -86,7 +86,7 @@ static brg_status loop(brg_tensor **out, brg_region condition, brg_region body,
     brg_tensor *now[BRG_MAX_REGION], *next[BRG_MAX_REGION], *predicate;
     memcpy(now, in, n * sizeof *now);
     for (;;) {
-        bool goes_on;
+        bool goes_on = false;
         BRG_TRY(run_region("brg_while_loop: the condition", condition, now, n,
                            &predicate, 1));
         BRG_TRY(is_true("brg_while_loop", predicate, &goes_on));
