@@ -360,10 +360,31 @@ static bool has_sparse_gradient(const brg_op_call *call)
     return call->op == &brg__op_embedding_with && call->attrs->i[1];
 }
 
+static size_t n_live(const pieces *p)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < p->t.symbols.n; i++)
+        n += brg__ref_count(&p->t.symbols.at[i].tensor->refs) > 1;
+    return n;
+}
+
+/* A node has so many gradients, in and out, and no more. What is live is counted
+ * now and then; a function's call, which is not recorded, stays in one piece. */
+static bool is_full(const pieces *p)
+{
+    const size_t n = p->captured.forward.nodes.n;
+    if (p->is_flushing || !brg_grad_mode() || n == 0)
+        return false;
+    return p->t.piece_inputs.n + BRG_MAX_OP_INPUTS > BRG__MAX_SLOTS ||
+           (n % 32 == 0 && n_live(p) > BRG__MAX_SLOTS * 3 / 4);
+}
+
 static brg_status emit(brg__emitter *self, brg_op_call *call)
 {
     pieces *p = (pieces *)self;
     brg_tensor *const *in = call->in;
+    if (is_full(p))
+        BRG_TRY(flush(&p->t.tracer));
     brg_status status = has_sparse_gradient(call) ? BRG_ERR_UNSUPPORTED
                                                   : brg__trace_op(&p->t, call);
     if (status != BRG_ERR_UNSUPPORTED || p->is_flushing)

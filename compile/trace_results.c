@@ -173,9 +173,9 @@ static brg_status differentiate(brg__tracing *t, gradients *g)
     t->ir->n_inputs = c->n_slots + (int)c->kept.n;
     if (c->edges.n > BRG__MAX_SLOTS || c->bases.n > BRG__MAX_SLOTS)
         return BRG_FAIL(BRG_ERR_UNSUPPORTED,
-                        "capture: the function has gradients for %zu tensors, "
-                        "%d is the most",
-                        c->edges.n, BRG__MAX_SLOTS);
+                        "capture: the function has gradients for %zu tensors "
+                        "and of %zu results, %d is the most",
+                        c->edges.n, c->bases.n, BRG__MAX_SLOTS);
     return BRG_OK;
 }
 

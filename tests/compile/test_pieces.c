@@ -195,6 +195,60 @@ static void test_pieces__a_gradient_that_is_a_part(void **state)
     check(joins);
 }
 
+/* ---- More than a node can have ----------------------------------------------------- */
+
+enum { N_MANY = 700 };
+
+static brg_tensor *many[N_MANY];
+
+FUNCTION(uses_many_parameters)
+{
+    out[0] = brg_sum_all(in[0]);
+    for (int i = 0; i < N_MANY; i++)
+        out[0] = brg_add(out[0], brg_mul(many[i], out[0]));
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+FUNCTION(has_many_results)
+{
+    double first;
+    brg_tensor *h[N_MANY];
+    for (int i = 0; i < N_MANY; i++)
+        h[i] = brg_mul_scalar(in[0], 1.0 / (i + 1));
+    BRG_TRY(brg_tensor_item(brg_sum_all(brg_detach(h[0])), &first));
+    out[0] = brg_mul_scalar(brg_sum_all(h[0]), first);
+    for (int i = N_MANY - 1; i > 0; i -= 100)
+        out[0] = brg_add(out[0], brg_sum_all(h[i]));
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+static void test_pieces__more_gradients_than_a_node_has(void **state)
+{
+    (void)state;
+    double want[2] = {0}, got[2] = {0};
+    for (int k = 0; k < 3; k++) {
+        double *to = k ? got : want;
+        brg_tensor *x = leaf_from(1, BRG_SHAPE(2)), *y;
+        brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+        brg_compiled *c = NULL;
+        options.whole = true;
+        for (int i = 0; i < N_MANY; i++)
+            many[i] = leaf_from(1e-6 * i, BRG_SCALAR);
+        if (k)
+            assert_brg_ok(
+                brg_compiled_create(&c, uses_many_parameters, NULL, &options));
+        assert_brg_ok(c ? brg_compiled_call(c, &x, 1, &y, 1)
+                        : uses_many_parameters(&x, 1, &y, 1, NULL));
+        assert_brg_ok(call_backward(y, k == 2));
+        to[0] = element(brg_tensor_grad(many[N_MANY - 1]), 0);
+        to[1] = element(brg_tensor_grad(x), 1);
+        brg_compiled_destroy(c);
+        if (k)
+            assert_memory_equal(want, got, sizeof want);
+    }
+    check(has_many_results);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -203,6 +257,7 @@ int main(void)
         compile_test(test_pieces__zeros_for_what_is_not_used),
         compile_test(test_pieces__gradients_of_reshape_in_any_strides),
         compile_test(test_pieces__a_gradient_that_is_a_part),
+        compile_test(test_pieces__more_gradients_than_a_node_has),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
