@@ -308,8 +308,6 @@ brg_status brg__trace_effect(brg__tracing *t, const brg__effect *effect)
     int id;
     BRG_TRY(brg__capture_point());
     BRG_TRY(copy_effect(t, effect, &kept));
-    if (effect->target && effect->target->storage)
-        BRG_TRY(brg__array_push(&t->changed, effect->target->storage));
     BRG_TRY(brg__trace_operand(t, &in, &id));
     brg__ir_node node = {.kind = BRG__IR_EFFECT,
                          .effect = kept,
@@ -340,8 +338,11 @@ static uint32_t version(brg__tracer *self, const brg_tensor *tensor)
         (brg__tracing *)((char *)self - offsetof(brg__tracing, tracer));
     const brg_tensor *real = brg__trace_outside(t, tensor);
     uint32_t n = 0;
-    for (size_t i = 0; real && i < t->changed.n; i++)
-        n += t->changed.at[i] == real->storage;
+    for (size_t i = 0; real && i < t->captured->effects.n; i++) {
+        const brg__effect *e = t->captured->effects.at[i];
+        n += (e->target && brg_tensor_shares_storage(e->target, real)) ||
+             (e->changes && e->changes(e, real));
+    }
     return n;
 }
 
@@ -457,7 +458,6 @@ void brg__tracing_deinit(brg__tracing *t)
     brg__array_deinit(&t->constants);
     brg__array_deinit(&t->inputs);
     brg__array_deinit(&t->draws);
-    brg__array_deinit(&t->changed);
     brg__array_deinit(&t->kept_values);
     for (size_t i = 0; i < t->piece_inputs.n; i++)
         brg_release(t->piece_inputs.at[i]);

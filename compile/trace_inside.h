@@ -39,8 +39,7 @@ typedef struct brg__tracing {
     BRG__ARRAY(brg_tensor *) inputs;    /* their symbols */
     BRG__ARRAY(brg_attrs) draws;        /* of random numbers */
     BRG__ARRAY(int) kept_values;        /* in the backward, of what is kept */
-    BRG__ARRAY(const brg__storage *) changed; /* from outside, by effects */
-    brg_tensor *in[BRG_MAX_OP_INPUTS];        /* of the op being written down */
+    brg_tensor *in[BRG_MAX_OP_INPUTS];  /* of the op being written down */
     /* Of a piece: real tensors are its inputs, none is a constant. */
     bool is_piece;
     BRG__ARRAY(brg_tensor *) piece_inputs; /* retained */

@@ -36,6 +36,8 @@ struct brg__effect {
     /* (optional) All that the work which it queues depends on but the values
      * on the device: its addresses. */
     brg_status (*note)(const brg__effect *effect, brg__words *state);
+    /* (optional) It may change the memory of this tensor, too. */
+    bool (*changes)(const brg__effect *effect, const brg_tensor *tensor);
     void *object;       /* what it acts on, if no tensor; borrowed */
     brg_tensor *target; /* the tensor that it acts on, or NULL */
     brg_tensor *in;     /* a tensor that it reads, or NULL */

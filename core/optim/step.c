@@ -232,6 +232,15 @@ static brg_status step_later(const brg__effect *effect, brg_tensor *in)
     return brg_optim_step(effect->object);
 }
 
+static bool changes_param(const brg__effect *effect, const brg_tensor *tensor)
+{
+    const brg_optim *optim = effect->object;
+    for (size_t i = 0; i < optim->n_slots; i++)
+        if (brg_tensor_shares_storage(optim->slots[i].param, tensor))
+            return true;
+    return false;
+}
+
 static brg_status zero_later(const brg__effect *effect, brg_tensor *in)
 {
     (void)in;
@@ -260,6 +269,7 @@ brg_status brg_optim_step(brg_optim *optim)
     if (brg__is_traced() && optim)
         return brg__tracer_defer(&(brg__effect){.name = "optim_step",
                                                 .run = step_later,
+                                                .changes = changes_param,
                                                 .relaunch = step_again,
                                                 .note = note_step,
                                                 .object = optim});

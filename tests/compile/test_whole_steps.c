@@ -148,6 +148,28 @@ FUNCTION(step_changed_after_use)
     return brg_backward(out[0]);
 }
 
+FUNCTION(steps_before_backward)
+{
+    brg_tensor *squares = brg_mul(W->w[0], W->w[0]);
+    out[0] = brg_mean_all(brg_mul(in[0], squares));
+    BRG_TRY(brg_optim_step(W->sgd));
+    return brg_backward(out[0]);
+}
+
+static void has_gradient(world *w, int i)
+{
+    (void)i;
+    assert_brg_ok(brg_tensor_set_grad(w->w[0], brg_ones_like(w->w[0])));
+}
+
+FUNCTION(steps_another)
+{
+    out[0] = brg_mean_all(brg_linear(in[0], W->w[2], NULL));
+    BRG_TRY(brg_backward(brg_mean_all(brg_mul(in[0], W->w[0]))));
+    BRG_TRY(brg_optim_step(W->sgd));
+    return brg_backward(out[0]);
+}
+
 FUNCTION(only_effect)
 {
     bool mode = brg_grad_mode_set(false);
@@ -192,6 +214,9 @@ static void test_whole_steps__what_changes(void **state)
     CHECK(gan, 1, 1, .is_step = true, .in_pieces = true);
     CHECK(step_changed_after_use, 0, 1, .may_fail = true, .is_step = true,
           .in_pieces = true);
+    CHECK(steps_before_backward, 1, 1, .may_fail = true, .is_step = true,
+          .in_pieces = true, .between = has_gradient);
+    CHECK(steps_another, 1, 1, .is_step = true);
     CHECK(only_effect, 1, 0, .is_step = true);
     CHECK(ema, 1, 2, .is_step = true);
     CHECK(opt_state_read, 1, 3, .is_step = true);
