@@ -249,6 +249,35 @@ static void test_pieces__more_gradients_than_a_node_has(void **state)
     check(has_many_results);
 }
 
+/* ---- Several backwards ---------------------------------------------------------------- */
+
+FUNCTION(two_losses)
+{
+    out[0] = brg_sum_all(brg_mul(in[0], in[0]));
+    out[1] = brg_sum_all(brg_sin(in[0]));
+    return out[1] ? BRG_OK : brg_error_code();
+}
+
+static void test_pieces__a_segment_is_one_node(void **state)
+{
+    (void)state;
+    brg_tensor *x = leaf_from(1, BRG_SHAPE(3, 4)), *losses[2];
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    brg_backward_options keep = BRG_BACKWARD_OPTIONS_INIT;
+    brg_compiled *c;
+    options.whole = true;
+    keep.retain_graph = true;
+    assert_brg_ok(brg_compiled_create(&c, two_losses, NULL, &options));
+    assert_brg_ok(brg_compiled_call(c, &x, 1, losses, 2));
+    assert_brg_ok(brg_backward_with(&losses[0], 1, &keep));
+    assert_brg_ok(brg_backward(losses[1]));
+    assert_brg_ok(brg_compiled_call(c, &x, 1, losses, 2));
+    assert_brg_ok(brg_backward(losses[0]));
+    assert_brg_fails_with(brg_backward(losses[1]), BRG_ERR_STATE,
+                          "a second time");
+    brg_compiled_destroy(c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -258,6 +287,7 @@ int main(void)
         compile_test(test_pieces__gradients_of_reshape_in_any_strides),
         compile_test(test_pieces__a_gradient_that_is_a_part),
         compile_test(test_pieces__more_gradients_than_a_node_has),
+        compile_test(test_pieces__a_segment_is_one_node),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
