@@ -726,6 +726,9 @@ static brg_status walk(brg__capturing *c)
     uint32_t visit;
     while (brg__ready_pop(c->task, &visit))
         BRG_TRY(trace_visit(c, visit));
+    brg__ir_node end = {
+        .kind = BRG__IR_FINAL, .lifted = BRG__IR_NONE, .visit = BRG__IR_NONE};
+    BRG_TRY(brg__ir_add_node(c->ir, &end, NULL, 0));
     return brg__ir_verify(c->ir);
 }
 

@@ -181,6 +181,11 @@ brg_status brg__ir_verify(const brg__ir *ir)
                             n->op->n_out);
         if (n->kind == BRG__IR_FUSED)
             BRG_TRY(verify_group(ir, at));
+        if (n->kind == BRG__IR_FINAL && at + 1 < ir->nodes.n)
+            return BRG_FAIL(BRG_ERR_INTERNAL,
+                            "plan: final callbacks at node %zu of %zu, "
+                            "expected at the end",
+                            at, ir->nodes.n);
         if (n->kind == BRG__IR_VALIDATE && (n->n_in != 1 || n->n_out != 1))
             return BRG_FAIL(BRG_ERR_INTERNAL,
                             "plan: node %zu validates %d gradients into %d, "

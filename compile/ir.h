@@ -41,7 +41,8 @@
     X(LEAF, "leaf", false)     /* accumulate, with all the leaf's hooks */     \
     X(EFFECT, "effect", false) /* a call that is no op */                      \
     X(REGION, "region", false) /* a branch or loop that values decide */       \
-    X(OUTPUT, "output", false) /* a result of the plan */
+    X(OUTPUT, "output", false) /* a result of the plan */                      \
+    X(FINAL, "final_callbacks", false) /* where the engine runs them: a stub */
 
 typedef enum brg__ir_kind {
 #define BRG__IR_ENUM(name, text, is_pure) BRG__IR_##name,

@@ -156,7 +156,6 @@ size_t brg__ir_print(const brg__ir *ir, char *filled, size_t size)
         put_function(&t, &ir->functions.at[i]);
     for (size_t i = 0; i < ir->nodes.n; i++)
         put_node(&t, ir, &ir->nodes.at[i]);
-    put(&t, "final_callbacks()\n");
     return t.n;
 }
 

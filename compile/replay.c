@@ -121,6 +121,7 @@ static const char *host_work(const brg__ir_node *node)
     case BRG__IR_DELIVER:
     case BRG__IR_ACCUMULATE:
     case BRG__IR_OUTPUT:
+    case BRG__IR_FINAL:
         return NULL;
     case BRG__IR_PACK:
     case BRG__IR_START:

@@ -155,6 +155,8 @@ brg_status brg__run_step(brg__running *r, size_t at)
     brg__ir_kind kind = r->exec->steps[at].node->kind;
     if (kind == BRG__IR_EFFECT || kind == BRG__IR_OUTPUT)
         return run_step(r, at);
+    if (kind == BRG__IR_FINAL)
+        return BRG_OK;
     brg_scope *scope = brg_scope_begin();
     if (!scope)
         return BRG_ERR_NOMEM;

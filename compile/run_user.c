@@ -284,6 +284,7 @@ static brg_status run_special(brg__running *r, size_t at, brg_tensor **t)
     case BRG__IR_START:
     case BRG__IR_WAIT:
     case BRG__IR_WRITE_BACK:
+    case BRG__IR_FINAL:
         break; /* elsewhere */
     }
     for (int j = 0; status == BRG_OK && j < node->n_out; j++)

@@ -56,7 +56,8 @@ static void put_what_it_reads(overlap *o, int at)
 {
     const brg__ir_node *node = &o->ir->nodes.at[at];
     bool needs_all =
-        node->kind == BRG__IR_EFFECT && node->effect->ends_backward;
+        node->kind == BRG__IR_FINAL ||
+        (node->kind == BRG__IR_EFFECT && node->effect->ends_backward);
     while (o->first_late < o->n_late && (needs_all || !has_operands(o, at)))
         put(o, o->late[o->first_late++]);
 }
