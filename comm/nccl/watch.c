@@ -238,19 +238,26 @@ static bool find_dead(brg__nccl_group *g, const brg__nccl_beat *beat)
     return false;
 }
 
-static bool find_failed(brg__nccl_group *g, const brg__nccl_beat *beat)
+/* The desk of one that has failed, or -1. */
+static int find_failed(const brg__nccl_group *g)
 {
     const brg__nccl_board *b = &g->board;
-    for (int i = 0; b->desks && i < b->n; i++) {
-        char why[BRG__NCCL_WHY + 20];
-        if (i == b->mine || atomic_load(&b->desks[i].gone) >= 0)
-            continue;
-        snprintf(why, sizeof why, "has failed: %.*s", BRG__NCCL_WHY - 1,
-                 b->desks[i].why);
-        judge_rank(g, beat, i, why);
-        return true;
-    }
-    return false;
+    for (int i = 0; b->desks && i < b->n; i++)
+        if (i != b->mine && atomic_load(&b->desks[i].gone) < 0)
+            return i;
+    return -1;
+}
+
+static bool judge_failed(brg__nccl_group *g, const brg__nccl_beat *beat,
+                         int desk)
+{
+    char why[BRG__NCCL_WHY + 20];
+    if (desk < 0)
+        return false;
+    snprintf(why, sizeof why, "has failed: %.*s", BRG__NCCL_WHY - 1,
+             g->board.desks[desk].why);
+    judge_rank(g, beat, desk, why);
+    return true;
 }
 
 static bool find_left(brg__nccl_group *g, const brg__nccl_beat *beat,
@@ -291,6 +298,8 @@ static void look(brg__nccl_group *g)
     brg_signature mine, theirs;
     if (brg__nccl_is_judged(g))
         return;
+    /* Before the calls are compared: one that failed for them had made its own. */
+    const int failed = find_failed(g);
     if (brg__nccl_board_find(g, &mine, &theirs)) {
         g->verdict.mine = mine;
         g->verdict.theirs = theirs;
@@ -298,7 +307,7 @@ static void look(brg__nccl_group *g)
         judge(g, BRG_ERR_MISMATCH, "ranks disagree");
         return;
     }
-    if (find_dead(g, beat) || find_failed(g, beat) ||
+    if (find_dead(g, beat) || judge_failed(g, beat, failed) ||
         find_trouble_in_nccl(g, beat) || find_left(g, beat, now))
         return;
     if (beat && age(g, beat, now) > g->timeout_ns)
@@ -366,7 +375,7 @@ static bool look_from_outside(brg__nccl_group *g, int n_looks)
     if (!brg__nccl_is_judged(g))
         (void)find_dead(g, NULL);
     if (!brg__nccl_is_judged(g))
-        (void)find_failed(g, NULL);
+        (void)judge_failed(g, NULL, find_failed(g));
     if (!brg__nccl_is_judged(g) && (uint64_t)n_looks * LOOK_NS > g->timeout_ns)
         judge(g, BRG_ERR_TIMEOUT,
               "rank %d: nccl: a call of NCCL has not come back within %g s: "

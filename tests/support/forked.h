@@ -156,11 +156,11 @@ static inline void forked_check(int n, forked_fn fn, const void *data)
 {
     forked_result results[FORKED_MAX_RANKS];
     forked_run(n, fn, data, results);
-    for (int r = 0; r < n; r++) {
+    for (int r = 0; r < n; r++)
         if (results[r].status != BRG_OK)
             print_error("%d ranks, rank %d: %s\n", n, r, results[r].text);
+    for (int r = 0; r < n; r++)
         assert_int_equal(results[r].status, BRG_OK);
-    }
 }
 
 static inline void forked_expect(const forked_result *result, brg_status code,
