@@ -72,11 +72,11 @@ static brg_status run_into(const brg_op *op, const brg_tensor *const *in,
 brg_status brg__pointwise_now(const brg_op *op, const brg_tensor *const *in,
                               const brg_tensor *out, const double *p)
 {
+    const brg_attrs attrs = {.f = {p ? p[0] : 0, p ? p[1] : 0}};
     if (is_host(out)) {
-        brg__pw_apply(op, in, out, p);
+        brg__pw_apply(op, in, out, attrs.f);
         return BRG_OK;
     }
-    brg_attrs attrs = {.f = {p ? p[0] : 0, p ? p[1] : 0}};
     return out->numel > 0 ? run_into(op, in, out, &attrs) : BRG_OK;
 }
 
