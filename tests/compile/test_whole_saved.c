@@ -3,53 +3,9 @@
  * random numbers, against themselves (worlds.h). */
 #include <brigade/recompute.h>
 
-#include "tests/compile/worlds.h"
-
-FUNCTION(linear)
-{
-    out[0] = brg_linear(in[0], W->w[2], W->w[1]);
-    DONE(out[0]);
-}
+#include "tests/compile/world_functions.h"
 
 /* ---- Checkpoints ----------------------------------------------------------- */
-
-static brg_status stretch(brg_tensor *const *in, brg_tensor **out, void *user)
-{
-    out[0] = brg_dropout(brg_sin(brg_mul(brg_matmul(in[0], W->w[2]), W->w[1])),
-                         0.25, true);
-    DONE(out[0]);
-}
-
-FUNCTION(recompute)
-{
-    BRG_TRY(brg_recompute(out, stretch, user, in, 1, NULL));
-    out[0] = brg_exp(out[0]);
-    DONE(out[0]);
-}
-
-static brg_recompute_choice policy(const brg_op *op, void *user)
-{
-    (void)user;
-    return op->name[0] == 'm' ? BRG_RECOMPUTE_SAVE : BRG_RECOMPUTE_AGAIN;
-}
-
-FUNCTION(selective)
-{
-    brg_recompute_options o = BRG_RECOMPUTE_OPTIONS_INIT;
-    o.policy = policy;
-    BRG_TRY(brg_recompute(out, stretch, user, in, 1, &o));
-    out[0] = brg_exp(out[0]);
-    DONE(out[0]);
-}
-
-FUNCTION(reentrant)
-{
-    brg_recompute_options o = BRG_RECOMPUTE_OPTIONS_INIT;
-    o.is_reentrant = true;
-    BRG_TRY(brg_recompute(out, stretch, user, in, 1, &o));
-    out[0] = brg_exp(out[0]);
-    DONE(out[0]);
-}
 
 FUNCTION(recompute_pieces)
 {
@@ -66,16 +22,6 @@ FUNCTION(selective_pieces)
     BRG_TRY(brg_tensor_item(brg_mean_all(brg_detach(in[0])), &v));
     BRG_TRY(selective(in, n_in, out, n_out, user));
     out[0] = brg_mul_scalar(out[0], v);
-    DONE(out[0]);
-}
-
-static brg_status item_stretch(brg_tensor *const *in, brg_tensor **out,
-                               void *user)
-{
-    double v;
-    brg_tensor *h = brg_mul(in[0], W->w[1]);
-    BRG_TRY(brg_tensor_item(brg_mean_all(brg_detach(h)), &v));
-    out[0] = brg_mul_scalar(brg_sin(h), v);
     DONE(out[0]);
 }
 

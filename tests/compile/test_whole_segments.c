@@ -3,7 +3,7 @@
  * the function itself (worlds.h). */
 #include <brigade/control.h>
 
-#include "tests/compile/worlds.h"
+#include "tests/compile/world_functions.h"
 
 /* ---- Inputs ---------------------------------------------------------------- */
 
@@ -11,11 +11,6 @@ FUNCTION(input_is_param)
 {
     out[0] = brg_mul(in[0], W->w[0]);
     DONE(out[0]);
-}
-
-static void x_is_w(world *w, int i)
-{
-    w->x[0] = i % 2 ? w->w[0] : w->x[1];
 }
 
 FUNCTION(same_input)
@@ -45,33 +40,15 @@ static void null_inputs(world *w, int i)
         w->x[0] = NULL;
 }
 
-FUNCTION(linear)
-{
-    out[0] = brg_linear(in[0], W->w[2], W->w[1]);
-    DONE(out[0]);
-}
-
 static void grads_come_and_go(world *w, int i)
 {
     assert_brg_ok(brg_set_requires_grad(w->x[0], i % 2));
-}
-
-static void freezes(world *w, int i)
-{
-    assert_brg_ok(brg_set_requires_grad(w->w[1], i % 2));
 }
 
 static void mode_off(world *w, int i)
 {
     (void)w;
     brg_grad_mode_set(i % 2);
-}
-
-static void grows(world *w, int i)
-{
-    brg_tensor *x = leaf_from(i, BRG_SHAPE(3 + i, 4));
-    w->x[0] = brg_detach(brg_mul_scalar(x, 0.0625));
-    assert_brg_ok(brg_set_requires_grad(w->x[0], true));
 }
 
 FUNCTION(turns_on)
@@ -173,31 +150,12 @@ static void test_whole_segments__results(void **state)
 
 /* ---- Hooks added inside ---------------------------------------------------- */
 
-static brg_status count_hook(brg_tensor *grad, brg_tensor **replacement,
-                             void *user)
-{
-    (void)grad;
-    (void)replacement;
-    bool mode = brg_grad_mode_set(false);
-    brg_status s = brg_add_(user, brg_ones(BRG_DTYPE_F32, BRG_SHAPE(3, 4)), 1);
-    brg_grad_mode_set(mode);
-    return s;
-}
-
 FUNCTION(hook_inside)
 {
     brg_tensor *h = brg_mul(in[0], W->w[0]);
     BRG_TRY(brg_tensor_add_hook(NULL, h, count_hook, W->buffer, NULL));
     out[0] = brg_sin(h);
     DONE(out[0]);
-}
-
-static brg_status pre_hook(brg_tensor **grads, size_t n, void *user)
-{
-    (void)n;
-    (void)user;
-    grads[0] = brg_mul_scalar(grads[0], 2);
-    DONE(grads[0]);
 }
 
 FUNCTION(node_hook)
@@ -221,16 +179,6 @@ static void test_whole_segments__hooks_added_inside(void **state)
 
 /* ---- Dtypes and sizes ------------------------------------------------------ */
 
-FUNCTION(nothing)
-{
-    brg_tensor *none = brg_narrow(in[0], 0, 1, 0);
-    brg_tensor *h = brg_matmul(none, W->w[2]);
-    out[0] = brg_add(brg_sum_all(brg_mul(h, h)), brg_sum_all(W->w[1]));
-    out[1] = h;
-    out[2] = brg_cat((brg_tensor *[]){h, in[0]}, 2, 0);
-    DONE(out[2]);
-}
-
 FUNCTION(scalar)
 {
     brg_tensor *s = brg_sum_all(in[0]);
@@ -249,30 +197,9 @@ FUNCTION(ints)
     DONE(out[0]);
 }
 
-FUNCTION(dtypes)
-{
-    brg_tensor *h = brg_mul(brg_cast(in[0], BRG_DTYPE_F16),
-                            brg_cast(W->w[0], BRG_DTYPE_F16));
-    brg_tensor *b = brg_matmul(brg_cast(in[0], BRG_DTYPE_BF16),
-                               brg_cast(W->w[2], BRG_DTYPE_BF16));
-    out[0] = brg_sin(h);
-    out[1] = brg_gelu(brg_sum(b, 1, (int[]){0}, false));
-    out[2] = brg_exp(
-        brg_cast(brg_add(brg_cast(h, BRG_DTYPE_F32), in[0]), BRG_DTYPE_F64));
-    DONE(out[2]);
-}
-
 FUNCTION(embedding)
 {
     out[0] = brg_mul(brg_embedding(W->w[3], W->ids), W->w[1]);
-    DONE(out[0]);
-}
-
-FUNCTION(sparse_embedding)
-{
-    brg_embedding_options o = BRG_EMBEDDING_OPTIONS_INIT;
-    o.sparse_grad = true;
-    out[0] = brg_mul(brg_embedding_with(W->w[3], W->ids, &o), W->w[1]);
     DONE(out[0]);
 }
 
@@ -303,18 +230,6 @@ static void test_whole_segments__dtypes_and_sizes(void **state)
 }
 
 /* ---- Autocast -------------------------------------------------------------- */
-
-FUNCTION(autocast)
-{
-    brg_autocast before, low = {true, BRG_DTYPE_BF16};
-    BRG_TRY(brg_autocast_set(low, &before));
-    brg_tensor *h = brg_linear(in[0], W->w[2], W->w[1]);
-    h = brg_linear(brg_relu(h), W->w[2], W->w[1]);
-    BRG_TRY(brg_autocast_set(before, NULL));
-    out[0] = brg_cast(h, BRG_DTYPE_F32);
-    out[1] = h;
-    DONE(out[0]);
-}
 
 static void autocast_around(world *w, int i)
 {
@@ -355,12 +270,6 @@ FUNCTION(nested_param)
     DONE(out[0]);
 }
 
-FUNCTION(sines)
-{
-    out[0] = brg_sin(brg_mul(in[0], W->w[1]));
-    DONE(out[0]);
-}
-
 FUNCTION(nested_pieces)
 {
     double v;
@@ -381,16 +290,6 @@ static void test_whole_segments__functions_inside(void **state)
 }
 
 /* ---- What changes ---------------------------------------------------------- */
-
-FUNCTION(freeze_inside)
-{
-    brg_tensor *a = brg_mul(in[0], W->w[0]);
-    BRG_TRY(brg_set_requires_grad(W->w[0], false));
-    brg_tensor *b = brg_mul(brg_mul(in[0], W->w[0]), W->w[0]);
-    BRG_TRY(brg_set_requires_grad(W->w[0], true));
-    out[0] = brg_add(a, b);
-    DONE(out[0]);
-}
 
 FUNCTION(changed_after_use)
 {
@@ -440,18 +339,6 @@ static void test_whole_segments__what_changes(void **state)
 
 /* ---- Gradients inside ------------------------------------------------------ */
 
-FUNCTION(grad_double)
-{
-    brg_tensor *y = brg_sum_all(brg_sin(brg_mul(in[0], W->w[0]))), *g[2];
-    brg_tensor *wrt[2] = {in[0], W->w[0]};
-    brg_backward_options o = BRG_BACKWARD_OPTIONS_INIT;
-    o.create_graph = true;
-    BRG_TRY(brg_grad(g, &y, 1, wrt, 2, &o));
-    out[0] =
-        brg_add(brg_mean_all(brg_square(g[0])), brg_mean_all(brg_square(g[1])));
-    DONE(out[0]);
-}
-
 FUNCTION(grad_double_pieces)
 {
     double v;
@@ -469,36 +356,6 @@ static void test_whole_segments__gradients_inside(void **state)
 }
 
 /* ---- Branches -------------------------------------------------------------- */
-
-static brg_status then_fn(brg_tensor *const *in, size_t n, brg_tensor **out,
-                          size_t m, void *user)
-{
-    (void)n, (void)m, (void)user;
-    out[0] = brg_mul(brg_sin(in[0]), in[1]);
-    DONE(out[0]);
-}
-
-static brg_status else_fn(brg_tensor *const *in, size_t n, brg_tensor **out,
-                          size_t m, void *user)
-{
-    (void)n, (void)m, (void)user;
-    out[0] = brg_mul(brg_exp(in[0]), in[1]);
-    DONE(out[0]);
-}
-
-FUNCTION(branches)
-{
-    brg_tensor *p = brg_gt(brg_sum_all(in[0]), brg_sum_all(W->buffer));
-    brg_tensor *a[2] = {in[0], W->w[0]};
-    BRG_TRY(brg_cond(out, 1, p, (brg_region){then_fn, NULL},
-                     (brg_region){else_fn, NULL}, a, 2));
-    bool mode = brg_grad_mode_set(false);
-    brg_status s = brg_mul_scalar_(W->buffer, 0.5);
-    brg_grad_mode_set(mode);
-    BRG_TRY(s);
-    out[0] = brg_mul_scalar(out[0], 2);
-    DONE(out[0]);
-}
 
 FUNCTION(cond_pieces)
 {
