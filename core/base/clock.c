@@ -19,9 +19,12 @@ uint64_t brg__clock_ns(void)
 #include <stdatomic.h>
 #include <x86intrin.h>
 
-#define LOOK_NS 200000    /* between looks at the clock */
-#define RATE_NS 20000000  /* between measurements of the rate */
-#define PAIR_TICKS 10000u /* longer between two reads: something came between */
+/* A look is off by half its width e: at most 0.5 us at 2 GHz. A rate from looks
+ * RATE_NS apart adds 2 e LOOK_NS / RATE_NS; the first one, sooner, 0.2 us. */
+#define LOOK_NS 200000   /* between looks at the clock */
+#define FIRST_NS 1000000 /* before the first measurement of the rate */
+#define RATE_NS 20000000 /* between measurements of the rate */
+#define PAIR_TICKS 2000u /* longer between two reads: something came between */
 
 typedef struct moment {
     uint64_t ticks;
@@ -57,7 +60,7 @@ static void learn_rate(const moment *now)
     if (mine.base.ticks == 0 || now->ticks <= mine.base.ticks) {
         mine.base = *now;
         mine.rate = 0;
-    } else if (is_exact || (mine.rate == 0 && ns >= LOOK_NS)) {
+    } else if (is_exact || (mine.rate == 0 && ns >= FIRST_NS)) {
         mine.rate = (uint64_t)((double)ns / (double)ticks * 0x1p32);
         if (is_exact)
             mine.base = *now;
