@@ -29,8 +29,7 @@ brg_status brg__capture_point(void)
 
 /* ---- Values and their symbols ------------------------------------------------------ */
 
-/* A value with these sizes as its example. */
-/* Takes over the symbol. */
+/* A value whose example this symbol is; takes over the symbol. */
 static brg_status add_value(brg__capturing *c, brg__ir_value value,
                             brg_tensor *symbol, int *id)
 {
@@ -116,8 +115,8 @@ brg__layout brg__capture_slot_layout(const brg__slot *slot)
     return layout;
 }
 
-static brg_status slot_value(brg__capturing *c, uint32_t visit, uint32_t slot,
-                             int *id)
+brg_status brg__capture_like_slot(brg__capturing *c, uint32_t visit,
+                                  uint32_t slot, int *id)
 {
     brg__layout layout =
         brg__capture_slot_layout(&c->task->visits.at[visit].node->slots[slot]);
@@ -126,7 +125,6 @@ static brg_status slot_value(brg__capturing *c, uint32_t visit, uint32_t slot,
     return brg__capture_value(c, value, &layout, id);
 }
 
-/* The value of an op's operand: a symbol's, or a constant. */
 brg_status brg__capture_operand(brg__capturing *c, brg_tensor *t, int *id)
 {
     *id = BRG__IR_NONE;
@@ -261,8 +259,6 @@ static brg_status emit_captured(brg__emitter *self, brg_op_call *call)
 
 /* ---- Nodes that are no ops -------------------------------------------------------------- */
 
-/* Appends one; outs[j] are new values like the symbols of like[j] (NONE: a
- * value that is never used). */
 brg_status brg__capture_node(brg__capturing *c, brg__ir_node node,
                              const int *in, int n_in,
                              const brg__layout *out_layouts, int *outs)
@@ -303,7 +299,7 @@ static bool has_unpacked(const brg__capturing *c, const brg__pack_hooks *pack)
 }
 
 /* A tensor packed by hooks: unpacked here, when the plan runs. */
-brg_status brg__capture_unpack(brg__capturing *c, const brg_node *node,
+static brg_status unpack_saved(brg__capturing *c, const brg_node *node,
                                uint16_t k, brg_tensor **symbol)
 {
     brg__layout layout = brg__layout_of(node->saved[k].tensor);
@@ -323,23 +319,31 @@ brg_status brg__capture_unpack(brg__capturing *c, const brg_node *node,
     return BRG_OK;
 }
 
+brg_status brg__capture_saved(brg__capturing *c, const brg_node *node, size_t k,
+                              brg_tensor **symbol)
+{
+    int input = c->c->saved_input.at[c->c->first_saved.at[c->visit] + (int)k];
+    int id;
+    *symbol = NULL;
+    if (k < node->n_saved && node->saved[k].pack)
+        return unpack_saved(c, node, (uint16_t)k, symbol);
+    if (input == BRG__IR_NONE)
+        return BRG_OK;
+    BRG_TRY(brg__capture_input(c, input, &id));
+    *symbol = c->symbols.at[id];
+    return BRG_OK;
+}
+
+/* Where the rule looks for them: inputs in the low bits of the mask, outputs
+ * from bit 8. */
 static brg_status symbols_of_saved(brg__capturing *c, const brg_node *node,
                                    brg_tensor **in, brg_tensor **out)
 {
-    const int *inputs = c->c->saved_input.at + c->c->first_saved.at[c->visit];
     uint32_t mask = node->saves;
     for (uint16_t k = 0; k < node->n_saved; k++, mask &= mask - 1) {
         unsigned bit = (unsigned)__builtin_ctz(mask);
-        brg_tensor **to = bit & 8u ? &out[bit & 7u] : &in[bit & 7u];
-        if (node->saved[k].pack) {
-            BRG_TRY(brg__capture_unpack(c, node, k, to));
-            continue;
-        }
-        if (inputs[k] == BRG__IR_NONE || *to)
-            continue;
-        int id;
-        BRG_TRY(brg__capture_input(c, inputs[k], &id));
-        *to = c->symbols.at[id];
+        BRG_TRY(brg__capture_saved(c, node, k,
+                                   bit & 8u ? &out[bit & 7u] : &in[bit & 7u]));
     }
     return BRG_OK;
 }
@@ -392,7 +396,7 @@ brg_status brg__capture_fit(brg__capturing *c, const brg_node *node, uint16_t i,
     if (is_wider(grad, slot) &&
         brg__map_get(&c->task->index, edge->node, &to)) {
         int like;
-        BRG_TRY(slot_value(c, to, edge->slot, &like));
+        BRG_TRY(brg__capture_like_slot(c, to, edge->slot, &like));
         grad = brg_sum_to_like(grad, c->symbols.at[like]);
         if (!grad)
             return brg_error_code();
@@ -484,107 +488,6 @@ static brg_status trace_call(brg__capturing *c, const brg_node *node,
     return BRG_OK;
 }
 
-/* ---- A segment: its own backward, written down here ------------------------------------- */
-
-typedef struct splice {
-    const brg__segment *segment;
-    const brg_node *node;
-    brg_tensor **symbols; /* of each value of its backward */
-} splice;
-
-/* Gradients that did not arrive are zeros: it was captured with all, and with
- * row-major ones. */
-static brg_status tangent(brg__capturing *c, const brg_node *node,
-                          uint16_t slot, int grad, brg_tensor **symbol)
-{
-    if (grad != BRG__IR_NONE) {
-        *symbol = brg_contiguous(c->symbols.at[grad]);
-        return *symbol ? BRG_OK : brg_error_code();
-    }
-    int like;
-    BRG_TRY(slot_value(c, c->visit, slot, &like));
-    *symbol = brg_zeros_like(c->symbols.at[like]);
-    (void)node;
-    return *symbol ? BRG_OK : brg_error_code();
-}
-
-static brg_status saved_symbol(brg__capturing *c, const brg_node *node,
-                               uint16_t k, brg_tensor **symbol)
-{
-    int input = c->c->saved_input.at[c->c->first_saved.at[c->visit] + k], id;
-    if (node->saved[k].pack)
-        return brg__capture_unpack(c, node, k, symbol);
-    BRG_TRY(brg__capture_input(c, input, &id));
-    *symbol = c->symbols.at[id];
-    return BRG_OK;
-}
-
-static brg_status splice_given(brg__capturing *c, const splice *s,
-                               const int *grads)
-{
-    const brg__ir *ir = &s->segment->captured.backward;
-    for (size_t id = 0; id < ir->values.n; id++) {
-        const brg__ir_value *v = &ir->values.at[id];
-        brg_tensor **symbol = &s->symbols[id];
-        int k = v->index - s->node->n_slots;
-        if (v->source == BRG__IR_FROM_CONST)
-            *symbol = v->constant;
-        else if (v->source == BRG__IR_FROM_INPUT && k < 0)
-            BRG_TRY(tangent(c, s->node, (uint16_t)v->index, grads[v->index],
-                            symbol));
-        else if (v->source == BRG__IR_FROM_INPUT)
-            BRG_TRY(saved_symbol(c, s->node, (uint16_t)k, symbol));
-    }
-    return BRG_OK;
-}
-
-static brg_status splice_node(brg__capturing *c, const splice *s, int instance,
-                              const brg__ir_node *node, int *grad_in)
-{
-    const brg__ir *ir = &s->segment->captured.backward;
-    brg_tensor *in[BRG_MAX_OP_INPUTS], *out[BRG_MAX_OP_OUTPUTS];
-    for (int i = 0; i < node->n_in; i++) {
-        int id = brg__ir_in(ir, node)[i];
-        in[i] = id == BRG__IR_NONE ? NULL : s->symbols[id];
-    }
-    if (node->kind == BRG__IR_OUTPUT)
-        return brg__capture_operand(c, in[0], &grad_in[node->slot]);
-    c->is_splicing = true; /* its draws are lifted below */
-    brg_status status =
-        brg_op_apply(node->op, node->n_in, in, &node->attrs, out);
-    c->is_splicing = false;
-    BRG_TRY(status);
-    brg__ir_node *written = &c->ir->nodes.at[c->ir->nodes.n - 1];
-    written->segment = s->segment->id + 1;
-    written->instance = instance;
-    if (node->draw) {
-        written->lifted = (int)c->visit;
-        written->draw = node->draw;
-    }
-    for (int j = 0; j < node->n_out; j++)
-        s->symbols[node->first_out + j] = out[j];
-    return BRG_OK;
-}
-
-static brg_status trace_segment(brg__capturing *c, const brg_node *node,
-                                const int *grads, int *grad_in)
-{
-    splice s = {brg__segment_of(node), node, NULL};
-    const brg__ir *ir = &s.segment->captured.backward;
-    if (c->c->records_graph)
-        return brg__segment_refuse_higher_order();
-    s.symbols = brg__mem_alloc_array(ir->values.n + 1, sizeof *s.symbols,
-                                     "a segment's symbols");
-    if (!s.symbols)
-        return BRG_ERR_NOMEM;
-    int instance = c->n_segments++;
-    brg_status status = splice_given(c, &s, grads);
-    for (size_t i = 0; status == BRG_OK && i < ir->nodes.n; i++)
-        status = splice_node(c, &s, instance, &ir->nodes.at[i], grad_in);
-    brg__mem_free(s.symbols);
-    return status;
-}
-
 static bool is_all_undefined(const brg_node *node, const int *grads)
 {
     for (uint16_t j = 0; j < node->n_slots; j++)
@@ -630,7 +533,7 @@ static brg_status trace_apply(brg__capturing *c, brg_node *node,
     if (node->op)
         status = trace_rule(c, node, grads, grad_in);
     else if (brg__segment_splices(node))
-        status = trace_segment(c, node, grads, grad_in);
+        status = brg__capture_segment(c, node, grads, grad_in);
     else if (brg__node_tracing(node) == BRG_FUNCTION_TRACEABLE)
         status = brg__capture_function(c, node, grads, grad_in, &is_done);
     else

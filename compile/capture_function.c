@@ -45,29 +45,13 @@ static bool is_always_there(const brg__capturing *c, const brg_node *node,
     return true;
 }
 
-static brg_status symbol_of_input(brg__capturing *c, int input,
-                                  brg_tensor **symbol)
-{
-    int id;
-    *symbol = NULL;
-    if (input == BRG__IR_NONE)
-        return BRG_OK;
-    BRG_TRY(brg__capture_input(c, input, &id));
-    *symbol = c->symbols.at[id];
-    return BRG_OK;
-}
-
 /* The symbols of what its forward left: saved tensors, then attributes. */
 static brg_status symbols_of_context(brg__capturing *c, const brg_node *node,
                                      brg_tensor **symbols)
 {
     const brg_context *ctx = node->payload;
-    const int *inputs = c->c->saved_input.at + c->c->first_saved.at[c->visit];
     for (size_t k = 0; k < node->n_saved + ctx->attributes.n; k++)
-        if (k < node->n_saved && node->saved[k].pack)
-            BRG_TRY(brg__capture_unpack(c, node, (uint16_t)k, &symbols[k]));
-        else
-            BRG_TRY(symbol_of_input(c, inputs[k], &symbols[k]));
+        BRG_TRY(brg__capture_saved(c, node, k, &symbols[k]));
     return BRG_OK;
 }
 

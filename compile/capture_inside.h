@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The inside of a capture: symbols and how they become values. capture.c walks
- * the graph, capture_hooks.c writes down what hangs on it. */
+ * the graph and calls the rules of its ops; functions, segments and what hangs
+ * on nodes are written down in files of their own. */
 #ifndef BRG_COMPILE_CAPTURE_INSIDE_H
 #define BRG_COMPILE_CAPTURE_INSIDE_H
 
@@ -44,9 +45,14 @@ brg__layout brg__capture_row_major(const brg__capturing *c, int id);
 
 /* The value of an input of the plan. */
 brg_status brg__capture_input(brg__capturing *c, int input, int *id);
-/* A tensor packed by hooks: unpacked here, when the plan runs. */
-brg_status brg__capture_unpack(brg__capturing *c, const brg_node *node,
-                               uint16_t k, brg_tensor **symbol);
+/* A value that stands for the sizes of a slot of a visit's node. */
+brg_status brg__capture_like_slot(brg__capturing *c, uint32_t visit,
+                                  uint32_t slot, int *id);
+/* What the node of c->visit saved: tensor k, a packed one being unpacked here
+ * when the plan runs; behind the tensors, the attributes of its function. NULL
+ * where nothing was saved. */
+brg_status brg__capture_saved(brg__capturing *c, const brg_node *node, size_t k,
+                              brg_tensor **symbol);
 /* Gradient i of the node of c->visit, as its slot takes it: what sizes and
  * dtypes call for is written down, by reference to the slot's sizes, then the
  * check. `is_by_rule`: the rule of an op made it. */
@@ -59,6 +65,12 @@ brg_status brg__capture_fit(brg__capturing *c, const brg_node *node, uint16_t i,
  * the plan after all. */
 brg_status brg__capture_function(brg__capturing *c, brg_node *node,
                                  const int *grads, int *grad_in, bool *is_done);
+
+/* ---- capture_segment.c ---------------------------------------------------------- */
+
+/* Its backward, spliced into this one. */
+brg_status brg__capture_segment(brg__capturing *c, const brg_node *node,
+                                const int *grads, int *grad_in);
 
 /* ---- capture_hooks.c: of the node of c->visit -------------------------------- */
 

@@ -3,8 +3,9 @@
  *
  * Called, a segment runs its forward plan and puts one node into the graph,
  * which owns what the backward plan reads. Eagerly the node runs the backward
- * plan; a compiled backward writes its nodes into its own (capture.c) instead.
- * A step puts nothing into the graph: its backward is behind it. */
+ * plan; a compiled backward writes its nodes into its own instead
+ * (capture_segment.c). A step puts nothing into the graph: its backward is
+ * behind it. */
 #ifndef BRG_COMPILE_SEGMENT_H
 #define BRG_COMPILE_SEGMENT_H
 
