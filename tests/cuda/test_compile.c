@@ -8,16 +8,8 @@ static void check(kind k, brg_dtype dtype)
 {
     static outcome want, got;
     for (way w = EAGER; w < N_WAYS; w++) {
-        model m;
         outcome *o = w == EAGER ? &want : &got;
-        memset(o, 0, sizeof *o);
-        brg_scope *scope = brg_scope_begin();
-        assert_brg_ok(brg_device_set(GPU));
-        model_init(&m, k, dtype, &plain);
-        run_steps(&m, w, dtype, 0, 1, o);
-        model_free(&m);
-        assert_brg_ok(brg_device_set(CPU));
-        brg_scope_end(scope);
+        run_way(k, w, dtype, &plain, o);
         check_bits(k, w, o, &want);
         check_counts(k, w, o);
     }

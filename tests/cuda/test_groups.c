@@ -199,17 +199,6 @@ static void test_groups__chains(void **state)
 
 /* ---- Training --------------------------------------------------------------------- */
 
-static double worst_of(const outcome *got, const outcome *want)
-{
-    double worst = 0;
-    assert_int_equal(got->n, want->n);
-    for (size_t i = 0; i < got->n; i++)
-        worst = fmax(worst, fabs(got->numbers[i] - want->numbers[i]));
-    for (int i = 0; i < N_STEPS; i++)
-        worst = fmax(worst, fabs(got->losses[i] - want->losses[i]));
-    return worst;
-}
-
 /* Kernels or ops: sums differ by how f64 is rounded, GELU by an ulp at most, and
  * ops that were merged round once less. An eps that keeps AdamW from making
  * whole steps out of gradients that are next to nothing. */
@@ -218,16 +207,8 @@ static void train(kind k, brg_dtype dtype, double most)
     static const model_options options = {.eps = 1e-3};
     static outcome want, got;
     for (way w = EAGER; w < N_WAYS; w++) {
-        model m;
         outcome *o = w == EAGER ? &want : &got;
-        memset(o, 0, sizeof *o);
-        brg_scope *scope = brg_scope_begin();
-        assert_brg_ok(brg_device_set(GPU));
-        model_init(&m, k, dtype, &options);
-        run_steps(&m, w, dtype, 0, 1, o);
-        model_free(&m);
-        assert_brg_ok(brg_device_set(CPU));
-        brg_scope_end(scope);
+        run_way(k, w, dtype, &options, o);
         check_counts(k, w, o);
         const double off = worst_of(o, &want);
         print_message("%s %s %s: off by %.2g, loss %.6f to %.6f; %d launches, "
