@@ -1,31 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  * A plan as text, one node a line, and as a graph for Graphviz. Both depend on
  * nothing but the plan: golden tests compare them. */
-#include <stdarg.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "compile/ir.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
+#include "core/base/text.h"
 #include "core/base/tracer.h"
 
-typedef struct text {
-    char *at;
-    size_t size, n;
-} text;
-
-static void put(text *t, const char *format, ...) BRG_PRINTF(2, 3);
-
-static void put(text *t, const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    size_t left = t->n < t->size ? t->size - t->n : 0;
-    int n = vsnprintf(left ? t->at + t->n : NULL, left, format, args);
-    va_end(args);
-    t->n += n > 0 ? (size_t)n : 0;
-}
+#define put brg__text_add
 
 static const char *const kind_names[] = {
 #define KIND_NAME(name, text, is_pure) text,
@@ -33,7 +17,7 @@ static const char *const kind_names[] = {
 #undef KIND_NAME
 };
 
-static void put_value(text *t, const brg__ir *ir, int id)
+static void put_value(brg__text *t, const brg__ir *ir, int id)
 {
     if (id == BRG__IR_NONE) {
         put(t, "none");
@@ -52,7 +36,7 @@ static void put_value(text *t, const brg__ir *ir, int id)
 
 /* "[1..2]": hooks by position; "[0]": which gradient of the node; "[r0.p3]": a
  * gradient of a reduction; "[r0.b1, scale 1/2]": a bucket. */
-static void put_part(text *t, const brg__ir_node *n)
+static void put_part(brg__text *t, const brg__ir_node *n)
 {
     if (n->hooks.n > 0 && n->hooks.n != UINT32_MAX)
         put(t, "[%u..%u]", n->hooks.first, n->hooks.first + n->hooks.n - 1);
@@ -70,15 +54,13 @@ static void put_part(text *t, const brg__ir_node *n)
         put(t, "]");
 }
 
-static void put_group(text *t, const brg__ir *ir, const brg__ir_node *n)
+static void put_group(brg__text *t, const brg__ir *ir, const brg__ir_node *n)
 {
-    size_t left = t->n < t->size ? t->size - t->n : 0;
-    t->n += brg__group_print(ir->groups.at[n->group],
-                             left ? t->at + t->n : NULL, left);
+    brg__group_print(ir->groups.at[n->group], t);
 }
 
 /* What the node is, and of what: "s3_0/mul", "accumulate@5". */
-static void put_name(text *t, const brg__ir_node *n)
+static void put_name(brg__text *t, const brg__ir_node *n)
 {
     if (n->segment)
         put(t, "s%llu_%d/", (unsigned long long)n->segment - 1, n->instance);
@@ -94,7 +76,7 @@ static void put_name(text *t, const brg__ir_node *n)
     put_part(t, n);
 }
 
-static void put_type(text *t, const brg__ir_value *v)
+static void put_type(brg__text *t, const brg__ir_value *v)
 {
     if (v->is_token)
         put(t, "token");
@@ -102,7 +84,7 @@ static void put_type(text *t, const brg__ir_value *v)
         put(t, "%s/%d", brg_dtype_name(v->dtype), v->ndim);
 }
 
-static void put_node(text *t, const brg__ir *ir, const brg__ir_node *n)
+static void put_node(brg__text *t, const brg__ir *ir, const brg__ir_node *n)
 {
     for (int j = 0; j < n->n_out; j++) {
         const brg__ir_value *v = &ir->values.at[n->first_out + j];
@@ -126,7 +108,7 @@ static void put_node(text *t, const brg__ir *ir, const brg__ir_node *n)
     put(t, n->is_split ? " split\n" : "\n");
 }
 
-static void put_mask(text *t, const char *what, uint32_t mask)
+static void put_mask(brg__text *t, const char *what, uint32_t mask)
 {
     put(t, ", %s", what);
     for (int i = 0; i < 32; i++)
@@ -138,7 +120,7 @@ static void put_mask(text *t, const char *what, uint32_t mask)
 
 /* "function@1 MyFn(2 -> 1): saved 1, of arguments 0, tensors 0 1, gradients 0,
  * non-differentiable none" */
-static void put_function(text *t, const brg__ir_function *f)
+static void put_function(brg__text *t, const brg__ir_function *f)
 {
     put(t, "function@%d %s(%d -> %d): saved %d", f->visit, f->name, f->n_args,
         f->n_out, f->n_saved);
@@ -151,12 +133,12 @@ static void put_function(text *t, const brg__ir_function *f)
 
 size_t brg__ir_print(const brg__ir *ir, char *filled, size_t size)
 {
-    text t = {filled, size, 0};
+    brg__text t = brg__text_begin(filled, size);
     for (size_t i = 0; i < ir->functions.n; i++)
         put_function(&t, &ir->functions.at[i]);
     for (size_t i = 0; i < ir->nodes.n; i++)
         put_node(&t, ir, &ir->nodes.at[i]);
-    return t.n;
+    return t.length;
 }
 
 void brg__ir_log(const brg__ir *ir, brg_log_level level, const char *prefix)
@@ -177,17 +159,17 @@ void brg__ir_log(const brg__ir *ir, brg_log_level level, const char *prefix)
 /* ---- Graphviz ------------------------------------------------------------------- */
 
 /* In a quoted string of the dot language. */
-static void put_escaped(text *t, const char *s)
+static void put_escaped(brg__text *t, const char *s)
 {
     for (; *s; s++)
         put(t, *s == '"' || *s == '\\' ? "\\%c" : "%c", *s);
 }
 
-static void put_dot_node(text *t, const brg__ir *ir, size_t at)
+static void put_dot_node(brg__text *t, const brg__ir *ir, size_t at)
 {
     const brg__ir_node *n = &ir->nodes.at[at];
     char label[1024];
-    text l = {label, sizeof label, 0};
+    brg__text l = brg__text_begin(label, sizeof label);
     put_name(&l, n);
     if (n->kind == BRG__IR_FUSED) {
         put(&l, " ");
@@ -202,7 +184,7 @@ static void put_dot_node(text *t, const brg__ir *ir, size_t at)
 }
 
 /* What comes from outside is a node of its own for each user. */
-static void put_dot_operand(text *t, const brg__ir *ir, size_t at, int i)
+static void put_dot_operand(brg__text *t, const brg__ir *ir, size_t at, int i)
 {
     int id = brg__ir_in(ir, &ir->nodes.at[at])[i];
     if (id == BRG__IR_NONE)
@@ -221,7 +203,7 @@ static void put_dot_operand(text *t, const brg__ir *ir, size_t at, int i)
 
 size_t brg__ir_print_dot(const brg__ir *ir, char *filled, size_t size)
 {
-    text t = {filled, size, 0};
+    brg__text t = brg__text_begin(filled, size);
     int last = BRG__IR_NONE;
     put(&t, "digraph plan {\n  node [shape=box];\n");
     for (size_t at = 0; at < ir->nodes.n; at++) {
@@ -236,5 +218,5 @@ size_t brg__ir_print_dot(const brg__ir *ir, char *filled, size_t size)
         last = (int)at;
     }
     put(&t, "}\n");
-    return t.n;
+    return t.length;
 }

@@ -5,10 +5,10 @@
 #include <compile/fuse/cuda_preamble_text.h>
 
 #include "compile/fuse/cuda_group.h"
-#include "compile/fuse/text.h"
+#include "compile/fuse/source.h"
 #include "core/base/error.h"
 
-#define put brg__text_put
+#define put brg__source_put
 #define NONE BRG__GROUP_NONE
 
 typedef const brg__cuda_group group;
@@ -68,7 +68,7 @@ static const char *quick_expr(group *g, int k)
 }
 
 /* v<number>: an operand's value, or that of op number - n_in. */
-static brg_status put_op(brg__text *t, group *g, int k)
+static brg_status put_op(brg__source *t, group *g, int k)
 {
     const brg__group_op *op = &g->group->ops[k];
     static const char names[BRG__GROUP_OP_MAX_IN] = {'a', 'b', 'c'};
@@ -90,7 +90,7 @@ static brg_status put_op(brg__text *t, group *g, int k)
     return put(t, "    v%d = GET_%s(PUT_%s(v%d));\n", to, dtype, dtype, to);
 }
 
-static brg_status put_body(brg__text *t, group *g)
+static brg_status put_body(brg__source *t, group *g)
 {
     BRG_TRY(put(t, "(const T *s, uint64_t zero"));
     for (int i = 0; i < g->n_loads; i++)
@@ -108,7 +108,7 @@ static brg_status put_body(brg__text *t, group *g)
 
 /* ---- Parameters: cuda_run.c fills them in this order ----------------------------- */
 
-static brg_status put_params(brg__text *t, group *g)
+static brg_status put_params(brg__source *t, group *g)
 {
     const int d = BRG_MAX_DIMS, in = g->n_loads;
     BRG_TRY(put(t, "typedef struct {\n"));
@@ -132,7 +132,7 @@ static brg_status put_params(brg__text *t, group *g)
 
 /* ---- Pieces of kernels --------------------------------------------------------------- */
 
-static brg_status put_loads(brg__text *t, group *g)
+static brg_status put_loads(brg__source *t, group *g)
 {
     for (int i = 0; i < g->n_loads; i++) {
         const char *dtype = name_of(g->operand[g->load[i]]);
@@ -145,7 +145,7 @@ static brg_status put_loads(brg__text *t, group *g)
 }
 
 /* Calls the body; `at` is what an element of operand i is read by. */
-static brg_status put_call(brg__text *t, group *g, const char *indent,
+static brg_status put_call(brg__source *t, group *g, const char *indent,
                            const char *at)
 {
     for (int i = 0; i < g->n_stores; i++)
@@ -188,7 +188,7 @@ static bool is_stored(group *g, int i, bool sums)
     return !sums || g->group->ops[g->store[i]].out != NONE;
 }
 
-static brg_status put_vectors(brg__text *t, group *g, bool sums)
+static brg_status put_vectors(brg__source *t, group *g, bool sums)
 {
     for (int i = 0; i < g->n_stores; i++)
         if (is_stored(g, i, sums))
@@ -219,7 +219,7 @@ static brg_status put_vectors(brg__text *t, group *g, bool sums)
     return BRG_OK;
 }
 
-static brg_status put_elements(brg__text *t, group *g, const char *indent,
+static brg_status put_elements(brg__source *t, group *g, const char *indent,
                                const char *at)
 {
     for (int i = 0; i < g->n_stores; i++) {
@@ -232,7 +232,7 @@ static brg_status put_elements(brg__text *t, group *g, const char *indent,
 
 /* ---- Kernels ----------------------------------------------------------------------------- */
 
-static brg_status put_flat(brg__text *t, group *g)
+static brg_status put_flat(brg__source *t, group *g)
 {
     const int v = g->width, threads = BRG__CUDA_THREADS;
     BRG_TRY(put(t,
@@ -256,7 +256,7 @@ static brg_status put_flat(brg__text *t, group *g)
     return put(t, "    }\n}\n");
 }
 
-static brg_status put_any(brg__text *t, group *g)
+static brg_status put_any(brg__source *t, group *g)
 {
     const int threads = BRG__CUDA_THREADS;
     BRG_TRY(put(t,
@@ -286,7 +286,7 @@ static int batch_of(group *g)
 }
 
 /* The values of 16 bits of a batch are added in f32 first. */
-static brg_status put_batches(brg__text *t, group *g)
+static brg_status put_batches(brg__source *t, group *g)
 {
     const int batch = batch_of(g), depth = BRG__CUDA_DEPTH;
     for (int i = 0; i < g->n_loads; i++)
@@ -329,7 +329,7 @@ static brg_status put_batches(brg__text *t, group *g)
 
 /* What a block's columns come to: its share, or by its last split the sum of
  * all shares, in their order. */
-static brg_status put_joins(brg__text *t, group *g)
+static brg_status put_joins(brg__source *t, group *g)
 {
     for (int s = 0; s < g->n_sums; s++) {
         const char *dtype = name_of(g->result[g->sum[s]]);
@@ -381,7 +381,7 @@ static brg_status put_joins(brg__text *t, group *g)
     return BRG_OK;
 }
 
-static brg_status put_columns(brg__text *t, group *g)
+static brg_status put_columns(brg__source *t, group *g)
 {
     const int v = g->width;
     BRG_TRY(put(t,
@@ -414,7 +414,7 @@ static brg_status put_columns(brg__text *t, group *g)
 }
 
 /* Without names, so that equal ones are found. */
-static brg_status put_kernels(brg__text *t, group *g)
+static brg_status put_kernels(brg__source *t, group *g)
 {
     BRG_TRY(put_params(t, g));
     BRG_TRY(put(t, "DEVICE void BODY"));
@@ -426,7 +426,7 @@ static brg_status put_kernels(brg__text *t, group *g)
 
 /* ---- All of them --------------------------------------------------------------------------- */
 
-static brg_status put_preamble(brg__text *t)
+static brg_status put_preamble(brg__source *t)
 {
     BRG_TRY(put(t, "/* Kernels of a plan; ABI %d. */\n", BRG__CUDA_KERNEL_ABI));
     BRG_TRY(put(t, "%s",
@@ -453,13 +453,13 @@ static brg_status put_preamble(brg__text *t)
                 "#define FENCE() __threadfence()\n"
                 "#define ADD_ONE(p) atomicAdd(p, 1u)\n"
                 "#endif\n"));
-    BRG_TRY(brg__text_put_vmath(t));
+    BRG_TRY(brg__source_put_vmath(t));
     BRG_TRY(put(t, "\n"));
-    return brg__text_put_bytes(t, brg__cuda_preamble_text,
-                               sizeof brg__cuda_preamble_text - 1);
+    return brg__source_put_bytes(t, brg__cuda_preamble_text,
+                                 sizeof brg__cuda_preamble_text - 1);
 }
 
-static brg_status put_named(brg__text *t, group *g, const brg__text *body,
+static brg_status put_named(brg__source *t, group *g, const brg__source *body,
                             int number)
 {
     static const char *const names[] = {
@@ -469,7 +469,7 @@ static brg_status put_named(brg__text *t, group *g, const brg__text *body,
                 type_of(g), g->type == BRG__F64 ? "f64" : "f32"));
     for (size_t i = 0; i < sizeof names / sizeof *names; i += 2)
         BRG_TRY(put(t, "#define %s %s%d\n", names[i], names[i + 1], number));
-    BRG_TRY(brg__text_put_bytes(t, body->at, body->n));
+    BRG_TRY(brg__source_put_bytes(t, body->at, body->n));
     BRG_TRY(put(t, "#undef T\n#undef FN\n"));
     for (size_t i = 0; i < sizeof names / sizeof *names; i += 2)
         BRG_TRY(put(t, "#undef %s\n", names[i]));
@@ -482,7 +482,7 @@ typedef struct asked {
     int *kernel;
 } asked;
 
-static brg_status put_all(brg__text *t, brg__text *bodies, void *user)
+static brg_status put_all(brg__source *t, brg__source *bodies, void *user)
 {
     const asked *a = user;
     int n_kernels = 0;
@@ -492,7 +492,7 @@ static brg_status put_all(brg__text *t, brg__text *bodies, void *user)
         BRG_TRY(put_kernels(&bodies[i], a->groups[i]));
         for (size_t k = 0; k < i && a->kernel[i] < 0; k++)
             if (a->groups[k]->type == a->groups[i]->type &&
-                brg__text_equal(&bodies[k], &bodies[i]))
+                brg__source_equal(&bodies[k], &bodies[i]))
                 a->kernel[i] = a->kernel[k];
         if (a->kernel[i] >= 0)
             continue;
@@ -506,5 +506,5 @@ brg_status brg__cuda_text(char **out, brg__cuda_group *const *groups, size_t n,
                           int *kernel)
 {
     asked a = {groups, n, kernel};
-    return brg__text_make(out, n, put_all, &a);
+    return brg__source_make(out, n, put_all, &a);
 }

@@ -4,12 +4,10 @@
 
 #include <string.h>
 
-#include "compile/fuse/text.h"
+#include "compile/fuse/source.h"
 #include "core/base/error.h"
 
-typedef brg__text text;
-#define put brg__text_put
-#define put_bytes brg__text_put_bytes
+#define put brg__source_put
 
 /* ---- One kernel -------------------------------------------------------------- */
 
@@ -91,7 +89,8 @@ static void lay_out(layout *l, const brg__fused *f)
     }
 }
 
-static brg_status put_op(text *t, const brg__fused *f, const layout *l, int k)
+static brg_status put_op(brg__source *t, const brg__fused *f, const layout *l,
+                         int k)
 {
     const brg__fused_op *op = &f->ops[k];
     const brg__group_op *from = &f->group->ops[k];
@@ -111,7 +110,7 @@ static brg_status put_op(text *t, const brg__fused *f, const layout *l, int k)
 }
 
 /* Register r, if this loop reads it and does not make it. */
-static brg_status put_read(text *t, const brg__fused *f, const layout *l,
+static brg_status put_read(brg__source *t, const brg__fused *f, const layout *l,
                            int loop, int r)
 {
     int made_by = r - f->n_loads;
@@ -130,7 +129,7 @@ static brg_status put_read(text *t, const brg__fused *f, const layout *l,
     return put(t, "        const T v%d = k%d[i];\n", r, made_by);
 }
 
-static brg_status put_loop(text *t, const brg__fused *f, const layout *l,
+static brg_status put_loop(brg__source *t, const brg__fused *f, const layout *l,
                            int loop)
 {
     BRG_TRY(put(t, "    INDEPENDENT for (size_t i = 0; i < n; i++)\n    {\n"));
@@ -143,7 +142,7 @@ static brg_status put_loop(text *t, const brg__fused *f, const layout *l,
 }
 
 /* Without the name, so that equal ones are found. */
-static brg_status put_kernel(text *t, const brg__fused *f)
+static brg_status put_kernel(brg__source *t, const brg__fused *f)
 {
     layout l;
     lay_out(&l, f);
@@ -169,11 +168,11 @@ static brg_status put_kernel(text *t, const brg__fused *f)
 
 /* ---- All of them --------------------------------------------------------------- */
 
-static brg_status put_preamble(text *t)
+static brg_status put_preamble(brg__source *t)
 {
     BRG_TRY(put(t, "/* Kernels of a plan; ABI %d. */\n#include <stddef.h>\n",
                 BRG__KERNEL_ABI));
-    BRG_TRY(brg__text_put_vmath(t));
+    BRG_TRY(brg__source_put_vmath(t));
     return put(t, "%s",
                "\n#define K(x) ((T)(x))\n"
                "#if defined(__GNUC__) && !defined(__clang__)\n"
@@ -183,8 +182,8 @@ static brg_status put_preamble(text *t)
                "#define HIDE(x) UNBITS(BITS(x) ^ zero)\n");
 }
 
-static brg_status put_named(text *t, const brg__fused *f, const text *body,
-                            int number)
+static brg_status put_named(brg__source *t, const brg__fused *f,
+                            const brg__source *body, int number)
 {
     bool is_f64 = f->type == BRG__F64;
     BRG_TRY(
@@ -195,7 +194,7 @@ static brg_status put_named(text *t, const brg__fused *f, const text *body,
             is_f64 ? "f64" : "f32", is_f64 ? "64" : "",
             is_f64 ? "double" : "float"));
     BRG_TRY(put(t, "void brg_kernel_%d", number));
-    BRG_TRY(put_bytes(t, body->at, body->n));
+    BRG_TRY(brg__source_put_bytes(t, body->at, body->n));
     return put(t, "#undef T\n#undef U\n#undef FN\n#undef BITS\n"
                   "#undef UNBITS\n");
 }
@@ -207,7 +206,7 @@ typedef struct asked {
 } asked;
 
 /* bodies[i]: the text of kernel i's parameters and body. */
-static brg_status put_all(text *t, text *bodies, void *user)
+static brg_status put_all(brg__source *t, brg__source *bodies, void *user)
 {
     const asked *a = user;
     int n_kernels = 0;
@@ -219,7 +218,7 @@ static brg_status put_all(text *t, text *bodies, void *user)
         BRG_TRY(put_kernel(&bodies[i], a->fused[i]));
         for (size_t k = 0; k < i && a->kernel[i] < 0; k++)
             if (a->fused[k] && a->fused[k]->type == a->fused[i]->type &&
-                brg__text_equal(&bodies[k], &bodies[i]))
+                brg__source_equal(&bodies[k], &bodies[i]))
                 a->kernel[i] = a->kernel[k];
         if (a->kernel[i] >= 0)
             continue;
@@ -233,5 +232,5 @@ brg_status brg__generate(char **out, brg__fused *const *fused, size_t n,
                          int *kernel)
 {
     asked a = {fused, n, kernel};
-    return brg__text_make(out, n, put_all, &a);
+    return brg__source_make(out, n, put_all, &a);
 }

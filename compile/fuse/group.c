@@ -2,9 +2,6 @@
  * Groups: text, verification, what may be part of one. */
 #include "compile/fuse/group.h"
 
-#include <stdarg.h>
-#include <stdio.h>
-
 #include "core/base/error.h"
 #include "core/ops/pointwise.h"
 
@@ -55,41 +52,22 @@ brg__group *brg__group_create(int n_ops)
 
 /* ---- Text --------------------------------------------------------------------- */
 
-typedef struct text {
-    char *at;
-    size_t size, n;
-} text;
-
-static void put(text *t, const char *format, ...) BRG_PRINTF(2, 3);
-
-static void put(text *t, const char *format, ...)
+void brg__group_print(const brg__group *group, brg__text *t)
 {
-    va_list args;
-    va_start(args, format);
-    size_t left = t->n < t->size ? t->size - t->n : 0;
-    int n = vsnprintf(left ? t->at + t->n : NULL, left, format, args);
-    va_end(args);
-    t->n += n > 0 ? (size_t)n : 0;
-}
-
-size_t brg__group_print(const brg__group *group, char *filled, size_t size)
-{
-    text t = {filled, size, 0};
-    put(&t, "{");
+    brg__text_add(t, "{");
     for (int k = 0; k < group->n_ops; k++) {
         const brg__group_op *op = &group->ops[k];
-        put(&t, "%st%d = %s(", k ? "; " : "", k, op->op->name);
+        brg__text_add(t, "%st%d = %s(", k ? "; " : "", k, op->op->name);
         for (int i = 0; i < op->n_in; i++) {
             bool is_operand = op->in[i] < group->n_in;
-            put(&t, "%s%c%d", i ? ", " : "", is_operand ? 'a' : 't',
-                is_operand ? op->in[i] : op->in[i] - group->n_in);
+            brg__text_add(t, "%s%c%d", i ? ", " : "", is_operand ? 'a' : 't',
+                          is_operand ? op->in[i] : op->in[i] - group->n_in);
         }
-        put(&t, ")");
+        brg__text_add(t, ")");
         if (op->out != BRG__GROUP_NONE)
-            put(&t, " -> o%d", op->out);
+            brg__text_add(t, " -> o%d", op->out);
     }
-    put(&t, "}");
-    return t.n;
+    brg__text_add(t, "}");
 }
 
 /* ---- Verification -------------------------------------------------------------- */

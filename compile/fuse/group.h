@@ -13,6 +13,7 @@
 #include <brigade/ext/op.h>
 
 #include "core/base/array.h"
+#include "core/base/text.h"
 
 #define BRG__GROUP_NONE (-1)
 #define BRG__GROUP_MAX_OPS 64
@@ -55,9 +56,8 @@ brg__sum_kind brg__sum_of_dims(int ndim, uint8_t ones, uint32_t dims, int *cut);
 /* True for pointwise ops that a group may hold. */
 bool brg__group_takes(const brg_op *op);
 
-/* "{t0 = mul(a0, a1); o0 = t1 = ...}": stable text without a line end; returns
- * the length that all of it needs. */
-size_t brg__group_print(const brg__group *group, char *filled, size_t size);
+/* Adds "{t0 = mul(a0, a1); t1 = ... -> o0}": stable text without a line end. */
+void brg__group_print(const brg__group *group, brg__text *text);
 
 /* Operands come before their use, outputs are all made, once. */
 brg_status brg__group_verify(const brg__group *group);

@@ -185,7 +185,8 @@ static int check_case(const group_case *c, const there *t)
         const double off = units_off(t->results[k], c->want[k]);
         if (off != 0) {
             char text[4096];
-            (void)brg__group_print(&c->group, text, sizeof text);
+            brg__text printed = brg__text_begin(text, sizeof text);
+            brg__group_print(&c->group, &printed);
             print_error("op %d, %s: off by %g in %s\n", k, op->op->name, off,
                         text);
         }

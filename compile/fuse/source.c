@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Text that grows: see text.h. */
-#include "compile/fuse/text.h"
+ * The source of kernels: see source.h. */
+#include "compile/fuse/source.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -10,7 +10,7 @@
 
 #include "core/base/error.h"
 
-brg_status brg__text_put(brg__text *t, const char *format, ...)
+brg_status brg__source_put(brg__source *t, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
@@ -26,7 +26,7 @@ brg_status brg__text_put(brg__text *t, const char *format, ...)
     return BRG_OK;
 }
 
-brg_status brg__text_put_bytes(brg__text *t, const char *bytes, size_t n)
+brg_status brg__source_put_bytes(brg__source *t, const char *bytes, size_t n)
 {
     BRG_TRY(brg__array_reserve(t, n + 1));
     memcpy(t->at + t->n, bytes, n);
@@ -35,24 +35,25 @@ brg_status brg__text_put_bytes(brg__text *t, const char *bytes, size_t n)
     return BRG_OK;
 }
 
-brg_status brg__text_put_vmath(brg__text *t)
+brg_status brg__source_put_vmath(brg__source *t)
 {
-    return brg__text_put_bytes(t, brg__vmath_text, sizeof brg__vmath_text - 1);
+    return brg__source_put_bytes(t, brg__vmath_text,
+                                 sizeof brg__vmath_text - 1);
 }
 
-bool brg__text_equal(const brg__text *a, const brg__text *b)
+bool brg__source_equal(const brg__source *a, const brg__source *b)
 {
     return a->n == b->n && memcmp(a->at, b->at, a->n) == 0;
 }
 
-brg_status brg__text_make(char **out, size_t n,
-                          brg_status (*put)(brg__text *t, brg__text *bodies,
-                                            void *user),
-                          void *user)
+brg_status brg__source_make(char **out, size_t n,
+                            brg_status (*put)(brg__source *t,
+                                              brg__source *bodies, void *user),
+                            void *user)
 {
-    brg__text t = {0};
+    brg__source t = {0};
     *out = NULL;
-    brg__text *bodies =
+    brg__source *bodies =
         brg__mem_alloc_array(n + 1, sizeof *bodies, "text of kernels");
     if (!bodies)
         return BRG_ERR_NOMEM;
