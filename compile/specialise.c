@@ -20,15 +20,7 @@ static void lay_out(brg__exec *exec, int id, const brg__layout *layout,
     brg_tensor *t = &v->t;
     memset(t, 0, sizeof *t);
     atomic_init(&t->refs.n, 1 << 20); /* never freed by a kernel */
-    t->ndim = (uint8_t)layout->ndim;
-    t->dtype = (uint8_t)layout->dtype;
-    t->device = layout->device;
-    t->offset = layout->offset;
-    memcpy(t->shape, layout->shape, sizeof t->shape);
-    memcpy(t->stride, layout->stride, sizeof t->stride);
-    (void)brg__shape_numel(layout->ndim, layout->shape, &t->numel);
-    t->is_contiguous =
-        brg__shape_is_contiguous(layout->ndim, layout->shape, layout->stride);
+    brg__tensor_lay_out(t, layout);
     v->root = root;
     t->storage = root >= 0 ? &exec->roots[root].storage : NULL;
 }

@@ -60,14 +60,8 @@ brg__layout brg__layout_of(const brg_tensor *t)
 
 /* ---- Construction ------------------------------------------------------------ */
 
-brg_status brg__tensor_new_view(brg_tensor **out, const brg__layout *layout,
-                                brg__storage *storage)
+void brg__tensor_lay_out(brg_tensor *t, const brg__layout *layout)
 {
-    brg_tensor *t = brg__obj_alloc(sizeof *t, "a tensor");
-    *out = t;
-    if (!t)
-        return BRG_ERR_NOMEM;
-    brg__ref_init(&t->refs);
     t->ndim = (uint8_t)layout->ndim;
     t->dtype = (uint8_t)layout->dtype;
     t->device = layout->device;
@@ -77,6 +71,17 @@ brg_status brg__tensor_new_view(brg_tensor **out, const brg__layout *layout,
     (void)brg__shape_numel(layout->ndim, layout->shape, &t->numel);
     t->is_contiguous =
         brg__shape_is_contiguous(layout->ndim, layout->shape, layout->stride);
+}
+
+brg_status brg__tensor_new_view(brg_tensor **out, const brg__layout *layout,
+                                brg__storage *storage)
+{
+    brg_tensor *t = brg__obj_alloc(sizeof *t, "a tensor");
+    *out = t;
+    if (!t)
+        return BRG_ERR_NOMEM;
+    brg__ref_init(&t->refs);
+    brg__tensor_lay_out(t, layout);
     t->storage = storage;
     brg__storage_retain(storage);
     return BRG_OK;

@@ -84,6 +84,9 @@ brg_status brg__layout_init(brg__layout *layout, const char *op,
 /* The layout of an existing tensor. */
 brg__layout brg__layout_of(const brg_tensor *t);
 
+/* Gives t the sizes, strides, dtype and device of the layout. */
+void brg__tensor_lay_out(brg_tensor *t, const brg__layout *layout);
+
 /* ---- Construction: the caller owns one reference --------------------------- */
 
 /* Fresh memory for the layout (offset 0); values not set. */
