@@ -5,6 +5,7 @@
 
 #include <brigade/autograd.h>
 #include <brigade/compile.h>
+#include <brigade/function.h>
 #include <brigade/ops.h>
 
 #include "tests/support/brg_test.h"
@@ -76,6 +77,49 @@ static inline double element(const brg_tensor *t, int64_t i)
     double value = values[i];
     free(values);
     return value;
+}
+
+/* ---- Compiled ----------------------------------------------------------------- */
+
+/* FUNCTION(name) { ... }: a function to be compiled, from in[] to out[]. */
+#define FUNCTION(name)                                                         \
+    static brg_status name(__attribute__((unused)) brg_tensor *const *in,      \
+                           __attribute__((unused)) size_t n_in,                \
+                           __attribute__((unused)) brg_tensor **out,           \
+                           __attribute__((unused)) size_t n_out,               \
+                           __attribute__((unused)) void *user)
+
+static inline brg_compile_stats compile_stats(void)
+{
+    brg_compile_stats stats;
+    brg_compile_get_stats(&stats);
+    return stats;
+}
+
+/* brg_backward, eager or by a plan. */
+static inline brg_status backward_as(brg_tensor *loss, bool is_planned)
+{
+    int scope;
+    if (is_planned)
+        BRG_TRY(brg_compile_begin(&scope, NULL));
+    brg_status status = brg_backward(loss);
+    if (is_planned)
+        BRG_TRY(brg_compile_end(scope));
+    return status;
+}
+
+/* ---- Custom functions --------------------------------------------------------- */
+
+/* new_function(.name = "Square", .n_outputs = 1, ...). */
+#define new_function(...)                                                      \
+    function_from((brg_function_def){.struct_size = sizeof(brg_function_def),  \
+                                     __VA_ARGS__})
+
+static inline brg_function *function_from(brg_function_def def)
+{
+    brg_function *function;
+    assert_brg_ok(brg_function_create(&function, &def));
+    return function;
 }
 
 #endif

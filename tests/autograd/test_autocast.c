@@ -102,13 +102,9 @@ static void
 test_autocast__custom_backward_sees_the_policy_of_its_forward(void **state)
 {
     (void)state;
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    def.name = "matmul";
-    def.n_outputs = 1;
-    def.forward = custom_forward;
-    def.backward = custom_backward;
-    brg_function *f;
-    assert_brg_ok(brg_function_create(&f, &def));
+    brg_function *f =
+        new_function(.name = "matmul", .n_outputs = 1,
+                     .forward = custom_forward, .backward = custom_backward);
     brg_tensor *x = leaf_from(0, BRG_SHAPE(2, 3)),
                *w = leaf_from(0, BRG_SHAPE(3, 2));
     brg_value args[] = {brg_value_tensor(x), brg_value_tensor(w)};

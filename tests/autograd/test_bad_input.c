@@ -155,14 +155,9 @@ static void test_bad_input__gradients_of_a_function(void **state)
 static void test_bad_input__once_differentiable_twice(void **state)
 {
     (void)state;
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    def.name = "Once";
-    def.n_outputs = 1;
-    def.forward = first_forward;
-    def.backward = right_backward;
-    def.once_differentiable = true;
-    brg_function *f;
-    assert_brg_ok(brg_function_create(&f, &def));
+    brg_function *f =
+        new_function(.name = "Once", .n_outputs = 1, .forward = first_forward,
+                     .backward = right_backward, .once_differentiable = true);
     brg_tensor *x = leaf_full(1, BRG_SHAPE(2)), *grad, *second;
     brg_tensor *h = brg_mul(x, x), *y = brg_sum_all(brg_exp(CALL(f, h)));
     brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
@@ -299,13 +294,9 @@ static void test_bad_input__views_of_a_function_stay_as_they_are(void **state)
 static void test_bad_input__a_returned_input_is_not_saved_later(void **state)
 {
     (void)state;
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    def.name = "Same";
-    def.n_outputs = 1;
-    def.forward = same_forward;
-    def.setup_context = same_setup;
-    brg_function *f;
-    assert_brg_ok(brg_function_create(&f, &def));
+    brg_function *f =
+        new_function(.name = "Same", .n_outputs = 1, .forward = same_forward,
+                     .setup_context = same_setup);
     assert_brg_fails_with(apply_one(f, leaf_full(1, BRG_SHAPE(2))),
                           BRG_ERR_CALLBACK, "return and save a view");
     brg_function_release(f);

@@ -341,13 +341,9 @@ static void test_hooks__of_an_undefined_gradient(void **state)
     recorder log = {""};
     step tensor = {.log = &log, .name = "tensor"};
     step done = {.log = &log, .name = "accumulated"};
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    def.name = "NoGradient";
-    def.n_outputs = 1;
-    def.forward = copy_forward;
-    def.backward = no_gradient;
-    brg_function *f;
-    assert_brg_ok(brg_function_create(&f, &def));
+    brg_function *f =
+        new_function(.name = "NoGradient", .n_outputs = 1,
+                     .forward = copy_forward, .backward = no_gradient);
     brg_tensor *x = leaf_from(4, BRG_SCALAR);
     assert_brg_ok(brg_tensor_add_hook(NULL, x, on_grad, &tensor, NULL));
     assert_brg_ok(brg_tensor_add_post_accumulate_hook(NULL, x, on_accumulated,

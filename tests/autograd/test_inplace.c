@@ -123,13 +123,9 @@ static brg_status exp_backward(brg_context *ctx, brg_tensor *const *g,
 
 static brg_tensor *exp_in_place(brg_tensor *x)
 {
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    def.name = "exp_";
-    def.n_outputs = 1;
-    def.forward = exp_forward;
-    def.backward = exp_backward;
-    brg_function *f;
-    assert_brg_ok(brg_function_create(&f, &def));
+    brg_function *f =
+        new_function(.name = "exp_", .n_outputs = 1, .forward = exp_forward,
+                     .backward = exp_backward);
     brg_value arg = brg_value_tensor(x);
     brg_tensor *y = brg_function_call(f, &arg, 1);
     brg_function_release(f);

@@ -11,23 +11,6 @@
 
 #define CHAIN_UNUSED __attribute__((unused))
 
-static inline CHAIN_UNUSED brg_compile_stats stats(void)
-{
-    brg_compile_stats s;
-    brg_compile_get_stats(&s);
-    return s;
-}
-
-static inline CHAIN_UNUSED int reset_setup(void **state)
-{
-    if (brg_compile_reset() != BRG_OK)
-        return -1;
-    return scope_setup(state);
-}
-
-#define compile_test(fn)                                                       \
-    cmocka_unit_test_setup_teardown(fn, reset_setup, scope_teardown)
-
 static inline CHAIN_UNUSED int begin_with(brg_compile_options options)
 {
     int scope;

@@ -55,15 +55,9 @@ static inline brg_function *make_function(const char *name, size_t n_outputs,
                                           function_backward backward,
                                           brg_function_tracing tracing)
 {
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    brg_function *f;
-    def.name = name;
-    def.n_outputs = n_outputs;
-    def.forward = forward;
-    def.backward = backward;
-    def.tracing = tracing;
-    assert_brg_ok(brg_function_create(&f, &def));
-    return f;
+    return new_function(.name = name, .n_outputs = n_outputs,
+                        .forward = forward, .backward = backward,
+                        .tracing = tracing);
 }
 
 #endif

@@ -67,8 +67,8 @@ static void test_aliases__a_gradient_that_the_rule_reads(void **state)
     int scope = begin_with((brg_compile_options)BRG_COMPILE_OPTIONS_INIT);
     check(f, false);
     check(f, true);
-    assert_int_equal(stats().captures, 0);
-    assert_int_equal(stats().fallbacks, 2);
+    assert_int_equal(compile_stats().captures, 0);
+    assert_int_equal(compile_stats().fallbacks, 2);
     /* The same backward that reads another tensor has its plan. */
     brg_tensor *a = leaf_from(1, BRG_SHAPE(4)), *b = leaf_from(2, BRG_SHAPE(4));
     assert_brg_ok(brg_tensor_set_grad(
@@ -77,8 +77,8 @@ static void test_aliases__a_gradient_that_the_rule_reads(void **state)
         assert_brg_ok(brg_backward(
             reads(f, a, b, brg_full(BRG_DTYPE_F32, BRG_SHAPE(4), 5))));
     assert_float_equal(element(brg_tensor_grad(b), 0), 2 * 4 * 5, 0);
-    assert_int_equal(stats().captures, 2); /* b has none, then one */
-    assert_int_equal(stats().fallbacks, 2);
+    assert_int_equal(compile_stats().captures, 2); /* b has none, then one */
+    assert_int_equal(compile_stats().fallbacks, 2);
     assert_brg_ok(brg_compile_end(scope));
     brg_function_release(f);
 }
@@ -129,8 +129,8 @@ static void test_aliases__a_gradient_that_a_step_is_given(void **state)
         assert_float_equal(element(out, 0), 3 * was + 3 * (i % 2 ? in_a : 5),
                            0);
     }
-    assert_int_equal(stats().functions, 1);
-    assert_int_equal(stats().function_fallbacks, 2);
+    assert_int_equal(compile_stats().functions, 1);
+    assert_int_equal(compile_stats().function_fallbacks, 2);
     brg_compiled_destroy(c);
     brg_function_release(m.f);
 }
@@ -138,8 +138,8 @@ static void test_aliases__a_gradient_that_a_step_is_given(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        compile_test(test_aliases__a_gradient_that_the_rule_reads),
-        compile_test(test_aliases__a_gradient_that_a_step_is_given),
+        scoped_test(test_aliases__a_gradient_that_the_rule_reads),
+        scoped_test(test_aliases__a_gradient_that_a_step_is_given),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

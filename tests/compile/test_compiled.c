@@ -3,70 +3,9 @@
  * it does with hooks, retained graphs, failures. */
 #include <math.h>
 
-#include <brigade/compile.h>
-#include <brigade/function.h>
-#include <brigade/random.h>
 #include <brigade/sparse.h>
 
-#include "tests/autograd/graph.h"
-
-/* ---- A small network ------------------------------------------------------------ */
-
-typedef struct net {
-    brg_tensor *w1, *b1, *w2, *b2;
-} net;
-
-static net make_net(uint64_t seed)
-{
-    net n;
-    brg_seed(seed);
-    n.w1 = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(16, 8));
-    n.b1 = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(16));
-    n.w2 = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(4, 16));
-    n.b2 = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(4));
-    brg_tensor *all[] = {n.w1, n.b1, n.w2, n.b2};
-    for (int i = 0; i < 4; i++)
-        assert_brg_ok(brg_set_requires_grad(all[i], true));
-    return n;
-}
-
-static brg_tensor *loss_of(const net *n, int64_t batch)
-{
-    brg_seed((uint64_t)batch);
-    brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(batch, 8));
-    brg_tensor *y = brg_randint(0, 4, BRG_SHAPE(batch));
-    brg_tensor *h = brg_tanh(brg_linear(x, n->w1, n->b1));
-    h = brg_add(brg_relu(h), brg_mul(h, h));
-    return brg_cross_entropy(brg_linear(h, n->w2, n->b2), y);
-}
-
-static void expect_same_bits(const brg_tensor *a, const brg_tensor *b)
-{
-    assert_non_null(a);
-    assert_non_null(b);
-    size_t nbytes = brg_tensor_nbytes(a);
-    char *x = malloc(nbytes), *y = malloc(nbytes);
-    assert_brg_ok(brg_tensor_read(a, x, nbytes));
-    assert_brg_ok(brg_tensor_read(b, y, nbytes));
-    assert_memory_equal(x, y, nbytes);
-    free(x);
-    free(y);
-}
-
-static void expect_same_grads(const net *a, const net *b)
-{
-    expect_same_bits(brg_tensor_grad(a->w1), brg_tensor_grad(b->w1));
-    expect_same_bits(brg_tensor_grad(a->b1), brg_tensor_grad(b->b1));
-    expect_same_bits(brg_tensor_grad(a->w2), brg_tensor_grad(b->w2));
-    expect_same_bits(brg_tensor_grad(a->b2), brg_tensor_grad(b->b2));
-}
-
-static brg_compile_stats stats(void)
-{
-    brg_compile_stats s;
-    brg_compile_get_stats(&s);
-    return s;
-}
+#include "tests/compile/small_net.h"
 
 static void backward_by(brg_compile_backend backend, brg_tensor *loss)
 {
@@ -83,16 +22,6 @@ static void backward_compiled(brg_tensor *loss)
     backward_by(BRG_COMPILE_BACKEND_DEFAULT, loss);
 }
 
-static int reset_setup(void **state)
-{
-    if (brg_compile_reset() != BRG_OK)
-        return -1;
-    return scope_setup(state);
-}
-
-#define compile_test(fn)                                                       \
-    cmocka_unit_test_setup_teardown(fn, reset_setup, scope_teardown)
-
 /* ---- Values and counts --------------------------------------------------------------- */
 
 static void test_compiled__same_bits_as_eager(void **state)
@@ -102,8 +31,8 @@ static void test_compiled__same_bits_as_eager(void **state)
     assert_brg_ok(brg_backward(loss_of(&a, 6)));
     backward_compiled(loss_of(&b, 6));
     expect_same_grads(&a, &b);
-    assert_int_equal(stats().captures, 1);
-    assert_int_equal(stats().fallbacks, 0);
+    assert_int_equal(compile_stats().captures, 1);
+    assert_int_equal(compile_stats().fallbacks, 0);
 }
 
 static void test_compiled__one_plan_for_all_batch_sizes(void **state)
@@ -115,9 +44,9 @@ static void test_compiled__one_plan_for_all_batch_sizes(void **state)
         backward_compiled(loss_of(&b, batch));
         expect_same_grads(&a, &b);
     }
-    assert_int_equal(stats().captures, 1);
-    assert_int_equal(stats().hits, 8);
-    assert_int_equal(stats().specialisations, 9);
+    assert_int_equal(compile_stats().captures, 1);
+    assert_int_equal(compile_stats().hits, 8);
+    assert_int_equal(compile_stats().specialisations, 9);
 }
 
 static void test_compiled__accumulating_is_a_second_plan(void **state)
@@ -129,7 +58,7 @@ static void test_compiled__accumulating_is_a_second_plan(void **state)
         backward_compiled(loss_of(&b, 4 + i));
         expect_same_grads(&a, &b);
     }
-    assert_int_equal(stats().captures, 2);
+    assert_int_equal(compile_stats().captures, 2);
 }
 
 static void test_compiled__grad_of_chosen_inputs(void **state)
@@ -146,7 +75,7 @@ static void test_compiled__grad_of_chosen_inputs(void **state)
     expect_same_bits(ga[0], gb[0]);
     expect_same_bits(ga[1], gb[1]);
     assert_null(brg_tensor_grad(b.w1));
-    assert_int_equal(stats().captures, 1);
+    assert_int_equal(compile_stats().captures, 1);
 }
 
 static void test_compiled__retained_graph_again_and_again(void **state)
@@ -165,8 +94,8 @@ static void test_compiled__retained_graph_again_and_again(void **state)
             assert_brg_ok(brg_compile_end(scope));
         assert_float_equal(item(brg_tensor_grad(x)), 4, 0);
     }
-    assert_int_equal(stats().captures, 1);
-    assert_int_equal(stats().hits, 2);
+    assert_int_equal(compile_stats().captures, 1);
+    assert_int_equal(compile_stats().hits, 2);
 }
 
 static void test_compiled__graph_is_freed_unless_retained(void **state)
@@ -189,7 +118,8 @@ static void test_compiled__random_ops_draw_the_same_mask(void **state)
         backward_compiled(brg_sum_all(brg_dropout(b, 0.5, true)));
         expect_same_bits(brg_tensor_grad(a), brg_tensor_grad(b));
     }
-    assert_int_equal(stats().captures, 1); /* the seed is no part of the plan */
+    assert_int_equal(compile_stats().captures,
+                     1); /* the seed is no part of the plan */
 }
 
 /* ---- Hooks and functions --------------------------------------------------------------- */
@@ -269,7 +199,8 @@ static void test_compiled__hooks_run_in_the_plan(void **state)
     }
     assert_int_equal(na, 3);
     assert_int_equal(nb, 3);
-    assert_int_equal(stats().captures, 2); /* with and without node hooks */
+    assert_int_equal(compile_stats().captures,
+                     2); /* with and without node hooks */
 }
 
 static brg_status square_forward(brg_context *ctx, const brg_value *args,
@@ -297,13 +228,9 @@ static brg_status square_backward(brg_context *ctx, brg_tensor *const *g,
 static void test_compiled__custom_functions_are_called(void **state)
 {
     (void)state;
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    def.name = "Square";
-    def.n_outputs = 1;
-    def.forward = square_forward;
-    def.backward = square_backward;
-    brg_function *f;
-    assert_brg_ok(brg_function_create(&f, &def));
+    brg_function *f =
+        new_function(.name = "Square", .n_outputs = 1,
+                     .forward = square_forward, .backward = square_backward);
     const double scales[] = {1.1, 2.2, 3.3, 1.1};
     for (int i = 0; i < 4; i++) {
         brg_tensor *x = leaf_from(1, BRG_SHAPE(3 + i));
@@ -315,7 +242,8 @@ static void test_compiled__custom_functions_are_called(void **state)
         assert_float_equal(element(brg_tensor_grad(x), 1),
                            4 * 81 * scales[i] * scales[i] * 8, 0.05);
     }
-    assert_int_equal(stats().captures, 1); /* attributes are read at run time */
+    assert_int_equal(compile_stats().captures,
+                     1); /* attributes are read at run time */
     brg_function_release(f);
 }
 
@@ -342,20 +270,16 @@ static brg_status pair_backward(brg_context *ctx, brg_tensor *const *g,
 static void test_compiled__one_value_in_two_places_of_a_call(void **state)
 {
     (void)state;
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    def.name = "Pair";
-    def.n_outputs = 2;
-    def.forward = pair_forward;
-    def.backward = pair_backward;
-    brg_function *f;
-    assert_brg_ok(brg_function_create(&f, &def));
+    brg_function *f =
+        new_function(.name = "Pair", .n_outputs = 2, .forward = pair_forward,
+                     .backward = pair_backward);
     brg_tensor *x = leaf_from(1, BRG_SHAPE(3));
     brg_value args[] = {brg_value_tensor(x)}, out[2];
     assert_brg_ok(brg_function_apply(f, args, 1, out));
     brg_tensor *sum = brg_add(out[0].as.tensor, out[1].as.tensor);
     backward_compiled(brg_sum_all(brg_mul(sum, sum)));
     assert_float_equal(element(brg_tensor_grad(x), 1), 2 * 10 * 5, 0);
-    assert_int_equal(stats().captures, 1);
+    assert_int_equal(compile_stats().captures, 1);
     brg_function_release(f);
 }
 
@@ -434,7 +358,7 @@ static void test_compiled__backward_inside_a_plan_is_eager(void **state)
     backward_compiled(brg_mul_scalar(h, 2));
     assert_float_equal(item(brg_tensor_grad(x)), 10, 0);
     assert_float_equal(item(brg_tensor_grad(w)), 6, 0);
-    assert_int_equal(stats().captures, 1);
+    assert_int_equal(compile_stats().captures, 1);
 }
 
 /* x^3 and its derivatives: the plan's results are recorded. */
@@ -461,9 +385,9 @@ static void test_compiled__gradients_can_be_differentiated(void **state)
         assert_float_equal(element(second, 0), 2 * first * slope, 1e-3);
     }
     assert_brg_ok(brg_compile_end(scope));
-    assert_int_equal(stats().captures, 2);
-    assert_int_equal(stats().hits, 2);
-    assert_int_equal(stats().fallbacks, 0);
+    assert_int_equal(compile_stats().captures, 2);
+    assert_int_equal(compile_stats().hits, 2);
+    assert_int_equal(compile_stats().fallbacks, 0);
 }
 
 static void test_compiled__sparse_gradients_are_in_the_plan(void **state)
@@ -482,9 +406,9 @@ static void test_compiled__sparse_gradients_are_in_the_plan(void **state)
         assert_float_equal(element(dense, 2), 2, 0);
         assert_float_equal(element(dense, 8), 1, 0);
     }
-    assert_int_equal(stats().captures, 1);
-    assert_int_equal(stats().hits, 1);
-    assert_int_equal(stats().fallbacks, 0);
+    assert_int_equal(compile_stats().captures, 1);
+    assert_int_equal(compile_stats().hits, 1);
+    assert_int_equal(compile_stats().fallbacks, 0);
 }
 
 /* A rule that needs a dense gradient and gets a sparse one: the engine says
@@ -508,9 +432,9 @@ static void test_compiled__what_cannot_be_compiled_runs_eagerly(void **state)
                                         "compiled: tanh_grad: input 0"
                                       : "backward of tanh");
         assert_brg_ok(brg_compile_end(scope));
-        assert_int_equal(stats().fallbacks, 1);
+        assert_int_equal(compile_stats().fallbacks, 1);
     }
-    assert_int_equal(stats().captures, 0);
+    assert_int_equal(compile_stats().captures, 0);
 }
 
 /* ---- The plan ------------------------------------------------------------------------------------ */
@@ -631,26 +555,26 @@ static void test_compiled__steady_run_does_not_allocate(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        compile_test(test_compiled__same_bits_as_eager),
-        compile_test(test_compiled__one_plan_for_all_batch_sizes),
-        compile_test(test_compiled__accumulating_is_a_second_plan),
-        compile_test(test_compiled__grad_of_chosen_inputs),
-        compile_test(test_compiled__retained_graph_again_and_again),
-        compile_test(test_compiled__graph_is_freed_unless_retained),
-        compile_test(test_compiled__random_ops_draw_the_same_mask),
-        compile_test(test_compiled__hooks_run_in_the_plan),
-        compile_test(test_compiled__custom_functions_are_called),
-        compile_test(test_compiled__one_value_in_two_places_of_a_call),
-        compile_test(test_compiled__a_failing_hook_ends_it_cleanly),
-        compile_test(test_compiled__scopes_nest_and_close_in_order),
-        compile_test(test_compiled__backward_inside_a_plan_is_eager),
-        compile_test(test_compiled__what_cannot_be_compiled_runs_eagerly),
-        compile_test(test_compiled__gradients_can_be_differentiated),
-        compile_test(test_compiled__sparse_gradients_are_in_the_plan),
-        compile_test(test_compiled__plan_has_a_stable_text),
-        compile_test(test_compiled__groups_have_a_stable_text),
-        compile_test(test_compiled__hooks_that_change_leaves),
-        compile_test(test_compiled__steady_run_does_not_allocate),
+        scoped_test(test_compiled__same_bits_as_eager),
+        scoped_test(test_compiled__one_plan_for_all_batch_sizes),
+        scoped_test(test_compiled__accumulating_is_a_second_plan),
+        scoped_test(test_compiled__grad_of_chosen_inputs),
+        scoped_test(test_compiled__retained_graph_again_and_again),
+        scoped_test(test_compiled__graph_is_freed_unless_retained),
+        scoped_test(test_compiled__random_ops_draw_the_same_mask),
+        scoped_test(test_compiled__hooks_run_in_the_plan),
+        scoped_test(test_compiled__custom_functions_are_called),
+        scoped_test(test_compiled__one_value_in_two_places_of_a_call),
+        scoped_test(test_compiled__a_failing_hook_ends_it_cleanly),
+        scoped_test(test_compiled__scopes_nest_and_close_in_order),
+        scoped_test(test_compiled__backward_inside_a_plan_is_eager),
+        scoped_test(test_compiled__what_cannot_be_compiled_runs_eagerly),
+        scoped_test(test_compiled__gradients_can_be_differentiated),
+        scoped_test(test_compiled__sparse_gradients_are_in_the_plan),
+        scoped_test(test_compiled__plan_has_a_stable_text),
+        scoped_test(test_compiled__groups_have_a_stable_text),
+        scoped_test(test_compiled__hooks_that_change_leaves),
+        scoped_test(test_compiled__steady_run_does_not_allocate),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

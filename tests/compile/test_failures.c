@@ -216,7 +216,8 @@ static bool fails_at(int n, float *want)
     brg_status status = brg_backward_with(&loss, 1, &keep);
     bool has_failed = has_step_failed();
     if (status == BRG_OK) { /* of a hook's own capture: the hook is called */
-        assert_int_equal(stats().captures + stats().fallbacks, 1);
+        assert_int_equal(compile_stats().captures + compile_stats().fallbacks,
+                         1);
         assert_int_equal(n_arrived, 1);
         expect_grads(w, want);
     } else {
@@ -225,15 +226,15 @@ static bool fails_at(int n, float *want)
         assert_non_null(strstr(brg_error_message(), "this step fails"));
         assert_int_equal(n_arrived, 0); /* nothing ran, nothing arrived */
         assert_null(brg_tensor_grad(w));
-        assert_int_equal(stats().captures, 0);
+        assert_int_equal(compile_stats().captures, 0);
     }
     assert_brg_ok(brg_compile_end(token));
     expect_backward(loss, w, true, want);
     assert_brg_ok(brg_compile_reset());
     assert_brg_ok(brg_compile_begin(&token, NULL));
     expect_backward(loss, w, true, want); /* captured now */
-    assert_int_equal(stats().captures, 1);
-    assert_int_equal(stats().fallbacks, 0);
+    assert_int_equal(compile_stats().captures, 1);
+    assert_int_equal(compile_stats().fallbacks, 0);
     assert_brg_ok(brg_compile_end(token));
     expect_backward(loss, w, false, want);
     brg_scope_end(scope);
@@ -281,7 +282,7 @@ static void test_failures__no_reset_while_a_plan_runs(void **state)
     assert_brg_ok(brg_backward(brg_sum_all(chain(x, 2, 0))));
     assert_int_equal(status, BRG_ERR_STATE);
     assert_true(brg_compile_is_on());
-    assert_int_equal(stats().captures, 1);
+    assert_int_equal(compile_stats().captures, 1);
     assert_brg_ok(brg_compile_end(scope));
 }
 
@@ -289,10 +290,10 @@ int main(void)
 {
     fail_alloc_install();
     const struct CMUnitTest tests[] = {
-        compile_test(test_failures__out_of_memory_in_a_capture),
-        compile_test(test_failures__out_of_memory_in_a_specialisation),
-        compile_test(test_failures__at_each_step_of_a_capture),
-        compile_test(test_failures__no_reset_while_a_plan_runs),
+        scoped_test(test_failures__out_of_memory_in_a_capture),
+        scoped_test(test_failures__out_of_memory_in_a_specialisation),
+        scoped_test(test_failures__at_each_step_of_a_capture),
+        scoped_test(test_failures__no_reset_while_a_plan_runs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

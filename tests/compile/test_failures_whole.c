@@ -147,7 +147,7 @@ static bool call_fails_at(world *v, brg_compiled *c, int n)
     assert_int_equal(status, BRG_ERR_CALLBACK);
     assert_non_null(strstr(brg_error_message(), "this step fails"));
     assert_null(y);
-    assert_int_equal(stats().functions, 0);
+    assert_int_equal(compile_stats().functions, 0);
     look(v, NULL, &after); /* nothing ran */
     assert_memory_equal(&before, &after, sizeof before);
     assert_memory_equal(&random[0], &random[1], sizeof random[0]);
@@ -168,7 +168,7 @@ static bool fails_at(int n, bool is_step, bool is_eager, const state_of *want)
     if (has_failed) {
         call_twice(&v, is_eager ? NULL : c, &got);
         assert_memory_equal(&got, want, sizeof got);
-        assert_int_equal(stats().functions, !is_eager);
+        assert_int_equal(compile_stats().functions, !is_eager);
     }
     brg_compiled_destroy(c);
     unmake(&v);
@@ -212,8 +212,8 @@ static void test_failures_whole__at_each_step_of_a_training_step(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        compile_test(test_failures_whole__at_each_step_of_a_segment),
-        compile_test(test_failures_whole__at_each_step_of_a_training_step),
+        scoped_test(test_failures_whole__at_each_step_of_a_segment),
+        scoped_test(test_failures_whole__at_each_step_of_a_training_step),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -36,11 +36,6 @@ static brg_status backward(brg_context *ctx, brg_tensor *const *g,
     return BRG_OK;
 }
 
-#define FUNCTION(name)                                                         \
-    static brg_status name(                                                    \
-        brg_tensor *const *in, __attribute__((unused)) size_t n_in,            \
-        brg_tensor **out, __attribute__((unused)) size_t n_out, void *user)
-
 static brg_status ends(const model *m, brg_tensor **out)
 {
     double value;
@@ -199,9 +194,9 @@ static void test_outside__asked_for_by_grad(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        compile_test(test_outside__in_a_custom_function),
-        compile_test(test_outside__in_a_branch_or_loop),
-        compile_test(test_outside__asked_for_by_grad),
+        scoped_test(test_outside__in_a_custom_function),
+        scoped_test(test_outside__in_a_branch_or_loop),
+        scoped_test(test_outside__asked_for_by_grad),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -186,14 +186,8 @@ static brg_status half_backward(brg_context *ctx, brg_tensor *const *g,
 
 static brg_function *make_half(void)
 {
-    brg_function *f;
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    def.name = "half";
-    def.n_outputs = 1;
-    def.forward = half_forward;
-    def.backward = half_backward;
-    assert_brg_ok(brg_function_create(&f, &def));
-    return f;
+    return new_function(.name = "half", .n_outputs = 1, .forward = half_forward,
+                        .backward = half_backward);
 }
 
 typedef struct leaves {

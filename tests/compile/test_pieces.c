@@ -5,24 +5,7 @@
 #include "tests/compile/chains.h"
 #include "tests/compile/functions.h"
 
-#define FUNCTION(name)                                                         \
-    static brg_status name(                                                    \
-        brg_tensor *const *in, __attribute__((unused)) size_t n_in,            \
-        brg_tensor **out, __attribute__((unused)) size_t n_out,                \
-        __attribute__((unused)) void *user)
-
 static brg_function *function;
-
-static brg_status call_backward(brg_tensor *loss, bool is_planned)
-{
-    int scope;
-    if (is_planned)
-        BRG_TRY(brg_compile_begin(&scope, NULL));
-    brg_status status = brg_backward(loss);
-    if (is_planned)
-        BRG_TRY(brg_compile_end(scope));
-    return status;
-}
 
 /* Two calls, eagerly, then compiled, then with a compiled backward too: the
  * same results and gradients. */
@@ -39,7 +22,7 @@ static void check(brg_compiled_fn fn)
         for (int i = 0; i < 2; i++) {
             assert_brg_ok(c ? brg_compiled_call(c, &x, 1, &y, 1)
                             : fn(&x, 1, &y, 1, NULL));
-            assert_brg_ok(call_backward(y, k == 2));
+            assert_brg_ok(backward_as(y, k == 2));
         }
         double *to = k ? got : want;
         to[12] = element(y, 0);
@@ -172,8 +155,8 @@ static void test_pieces__gradients_of_reshape_in_any_strides(void **state)
         for (int i = 0; i < 12; i++)
             assert_float_equal(element(grad, i), 2.0 * i * (1 + i), 0);
     }
-    assert_int_equal(stats().captures, 2);
-    assert_int_equal(stats().fallbacks, 0);
+    assert_int_equal(compile_stats().captures, 2);
+    assert_int_equal(compile_stats().fallbacks, 0);
     assert_brg_ok(brg_compile_end(scope));
 }
 
@@ -239,7 +222,7 @@ static void test_pieces__more_gradients_than_a_node_has(void **state)
                 brg_compiled_create(&c, uses_many_parameters, NULL, &options));
         assert_brg_ok(c ? brg_compiled_call(c, &x, 1, &y, 1)
                         : uses_many_parameters(&x, 1, &y, 1, NULL));
-        assert_brg_ok(call_backward(y, k == 2));
+        assert_brg_ok(backward_as(y, k == 2));
         to[0] = element(brg_tensor_grad(many[N_MANY - 1]), 0);
         to[1] = element(brg_tensor_grad(x), 1);
         brg_compiled_destroy(c);
@@ -281,13 +264,13 @@ static void test_pieces__a_segment_is_one_node(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        compile_test(test_pieces__a_part_changed_in_place),
-        compile_test(test_pieces__a_view_of_all_of_a_result),
-        compile_test(test_pieces__zeros_for_what_is_not_used),
-        compile_test(test_pieces__gradients_of_reshape_in_any_strides),
-        compile_test(test_pieces__a_gradient_that_is_a_part),
-        compile_test(test_pieces__more_gradients_than_a_node_has),
-        compile_test(test_pieces__a_segment_is_one_node),
+        scoped_test(test_pieces__a_part_changed_in_place),
+        scoped_test(test_pieces__a_view_of_all_of_a_result),
+        scoped_test(test_pieces__zeros_for_what_is_not_used),
+        scoped_test(test_pieces__gradients_of_reshape_in_any_strides),
+        scoped_test(test_pieces__a_gradient_that_is_a_part),
+        scoped_test(test_pieces__more_gradients_than_a_node_has),
+        scoped_test(test_pieces__a_segment_is_one_node),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -13,9 +13,9 @@ static void test_policies__all_sizes_are_dynamic_in_a_scope(void **state)
     for (int64_t n = 10; n <= 50; n += 10)
         backward_of_chain(3, n, 0);
     assert_brg_ok(brg_compile_end(scope));
-    assert_int_equal(stats().captures, 1);
-    assert_int_equal(stats().hits, 4);
-    assert_int_equal(stats().specialisations, 5);
+    assert_int_equal(compile_stats().captures, 1);
+    assert_int_equal(compile_stats().hits, 4);
+    assert_int_equal(compile_stats().specialisations, 5);
 }
 
 static void test_policies__a_changed_size_is_dynamic_from_then_on(void **state)
@@ -26,9 +26,9 @@ static void test_policies__a_changed_size_is_dynamic_from_then_on(void **state)
     int scope = begin_with(options);
     backward_of_chain(3, 10, 0);
     backward_of_chain(3, 10, 0);
-    assert_int_equal(stats().captures, 1);
+    assert_int_equal(compile_stats().captures, 1);
     backward_of_chain(3, 20, 0);
-    assert_int_equal(stats().captures, 2);
+    assert_int_equal(compile_stats().captures, 2);
     brg_compile_record r;
     assert_true(brg_compile_get_record(0, &r));
     assert_int_equal(r.cause, BRG_COMPILE_CHANGED_SIZES);
@@ -40,7 +40,7 @@ static void test_policies__a_changed_size_is_dynamic_from_then_on(void **state)
     for (int64_t n = 10; n <= 90; n += 10)
         backward_of_chain(3, n, 0);
     assert_brg_ok(brg_compile_end(scope));
-    assert_int_equal(stats().captures, 2); /* however many sizes */
+    assert_int_equal(compile_stats().captures, 2); /* however many sizes */
     char text[16];
     assert_int_equal(brg_compile_print(0, text, sizeof text), 0); /* gone */
     assert_true(brg_compile_print(1, text, sizeof text) > 0);
@@ -82,7 +82,7 @@ static void test_policies__only_what_was_static_is_to_blame(void **state)
     brg_compile_record rows = backward_of_sin(20, 5);
     brg_compile_record columns = backward_of_sin(30, 6);
     assert_brg_ok(brg_compile_end(scope));
-    assert_int_equal(stats().captures, 3);
+    assert_int_equal(compile_stats().captures, 3);
     assert_int_equal(rows.cause, BRG_COMPILE_CHANGED_SIZES);
     assert_int_equal(columns.cause, BRG_COMPILE_CHANGED_SIZES);
     const size_t n = columns.n_sizes / 2;
@@ -109,8 +109,8 @@ static void test_policies__one_then_others_is_two_captures(void **state)
         for (int64_t n = 1; n <= 4; n++)
             backward_of_chain(3, n, 0);
     assert_brg_ok(brg_compile_end(scope));
-    assert_int_equal(stats().captures, 2);
-    assert_int_equal(stats().hits, 6);
+    assert_int_equal(compile_stats().captures, 2);
+    assert_int_equal(compile_stats().hits, 6);
 }
 
 /* ---- Room ------------------------------------------------------------------------- */
@@ -124,16 +124,16 @@ static void test_policies__the_least_recently_used_plan_goes(void **state)
     for (int n_ops = 1; n_ops <= 3; n_ops++)
         backward_of_chain(n_ops, 4, 0);
     backward_of_chain(1, 4, 0); /* now 2 is the oldest */
-    assert_int_equal(stats().evictions, 0);
+    assert_int_equal(compile_stats().evictions, 0);
     backward_of_chain(4, 4, 0);
-    assert_int_equal(stats().evictions, 1);
-    assert_int_equal(stats().captures, 4);
+    assert_int_equal(compile_stats().evictions, 1);
+    assert_int_equal(compile_stats().captures, 4);
     backward_of_chain(1, 4, 0);
     backward_of_chain(3, 4, 0);
-    assert_int_equal(stats().captures, 4);
+    assert_int_equal(compile_stats().captures, 4);
     backward_of_chain(2, 4, 0);
-    assert_int_equal(stats().captures, 5);
-    assert_int_equal(stats().evictions, 2);
+    assert_int_equal(compile_stats().captures, 5);
+    assert_int_equal(compile_stats().evictions, 2);
     char text[16];
     assert_int_equal(brg_compile_print(1, text, sizeof text), 0);
     assert_brg_ok(brg_compile_end(scope));
@@ -146,14 +146,14 @@ static void test_policies__the_least_recently_used_sizes_go(void **state)
     for (int64_t n = 2; n < 2 + BRG__MAX_EXECS; n++)
         backward_of_chain(2, n, 0);
     backward_of_chain(2, 2, 0);
-    assert_int_equal(stats().specialisations, BRG__MAX_EXECS);
+    assert_int_equal(compile_stats().specialisations, BRG__MAX_EXECS);
     backward_of_chain(2, 100, 0); /* in the place of 3 */
     backward_of_chain(2, 2, 0);
     backward_of_chain(2, 100, 0);
-    assert_int_equal(stats().specialisations, BRG__MAX_EXECS + 1);
+    assert_int_equal(compile_stats().specialisations, BRG__MAX_EXECS + 1);
     backward_of_chain(2, 3, 0);
-    assert_int_equal(stats().specialisations, BRG__MAX_EXECS + 2);
-    assert_int_equal(stats().captures, 1);
+    assert_int_equal(compile_stats().specialisations, BRG__MAX_EXECS + 2);
+    assert_int_equal(compile_stats().captures, 1);
     assert_brg_ok(brg_compile_end(scope));
 }
 
@@ -173,8 +173,8 @@ static void test_policies__colliding_hashes_are_told_apart(void **state)
         }
     assert_brg_ok(brg_compile_end(scope));
     brg__hash_mask = UINT64_MAX;
-    assert_int_equal(stats().captures, 20);
-    assert_int_equal(stats().hits, 100);
+    assert_int_equal(compile_stats().captures, 20);
+    assert_int_equal(compile_stats().hits, 100);
 }
 
 /* ---- Reasons ------------------------------------------------------------------------ */
@@ -282,12 +282,12 @@ static void test_policies__forced_eager_scopes_do_nothing(void **state)
     int scope = begin_with((brg_compile_options)BRG_COMPILE_OPTIONS_INIT);
     assert_false(brg_compile_is_on());
     backward_of_chain(2, 4, 0);
-    brg_compile_stats none = {0}, now = stats();
+    brg_compile_stats none = {0}, now = compile_stats();
     assert_memory_equal(&now, &none, sizeof none);
     assert_true(brg_compile_force_eager(false));
     assert_true(brg_compile_is_on());
     backward_of_chain(2, 4, 0);
-    assert_int_equal(stats().captures, 1);
+    assert_int_equal(compile_stats().captures, 1);
     assert_brg_ok(brg_compile_end(scope));
 }
 
@@ -332,16 +332,16 @@ static void test_policies__a_compiled_function_binds_its_options(void **state)
         assert_brg_ok(brg_compiled_call(compiled, NULL, 0, &loss, 1));
     assert_non_null(loss);
     assert_false(brg_compile_is_on());
-    assert_int_equal(stats().captures, 2); /* static, then dynamic */
-    backward_of_chain(2, 4, 0);            /* outside */
-    assert_int_equal(stats().captures, 2);
+    assert_int_equal(compile_stats().captures, 2); /* static, then dynamic */
+    backward_of_chain(2, 4, 0);                    /* outside */
+    assert_int_equal(compile_stats().captures, 2);
     /* Not where it is disabled around it. */
     int scope;
     assert_brg_ok(brg_compile_disable_begin(&scope));
     s.n = 7;
     assert_brg_ok(brg_compiled_call(compiled, NULL, 0, &loss, 1));
     assert_brg_ok(brg_compile_end(scope));
-    assert_int_equal(stats().captures + stats().hits, 3);
+    assert_int_equal(compile_stats().captures + compile_stats().hits, 3);
     assert_int_equal(s.n_calls, 4);
     brg_compiled_destroy(compiled);
     brg_compiled_destroy(NULL);
@@ -372,19 +372,19 @@ static void test_policies__a_compiled_function_leaves_no_scope(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        compile_test(test_policies__all_sizes_are_dynamic_in_a_scope),
-        compile_test(test_policies__a_changed_size_is_dynamic_from_then_on),
-        compile_test(test_policies__only_what_was_static_is_to_blame),
-        compile_test(test_policies__one_then_others_is_two_captures),
-        compile_test(test_policies__the_least_recently_used_plan_goes),
-        compile_test(test_policies__the_least_recently_used_sizes_go),
-        compile_test(test_policies__colliding_hashes_are_told_apart),
-        compile_test(test_policies__a_miss_names_the_first_new_node),
-        compile_test(test_policies__log_level_is_that_of_the_scope),
-        compile_test(test_policies__options_are_checked),
-        compile_test(test_policies__forced_eager_scopes_do_nothing),
-        compile_test(test_policies__a_compiled_function_binds_its_options),
-        compile_test(test_policies__a_compiled_function_leaves_no_scope),
+        scoped_test(test_policies__all_sizes_are_dynamic_in_a_scope),
+        scoped_test(test_policies__a_changed_size_is_dynamic_from_then_on),
+        scoped_test(test_policies__only_what_was_static_is_to_blame),
+        scoped_test(test_policies__one_then_others_is_two_captures),
+        scoped_test(test_policies__the_least_recently_used_plan_goes),
+        scoped_test(test_policies__the_least_recently_used_sizes_go),
+        scoped_test(test_policies__colliding_hashes_are_told_apart),
+        scoped_test(test_policies__a_miss_names_the_first_new_node),
+        scoped_test(test_policies__log_level_is_that_of_the_scope),
+        scoped_test(test_policies__options_are_checked),
+        scoped_test(test_policies__forced_eager_scopes_do_nothing),
+        scoped_test(test_policies__a_compiled_function_binds_its_options),
+        scoped_test(test_policies__a_compiled_function_leaves_no_scope),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

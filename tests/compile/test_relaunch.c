@@ -196,13 +196,6 @@ static void run(const variant *v, bool is_compiled, history *h)
     brg_scope_end(scope);
 }
 
-static brg_compile_stats stats_of(void)
-{
-    brg_compile_stats stats;
-    brg_compile_get_stats(&stats);
-    return stats;
-}
-
 /* Eager and compiled alike; the counts of what was compiled. */
 static brg_compile_stats check(const variant *v)
 {
@@ -214,8 +207,8 @@ static brg_compile_stats check(const variant *v)
     assert_memory_equal(&eager, &launched, sizeof eager);
     assert_true(eager.loss[0] != eager.loss[N_STEPS - 1]);
     assert_int_equal(seen.n_blocks, before);
-    assert_int_equal(stats_of().function_fallbacks, 0);
-    return stats_of();
+    assert_int_equal(compile_stats().function_fallbacks, 0);
+    return compile_stats();
 }
 
 static void expect_skip(const char *why)
@@ -314,8 +307,8 @@ static void test_relaunch__two_sizes(void **state)
         model_free(&m);
     }
     assert_memory_equal(&h[0], &h[1], sizeof h[0]);
-    assert_int_equal(stats_of().replay_recordings, 2);
-    assert_int_equal(stats_of().replay_launches, N_STEPS - 6);
+    assert_int_equal(compile_stats().replay_recordings, 2);
+    assert_int_equal(compile_stats().replay_launches, N_STEPS - 6);
 }
 
 /* The step is run as it is while somebody holds a gradient that it would
@@ -331,7 +324,7 @@ static void test_relaunch__a_gradient_that_is_kept(void **state)
     brg_compiled *compiled = compile(&m);
     for (int k = 0; k < 7; k++)
         one_step(&m, compiled, k, 4, &h);
-    uint64_t n = stats_of().replay_launches;
+    uint64_t n = compile_stats().replay_launches;
     assert_true(n > 0);
     brg_tensor *kept = brg_retain(brg_tensor_grad(m.p[0]));
     float before[30], after[30];
@@ -339,7 +332,7 @@ static void test_relaunch__a_gradient_that_is_kept(void **state)
     one_step(&m, compiled, 7, 4, &h);
     assert_brg_ok(brg_tensor_read(kept, after, sizeof after));
     assert_memory_equal(before, after, sizeof before);
-    assert_int_equal(stats_of().replay_launches, n);
+    assert_int_equal(compile_stats().replay_launches, n);
     brg_release(kept);
     brg_compiled_destroy(compiled);
     model_free(&m);
@@ -398,10 +391,10 @@ static void test_relaunch__backwards(void **state)
     }
     assert_memory_equal(&h[0], &h[1], sizeof h[0]);
     /* one plan with gradients that are there, and one without */
-    assert_int_equal(stats_of().replays, 2);
-    assert_int_equal(stats_of().replay_skips, 0);
-    assert_int_equal(stats_of().replay_recordings, 2);
-    assert_int_equal(stats_of().replay_launches, N_STEPS - 4);
+    assert_int_equal(compile_stats().replays, 2);
+    assert_int_equal(compile_stats().replay_skips, 0);
+    assert_int_equal(compile_stats().replay_recordings, 2);
+    assert_int_equal(compile_stats().replay_launches, N_STEPS - 4);
 }
 
 static void test_relaunch__a_gradient_of_a_backward_stays(void **state)
@@ -426,7 +419,7 @@ static void test_relaunch__a_gradient_of_a_backward_stays(void **state)
         for (int i = 0; i < 3; i++)
             assert_float_equal(value[i], 2.0 * k, 0);
     }
-    assert_int_equal(stats_of().replay_launches, 3);
+    assert_int_equal(compile_stats().replay_launches, 3);
 }
 
 /* ---- What is not ----------------------------------------------------------------------- */
@@ -495,8 +488,8 @@ static void test_relaunch__a_copy_to_the_host_in_the_middle(void **state)
         model_free(&m);
     }
     assert_memory_equal(loss[0], loss[1], sizeof loss[0]);
-    assert_int_equal(stats_of().replay_recordings, 1);
-    assert_int_equal(stats_of().replay_launches, 0);
+    assert_int_equal(compile_stats().replay_recordings, 1);
+    assert_int_equal(compile_stats().replay_launches, 0);
     expect_skip("a copy to or from the host");
 }
 
@@ -531,8 +524,8 @@ static void test_relaunch__a_hook_at_a_leaf(void **state)
         model_free(&m);
     }
     assert_memory_equal(&h[0], &h[1], sizeof h[0]);
-    assert_int_equal(stats_of().replay_recordings, 1);
-    assert_int_equal(stats_of().replay_launches, N_STEPS - 3 - 2);
+    assert_int_equal(compile_stats().replay_recordings, 1);
+    assert_int_equal(compile_stats().replay_launches, N_STEPS - 3 - 2);
 }
 
 static int register_recording_device(void **state)

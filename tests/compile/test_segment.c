@@ -1,81 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Captured functions: segments and their backwards, eager and spliced into
  * compiled ones, against the function called directly. */
-#include <brigade/compile.h>
-#include <brigade/function.h>
 #include <brigade/optim.h>
-#include <brigade/random.h>
 
-#include "tests/autograd/graph.h"
+#include "tests/compile/small_net.h"
 #include "tests/support/values.h"
-
-typedef struct net {
-    brg_tensor *w1, *b1, *w2, *b2;
-    int n_calls;
-} net;
-
-static net make_net(uint64_t seed)
-{
-    net n = {0};
-    brg_seed(seed);
-    n.w1 = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(16, 8));
-    n.b1 = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(16));
-    n.w2 = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(4, 16));
-    n.b2 = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(4));
-    brg_tensor *all[] = {n.w1, n.b1, n.w2, n.b2};
-    for (int i = 0; i < 4; i++)
-        assert_brg_ok(brg_set_requires_grad(all[i], true));
-    return n;
-}
-
-static brg_status net_loss(brg_tensor *const *in, size_t n_in, brg_tensor **out,
-                           size_t n_out, void *user)
-{
-    net *n = user;
-    (void)n_in;
-    (void)n_out;
-    n->n_calls++;
-    brg_tensor *h = brg_tanh(brg_linear(in[0], n->w1, n->b1));
-    h = brg_add(brg_relu(h), brg_mul(h, h));
-    out[0] = brg_cross_entropy(brg_linear(h, n->w2, n->b2), in[1]);
-    return out[0] ? BRG_OK : brg_error_code();
-}
-
-static void expect_same_bits(const brg_tensor *a, const brg_tensor *b)
-{
-    assert_non_null(a);
-    assert_non_null(b);
-    assert_int_equal(brg_tensor_nbytes(a), brg_tensor_nbytes(b));
-    size_t nbytes = brg_tensor_nbytes(a);
-    char *x = malloc(nbytes), *y = malloc(nbytes);
-    assert_brg_ok(brg_tensor_read(a, x, nbytes));
-    assert_brg_ok(brg_tensor_read(b, y, nbytes));
-    assert_memory_equal(x, y, nbytes);
-    free(x);
-    free(y);
-}
-
-static void expect_same_grads(const net *a, const net *b)
-{
-    expect_same_bits(brg_tensor_grad(a->w1), brg_tensor_grad(b->w1));
-    expect_same_bits(brg_tensor_grad(a->b1), brg_tensor_grad(b->b1));
-    expect_same_bits(brg_tensor_grad(a->w2), brg_tensor_grad(b->w2));
-    expect_same_bits(brg_tensor_grad(a->b2), brg_tensor_grad(b->b2));
-}
-
-static void batch_of(int64_t batch, brg_tensor **in)
-{
-    brg_seed((uint64_t)batch);
-    in[0] = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(batch, 8));
-    in[1] = brg_randint(0, 4, BRG_SHAPE(batch));
-}
-
-static brg_compile_stats stats(void)
-{
-    brg_compile_stats s;
-    brg_compile_get_stats(&s);
-    return s;
-}
 
 static brg_compiled *make_compiled(brg_compiled_fn fn, void *user)
 {
@@ -110,9 +39,9 @@ static void test_segment__same_bits_as_eager(void **state)
             assert_brg_ok(brg_backward(got));
             expect_same_grads(&a, &b);
         }
-    assert_int_equal(stats().functions, 4);
-    assert_int_equal(stats().function_hits, 4);
-    assert_int_equal(stats().function_fallbacks, 0);
+    assert_int_equal(compile_stats().functions, 4);
+    assert_int_equal(compile_stats().function_hits, 4);
+    assert_int_equal(compile_stats().function_fallbacks, 0);
     assert_int_equal(b.n_calls, 4);
     brg_compiled_destroy(c);
 }
@@ -135,9 +64,9 @@ static void test_segment__spliced_into_a_compiled_backward(void **state)
         assert_brg_ok(brg_backward(brg_mul_scalar(loss, 2.0)));
         expect_same_grads(&a, &b);
         /* a static segment, no gradients yet; then a dynamic one, with them */
-        assert_int_equal(stats().captures, captures[i]);
+        assert_int_equal(compile_stats().captures, captures[i]);
     }
-    assert_int_equal(stats().fallbacks, 0);
+    assert_int_equal(compile_stats().fallbacks, 0);
     char text[16384];
     assert_true(brg_compile_print(0, text, sizeof text) < sizeof text);
     assert_non_null(strstr(text, "_0/"));

@@ -23,20 +23,6 @@ static brg_compiled *make_compiled(brg_compiled_fn fn, void *user,
     return c;
 }
 
-static brg_compile_stats stats(void)
-{
-    brg_compile_stats s;
-    brg_compile_get_stats(&s);
-    return s;
-}
-
-/* A function of one input and one result. */
-#define FUNCTION(name)                                                         \
-    static brg_status name(                                                    \
-        brg_tensor *const *in, __attribute__((unused)) size_t n_in,            \
-        brg_tensor **out, __attribute__((unused)) size_t n_out,                \
-        __attribute__((unused)) void *user)
-
 /* Calls fn twice, then its compiled form on the same input twice; the results of
  * the second calls and the gradients must be the same bits. */
 static void check_same(brg_compiled_fn fn, void *user, brg_tensor *buffer)
@@ -67,8 +53,8 @@ static void check_same(brg_compiled_fn fn, void *user, brg_tensor *buffer)
     }
     brg_release(grads[0]);
     brg_release(grads[1]);
-    assert_int_equal(stats().functions, 1);
-    assert_int_equal(stats().function_hits, 1);
+    assert_int_equal(compile_stats().functions, 1);
+    assert_int_equal(compile_stats().function_hits, 1);
 }
 
 /* ---- What may be done ---------------------------------------------------------------- */
@@ -102,7 +88,7 @@ static void test_whole__buffers_change_at_each_run(void **state)
         assert_float_equal(value_at(buffer, 11), want, 0);
         assert_float_equal(value_at(y, 11), 2 * want, 0);
     }
-    assert_int_equal(stats().function_hits, 2);
+    assert_int_equal(compile_stats().function_hits, 2);
     brg_compiled_destroy(c);
 }
 
@@ -177,7 +163,8 @@ static void test_whole__calls_another(void **state)
     assert_brg_ok(brg_compiled_call(c, &x, 1, &y, 1));
     for (int i = 0; i < 12; i++)
         assert_true(value_at(y, i) == value_at(brg_mul(z, x), i));
-    assert_int_equal(stats().functions, 1); /* the inner became a part of it */
+    assert_int_equal(compile_stats().functions,
+                     1); /* the inner became a part of it */
     brg_compiled_destroy(c);
     brg_compiled_destroy(inner);
 }
@@ -252,7 +239,7 @@ static void check_refused(brg_compiled_fn fn, void *user, const char *word)
         assert_brg_fails_with(brg_compiled_call(c, &x, 1, &y, 1),
                               BRG_ERR_UNSUPPORTED, word);
     brg_compiled_destroy(c);
-    uint64_t n = stats().function_fallbacks;
+    uint64_t n = compile_stats().function_fallbacks;
     c = make_compiled(fn, user, false);
     for (int i = 0; i < 2; i++) {
         brg_seed(1);
@@ -262,8 +249,8 @@ static void check_refused(brg_compiled_fn fn, void *user, const char *word)
         assert_true(value_at(want, 5) == value_at(y, 5));
         assert_brg_ok(brg_backward(brg_sum_all(y)));
     }
-    assert_int_equal(stats().function_fallbacks, n + 2);
-    assert_int_equal(stats().functions, 0);
+    assert_int_equal(compile_stats().function_fallbacks, n + 2);
+    assert_int_equal(compile_stats().functions, 0);
     brg_compiled_destroy(c);
 }
 
@@ -324,11 +311,11 @@ static void test_whole__parameters_that_change_kind(void **state)
     assert_brg_ok(brg_set_requires_grad(w, false));
     assert_brg_ok(brg_compiled_call(c, &x, 1, &y, 1));
     assert_false(brg_requires_grad(y));
-    assert_int_equal(stats().functions, 2);
+    assert_int_equal(compile_stats().functions, 2);
     assert_brg_ok(brg_fill_(w, 7)); /* values are read at each run */
     assert_brg_ok(brg_compiled_call(c, &x, 1, &y, 1));
     assert_float_equal(value_at(y, 3), 7, 0);
-    assert_int_equal(stats().functions, 2);
+    assert_int_equal(compile_stats().functions, 2);
     brg_compiled_destroy(c);
 }
 
@@ -345,7 +332,7 @@ static void test_whole__modes_are_part_of_the_key(void **state)
         assert_int_equal(brg_requires_grad(y), i % 2);
         brg_grad_mode_set(mode);
     }
-    assert_int_equal(stats().functions, 2);
+    assert_int_equal(compile_stats().functions, 2);
     assert_brg_ok(brg_compile_disable_begin(&scope));
     assert_brg_ok(brg_compiled_call(c, &x, 1, &y, 1));
     assert_brg_ok(brg_compile_end(scope));
@@ -411,7 +398,7 @@ static void test_whole__hooks_of_leaves_run_in_a_step(void **state)
     assert_brg_ok(brg_compiled_call(c, &x, 1, &y, 1));
     assert_float_equal(value_at(brg_tensor_grad(w), 0), 12, 0);
     assert_int_equal(s.n_hooks, 1);
-    assert_int_equal(stats().functions, 1);
+    assert_int_equal(compile_stats().functions, 1);
     brg_compiled_destroy(c);
 }
 
@@ -452,17 +439,12 @@ static void check_leaf_hooks(brg_compiled_fn fn, bool is_step, int changed)
                                  leaf_from(3, BRG_SHAPE(4, 3))};
         brg_tensor *x = brg_full(BRG_DTYPE_F32, BRG_SHAPE(3, 3), 5), *y;
         brg_compiled *c = k ? make_compiled(fn, leaves, true) : NULL;
-        int scope = -1;
         assert_brg_ok(brg_tensor_add_post_accumulate_hook(
             NULL, leaves[changed], halve_leaf, NULL, NULL));
         assert_brg_ok(c ? brg_compiled_call(c, &x, 1, &y, 1)
                         : fn(&x, 1, &y, 1, leaves));
-        if (!is_step && k)
-            assert_brg_ok(brg_compile_begin(&scope, NULL));
         if (!is_step)
-            assert_brg_ok(brg_backward(brg_sum_all(y)));
-        if (!is_step && k)
-            assert_brg_ok(brg_compile_end(scope));
+            assert_brg_ok(backward_as(brg_sum_all(y), k));
         for (int i = 0; i < 2; i++)
             grads[k][i] = value_at(brg_tensor_grad(leaves[i]), 7);
         after[k] = value_at(leaves[changed], 7);
@@ -478,7 +460,7 @@ static void test_whole__hooks_that_change_leaves_of_a_step(void **state)
     (void)state;
     for (int changed = 0; changed < 2; changed++)
         check_leaf_hooks(trains_two, true, changed);
-    assert_int_equal(stats().functions, 2);
+    assert_int_equal(compile_stats().functions, 2);
 }
 
 static void test_whole__hooks_that_change_leaves_of_a_segment(void **state)
@@ -486,8 +468,8 @@ static void test_whole__hooks_that_change_leaves_of_a_segment(void **state)
     (void)state;
     for (int changed = 0; changed < 2; changed++)
         check_leaf_hooks(multiplies, false, changed);
-    assert_int_equal(stats().functions, 2);
-    assert_int_equal(stats().captures, 2);
+    assert_int_equal(compile_stats().functions, 2);
+    assert_int_equal(compile_stats().captures, 2);
 }
 
 /* ---- Views held across an effect ------------------------------------------------------------ */
@@ -536,7 +518,7 @@ static void test_whole__an_input_may_be_a_view_of_what_changes(void **state)
         assert_brg_ok(brg_compiled_call(c, &x, 1, &y, 1));
         assert_float_equal(value_at(y, 5), 4 + 36, 0);
     }
-    assert_int_equal(stats().function_hits, 1);
+    assert_int_equal(compile_stats().function_hits, 1);
     brg_compiled_destroy(c);
 }
 
@@ -606,7 +588,6 @@ static void test_whole__pieces_do_what_the_function_does(void **state)
     brg_compiled *c = make_compiled(mixes, &m[1], false);
     for (int i = 0; i < 6; i++) {
         brg_tensor *want, *got, *in[2];
-        int scope;
         for (int k = 0; k < 2; k++)
             in[k] = brg_mul_scalar(x[k], i % 2 ? 0.125 : 1);
         brg_seed((uint64_t)i);
@@ -614,11 +595,7 @@ static void test_whole__pieces_do_what_the_function_does(void **state)
         assert_brg_ok(brg_backward(brg_sum_all(brg_mul(want, want))));
         brg_seed((uint64_t)i);
         assert_brg_ok(brg_compiled_call(c, &in[1], 1, &got, 1));
-        if (i >= 3)
-            assert_brg_ok(brg_compile_begin(&scope, NULL));
-        assert_brg_ok(brg_backward(brg_sum_all(brg_mul(got, got))));
-        if (i >= 3)
-            assert_brg_ok(brg_compile_end(scope));
+        assert_brg_ok(backward_as(brg_sum_all(brg_mul(got, got)), i >= 3));
         for (int k = 0; k < 12; k++) {
             assert_true(value_at(want, k) == value_at(got, k));
             assert_true(value_at(m[0].buffer, k) == value_at(m[1].buffer, k));
@@ -631,9 +608,10 @@ static void test_whole__pieces_do_what_the_function_does(void **state)
     }
     assert_int_equal(m[0].n_big, m[1].n_big);
     assert_int_equal(m[0].n_calls + 1, m[1].n_calls); /* once with symbols */
-    assert_int_equal(stats().functions, 0);
-    assert_int_equal(stats().function_fallbacks, 6);
-    assert_true(stats().function_pieces > 2 && stats().function_pieces < 20);
+    assert_int_equal(compile_stats().functions, 0);
+    assert_int_equal(compile_stats().function_fallbacks, 6);
+    assert_true(compile_stats().function_pieces > 2 &&
+                compile_stats().function_pieces < 20);
     brg_compiled_destroy(c);
 }
 

@@ -184,8 +184,8 @@ static void test_whole_ddp__sharded_state(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        compile_test(test_whole_ddp__what_a_plan_would_not_repeat),
-        compile_test(test_whole_ddp__sharded_state),
+        scoped_test(test_whole_ddp__what_a_plan_would_not_repeat),
+        scoped_test(test_whole_ddp__sharded_state),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -40,12 +40,6 @@ typedef struct whole_case {
     brg_compiled_fn inner; /* what w->inner is compiled from */
 } whole_case;
 
-#define FUNCTION(name)                                                         \
-    static brg_status name(__attribute__((unused)) brg_tensor *const *in,      \
-                           __attribute__((unused)) size_t n_in,                \
-                           __attribute__((unused)) brg_tensor **out,           \
-                           __attribute__((unused)) size_t n_out,               \
-                           __attribute__((unused)) void *user)
 #define W ((world *)user)
 #define DONE(t) return (t) ? BRG_OK : brg_error_code()
 
@@ -176,7 +170,6 @@ static inline brg_status backward_of(brg_tensor *const *out, size_t n,
                                      bool is_planned)
 {
     brg_tensor *loss = NULL;
-    int scope;
     for (size_t j = 0; j < n; j++) {
         if (!out[j] || !brg_requires_grad(out[j]))
             continue;
@@ -184,14 +177,7 @@ static inline brg_status backward_of(brg_tensor *const *out, size_t n,
             brg_cast(brg_mean_all(brg_mul(out[j], out[j])), BRG_DTYPE_F64);
         loss = loss ? brg_add(loss, part) : part;
     }
-    if (!loss)
-        return BRG_OK;
-    if (is_planned)
-        BRG_TRY(brg_compile_begin(&scope, NULL));
-    brg_status status = brg_backward(loss);
-    if (is_planned)
-        BRG_TRY(brg_compile_end(scope));
-    return status;
+    return loss ? backward_as(loss, is_planned) : BRG_OK;
 }
 
 /* c: of the second world; NULL: eagerly, what it calls, too. */

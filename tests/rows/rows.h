@@ -46,42 +46,27 @@
     brg_tensor *name;                                                          \
     BRG_TRY(brg_context_saved(ctx, i, &name))
 
-static inline ROW_UNUSED brg_function *
-function_of(const char *name,
-            brg_status (*forward)(brg_context *, const brg_value *, size_t,
-                                  brg_value *),
-            brg_status (*backward)(brg_context *, brg_tensor *const *,
-                                   brg_tensor **, size_t *),
-            size_t n_outputs)
-{
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    def.name = name;
-    def.forward = forward;
-    def.backward = backward;
-    def.n_outputs = n_outputs;
-    brg_function *f;
-    assert_brg_ok(brg_function_create(&f, &def));
-    return f;
-}
+typedef brg_status (*row_forward)(brg_context *, const brg_value *, size_t,
+                                  brg_value *);
+typedef brg_status (*row_backward)(brg_context *, brg_tensor *const *,
+                                   brg_tensor **, size_t *);
 
-/* The same, met by plans in that way. */
+/* A function that plans meet in this way. */
 static inline ROW_UNUSED brg_function *
 function_traced(brg_function_tracing tracing, const char *name,
-                brg_status (*forward)(brg_context *, const brg_value *, size_t,
-                                      brg_value *),
-                brg_status (*backward)(brg_context *, brg_tensor *const *,
-                                       brg_tensor **, size_t *),
-                size_t n_outputs)
+                row_forward forward, row_backward backward, size_t n_outputs)
 {
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    def.name = name;
-    def.forward = forward;
-    def.backward = backward;
-    def.n_outputs = n_outputs;
-    def.tracing = tracing;
-    brg_function *f;
-    assert_brg_ok(brg_function_create(&f, &def));
-    return f;
+    return new_function(.name = name, .forward = forward, .backward = backward,
+                        .n_outputs = n_outputs, .tracing = tracing);
+}
+
+static inline ROW_UNUSED brg_function *function_of(const char *name,
+                                                   row_forward forward,
+                                                   row_backward backward,
+                                                   size_t n_outputs)
+{
+    return new_function(.name = name, .forward = forward, .backward = backward,
+                        .n_outputs = n_outputs);
 }
 
 /* Calls f with tensor arguments. */

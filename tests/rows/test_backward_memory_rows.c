@@ -87,15 +87,8 @@ BACKWARD(late_backward)
 
 static brg_function *late_function(memory *m)
 {
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    def.name = "Late";
-    def.n_outputs = 1;
-    def.forward = late_forward;
-    def.backward = late_backward;
-    def.user = m;
-    brg_function *f;
-    assert_brg_ok(brg_function_create(&f, &def));
-    return f;
+    return new_function(.name = "Late", .n_outputs = 1, .forward = late_forward,
+                        .backward = late_backward, .user = m);
 }
 
 /* rows x the small tensor h. */

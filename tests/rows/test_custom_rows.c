@@ -270,14 +270,10 @@ static void test_custom_fn_dynamically_defined_class_body(yields *y)
 {
     double factors[] = {10, 20, 30};
     for (int i = 0; i < 3; i++) {
-        brg_function_def def = BRG_FUNCTION_DEF_INIT;
-        def.name = "MyFn";
-        def.n_outputs = 1;
-        def.forward = times_forward;
-        def.backward = times_backward;
-        def.user = &factors[i];
-        brg_function *f;
-        assert_brg_ok(brg_function_create(&f, &def));
+        brg_function *f =
+            new_function(.name = "MyFn", .n_outputs = 1,
+                         .forward = times_forward, .backward = times_backward,
+                         .user = &factors[i]);
         brg_tensor *x = random_leaf(BRG_SHAPE(10));
         assert_brg_ok(brg_backward(brg_sum_all(CALL(f, x))));
         expect_all(brg_tensor_grad(x), factors[i]);

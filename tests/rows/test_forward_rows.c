@@ -57,15 +57,9 @@ BACKWARD(queueing_backward)
 
 static brg_function *queueing_function(callbacks *c)
 {
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    def.name = "Queues";
-    def.n_outputs = 1;
-    def.forward = double_forward;
-    def.backward = queueing_backward;
-    def.user = c;
-    brg_function *f;
-    assert_brg_ok(brg_function_create(&f, &def));
-    return f;
+    return new_function(.name = "Queues", .n_outputs = 1,
+                        .forward = double_forward,
+                        .backward = queueing_backward, .user = c);
 }
 
 static void callback_body(yields *y)
@@ -89,16 +83,12 @@ static void check_cut(void)
     brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
     for (int fullgraph = 0; fullgraph < 2; fullgraph++) {
         callbacks c = {.order = ""};
-        brg_function_def def = BRG_FUNCTION_DEF_INIT;
-        def.name = "Queues";
-        def.n_outputs = 1;
-        def.forward = double_forward;
-        def.backward = queueing_backward;
-        def.tracing = BRG_FUNCTION_UNTRACEABLE;
-        def.user = &c;
-        brg_function *f;
         int scope;
-        assert_brg_ok(brg_function_create(&f, &def));
+        brg_function *f =
+            new_function(.name = "Queues", .n_outputs = 1,
+                         .forward = double_forward,
+                         .backward = queueing_backward,
+                         .tracing = BRG_FUNCTION_UNTRACEABLE, .user = &c);
         brg_tensor *x = leaf_full(3, BRG_SHAPE(4));
         brg_tensor *loss = brg_sum_all(CALL(f, x));
         options.fullgraph = fullgraph;
@@ -192,15 +182,12 @@ static void printing_body(yields *y, bool in_backward)
 {
     static const int64_t sizes[] = {10, 100, 10, 15, 20, 25};
     prints p = {.in_backward = in_backward};
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    def.name = "Prints";
-    def.n_outputs = 1;
-    def.forward = printing_forward;
-    def.backward = printing_backward;
-    def.user = &p;
-    def.tracing = in_backward ? BRG_FUNCTION_UNTRACEABLE : BRG_FUNCTION_OPAQUE;
-    brg_function *f;
-    assert_brg_ok(brg_function_create(&f, &def));
+    brg_function *f =
+        new_function(.name = "Prints", .n_outputs = 1,
+                     .forward = printing_forward, .backward = printing_backward,
+                     .user = &p,
+                     .tracing = in_backward ? BRG_FUNCTION_UNTRACEABLE
+                                            : BRG_FUNCTION_OPAQUE);
     brg_compiled *c = y->is_compiled ? compiled_around(f) : NULL;
     for (int i = 0; i < 6; i++) {
         brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(sizes[i])), *out;

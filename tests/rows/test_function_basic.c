@@ -130,15 +130,10 @@ static void test_classmethod(void **state)
 {
     (void)state;
     double factor = 4;
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    def.name = "Shake";
-    def.n_outputs = 1;
-    def.forward = shake_forward;
-    def.backward = shake_backward;
-    def.user = &factor;
-    def.destroy = count_destroyed;
-    brg_function *f;
-    assert_brg_ok(brg_function_create(&f, &def));
+    brg_function *f =
+        new_function(.name = "Shake", .n_outputs = 1, .forward = shake_forward,
+                     .backward = shake_backward, .user = &factor,
+                     .destroy = count_destroyed);
     brg_scope *scope = brg_scope_begin();
     brg_tensor *x = leaf_full(1, BRG_SHAPE(2)), *y = CALL(f, x);
     brg_function_release(f); /* the graph keeps it */
@@ -643,14 +638,10 @@ BACKWARD(linear_backward)
 
 static void test_linear_setup_context_checks(void)
 {
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    def.name = "LinearFunction";
-    def.n_outputs = 1;
-    def.forward = linear_forward;
-    def.setup_context = linear_setup;
-    def.backward = linear_backward;
-    brg_function *f;
-    assert_brg_ok(brg_function_create(&f, &def));
+    brg_function *f =
+        new_function(.name = "LinearFunction", .n_outputs = 1,
+                     .forward = linear_forward, .setup_context = linear_setup,
+                     .backward = linear_backward);
     brg_tensor *x = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(2, 3));
     brg_tensor *w = leaf_from(0, BRG_SHAPE(4, 3)), *y = CALL(f, x, w, NULL);
     for (int64_t i = 0; i < 8; i++)

@@ -186,15 +186,9 @@ BACKWARD(count_defined_backward)
 
 static brg_function *two_copies(int *n_defined)
 {
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    def.name = "MaterializingGrad";
-    def.n_outputs = 2;
-    def.forward = two_copies_forward;
-    def.backward = count_defined_backward;
-    def.user = n_defined;
-    brg_function *f;
-    assert_brg_ok(brg_function_create(&f, &def));
-    return f;
+    return new_function(.name = "MaterializingGrad", .n_outputs = 2,
+                        .forward = two_copies_forward,
+                        .backward = count_defined_backward, .user = n_defined);
 }
 
 static int defined_with(bool materializes)
@@ -500,14 +494,10 @@ BACKWARD(plain_half_backward)
 static void test_once_differentiable(void **state)
 {
     (void)state;
-    brg_function_def def = BRG_FUNCTION_DEF_INIT;
-    def.name = "ScaleGradient";
-    def.n_outputs = 1;
-    def.forward = copy_forward;
-    def.backward = plain_half_backward;
-    def.once_differentiable = true;
-    brg_function *f;
-    assert_brg_ok(brg_function_create(&f, &def));
+    brg_function *f =
+        new_function(.name = "ScaleGradient", .n_outputs = 1,
+                     .forward = copy_forward, .backward = plain_half_backward,
+                     .once_differentiable = true);
     brg_tensor *x = leaf_full(3, BRG_SHAPE(2)), *grad, *second;
     brg_tensor *y = CALL(f, x), *loss = brg_sum_all(brg_mul(y, y));
     expect_all(y, 3);

@@ -422,14 +422,10 @@ BACKWARD(region_backward)
 static void test_hops_in_bwd_body(yields *y)
 {
     for (size_t k = 0; k < 4; k++) {
-        brg_function_def def = BRG_FUNCTION_DEF_INIT;
-        brg_function *f;
-        def.name = "Region";
-        def.n_outputs = 1;
-        def.forward = region_forward;
-        def.backward = region_backward;
-        def.user = (void *)(uintptr_t)&region_uses[k];
-        assert_brg_ok(brg_function_create(&f, &def));
+        brg_function *f =
+            new_function(.name = "Region", .n_outputs = 1,
+                         .forward = region_forward, .backward = region_backward,
+                         .user = (void *)(uintptr_t)&region_uses[k]);
         for (int sign = -1; sign <= 1; sign += 2) {
             brg_tensor *x =
                 brg_mul_scalar(brg_rand(BRG_DTYPE_F32, BRG_SHAPE(3, 4)), sign);
