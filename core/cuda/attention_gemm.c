@@ -146,8 +146,7 @@ brg_status brg__cu_attention_products_forward(brg__cu *cu,
     brg_status status = get_scratch(&s, cu, a, false);
     for (int64_t b = 0; status == BRG_OK && b < a->n_batch; b++)
         status = forward_image(cu, a, &s, b);
-    brg__cu_temps_free(&s.temps);
-    return status;
+    return brg__cu_temps_end(&s.temps, status);
 }
 
 static brg_status backward_image(brg__cu *cu, const brg__cu_attention *a,
@@ -183,6 +182,5 @@ brg_status brg__cu_attention_products_backward(brg__cu *cu,
     brg_status status = get_scratch(&s, cu, a, true);
     for (int64_t b = 0; status == BRG_OK && b < a->n_batch; b++)
         status = backward_image(cu, a, &s, b);
-    brg__cu_temps_free(&s.temps);
-    return status;
+    return brg__cu_temps_end(&s.temps, status);
 }

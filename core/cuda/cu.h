@@ -146,12 +146,19 @@ typedef struct brg__cu_temps {
 
 brg_status brg__cu_temp(brg__cu_temps *temps, void **out, size_t nbytes);
 void brg__cu_temps_free(brg__cu_temps *temps);
+/* On the device of the call's output. */
+brg_status brg__cu_temps_begin(brg__cu_temps *temps, const brg_op_call *call);
+/* Frees them; returns status. */
+brg_status brg__cu_temps_end(brg__cu_temps *temps, brg_status status);
 
 /* ---- Tensors ------------------------------------------------------------------- */
 
 /* out = row(in...) of a pointwise row (run_pointwise.c). */
 brg_status brg__cu_apply(brg__cu *cu, int row, const brg_tensor *const *in,
                          const brg_tensor *out, const double *p);
+
+/* Zeros in all of t, whose memory has no gaps. */
+brg_status brg__cu_zero(brg__cu *cu, const brg_tensor *t);
 
 /* The elements of t in a row: its own memory, or a copy among the temps.
  * NULL tensors give NULL. */

@@ -129,3 +129,26 @@ brg_status brg__cu_fetched(brg_device device, void *fetch, const void **out)
     *out = f->host;
     return BRG_OK;
 }
+
+brg_status brg__cu_temps_begin(brg__cu_temps *temps, const brg_op_call *call)
+{
+    *temps = (brg__cu_temps){0};
+    return brg__cu_enter(call->out[0]->device, &temps->cu);
+}
+
+brg_status brg__cu_temps_end(brg__cu_temps *temps, brg_status status)
+{
+    brg__cu_temps_free(temps);
+    return status;
+}
+
+brg_status brg__cu_zero(brg__cu *cu, const brg_tensor *t)
+{
+    if (t->numel == 0)
+        return BRG_OK;
+    return brg__cu_check(
+        cudaMemsetAsync(brg__tensor_ptr(t), 0,
+                        (size_t)t->numel * brg__tensor_item_size(t),
+                        cu->stream),
+        "cuda: filling with zeros");
+}

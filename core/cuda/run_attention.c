@@ -62,17 +62,6 @@ static brg__cu_attention fused(const brg_op_call *call)
                                .v = part_of(x, n, 3, 2)};
 }
 
-static brg_status zero(brg__cu *cu, const brg_tensor *t)
-{
-    if (t->numel == 0)
-        return BRG_OK;
-    return brg__cu_check(
-        cudaMemsetAsync(brg__tensor_ptr(t), 0,
-                        (size_t)t->numel * brg__tensor_item_size(t),
-                        cu->stream),
-        "cuda: filling with zeros");
-}
-
 static brg_status check_size(const brg_op_call *call,
                              const brg__cu_attention *a)
 {
@@ -137,8 +126,7 @@ static brg_status backward(brg__cu *cu, const brg_op_call *call,
         a->lse = (void *)(uintptr_t)at;
         status = backward_of(cu, call, a);
     }
-    brg__cu_temps_free(&temps);
-    return status;
+    return brg__cu_temps_end(&temps, status);
 }
 
 brg_status brg__cu_run_attention(brg_op_call *call)
@@ -146,8 +134,8 @@ brg_status brg__cu_run_attention(brg_op_call *call)
     brg__cu *cu;
     BRG__CU_TRY(brg__cu_enter(call->out[0]->device, &cu));
     if (is_empty(call)) {
-        BRG__CU_TRY(zero(cu, call->out[0]));
-        return zero(cu, call->out[1]);
+        BRG__CU_TRY(brg__cu_zero(cu, call->out[0]));
+        return brg__cu_zero(cu, call->out[1]);
     }
     brg__cu_attention a = separate(call);
     a.out = heads_of(call->out[0]);
@@ -162,7 +150,7 @@ brg_status brg__cu_run_attention_grad(brg_op_call *call)
     BRG__CU_TRY(brg__cu_enter(call->out[0]->device, &cu));
     if (is_empty(call)) {
         for (int i = 0; i < 3; i++)
-            BRG__CU_TRY(zero(cu, call->out[i]));
+            BRG__CU_TRY(brg__cu_zero(cu, call->out[i]));
         return BRG_OK;
     }
     brg__cu_attention a = separate(call);
@@ -179,7 +167,7 @@ brg_status brg__cu_run_attention_qkv(brg_op_call *call)
     brg__cu *cu;
     BRG__CU_TRY(brg__cu_enter(call->out[0]->device, &cu));
     if (call->in[0]->numel == 0)
-        return zero(cu, call->out[1]);
+        return brg__cu_zero(cu, call->out[1]);
     brg__cu_attention a = fused(call);
     a.out = part_of(call->out[0], a.n_heads, 1, 0);
     a.lse = brg__tensor_ptr(call->out[1]);

@@ -19,6 +19,5 @@ brg_status brg__cu_run_clip(brg_device device, const brg_device_update *grads,
     brg__cu_temps temps = {0};
     BRG__CU_TRY(brg__cu_enter(device, &temps.cu));
     brg_status status = clip(&temps, grads, n, max_norm, norm);
-    brg__cu_temps_free(&temps);
-    return status;
+    return brg__cu_temps_end(&temps, status);
 }

@@ -51,8 +51,7 @@ static brg_status finish(brg__cu_temps *temps, const brg_op_call *call,
 {
     if (status == BRG_OK)
         status = run(temps->cu, kind, v, call->op->name);
-    brg__cu_temps_free(temps);
-    return status;
+    return brg__cu_temps_end(temps, status);
 }
 
 brg_status brg__cu_run_conv2d(brg_op_call *call)

@@ -7,15 +7,6 @@
 
 #include "core/cuda/rows.h"
 
-static brg_status zero(brg__cu *cu, const brg_tensor *t)
-{
-    return brg__cu_check(
-        cudaMemsetAsync(brg__tensor_ptr(t), 0,
-                        (size_t)t->numel * brg__tensor_item_size(t),
-                        cu->stream),
-        "cuda: filling with zeros");
-}
-
 /* ---- matmul: i[0] a^T, i[1] b^T ------------------------------------------------- */
 
 /* One operand: its last two dims, and what is left in front of them. */
@@ -155,10 +146,9 @@ brg_status brg__cu_run_matmul(brg_op_call *call)
     if (out->numel == 0)
         return BRG_OK;
     if (call->in[0]->numel == 0)
-        return zero(temps.cu, out);
+        return brg__cu_zero(temps.cu, out);
     brg_status status = run_sides(&temps, call);
-    brg__cu_temps_free(&temps);
-    return status;
+    return brg__cu_temps_end(&temps, status);
 }
 
 /* ---- All leading dims as one ---------------------------------------------------- */
@@ -200,7 +190,7 @@ brg_status brg__cu_run_contract_rows(brg_op_call *call)
     if (out->numel == 0)
         return BRG_OK;
     if (a->numel == 0)
-        return zero(temps.cu, out);
+        return brg__cu_zero(temps.cu, out);
     brg__cu_gemm g = {.dtype = out->dtype,
                       .m = out->shape[0],
                       .n = out->shape[1],
@@ -213,8 +203,7 @@ brg_status brg__cu_run_contract_rows(brg_op_call *call)
         status = flat(&temps, b, &g.b);
     if (status == BRG_OK)
         status = brg__cu_gemm_run(temps.cu, &g);
-    brg__cu_temps_free(&temps);
-    return status;
+    return brg__cu_temps_end(&temps, status);
 }
 
 /* ---- linear: x w^T + bias --------------------------------------------------------- */
@@ -265,12 +254,11 @@ brg_status brg__cu_run_linear(brg_op_call *call)
     if (out->numel == 0)
         return BRG_OK;
     if (call->in[1]->shape[1] == 0) {
-        BRG__CU_TRY(zero(temps.cu, out));
+        BRG__CU_TRY(brg__cu_zero(temps.cu, out));
         return call->in[2] ? add_bias(temps.cu, out, call->in[2]) : BRG_OK;
     }
     brg_status status = run_linear(&temps, call);
-    brg__cu_temps_free(&temps);
-    return status;
+    return brg__cu_temps_end(&temps, status);
 }
 
 /* ---- Products and what follows them (core/ops/merged.c) ----------------------------- */
@@ -301,8 +289,7 @@ static brg_status try_linear(const brg_op_call *call, bool *is_done)
     }
     if (status == BRG_OK)
         status = brg__cu_gemm_try(temps.cu, &g, is_done);
-    brg__cu_temps_free(&temps);
-    return status;
+    return brg__cu_temps_end(&temps, status);
 }
 
 /* out[0] = row(a, b) of the tensors that were made. */
@@ -365,8 +352,7 @@ static brg_status try_gelu_grad(const brg_op_call *call, bool *is_done)
     g.aux = (void *)(uintptr_t)y;
     if (status == BRG_OK)
         status = brg__cu_gemm_try(temps.cu, &g, is_done);
-    brg__cu_temps_free(&temps);
-    return status;
+    return brg__cu_temps_end(&temps, status);
 }
 
 brg_status brg__cu_run_matmul_gelu_grad(brg_op_call *call)

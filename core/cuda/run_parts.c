@@ -6,29 +6,6 @@
 
 #include "core/cuda/rows.h"
 
-static brg_status finish(brg__cu_temps *temps, brg_status status)
-{
-    brg__cu_temps_free(temps);
-    return status;
-}
-
-static brg_status begin(brg__cu_temps *temps, const brg_op_call *call)
-{
-    *temps = (brg__cu_temps){0};
-    return brg__cu_enter(call->out[0]->device, &temps->cu);
-}
-
-static brg_status zero(brg__cu *cu, const brg_tensor *t)
-{
-    if (t->numel == 0)
-        return BRG_OK;
-    return brg__cu_check(
-        cudaMemsetAsync(brg__tensor_ptr(t), 0,
-                        (size_t)t->numel * brg__tensor_item_size(t),
-                        cu->stream),
-        "cuda: filling with zeros");
-}
-
 static int wrap(int64_t dim, const brg_tensor *t)
 {
     return (int)(dim < 0 ? dim + t->ndim : dim);
@@ -58,7 +35,7 @@ static brg_status run_take(brg_op_call *call, brg__cu_fault_op op)
 {
     brg__cu_temps temps;
     const brg_tensor *x = call->in[0], *ids = call->in[1], *y = call->out[0];
-    BRG__CU_TRY(begin(&temps, call));
+    BRG__CU_TRY(brg__cu_temps_begin(&temps, call));
     if (y->numel == 0)
         return BRG_OK;
     brg__cu_index a = index_of(call, x, ids, op);
@@ -66,12 +43,12 @@ static brg_status run_take(brg_op_call *call, brg__cu_fault_op op)
     if (status == BRG_OK)
         status = brg__cu_rows_of(&temps, ids, &a.ids);
     if (status != BRG_OK)
-        return finish(&temps, status);
+        return brg__cu_temps_end(&temps, status);
     a.y = brg__tensor_ptr(y);
     int error = op == BRG__CU_FAULT_GATHER
                     ? brg__cu_take_elements(&temps.cu->queue, &a)
                     : brg__cu_take_slices(&temps.cu->queue, &a);
-    return finish(&temps, brg__cu_check(error, call->op->name));
+    return brg__cu_temps_end(&temps, brg__cu_check(error, call->op->name));
 }
 
 /* Scratch and launch of a sum by index. */
@@ -98,11 +75,11 @@ static brg_status run_add(brg_op_call *call, brg__cu_fault_op op)
 {
     brg__cu_temps temps;
     const brg_tensor *g = call->in[0], *ids = call->in[1], *y = call->out[0];
-    BRG__CU_TRY(begin(&temps, call));
+    BRG__CU_TRY(brg__cu_temps_begin(&temps, call));
     if (y->numel == 0)
         return BRG_OK;
     if (g->numel == 0)
-        return zero(temps.cu, y);
+        return brg__cu_zero(temps.cu, y);
     brg__cu_index a = index_of(call, y, ids, op);
     a.y = brg__tensor_ptr(y);
     brg_status status = brg__cu_rows_of(&temps, g, &a.x);
@@ -110,7 +87,7 @@ static brg_status run_add(brg_op_call *call, brg__cu_fault_op op)
         status = brg__cu_rows_of(&temps, ids, &a.ids);
     if (status == BRG_OK)
         status = add_up(&temps, call, &a);
-    return finish(&temps, status);
+    return brg__cu_temps_end(&temps, status);
 }
 
 brg_status brg__cu_run_index_select(brg_op_call *call)
@@ -148,7 +125,7 @@ brg_status brg__cu_run_one_hot(brg_op_call *call)
 {
     brg__cu_temps temps;
     const brg_tensor *ids = call->in[0], *y = call->out[0];
-    BRG__CU_TRY(begin(&temps, call));
+    BRG__CU_TRY(brg__cu_temps_begin(&temps, call));
     if (y->numel == 0)
         return BRG_OK;
     brg__cu_index a = {.op = BRG__CU_FAULT_ONE_HOT,
@@ -161,7 +138,7 @@ brg_status brg__cu_run_one_hot(brg_op_call *call)
     if (status == BRG_OK)
         status =
             brg__cu_check(brg__cu_one_hot(&temps.cu->queue, &a), "one_hot");
-    return finish(&temps, status);
+    return brg__cu_temps_end(&temps, status);
 }
 
 /* ---- Joining and cutting ------------------------------------------------------------- */
@@ -208,7 +185,7 @@ brg_status brg__cu_run_slice_grad(brg_op_call *call)
     const brg_tensor *out = call->out[0];
     const int64_t *i = call->attrs->i;
     BRG__CU_TRY(brg__cu_enter(out->device, &cu));
-    BRG__CU_TRY(zero(cu, out));
+    BRG__CU_TRY(brg__cu_zero(cu, out));
     int dim = wrap(i[0], out);
     return copy_part(cu, out, dim, clip(i[1], out->shape[dim]), i[3],
                      call->in[0]);
@@ -220,7 +197,7 @@ brg_status brg__cu_run_heads_merge(brg_op_call *call)
     brg__cu *cu;
     const brg_tensor *x = call->in[0], *out = call->out[0];
     BRG__CU_TRY(brg__cu_enter(out->device, &cu));
-    BRG__CU_TRY(zero(cu, out));
+    BRG__CU_TRY(brg__cu_zero(cu, out));
     if (x->numel == 0)
         return BRG_OK;
     int64_t heads = x->shape[1], t = x->shape[2], d = x->shape[3];
@@ -241,7 +218,7 @@ brg_status brg__cu_run_tril(brg_op_call *call)
 {
     brg__cu_temps temps;
     const brg_tensor *out = call->out[0];
-    BRG__CU_TRY(begin(&temps, call));
+    BRG__CU_TRY(brg__cu_temps_begin(&temps, call));
     if (out->numel == 0)
         return BRG_OK;
     brg__cu_tril a = {.item = (int)brg__tensor_item_size(out),
@@ -255,7 +232,7 @@ brg_status brg__cu_run_tril(brg_op_call *call)
     if (status == BRG_OK)
         status =
             brg__cu_check(brg__cu_tril_launch(&temps.cu->queue, &a), "tril");
-    return finish(&temps, status);
+    return brg__cu_temps_end(&temps, status);
 }
 
 /* ---- Dropout: i = seed, offset; f = p --------------------------------------------------- */
@@ -264,7 +241,7 @@ brg_status brg__cu_run_dropout(brg_op_call *call)
 {
     brg__cu_temps temps;
     const brg_tensor *out = call->out[0];
-    BRG__CU_TRY(begin(&temps, call));
+    BRG__CU_TRY(brg__cu_temps_begin(&temps, call));
     if (out->numel == 0)
         return BRG_OK;
     brg__cu_dropout a = {.dtype = out->dtype,
@@ -277,7 +254,7 @@ brg_status brg__cu_run_dropout(brg_op_call *call)
     if (status == BRG_OK)
         status = brg__cu_check(brg__cu_dropout_launch(&temps.cu->queue, &a),
                                "dropout");
-    return finish(&temps, status);
+    return brg__cu_temps_end(&temps, status);
 }
 
 brg_status brg__cu_run_dropout_grad(brg_op_call *call)
@@ -315,7 +292,7 @@ static brg_status run_pool(brg_op_call *call, const brg_tensor *image,
     brg__cu_temps temps;
     const void *which = NULL;
     const brg_tensor *out = call->out[0];
-    BRG__CU_TRY(begin(&temps, call));
+    BRG__CU_TRY(brg__cu_temps_begin(&temps, call));
     if (out->numel == 0)
         return BRG_OK;
     brg__cu_pool p = pool_of(call->attrs, image, windows);
@@ -323,13 +300,13 @@ static brg_status run_pool(brg_op_call *call, const brg_tensor *image,
     if (status == BRG_OK && takes_which)
         status = brg__cu_rows_of(&temps, call->in[1], &which);
     if (status != BRG_OK)
-        return finish(&temps, status);
+        return brg__cu_temps_end(&temps, status);
     p.y = brg__tensor_ptr(out);
     p.which = takes_which       ? (void *)(uintptr_t)which
               : call->n_out > 1 ? brg__tensor_ptr(call->out[1])
                                 : NULL;
-    return finish(&temps,
-                  brg__cu_check(launch(&temps.cu->queue, &p), call->op->name));
+    return brg__cu_temps_end(
+        &temps, brg__cu_check(launch(&temps.cu->queue, &p), call->op->name));
 }
 
 brg_status brg__cu_run_max_pool2d(brg_op_call *call)

@@ -2,19 +2,6 @@
  * Softmax, norms and losses: row-major copies where needed, sizes, scratch. */
 #include "core/cuda/cu.h"
 
-/* Ends a run function that used temps: frees them, whatever the status. */
-static brg_status finish(brg__cu_temps *temps, brg_status status)
-{
-    brg__cu_temps_free(temps);
-    return status;
-}
-
-static brg_status begin(brg__cu_temps *temps, const brg_op_call *call)
-{
-    *temps = (brg__cu_temps){0};
-    return brg__cu_enter(call->out[0]->device, &temps->cu);
-}
-
 /* `from` as rows, into at[0..n). */
 static brg_status all_rows(brg__cu_temps *temps, brg_tensor *const *from,
                            const void **at, int n)
@@ -52,12 +39,12 @@ static brg_status run_lines(brg_op_call *call, bool is_log)
     const brg_tensor *y = call->out[0];
     brg__cu_temps temps;
     const void *in[2] = {NULL, NULL};
-    BRG__CU_TRY(begin(&temps, call));
+    BRG__CU_TRY(brg__cu_temps_begin(&temps, call));
     if (y->numel == 0)
         return BRG_OK;
     brg_status status = all_rows(&temps, call->in, in, call->n_in);
     if (status != BRG_OK)
-        return finish(&temps, status);
+        return brg__cu_temps_end(&temps, status);
     int dim = (int)call->attrs->i[0];
     dim = dim < 0 ? dim + y->ndim : dim;
     brg__cu_lines l = {y->dtype, 1, 1, 1, is_log};
@@ -67,7 +54,7 @@ static brg_status run_lines(brg_op_call *call, bool is_log)
     int error = call->n_in == 1
                     ? brg__cu_softmax(q, &l, in[0], data_of(y))
                     : brg__cu_softmax_grad(q, &l, in[0], in[1], data_of(y));
-    return finish(&temps, brg__cu_check(error, call->op->name));
+    return brg__cu_temps_end(&temps, brg__cu_check(error, call->op->name));
 }
 
 brg_status brg__cu_run_softmax(brg_op_call *call)
@@ -104,13 +91,13 @@ brg_status brg__cu_run_layer_norm(brg_op_call *call)
 {
     brg__cu_temps temps;
     const void *in[3];
-    BRG__CU_TRY(begin(&temps, call));
+    BRG__CU_TRY(brg__cu_temps_begin(&temps, call));
     brg__cu_norm a = norm_of(call, call->in[0]);
     if (a.rows == 0 || a.n == 0)
         return BRG_OK;
     brg_status status = all_rows(&temps, call->in, in, 3);
     if (status != BRG_OK)
-        return finish(&temps, status);
+        return brg__cu_temps_end(&temps, status);
     a.eps = call->attrs->f[0];
     a.x = in[0];
     a.w = in[1];
@@ -118,7 +105,7 @@ brg_status brg__cu_run_layer_norm(brg_op_call *call)
     a.y = data_of(call->out[0]);
     a.mean = data_of(call->out[1]);
     a.rstd = data_of(call->out[2]);
-    return finish(
+    return brg__cu_temps_end(
         &temps,
         brg__cu_check(brg__cu_layer_norm(&temps.cu->queue, &a), "layer_norm"));
 }
@@ -128,7 +115,7 @@ static brg_status run_norm_grad(const brg_op_call *call)
 {
     brg__cu_temps temps;
     const void *in[5];
-    BRG__CU_TRY(begin(&temps, call));
+    BRG__CU_TRY(brg__cu_temps_begin(&temps, call));
     brg__cu_norm a = norm_of(call, call->in[1]);
     if (a.n == 0)
         return BRG_OK;
@@ -136,7 +123,7 @@ static brg_status run_norm_grad(const brg_op_call *call)
     if (status == BRG_OK && call->n_in > 5)
         status = brg__cu_rows_of(&temps, call->in[5], &a.add);
     if (status != BRG_OK)
-        return finish(&temps, status);
+        return brg__cu_temps_end(&temps, status);
     a.g = in[0];
     a.x = in[1];
     a.w = in[2];
@@ -149,10 +136,10 @@ static brg_status run_norm_grad(const brg_op_call *call)
     status = brg__cu_temp(&temps, &a.partials,
                           (size_t)a.n_splits * 2 * (size_t)a.n * 8);
     if (status != BRG_OK)
-        return finish(&temps, status);
-    return finish(&temps,
-                  brg__cu_check(brg__cu_layer_norm_grad(&temps.cu->queue, &a),
-                                call->op->name));
+        return brg__cu_temps_end(&temps, status);
+    return brg__cu_temps_end(
+        &temps, brg__cu_check(brg__cu_layer_norm_grad(&temps.cu->queue, &a),
+                              call->op->name));
 }
 
 brg_status brg__cu_run_layer_norm_grad(brg_op_call *call)
@@ -203,7 +190,7 @@ brg_status brg__cu_run_batch_norm(brg_op_call *call)
 {
     brg__cu_temps temps;
     const void *in[3];
-    BRG__CU_TRY(begin(&temps, call));
+    BRG__CU_TRY(brg__cu_temps_begin(&temps, call));
     brg__cu_batch_norm a = batch_of(call, call->in[0]);
     if (a.channels == 0)
         return BRG_OK;
@@ -217,7 +204,7 @@ brg_status brg__cu_run_batch_norm(brg_op_call *call)
         status = stats_of(&temps, call->in[4], a.is_training, &a.running_var,
                           &a.stats_dtype[1]);
     if (status != BRG_OK)
-        return finish(&temps, status);
+        return brg__cu_temps_end(&temps, status);
     a.x = in[0];
     a.w = in[1];
     a.b = in[2];
@@ -225,12 +212,12 @@ brg_status brg__cu_run_batch_norm(brg_op_call *call)
     a.mean = data_of(call->out[1]);
     a.rstd = data_of(call->out[2]);
     if (!a.is_training && !a.running_mean)
-        return finish(&temps, BRG_OK); /* nothing to normalise */
+        return brg__cu_temps_end(&temps, BRG_OK); /* nothing to normalise */
     int error = brg__cu_batch_norm_launch(&temps.cu->queue, &a);
     for (int i = 3; a.is_training && i < 5; i++)
         if (call->in[i])
             atomic_fetch_add(&call->in[i]->storage->version, 1);
-    return finish(&temps, brg__cu_check(error, "batch_norm"));
+    return brg__cu_temps_end(&temps, brg__cu_check(error, "batch_norm"));
 }
 
 /* Of g, x, w, mean, rstd. */
@@ -238,13 +225,13 @@ brg_status brg__cu_run_batch_norm_grad(brg_op_call *call)
 {
     brg__cu_temps temps;
     const void *in[5];
-    BRG__CU_TRY(begin(&temps, call));
+    BRG__CU_TRY(brg__cu_temps_begin(&temps, call));
     brg__cu_batch_norm a = batch_of(call, call->in[1]);
     if (a.channels == 0)
         return BRG_OK;
     brg_status status = grad_rows(&temps, call->in, in);
     if (status != BRG_OK)
-        return finish(&temps, status);
+        return brg__cu_temps_end(&temps, status);
     a.g = in[0];
     a.x = in[1];
     a.w = in[2];
@@ -253,9 +240,10 @@ brg_status brg__cu_run_batch_norm_grad(brg_op_call *call)
     a.gx = data_of(call->out[0]);
     a.gw = data_of(call->out[1]);
     a.gb = data_of(call->out[2]);
-    return finish(&temps, brg__cu_check(brg__cu_batch_norm_grad_launch(
-                                            &temps.cu->queue, &a),
-                                        "batch_norm_grad"));
+    return brg__cu_temps_end(
+        &temps,
+        brg__cu_check(brg__cu_batch_norm_grad_launch(&temps.cu->queue, &a),
+                      "batch_norm_grad"));
 }
 
 /* ---- Cross entropy: i[0] ignored, i[1] classes, f[0] smoothing ------------------------------------- */
@@ -289,16 +277,16 @@ brg_status brg__cu_run_cross_entropy(brg_op_call *call)
 {
     brg__cu_temps temps;
     brg__cu_entropy a;
-    BRG__CU_TRY(begin(&temps, call));
+    BRG__CU_TRY(brg__cu_temps_begin(&temps, call));
     brg_status status = entropy_of(&temps, call, call->in[0], call->in[1], &a);
     if (status != BRG_OK)
-        return finish(&temps, status);
+        return brg__cu_temps_end(&temps, status);
     a.loss = data_of(call->out[0]);
     a.loss_dtype = call->out[0]->dtype;
     a.lse = data_of(call->out[1]);
-    return finish(&temps,
-                  brg__cu_check(brg__cu_cross_entropy(&temps.cu->queue, &a),
-                                "cross_entropy"));
+    return brg__cu_temps_end(
+        &temps, brg__cu_check(brg__cu_cross_entropy(&temps.cu->queue, &a),
+                              "cross_entropy"));
 }
 
 /* Of g, logits, targets, lse. */
@@ -307,19 +295,19 @@ brg_status brg__cu_run_cross_entropy_grad(brg_op_call *call)
     brg__cu_temps temps;
     brg__cu_entropy a;
     const void *lse = NULL;
-    BRG__CU_TRY(begin(&temps, call));
+    BRG__CU_TRY(brg__cu_temps_begin(&temps, call));
     if (call->out[0]->numel == 0)
         return BRG_OK;
     brg_status status = entropy_of(&temps, call, call->in[1], call->in[2], &a);
     if (status == BRG_OK)
         status = brg__cu_rows_as(&temps, call->in[3], wide(call->in[1]), &lse);
     if (status != BRG_OK)
-        return finish(&temps, status);
+        return brg__cu_temps_end(&temps, status);
     a.g = data_of(call->in[0]);
     a.loss_dtype = call->in[0]->dtype;
     a.lse = (void *)(uintptr_t)lse;
     a.out = data_of(call->out[0]);
-    return finish(
+    return brg__cu_temps_end(
         &temps, brg__cu_check(brg__cu_cross_entropy_grad(&temps.cu->queue, &a),
                               "cross_entropy_grad"));
 }
@@ -328,17 +316,18 @@ brg_status brg__cu_run_cross_entropy_targets(brg_op_call *call)
 {
     brg__cu_temps temps;
     brg__cu_entropy a;
-    BRG__CU_TRY(begin(&temps, call));
+    BRG__CU_TRY(brg__cu_temps_begin(&temps, call));
     if (call->out[0]->numel == 0)
         return BRG_OK;
     brg_status status = entropy_of(&temps, call, call->in[0], call->in[1], &a);
     if (status != BRG_OK)
-        return finish(&temps, status);
+        return brg__cu_temps_end(&temps, status);
     a.out = data_of(call->out[0]);
     a.weight = data_of(call->out[1]);
-    return finish(&temps, brg__cu_check(brg__cu_cross_entropy_targets(
-                                            &temps.cu->queue, &a),
-                                        "cross_entropy_targets"));
+    return brg__cu_temps_end(
+        &temps,
+        brg__cu_check(brg__cu_cross_entropy_targets(&temps.cu->queue, &a),
+                      "cross_entropy_targets"));
 }
 
 /* ---- Mean of squared differences ----------------------------------------------------------- */
@@ -349,14 +338,14 @@ static brg_status run_mse(brg_op_call *call, int first)
     const void *in[2];
     void *scratch;
     const brg_tensor *out = call->out[0];
-    BRG__CU_TRY(begin(&temps, call));
+    BRG__CU_TRY(brg__cu_temps_begin(&temps, call));
     if (out->numel == 0)
         return BRG_OK;
     brg_status status = all_rows(&temps, call->in + first, in, 2);
     if (status == BRG_OK)
         status = brg__cu_temp(&temps, &scratch, BRG__CU_MSE_BLOCKS * 8);
     if (status != BRG_OK)
-        return finish(&temps, status);
+        return brg__cu_temps_end(&temps, status);
     brg__cu_mse m = {.dtype = out->dtype,
                      .n = call->in[first]->numel,
                      .a = in[0],
@@ -366,7 +355,7 @@ static brg_status run_mse(brg_op_call *call, int first)
                      .scratch = scratch};
     int error = first ? brg__cu_mse_grad_launch(&temps.cu->queue, &m)
                       : brg__cu_mse_launch(&temps.cu->queue, &m);
-    return finish(&temps, brg__cu_check(error, call->op->name));
+    return brg__cu_temps_end(&temps, brg__cu_check(error, call->op->name));
 }
 
 brg_status brg__cu_run_mse(brg_op_call *call)
