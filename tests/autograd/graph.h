@@ -89,6 +89,16 @@ static inline double element(const brg_tensor *t, int64_t i)
                            __attribute__((unused)) size_t n_out,               \
                            __attribute__((unused)) void *user)
 
+/* As a whole, or an error. */
+static inline brg_compiled *compile_whole(brg_compiled_fn fn, void *user)
+{
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.whole = options.fullgraph = true;
+    brg_compiled *c;
+    assert_brg_ok(brg_compiled_create(&c, fn, user, &options));
+    return c;
+}
+
 static inline brg_compile_stats compile_stats(void)
 {
     brg_compile_stats stats;

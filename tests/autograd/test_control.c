@@ -175,11 +175,8 @@ static void expect_same(brg_tensor *a, brg_tensor *b)
 
 static void check_compiled(brg_region_fn fn, int64_t rows, const char *word)
 {
-    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
-    options.whole = options.fullgraph = true;
-    brg_compiled *c;
+    brg_compiled *c = compile_whole(fn, NULL);
     char text[16384];
-    assert_brg_ok(brg_compiled_create(&c, fn, NULL, &options));
     for (int i = 0; i < 4; i++) {
         /* Signs, and with them branches, alternate. */
         double first = i % 2 ? -9 : 1;
@@ -275,11 +272,8 @@ REGION(cond_over_value)
 static void expect_refused(brg_region_fn fn, void *user, brg_status code,
                            const char *word)
 {
-    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
-    options.whole = options.fullgraph = true;
-    brg_compiled *c;
+    brg_compiled *c = compile_whole(fn, user);
     brg_tensor *x = leaf(1, 2), *out;
-    assert_brg_ok(brg_compiled_create(&c, fn, user, &options));
     assert_brg_fails_with(brg_compiled_call(c, &x, 1, &out, 1), code, word);
     brg_compiled_destroy(c);
 }

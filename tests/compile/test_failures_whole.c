@@ -119,15 +119,6 @@ static void call_twice(world *v, brg_compiled *how, state_of *s)
     look(v, y, s);
 }
 
-static brg_compiled *compiled(world *v)
-{
-    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
-    brg_compiled *c;
-    options.whole = options.fullgraph = true;
-    assert_brg_ok(brg_compiled_create(&c, works, v, &options));
-    return c;
-}
-
 /* A call whose capture fails at step n, if there are as many. */
 static bool call_fails_at(world *v, brg_compiled *c, int n)
 {
@@ -163,7 +154,7 @@ static bool fails_at(int n, bool is_step, bool is_eager, const state_of *want)
     state_of got;
     world v;
     make(&v, is_step);
-    brg_compiled *c = compiled(&v);
+    brg_compiled *c = compile_whole(works, &v);
     bool has_failed = call_fails_at(&v, c, n);
     if (has_failed) {
         call_twice(&v, is_eager ? NULL : c, &got);

@@ -6,15 +6,6 @@
 #include "tests/compile/small_net.h"
 #include "tests/support/values.h"
 
-static brg_compiled *make_compiled(brg_compiled_fn fn, void *user)
-{
-    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
-    options.whole = options.fullgraph = true;
-    brg_compiled *c;
-    assert_brg_ok(brg_compiled_create(&c, fn, user, &options));
-    return c;
-}
-
 static brg_tensor *call(brg_compiled *c, brg_tensor *const *in, size_t n_in)
 {
     brg_tensor *out[1] = {NULL};
@@ -26,7 +17,7 @@ static void test_segment__same_bits_as_eager(void **state)
 {
     (void)state;
     net a = make_net(1), b = make_net(1);
-    brg_compiled *c = make_compiled(net_loss, &b);
+    brg_compiled *c = compile_whole(net_loss, &b);
     for (int64_t batch = 3; batch < 7; batch++)
         for (int twice = 0; twice < 2; twice++) {
             brg_tensor *in[2], *loss;
@@ -50,7 +41,7 @@ static void test_segment__spliced_into_a_compiled_backward(void **state)
 {
     (void)state;
     net a = make_net(2), b = make_net(2);
-    brg_compiled *c = make_compiled(net_loss, &b);
+    brg_compiled *c = compile_whole(net_loss, &b);
     static const uint64_t captures[] = {1, 2, 2, 2, 2};
     for (int64_t i = 0; i < 5; i++) {
         brg_tensor *in[2], *loss;
@@ -87,7 +78,7 @@ static brg_status wave(brg_tensor *const *in, size_t n_in, brg_tensor **out,
 static void test_segment__thrice_in_one_graph(void **state)
 {
     (void)state;
-    brg_compiled *c = make_compiled(wave, NULL);
+    brg_compiled *c = compile_whole(wave, NULL);
     for (int is_compiled = 0; is_compiled < 2; is_compiled++) {
         brg_tensor *x = leaf_from(0.5, BRG_SHAPE(5)), *y, *direct = x;
         for (int i = 0; i < 3; i++)
@@ -120,7 +111,7 @@ static void test_segment__create_graph_is_refused(void **state)
 {
     (void)state;
     brg_tensor *x = leaf_from(0.5, BRG_SHAPE(5));
-    brg_compiled *c = make_compiled(wave, NULL);
+    brg_compiled *c = compile_whole(wave, NULL);
     brg_tensor *y = brg_sum_all(call(c, &x, 1)), *grad;
     brg_backward_options options = BRG_BACKWARD_OPTIONS_INIT;
     options.create_graph = true;
@@ -164,7 +155,7 @@ static void test_segment__results_are_what_they_would_be(void **state)
     brg_tensor *x = leaf_from(1, BRG_SHAPE(3, 4)), *want[7], *got[7];
     brg_tensor *w = leaf_from(2, BRG_SHAPE(3, 4));
     assert_brg_ok(many(&x, 1, want, 7, w));
-    brg_compiled *c = make_compiled(many, w);
+    brg_compiled *c = compile_whole(many, w);
     assert_brg_ok(brg_compiled_call(c, &x, 1, got, 7));
     brg_compiled_destroy(c);
     for (int i = 0; i < 6; i++) {
@@ -206,13 +197,13 @@ static void test_segment__results_changed_in_place(void **state)
     (void)state;
     brg_tensor *x = leaf_from(1, BRG_SHAPE(3, 4)), *out[7];
     brg_tensor *w = leaf_from(2, BRG_SHAPE(3, 4));
-    brg_compiled *c = make_compiled(many, w);
+    brg_compiled *c = compile_whole(many, w);
     assert_brg_ok(brg_compiled_call(c, &x, 1, out, 7));
     brg_compiled_destroy(c);
     assert_brg_ok(brg_mul_scalar_(out[1], 3.0));
     assert_brg_ok(brg_backward(brg_sum_all(out[0])));
     assert_float_equal(value_at(brg_tensor_grad(x), 0), 3 * 2, 0);
-    brg_compiled *d = make_compiled(exponential, NULL);
+    brg_compiled *d = compile_whole(exponential, NULL);
     brg_tensor *y = leaf_from(1, BRG_SHAPE(5)), *z = call(d, &y, 1);
     brg_tensor *sum = brg_sum_all(z);
     assert_brg_ok(brg_mul_scalar_(z, 2.0)); /* which its backward reads */
@@ -237,7 +228,7 @@ static brg_status drop(brg_tensor *const *in, size_t n_in, brg_tensor **out,
 static void test_segment__dropout_draws_as_eager(void **state)
 {
     (void)state;
-    brg_compiled *c = make_compiled(drop, NULL);
+    brg_compiled *c = compile_whole(drop, NULL);
     for (int is_compiled = 0; is_compiled < 2; is_compiled++) {
         brg_tensor *x = leaf_from(1, BRG_SHAPE(37)), *want[3];
         brg_tensor *y = leaf_from(1, BRG_SHAPE(37)), *got[3];

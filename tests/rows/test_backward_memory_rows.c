@@ -2,6 +2,7 @@
  * Rows of the backward suite: a plan takes over what a backward brings, as one
  * vector, and lets each tensor go after its last use. */
 #include <brigade/composite.h>
+#include <brigade/debug.h>
 
 #include "compile/capture.h"
 #include "compile/plan.h"
@@ -14,9 +15,11 @@ typedef struct boxed {
     brg__collected c;
     size_t n_brought; /* before the run */
     size_t n_left;    /* after it */
+    size_t n_watched; /* inputs in that memory */
 } boxed;
 
 static boxed box;
+static const void *watched;
 
 static brg_status run_boxed(brg__runner *self, brg__task *task)
 {
@@ -29,6 +32,8 @@ static brg_status run_boxed(brg__runner *self, brg__task *task)
     if (status == BRG_OK)
         status = brg__exec_create(&exec, &ir, task, &b->c);
     b->n_brought = b->c.inputs.n;
+    for (size_t i = 0; i < b->c.inputs.n; i++)
+        b->n_watched += brg_tensor_data(b->c.inputs.at[i]) == watched;
     if (status == BRG_OK)
         status = brg__exec_run(exec, task, &b->c);
     b->n_left = b->c.inputs.n;
@@ -220,12 +225,9 @@ static void test_dynamo_boxed(void **state)
     for (int k = 0; k < 3; k++)
         assert_non_null(brg_tensor_grad(w[k]));
     /* The forward has its inputs one by one, its backward again one vector. */
-    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
-    options.whole = options.fullgraph = true;
-    brg_compiled *c;
+    brg_compiled *c = compile_whole(three_compiled, NULL);
     brg_tensor *in[4] = {x, w[0], w[1], w[2]};
     char text[8192];
-    assert_brg_ok(brg_compiled_create(&c, three_compiled, NULL, &options));
     assert_brg_ok(brg_compiled_call(c, in, 4, &out, 1));
     assert_true(brg_compiled_print(c, 0, text, sizeof text) < sizeof text);
     for (int k = 0; k < 4; k++) {
@@ -279,6 +281,76 @@ static void test_inputs_aliasing_bytecode_attr_mutations(void **state)
     brg_release(loss);
 }
 
+/* ---- An input that a call after all others reads ----------------------------------------------- */
+
+typedef struct trailing {
+    size_t n_left; /* in the vector, in the last call */
+    int n_observed;
+    double seen;
+} trailing;
+
+static trailing trail;
+
+static brg_status observe(const brg_observation *observation, void *user)
+{
+    (void)observation;
+    ++*(int *)user;
+    return BRG_OK;
+}
+
+FORWARD(first_forward)
+{
+    SAVE(ARG(1));
+    OUT(0, brg_mul(ARG(0), ARG(1)));
+    return BRG_OK;
+}
+
+/* The first of the forward: the last call of the backward. */
+BACKWARD(last_backward)
+{
+    SAVED(activation, 0);
+    trail.n_left = box.c.inputs.n;
+    trail.seen = element(activation, 0);
+    GRAD(0, brg_mul(g[0], activation));
+    return BRG_OK;
+}
+
+/* The activation is an input of two products and of the last call; only the
+ * graph and the vector hold it. */
+static void test_inputs_aliasing_bytecode_stack_restore(void **state)
+{
+    (void)state;
+    for (int is_boxed = 0; is_boxed < 2; is_boxed++) {
+        trail = (trailing){.n_left = 99};
+        brg_scope *scope = brg_scope_begin();
+        brg_function *f = function_of("First", first_forward, last_backward, 1);
+        brg_tensor *param = brg_retain(leaf_full(3, BRG_SHAPE(4)));
+        brg_tensor *activation =
+            assert_brg_some(brg_full(BRG_DTYPE_F32, BRG_SHAPE(4), 5));
+        brg_tensor *loss = brg_retain(assert_brg_some(brg_sum_all(brg_mul(
+            brg_mul(CALL(f, param, activation), activation), activation))));
+        watched = brg_tensor_data(activation);
+        brg_scope_end(scope);
+        assert_brg_ok(brg_observer_push(observe, &trail.n_observed));
+        if (is_boxed)
+            backward_boxed(loss);
+        else
+            assert_brg_ok(brg_backward(loss));
+        assert_brg_ok(brg_observer_pop());
+        assert_true(trail.n_observed > 0);
+        assert_float_equal(trail.seen, 5, 0);
+        expect_all(brg_tensor_grad(param), 125);
+        if (is_boxed) {
+            assert_true(box.n_brought >= 2);
+            assert_int_equal(box.n_watched, 1); /* one input for two uses */
+            assert_int_equal(trail.n_left, 0);
+        }
+        brg_release(loss);
+        brg_release(param);
+        brg_function_release(f);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -286,6 +358,7 @@ int main(void)
         scoped_test(test_free_activation_memory),
         scoped_test(test_free_activation_memory_subclass),
         scoped_test(test_inputs_aliasing_bytecode_attr_mutations),
+        scoped_test(test_inputs_aliasing_bytecode_stack_restore),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Rows of the suite `backward` on stretches that backward runs again. */
+#include <pthread.h>
+
 #include <brigade/recompute.h>
 
 #include "tests/rows/both.h"
@@ -162,11 +164,169 @@ static void test_checkpointing_sac(void **state)
     run_both(sigmoid_body, 1);
 }
 
+/* ---- Re-entrant checkpoints, many steps, many threads ---------------------------------------- */
+
+enum { N_STEPS = 12, N_THREADS = 4, N_BLOCKS = 3, WIDTH = 8 };
+
+typedef struct soak_net {
+    brg_tensor *w[N_BLOCKS];
+    bool is_checkpointed;
+    int n_runs;
+} soak_net;
+
+typedef struct soak_block {
+    soak_net *net;
+    int i;
+} soak_block;
+
+/* Compiled whole; one for all threads. */
+static brg_compiled *soak_compiled;
+
+static brg_status soak_pointwise(brg_tensor *const *in, size_t n_in,
+                                 brg_tensor **out, size_t n_out, void *user)
+{
+    (void)n_in;
+    (void)n_out;
+    (void)user;
+    out[0] = brg_add(in[0], brg_gelu(brg_dropout(in[1], 0.25, true)));
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+static brg_status soak_stretch(brg_tensor *const *in, brg_tensor **out,
+                               void *user)
+{
+    soak_block *b = user;
+    b->net->n_runs++;
+    brg_tensor *args[2] = {in[0], brg_linear(in[0], in[1], NULL)};
+    if (!args[1])
+        return brg_error_code();
+    return b->net->is_checkpointed
+               ? brg_compiled_call(soak_compiled, args, 2, out, 1)
+               : soak_pointwise(args, 2, out, 1, NULL);
+}
+
+/* Two blocks in a checkpoint, each a checkpoint itself. */
+static brg_status soak_pair(brg_tensor *const *in, brg_tensor **out, void *user)
+{
+    soak_block *blocks = user;
+    brg_recompute_options options = BRG_RECOMPUTE_OPTIONS_INIT;
+    options.is_reentrant = true;
+    brg_tensor *inner[2] = {in[0], in[1]};
+    BRG_TRY(
+        brg_recompute(&inner[0], soak_stretch, &blocks[0], inner, 2, &options));
+    inner[1] = in[2];
+    return brg_recompute(out, soak_stretch, &blocks[1], inner, 2, &options);
+}
+
+static brg_status soak_forward(soak_net *net, soak_block *blocks, brg_tensor *x,
+                               brg_tensor **y)
+{
+    brg_recompute_options options = BRG_RECOMPUTE_OPTIONS_INIT;
+    options.is_reentrant = true;
+    brg_tensor *in[3] = {x, net->w[0], NULL};
+    if (!net->is_checkpointed) {
+        for (int i = 0; i < N_BLOCKS; i++) {
+            in[1] = net->w[i];
+            BRG_TRY(soak_stretch(in, &in[0], &blocks[i]));
+        }
+        *y = in[0];
+        return BRG_OK;
+    }
+    BRG_TRY(brg_recompute(&in[0], soak_stretch, &blocks[0], in, 2, &options));
+    in[1] = net->w[1];
+    in[2] = net->w[2];
+    return brg_recompute(y, soak_pair, &blocks[1], in, 3, &options);
+}
+
+static brg_status soak_step(soak_net *net, uint64_t seed)
+{
+    soak_block blocks[N_BLOCKS];
+    for (int i = 0; i < N_BLOCKS; i++)
+        blocks[i] = (soak_block){net, i};
+    brg_seed(seed);
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(5, WIDTH)), *y;
+    brg_status status = x ? brg_set_requires_grad(x, true) : brg_error_code();
+    if (status == BRG_OK)
+        status = soak_forward(net, blocks, x, &y);
+    if (status == BRG_OK)
+        status = brg_backward(brg_mean_all(brg_square(y)));
+    for (int i = 0; i < N_BLOCKS && status == BRG_OK; i++) {
+        bool mode = brg_grad_mode_set(false);
+        status = brg_add_(net->w[i], brg_tensor_grad(net->w[i]), -0.1);
+        brg_grad_mode_set(mode);
+        if (status == BRG_OK)
+            status = brg_tensor_set_grad(net->w[i], NULL);
+    }
+    brg_scope_end(scope);
+    return status;
+}
+
+/* Trains a network with checkpoints beside one without: the same weights, bit
+ * for bit, after each step. Off the main thread: returns a status. */
+static brg_status soak(uint64_t seed)
+{
+    soak_net nets[2] = {{.is_checkpointed = true}, {.n_runs = 0}};
+    brg_status status = BRG_OK;
+    for (int k = 0; k < 2; k++) {
+        brg_seed(seed);
+        for (int i = 0; i < N_BLOCKS && status == BRG_OK; i++) {
+            nets[k].w[i] = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(WIDTH, WIDTH));
+            status = nets[k].w[i] ? brg_set_requires_grad(nets[k].w[i], true)
+                                  : brg_error_code();
+        }
+    }
+    for (uint64_t step = 0; step < N_STEPS && status == BRG_OK; step++) {
+        for (int k = 0; k < 2 && status == BRG_OK; k++)
+            status = soak_step(&nets[k], seed * 100 + step);
+        for (int i = 0; i < N_BLOCKS && status == BRG_OK; i++)
+            if (memcmp(brg_tensor_data(nets[0].w[i]),
+                       brg_tensor_data(nets[1].w[i]),
+                       WIDTH * WIDTH * sizeof(float)) != 0)
+                status = brg_error_set(BRG_ERR_MISMATCH, __FILE__, __LINE__,
+                                       "weights of block %d differ", i);
+    }
+    /* Blocks inside one checkpoint run twice, those inside two three times. */
+    if (status == BRG_OK && (nets[0].n_runs != N_STEPS * (2 + 3 + 3) ||
+                             nets[1].n_runs != N_STEPS * N_BLOCKS))
+        status = brg_error_set(BRG_ERR_MISMATCH, __FILE__, __LINE__,
+                               "%d runs of blocks", nets[0].n_runs);
+    return status;
+}
+
+static void *soak_thread(void *seed)
+{
+    brg_scope *scope = brg_scope_begin();
+    brg_status status = soak((uint64_t)(uintptr_t)seed);
+    if (status != BRG_OK)
+        fprintf(stderr, "soak: %s\n", brg_error_message());
+    brg_scope_end(scope);
+    return (void *)(intptr_t)status;
+}
+
+static void test_issue106555(void **state)
+{
+    (void)state;
+    soak_compiled = compile_whole(soak_pointwise, NULL);
+    assert_brg_ok(soak(1));
+    pthread_t threads[N_THREADS];
+    for (uintptr_t i = 0; i < N_THREADS; i++)
+        assert_int_equal(
+            pthread_create(&threads[i], NULL, soak_thread, (void *)(i + 2)), 0);
+    for (int i = 0; i < N_THREADS; i++) {
+        void *status;
+        pthread_join(threads[i], &status);
+        assert_int_equal((int)(intptr_t)status, BRG_OK);
+    }
+    brg_compiled_destroy(soak_compiled);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         scoped_test(test_checkpointing_sac),
         scoped_test(test_checkpointing_simple),
+        scoped_test(test_issue106555),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

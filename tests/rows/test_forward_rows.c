@@ -1,15 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Rows of the suite `backward` about what runs beside the gradients: final
- * callbacks, side effects of a forward, sizes that change, checkpoints under
- * load, backwards inside ops. */
-#include <pthread.h>
-
-#include <brigade/debug.h>
+ * callbacks, side effects of a forward, sizes that change, backwards inside
+ * functions and ops. */
 #include <brigade/ext/op.h>
-#include <brigade/recompute.h>
 
-#include "compile/capture.h"
-#include "compile/plan.h"
 #include "tests/rows/both.h"
 
 /* ---- A backward that queues a final callback ------------------------------------ */
@@ -253,15 +247,6 @@ static brg_status layer(brg_tensor *const *in, size_t n_in, brg_tensor **out,
 
 static brg_compiled *compiled_layer; /* if the body is */
 
-static brg_compiled *whole(brg_compiled_fn fn, void *user)
-{
-    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
-    options.whole = options.fullgraph = true;
-    brg_compiled *c;
-    assert_brg_ok(brg_compiled_create(&c, fn, user, &options));
-    return c;
-}
-
 /* One layer and the loss of it; gradients against the formula
  * d(sum (x w)^2) / dw = 2 x^T (x w). */
 static void train_layer(yields *y, brg_tensor *w, int64_t batch)
@@ -288,7 +273,7 @@ static void train_layer(yields *y, brg_tensor *w, int64_t batch)
 static void annotations_body(yields *y)
 {
     brg_tensor *w = leaf_from(-1, BRG_SHAPE(3, 2));
-    compiled_layer = y->is_compiled ? whole(layer, w) : NULL;
+    compiled_layer = y->is_compiled ? compile_whole(layer, w) : NULL;
     if (compiled_layer)
         assert_brg_ok(brg_compiled_mark_dynamic(compiled_layer, 0, 0));
     train_layer(y, w, 2);
@@ -307,7 +292,7 @@ static void test_dynamic_shapes_annotations(void **state)
 static void from_forward_body(yields *y)
 {
     brg_tensor *w = leaf_from(-1, BRG_SHAPE(3, 2));
-    compiled_layer = y->is_compiled ? whole(layer, w) : NULL;
+    compiled_layer = y->is_compiled ? compile_whole(layer, w) : NULL;
     for (int64_t batch = 3; batch <= 6; batch++) {
         brg_compile_stats before = both_stats();
         train_layer(y, w, batch);
@@ -358,7 +343,8 @@ static void mismatch_step(yields *yielded, brg_compiled *c, int64_t rows)
 /* Captured inside a scope that compiles backwards, and besides as such. */
 static void mismatch_whole_body(yields *y)
 {
-    brg_compiled *c = y->is_compiled ? whole(add_and_train, NULL) : NULL;
+    brg_compiled *c =
+        y->is_compiled ? compile_whole(add_and_train, NULL) : NULL;
     for (int i = 0; i < 3; i++)
         mismatch_step(y, c, 4);
     brg_compiled_destroy(c);
@@ -366,7 +352,8 @@ static void mismatch_whole_body(yields *y)
 
 static void mismatch_whole_dynamic_body(yields *y)
 {
-    brg_compiled *c = y->is_compiled ? whole(add_and_train, NULL) : NULL;
+    brg_compiled *c =
+        y->is_compiled ? compile_whole(add_and_train, NULL) : NULL;
     for (int i = 0; c && i < 2; i++)
         assert_brg_ok(brg_compiled_mark_dynamic(c, (size_t)i, 0));
     for (int64_t rows = 4; rows <= 6; rows++)
@@ -499,7 +486,7 @@ static void test_nested_compile_body(yields *y)
     inner_compiles = y->is_compiled;
     backward_of_sum(CALL(f, x));
     if (y->is_compiled) {
-        inner_compiled = whole(inner_cos, NULL);
+        inner_compiled = compile_whole(inner_cos, NULL);
         assert_brg_ok(brg_tensor_set_grad(x, NULL));
         backward_of_sum(CALL(f, x));
         assert_int_equal(both_stats().functions, 1);
@@ -514,261 +501,6 @@ static void test_nested_compile_body(yields *y)
 }
 BOTH_ROW(test_nested_compile, 1)
 
-/* ---- Re-entrant checkpoints, many steps, many threads ---------------------------------------- */
-
-enum { N_STEPS = 12, N_THREADS = 4, N_BLOCKS = 3, WIDTH = 8 };
-
-typedef struct soak_net {
-    brg_tensor *w[N_BLOCKS];
-    bool is_checkpointed;
-    int n_runs;
-} soak_net;
-
-typedef struct soak_block {
-    soak_net *net;
-    int i;
-} soak_block;
-
-/* Compiled whole; one for all threads. */
-static brg_compiled *soak_compiled;
-
-static brg_status soak_pointwise(brg_tensor *const *in, size_t n_in,
-                                 brg_tensor **out, size_t n_out, void *user)
-{
-    (void)n_in;
-    (void)n_out;
-    (void)user;
-    out[0] = brg_add(in[0], brg_gelu(brg_dropout(in[1], 0.25, true)));
-    return out[0] ? BRG_OK : brg_error_code();
-}
-
-static brg_status soak_stretch(brg_tensor *const *in, brg_tensor **out,
-                               void *user)
-{
-    soak_block *b = user;
-    b->net->n_runs++;
-    brg_tensor *args[2] = {in[0], brg_linear(in[0], in[1], NULL)};
-    if (!args[1])
-        return brg_error_code();
-    return b->net->is_checkpointed
-               ? brg_compiled_call(soak_compiled, args, 2, out, 1)
-               : soak_pointwise(args, 2, out, 1, NULL);
-}
-
-/* Two blocks in a checkpoint, each a checkpoint itself. */
-static brg_status soak_pair(brg_tensor *const *in, brg_tensor **out, void *user)
-{
-    soak_block *blocks = user;
-    brg_recompute_options options = BRG_RECOMPUTE_OPTIONS_INIT;
-    options.is_reentrant = true;
-    brg_tensor *inner[2] = {in[0], in[1]};
-    BRG_TRY(
-        brg_recompute(&inner[0], soak_stretch, &blocks[0], inner, 2, &options));
-    inner[1] = in[2];
-    return brg_recompute(out, soak_stretch, &blocks[1], inner, 2, &options);
-}
-
-static brg_status soak_forward(soak_net *net, soak_block *blocks, brg_tensor *x,
-                               brg_tensor **y)
-{
-    brg_recompute_options options = BRG_RECOMPUTE_OPTIONS_INIT;
-    options.is_reentrant = true;
-    brg_tensor *in[3] = {x, net->w[0], NULL};
-    if (!net->is_checkpointed) {
-        for (int i = 0; i < N_BLOCKS; i++) {
-            in[1] = net->w[i];
-            BRG_TRY(soak_stretch(in, &in[0], &blocks[i]));
-        }
-        *y = in[0];
-        return BRG_OK;
-    }
-    BRG_TRY(brg_recompute(&in[0], soak_stretch, &blocks[0], in, 2, &options));
-    in[1] = net->w[1];
-    in[2] = net->w[2];
-    return brg_recompute(y, soak_pair, &blocks[1], in, 3, &options);
-}
-
-static brg_status soak_step(soak_net *net, uint64_t seed)
-{
-    soak_block blocks[N_BLOCKS];
-    for (int i = 0; i < N_BLOCKS; i++)
-        blocks[i] = (soak_block){net, i};
-    brg_seed(seed);
-    brg_scope *scope = brg_scope_begin();
-    brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(5, WIDTH)), *y;
-    brg_status status = x ? brg_set_requires_grad(x, true) : brg_error_code();
-    if (status == BRG_OK)
-        status = soak_forward(net, blocks, x, &y);
-    if (status == BRG_OK)
-        status = brg_backward(brg_mean_all(brg_square(y)));
-    for (int i = 0; i < N_BLOCKS && status == BRG_OK; i++) {
-        bool mode = brg_grad_mode_set(false);
-        status = brg_add_(net->w[i], brg_tensor_grad(net->w[i]), -0.1);
-        brg_grad_mode_set(mode);
-        if (status == BRG_OK)
-            status = brg_tensor_set_grad(net->w[i], NULL);
-    }
-    brg_scope_end(scope);
-    return status;
-}
-
-/* Trains a network with checkpoints beside one without: the same weights, bit
- * for bit, after each step. Off the main thread: returns a status. */
-static brg_status soak(uint64_t seed)
-{
-    soak_net nets[2] = {{.is_checkpointed = true}, {.n_runs = 0}};
-    brg_status status = BRG_OK;
-    for (int k = 0; k < 2; k++) {
-        brg_seed(seed);
-        for (int i = 0; i < N_BLOCKS && status == BRG_OK; i++) {
-            nets[k].w[i] = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(WIDTH, WIDTH));
-            status = nets[k].w[i] ? brg_set_requires_grad(nets[k].w[i], true)
-                                  : brg_error_code();
-        }
-    }
-    for (uint64_t step = 0; step < N_STEPS && status == BRG_OK; step++) {
-        for (int k = 0; k < 2 && status == BRG_OK; k++)
-            status = soak_step(&nets[k], seed * 100 + step);
-        for (int i = 0; i < N_BLOCKS && status == BRG_OK; i++)
-            if (memcmp(brg_tensor_data(nets[0].w[i]),
-                       brg_tensor_data(nets[1].w[i]),
-                       WIDTH * WIDTH * sizeof(float)) != 0)
-                status = brg_error_set(BRG_ERR_MISMATCH, __FILE__, __LINE__,
-                                       "weights of block %d differ", i);
-    }
-    /* Blocks inside one checkpoint run twice, those inside two three times. */
-    if (status == BRG_OK && (nets[0].n_runs != N_STEPS * (2 + 3 + 3) ||
-                             nets[1].n_runs != N_STEPS * N_BLOCKS))
-        status = brg_error_set(BRG_ERR_MISMATCH, __FILE__, __LINE__,
-                               "%d runs of blocks", nets[0].n_runs);
-    return status;
-}
-
-static void *soak_thread(void *seed)
-{
-    brg_scope *scope = brg_scope_begin();
-    brg_status status = soak((uint64_t)(uintptr_t)seed);
-    if (status != BRG_OK)
-        fprintf(stderr, "soak: %s\n", brg_error_message());
-    brg_scope_end(scope);
-    return (void *)(intptr_t)status;
-}
-
-static void test_issue106555(void **state)
-{
-    (void)state;
-    soak_compiled = whole(soak_pointwise, NULL);
-    assert_brg_ok(soak(1));
-    pthread_t threads[N_THREADS];
-    for (uintptr_t i = 0; i < N_THREADS; i++)
-        assert_int_equal(
-            pthread_create(&threads[i], NULL, soak_thread, (void *)(i + 2)), 0);
-    for (int i = 0; i < N_THREADS; i++) {
-        void *status;
-        pthread_join(threads[i], &status);
-        assert_int_equal((int)(intptr_t)status, BRG_OK);
-    }
-    brg_compiled_destroy(soak_compiled);
-}
-
-/* ---- An input that a call after all others reads ----------------------------------------------- */
-
-typedef struct trailing {
-    brg__runner base;
-    brg__collected c;
-    size_t n_brought, n_same, n_left_inside, n_left;
-    const void *activation; /* its memory */
-    int n_observed;
-    double seen;
-} trailing;
-
-static trailing trail;
-
-static brg_status trailing_run(brg__runner *self, brg__task *task)
-{
-    trailing *t = (trailing *)self;
-    brg__ir ir = {0};
-    brg__exec *exec = NULL;
-    brg_status status = brg__collect(&t->c, task, (brg__collect_mode){0});
-    if (status == BRG_OK)
-        status = brg__capture_task(&ir, task, &t->c);
-    if (status == BRG_OK)
-        status = brg__exec_create(&exec, &ir, task, &t->c);
-    t->n_brought = t->c.inputs.n;
-    for (size_t i = 0; i < t->c.inputs.n; i++)
-        t->n_same += brg_tensor_data(t->c.inputs.at[i]) == t->activation;
-    if (status == BRG_OK)
-        status = brg__exec_run(exec, task, &t->c);
-    t->n_left = t->c.inputs.n;
-    brg__exec_destroy(exec);
-    brg__ir_deinit(&ir);
-    brg__collected_deinit(&t->c);
-    t->c = (brg__collected){0};
-    return status;
-}
-
-static brg_status observe(const brg_observation *observation, void *user)
-{
-    (void)observation;
-    ++*(int *)user;
-    return BRG_OK;
-}
-
-FORWARD(first_forward)
-{
-    SAVE(ARG(1));
-    OUT(0, brg_mul(ARG(0), ARG(1)));
-    return BRG_OK;
-}
-
-/* The first of the forward: the last call of the backward. */
-BACKWARD(last_backward)
-{
-    SAVED(activation, 0);
-    trail.n_left_inside = trail.c.inputs.n;
-    trail.seen = element(activation, 0);
-    GRAD(0, brg_mul(g[0], activation));
-    return BRG_OK;
-}
-
-/* The activation is an input of two products and of the last call; only the
- * graph and the vector hold it. */
-static void test_inputs_aliasing_bytecode_stack_restore(void **state)
-{
-    (void)state;
-    for (int boxed = 0; boxed < 2; boxed++) {
-        trail = (trailing){.base.run = trailing_run, .n_left_inside = 99};
-        brg_scope *scope = brg_scope_begin();
-        brg_function *f = function_of("First", first_forward, last_backward, 1);
-        brg_tensor *param = brg_retain(leaf_full(3, BRG_SHAPE(4)));
-        brg_tensor *activation =
-            assert_brg_some(brg_full(BRG_DTYPE_F32, BRG_SHAPE(4), 5));
-        brg_tensor *loss = brg_retain(assert_brg_some(brg_sum_all(brg_mul(
-            brg_mul(CALL(f, param, activation), activation), activation))));
-        trail.activation = brg_tensor_data(activation);
-        brg_scope_end(scope);
-        assert_brg_ok(brg_observer_push(observe, &trail.n_observed));
-        if (boxed)
-            brg__runner_set(&trail.base);
-        assert_brg_ok(brg_backward(loss));
-        if (boxed)
-            brg__runner_set(NULL);
-        assert_brg_ok(brg_observer_pop());
-        assert_true(trail.n_observed > 0);
-        assert_float_equal(trail.seen, 5, 0);
-        expect_all(brg_tensor_grad(param), 125);
-        if (boxed) {
-            assert_true(trail.n_brought >= 2);
-            assert_int_equal(trail.n_same, 1); /* one input for two uses */
-            assert_int_equal(trail.n_left_inside, 0);
-            assert_int_equal(trail.n_left, 0);
-        }
-        brg_release(loss);
-        brg_release(param);
-        brg_function_release(f);
-    }
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -777,8 +509,6 @@ int main(void)
         scoped_test(test_custom_fn_compiled_fw_graph_break),
         scoped_test(test_dynamic_shapes_annotations),
         scoped_test(test_dynamic_shapes_from_forward),
-        scoped_test(test_inputs_aliasing_bytecode_stack_restore),
-        scoped_test(test_issue106555),
         scoped_test(test_mismatch_fake_tensor_mode),
         scoped_test(test_mismatch_fake_tensor_mode_dynamic_shape),
         scoped_test(test_nested_compile),

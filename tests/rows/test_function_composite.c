@@ -158,11 +158,8 @@ static void whole_step(brg_compiled *c)
 
 static void check_whole(void)
 {
-    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
-    options.whole = options.fullgraph = true;
-    brg_compiled *c;
     assert_brg_ok(brg_compile_reset());
-    assert_brg_ok(brg_compiled_create(&c, rewrap_whole, NULL, &options));
+    brg_compiled *c = compile_whole(rewrap_whole, NULL);
     whole_step(c);
     whole_step(c);
     assert_int_equal(both_stats().functions, 1);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Rows of the suite `function`, part 2: layouts, several outputs, arguments of
- * other kinds, orders of differentiation, bundles. */
+ * Rows of the suite `function` on what a backward sees and what was saved for
+ * it: layouts, several outputs, orders of differentiation. */
 #include "tests/rows/checks.h"
 
 /* ---- Layouts that backward can see ------------------------------------------------ */
@@ -246,140 +246,6 @@ static void test_set_materialize_grads_no_graph_break(void **state)
     (void)state;
     check_both(test_set_materialize_grads_no_graph_break_checks, 1);
     assert_int_equal(count_calls(), 1);
-}
-
-/* ---- Tensors inside other arguments ------------------------------------------------------ */
-
-typedef struct pair {
-    brg_tensor *a, *b;
-} pair;
-
-/* x * a + z * list[0], with a from a struct. */
-FORWARD(nested_forward)
-{
-    const pair *p = args[1].as.pointer;
-    brg_tensor *first = args[3].as.list.items[0].as.tensor;
-    SAVE(p->a, first);
-    OUT(0, brg_add(brg_mul(ARG(0), p->a), brg_mul(ARG(2), first)));
-    return BRG_OK;
-}
-
-BACKWARD(nested_backward)
-{
-    SAVED(a, 0);
-    SAVED(first, 1);
-    GRAD(0, brg_mul(g[0], a));
-    GRAD(2, brg_mul(g[0], first));
-    return BRG_OK;
-}
-
-static void test_multiple_different_non_tensor_inputs(void **state)
-{
-    (void)state;
-    brg_function *f = function_of("Foo", nested_forward, nested_backward, 1);
-    brg_tensor *x = leaf_full(1, BRG_SHAPE(2)), *z = leaf_full(1, BRG_SHAPE(2));
-    pair p = {leaf_full(4.375, BRG_SHAPE(2)), leaf_full(1, BRG_SHAPE(2))};
-    brg_tensor *in_list = leaf_full(2, BRG_SHAPE(2));
-    brg_value list[] = {brg_value_tensor(in_list)}, out[1];
-    assert_brg_ok(APPLY(f, out, brg_value_tensor(x), brg_value_pointer(&p),
-                        brg_value_tensor(z), brg_value_list(list, 1)));
-    expect_all(out[0].as.tensor, 6.375);
-    backward_of_sum(out[0].as.tensor);
-    expect_all(brg_tensor_grad(x), 4.375);
-    expect_all(brg_tensor_grad(z), 2);
-    assert_null(brg_tensor_grad(p.a));
-    assert_null(brg_tensor_grad(p.b));
-    assert_null(brg_tensor_grad(in_list));
-    brg_function_release(f);
-}
-
-FORWARD(list_forward)
-{
-    const brg_value *items = args[1].as.list.items;
-    brg_tensor *sum = brg_add(items[0].as.tensor, items[1].as.tensor);
-    SAVE(sum);
-    OUT(0, brg_mul(ARG(0), sum));
-    return BRG_OK;
-}
-
-BACKWARD(list_backward)
-{
-    SAVED(sum, 0);
-    GRAD(0, brg_mul(g[0], sum));
-    return BRG_OK;
-}
-
-static void test_tensor_list_as_input(void **state)
-{
-    (void)state;
-    brg_function *f = function_of("Foo", list_forward, list_backward, 1);
-    brg_tensor *x = leaf_full(1, BRG_SHAPE(2));
-    brg_tensor *a = leaf_full(3, BRG_SHAPE(2)), *b = leaf_full(4, BRG_SHAPE(2));
-    brg_value list[] = {brg_value_tensor(a), brg_value_tensor(b)}, out[1];
-    assert_brg_ok(APPLY(f, out, brg_value_tensor(x), brg_value_list(list, 2)));
-    backward_of_sum(out[0].as.tensor);
-    expect_all(brg_tensor_grad(x), 7);
-    assert_null(brg_tensor_grad(a));
-    assert_null(brg_tensor_grad(b));
-    brg_function_release(f);
-}
-
-/* x * (a * z + b): the struct's tensors get no gradient. */
-FORWARD(object_forward)
-{
-    const pair *p = args[1].as.pointer;
-    SAVE(ARG(0), ARG(2), p->a, p->b);
-    OUT(0, brg_mul(ARG(0), brg_add(brg_mul(p->a, ARG(2)), p->b)));
-    return BRG_OK;
-}
-
-BACKWARD(object_backward)
-{
-    SAVED(x, 0);
-    SAVED(z, 1);
-    SAVED(a, 2);
-    SAVED(b, 3);
-    GRAD(0, brg_mul(g[0], brg_add(brg_mul(a, z), b)));
-    GRAD(2, brg_mul(g[0], brg_mul(x, a)));
-    return BRG_OK;
-}
-
-static brg_function_tracing object_tracing;
-
-static void test_user_defined_object_as_input_checks(void)
-{
-    brg_function *f = function_traced(object_tracing, "Foo", object_forward,
-                                      object_backward, 1);
-    brg_tensor *x = leaf_full(1, BRG_SHAPE(2)), *z = leaf_full(4, BRG_SHAPE(2));
-    pair p = {leaf_full(2, BRG_SHAPE(2)), leaf_full(0.75, BRG_SHAPE(2))};
-    brg_value out[1];
-    assert_brg_ok(APPLY(f, out, brg_value_tensor(x), brg_value_pointer(&p),
-                        brg_value_tensor(z)));
-    expect_all(out[0].as.tensor, 8.75);
-    backward_of_sum(out[0].as.tensor);
-    expect_all(brg_tensor_grad(x), 8.75);
-    expect_all(brg_tensor_grad(z), 2);
-    assert_null(brg_tensor_grad(p.a));
-    assert_null(brg_tensor_grad(p.b));
-    brg_function_release(f);
-}
-
-/* The struct's tensors are saved beside the arguments 0 and 2; the struct's
- * place has no gradient. */
-static void test_user_defined_object_as_input(void **state)
-{
-    (void)state;
-    for (int k = 0; k < 2; k++) {
-        object_tracing = k ? BRG_FUNCTION_TRACEABLE : BRG_FUNCTION_OPAQUE;
-        check_both(test_user_defined_object_as_input_checks, 1);
-        assert_true(plan_has(0, "Foo(3 -> 1): saved 4, of arguments 0 2, "
-                                "tensors 0 2, gradients 0 2, "
-                                "non-differentiable none\n"));
-    }
-    /* Traced, they are inputs of the plan: x, z, a, b and the root's. */
-    assert_int_equal(count_calls(), 0);
-    assert_true(plan_has(0, "in4"));
-    assert_false(plan_has(0, "in6"));
 }
 
 /* ---- What backward branches on -------------------------------------------------------------- */
@@ -636,7 +502,6 @@ int main(void)
         scoped_test(test_assert_is_contiguous_on_grad_output_directly),
         scoped_test(test_materialize_grad),
         scoped_test(test_multi_output),
-        scoped_test(test_multiple_different_non_tensor_inputs),
         scoped_test(test_needs_input_grad),
         scoped_test(test_once_differentiable),
         scoped_test(test_repeated_save_for_backward_calls),
@@ -645,8 +510,6 @@ int main(void)
         scoped_test(test_set_materialize_grads_no_graph_break),
         scoped_test(test_smuggle_tensor_and_complex_structures),
         scoped_test(test_stride_in_bwd),
-        scoped_test(test_tensor_list_as_input),
-        scoped_test(test_user_defined_object_as_input),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

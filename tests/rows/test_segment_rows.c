@@ -5,15 +5,6 @@
 
 #include "tests/rows/both.h"
 
-static brg_compiled *whole(brg_compiled_fn fn, void *user)
-{
-    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
-    options.whole = options.fullgraph = true;
-    brg_compiled *c;
-    assert_brg_ok(brg_compiled_create(&c, fn, user, &options));
-    return c;
-}
-
 static brg_tensor *run(brg_compiled *c, brg_tensor *const *in, size_t n)
 {
     brg_tensor *out = NULL;
@@ -108,7 +99,7 @@ static void test_aot_bwd_gm_runnable(void **state)
     net a = make_net();
     brg_seed(1);
     net b = make_net();
-    brg_compiled *c = whole(forward, &b);
+    brg_compiled *c = compile_whole(forward, &b);
     assert_brg_ok(brg_compiled_mark_dynamic(c, 0, 0));
     for (int64_t batch = 2; batch < 8; batch++) {
         bool is_spliced = batch % 2;
@@ -200,7 +191,7 @@ test_compiled_autograd_does_not_specialize_on_bw_symints(void **state)
     for (int k = 0; k < 2; k++) {
         j[k].w = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(4, 4));
         assert_brg_ok(brg_set_requires_grad(j[k].w, true));
-        c[k] = whole(join_and_map, &j[k]);
+        c[k] = compile_whole(join_and_map, &j[k]);
     }
     for (int i = 0; i < 4; i++) {
         brg_seed((uint64_t)i);
@@ -236,7 +227,7 @@ static brg_status wave(brg_tensor *const *in, size_t n_in, brg_tensor **out,
 static void test_logs_aot_bwd_reuse(void **state)
 {
     (void)state;
-    brg_compiled *c = whole(wave, NULL);
+    brg_compiled *c = compile_whole(wave, NULL);
     brg_tensor *x = leaf_full(0.5, BRG_SHAPE(4)), *h = x;
     for (int i = 0; i < 3; i++)
         h = run(c, &h, 1);
@@ -321,7 +312,8 @@ static void test_flex_attention(void **state)
 {
     (void)state;
     attention square = {squared}, cube = {cubed};
-    brg_compiled *c = whole(attend, &square), *d = whole(attend, &cube);
+    brg_compiled *c = compile_whole(attend, &square),
+                 *d = compile_whole(attend, &cube);
     for (int64_t n = 8; n <= 24; n += 8)
         check_attention(c, &square, n);
     assert_int_equal(both_stats().captures, 2); /* static, then dynamic */
