@@ -20,6 +20,7 @@
 #include "core/base/alloc.h"
 #include "core/base/error.h"
 #include "core/base/options.h"
+#include "core/base/tracer.h"
 #include "core/ops/convert.h"
 #include "core/ops/op.h"
 #include "core/tensor/shape.h"
@@ -307,6 +308,8 @@ brg_status brg_offload_begin(const brg_offload_options *options)
                   "brg_offload_begin: kind is %d, expected "
                   "BRG_OFFLOAD_HOST_MEMORY or BRG_OFFLOAD_DISK",
                   (int)o.kind);
+    /* Symbols have no memory that could be moved. */
+    BRG_TRY(brg__tracer_outside("brg_offload_begin"));
     store *s;
     BRG_TRY(store_new(&s, &o));
     brg_pack_hooks hooks = BRG_PACK_HOOKS_INIT;

@@ -106,12 +106,22 @@ static inline brg_compile_stats compile_stats(void)
     return stats;
 }
 
+/* With BRG_TEST_KERNELS=1 in the environment groups of plans are kernels in C,
+ * whose bits may be others. */
+static inline brg_compile_backend backend_of_run(void)
+{
+    return getenv("BRG_TEST_KERNELS") ? BRG_COMPILE_BACKEND_FUSED
+                                      : BRG_COMPILE_BACKEND_DEFAULT;
+}
+
 /* brg_backward, eager or by a plan. */
 static inline brg_status backward_as(brg_tensor *loss, bool is_planned)
 {
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
     int scope;
+    options.backend = backend_of_run();
     if (is_planned)
-        BRG_TRY(brg_compile_begin(&scope, NULL));
+        BRG_TRY(brg_compile_begin(&scope, &options));
     brg_status status = brg_backward(loss);
     if (is_planned)
         BRG_TRY(brg_compile_end(scope));

@@ -5,7 +5,8 @@
  * gradients are those of the function itself, call after call; bit for bit if it
  * was captured in one.
  *
- * BRG_TEST_SEED and BRG_FUZZ_SECONDS as in test_fuzz_graph.c. */
+ * BRG_TEST_SEED, BRG_FUZZ_SECONDS and BRG_TEST_KERNELS as in test_fuzz_graph.c.
+ */
 #include <brigade/compile.h>
 
 /* Hooks are not for here. */
@@ -101,7 +102,6 @@ static void make_side(side *s, fuzz *f, run_kind kind)
 static bool call(side *s, brg_compiled *c, brg_tensor **loss)
 {
     fuzz *f = s->f;
-    int scope;
     brg_status status =
         c ? brg_compiled_call(c, s->inputs, s->n_inputs, loss, 1)
           : runs(s->inputs, s->n_inputs, loss, 1, s);
@@ -110,16 +110,12 @@ static bool call(side *s, brg_compiled *c, brg_tensor **loss)
     if (s->kind == KIND_STEP)
         return true;
     bool is_planned = c && s->kind == KIND_SEGMENT_AND_PLAN;
-    if (is_planned)
-        assert_brg_ok(brg_compile_begin(&scope, NULL));
-    status = brg_backward(*loss);
-    if (is_planned)
-        assert_brg_ok(brg_compile_end(scope));
+    status = backward_as(*loss, is_planned);
     return status == BRG_OK || FAIL("backward: %s", brg_error_message());
 }
 
 /* Pieces add gradients in another order; what only their other results reach
- * gets zeros where it would get nothing. */
+ * gets zeros where it would get nothing. Kernels in C round otherwise. */
 static bool is_same(const brg_tensor *a, const brg_tensor *b)
 {
     double x[MAX_NUMEL] = {0}, y[MAX_NUMEL] = {0}, scale = 1;
@@ -131,7 +127,8 @@ static bool is_same(const brg_tensor *a, const brg_tensor *b)
         assert_brg_ok(brg_tensor_read(a, x, n * sizeof *x));
     assert_brg_ok(brg_tensor_read(b, y, n * sizeof *y));
     brg_compile_get_stats(&stats);
-    if (stats.function_pieces == 0)
+    if (stats.function_pieces == 0 &&
+        backend_of_run() != BRG_COMPILE_BACKEND_FUSED)
         return a && memcmp(x, y, sizeof x) == 0;
     for (size_t i = 0; i < n; i++)
         scale = fmax(scale, fabs(x[i]));
@@ -166,6 +163,7 @@ static bool run_as(fuzz *f, run_kind kind)
     brg_compile_stats stats;
     bool is_right = true;
     options.whole = true;
+    options.backend = backend_of_run();
     make_side(&eager, f, kind);
     make_side(&compiled, f, kind);
     assert_brg_ok(brg_compiled_create(&c, runs, &compiled, &options));
