@@ -54,14 +54,13 @@ brg_status brg_compiled_mark_dynamic(brg_compiled *compiled, size_t input,
         "brg_compiled_mark_dynamic: input %zu, dim %d: expected below "
         "%d and %d",
         input, dim, BRG__MAX_MARKED, BRG_MAX_DIMS);
-    compiled->function.marked[input] |= (uint8_t)(1u << dim);
-    return BRG_OK;
+    return brg__function_mark(&compiled->function, input, dim);
 }
 
 size_t brg_compiled_print(const brg_compiled *compiled, size_t i, char *filled,
                           size_t size)
 {
-    for (size_t k = 0; k < compiled->function.n_variants; k++) {
+    for (size_t k = 0; compiled && k < compiled->function.n_variants; k++) {
         const brg__segment *s = compiled->function.variants[k].segment;
         size_t n = !s ? 0 : s->captured.n_slots > 0 ? 2 : 1;
         if (i < n)
@@ -101,11 +100,9 @@ static brg_status call_captured(brg_compiled *compiled,
     stats->function_fallbacks++;
     if (status != BRG_OK || outcome.is_unfit)
         return status;
-    uint64_t n = compiled->function.n_pieces;
     *why = NULL;
-    status = brg__pieces_call(&compiled->function, &call, outputs);
-    stats->function_pieces += compiled->function.n_pieces - n;
-    return status;
+    return brg__pieces_call(&compiled->function, &call, outputs,
+                            &stats->function_pieces);
 }
 
 brg_status brg_compiled_call(brg_compiled *compiled, brg_tensor *const *inputs,
@@ -113,6 +110,11 @@ brg_status brg_compiled_call(brg_compiled *compiled, brg_tensor *const *inputs,
                              size_t n_outputs)
 {
     BRG_CHECK_ARG(compiled, "brg_compiled_call: compiled is NULL");
+    BRG_CHECK_ARG(inputs || n_inputs == 0,
+                  "brg_compiled_call: inputs is NULL, n_inputs %zu", n_inputs);
+    BRG_CHECK_ARG(outputs || n_outputs == 0,
+                  "brg_compiled_call: outputs is NULL, n_outputs %zu",
+                  n_outputs);
     int scope;
     for (size_t j = 0; j < n_outputs; j++)
         outputs[j] = NULL;

@@ -54,8 +54,9 @@ bool brg__compile_unwind(int scope);
  * is being captured, of which they become a part. */
 bool brg__compile_may_capture(void);
 
-/* Set by brg_compile_force_eager. */
-bool brg__compile_is_forced_eager(void);
+/* Forced, or no scope is open any more: a hook, or what else a plan called, may
+ * have ended it while the runner stayed. */
+bool brg__compile_is_eager(void);
 
 /* ---- reasons.c -------------------------------------------------------------------- */
 

@@ -127,6 +127,19 @@ static bool may_share(const brg__function *f, const brg__variant *v,
     return true;
 }
 
+brg_status brg__function_mark(brg__function *f, size_t input, int dim)
+{
+    pthread_mutex_lock(&f->lock);
+    bool was_called = f->n_variants > 0;
+    if (!was_called)
+        f->marked[input] |= (uint8_t)(1u << dim);
+    pthread_mutex_unlock(&f->lock);
+    return was_called ? BRG_FAIL(BRG_ERR_STATE,
+                                 "brg_compiled_mark_dynamic: sizes of a "
+                                 "function are marked before its first call")
+                      : BRG_OK;
+}
+
 static _Atomic uint64_t next_segment;
 
 uint64_t brg__next_segment_id(void)

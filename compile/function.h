@@ -32,7 +32,6 @@ typedef struct brg__function {
     brg__variant variants[BRG__MAX_SEGMENTS];
     size_t n_variants;
     BRG__ARRAY(brg__variant) pieces; /* of calls that are not one plan */
-    uint64_t n_pieces;               /* made so far */
     brg__bytes key;                  /* of the call at hand */
     brg__bytes shapes;
     uint64_t clock;
@@ -47,14 +46,18 @@ typedef struct brg__function {
 void brg__function_init(brg__function *f);
 void brg__function_deinit(brg__function *f);
 
+/* This dim of this input is dynamic; both are in range. */
+brg_status brg__function_mark(brg__function *f, size_t input, int dim);
+
 void brg__variant_clear(brg__variant *v);
 uint64_t brg__next_segment_id(void);
 /* Unique among all threads ever. */
 uint64_t brg__this_thread(void);
 
-/* Calls the function, which cannot be captured, in pieces (pieces.c). */
+/* Calls the function, which cannot be captured, in pieces (pieces.c); adds those
+ * made for it to *n_made. */
 brg_status brg__pieces_call(brg__function *f, const brg__traced_call *call,
-                            brg_tensor **outputs);
+                            brg_tensor **outputs, uint64_t *n_made);
 
 typedef struct brg__call_outcome {
     bool is_captured; /* by this call */

@@ -19,6 +19,7 @@ typedef struct pieces {
     brg__captured captured;
     brg__traced_call call; /* n_outputs: tensors that are still there */
     brg__function *f;
+    uint64_t n_made;
     bool is_flushing;
     /* What the thread had in force before. */
     brg__emitter *emitter;
@@ -197,7 +198,7 @@ static brg_status add_piece(pieces *p, brg__segment **out)
         return status;
     }
     name_piece(f, &f->pieces.at[f->pieces.n - 1]);
-    f->n_pieces++;
+    p->n_made++;
     *out = fresh.segment;
     return BRG_OK;
 }
@@ -425,7 +426,7 @@ static void refuse(brg__tracer *self)
 /* ---- The call ------------------------------------------------------------------------------------------ */
 
 brg_status brg__pieces_call(brg__function *f, const brg__traced_call *call,
-                            brg_tensor **outputs)
+                            brg_tensor **outputs, uint64_t *n_made)
 {
     pieces *p = BRG__NEW(pieces);
     if (!p)
@@ -454,6 +455,7 @@ brg_status brg__pieces_call(brg__function *f, const brg__traced_call *call,
         brg__pack_hooks_forget(&p->t.tracer);
     }
     begin_piece(p);
+    *n_made += p->n_made;
     brg__mem_free(p);
     return status;
 }

@@ -150,7 +150,7 @@ void brg__reason_of_skip(brg__compiler *c, const brg__plan *plan,
 bool brg_compile_get_record(size_t i, brg_compile_record *filled)
 {
     const brg__compiler *c = brg__compiler_mine();
-    if (i >= c->n_records || i >= BRG__MAX_RECORDS)
+    if (i >= c->n_records || i >= BRG__MAX_RECORDS || !filled)
         return false;
     *filled = c->records[(c->n_records - 1 - i) % BRG__MAX_RECORDS];
     return true;

@@ -157,7 +157,7 @@ static brg_status run_compiled(brg__compiler *c, brg__task *task)
 brg_status brg__compiler_run(brg__runner *self, brg__task *task)
 {
     brg__compiler *c = (brg__compiler *)self;
-    if (brg__compile_is_forced_eager())
+    if (brg__compile_is_eager())
         return brg__task_run(task);
     brg_status status = run_compiled(c, task);
     brg__collected_clear(&c->collected);

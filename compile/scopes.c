@@ -4,6 +4,7 @@
 #include <stdatomic.h>
 
 #include "compile/compiler.h"
+#include "compile/segment.h"
 #include "compile/fuse/cuda_group.h"
 #include "core/base/error.h"
 #include "core/base/tracer.h"
@@ -58,14 +59,14 @@ static void apply_state(void)
         brg__runner_set(is_on() ? &mine.base : NULL);
 }
 
-bool brg__compile_may_capture(void)
+bool brg__compile_is_eager(void)
 {
-    return is_on() && !is_forced_eager && !brg__is_traced();
+    return !is_on() || is_forced_eager;
 }
 
-bool brg__compile_is_forced_eager(void)
+bool brg__compile_may_capture(void)
 {
-    return is_forced_eager;
+    return !brg__compile_is_eager() && !brg__is_traced();
 }
 
 bool brg_compile_force_eager(bool forced)
@@ -155,11 +156,14 @@ bool brg_compile_is_on(void)
 
 brg_status brg_compile_reset(void)
 {
-    if (mine.is_running)
+    if (mine.is_running || brg__segment_runs())
         return BRG_FAIL(BRG_ERR_STATE, "brg_compile_reset: a plan is running");
     if (brg__runner_captures)
         return BRG_FAIL(BRG_ERR_STATE,
                         "brg_compile_reset: a plan is being captured");
+    if (brg__is_traced())
+        return BRG_FAIL(BRG_ERR_STATE,
+                        "brg_compile_reset: a function is being captured");
     brg__plan_cache_clear(&mine.cache);
     mine.now = (brg__compile_state){0};
     mine.n_scopes = 0;
@@ -175,7 +179,8 @@ brg_status brg_compile_reset(void)
 
 void brg_compile_get_stats(brg_compile_stats *filled)
 {
-    *filled = mine.stats;
+    if (filled)
+        *filled = mine.stats;
 }
 
 static const brg__ir *ir_of_plan(size_t i)

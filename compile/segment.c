@@ -335,6 +335,13 @@ static void forget_leaves(brg__segment *s)
     s->task.visits.n = 0;
 }
 
+static _Thread_local int n_running;
+
+bool brg__segment_runs(void)
+{
+    return n_running > 0;
+}
+
 /* The forward plan, with everything off that would meddle with its steps. */
 brg_status brg__segment_run_forward(brg__segment *s, brg_tensor *const *inputs,
                                     size_t n_inputs)
@@ -349,7 +356,9 @@ brg_status brg__segment_run_forward(brg__segment *s, brg_tensor *const *inputs,
         brg__runner *runner = brg__runner_set(NULL);
         brg_autocast policy = brg__autocast_swap((brg_autocast){0});
         s->is_running = true;
+        n_running++;
         status = brg__exec_run(s->forward, &s->task, &s->given);
+        n_running--;
         if (s->is_in_backward)
             status = brg__task_leave(&s->task, status);
         s->is_in_backward = s->is_running = false;

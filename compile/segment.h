@@ -74,6 +74,9 @@ brg_status brg__segment_run(brg__segment *segment, brg_tensor *const *inputs,
 brg_status brg__segment_run_forward(brg__segment *segment,
                                     brg_tensor *const *inputs, size_t n_inputs);
 
+/* One of the calling thread runs. */
+bool brg__segment_runs(void);
+
 /* The two have the same backward, sizes apart. */
 bool brg__segment_is_like(const brg__segment *a, const brg__segment *b);
 

@@ -7,6 +7,8 @@
 
 brg__text brg__text_begin(char *at, size_t size)
 {
+    if (!at)
+        size = 0;
     if (size > 0)
         at[0] = '\0';
     return (brg__text){.at = at, .size = size};

@@ -14,7 +14,7 @@ typedef struct brg__text {
     size_t length; /* of the whole text */
 } brg__text;
 
-/* `at` is terminated from now on, if size > 0. */
+/* `at` is terminated from now on, if size > 0. NULL: the text is only counted. */
 brg__text brg__text_begin(char *at, size_t size);
 void brg__text_add(brg__text *text, const char *format, ...) BRG_PRINTF(2, 3);
 

@@ -78,8 +78,8 @@ BRG_API bool brg_compile_is_on(void);
  * what was set before. */
 BRG_API bool brg_compile_force_eager(bool is_on);
 
-/* Drops the thread's plans, counters, records and scopes. Fails while a plan
- * is captured or runs. */
+/* Drops the thread's plans, counters, records and scopes. Fails while a plan or
+ * a function is captured or runs. */
 BRG_API BRG_NODISCARD brg_status brg_compile_reset(void);
 
 /* ---- Compiled functions ----------------------------------------------------------
@@ -131,7 +131,8 @@ BRG_API BRG_NODISCARD brg_status brg_compiled_call(brg_compiled *compiled,
 BRG_API void brg_compiled_destroy(brg_compiled *compiled);
 
 /* Segments that differ in the size of this dim of this input share their
- * backward's plan from the first call on. Before the first call. */
+ * backward's plan from the first call on. Before the first call; BRG_ERR_STATE
+ * after it. */
 BRG_API BRG_NODISCARD brg_status
 brg_compiled_mark_dynamic(brg_compiled *compiled, size_t input, int dim);
 
