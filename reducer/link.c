@@ -36,6 +36,8 @@ static uint64_t interpolate(const brg_link *link, uint64_t nbytes, bool is_busy)
                   (double)(b->nbytes - a->nbytes);
     double ns =
         (double)pick(a, is_busy) + beta * ((double)nbytes - (double)a->nbytes);
+    if (ns >= (double)BRG__SCHEDULE_MOST)
+        return BRG__SCHEDULE_MOST;
     return ns > 0 ? (uint64_t)(ns + 0.5) : 0;
 }
 
@@ -68,6 +70,10 @@ brg_status brg_link_of(brg_link *filled, brg_link_algorithm algorithm,
     double messages = algorithm == BRG_LINK_RING ? n - 1 : ceil(log2(n));
     double alpha = 2 * messages * latency_ns;
     double beta = 2 * (n - 1) / n * 1e9 / bytes_per_s;
+    BRG_CHECK_ARG(alpha + beta * (double)far < (double)BRG__SCHEDULE_MOST,
+                  "brg_link_of: %d ranks, latency %g ns, %g bytes/s: an "
+                  "all-reduce of a TiB takes more than 2^61 ns",
+                  n_ranks, latency_ns, bytes_per_s);
     *filled = (brg_link){.n = 2};
     filled->at[0].ns = (uint64_t)(alpha + 0.5);
     filled->at[1].nbytes = far;

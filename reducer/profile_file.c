@@ -7,6 +7,7 @@
 
 #include "core/base/alloc.h"
 #include "reducer/profile.h"
+#include "reducer/schedule.h"
 
 #define FIRST_LINE "brigade-profile 1"
 #define MAX_BYTES ((size_t)64 << 20)
@@ -90,7 +91,8 @@ static bool parse_grad(const char *line, brg_profile_grad *g, char **names)
     int at = 0;
     if (sscanf(line, "grad\t%15s\t%" SCNu64 "\t%" SCNu64 "\t%n", dtype,
                &g->nbytes, &g->ready_ns, &at) != 3 ||
-        at == 0 || line[at - 1] != '\t' || !find_dtype(dtype, &g->dtype))
+        at == 0 || line[at - 1] != '\t' || !find_dtype(dtype, &g->dtype) ||
+        g->nbytes >= BRG__SCHEDULE_MOST)
         return false;
     g->name = strcpy(*names, line + at);
     *names += strlen(g->name) + 1;
@@ -107,9 +109,13 @@ static bool parse(brg__profile *p, char *text)
     if (!line || strcmp(line, FIRST_LINE) != 0)
         return false;
     line = strtok_r(NULL, "\n", &rest);
-    if (!line || sscanf(line, "step\t%" SCNu64 "\t%" SCNu64 "\t%" SCNu64,
-                        &filled->step_ns, &filled->backward_ns,
-                        &filled->tail_nbytes) != 3)
+    if (!line ||
+        sscanf(line, "step\t%" SCNu64 "\t%" SCNu64 "\t%" SCNu64,
+               &filled->step_ns, &filled->backward_ns,
+               &filled->tail_nbytes) != 3 ||
+        filled->step_ns >= BRG__SCHEDULE_MOST ||
+        filled->backward_ns >= BRG__SCHEDULE_MOST ||
+        filled->tail_nbytes >= BRG__SCHEDULE_MOST)
         return false;
     for (; (line = strtok_r(NULL, "\n", &rest)) != NULL; n++) {
         if (n == filled->n || !parse_grad(line, &p->grads[n], &names) ||

@@ -13,20 +13,53 @@ static uint64_t most(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
+static brg_status check_link(const brg_link *link, const char *what)
+{
+    BRG_CHECK_ARG(link->n >= 1 && link->n <= BRG_LINK_MAX,
+                  "%s: the link has %zu points, expected 1 to %d", what,
+                  link->n, BRG_LINK_MAX);
+    for (size_t k = 1; k < link->n; k++)
+        BRG_CHECK_ARG(link->at[k].nbytes > link->at[k - 1].nbytes &&
+                          link->at[k].ns >= link->at[k - 1].ns,
+                      "%s: points %zu and %zu of the link do not ascend", what,
+                      k - 1, k);
+    return BRG_OK;
+}
+
+/* Sums of times and bytes fit, however the gradients are cut. */
+static brg_status check_sums(const brg_profile *profile, const brg_link *link,
+                             const char *what)
+{
+    uint64_t nbytes = profile->tail_nbytes;
+    uint64_t last = most(profile->backward_ns, profile->step_ns);
+    for (size_t i = 0; i < profile->n && nbytes < BRG__SCHEDULE_MOST; i++) {
+        const brg_profile_grad *g = &profile->grads[i];
+        nbytes +=
+            g->nbytes < BRG__SCHEDULE_MOST ? g->nbytes : BRG__SCHEDULE_MOST;
+        last = most(last, g->ready_ns);
+    }
+    double transfer =
+        (double)(profile->n + 1) * (double)brg_link_ns(link, nbytes);
+    BRG_CHECK_ARG(nbytes < BRG__SCHEDULE_MOST && last < BRG__SCHEDULE_MOST &&
+                      transfer < (double)BRG__SCHEDULE_MOST,
+                  "%s: the profile has more than 2^61 bytes or lasts more than "
+                  "2^61 ns",
+                  what);
+    return BRG_OK;
+}
+
 static brg_status check(const brg_profile *profile, const brg_link *link,
                         const char *what)
 {
     BRG_CHECK_ARG(profile && link, "%s: argument is NULL", what);
-    BRG_CHECK_ARG(link->n >= 1 && link->n <= BRG_LINK_MAX,
-                  "%s: the link has %zu points, expected 1 to %d", what,
-                  link->n, BRG_LINK_MAX);
+    BRG_TRY(check_link(link, what));
     BRG_CHECK_ARG(profile->n > 0 && profile->n < UINT32_MAX,
                   "%s: the profile has %zu gradients", what, profile->n);
     for (size_t i = 0; i < profile->n; i++)
         BRG_CHECK_ARG((unsigned)profile->grads[i].dtype < BRG_N_DTYPES,
                       "%s: gradient %zu has dtype %d", what, i,
                       (int)profile->grads[i].dtype);
-    return BRG_OK;
+    return check_sums(profile, link, what);
 }
 
 /* ---- The cost of given buckets ------------------------------------------------ */

@@ -8,6 +8,9 @@
 
 #include "reducer/reducer.h"
 
+/* Bytes and ns (73 years) below this: so that sums of a few fit. */
+#define BRG__SCHEDULE_MOST ((uint64_t)1 << 61)
+
 /* Sorts the values; the middle one, of an even number the upper. n > 0. */
 uint64_t brg__median(uint64_t *values, size_t n);
 

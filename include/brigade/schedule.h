@@ -49,7 +49,8 @@ BRG_API BRG_NODISCARD brg_status brg_link_measure(brg_pg *pg, size_t max_bytes,
  *     RING      2 (n - 1) a         + 2 (n - 1) / n B / b
  *     HALVING   2 ceil(log2(n)) a   + 2 (n - 1) / n B / b
  *
- * HALVING: recursive halving, then doubling. One rank: nothing takes time. */
+ * HALVING: recursive halving, then doubling. One rank: nothing takes time. A TiB
+ * must take less than 2^61 ns, 73 years. */
 typedef enum brg_link_algorithm {
     BRG_LINK_RING,
     BRG_LINK_HALVING
@@ -116,7 +117,8 @@ typedef struct brg_schedule {
 
 /* buckets[i]: which bucket gradient i of the profile is in, numbered from 0 in
  * the order in which they are sent; buckets of one dtype each. The tail goes
- * with the last one if that is f32, else alone after it. */
+ * with the last one if that is f32, else alone after it. BRG_ERR_ARG, here and
+ * below, if bytes or times come to 2^61 or more. */
 BRG_API BRG_NODISCARD brg_status
 brg_schedule_predict(brg_schedule *filled, const brg_profile *profile,
                      const brg_link *link, const uint32_t *buckets);

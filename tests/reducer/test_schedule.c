@@ -258,6 +258,52 @@ static void test_schedule__refuses_nonsense(void **state)
         BRG_ERR_ARG);
 }
 
+/* Sums beyond the range of numbers would send the search round for ever. */
+static void test_schedule__refuses_what_lasts_for_ages(void **state)
+{
+    (void)state;
+    const uint64_t huge[] = {UINT64_MAX, INT64_MAX, (uint64_t)1 << 61};
+    const brg_link fast = {2, {{0, 1, 0}, {64, 2, 0}}};
+    const brg_link links[] = {
+        {1, {{0, (uint64_t)1 << 60, 0}}},            /* two are too much */
+        {2, {{0, 0, 0}, {1, (uint64_t)1 << 60, 0}}}, /* 64 bytes are */
+        {2, {{64, 1, 0}, {64, 2, 0}}},               /* not ascending */
+        {2, {{0, 2, 0}, {64, 1, 0}}}};
+    uint32_t buckets[2];
+    brg_schedule filled;
+    for (size_t k = 0; k < 3 * 5; k++) {
+        uint64_t v = huge[k % 3];
+        brg_profile_grad grads[] = {{"a", BRG_DTYPE_F32, 64, 0},
+                                    {"b", BRG_DTYPE_F32, 64, 1}};
+        brg_profile p = {2, grads, 2, 2, 0};
+        uint64_t *const places[] = {&p.backward_ns, &p.step_ns, &p.tail_nbytes,
+                                    &grads[1].nbytes, &grads[0].ready_ns};
+        *places[k / 3] = v;
+        assert_brg_fails_with(brg_schedule_choose(buckets, &p, &fast),
+                              BRG_ERR_ARG, "2^61");
+        assert_brg_fails_with(brg_schedule_by_size(buckets, &p, 0, 0),
+                              BRG_ERR_ARG, "2^61");
+        assert_brg_fails_with(
+            brg_schedule_predict(&filled, &p, &fast, (const uint32_t[]){0, 0}),
+            BRG_ERR_ARG, "2^61");
+    }
+    const brg_profile_grad grads[] = {{"a", BRG_DTYPE_F32, 64, 0},
+                                      {"b", BRG_DTYPE_F32, 64, 1}};
+    const brg_profile p = {2, grads, 2, 2, 0};
+    for (size_t k = 0; k < 4; k++)
+        assert_brg_fails_with(brg_schedule_choose(buckets, &p, &links[k]),
+                              BRG_ERR_ARG, k < 2 ? "2^61" : "ascend");
+    assert_brg_ok(brg_schedule_choose(buckets, &p, &fast));
+    brg_link link;
+    assert_brg_fails_with(brg_link_of(&link, BRG_LINK_RING, 9, 1e18, 1e9),
+                          BRG_ERR_ARG, "2^61");
+    assert_brg_fails_with(brg_link_of(&link, BRG_LINK_RING, 9, 1, 1e-9),
+                          BRG_ERR_ARG, "2^61");
+    assert_brg_fails(brg_link_of(&link, BRG_LINK_RING, 9, INFINITY, 1),
+                     BRG_ERR_ARG);
+    assert_int_equal(brg_link_ns(&links[1], UINT64_MAX), (uint64_t)1 << 61);
+}
+
 /* ---- In virtual time ------------------------------------------------------------- */
 
 #define N_GRADS 7
@@ -436,6 +482,10 @@ static void test_schedule__damaged_profiles_are_refused(void **state)
         "brigade-profile 1\nstep\t1\t1\t0\ngrad\tf32\t4\t2\ta\n",
         "brigade-profile 1\nstep\t9\t9\t0\ngrad\tf32\t4\t2\ta\n"
         "grad\tf32\t4\t1\tb\n",
+        "brigade-profile 1\nstep\t9\t-1\t0\ngrad\tf32\t4\t2\ta\n",
+        "brigade-profile 1\nstep\t-9\t9\t0\ngrad\tf32\t4\t2\ta\n",
+        "brigade-profile 1\nstep\t9\t9\t-1\ngrad\tf32\t4\t2\ta\n",
+        "brigade-profile 1\nstep\t9\t9\t0\ngrad\tf32\t-4\t2\ta\n",
         "brigade-profile 1\nstep\t9\t9\t0\ngrad\tf32\t4\t2\ta\nnothing\n"};
     for (size_t k = 0; k < sizeof texts / sizeof texts[0]; k++) {
         brg_profile *p;
@@ -586,6 +636,7 @@ int main(void)
         cmocka_unit_test(test_schedule__costs_what_the_formula_says),
         cmocka_unit_test(test_schedule__formulas_of_links),
         cmocka_unit_test(test_schedule__refuses_nonsense),
+        cmocka_unit_test(test_schedule__refuses_what_lasts_for_ages),
         cmocka_unit_test(test_schedule__virtual_step_is_as_predicted),
         cmocka_unit_test(test_schedule__profiles_are_written_and_read),
         cmocka_unit_test(test_schedule__damaged_profiles_are_refused),
