@@ -145,11 +145,13 @@ static bool is_any(const char *name, time_t changed)
     return true;
 }
 
-/* What a killed process left: entries and locks have one dot in their names. */
+/* What a killed process left: a key, then two dots or more, where entries and
+ * locks have one. Other files are not ours: the user chose the folder. */
 static bool is_unfinished(const char *name, time_t changed)
 {
-    const char *dot = strchr(name, '.');
-    return dot && strchr(dot + 1, '.') && changed + STALE_S < time(NULL);
+    const size_t n_key = 2 * sizeof(brg__kernel_key);
+    return strspn(name, "0123456789abcdef") == n_key && name[n_key] == '.' &&
+           strchr(name + n_key + 1, '.') && changed + STALE_S < time(NULL);
 }
 
 void brg__disk_folder_close(brg__disk_folder *folder)

@@ -422,6 +422,32 @@ static void test_kernels__killed_writer(void **state)
     expect_load(0, 1);
 }
 
+static bool is_there(const char *name)
+{
+    char path[4300];
+    snprintf(path, sizeof path, "%s/%s", cache, name);
+    return access(path, F_OK) == 0;
+}
+
+/* The folder may be the user's own: what is no leftover stays, however old. */
+static void test_kernels__only_leftovers_are_removed(void **state)
+{
+    static const char key[] = "0123456789abcdef0123456789abcdef";
+    char command[14000], left[64], mine[64];
+    (void)state;
+    snprintf(left, sizeof left, "%s.1.0.c", key);
+    snprintf(mine, sizeof mine, "%s0.1.c", key);
+    snprintf(command, sizeof command,
+             "mkdir -m 700 '%s' && cd '%s' && touch -d '2 hours ago' "
+             "data.tar.gz %s %s",
+             cache, cache, left, mine);
+    assert_int_equal(system(command), 0);
+    expect_load(1, 0);
+    assert_true(is_there("data.tar.gz"));
+    assert_true(is_there(mine));
+    assert_false(is_there(left));
+}
+
 /* Ranks that start together: all have the kernel, and it is whole. */
 static void test_kernels__many_writers(void **state)
 {
@@ -577,6 +603,7 @@ int main(void)
         cache_test(test_kernels__entry_that_others_may_write),
         cache_test(test_kernels__link_is_no_entry),
         cache_test(test_kernels__killed_writer),
+        cache_test(test_kernels__only_leftovers_are_removed),
         cache_test(test_kernels__many_writers),
         cache_test(test_kernels__cache_that_cannot_be_written),
         cache_test(test_kernels__cache_that_others_may_write),
