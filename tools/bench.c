@@ -112,10 +112,11 @@ static brg_status run(brg_pg *pg, const options *o)
         printf("%d ranks over %s\n%12s %14s %14s %10s\n", brg_pg_world_size(pg),
                brg_pg_backend_name(pg), "bytes", "median us", "best us",
                "GB/s");
-    for (size_t n = o->min; n <= o->max; n *= 4)
-        BRG_TRY(run_size(pg, o, data, n));
+    brg_status status = BRG_OK;
+    for (size_t n = o->min; n <= o->max && status == BRG_OK; n *= 4)
+        status = run_size(pg, o, data, n);
     brg_pg_free(pg, data);
-    return BRG_OK;
+    return status;
 }
 
 int tool_bench(int argc, char **argv)

@@ -9,7 +9,9 @@
 
 #include "tools/trace_view.h"
 
+/* Threads come first, from 1 on; then these, with the buckets of all reducers. */
 enum { TRACK_GRADIENTS = 100000, TRACK_WAITS, TRACK_BUCKETS = 200000 };
+#define BUCKETS_EACH (INT16_MAX + 1)
 
 typedef struct writer {
     FILE *file;
@@ -59,33 +61,54 @@ static int track_of(const item *it)
     if (it->kind == ITEM_WAIT)
         return TRACK_WAITS;
     if (it->kind == ITEM_CALL)
-        return TRACK_BUCKETS + 1000 * it->record->reducer + it->record->bucket;
+        return TRACK_BUCKETS + BUCKETS_EACH * it->record->reducer +
+               it->record->bucket;
     return it->record->thread + 1;
+}
+
+/* Of a bucket or a thread. */
+static void name_numbered(writer *w, int rank, int track)
+{
+    char name[48];
+    int at = track - TRACK_BUCKETS, reducer = at / BUCKETS_EACH;
+    if (at < 0)
+        snprintf(name, sizeof name, "thread %d", track - 1);
+    else if (reducer <= 1)
+        snprintf(name, sizeof name, "bucket %d", at % BUCKETS_EACH);
+    else
+        snprintf(name, sizeof name, "bucket %d of reducer %d",
+                 at % BUCKETS_EACH, reducer);
+    name_track(w, "thread_name", rank, track, name);
+}
+
+static int compare_tracks(const void *a, const void *b)
+{
+    int x = *(const int *)a, y = *(const int *)b;
+    return (x > y) - (x < y);
 }
 
 static void name_tracks(writer *w, const lane *l)
 {
     char name[48];
-    bool has_bucket[1000] = {false}, has_thread[64] = {false};
+    size_t n = 0;
+    int *tracks = malloc((l->n + 1) * sizeof *tracks);
+    w->is_good = w->is_good && tracks;
     snprintf(name, sizeof name, "rank %d", l->rank);
     name_track(w, "process_name", l->rank, 0, name);
     name_track(w, "thread_name", l->rank, TRACK_GRADIENTS, "gradients");
     name_track(w, "thread_name", l->rank, TRACK_WAITS, "waiting");
-    for (size_t i = 0; i < l->n; i++) {
+    for (size_t i = 0; tracks && i < l->n; i++) {
         const item *it = &l->items[i];
-        int bucket = it->kind == ITEM_CALL ? it->record->bucket : -1;
         bool is_mark = it->kind == ITEM_SPAN || it->kind == ITEM_MOMENT;
-        if (bucket >= 0 && bucket < 1000 && !has_bucket[bucket]) {
-            has_bucket[bucket] = true;
-            snprintf(name, sizeof name, "bucket %d", bucket);
-            name_track(w, "thread_name", l->rank, track_of(it), name);
-        } else if (is_mark && it->record->thread < 64 &&
-                   !has_thread[it->record->thread]) {
-            has_thread[it->record->thread] = true;
-            snprintf(name, sizeof name, "thread %u", it->record->thread);
-            name_track(w, "thread_name", l->rank, track_of(it), name);
-        }
+        if (is_mark || (it->kind == ITEM_CALL && it->record->bucket >= 0))
+            tracks[n++] = track_of(it);
     }
+    if (n > 0)
+        qsort(tracks, n, sizeof *tracks, compare_tracks);
+    for (size_t i = 0; i < n; i++)
+        if (i == 0 || tracks[i] != tracks[i - 1])
+            name_numbered(w, l->rank, tracks[i]);
+    free(tracks);
 }
 
 static void add_details(cJSON *event, const lane *l, const item *it)

@@ -49,14 +49,16 @@ class TraceTest(ProgramTest):
                 self.train("--steps", 6, *arguments)
                 self.check_events(self.events())
 
-    def write_trace(self, rank, n_ranks, starts, ends):
-        """A file of collectives 0, 1, .. by hand, times in ns."""
+    def write_trace(self, rank, n_ranks, starts, ends, buckets=()):
+        """A file of collectives 0, 1, .. by hand, times in ns; buckets: of
+        each its (reducer, bucket)."""
         records = []
         for seq, (start, end) in enumerate(zip(starts, ends)):
+            reducer, bucket = buckets[seq] if buckets else (0, -1)
             for kind, at in (3, start), (5, end):  # START, COMPLETE
                 records.append(struct.pack(
-                    "<QQBBBBhHQQQiiq", at, len(records) + 1, kind, 0, 0, 0, -1,
-                    0, seq, 1000, 0, -1, -1, 0))
+                    "<QQBBBBhHQQQiiq", at, len(records) + 1, kind, 0, 0,
+                    reducer, bucket, 0, seq, 1000, 0, -1, -1, 0))
         text = f"group\t0\tmpi\t{rank}\t{n_ranks}\n".encode()
         header = HEADER.pack(b"BRGTRACE", 1, RECORD, len(records), 0, len(text),
                              ends[-1], 0, 7, rank, n_ranks, 1 + rank, 0)
@@ -82,6 +84,19 @@ class TraceTest(ProgramTest):
         self.assertIn("rank 0: the last to start 2 of 10 collectives, "
                       "2.000 ms behind", out)
         self.assertNotIn("rank 1: the last", out)
+
+    def test_each_bucket_of_each_reducer_has_a_track_with_a_name(self):
+        buckets = [(1, 0), (1, 1), (2, 0), (1, 1000), (1, 0), (2, 0)]
+        starts = [1_000_000 * (1 + k) for k in range(len(buckets))]
+        self.write_trace(0, 1, starts, [t + 1000 for t in starts], buckets)
+        events = self.events()
+        names = {e["tid"]: e["args"]["name"] for e in events
+                 if e["name"] == "thread_name"}
+        calls = [e for e in events if e["ph"] == "X"]
+        self.assertEqual([names[e["tid"]] for e in calls],
+                         ["bucket 0", "bucket 1", "bucket 0 of reducer 2",
+                          "bucket 1000", "bucket 0", "bucket 0 of reducer 2"])
+        self.assertEqual(len({e["tid"] for e in calls}), 4)
 
     def check_events(self, events):
         for rank in 0, 1:
