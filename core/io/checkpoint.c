@@ -6,11 +6,13 @@
  *   __metadata__  brigade.checkpoint   version of this layout
  *                 brigade.step .epoch .batch   decimal
  *                 brigade.seed .draws  the generator's state, decimal
- *                 brigade.optim .lr    kind, and rate as a hex float
+ *                 brigade.optim .lr    kind, and rate as a hex float without a
+ *                                      point, which depends on the locale
  *                 user.<key>           the caller's items
  *
  * Loading reads and checks all of it before it changes anything. */
 #include <errno.h>
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -102,6 +104,15 @@ typedef struct texts {
     char seed[MAX_NUMBER], draws[MAX_NUMBER], lr[MAX_NUMBER];
 } texts;
 
+static void put_rate(char *text, double lr)
+{
+    int exponent;
+    double fraction = frexp(lr, &exponent);
+    snprintf(text, MAX_NUMBER, "0x%llxp%d",
+             (unsigned long long)ldexp(fraction, DBL_MANT_DIG),
+             exponent - DBL_MANT_DIG);
+}
+
 static size_t own_metadata(brg_key_value *pairs, texts *t,
                            const brg_checkpoint *c)
 {
@@ -120,7 +131,7 @@ static size_t own_metadata(brg_key_value *pairs, texts *t,
     pairs[n++] = (brg_key_value){PREFIX "seed", t->seed};
     pairs[n++] = (brg_key_value){PREFIX "draws", t->draws};
     if (c->optim) {
-        snprintf(t->lr, MAX_NUMBER, "%a", brg_optim_lr(c->optim));
+        put_rate(t->lr, brg_optim_lr(c->optim));
         pairs[n++] = (brg_key_value){PREFIX "optim", brg_optim_kind(c->optim)};
         pairs[n++] = (brg_key_value){PREFIX "lr", t->lr};
     }
@@ -158,6 +169,11 @@ brg_status brg_checkpoint_save(const char *path,
 {
     brg_checkpoint c;
     BRG_TRY(take_struct("brg_checkpoint_save", &c, checkpoint));
+    BRG_CHECK_ARG(c.step >= 0 && c.position.epoch >= 0 && c.position.batch >= 0,
+                  "brg_checkpoint_save: step %lld, epoch %lld, batch %lld: "
+                  "none may be negative",
+                  (long long)c.step, (long long)c.position.epoch,
+                  (long long)c.position.batch);
     for (size_t i = 0; i < c.n_items; i++)
         BRG_CHECK_ARG(memchr(c.items[i].value, '\0', sizeof c.items[i].value),
                       "brg_checkpoint_save: the value of '%s' does not end",

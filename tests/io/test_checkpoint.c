@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * A run that is stopped and resumed has the bits of one that went through. */
+#include <float.h>
+
 #include <brigade/autograd.h>
 #include <brigade/io.h>
 #include <brigade/ops.h>
@@ -290,6 +292,50 @@ static void test_checkpoint__damaged_file(void **state)
     run_deinit(&r);
 }
 
+/* Counts and items that do not fit: nothing of the file is taken. */
+static void test_checkpoint__values_that_do_not_fit(void **state)
+{
+    static const char *const steps[][2] = {
+        {"9223372036854775808", "at most 2^63 - 1"},
+        {"18446744073709551616", "whole number"},
+        {"-1", "whole number"},
+        {"+1", "whole number"},
+        {" 1", "whole number"},
+        {"1 ", "whole number"}};
+    (void)state;
+    run r;
+    run_init(&r, BRG_DTYPE_F32, true);
+    char longer[sizeof(((brg_checkpoint_item *)0)->value) + 1];
+    memset(longer, 'x', sizeof longer);
+    longer[sizeof longer - 1] = '\0';
+    brg_checkpoint_item item = {"key", "mine"};
+    brg_checkpoint c = describe(&r);
+    c.step = 77;
+    c.optim = NULL;
+    c.items = &item;
+    c.n_items = 1;
+    const char *path = temp_path("not_fitting");
+    brg_key_value pairs[] = {
+        {"brigade.checkpoint", "1"}, {"brigade.step", ""},
+        {"brigade.epoch", "0"},      {"brigade.batch", "0"},
+        {"brigade.seed", "0"},       {"brigade.draws", "0"},
+        {"user.key", "theirs"}};
+    for (size_t k = 0; k < sizeof steps / sizeof *steps; k++) {
+        pairs[1].value = steps[k][0];
+        assert_brg_ok(brg_safetensors_save(path, NULL, 0, pairs, 7));
+        assert_brg_fails_with(brg_checkpoint_load(&c, path), BRG_ERR_FORMAT,
+                              steps[k][1]);
+    }
+    pairs[1].value = "1";
+    pairs[6].value = longer;
+    assert_brg_ok(brg_safetensors_save(path, NULL, 0, pairs, 7));
+    assert_brg_fails_with(brg_checkpoint_load(&c, path), BRG_ERR_FORMAT,
+                          "a shorter text");
+    assert_string_equal(item.value, "mine");
+    assert_int_equal(c.step, 77);
+    run_deinit(&r);
+}
+
 static void test_checkpoint__wrong_arguments(void **state)
 {
     (void)state;
@@ -312,6 +358,39 @@ static void test_checkpoint__wrong_arguments(void **state)
                           "does not end");
     c.items = NULL;
     assert_brg_fails(brg_checkpoint_save("x", &c), BRG_ERR_ARG);
+    c.n_items = 0;
+    int64_t *const counts[] = {&c.step, &c.position.epoch, &c.position.batch};
+    for (size_t k = 0; k < 3; k++) { /* could not be loaded again */
+        *counts[k] = -1;
+        assert_brg_fails_with(brg_checkpoint_save("x", &c), BRG_ERR_ARG,
+                              "negative");
+        *counts[k] = 0;
+    }
+    run_deinit(&r);
+}
+
+/* With another locale's decimal point no other program could read it. */
+static void test_checkpoint__rates_have_no_decimal_point(void **state)
+{
+    static const double rates[] = {0.0,       0.1,    3e-4,    1.0,
+                                   0x1p-1074, 1e-310, DBL_MAX, DBL_MIN};
+    (void)state;
+    run r;
+    run_init(&r, BRG_DTYPE_F32, true);
+    brg_checkpoint c = describe(&r);
+    const char *path = temp_path("rates");
+    for (size_t k = 0; k < sizeof rates / sizeof *rates; k++) {
+        brg_safetensors *file;
+        assert_brg_ok(brg_optim_set_lr(r.optim, rates[k]));
+        assert_brg_ok(brg_checkpoint_save(path, &c));
+        assert_brg_ok(brg_safetensors_open(&file, path));
+        const char *text = brg_safetensors_metadata(file, "brigade.lr");
+        assert_int_equal(strspn(text, "0123456789abcdefxp-"), strlen(text));
+        brg_safetensors_close(file);
+        assert_brg_ok(brg_optim_set_lr(r.optim, 2.0));
+        assert_brg_ok(brg_checkpoint_load(&c, path));
+        assert_true(brg_optim_lr(r.optim) == rates[k]);
+    }
     run_deinit(&r);
 }
 
@@ -353,7 +432,9 @@ int main(void)
         cmocka_unit_test(test_checkpoint__another_optimizer),
         cmocka_unit_test(test_checkpoint__another_model_changes_nothing),
         cmocka_unit_test(test_checkpoint__damaged_file),
+        cmocka_unit_test(test_checkpoint__values_that_do_not_fit),
         cmocka_unit_test(test_checkpoint__wrong_arguments),
+        cmocka_unit_test(test_checkpoint__rates_have_no_decimal_point),
         cmocka_unit_test(test_checkpoint__out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
