@@ -2,6 +2,7 @@
  * The loops of the reduction, compiled once per instruction set (BRG_ISA).
  * Each is one line of arithmetic over a block that fits the first cache; the
  * walk over sources, blocks and destinations is in reduce_kernels.c. */
+#include "comm/q8.h"
 #include "comm/reduce_kernels.h"
 #include "core/base/dtype.h"
 
@@ -80,18 +81,19 @@ DEFINE_HALF(bf16)
     }
 
 const brg__reduce_table TABLE = {
-    [BRG_DTYPE_F64] = {.fold = FOLDS(f64), .scale = scale_f64},
-    [BRG_DTYPE_F32] = {.fold = FOLDS(f32), .scale = scale_f32},
-    [BRG_DTYPE_F16] = {.fold = FOLDS(f32),
-                       .scale = scale_f32,
-                       .load = load_f16,
-                       .store = store_f16},
-    [BRG_DTYPE_BF16] = {.fold = FOLDS(f32),
-                        .scale = scale_f32,
-                        .load = load_bf16,
-                        .store = store_bf16},
-    [BRG_DTYPE_I64] = {.fold = FOLDS(i64)},
-    [BRG_DTYPE_I32] = {.fold = FOLDS(i32)},
-    [BRG_DTYPE_U8] = {.fold = FOLDS(u8)},
-    [BRG_DTYPE_BOOL] = {.fold = FOLDS(u8)},
+    .q8 = &PASTE(brg__q8_, BRG_ISA),
+    .rows[BRG_DTYPE_F64] = {.fold = FOLDS(f64), .scale = scale_f64},
+    .rows[BRG_DTYPE_F32] = {.fold = FOLDS(f32), .scale = scale_f32},
+    .rows[BRG_DTYPE_F16] = {.fold = FOLDS(f32),
+                            .scale = scale_f32,
+                            .load = load_f16,
+                            .store = store_f16},
+    .rows[BRG_DTYPE_BF16] = {.fold = FOLDS(f32),
+                             .scale = scale_f32,
+                             .load = load_bf16,
+                             .store = store_bf16},
+    .rows[BRG_DTYPE_I64] = {.fold = FOLDS(i64)},
+    .rows[BRG_DTYPE_I32] = {.fold = FOLDS(i32)},
+    .rows[BRG_DTYPE_U8] = {.fold = FOLDS(u8)},
+    .rows[BRG_DTYPE_BOOL] = {.fold = FOLDS(u8)},
 };

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "comm/patterns/tree.h"
+#include "comm/q8.h"
 #include "core/base/assert.h"
 #include "core/base/env.h"
 
@@ -197,8 +198,12 @@ static void write_destinations(block *b)
 void brg__reduce_with(const brg__reduce_table *table, const brg_reduction *r)
 {
     brg_assert(r->n_src > 0);
+    if (r->dtype == BRG__DTYPE_Q8) {
+        brg__q8_reduce(table->q8, r);
+        return;
+    }
     block b;
-    b.row = &(*table)[r->dtype];
+    b.row = &table->rows[r->dtype];
     b.whole = r;
     b.fold = fold_of(r->op);
     bool is_tree = r->merges && r->n_src > 2; /* two have one order */
@@ -220,6 +225,12 @@ void brg__reduce(const brg_reduction *r)
 {
     pthread_once(&choice, choose);
     brg__reduce_with(chosen, r);
+}
+
+const brg__q8_loops *brg__q8_chosen(void)
+{
+    pthread_once(&choice, choose);
+    return chosen->q8;
 }
 
 /* ---- Sums of nodes ----------------------------------------------------------
@@ -294,6 +305,10 @@ void brg__reduce_grouped(const brg_reduction *r, size_t group_size)
 {
     if (group_size == 0 || group_size >= r->n_src) {
         brg__reduce(r);
+        return;
+    }
+    if (r->dtype == BRG__DTYPE_Q8) {
+        brg__q8_reduce_grouped(r, group_size);
         return;
     }
     block_sum b = {.whole = r};

@@ -38,7 +38,10 @@ typedef struct brg__reduce_row {
     void (*store)(uint16_t *restrict out, const float *restrict in, size_t n);
 } brg__reduce_row;
 
-typedef brg__reduce_row brg__reduce_table[BRG_N_DTYPES];
+typedef struct brg__reduce_table {
+    brg__reduce_row rows[BRG_N_DTYPES];
+    const struct brg__q8_loops *q8; /* 8-bit blocks, q8.h */
+} brg__reduce_table;
 
 extern const brg__reduce_table brg__reduce_base;
 extern const brg__reduce_table brg__reduce_avx2;

@@ -9,6 +9,7 @@
 #include "comm/call.h"
 #include "comm/leaves.h"
 #include "comm/patterns/tree.h"
+#include "comm/q8.h"
 #include "comm/reduce_kernels.h"
 #include "comm/trace.h"
 #include "comm/work.h"
@@ -57,7 +58,8 @@ static brg_status check_buffers(const brg_pg *pg, const brg_call *call,
 static brg_status check_call(const brg_pg *pg, brg_call *call, size_t *payload)
 {
     const brg__coll_row *row = &brg__coll_rows[call->coll];
-    BRG_CHECK_ARG((unsigned)call->dtype < BRG_N_DTYPES,
+    BRG_CHECK_ARG((unsigned)call->dtype < BRG_N_DTYPES ||
+                      (call->dtype == BRG__DTYPE_Q8 && pg->end.sums_blocks),
                   "rank %d: %s: unknown dtype %d", pg->end.rank, row->name,
                   (int)call->dtype);
     BRG_CHECK_ARG((unsigned)call->op < BRG_N_REDUCE_OPS,
@@ -129,6 +131,19 @@ brg_status brg_all_reduce(brg_pg *pg, brg_work **out, void *data, size_t count,
                             .dtype = dtype,
                             .op = op,
                             .peer = -1});
+}
+
+brg_status brg__all_reduce_q8(brg_pg *pg, brg_work **out, void *blocks,
+                              size_t n, brg_reduce_op op)
+{
+    BRG_CHECK_ARG(out && pg, "all_reduce: out or the group is NULL");
+    *out = NULL;
+    if (!pg->end.sums_blocks)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "rank %d: all_reduce: backend %s has no sums of 8-bit "
+                        "blocks",
+                        pg->end.rank, pg->backend->name);
+    return brg_all_reduce(pg, out, blocks, n, BRG__DTYPE_Q8, op);
 }
 
 brg_status brg_reduce_scatter(brg_pg *pg, brg_work **out, void *recv,

@@ -118,7 +118,8 @@ static brg_status fake_create(const brg_host *host,
     *filled = (brg_group){.ops = &fake_ops,
                           .group = fake,
                           .rank = fake->rank,
-                          .world_size = fake->world_size};
+                          .world_size = fake->world_size,
+                          .sums_blocks = true};
     return BRG_OK;
 }
 

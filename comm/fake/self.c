@@ -36,8 +36,11 @@ static brg_status self_create(const brg_host *host,
 {
     (void)host;
     (void)options;
-    *filled = (brg_group){
-        .ops = &self_ops, .rank = 0, .world_size = 1, .sums_leaves = true};
+    *filled = (brg_group){.ops = &self_ops,
+                          .rank = 0,
+                          .world_size = 1,
+                          .sums_leaves = true,
+                          .sums_blocks = true};
     return BRG_OK;
 }
 

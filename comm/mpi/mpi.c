@@ -304,7 +304,8 @@ brg_status brg__mpi_create(const brg_host *host, const brg_pg_options *options,
                           .world_size = g->n_ranks,
                           .wants_polls = true,
                           .sums_leaves = true,
-                          .place = g->shared[g->local]->place};
+                          .place = g->shared[g->local]->place,
+                          .sums_blocks = true};
     return BRG_OK;
 }
 

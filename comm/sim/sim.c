@@ -147,7 +147,8 @@ brg_status brg__sim_end_make(brg__sim_rank *rank, brg_group *filled)
                           .rank = rank->seat,
                           .world_size = rank->world->n_members,
                           .sums_leaves = true,
-                          .place = &rank->place};
+                          .place = &rank->place,
+                          .sums_blocks = true};
     return BRG_OK;
 }
 

@@ -22,11 +22,15 @@ static bool is_known(brg_dtype dtype)
 
 const char *brg_dtype_name(brg_dtype dtype)
 {
+    if (dtype == BRG__DTYPE_Q8)
+        return "q8 block";
     return is_known(dtype) ? rows[dtype].name : "unknown dtype";
 }
 
 size_t brg_dtype_size(brg_dtype dtype)
 {
+    if (dtype == BRG__DTYPE_Q8)
+        return 64;
     return is_known(dtype) ? rows[dtype].nbytes : 0;
 }
 

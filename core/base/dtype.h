@@ -8,6 +8,10 @@
 
 #include <brigade/types.h>
 
+/* A block of 8-bit numbers (comm/q8.h): an element of all-reduces, of no
+ * tensor. It has a name and a size as dtypes have. */
+#define BRG__DTYPE_Q8 ((brg_dtype)113)
+
 static inline float brg__bits_f32(uint32_t bits)
 {
     float x;

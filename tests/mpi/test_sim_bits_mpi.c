@@ -5,6 +5,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "comm/q8.h"
 #include "tests/support/leaf_train.h"
 #include "tests/support/mpi_ranks.h"
 #include "tests/support/ranks.h"
@@ -44,6 +45,23 @@ static brg_status reduce(brg_pg *pg, sums *s, char *data, brg_dtype dtype,
     return BRG_OK;
 }
 
+/* Blocks of 8-bit numbers, of two roundings or three. */
+static brg_status reduce_blocks(brg_pg *pg, sums *s, char *data, size_t count)
+{
+    static _Thread_local float x[BRG__Q8_N];
+    brg_work *work;
+    for (size_t b = 0; b < count; b++) {
+        fill(pg, x, BRG_DTYPE_F32, BRG__Q8_N);
+        x[b % BRG__Q8_N] *= 17;
+        brg__q8_store(data + b * BRG__Q8_NBYTES, x, NULL, BRG__Q8_N,
+                      (uint16_t)b);
+    }
+    BRG_TRY(brg__all_reduce_q8(pg, &work, data, count, BRG_REDUCE_AVG));
+    BRG_TRY(brg_work_wait(work));
+    s->hash = XXH64(data, count * BRG__Q8_NBYTES, s->hash);
+    return BRG_OK;
+}
+
 /* Each rank's piece, gathered again. */
 static brg_status scatter(brg_pg *pg, sums *s, char *data, brg_dtype dtype,
                           brg_reduce_op op, size_t count)
@@ -64,8 +82,8 @@ static brg_status sum_all(brg_pg *pg, void *user)
 {
     sums *s = user;
     uint64_t hash = 0;
-    size_t nbytes = (size_t)MAX_COUNT * sizeof(double);
-    void *region, *heap = malloc(nbytes);
+    size_t nbytes = ((size_t)MAX_COUNT * sizeof(double) + 63) & ~(size_t)63;
+    void *region, *heap = aligned_alloc(64, nbytes);
     sums own = {.in_region = s->in_region};
     brg_status status = brg_pg_alloc(pg, &region, nbytes);
     char *data = own.in_region ? region : heap;
@@ -76,6 +94,8 @@ static brg_status sum_all(brg_pg *pg, void *user)
         if (status == BRG_OK)
             status = scatter(pg, &own, data, dtype, op, counts[i / 12]);
     }
+    for (size_t i = 0; i < 4 && status == BRG_OK; i++)
+        status = reduce_blocks(pg, &own, data, counts[i] / 9 + 1);
     hash = own.hash;
     if (status == BRG_OK)
         status = ranks_same_bits(pg, &hash, sizeof hash);

@@ -243,6 +243,10 @@ typedef struct brg_group {
      * can read, valid until destroy. The library writes there what this rank
      * does. */
     void *place;
+    /* start takes all_reduces (sum, average) of a dtype that is none of
+     * BRG_DTYPE_MAP: blocks of 8-bit numbers, 64 bytes each, which only
+     * host->reduce can sum, partials as large as they. */
+    bool sums_blocks;
 } brg_group;
 
 struct brg_backend {
