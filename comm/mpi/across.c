@@ -197,6 +197,20 @@ bool brg__mpi_awaits(const mpi_group *g, int rank)
 
 /* ---- One slice ------------------------------------------------------------------------ */
 
+/* Nodes of one rank send what that rank has: no sum, so nothing is wider. */
+static bool sends_own(const mpi_group *g)
+{
+    return g->max_local == 1 && !g->cursor.range.reduction.src_partial;
+}
+
+/* Bytes of an element of what goes out. */
+static size_t sent_size(const mpi_group *g)
+{
+    if (sends_own(g))
+        return g->queue->nbytes / g->queue->count;
+    return g->host->partial_size(g->cursor.range.reduction.dtype);
+}
+
 typedef struct x_share {
     size_t begin; /* elements of the piece */
     size_t n;
@@ -204,9 +218,8 @@ typedef struct x_share {
 
 static bool is_whole(const mpi_group *g, const x_slot *slot)
 {
-    const brg_reduction *r = &g->cursor.range.reduction;
     size_t n = slot->piece.end - slot->piece.begin;
-    return g->n_nodes == 2 || n * g->host->partial_size(r->dtype) <= WHOLE_MAX;
+    return g->n_nodes == 2 || n * sent_size(g) <= WHOLE_MAX;
 }
 
 /* What node folds of the piece. */
@@ -265,11 +278,14 @@ static brg_status send_partials(mpi_group *g, x_slot *slot, brg__slice piece)
     slot->piece = piece;
     slot->stage = X_PARTIALS;
     brg_reduction r = reduction_at(g, piece.begin, piece.end - piece.begin);
+    size_t each = sent_size(g);
     g->dst_at[0] = slot->partial;
     r.n_dst = 1;
     r.dst_partial = true;
-    g->host->reduce(&r);
-    size_t each = g->host->partial_size(r.dtype);
+    if (sends_own(g))
+        memcpy(slot->partial, r.src[0], r.count * each);
+    else
+        g->host->reduce(&r);
     size_t n_in = share_of(g, slot, g->my_node).n * each;
     for (int node = 0, n = 0; node < g->n_nodes; node++) {
         x_share theirs = share_of(g, slot, node);
@@ -288,13 +304,13 @@ static void fold_share(mpi_group *g, x_slot *slot, unsigned char *result)
 {
     x_share mine = share_of(g, slot, g->my_node);
     brg_reduction r = reduction_at(g, slot->piece.begin + mine.begin, mine.n);
-    size_t each = g->host->partial_size(r.dtype);
+    size_t each = sent_size(g);
     for (int node = 0; node < g->n_nodes; node++)
         g->src_at[node] = node == g->my_node
                               ? slot->partial + mine.begin * each
                               : slot->received + (size_t)node * X_NBYTES;
     r.n_src = (size_t)g->n_nodes;
-    r.src_partial = true;
+    r.src_partial = !sends_own(g);
     if (result) {
         g->dst_at[0] = result;
         r.n_dst = 1;
@@ -359,7 +375,7 @@ static brg_status step_across(mpi_group *g, bool *is_over)
 {
     sum_range *range = &g->cursor.range;
     const brg_reduction *r = &range->reduction;
-    size_t limit = X_NBYTES / g->host->partial_size(r->dtype);
+    size_t limit = X_NBYTES / sent_size(g);
     size_t n_busy = 0;
     BRG_TRY(test_slots(g));
     for (int i = 0; i < g->n_slots; i++)
