@@ -41,6 +41,19 @@ BRG_API BRG_NODISCARD brg_status brg_comm_hook_create_cast(brg_comm_hook **out,
                                                            brg_dtype wire,
                                                            bool error_feedback);
 
+/* f32 and f64 gradients travel in 8 bits: blocks of 60 elements, each rounded
+ * to a multiple of the block's max / 127, 64 bytes a block, so 3.75 times less
+ * than f32. The sum over ranks is made in f32 and rounded to such a block
+ * again, up or down by a dither whose errors have the mean 0 over steps; so is
+ * the sum of a node of several ranks, between nodes. With error_feedback, what
+ * the first rounding took is added to the next step's gradient (state
+ * "error/<name>", one f32 an element; "steps"). An element that is not finite
+ * is NaN in the result, alone, and leaves no error behind. Sums and averages
+ * on hosts only: reducers of gradients on GPUs, and groups whose backend does
+ * not sum such blocks, refuse it. *out: owned. */
+BRG_API BRG_NODISCARD brg_status brg_comm_hook_create_q8(brg_comm_hook **out,
+                                                         bool error_feedback);
+
 /* PowerSGD (T. Vogels, S. P. Karimireddy, M. Jaggi, "PowerSGD: Practical
  * Low-Rank Gradient Compression for Distributed Optimization", 2019,
  * algorithms 1 and 2). Of an f32 matrix M (n x m: brg_reducer_param.n_rows),

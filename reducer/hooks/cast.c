@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The hook that sends gradients in 16 bits. The wire holds the same elements
  * at the same places as the bucket, half as wide or a quarter. */
+#include <math.h>
 #include <string.h>
 
 #include "comm/pg.h"
@@ -54,7 +55,8 @@ static size_t cast_wire_bytes(void *user, const brg_hook_bucket *b)
     return is_wide(b->dtype) ? b->count * sizeof(uint16_t) : 0;
 }
 
-/* n elements to the wire; what rounding took goes to error[0..n). */
+/* n elements to the wire; what rounding took goes to error[0..n), but nothing
+ * of what is not finite, which would never leave it again. */
 static void send_with_error(const cast *c, uint16_t *wire, const void *from,
                             brg_dtype dtype, float *error, size_t n)
 {
@@ -68,8 +70,10 @@ static void send_with_error(const cast *c, uint16_t *wire, const void *from,
             x[k] += error[i + k];
         brg__convert_row(wire + i, c->wire, x, BRG_DTYPE_F32, m);
         brg__convert_row(rounded, BRG_DTYPE_F32, wire + i, c->wire, m);
-        for (size_t k = 0; k < m; k++)
-            error[i + k] = x[k] - rounded[k];
+        for (size_t k = 0; k < m; k++) {
+            float left = x[k] - rounded[k];
+            error[i + k] = isfinite(left) ? left : 0;
+        }
     }
 }
 

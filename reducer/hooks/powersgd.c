@@ -263,7 +263,17 @@ static brg_status powersgd_again(void *user, const brg_hook_bucket *b)
     return brg_all_reduce(b->pg, b->work, second, n, BRG_DTYPE_F32, b->op);
 }
 
-/* The error of an average; a sum is world_size times that. */
+static bool are_finite(const float *x, size_t n)
+{
+    float sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += 0 * x[i];
+    return sum == 0;
+}
+
+/* The error of an average; a sum is world_size times that. After a gradient
+ * that was not finite on some rank, all begin anew: nothing else would ever be
+ * finite again. */
 static void decompress(const powersgd *h, const part *p, float *result,
                        const float *left, const float *right, float share)
 {
@@ -276,9 +286,13 @@ static void decompress(const powersgd *h, const part *p, float *result,
             result[i * p->m + k] = sum;
             p->error[i * p->m + k] -= share * sum;
         }
-    if (!h->options.no_warm_start)
+    if (!are_finite(left, p->n * r) || !are_finite(right, p->m * r)) {
+        memset(p->error, 0, p->count * sizeof *p->error);
+        draw(p->q, p->m * r, p->seed);
+    } else if (!h->options.no_warm_start) {
         for (size_t i = 0; i < p->m * r; i++)
             p->q[i] = share * right[i];
+    }
 }
 
 static brg_status powersgd_finish(void *user, const brg_hook_bucket *b)

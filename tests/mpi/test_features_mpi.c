@@ -2,6 +2,7 @@
  * Features of a ddp over MPI, with shared memory and with messages. */
 #include "tests/reducer/ddp_feature_checks.h"
 #include "tests/reducer/finite_checks.h"
+#include "tests/reducer/q8_checks.h"
 #include "tests/reducer/sync_norm_checks.h"
 #include "tests/support/mpi_ranks.h"
 
@@ -23,6 +24,8 @@ MPI_TEST(finite_raw)
 MPI_TEST(finite_ddp)
 MPI_TEST(finite_compiled)
 MPI_TEST(loss_scaling)
+MPI_TEST(q8)
+MPI_TEST(not_finite)
 MPI_TEST(sync_norm_whole_batch)
 MPI_TEST(sync_norm_evaluation)
 MPI_TEST(sync_norm_training)
@@ -57,6 +60,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_features_mpi__finite_ddp),
         cmocka_unit_test(test_features_mpi__finite_compiled),
         cmocka_unit_test(test_features_mpi__loss_scaling),
+        cmocka_unit_test(test_features_mpi__q8),
+        cmocka_unit_test(test_features_mpi__not_finite),
         cmocka_unit_test(test_features_mpi__sync_norm_whole_batch),
         cmocka_unit_test(test_features_mpi__sync_norm_evaluation),
         cmocka_unit_test(test_features_mpi__sync_norm_training),

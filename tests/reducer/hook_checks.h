@@ -12,9 +12,10 @@ typedef enum hook_kind {
     HOOK_F16,
     HOOK_BF16,
     HOOK_BF16_FED_BACK,
+    HOOK_Q8,
     HOOK_POWERSGD
 } hook_kind;
-#define N_HOOK_KINDS 4
+#define N_HOOK_KINDS 5
 
 static inline brg_status make_hook(brg_comm_hook **out, hook_kind kind)
 {
@@ -23,16 +24,18 @@ static inline brg_status make_hook(brg_comm_hook **out, hook_kind kind)
     options.min_saving = 1;
     if (kind == HOOK_POWERSGD)
         return brg_comm_hook_create_powersgd(out, &options);
+    if (kind == HOOK_Q8)
+        return brg_comm_hook_create_q8(out, true);
     return brg_comm_hook_create_cast(
         out, kind == HOOK_F16 ? BRG_DTYPE_F16 : BRG_DTYPE_BF16,
         kind == HOOK_BF16_FED_BACK);
 }
 
-/* One or two roundings to the wire of numbers up to 1 (ranks_gradient); the
+/* One to three roundings to the wire of numbers up to 1 (ranks_gradient); the
  * trainer has no matrices, so PowerSGD sends what it has. */
 static inline double hook_tolerance(hook_kind kind, brg_dtype dtype)
 {
-    static const double step[] = {0x1p-10, 0x1p-7, 0x1p-6};
+    static const double step[] = {0x1p-10, 0x1p-7, 0x1p-6, 0x1p-5};
     bool is_wide = dtype == BRG_DTYPE_F32 || dtype == BRG_DTYPE_F64;
     if (kind == HOOK_POWERSGD || !is_wide)
         return ranks_epsilon(dtype);
@@ -108,6 +111,57 @@ static inline brg_status check_hooks(brg_pg *pg)
     return BRG_OK;
 }
 
+/* ---- What is not finite --------------------------------------------------------- */
+
+/* A step in which two numbers of the last rank's are not finite. */
+static inline brg_status step_not_finite(trainer *t, double value)
+{
+    for (size_t i = 0; i < t->n; i++) {
+        fill(t, 0, i);
+        if (t->rank == t->world_size - 1 && (i == 0 || i == 4))
+            ranks_store(grad_of(t, i), 2, dtypes[i], value);
+        BRG_TRY(brg_reducer_mark_ready(t->reducer, i));
+    }
+    BRG_TRY(brg_reducer_wait(t->reducer));
+    for (size_t i = 0; i < t->n; i++)
+        for (size_t k = 0; k < counts[i]; k++) {
+            bool is_bad = k == 2 && (i == 0 || i == 4);
+            RANK_CHECK(isfinite(ranks_load(grad_of(t, i), k, dtypes[i])) !=
+                           is_bad,
+                       "gradient %zu[%zu] is %g", i, k,
+                       ranks_load(grad_of(t, i), k, dtypes[i]));
+        }
+    return BRG_OK;
+}
+
+/* It is seen on all ranks in its step, where it is, and in no later one. */
+static inline brg_status check_not_finite(brg_pg *pg)
+{
+    static const double values[] = {NAN, INFINITY, -INFINITY};
+    for (int kind = 0; kind < N_HOOK_KINDS; kind++) {
+        trainer t;
+        brg_comm_hook *hook;
+        brg_reducer_options options = BRG_REDUCER_OPTIONS_INIT;
+        BRG_TRY(make_hook(&hook, (hook_kind)kind));
+        options.hook = hook;
+        trainer_init(&t, pg);
+        brg_status status = trainer_create(&t, &options);
+        for (int step = 0; step < 3 && status == BRG_OK; step++) {
+            status = step_not_finite(&t, values[step]);
+            if (status == BRG_OK)
+                status = mark_all(&t, step, 7);
+            if (status == BRG_OK)
+                status = brg_reducer_wait(t.reducer);
+            if (status == BRG_OK)
+                status = check_hooked(&t, (hook_kind)kind, step);
+        }
+        brg_reducer_destroy(t.reducer);
+        brg_comm_hook_destroy(hook);
+        BRG_TRY(status);
+    }
+    return BRG_OK;
+}
+
 /* ---- PowerSGD on matrices ------------------------------------------------------- */
 
 #define ROWS 12
@@ -155,17 +209,25 @@ static inline double matrix_at(int rank, bool is_low, size_t i, size_t k)
     return ranks_gradient(99, 0, 2, i) * ranks_gradient(rank, 0, 3, k);
 }
 
-/* One step with this gradient; the results are in m. */
-static inline brg_status matrix_step(matrix_run *m, int rank, bool is_low)
+/* One step with this gradient, `more` added to one element; the results are
+ * in m. */
+static inline brg_status matrix_step_with(matrix_run *m, int rank, bool is_low,
+                                          float more)
 {
     for (size_t i = 0; i < ROWS; i++)
         for (size_t k = 0; k < COLS; k++)
             m->gradient[i * COLS + k] = (float)matrix_at(rank, is_low, i, k);
+    m->gradient[7] += more;
     for (size_t k = 0; k < COLS; k++)
         m->bias[k] = (float)ranks_gradient(rank, 0, 4, k);
     BRG_TRY(brg_reducer_mark_ready(m->reducer, 1));
     BRG_TRY(brg_reducer_mark_ready(m->reducer, 0));
     return brg_reducer_wait(m->reducer);
+}
+
+static inline brg_status matrix_step(matrix_run *m, int rank, bool is_low)
+{
+    return matrix_step_with(m, rank, is_low, 0);
 }
 
 static inline double matrix_average(int n, bool is_low, size_t i, size_t k)
@@ -245,8 +307,31 @@ static inline brg_status check_error_comes_back(brg_pg *pg)
     return BRG_OK;
 }
 
+/* After a step that is not finite, those that follow are as the first. */
+static inline brg_status check_powersgd_not_finite(brg_pg *pg)
+{
+    matrix_run m;
+    brg_powersgd_options how = BRG_POWERSGD_OPTIONS_INIT;
+    int n = brg_pg_world_size(pg), rank = brg_pg_rank(pg);
+    double off = 0;
+    brg_status status = matrix_begin(&m, pg, &how, false);
+    for (int step = 0; step < 4 && status == BRG_OK; step++) {
+        bool is_bad = step == 1 && rank == n - 1;
+        status = matrix_step_with(&m, rank, true, is_bad ? INFINITY : 0);
+        off = matrix_distance(m.gradient, 1.0, n, true);
+        if (status == BRG_OK && (step == 1) != (isnan(m.gradient[5]) != 0))
+            status = brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__,
+                                   "step %d: %g", step, m.gradient[5]);
+    }
+    matrix_end(&m);
+    BRG_TRY(status);
+    RANK_CHECK(off < 2e-5, "off by %g", off);
+    return BRG_OK;
+}
+
 static inline brg_status check_powersgd(brg_pg *pg)
 {
+    BRG_TRY(check_powersgd_not_finite(pg));
     BRG_TRY(check_exact(pg, 1, false));
     BRG_TRY(check_exact(pg, 2, true));
     BRG_TRY(check_exact(pg, 5, false));

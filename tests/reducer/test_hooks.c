@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Communication hooks in simulated worlds: values, state, hooks of the user's,
  * ranks that differ. */
-#include "tests/reducer/hook_checks.h"
+#include "tests/reducer/q8_checks.h"
+
+#include "core/base/dtype.h"
 #include "tests/support/fail_alloc.h"
 
 static brg_status all_hooks(brg_pg *pg, void *user)
@@ -11,11 +13,42 @@ static brg_status all_hooks(brg_pg *pg, void *user)
     return check_powersgd(pg);
 }
 
+static brg_status not_finite(brg_pg *pg, void *user)
+{
+    (void)user;
+    return check_not_finite(pg);
+}
+
+static brg_status in_8_bits(brg_pg *pg, void *user)
+{
+    (void)user;
+    return check_q8(pg);
+}
+
 static void test_hooks__average_within_what_they_round(void **state)
 {
     (void)state;
     for (int i = 0; i < N_RANKS_WORLDS; i++)
         assert_brg_ok(brg_sim_run(ranks_worlds[i], NULL, all_hooks, NULL));
+}
+
+static void test_hooks__leave_nothing_of_what_is_not_finite(void **state)
+{
+    (void)state;
+    for (int i = 0; i < N_RANKS_WORLDS; i++)
+        assert_brg_ok(brg_sim_run(ranks_worlds[i], NULL, not_finite, NULL));
+}
+
+/* Nodes of one, two and three ranks, and all on one. */
+static void test_hooks__train_in_8_bits(void **state)
+{
+    (void)state;
+    for (int n = 1; n <= 4; n++)
+        for (int node_size = 0; node_size < (n < 4 ? n : 4); node_size++) {
+            brg_sim_options options = BRG_SIM_OPTIONS_INIT;
+            options.node_size = node_size;
+            assert_brg_ok(brg_sim_run(n, &options, in_8_bits, NULL));
+        }
 }
 
 /* ---- What is sent ------------------------------------------------------------ */
@@ -66,6 +99,10 @@ static void test_hooks__send_less(void **state)
     assert_brg_ok(brg_comm_hook_create_cast(&hook, BRG_DTYPE_BF16, true));
     assert_int_equal(n_sent(hook, BRG_DTYPE_BF16), all);
     assert_brg_ok(brg_comm_hook_create_cast(&hook, BRG_DTYPE_F16, false));
+    assert_int_equal(n_sent(hook, BRG_DTYPE_F32), TAIL);
+    assert_brg_ok(brg_comm_hook_create_q8(&hook, true));
+    assert_int_equal(n_sent(hook, BRG__DTYPE_Q8), 35 + 2); /* of 64 bytes */
+    assert_brg_ok(brg_comm_hook_create_q8(&hook, false));
     assert_int_equal(n_sent(hook, BRG_DTYPE_F32), TAIL);
     brg_powersgd_options how = BRG_POWERSGD_OPTIONS_INIT;
     how.rank = 3;
@@ -124,15 +161,17 @@ static void test_hooks__fed_back_errors_cancel_over_steps(void **state)
 
 /* ---- State ------------------------------------------------------------------------ */
 
-static void copy_state(const brg_comm_hook *to, const brg_comm_hook *from)
+static brg_status copy_state(const brg_comm_hook *to, const brg_comm_hook *from)
 {
     for (size_t i = 0; i < brg_comm_hook_state_count(from); i++) {
         const brg_named_tensor *a = brg_comm_hook_state_at(to, i);
         const brg_named_tensor *b = brg_comm_hook_state_at(from, i);
-        assert_string_equal(a->name, b->name);
-        assert_brg_ok(brg_tensor_write(a->tensor, brg_tensor_data(b->tensor),
-                                       brg_tensor_nbytes(b->tensor)));
+        RANK_CHECK(strcmp(a->name, b->name) == 0, "%s is not %s", a->name,
+                   b->name);
+        BRG_TRY(brg_tensor_write(a->tensor, brg_tensor_data(b->tensor),
+                                 brg_tensor_nbytes(b->tensor)));
     }
+    return BRG_OK;
 }
 
 static void test_hooks__a_run_goes_on_from_saved_state(void **state)
@@ -153,7 +192,7 @@ static void test_hooks__a_run_goes_on_from_saved_state(void **state)
     for (int step = 0; step < 3; step++)
         assert_brg_ok(matrix_step(&whole, 0, false));
     assert_brg_ok(matrix_begin(&resumed, pg, &how, false));
-    copy_state(resumed.hook, whole.hook);
+    assert_brg_ok(copy_state(resumed.hook, whole.hook));
     for (int step = 0; step < 3; step++) {
         assert_brg_ok(matrix_step(&whole, 0, false));
         assert_brg_ok(matrix_step(&resumed, 0, false));
@@ -163,6 +202,40 @@ static void test_hooks__a_run_goes_on_from_saved_state(void **state)
     matrix_end(&resumed);
     matrix_end(&whole);
     brg_pg_destroy(pg);
+}
+
+/* The q8 hook's, whose steps turn its dither, too. */
+static brg_status resume_in_8_bits(brg_pg *pg, void *user)
+{
+    (void)user;
+    q8_run whole, resumed;
+    brg_status status = q8_begin(&whole, pg, true, true, false, 0);
+    for (int step = 0; step < 3 && status == BRG_OK; step++)
+        status = q8_step(&whole, q8_thirds);
+    if (status == BRG_OK)
+        status = q8_begin(&resumed, pg, true, true, false, 0);
+    if (status != BRG_OK)
+        return status; /* the process ends */
+    status = copy_state(resumed.hook, whole.hook);
+    for (int step = 0; step < 3 && status == BRG_OK; step++) {
+        status = q8_step(&whole, q8_thirds);
+        if (status == BRG_OK)
+            status = q8_step(&resumed, q8_thirds);
+        if (memcmp(whole.memory, resumed.memory,
+                   Q8_N_PARAMS * sizeof *whole.memory) != 0)
+            status = brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__,
+                                   "step %d differs", step);
+    }
+    q8_end(&resumed);
+    q8_end(&whole);
+    return status;
+}
+
+static void test_hooks__resume_in_8_bits(void **state)
+{
+    (void)state;
+    for (int n = 1; n <= 4; n++)
+        assert_brg_ok(brg_sim_run(n, NULL, resume_in_8_bits, NULL));
 }
 
 static void test_hooks__serve_one_reducer_and_keep_their_state(void **state)
@@ -475,9 +548,12 @@ int main(void)
     fail_alloc_install();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_hooks__average_within_what_they_round),
+        cmocka_unit_test(test_hooks__leave_nothing_of_what_is_not_finite),
+        cmocka_unit_test(test_hooks__train_in_8_bits),
         cmocka_unit_test(test_hooks__send_less),
         cmocka_unit_test(test_hooks__fed_back_errors_cancel_over_steps),
         cmocka_unit_test(test_hooks__a_run_goes_on_from_saved_state),
+        cmocka_unit_test(test_hooks__resume_in_8_bits),
         cmocka_unit_test(test_hooks__serve_one_reducer_and_keep_their_state),
         cmocka_unit_test(test_hooks__of_the_users_own),
         cmocka_unit_test(test_hooks__a_failure_is_named),
