@@ -178,14 +178,11 @@ static int draw_holder(brg__sim_world *world)
     }
 }
 
-static void hand_over(brg__sim_world *world)
+void brg__sim_await_turn(brg__sim_rank *rank)
 {
-    int next = draw_holder(world);
-    pthread_mutex_lock(&world->lock);
-    world->holder = next;
-    if (next >= 0)
-        pthread_cond_signal(&world->ranks[next].turn);
-    pthread_mutex_unlock(&world->lock);
+    while (sem_wait(&rank->turn) != 0) {
+        /* a signal's handler has run */
+    }
 }
 
 void brg__sim_yield(brg__sim_rank *rank)
@@ -195,11 +192,11 @@ void brg__sim_yield(brg__sim_rank *rank)
         brg__sim_deadlock(world);
         world->n_idle = 0;
     }
-    hand_over(world);
-    pthread_mutex_lock(&world->lock);
-    while (world->holder != rank->rank)
-        pthread_cond_wait(&rank->turn, &world->lock);
-    pthread_mutex_unlock(&world->lock);
+    int next = draw_holder(world);
+    if (next == rank->rank)
+        return;
+    sem_post(&world->ranks[next].turn); /* the caller has not ended */
+    brg__sim_await_turn(rank);
 }
 
 void brg__sim_come_late(brg__sim_rank *rank)
@@ -212,7 +209,10 @@ void brg__sim_come_late(brg__sim_rank *rank)
 
 void brg__sim_leave(brg__sim_rank *rank)
 {
+    brg__sim_world *world = rank->world;
     rank->has_ended = true;
-    rank->world->n_idle = 0;
-    hand_over(rank->world);
+    world->n_idle = 0;
+    int next = draw_holder(world);
+    if (next >= 0)
+        sem_post(&world->ranks[next].turn);
 }

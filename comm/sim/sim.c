@@ -199,11 +199,7 @@ static void note_failure(brg__sim_rank *rank)
 static void *rank_main(void *user)
 {
     brg__sim_rank *rank = user;
-    brg__sim_world *world = rank->world;
-    pthread_mutex_lock(&world->lock);
-    while (world->holder != rank->rank)
-        pthread_cond_wait(&rank->turn, &world->lock);
-    pthread_mutex_unlock(&world->lock);
+    brg__sim_await_turn(rank);
     brg__record_adopt(rank->trace);
     rank->status = run_program(rank);
     brg__record_adopt(NULL);
@@ -217,7 +213,7 @@ static void *rank_main(void *user)
 static void free_world(brg__sim_world *world)
 {
     for (int r = 0; world->ranks && r < world->n_ranks; r++) {
-        pthread_cond_destroy(&world->ranks[r].turn);
+        sem_destroy(&world->ranks[r].turn);
         brg__record_ring_destroy(world->ranks[r].trace);
     }
     for (size_t i = 0; i < world->open.n; i++)
@@ -232,7 +228,6 @@ static void free_world(brg__sim_world *world)
     brg__array_deinit(&world->p2p);
     brg__mem_free(world->ranks);
     brg__mem_free(world->members);
-    pthread_mutex_destroy(&world->lock);
 }
 
 static brg_status init_traces(brg__sim_world *world)
@@ -252,13 +247,11 @@ static brg_status init_traces(brg__sim_world *world)
 static brg_status init_world(brg__sim_world *world, int n,
                              const brg_sim_options *options)
 {
-    pthread_mutex_init(&world->lock, NULL);
     world->n_ranks = world->n_members = n;
     world->node_size = options->node_size;
     world->random = options->seed;
     world->options = *options;
     world->has_time = options->latency_ns > 0 || options->bytes_per_s > 0;
-    world->holder = -1;
     world->first_failed = -1;
     world->ranks =
         brg__mem_alloc_array((size_t)n, sizeof(brg__sim_rank), "ranks");
@@ -270,7 +263,7 @@ static brg_status init_world(brg__sim_world *world, int n,
         world->members[r] = r;
         world->ranks[r].world = world;
         world->ranks[r].rank = world->ranks[r].seat = r;
-        pthread_cond_init(&world->ranks[r].turn, NULL);
+        sem_init(&world->ranks[r].turn, 0, 0);
     }
     return init_traces(world);
 }

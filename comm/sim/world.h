@@ -2,7 +2,7 @@
  * The simulated world: ranks, what they have started, and what is to happen.
  *
  * One rank holds the turn at a time and owns the whole world while it does;
- * the mutex only hands the turn over. At a communication point the holder
+ * a semaphore of each rank hands it over. At a communication point the holder
  * draws what comes next, from the ranks that can run and the events that can
  * happen, by a generator seeded once: nothing depends on the clock or on the
  * system's scheduler.
@@ -21,6 +21,7 @@
 #define BRG_COMM_SIM_WORLD_H
 
 #include <pthread.h>
+#include <semaphore.h>
 
 #include <brigade/sim.h>
 
@@ -58,7 +59,7 @@ typedef struct brg__sim_rank {
     brg__record_ring *trace;
     brg__record_place place;
     pthread_t thread;
-    pthread_cond_t turn;
+    sem_t turn;
 } brg__sim_rank;
 
 /* One end of a group: the rank's as long as their ages are the same. */
@@ -115,8 +116,6 @@ typedef struct brg__sim_choices {
 } brg__sim_choices;
 
 typedef struct brg__sim_world {
-    pthread_mutex_t lock;
-    int holder; /* rank whose turn it is; -1: nobody's */
     int n_ranks;
     int n_members;
     int *members; /* rank at each seat */
@@ -142,6 +141,9 @@ typedef struct brg__sim_world {
 } brg__sim_world;
 
 /* ---- Turns (schedule.c); the caller holds the turn ------------------------- */
+
+/* Until the turn is the rank's. */
+void brg__sim_await_turn(brg__sim_rank *rank);
 
 /* Lets others run; returns when the turn comes back. */
 void brg__sim_yield(brg__sim_rank *rank);
