@@ -23,6 +23,7 @@
 #define COUNT_BUFFERS 3
 #define COUNT_DIM 6
 #define COUNT_LARGE ((int64_t)600 << 10) /* f32: more than rides */
+#define COUNT_LARGE_WORLD 3 /* ranks: it takes its time, and more add nothing */
 
 typedef enum count_runner { RUN_EAGER, RUN_COMPILED, RUN_WHOLE } count_runner;
 #define N_RUNNERS 3
@@ -337,11 +338,15 @@ static inline brg_status count_mode_check(brg_pg *pg, const count_mode *mode,
 /* All modes by the first n_runners. */
 static inline brg_status check_modes(brg_pg *pg, int n_runners)
 {
-    for (size_t i = 0; i < N_COUNT_MODES; i++)
+    for (size_t i = 0; i < N_COUNT_MODES; i++) {
+        const count_mode *mode = &count_modes[i];
+        bool is_large = mode->special == 'L';
+        if (is_large && brg_pg_world_size(pg) > COUNT_LARGE_WORLD)
+            continue;
         for (int runner = 0; runner < n_runners; runner++)
-            if (runner != RUN_WHOLE || !count_modes[i].is_eager_only)
-                BRG_TRY(count_mode_check(pg, &count_modes[i],
-                                         (count_runner)runner));
+            if (runner != RUN_WHOLE || !mode->is_eager_only)
+                BRG_TRY(count_mode_check(pg, mode, (count_runner)runner));
+    }
     return BRG_OK;
 }
 

@@ -8,11 +8,13 @@
 
 #include <brigade/types.h>
 
+#include "tests/support/unwatched.h"
+
 #define LEAF_ORACLE_MAX 64
 
-static inline double leaf_oracle_node(const double *leaves, uint32_t n,
-                                      bool is_f64, uint32_t size,
-                                      uint32_t begin)
+UNWATCHED static inline double leaf_oracle_node(const double *leaves,
+                                                uint32_t n, bool is_f64,
+                                                uint32_t size, uint32_t begin)
 {
     uint32_t half = size / 2;
     if (size == 1)
@@ -25,8 +27,8 @@ static inline double leaf_oracle_node(const double *leaves, uint32_t n,
 }
 
 /* Of n leaves; not rounded to 16 bits yet. f32 and below are summed in f32. */
-static inline double leaf_oracle(const double *leaves, uint32_t n,
-                                 brg_dtype dtype, bool is_average)
+UNWATCHED static inline double leaf_oracle(const double *leaves, uint32_t n,
+                                           brg_dtype dtype, bool is_average)
 {
     uint32_t size = 1;
     bool is_f64 = dtype == BRG_DTYPE_F64;

@@ -21,6 +21,7 @@ typedef struct trial {
     int n;
     unsigned char *slots;
     unsigned char *recv;
+    unsigned char *own; /* what goes into a slot, or is expected */
     size_t n_slots;
     uint32_t n_leaves;
     size_t count;
@@ -35,7 +36,7 @@ static size_t partial_size(const trial *t)
 }
 
 /* No sums of these are exact in f32. */
-static double leaf_at(const trial *t, uint32_t leaf, size_t i)
+UNWATCHED static double leaf_at(const trial *t, uint32_t leaf, size_t i)
 {
     uint64_t z = (leaf + 1) * 0x9E3779B97F4A7C15u + i * 0xBF58476D1CE4E5B9u;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
@@ -45,7 +46,7 @@ static double leaf_at(const trial *t, uint32_t leaf, size_t i)
     return t->dtype == BRG_DTYPE_F64 ? x : (double)(float)x;
 }
 
-static double expected_at(const trial *t, size_t i)
+UNWATCHED static double expected_at(const trial *t, size_t i)
 {
     double leaves[LEAF_ORACLE_MAX];
     for (uint32_t leaf = 0; leaf < t->n_leaves; leaf++)
@@ -53,7 +54,7 @@ static double expected_at(const trial *t, size_t i)
     return leaf_oracle(leaves, t->n_leaves, t->dtype, t->is_average);
 }
 
-static void store(void *at, brg_dtype dtype, double x)
+UNWATCHED static void store(void *at, brg_dtype dtype, double x)
 {
     if (dtype == BRG_DTYPE_F64)
         memcpy(at, &x, 8);
@@ -67,34 +68,45 @@ static void store(void *at, brg_dtype dtype, double x)
         memcpy(at, &(uint16_t){brg__f32_to_bf16((float)x)}, 2);
 }
 
+UNWATCHED static void compute_leaf(const trial *t, uint32_t leaf,
+                                   brg_dtype dtype, size_t size)
+{
+    for (size_t k = 0; k < t->count; k++)
+        store(t->own + k * size, dtype, leaf_at(t, leaf, k));
+}
+
+UNWATCHED static void compute_expected(const trial *t, size_t size)
+{
+    for (size_t k = 0; k < t->count; k++)
+        store(t->own + k * size, t->dtype, expected_at(t, k));
+}
+
 static void fill_slots(const trial *t, const brg_leaf_run *run, size_t stride)
 {
-    brg_dtype dtype = partial_size(t) == 4 && brg_dtype_is_float(t->dtype)
-                          ? BRG_DTYPE_F32
-                          : t->dtype;
+    size_t size = partial_size(t);
+    brg_dtype dtype =
+        size == 4 && brg_dtype_is_float(t->dtype) ? BRG_DTYPE_F32 : t->dtype;
     memset(t->slots, 0, run->n_slots * stride);
     for (uint32_t i = 0; i < run->n; i++) {
-        unsigned char *slot = t->slots + brg_leaf_slot(run, i) * stride;
-        for (size_t k = 0; k < t->count; k++)
-            store(slot + k * partial_size(t), dtype,
-                  leaf_at(t, run->first + i, k));
+        compute_leaf(t, run->first + i, dtype, size);
+        memcpy(t->slots + brg_leaf_slot(run, i) * stride, t->own,
+               t->count * size);
         brg_leaf_add(run, i, t->slots, stride, t->count, t->dtype);
     }
 }
 
 static brg_status compare(const trial *t, const unsigned char *recv)
 {
-    size_t nbytes = brg_dtype_size(t->dtype);
-    unsigned char expected[8];
-    for (size_t i = 0; i < t->count; i++) {
-        store(expected, t->dtype, expected_at(t, i));
-        RANK_CHECK(memcmp(recv + i * nbytes, expected, nbytes) == 0,
+    size_t size = brg_dtype_size(t->dtype);
+    compute_expected(t, size);
+    bool is_same = memcmp(recv, t->own, t->count * size) == 0;
+    for (size_t i = 0; i < t->count && !is_same; i++)
+        RANK_CHECK(memcmp(recv + i * size, t->own + i * size, size) == 0,
                    "rank %d of %d: %d leaves of %zu %s%s: element %zu is wrong",
                    t->rank, t->n, (int)t->n_leaves, t->count,
                    brg_dtype_name(t->dtype), t->in_place ? ", in place" : "",
                    i);
-    }
-    RANK_CHECK(t->in_place || recv[t->count * nbytes] == GUARD_BYTE,
+    RANK_CHECK(t->in_place || recv[t->count * size] == GUARD_BYTE,
                "rank %d: sum_leaves wrote past its buffer", t->rank);
     return BRG_OK;
 }
@@ -205,25 +217,43 @@ static trial begin(brg_pg *pg)
 
 #define ROOM (8 * (size_t)(MAX_COUNT + 16))
 
-brg_status brg_suite_leaves_on_host(brg_pg *pg)
+static brg_status try_in_heap(trial *t)
 {
     const brg_host *host = brg_host_get();
-    trial t = begin(pg);
     brg_status status = BRG_ERR_NOMEM;
-    t.slots = host->alloc(t.n_slots * ROOM, "a test");
-    t.recv = host->alloc(ROOM, "a test");
-    if (t.slots && t.recv)
-        status = try_all(t);
-    host->free(t.slots);
-    host->free(t.recv);
+    t->slots = host->alloc(t->n_slots * ROOM, "a test");
+    t->recv = host->alloc(ROOM, "a test");
+    if (t->slots && t->recv)
+        status = try_all(*t);
+    host->free(t->slots);
+    host->free(t->recv);
     return status;
+}
+
+static brg_status try_in_group(trial *t)
+{
+    BRG_TRY(brg_pg_alloc(t->pg, (void **)&t->slots, t->n_slots * ROOM));
+    BRG_TRY(brg_pg_alloc(t->pg, (void **)&t->recv, ROOM));
+    return try_all(*t);
+}
+
+static brg_status run(brg_pg *pg, bool in_group)
+{
+    trial t = begin(pg);
+    t.own = brg_host_get()->alloc(ROOM, "a test");
+    brg_status status = t.own ? try_in_heap(&t) : BRG_ERR_NOMEM;
+    if (status == BRG_OK && in_group)
+        status = try_in_group(&t);
+    brg_host_get()->free(t.own);
+    return status;
+}
+
+brg_status brg_suite_leaves_on_host(brg_pg *pg)
+{
+    return run(pg, false);
 }
 
 brg_status brg_suite_leaves(brg_pg *pg)
 {
-    trial t = begin(pg);
-    BRG_TRY(brg_suite_leaves_on_host(pg));
-    BRG_TRY(brg_pg_alloc(pg, (void **)&t.slots, t.n_slots * ROOM));
-    BRG_TRY(brg_pg_alloc(pg, (void **)&t.recv, ROOM));
-    return try_all(t);
+    return run(pg, true);
 }
