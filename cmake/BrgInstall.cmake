@@ -37,6 +37,9 @@ install(DIRECTORY include/brigade DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
   PATTERN mpi.h EXCLUDE PATTERN nccl.h EXCLUDE PATTERN cuda.h EXCLUDE)
 install(FILES ${PROJECT_BINARY_DIR}/include/brigade/version.h
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/brigade)
+# The interface for Fortran is a source file: module files fit one compiler.
+install(FILES examples/bring_your_own/brigade.f90
+  DESTINATION ${CMAKE_INSTALL_DATADIR}/brigade)
 _brg_pkgconfig(brigade.pc.in brigade)
 _brg_pkgconfig(brigade-static.pc.in brigade-static)
 

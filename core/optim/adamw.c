@@ -62,7 +62,6 @@ static bool is_beta(double beta)
 static brg_status take_options(brg_adamw_options *o,
                                const brg_adamw_options *options)
 {
-    BRG_CHECK_ARG(options, "brg_optim_create_adamw: options is NULL");
     BRG_TRY(BRG_TAKE_OPTIONS(o, options, "brg_optim_create_adamw",
                              BRG_ADAMW_OPTIONS_INIT));
     BRG_CHECK_ARG(is_beta(o->beta1) && is_beta(o->beta2),

@@ -284,6 +284,12 @@ static brg_status clip_value_later(const brg__effect *effect, brg_tensor *in)
     return brg_clip_grad_value(effect->object, effect->f);
 }
 
+static brg_status scale_later(const brg__effect *effect, brg_tensor *in)
+{
+    (void)in;
+    return brg_scale_grad(effect->object, effect->f);
+}
+
 brg_status brg_clip_grad_norm(double *total_norm, const brg_params *params,
                               double max_norm, bool error_if_nonfinite)
 {
@@ -340,4 +346,18 @@ brg_status brg_clip_grad_value(const brg_params *params, double limit)
                            .object = (void *)(uintptr_t)params,
                            .f = limit});
     return change_all(params, LIMIT, limit);
+}
+
+brg_status brg_scale_grad(const brg_params *params, double factor)
+{
+    BRG_CHECK_ARG(params, "brg_scale_grad: params is NULL");
+    BRG_CHECK_ARG(isfinite(factor), "brg_scale_grad: factor %g must be finite",
+                  factor);
+    if (brg__is_traced())
+        return brg__tracer_defer(
+            &(brg__effect){.name = "scale_grad",
+                           .run = scale_later,
+                           .object = (void *)(uintptr_t)params,
+                           .f = factor});
+    return change_all(params, SCALE, factor);
 }

@@ -80,6 +80,7 @@ struct brg_optim {
     BRG__ARRAY(brg_named_tensor) state; /* names are owned */
     BRG__ARRAY(brg_tensor *) owners;    /* of each; NULL: of the optimizer */
     brg_device_update *updates; /* room for a step on a device, or NULL */
+    bool has_warned;            /* of a step without any gradient */
 };
 
 /* One step of the slots whose parameters are not on the CPU, all that are on

@@ -51,7 +51,6 @@ const brg__optim_rule brg__optim_sgd = {
 static brg_status take_options(brg_sgd_options *o,
                                const brg_sgd_options *options)
 {
-    BRG_CHECK_ARG(options, "brg_optim_create_sgd: options is NULL");
     BRG_TRY(BRG_TAKE_OPTIONS(o, options, "brg_optim_create_sgd",
                              BRG_SGD_OPTIONS_INIT));
     BRG_CHECK_ARG(o->momentum >= 0.0 && o->momentum < INFINITY &&

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/error.h"
+#include "core/base/log.h"
 #include "core/base/tracer.h"
 #include "core/ops/op.h"
 #include "core/ops/sparse.h"
@@ -49,13 +50,23 @@ static brg_status check_slot(const brg__slot *slot, const brg_tensor *grad)
     return BRG_OK;
 }
 
-static brg_status check_slots(const brg_optim *optim)
+static brg_status check_slots(brg_optim *optim)
 {
     BRG_CHECK_ARG(optim, "brg_optim_step: optim is NULL");
+    bool has_gradient = false;
     for (size_t i = 0; i < optim->n_slots; i++) {
         const brg_tensor *grad = brg_tensor_grad(optim->slots[i].param);
-        if (grad)
-            BRG_TRY(check_slot(&optim->slots[i], grad));
+        if (!grad)
+            continue;
+        has_gradient = true;
+        BRG_TRY(check_slot(&optim->slots[i], grad));
+    }
+    if (!has_gradient && optim->n_slots > 0 && !optim->has_warned) {
+        optim->has_warned = true;
+        brg__log(BRG_LOG_WARN, "optim",
+                 "brg_optim_step: none of %zu parameters has a gradient, so "
+                 "none changes (said once): is brg_backward called first?",
+                 optim->n_slots);
     }
     return BRG_OK;
 }

@@ -65,7 +65,24 @@ module brigade
       integer(c_size_t), value :: i
     end function
 
+    ! For the thread that waits, while others (OpenMP) compute and mark.
+    integer(c_int) function brg_reducer_poll(reducer) bind(C)
+      import
+      type(c_ptr), value :: reducer
+    end function
+
+    integer(c_int) function brg_reducer_set_grad(reducer, i, grad) bind(C)
+      import
+      type(c_ptr), value :: reducer, grad
+      integer(c_size_t), value :: i
+    end function
+
     integer(c_int) function brg_reducer_wait(reducer) bind(C)
+      import
+      type(c_ptr), value :: reducer
+    end function
+
+    integer(c_int) function brg_reducer_cancel(reducer) bind(C)
       import
       type(c_ptr), value :: reducer
     end function

@@ -71,10 +71,7 @@ typedef struct brg_backward_options {
     bool create_graph; /* gradients are recorded; implies retain_graph */
 } brg_backward_options;
 
-#define BRG_BACKWARD_OPTIONS_INIT                                              \
-    {                                                                          \
-        .struct_size = sizeof(brg_backward_options)                            \
-    }
+#define BRG_BACKWARD_OPTIONS_INIT BRG_INIT(brg_backward_options)
 
 /* brg_backward of the sum of outputs times their grad_outputs. */
 BRG_API BRG_NODISCARD brg_status
@@ -135,7 +132,8 @@ BRG_API BRG_NODISCARD brg_status brg_hook_set_capture(brg_hook *hook,
 /* Sees the gradient of one tensor before it is used; not called if it is
  * undefined. *replacement starts as NULL: keep the gradient. A replacement,
  * borrowed from the scope, keeps shape, dtype and device. The gradient itself is
- * not to be changed: others may hold it. The hook belongs to t as it is now: not to what a later change in place makes of it. */
+ * not to be changed: others may hold it. The hook belongs to t as it is now:
+ * not to what a later change in place makes of it. */
 typedef brg_status (*brg_grad_hook_fn)(brg_tensor *grad,
                                        brg_tensor **replacement, void *user);
 /* *out (may be NULL): the handle, owned. */
@@ -214,10 +212,7 @@ typedef struct brg_pack_hooks {
     brg_pack_split split;
 } brg_pack_hooks;
 
-#define BRG_PACK_HOOKS_INIT                                                    \
-    {                                                                          \
-        .struct_size = sizeof(brg_pack_hooks)                                  \
-    }
+#define BRG_PACK_HOOKS_INIT BRG_INIT(brg_pack_hooks)
 
 /* From now on, until the pop, on this thread; copied. Fails without effect:
  * destroy is not called. BRG_ERR_STATE if there are none to pop. */
@@ -240,10 +235,7 @@ typedef struct brg_gradcheck_options {
     uint64_t seed;    /* of the random projection of the outputs */
 } brg_gradcheck_options;
 
-#define BRG_GRADCHECK_OPTIONS_INIT                                             \
-    {                                                                          \
-        .struct_size = sizeof(brg_gradcheck_options)                           \
-    }
+#define BRG_GRADCHECK_OPTIONS_INIT BRG_INIT(brg_gradcheck_options)
 
 /* Compares the gradients of `fn` at `inputs` (f64; those that require
  * gradients are checked) with central differences. Fails with

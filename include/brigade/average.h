@@ -22,13 +22,11 @@ typedef struct brg_averager_options {
 } brg_averager_options;
 
 #define BRG_AVERAGER_OPTIONS_INIT                                              \
-    {                                                                          \
-        .struct_size = sizeof(brg_averager_options), .period = 1               \
-    }
+    BRG_INIT_WITH(brg_averager_options, BRG_SET(period, 1))
 
 /* Collective: rank 0's values go to all. `tensors`: float, row-major, on the
- * CPU; retained. Options must be the same on every rank. *out: owned; must go
- * before the group does. Errors as for brg_ddp_create. */
+ * CPU; retained. Options must be the same on every rank. *out: owned. Errors as
+ * for brg_ddp_create. */
 BRG_API BRG_NODISCARD brg_status
 brg_averager_create(brg_averager **out, brg_pg *pg, brg_tensor *const *tensors,
                     size_t n_tensors, const brg_averager_options *options);

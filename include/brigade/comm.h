@@ -21,10 +21,7 @@ typedef struct brg_pg_options {
     const void *backend_data; /* borrowed; what the backend's header says */
 } brg_pg_options;
 
-#define BRG_PG_OPTIONS_INIT                                                    \
-    {                                                                          \
-        .struct_size = sizeof(brg_pg_options)                                  \
-    }
+#define BRG_PG_OPTIONS_INIT BRG_INIT(brg_pg_options)
 
 /* Makes this process's end of a group through a backend ("mpi", or what
  * brg_backend_register named; a component library is loaded if needed).
@@ -42,8 +39,10 @@ BRG_API BRG_NODISCARD brg_status brg_pg_create_fake(brg_pg **out, int rank,
 /* A group of one: collectives are local. *out: owned. */
 BRG_API BRG_NODISCARD brg_status brg_pg_create_self(brg_pg **out);
 
-/* Waits for nothing: works still in flight complete with an error. NULL is
- * allowed. */
+/* Waits for nothing: works still in flight complete with an error. A group that
+ * reducers (of a ddp, an averager) still use stays until the last of them is
+ * destroyed, which the log mentions. NULL is allowed, and so is the group of a
+ * simulated world: nothing happens. */
 BRG_API void brg_pg_destroy(brg_pg *pg);
 
 /* For the ranks of `pg` that are left when others have died, failed or ended,
@@ -231,12 +230,9 @@ typedef struct brg_sim_options {
     size_t n_arrivals;
 } brg_sim_options;
 
-#define BRG_SIM_OPTIONS_INIT                                                   \
-    {                                                                          \
-        .struct_size = sizeof(brg_sim_options)                                 \
-    }
+#define BRG_SIM_OPTIONS_INIT BRG_INIT(brg_sim_options)
 
-/* One rank's program. `pg` is borrowed. */
+/* One rank's program. `pg` is borrowed: the world destroys it. */
 typedef brg_status (*brg_sim_rank_fn)(brg_pg *pg, void *user);
 
 /* Runs `fn` on every rank and returns when all have ended. The first failing

@@ -72,10 +72,9 @@ typedef struct brg_powersgd_options {
 } brg_powersgd_options;
 
 #define BRG_POWERSGD_OPTIONS_INIT                                              \
-    {                                                                          \
-        .struct_size = sizeof(brg_powersgd_options), .rank = 1,                \
-        .start_step = 0, .min_saving = 2.0                                     \
-    }
+    BRG_INIT_WITH(brg_powersgd_options,                                        \
+                  BRG_SET(rank, 1) BRG_SET(start_step, 0)                      \
+                      BRG_SET(min_saving, 2.0))
 
 /* `options` may be NULL. State: "error/<name>", "q/<name>" (m x rank),
  * "steps". *out: owned. */

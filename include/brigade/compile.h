@@ -54,10 +54,7 @@ typedef struct brg_compile_options {
     bool replay;
 } brg_compile_options;
 
-#define BRG_COMPILE_OPTIONS_INIT                                               \
-    {                                                                          \
-        .struct_size = sizeof(brg_compile_options)                             \
-    }
+#define BRG_COMPILE_OPTIONS_INIT BRG_INIT(brg_compile_options)
 
 /* ---- Scopes -------------------------------------------------------------------- */
 

@@ -57,18 +57,16 @@ typedef struct brg_ddp_options {
     bool check_finite;         /* for brg_ddp_grads_finite */
 } brg_ddp_options;
 
-#define BRG_DDP_OPTIONS_INIT                                                   \
-    {                                                                          \
-        .struct_size = sizeof(brg_ddp_options)                                 \
-    }
+#define BRG_DDP_OPTIONS_INIT BRG_INIT(brg_ddp_options)
 
 /* Collective. From now on a backward leaves the average over ranks in .grad of
  * the parameters, which is a view of their bucket and stays the same tensor.
  * `params`: leaves, retained; those that require no gradient are only
  * broadcast, and a tensor given twice counts once. Their names (brg_tensor_
  * set_name) are used in messages. `buffers`: other state of the model. Rank
- * 0's values of both are sent to all ranks. `options` may be NULL. *out:
- * owned. */
+ * 0's values of both are sent to all ranks. A parameter that is not given, made
+ * later for instance, is not averaged: its copies drift apart unseen. `options`
+ * may be NULL. *out: owned. */
 BRG_API BRG_NODISCARD brg_status brg_ddp_create(brg_ddp **out, brg_pg *pg,
                                                 brg_tensor *const *params,
                                                 size_t n_params,
@@ -108,9 +106,11 @@ BRG_API BRG_NODISCARD brg_status brg_ddp_refresh(brg_ddp *ddp);
 
 /* Needs measure_norm: scales all gradients by min(1, max_norm / (norm + 1e-6))
  * with the norm of the last reduced backward, filled into *norm (may be NULL);
- * a norm that is not finite leaves them as they are. One pass over memory where
- * brg_clip_grad_norm takes two. With shard: collective; each rank scales what
- * it owns, and brg_reducer_grad_norm is the norm of that. */
+ * a norm that is not finite leaves them as they are. It is not measured again:
+ * where the loss is scaled, call this with max_norm times the scale, before
+ * brg_scale_grad. One pass over memory where brg_clip_grad_norm takes two. With
+ * shard: collective; each rank scales what it owns, and brg_reducer_grad_norm
+ * is the norm of that. */
 BRG_API BRG_NODISCARD brg_status brg_ddp_clip_grad_norm(brg_ddp *ddp,
                                                         double max_norm,
                                                         double *norm);

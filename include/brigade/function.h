@@ -149,10 +149,7 @@ typedef struct brg_function_def {
                           brg_tensor **grad_in, size_t *n_grad_in);
 } brg_function_def;
 
-#define BRG_FUNCTION_DEF_INIT                                                  \
-    {                                                                          \
-        .struct_size = sizeof(brg_function_def)                                \
-    }
+#define BRG_FUNCTION_DEF_INIT BRG_INIT(brg_function_def)
 
 /* *out: owned, one reference; recorded calls hold their own. Immutable: any
  * thread may apply it. */

@@ -119,10 +119,7 @@ typedef struct brg_params_load_options {
     bool allow_unexpected; /* tensors of the file without a parameter */
 } brg_params_load_options;
 
-#define BRG_PARAMS_LOAD_OPTIONS_INIT                                           \
-    {                                                                          \
-        .struct_size = sizeof(brg_params_load_options)                         \
-    }
+#define BRG_PARAMS_LOAD_OPTIONS_INIT BRG_INIT(brg_params_load_options)
 
 /* Reads them back; also from a checkpoint, whose other tensors are passed
  * over. options may be NULL: names must match exactly. On failure nothing was
@@ -148,10 +145,7 @@ typedef struct brg_sampler_options {
     bool drop_last; /* leave out a last batch that is not full */
 } brg_sampler_options;
 
-#define BRG_SAMPLER_OPTIONS_INIT                                               \
-    {                                                                          \
-        .struct_size = sizeof(brg_sampler_options)                             \
-    }
+#define BRG_SAMPLER_OPTIONS_INIT BRG_INIT(brg_sampler_options)
 
 /* Where a sampler stands: the next batch. */
 typedef struct brg_sampler_position {
@@ -214,10 +208,7 @@ typedef struct brg_checkpoint {
     size_t n_items;
 } brg_checkpoint;
 
-#define BRG_CHECKPOINT_INIT                                                    \
-    {                                                                          \
-        .struct_size = sizeof(brg_checkpoint)                                  \
-    }
+#define BRG_CHECKPOINT_INIT BRG_INIT(brg_checkpoint)
 
 /* Writes parameters, buffers, optimizer state, numbers, items and the state of
  * the random generator, as brg_safetensors_save does. */

@@ -34,10 +34,7 @@ typedef struct brg_mpi_options {
                          MPI_COMM_WORLD */
 } brg_mpi_options;
 
-#define BRG_MPI_OPTIONS_INIT                                                   \
-    {                                                                          \
-        .struct_size = sizeof(brg_mpi_options)                                 \
-    }
+#define BRG_MPI_OPTIONS_INIT BRG_INIT(brg_mpi_options)
 
 /* The backend, for programs that link it: brg_backend_register takes it.
  * brg_pg_create finds it by name otherwise. */

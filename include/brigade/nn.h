@@ -47,7 +47,7 @@ BRG_API BRG_NODISCARD brg_status brg_nn_fill(brg_tensor *filled,
 typedef struct brg_nn_options {
     size_t struct_size;
     brg_params *params; /* where they are added; owns them */
-    const char *prefix; /* before every name; NULL: nothing */
+    const char *prefix; /* before every name, "encoder."; NULL: nothing */
     brg_dtype dtype;
     brg_nn_init init; /* of weights */
     double std;       /* of BRG_NN_INIT_NORMAL */
@@ -55,9 +55,7 @@ typedef struct brg_nn_options {
 } brg_nn_options;
 
 #define BRG_NN_OPTIONS_INIT                                                    \
-    {                                                                          \
-        .struct_size = sizeof(brg_nn_options), .dtype = BRG_DTYPE_F32          \
-    }
+    BRG_INIT_WITH(brg_nn_options, BRG_SET(dtype, BRG_DTYPE_F32))
 
 /* Each init function fills the struct with tensors borrowed from nn->params,
  * to which it adds them as "<prefix><name>.weight" and so on; on failure some

@@ -21,10 +21,7 @@ typedef struct brg_offload_options {
     size_t min_bytes;   /* smaller tensors stay where they are */
 } brg_offload_options;
 
-#define BRG_OFFLOAD_OPTIONS_INIT                                               \
-    {                                                                          \
-        .struct_size = sizeof(brg_offload_options)                             \
-    }
+#define BRG_OFFLOAD_OPTIONS_INIT BRG_INIT(brg_offload_options)
 
 /* From now on, until the end, what ops and custom functions recorded on this
  * thread save is moved away and comes back at each use in backward, which may

@@ -26,10 +26,7 @@ typedef struct brg_batch_norm_options {
     double eps;      /* 0: 1e-5 */
 } brg_batch_norm_options;
 
-#define BRG_BATCH_NORM_OPTIONS_INIT                                            \
-    {                                                                          \
-        .struct_size = sizeof(brg_batch_norm_options)                          \
-    }
+#define BRG_BATCH_NORM_OPTIONS_INIT BRG_INIT(brg_batch_norm_options)
 
 /* The same per channel of x (N,C,...) over all other dims; weight, bias (C) or
  * NULL. Training moves running_mean and running_var (C), if given, by momentum
@@ -55,9 +52,7 @@ typedef struct brg_cross_entropy_options {
 } brg_cross_entropy_options;
 
 #define BRG_CROSS_ENTROPY_OPTIONS_INIT                                         \
-    {                                                                          \
-        .struct_size = sizeof(brg_cross_entropy_options), .ignore_index = -100 \
-    }
+    BRG_INIT_WITH(brg_cross_entropy_options, BRG_SET(ignore_index, -100))
 
 /* The mean over rows of log(sum_c exp(x[c])) - x[target]: logits (..,C), classes
  * in the last dim, targets (..) i64 or i32. A target outside [0, C) is
@@ -97,10 +92,7 @@ typedef struct brg_conv2d_options {
     int64_t groups;
 } brg_conv2d_options;
 
-#define BRG_CONV2D_OPTIONS_INIT                                                \
-    {                                                                          \
-        .struct_size = sizeof(brg_conv2d_options)                              \
-    }
+#define BRG_CONV2D_OPTIONS_INIT BRG_INIT(brg_conv2d_options)
 
 /* x (n,c,h,w), weight (o,c/groups,kh,kw), bias (o) or NULL. Result
  * (n,o,oh,ow). NULL options: all default. */
@@ -117,10 +109,7 @@ typedef struct brg_pool2d_options {
     bool exclude_padding;
 } brg_pool2d_options;
 
-#define BRG_POOL2D_OPTIONS_INIT                                                \
-    {                                                                          \
-        .struct_size = sizeof(brg_pool2d_options)                              \
-    }
+#define BRG_POOL2D_OPTIONS_INIT BRG_INIT(brg_pool2d_options)
 
 /* x (n,c,h,w). The gradient goes to the first of equal maxima. */
 BRG_API brg_tensor *brg_max_pool2d(brg_tensor *x,
@@ -134,10 +123,7 @@ typedef struct brg_attention_options {
     double scale;   /* of the scores; 0: 1 / sqrt(head size) */
 } brg_attention_options;
 
-#define BRG_ATTENTION_OPTIONS_INIT                                             \
-    {                                                                          \
-        .struct_size = sizeof(brg_attention_options)                           \
-    }
+#define BRG_ATTENTION_OPTIONS_INIT BRG_INIT(brg_attention_options)
 
 /* softmax(scale q k^T) v: q (b,heads,t,d), k and v (b,heads,s,d). Never holds
  * all scores. NULL options: all default. */

@@ -13,11 +13,7 @@
 
 BRG_BEGIN_DECLS
 
-#define BRG_DIMS(...)                                                          \
-    (int)(sizeof((const int[]){__VA_ARGS__}) / sizeof(int)), (const int[])     \
-    {                                                                          \
-        __VA_ARGS__                                                            \
-    }
+#define BRG_DIMS(...) BRG_LIST(int, __VA_ARGS__)
 #define BRG_ALL_DIMS 0, (const int *)0
 
 /* sum(x). Integers and bool give i64. The sum of nothing is 0. */

@@ -8,10 +8,10 @@
 BRG_BEGIN_DECLS
 
 /* ---- Optimizers --------------------------------------------------------------
- * One object over the trained tensors of a model, which it retains. State is
- * made at once, so a step allocates nothing. Parameters are row-major on the
- * CPU; those of f16 and bf16 get f32 master weights in the state. One thread
- * at a time.
+ * One object over the trained tensors of a model, which it retains; those that
+ * are added to `params` later it does not know. State is made at once, so a
+ * step allocates nothing. Parameters are row-major on the CPU; those of f16 and
+ * bf16 get f32 master weights in the state. One thread at a time.
  *
  * Of a sparse gradient (sparse.h), duplicates are added up, then the formulas
  * below hold for the elements of its places alone; all others keep value and
@@ -47,10 +47,7 @@ typedef struct brg_sgd_options {
     const brg_optim_range *ranges;
 } brg_sgd_options;
 
-#define BRG_SGD_OPTIONS_INIT                                                   \
-    {                                                                          \
-        .struct_size = sizeof(brg_sgd_options), .lr = 0.01                     \
-    }
+#define BRG_SGD_OPTIONS_INIT BRG_INIT_WITH(brg_sgd_options, BRG_SET(lr, 0.01))
 
 /* Adam with decoupled weight decay. At step t = 1, 2, ...
  *     p = p - lr weight_decay p
@@ -71,12 +68,11 @@ typedef struct brg_adamw_options {
 } brg_adamw_options;
 
 #define BRG_ADAMW_OPTIONS_INIT                                                 \
-    {                                                                          \
-        .struct_size = sizeof(brg_adamw_options), .lr = 1e-3, .beta1 = 0.9,    \
-        .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01                      \
-    }
+    BRG_INIT_WITH(brg_adamw_options,                                           \
+                  BRG_SET(lr, 1e-3) BRG_SET(beta1, 0.9) BRG_SET(beta2, 0.999)  \
+                      BRG_SET(eps, 1e-8) BRG_SET(weight_decay, 0.01))
 
-/* *out: owned. Buffers of `params` are left out. */
+/* *out: owned. Buffers of `params` are left out. `options` may be NULL. */
 BRG_API BRG_NODISCARD brg_status brg_optim_create_sgd(
     brg_optim **out, const brg_params *params, const brg_sgd_options *options);
 BRG_API BRG_NODISCARD brg_status
@@ -85,8 +81,8 @@ brg_optim_create_adamw(brg_optim **out, const brg_params *params,
 BRG_API void brg_optim_destroy(brg_optim *optim);
 
 /* Updates every parameter that has a gradient; those without are passed over
- * and keep their own count of steps. Checks all before it changes any; errors
- * name the parameter. */
+ * and keep their own count of steps (if that is all of them, the log says so,
+ * once). Checks all before it changes any; errors name the parameter. */
 BRG_API BRG_NODISCARD brg_status brg_optim_step(brg_optim *optim);
 
 /* Removes the gradients, so that the next backward may hand over its own
@@ -134,6 +130,11 @@ BRG_API BRG_NODISCARD brg_status brg_clip_grad_norm(double *total_norm,
 /* Limits each element to [-limit, limit]; NaN stays. */
 BRG_API BRG_NODISCARD brg_status brg_clip_grad_value(const brg_params *params,
                                                      double limit);
+
+/* Multiplies each element by `factor` (finite): how a scaled loss is undone
+ * before the step (docs/autocast.md). */
+BRG_API BRG_NODISCARD brg_status brg_scale_grad(const brg_params *params,
+                                                double factor);
 
 /* ---- Learning rates ------------------------------------------------------------
  * Pure functions of the step, counted from 0. */

@@ -40,10 +40,7 @@ typedef struct brg_recompute_options {
     void (*destroy)(void *user);
 } brg_recompute_options;
 
-#define BRG_RECOMPUTE_OPTIONS_INIT                                             \
-    {                                                                          \
-        .struct_size = sizeof(brg_recompute_options)                           \
-    }
+#define BRG_RECOMPUTE_OPTIONS_INIT BRG_INIT(brg_recompute_options)
 
 /* outputs = fn(inputs), recorded so that its inner values are not kept; borrowed
  * from the scope, NULL on failure. `user` must stay valid until the backward

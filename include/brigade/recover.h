@@ -33,8 +33,9 @@ BRG_BEGIN_DECLS
  * Fails with BRG_ERR_UNSUPPORTED for a ddp with shard: the state of the lost
  * rank is lost; for gradients on a device, where steps were queued behind the
  * lost one; with BRG_ERR_MISMATCH where those with most steps have states
- * that differ, and no more than half of them one. After another loss (BRG_ERR_PEER) parameters, state and
- * *n_steps are as they were: shrink `pg` in turn and call it again. */
+ * that differ, and no more than half of them one. After another loss
+ * (BRG_ERR_PEER) parameters, state and *n_steps are as they were: shrink `pg`
+ * in turn and call it again. */
 BRG_API BRG_NODISCARD brg_status brg_ddp_regroup(brg_ddp *ddp, brg_pg *pg,
                                                  brg_optim *optim,
                                                  int64_t *n_steps);

@@ -17,10 +17,9 @@ BRG_BEGIN_DECLS
  *   brg_reducer  for any trainer: you say when a gradient is ready
  *
  * Both are created and destroyed on every rank alike, are used by one thread
- * at a time (but for brg_reducer_mark_ready), and must go before their group
- * does. Parameters that differ
- * between ranks (count, name, dtype, shape) or options that do fail on every
- * rank alike with BRG_ERR_MISMATCH. */
+ * at a time (but for brg_reducer_mark_ready), and keep their group until they
+ * go. Parameters that differ between ranks (count, name, dtype, shape) or
+ * options that do fail on every rank alike with BRG_ERR_MISMATCH. */
 
 /* ---- A hand-written backward ------------------------------------------------- */
 
@@ -89,10 +88,7 @@ typedef struct brg_reducer_options {
     bool check_finite; /* for brg_reducer_grads_finite */
 } brg_reducer_options;
 
-#define BRG_REDUCER_OPTIONS_INIT                                               \
-    {                                                                          \
-        .struct_size = sizeof(brg_reducer_options)                             \
-    }
+#define BRG_REDUCER_OPTIONS_INIT BRG_INIT(brg_reducer_options)
 
 /* Collective. `options` may be NULL. *out: owned. */
 BRG_API BRG_NODISCARD brg_status brg_reducer_create(

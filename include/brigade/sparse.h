@@ -62,9 +62,7 @@ typedef struct brg_embedding_options {
 } brg_embedding_options;
 
 #define BRG_EMBEDDING_OPTIONS_INIT                                             \
-    {                                                                          \
-        .struct_size = sizeof(brg_embedding_options), .padding_idx = -1        \
-    }
+    BRG_INIT_WITH(brg_embedding_options, BRG_SET(padding_idx, -1))
 
 /* brg_embedding (ops_nn.h) with options; NULL: all default. */
 BRG_API brg_tensor *brg_embedding_with(brg_tensor *weight, brg_tensor *ids,

@@ -51,7 +51,9 @@ BRG_API int brg_error_line(void);
 BRG_API void brg_error_clear(void);
 
 /* For callbacks and user ops: record an error the way the library does and
- * return its code. */
+ * return its code. A callback that returns an error and records none gets a
+ * message that names it. No C++ exception and no longjmp may leave a callback:
+ * there is C between it and your code (docs/errors.md). */
 BRG_API brg_status brg_error_set(brg_status code, const char *file, int line,
                                  const char *format, ...) BRG_PRINTF(4, 5);
 

@@ -36,12 +36,7 @@ BRG_API void brg_release(brg_tensor *t);
  * BRG_SCALAR is a tensor of no dimensions. Sizes may be 0. New tensors are
  * row-major, on the CPU, and do not require gradients. */
 
-#define BRG_SHAPE(...)                                                         \
-    (int)(sizeof((const int64_t[]){__VA_ARGS__}) / sizeof(int64_t)),           \
-        (const int64_t[])                                                      \
-    {                                                                          \
-        __VA_ARGS__                                                            \
-    }
+#define BRG_SHAPE(...) BRG_LIST(int64_t, __VA_ARGS__)
 #define BRG_SCALAR 0, (const int64_t *)0
 
 /* Values not set. */

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include <brigade/export.h>
+#include <brigade/literal.h>
 
 BRG_BEGIN_DECLS
 

@@ -278,6 +278,7 @@ FUNCTION(step_two_optims)
     BRG_TRY(brg_backward(out[0]));
     BRG_TRY(brg_clip_grad_norm(NULL, W->params, 0.01, false));
     BRG_TRY(brg_clip_grad_value(W->second, 0.001));
+    BRG_TRY(brg_scale_grad(W->second, 0.75));
     BRG_TRY(brg_optim_step(W->sgd));
     BRG_TRY(brg_optim_zero_grad(W->sgd, true));
     out[1] = brg_mean_all(

@@ -32,6 +32,10 @@ pc_dir=$(dirname "$(find "$prefix" -name brigade.pc)")
 export PKG_CONFIG_PATH="$pc_dir${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}"
 lib_dir=$(pkg-config --variable=libdir brigade)
 
+for file in share/brigade/brigade.f90; do
+    test -f "$prefix/$file" || { echo "$file was not installed" >&2; exit 1; }
+done
+
 components=$(echo "$*" | tr ' ' ';')
 for static in OFF ON; do
     say "find_package, static $static"
@@ -41,6 +45,8 @@ for static in OFF ON; do
     "$cmake" --build "$work/cmake_$static" >"$work/build.log" || {
         cat "$work/build.log"; exit 1; }
     run "" "$work/cmake_$static/consumer"
+    test ! -x "$work/cmake_$static/consumer_cxx" ||
+        run "" "$work/cmake_$static/consumer_cxx"
     for name in "$@"; do
         run "$name" "$work/cmake_$static/consumer_$name"
         BRG_BACKEND_PATH=$lib_dir run "$name" "$work/cmake_$static/consumer" "$name"

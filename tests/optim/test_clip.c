@@ -138,6 +138,26 @@ static void test_clip__value(void **state)
     fixture_deinit(&f);
 }
 
+static void test_clip__scale(void **state)
+{
+    (void)state;
+    fixture f;
+    fixture_init(&f, BRG_DTYPE_F32);
+    float *at = brg_tensor_data(f.grad[0]);
+    float *second = brg_tensor_data(f.grad[1]);
+    at[0] = 5;
+    at[36] = -INFINITY;
+    second[0] = -3;
+    uint32_t version = brg_tensor_version(f.grad[0]);
+    assert_brg_ok(brg_scale_grad(f.params, 0.25));
+    assert_true(at[0] == 1.25f && at[36] == -INFINITY && second[0] == -0.75f);
+    assert_true(brg_tensor_version(f.grad[0]) != version);
+    assert_brg_fails_with(brg_scale_grad(f.params, INFINITY), BRG_ERR_ARG,
+                          "factor inf must be finite");
+    assert_brg_fails(brg_scale_grad(NULL, 1), BRG_ERR_ARG);
+    fixture_deinit(&f);
+}
+
 static void test_clip__strided_gradient(void **state)
 {
     (void)state;
@@ -196,6 +216,7 @@ int main(void)
         cmocka_unit_test(test_clip__norm_of_other_dtypes),
         cmocka_unit_test(test_clip__names_the_parameter_that_is_not_finite),
         cmocka_unit_test(test_clip__value),
+        cmocka_unit_test(test_clip__scale),
         cmocka_unit_test(test_clip__strided_gradient),
         cmocka_unit_test(test_schedule__cosine_with_warm_up),
         cmocka_unit_test(test_schedule__steps),
