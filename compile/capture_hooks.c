@@ -84,8 +84,10 @@ static brg_status call_callback(brg__capturing *c, const site *s,
         grads[j] = before[j] = symbol_of(c, s->values[j]);
     for (int j = 0; j < s->n_others; j++)
         others[j] = symbol_of(c, s->others[j]);
-    BRG_TRY(hook->capture(grads, (size_t)s->n, others, (size_t)s->n_others,
-                          hook->user));
+    brg_status status = hook->capture(grads, (size_t)s->n, others,
+                                      (size_t)s->n_others, hook->user);
+    BRG_EXPLAIN(status, "the capture callback of a hook");
+    BRG_TRY(status);
     for (int j = 0; j < s->n; j++)
         BRG_TRY(take_result(before[j], grads[j], &s->values[j]));
     return BRG_OK;

@@ -124,9 +124,11 @@ brg_status brg_compiled_call(brg_compiled *compiled, brg_tensor *const *inputs,
     if (compiled->options.whole && brg__compile_may_capture())
         status =
             call_captured(compiled, inputs, n_inputs, outputs, n_outputs, &why);
-    if (why && status == BRG_OK)
+    if (why && status == BRG_OK) {
         status =
             compiled->fn(inputs, n_inputs, outputs, n_outputs, compiled->user);
+        BRG_EXPLAIN(status, "the function");
+    }
     bool is_closed = brg__compile_unwind(scope);
     if (status == BRG_OK && !is_closed)
         status = BRG_FAIL(BRG_ERR_STATE,

@@ -447,6 +447,7 @@ brg_status brg__pieces_call(brg__function *f, const brg__traced_call *call,
     enter(p);
     brg_status status = call->fn(call->inputs, call->n_inputs, outputs,
                                  call->n_outputs, call->user);
+    BRG_EXPLAIN(status, "the function");
     if (brg__tracer_now == &p->t.tracer) {
         if (status == BRG_OK)
             status = flush(&p->t.tracer);

@@ -402,6 +402,7 @@ static brg_status call_function(brg__tracing *t, const brg__traced_call *call,
     BRG_TRY(brg__capture_point());
     brg_status status = call->fn(t->inputs.at, call->n_inputs, outputs,
                                  call->n_outputs, call->user);
+    BRG_EXPLAIN(status, "the function");
     if (t->is_refused) {
         brg__error_restore(&t->refusal);
         return BRG_ERR_UNSUPPORTED;

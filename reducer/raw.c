@@ -209,7 +209,9 @@ static void tell(brg_reducer *r, size_t bucket)
 {
     if (!r->options.on_bucket || r->refused.code != BRG_OK)
         return;
-    if (r->options.on_bucket(r, bucket, r->options.user) != BRG_OK)
+    brg_status status = r->options.on_bucket(r, bucket, r->options.user);
+    BRG_EXPLAIN(status, "rank %d: on_bucket", r->rank);
+    if (status != BRG_OK)
         refuse(r);
 }
 

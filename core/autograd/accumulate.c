@@ -172,8 +172,11 @@ brg_status brg__run_post_accumulate(brg_tensor *leaf, brg__hook_range range)
     brg_status status = BRG_OK;
     brg__hook_run run;
     for (brg_hook *h = brg__hook_run_begin(&run, &a->post_accumulate, range);
-         h && status == BRG_OK; h = brg__hook_run_next(&run))
+         h && status == BRG_OK; h = brg__hook_run_next(&run)) {
         status = ((brg_post_accumulate_fn)h->fn)(leaf, h->user);
+        BRG_EXPLAIN(status, "a post-accumulate hook of %s",
+                    leaf->name ? leaf->name : "a leaf");
+    }
     brg__hook_run_end(&run);
     return status;
 }

@@ -138,7 +138,9 @@ static brg_status map_parts(brg_tensor **results, brg_composite_fn fn,
         for (size_t i = 0; i < n_in; i++)
             column[i] = parts[i][k];
         results[k] = NULL;
-        BRG_TRY(fn(column, n_in, &results[k], user));
+        brg_status status = fn(column, n_in, &results[k], user);
+        BRG_EXPLAIN(status, "the function");
+        BRG_TRY(status);
         if (!results[k])
             return brg__error_pending("a part of a composite");
     }

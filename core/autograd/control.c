@@ -23,7 +23,9 @@ static brg_status run_region(const char *what, brg_region region,
                              brg_tensor **out, size_t n_out)
 {
     memset(out, 0, n_out * sizeof *out);
-    BRG_TRY(region.fn(in, n_in, out, n_out, region.user));
+    brg_status status = region.fn(in, n_in, out, n_out, region.user);
+    BRG_EXPLAIN(status, "%s: a function", what);
+    BRG_TRY(status);
     for (size_t j = 0; j < n_out; j++)
         if (!out[j])
             return brg__error_pending(what);

@@ -133,8 +133,10 @@ brg_status brg__observe(const brg_op_call *call)
     int n = brg__n_observers;
     brg__n_observers = 0; /* what they do themselves is not observed */
     brg_status status = BRG_OK;
-    for (int i = n; i-- > 0 && status == BRG_OK;)
+    for (int i = n; i-- > 0 && status == BRG_OK;) {
         status = observers[i].fn(&observation, observers[i].user);
+        BRG_EXPLAIN(status, "an observer of %s", observation.name);
+    }
     brg__n_observers = n;
     return status;
 }

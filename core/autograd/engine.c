@@ -347,7 +347,9 @@ static brg_status run_final_callbacks(brg__task *task)
 {
     for (size_t i = 0; i < task->callbacks.n; i++) { /* it may grow */
         brg__callback callback = task->callbacks.at[i];
-        BRG_TRY(callback.fn(callback.user));
+        brg_status status = callback.fn(callback.user);
+        BRG_EXPLAIN(status, "a final callback");
+        BRG_TRY(status);
     }
     return BRG_OK;
 }

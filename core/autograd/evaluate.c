@@ -166,6 +166,7 @@ brg_status brg__run_tensor_hooks(brg_node *node, uint32_t slot,
             continue;
         brg_tensor *replacement = NULL;
         status = ((brg_grad_hook_fn)h->fn)(*grad, &replacement, h->user);
+        BRG_EXPLAIN(status, "a tensor hook");
         if (status == BRG_OK && replacement)
             status = brg__check_replacement(*grad, replacement);
         if (status == BRG_OK && replacement)
@@ -239,6 +240,7 @@ brg_status brg__run_pre_hooks(brg_node *node, brg__hook_range range,
         brg_tensor *seen[MAX_SLOTS];
         memcpy(seen, grads, node->n_slots * sizeof *seen);
         status = ((brg_node_pre_hook_fn)h->fn)(seen, node->n_slots, h->user);
+        BRG_EXPLAIN(status, "a pre-hook of %s", brg_node_name(node));
         if (status == BRG_OK)
             status = take_replacements(seen, grads, node->n_slots);
         for (size_t i = 0; status == BRG_OK && i < node->n_slots; i++)
@@ -264,6 +266,7 @@ brg_status brg__run_post_hooks(brg_node *node, brg__hook_range range,
         memcpy(seen, grad_in, n * sizeof *seen);
         status = ((brg_node_post_hook_fn)h->fn)(seen, n, grad_out,
                                                 node->n_slots, h->user);
+        BRG_EXPLAIN(status, "a post-hook of %s", brg_node_name(node));
         if (status == BRG_OK)
             status = take_replacements(seen, grad_in, n);
         if (status == BRG_OK)

@@ -221,6 +221,7 @@ static brg_status function_backward(brg_node *node, brg_tensor *const *grad_out,
                                     : def->backward)(ctx, grad_out, grads, &n);
     brg__autocast_swap(policy);
     brg_grad_mode_set(mode);
+    BRG_EXPLAIN(status, "its backward");
     if (status != BRG_OK)
         return status;
     BRG_TRY(check_count(ctx, grads, n));
@@ -439,8 +440,11 @@ static brg_status run_forward(brg_context *ctx, const brg_value *args,
     const brg_function_def *def = &ctx->function->def;
     bool mode = brg_grad_mode_set(false);
     brg_status status = def->forward(ctx, args, ctx->n_args, outputs);
-    if (status == BRG_OK && def->setup_context)
+    BRG_EXPLAIN(status, "its forward");
+    if (status == BRG_OK && def->setup_context) {
         status = def->setup_context(ctx, args, ctx->n_args, outputs);
+        BRG_EXPLAIN(status, "its setup_context");
+    }
     brg_grad_mode_set(mode);
     for (size_t j = 0; status == BRG_OK && j < def->n_outputs; j++)
         if (outputs[j].kind == BRG_VALUE_TENSOR && !outputs[j].as.tensor)

@@ -56,7 +56,9 @@ static brg_status call_fn(const check *c, brg_tensor *const *inputs,
                           brg_tensor **outputs)
 {
     memset(outputs, 0, c->n_outputs * sizeof *outputs);
-    BRG_TRY(c->fn(inputs, outputs, c->user));
+    brg_status status = c->fn(inputs, outputs, c->user);
+    BRG_EXPLAIN(status, "the function");
+    BRG_TRY(status);
     for (size_t k = 0; k < c->n_outputs; k++) {
         if (!outputs[k])
             return brg__error_pending("brg_gradcheck: an output");

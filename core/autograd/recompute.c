@@ -52,7 +52,9 @@ brg_status brg__frame_run(brg__frame *frame, brg_tensor *const *inputs,
                           brg_tensor **outputs)
 {
     memset(outputs, 0, frame->options.n_outputs * sizeof *outputs);
-    BRG_TRY(frame->fn(inputs, outputs, frame->user));
+    brg_status status = frame->fn(inputs, outputs, frame->user);
+    BRG_EXPLAIN(status, "the stretch");
+    BRG_TRY(status);
     for (size_t j = 0; j < frame->options.n_outputs; j++)
         if (!outputs[j])
             return brg__error_pending("an output of a stretch");

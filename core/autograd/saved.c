@@ -95,6 +95,7 @@ static brg_status pack(brg__saved *saved, brg_tensor *t)
     brg_status status = alias ? BRG_OK : brg_error_code();
     if (status == BRG_OK)
         status = hooks->hooks.pack(alias, &saved->packed, hooks->hooks.user);
+    BRG_EXPLAIN(status, "a pack hook");
     innermost = hooks;
     brg_grad_mode_set(mode);
     brg_scope_end(scope);
@@ -196,6 +197,7 @@ static brg_status unpack(const brg_node *owner, const brg__saved *saved,
     bool mode = brg_grad_mode_set(false);
     brg_status status =
         saved->pack->hooks.unpack(saved->packed, out, saved->pack->hooks.user);
+    BRG_EXPLAIN(status, "an unpack hook");
     brg_grad_mode_set(mode);
     if (status == BRG_OK && !*out)
         status = BRG_FAIL(BRG_ERR_CALLBACK,

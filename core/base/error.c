@@ -93,6 +93,21 @@ void brg__error_restore(const brg__error_record *record)
     last = *record;
 }
 
+void brg__error_explain(brg_status status, const char *file, int line,
+                        const char *format, ...)
+{
+    char who[128];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(who, sizeof who, format, args);
+    va_end(args);
+    (void)brg_error_set(
+        status, file, line,
+        "%s returned %s (%s) without a message of its own%s%s", who,
+        brg_status_name(status), brg_status_text(status),
+        last.code == BRG_OK ? "" : "; the last error before it: ", last.text);
+}
+
 brg_status brg__error_prefix(const char *format, ...)
 {
     char text[BRG_ERROR_TEXT_MAX];

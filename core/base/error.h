@@ -52,4 +52,15 @@ void brg__error_restore(const brg__error_record *record);
  * place. Returns the recorded code. */
 brg_status brg__error_prefix(const char *format, ...) BRG_PRINTF(1, 2);
 
+/* After a callback of the user's: a failure that it has not recorded becomes a
+ * record that names it; one of before must not speak for it. */
+#define BRG_EXPLAIN(status, ...)                                               \
+    do {                                                                       \
+        if ((status) != BRG_OK && (status) != brg_error_code())                \
+            brg__error_explain((status), __FILE__, __LINE__, __VA_ARGS__);     \
+    } while (0)
+
+void brg__error_explain(brg_status status, const char *file, int line,
+                        const char *format, ...) BRG_PRINTF(4, 5);
+
 #endif

@@ -220,10 +220,9 @@ brg_status brg__to_device_vjp(brg_vjp *v)
 
 brg_tensor *brg_to(brg_tensor *t, brg_device device)
 {
-    const brg_device_vtable *vtable;
     if (!t || brg__device_equal(t->device, device))
         return t;
-    if (brg__device_find(device, &vtable) != BRG_OK)
+    if (brg__device_check("brg_to", device) != BRG_OK)
         return NULL;
     brg_attrs attrs = {.i = {device.type, device.index}};
     return brg__call1(&brg__op_to_device, t, &attrs);

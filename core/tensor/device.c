@@ -78,10 +78,13 @@ brg_status brg__device_find(brg_device device, const brg_device_vtable **out)
     *out = (unsigned)device.type < BRG_N_DEVICE_TYPES
                ? atomic_load(&table[device.type])
                : NULL;
+    if ((unsigned)device.type >= BRG_N_DEVICE_TYPES)
+        return BRG_FAIL(BRG_ERR_DEVICE, "%d is not a type of device",
+                        (int)device.type);
     if (!*out)
         return BRG_FAIL(BRG_ERR_DEVICE,
-                        "device %s is not available: its component is not "
-                        "loaded",
+                        "device %s is not available: call brg_device_load "
+                        "first",
                         brg__device_text(device, text));
     return BRG_OK;
 }
@@ -145,7 +148,7 @@ int brg_device_count(brg_device_type type)
     return vtable->count ? vtable->count() : 1;
 }
 
-static brg_status check_device(const char *name, brg_device device)
+brg_status brg__device_check(const char *name, brg_device device)
 {
     const brg_device_vtable *vtable;
     BRG_TRY(brg__device_find(device, &vtable));
@@ -161,7 +164,7 @@ static _Thread_local brg_device current;
 
 brg_status brg_device_set(brg_device device)
 {
-    BRG_TRY(check_device("brg_device_set", device));
+    BRG_TRY(brg__device_check("brg_device_set", device));
     current = device;
     return BRG_OK;
 }
@@ -173,7 +176,7 @@ brg_device brg_device_get(void)
 
 brg_status brg_device_synchronize(brg_device device)
 {
-    BRG_TRY(check_device("brg_device_synchronize", device));
+    BRG_TRY(brg__device_check("brg_device_synchronize", device));
     const brg_device_vtable *vtable;
     BRG_TRY(brg__device_find(device, &vtable));
     return vtable->synchronize ? vtable->synchronize(device) : BRG_OK;
@@ -183,7 +186,7 @@ brg_status brg_device_stream(brg_device device, void **out)
 {
     BRG_CHECK_ARG(out, "brg_device_stream: out is NULL");
     *out = NULL;
-    BRG_TRY(check_device("brg_device_stream", device));
+    BRG_TRY(brg__device_check("brg_device_stream", device));
     const brg_device_vtable *vtable;
     BRG_TRY(brg__device_find(device, &vtable));
     return vtable->stream ? vtable->stream(device, out) : BRG_OK;
@@ -193,7 +196,7 @@ brg_status brg_device_get_counts(brg_device device, brg_device_counts *filled)
 {
     BRG_CHECK_ARG(filled, "brg_device_get_counts: filled is NULL");
     *filled = (brg_device_counts){0};
-    BRG_TRY(check_device("brg_device_get_counts", device));
+    BRG_TRY(brg__device_check("brg_device_get_counts", device));
     const brg_device_vtable *vtable;
     BRG_TRY(brg__device_find(device, &vtable));
     return vtable->counts ? vtable->counts(device, filled) : BRG_OK;

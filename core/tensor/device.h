@@ -7,6 +7,8 @@
 
 /* Fails naming the device if none is registered. */
 brg_status brg__device_find(brg_device device, const brg_device_vtable **out);
+/* The same, and if it has no device of this index; `name`: of the call. */
+brg_status brg__device_check(const char *name, brg_device device);
 
 const char *brg__device_text(brg_device device, char text[24]);
 

@@ -91,6 +91,7 @@ static brg_status tell_params(brg_reducer *r)
     brg_status status = list ? BRG_OK : BRG_ERR_NOMEM;
     if (status == BRG_OK && hook->ops.attach)
         status = hook->ops.attach(hook->user, list, n);
+    BRG_EXPLAIN(status, "the attach of a communication hook");
     brg__mem_free(list);
     return status;
 }
@@ -205,8 +206,12 @@ bool brg__hook_takes(const brg_reducer *r, size_t k)
     return r->options.hook && r->plan.buckets[k].n_params > 0;
 }
 
-static brg_status blame(const brg_reducer *r, const char *what, size_t k)
+static brg_status judge(const brg_reducer *r, brg_status status,
+                        const char *what, size_t k)
 {
+    if (status == BRG_OK)
+        return BRG_OK;
+    BRG_EXPLAIN(status, "it");
     return brg__error_prefix("rank %d: hook '%s', %s of bucket %zu: ", r->rank,
                              r->options.hook->name, what, k);
 }
@@ -216,8 +221,8 @@ brg_status brg__hook_start(brg_reducer *r, size_t k)
     const brg_comm_hook *hook = r->options.hook;
     if (k == 0)
         r->hooked.is_started = false;
-    if (hook->ops.start(hook->user, &r->hooked.buckets[k]) != BRG_OK)
-        return blame(r, "the start", k);
+    BRG_TRY(judge(r, hook->ops.start(hook->user, &r->hooked.buckets[k]),
+                  "the start", k));
     if (!r->buckets[k].work)
         return BRG_FAIL(BRG_ERR_CALLBACK,
                         "rank %d: hook '%s' started nothing for bucket %zu",
@@ -233,9 +238,9 @@ static brg_status start_again(brg_reducer *r)
         return BRG_OK;
     r->hooked.is_started = true;
     for (size_t k = 0; k < r->plan.n_buckets; k++)
-        if (brg__hook_takes(r, k) &&
-            hook->ops.again(hook->user, &r->hooked.buckets[k]) != BRG_OK)
-            return blame(r, "the second round", k);
+        if (brg__hook_takes(r, k))
+            BRG_TRY(judge(r, hook->ops.again(hook->user, &r->hooked.buckets[k]),
+                          "the second round", k));
     return BRG_OK;
 }
 
@@ -243,9 +248,8 @@ brg_status brg__hook_finish(brg_reducer *r, size_t k)
 {
     const brg_comm_hook *hook = r->options.hook;
     BRG_TRY(start_again(r));
-    if (hook->ops.finish(hook->user, &r->hooked.buckets[k]) != BRG_OK)
-        return blame(r, "the end", k);
-    return BRG_OK;
+    return judge(r, hook->ops.finish(hook->user, &r->hooked.buckets[k]),
+                 "the end", k);
 }
 
 /* ---- For the hooks -------------------------------------------------------------- */

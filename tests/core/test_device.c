@@ -72,6 +72,19 @@ static void test_device__set_needs_one(void **state)
     assert_int_equal(brg_device_get().type, BRG_DEVICE_CPU);
 }
 
+static void test_device__to_needs_one(void **state)
+{
+    (void)state;
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *x = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(3));
+    assert_brg_null_with(brg_to(x, (brg_device){BRG_DEVICE_CPU, 9}),
+                         BRG_ERR_DEVICE,
+                         "brg_to: there is no cpu:9, only 1 of these");
+    assert_brg_null_with(brg_to(x, (brg_device){77, 0}), BRG_ERR_DEVICE,
+                         "77 is not a type of device");
+    brg_scope_end(scope);
+}
+
 static void test_device__new_tensors_are_there(void **state)
 {
     (void)state;
@@ -338,6 +351,7 @@ int main(void)
         TEST(test_device__parse),
         TEST(test_device__load_says_what_is_missing),
         TEST(test_device__set_needs_one),
+        TEST(test_device__to_needs_one),
         TEST(test_device__new_tensors_are_there),
         TEST(test_device__random_numbers_are_the_same),
         TEST(test_device__to_copies_any_layout),
