@@ -9,6 +9,7 @@
 #include "comm/work.h"
 #include "core/base/clock.h"
 #include "core/base/env.h"
+#include "core/base/log.h"
 #include "core/base/options.h"
 #include "core/base/progress.h"
 
@@ -142,7 +143,32 @@ static void free_block(brg_pg *pg, const brg__pg_block *block)
         brg__block_free(block->ptr, block->nbytes, BRG_CACHE_LINE);
 }
 
+void brg__pg_hold(brg_pg *pg)
+{
+    pg->n_holders++;
+}
+
+void brg__pg_let_go(brg_pg *pg)
+{
+    if (--pg->n_holders == 0 && pg->is_unwanted)
+        brg__pg_close(pg);
+}
+
 void brg_pg_destroy(brg_pg *pg)
+{
+    if (!pg || pg->is_borrowed)
+        return;
+    pg->is_unwanted = true;
+    if (pg->n_holders == 0)
+        brg__pg_close(pg);
+    else
+        brg__log(BRG_LOG_WARN, "comm",
+                 "rank %d: a group was destroyed before its %u reducers; it "
+                 "stays until they are",
+                 pg->end.rank, (unsigned)pg->n_holders);
+}
+
+void brg__pg_close(brg_pg *pg)
 {
     if (!pg)
         return;

@@ -40,6 +40,9 @@ struct brg_pg {
     brg__record_ring *trace;
     bool is_coalescing;
     bool is_registered; /* with the thread's progress hook */
+    bool is_borrowed;   /* by the user: brg_pg_destroy does nothing */
+    bool is_unwanted;   /* destroyed while held */
+    uint32_t n_holders; /* reducers */
     brg_pg_stats stats;
     BRG__ARRAY(brg__pg_block) blocks;
     brg__error_record error; /* sticky; code BRG_OK while healthy */
@@ -48,6 +51,14 @@ struct brg_pg {
 /* A group through `backend`; what brg_pg_create does once it has found one. */
 brg_status brg__pg_make(brg_pg **out, const brg_backend *backend,
                         const brg_pg_options *options);
+
+/* Destroys it, whoever holds it. NULL is allowed. */
+void brg__pg_close(brg_pg *pg);
+
+/* What works in the group's memory keeps it: destroyed meanwhile, it goes when
+ * the last one lets go. */
+void brg__pg_hold(brg_pg *pg);
+void brg__pg_let_go(brg_pg *pg);
 
 /* One poll of the backend; false if the group has failed (now or before).
  * Sets no record of the caller's. */

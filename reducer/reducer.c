@@ -191,6 +191,7 @@ brg_status brg__reducer_prepare(brg_reducer **out, brg_pg *pg,
         return BRG_ERR_NOMEM;
     brg_status status;
     r->pg = pg;
+    brg__pg_hold(pg);
     r->rank = brg_pg_rank(pg);
     r->world_size = brg_pg_world_size(pg);
     r->n_params = n_params;
@@ -397,6 +398,7 @@ void brg_reducer_destroy(brg_reducer *r)
     brg__mem_free(r->notes);
     brg__inbox_deinit(&r->inbox);
     brg__plan_deinit(&r->plan);
+    brg__pg_let_go(r->pg);
     brg__mem_free(r);
     brg__error_restore(&kept);
 }

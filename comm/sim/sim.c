@@ -4,6 +4,7 @@
 
 #include "comm/call.h"
 #include "comm/local.h"
+#include "comm/pg.h"
 #include "comm/sim/world.h"
 #include "comm/trace.h"
 #include "core/base/clock.h"
@@ -179,10 +180,10 @@ static brg_status run_program(brg__sim_rank *rank)
     options.timeout_s = world->options.timeout_s;
     BRG_TRY(brg__pg_make(&pg, &backend_sim, &options));
     brg_error_clear();
+    pg->is_borrowed = true;
     brg_status status = world->fn(pg, world->user);
-    if (status != BRG_OK && brg_error_code() == BRG_OK)
-        (void)BRG_FAIL(status, "%s", brg_status_text(status));
-    brg_pg_destroy(pg);
+    BRG_EXPLAIN(status, "the program");
+    brg__pg_close(pg);
     return status;
 }
 
