@@ -74,9 +74,11 @@ void brg__recording_begin(brg_reducer *r)
 void brg__recording_gradient(brg_reducer *r, size_t i)
 {
     brg__recording *rec = &r->recording;
+    /* The last one's look at the clock has been taken. */
+    bool is_last = r->is_closing || r->n_ready == r->n_params;
     rec->ready_ns[rec->n_done * r->n_params + i] =
-        r->is_closing ? r->stats.last_ready_ns
-                      : brg__pg_clock_ns(r->pg) - r->start_ns;
+        is_last ? r->stats.last_ready_ns
+                : brg__pg_clock_ns(r->pg) - r->start_ns;
 }
 
 void brg__recording_end(brg_reducer *r)

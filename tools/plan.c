@@ -123,13 +123,17 @@ static int parse(int argc, char **argv, options *o)
     return o->path ? 0 : tool_usage("plan", "missing argument", "file");
 }
 
-/* Gradients of the float tensors, in the file's order. */
+/* Gradients of the float tensors, in the file's order; the optimizer's state in
+ * a checkpoint has none. */
 static size_t list_params(const brg_safetensors *file, brg_reducer_param *list)
 {
+    static const char state[] = "optim/";
     const brg_safetensors_info *info;
     size_t n = 0;
+    bool is_checkpoint = brg_safetensors_metadata(file, "brigade.checkpoint");
     for (size_t i = 0; (info = brg_safetensors_at(file, i)); i++)
-        if (brg_dtype_is_float(info->dtype))
+        if (brg_dtype_is_float(info->dtype) &&
+            !(is_checkpoint && strncmp(info->name, state, strlen(state)) == 0))
             list[n++] = (brg_reducer_param){
                 .name = info->name,
                 .count = info->nbytes / brg_dtype_size(info->dtype),

@@ -17,9 +17,9 @@ TOOL = os.environ.get("BRG_TOOL", "")
 COMMANDS = re.findall(r"X\((\w+), \"", (ROOT / "tools/commands.h").read_text())
 
 
-def write_safetensors(path, tensors):
+def write_safetensors(path, tensors, metadata=None):
     """name -> (dtype, bytes of an element, shape); zeros."""
-    header, at = {}, 0
+    header, at = {"__metadata__": metadata} if metadata else {}, 0
     for name, (dtype, size, shape) in tensors.items():
         n = size
         for dim in shape:
@@ -107,6 +107,15 @@ class ToolTest(ProgramTest):
                          [("bf16", ["half"]),
                           ("f32", ["c.bias", "b.weight"]),
                           ("f32", ["a.weight"]), ])
+
+    def test_plan_of_a_checkpoint(self):
+        tensors = {"fc.weight": ("F32", 4, [10]),
+                   "optim/exp_avg/fc.weight": ("F32", 4, [10])}
+        path = write_safetensors(self.folder / "run.safetensors", tensors,
+                                 {"brigade.checkpoint": "1"})
+        self.assertRegex(self.run_tool("plan", path).out, "^1 gradients in 1 ")
+        path = write_safetensors(self.folder / "model.safetensors", tensors)
+        self.assertRegex(self.run_tool("plan", path).out, "^2 gradients in 1 ")
 
     def test_plan_of_a_bad_file(self):
         run = self.run_tool("plan", self.folder / "none", code=1)

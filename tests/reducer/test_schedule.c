@@ -469,6 +469,38 @@ static void test_schedule__profiles_are_written_and_read(void **state)
     assert_brg_fails(brg_profile_read(&p, temp_path("none")), BRG_ERR_IO);
 }
 
+/* By a clock that goes on between two looks. */
+static void test_schedule__profiles_of_real_time(void **state)
+{
+    (void)state;
+    enum { N = 3, N_RECORDED = 9 };
+    const char *path = temp_path("profile");
+    double grads[N] = {1, 2, 3};
+    brg_reducer_param params[N];
+    for (int i = 0; i < N; i++)
+        params[i] = (brg_reducer_param){
+            .grad = &grads[i], .count = 1, .dtype = BRG_DTYPE_F64};
+    brg_pg *pg;
+    brg_reducer *r;
+    brg_profile *p;
+    assert_brg_ok(brg_pg_create_self(&pg));
+    assert_brg_ok(brg_reducer_create(&r, pg, params, N, NULL));
+    assert_brg_ok(brg_reducer_record(r, N_RECORDED));
+    for (int step = 0; step < N_RECORDED; step++) {
+        for (size_t i = N; i-- > 0;)
+            assert_brg_ok(brg_reducer_mark_ready(r, i));
+        assert_brg_ok(brg_reducer_wait(r));
+    }
+    assert_brg_ok(brg_reducer_get_profile(r, &p));
+    assert_true(p->grads[N - 1].ready_ns <= p->backward_ns);
+    assert_brg_ok(brg_profile_write(p, path));
+    brg_profile_destroy(p);
+    assert_brg_ok(brg_profile_read(&p, path));
+    brg_profile_destroy(p);
+    brg_reducer_destroy(r);
+    brg_pg_destroy(pg);
+}
+
 static void test_schedule__damaged_profiles_are_refused(void **state)
 {
     (void)state;
@@ -639,6 +671,7 @@ int main(void)
         cmocka_unit_test(test_schedule__refuses_what_lasts_for_ages),
         cmocka_unit_test(test_schedule__virtual_step_is_as_predicted),
         cmocka_unit_test(test_schedule__profiles_are_written_and_read),
+        cmocka_unit_test(test_schedule__profiles_of_real_time),
         cmocka_unit_test(test_schedule__damaged_profiles_are_refused),
         cmocka_unit_test(test_schedule__survives_want_of_memory),
         cmocka_unit_test(test_schedule__options_that_do_not_go_together),
