@@ -4,7 +4,7 @@ usage="usage: scripts/train.sh [--ranks N] [--model mlp|cnn|gpt] [arguments of t
   --ranks N   processes that mpirun starts; 2 unless told otherwise
   --model M   mlp or cnn on Fashion-MNIST, gpt on the King James Bible; mlp
               unless told otherwise
-All other arguments go to the trainer; --help shows them after these."
+All other arguments go to the trainer; --help shows them too once it is built."
 cd "$(dirname "$0")/.." || exit 1
 . scripts/common.sh
 . scripts/env.sh
@@ -30,7 +30,7 @@ while test $# -gt 0; do
     --model=*) model=${1#*=} ;;
     --data) data=$1; arguments+=("$1") ;;
     --data=*) data=$1; arguments+=("$1") ;;
-    -h | --help) help=yes; arguments+=("$1") ;;
+    -h | --help) help=yes ;;
     *) arguments+=("$1") ;;
     esac
     shift
@@ -38,7 +38,6 @@ done
 case $ranks in
 '' | *[!0-9]* | 0) die "--ranks is '$ranks', expected a number from 1" ;;
 esac
-test -z "$help" || { echo "$usage"; ranks=1; }
 
 # The trainer and the packages with its data; both trainers take --data.
 case $model in
@@ -57,6 +56,11 @@ test -z "$data" || packages=""
 
 folder=build/train
 trainer=$folder/examples/$program/$program
+if test "$help"; then
+    echo "$usage"
+    test ! -x "$trainer" || exec "$trainer" --help
+    exit 0
+fi
 # shellcheck disable=SC2086
 need_packages $BUILD_PACKAGES $packages
 if test $program = gpt && test -z "$data"; then
