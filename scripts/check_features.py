@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Every test that docs/features.md, docs/communication-hooks.md and docs/compiled.md
-name exists, every yes of Brigade's names one, and every no a reason."""
+name exists, every yes of Brigade's names one, and every no a reason; and
+docs/README.md leads to every page."""
 import pathlib
 import re
 import sys
@@ -42,9 +43,21 @@ def check_compiled(known):
             yield f"docs/compiled.md: there is no test {begin}*"
 
 
+def check_index():
+    """docs/README.md leads to every page, and no link of a page to nothing."""
+    text = (ROOT / "docs/README.md").read_text()
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        if page.name != "README.md" and f"({page.name})" not in text:
+            yield f"docs/README.md: no link to {page.name}"
+        words = re.sub(r"^    .*$", "", page.read_text(), flags=re.M)
+        for link in re.findall(r"\]\(([^)#:]+)\)", words):
+            if not (page.parent / link).exists():
+                yield f"docs/{page.name}: there is no {link}"
+
+
 def main():
     known = known_tests()
-    problems = list(check_compiled(known))
+    problems = list(check_compiled(known)) + list(check_index())
     for page in "features.md", "communication-hooks.md":
         text = (ROOT / "docs" / page).read_text()
         for name in sorted(set(re.findall(r"`(test_\w+)`", text))):
