@@ -207,35 +207,37 @@ static brg__variant *new_variant(brg__function *f)
     return oldest;
 }
 
+static brg_status fill(const brg__function *f, const brg__traced_call *call,
+                       brg__variant *v)
+{
+    brg__traced_call traced = *call;
+    traced.wants_graph = &v->wants_graph;
+    brg_status status = brg__segment_create(&v->segment, &traced, f->backend);
+    if (status == BRG_ERR_UNSUPPORTED) {
+        v->reason = brg__mem_strdup(brg_error_message());
+        status = v->reason ? BRG_OK : BRG_ERR_NOMEM;
+    }
+    BRG_TRY(status);
+    if (v->segment && f->is_relaunched && v->segment->captured.is_step)
+        BRG_TRY(brg__relauncher_create(&v->segment->relauncher));
+    BRG_TRY(append(&v->key, f->key.at, f->key.n));
+    return append(&v->shapes, f->shapes.at, f->shapes.n);
+}
+
+/* Nothing can fail once it has its place: each segment there has its name. */
 static brg_status capture(brg__function *f, const brg__traced_call *call,
                           brg__variant **out)
 {
-    brg__segment *segment;
-    char *reason = NULL;
-    bool wants_graph = false;
-    brg__traced_call traced = *call;
-    traced.wants_graph = &wants_graph;
-    brg_status status = brg__segment_create(&segment, &traced, f->backend);
-    if (status == BRG_OK && f->is_relaunched && segment->captured.is_step)
-        status = brg__relauncher_create(&segment->relauncher);
-    if (status != BRG_OK && status != BRG_ERR_UNSUPPORTED)
-        brg__segment_release(segment);
-    if (status == BRG_ERR_UNSUPPORTED) {
-        reason = brg__mem_strdup(brg_error_message());
-        status = reason ? BRG_OK : BRG_ERR_NOMEM;
-    }
-    if (status != BRG_OK)
+    brg__variant fresh = {0};
+    brg_status status = fill(f, call, &fresh);
+    if (status != BRG_OK) {
+        brg__variant_clear(&fresh);
         return status;
-    brg__variant *v = new_variant(f);
-    *out = v;
-    v->segment = segment;
-    v->reason = reason;
-    v->wants_graph = wants_graph;
-    BRG_TRY(append(&v->key, f->key.at, f->key.n));
-    BRG_TRY(append(&v->shapes, f->shapes.at, f->shapes.n));
-    if (!segment)
-        return BRG_OK;
-    name_segment(f, call, v);
+    }
+    *out = new_variant(f);
+    **out = fresh;
+    if (fresh.segment)
+        name_segment(f, call, *out);
     return BRG_OK;
 }
 
