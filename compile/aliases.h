@@ -19,12 +19,12 @@ static inline void brg__mark_tensor(const brg_tensor *t, uint64_t mark)
         atomic_store_explicit(&t->storage->mark, mark, memory_order_relaxed);
 }
 
-/* Where the leaf's gradient lies, or will. */
-static inline void brg__mark_gradient(const brg_tensor *leaf, uint64_t mark)
+/* Where the leaf's gradient lies, or will. `node` accumulates it; its lock is
+ * held, since other threads may add to the same leaf. */
+static inline void brg__mark_gradient(const brg_node *node, uint64_t mark)
 {
-    const brg__autograd *a = brg__autograd_of(leaf);
-    if (a)
-        brg__mark_tensor(a->grad ? a->grad : a->home, mark);
+    const brg__autograd *a = brg__autograd_of(node->leaf);
+    brg__mark_tensor(a->grad ? a->grad : a->home, mark);
 }
 
 static inline bool brg__is_marked(const brg_tensor *t, uint64_t mark)

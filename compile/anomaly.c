@@ -34,10 +34,12 @@ static brg_status bad_leaves(const brg__task *task, names *list)
         if (!visit->is_needed || !brg__node_is_accumulate(visit->node))
             continue;
         const brg_tensor *leaf = visit->node->leaf;
-        brg_tensor *grad = brg__autograd_of(leaf)->grad;
         bool is_bad = false;
-        if (grad)
-            BRG_TRY(brg__has_nan(grad, &is_bad));
+        pthread_mutex_lock(&visit->node->lock);
+        brg_tensor *grad = brg__autograd_of(leaf)->grad;
+        brg_status status = grad ? brg__has_nan(grad, &is_bad) : BRG_OK;
+        pthread_mutex_unlock(&visit->node->lock);
+        BRG_TRY(status);
         if (is_bad)
             add_name(list, n_leaves, leaf);
         n_leaves++;

@@ -395,14 +395,16 @@ static void put_class(brg__bytes *key, const brg_node *node)
 }
 
 /* Whether the leaf has a gradient, and of which kind. */
-static void put_grad(brg__collected *c, const brg_node *node)
+static void put_grad(brg__collected *c, brg_node *node)
 {
+    pthread_mutex_lock(&node->lock);
     const brg_tensor *grad = brg__autograd_of(node->leaf)->grad;
     uint8_t kind[2] = {grad ? 1 + (grad->sparse != NULL) : 0,
                        grad && brg__requires_grad(grad)};
     put(&c->key, kind, sizeof kind);
     c->is_sparse |= grad && grad->sparse;
-    brg__mark_gradient(node->leaf, c->mark);
+    brg__mark_gradient(node, c->mark);
+    pthread_mutex_unlock(&node->lock);
 }
 
 /* Where unpacking cuts the plan, of a function that unpacks for itself. */

@@ -102,18 +102,41 @@ static brg_tensor *leaf_of(const brg__leaf *leaf, brg_tensor *const *inputs)
     return leaf->tensor ? leaf->tensor : inputs[leaf->input];
 }
 
-static bool reads_gradients(const brg__segment *s, brg_tensor *const *inputs)
+static brg_status mark_leaf(brg_tensor *leaf, uint64_t mark)
+{
+    brg_node *node;
+    BRG_TRY(brg__accumulate_node(&node, leaf));
+    pthread_mutex_lock(&node->lock);
+    brg__mark_gradient(node, mark);
+    pthread_mutex_unlock(&node->lock);
+    brg_node_release(node);
+    return BRG_OK;
+}
+
+static brg_status find_reads(const brg__segment *s, brg_tensor *const *inputs,
+                             bool *reads)
 {
     const brg__captured *c = &s->captured;
     uint64_t mark = brg__mark_new();
-    bool reads = false;
+    *reads = false;
     for (size_t i = 0; i < c->edges.n; i++)
-        brg__mark_gradient(leaf_of(&c->edges.at[i], inputs), mark);
+        BRG_TRY(mark_leaf(leaf_of(&c->edges.at[i], inputs), mark));
     for (int i = 0; i < c->forward.n_inputs; i++)
-        reads |= brg__is_marked(inputs[i], mark);
+        *reads |= brg__is_marked(inputs[i], mark);
     for (size_t id = 0; id < c->forward.values.n; id++)
-        reads |= brg__is_marked(c->forward.values.at[id].constant, mark);
-    return reads;
+        *reads |= brg__is_marked(c->forward.values.at[id].constant, mark);
+    return BRG_OK;
+}
+
+static brg_status refuse_reads(const brg__segment *s, brg_tensor *const *inputs)
+{
+    bool reads;
+    if (!s->captured.is_step)
+        return BRG_OK;
+    BRG_TRY(find_reads(s, inputs, &reads));
+    return reads
+               ? BRG_FAIL(BRG_ERR_UNSUPPORTED, "capture: " BRG__READS_GRADIENT)
+               : BRG_OK;
 }
 
 static brg_status new_segment(brg__segment **out)
@@ -153,9 +176,8 @@ brg_status brg__segment_create(brg__segment **out, const brg__traced_call *call,
                                         .object = s,
                                         .ends_backward = true};
     brg_status status = brg__trace(&s->captured, &traced);
-    if (status == BRG_OK && s->captured.is_step &&
-        reads_gradients(s, call->inputs))
-        status = BRG_FAIL(BRG_ERR_UNSUPPORTED, "capture: " BRG__READS_GRADIENT);
+    if (status == BRG_OK)
+        status = refuse_reads(s, call->inputs);
     if (status == BRG_OK)
         status = make_ready(s, call->inputs, call->n_inputs, backend);
     return finish(out, s, status);
@@ -239,8 +261,9 @@ static brg__segment_fit leaves_fit(const brg__segment *s,
                           now.self == leaf->part.self;
         return is_rebuilt ? BRG__SEGMENT_STALE : BRG__SEGMENT_OTHER;
     }
-    return c->is_step && reads_gradients(s, inputs) ? BRG__SEGMENT_OTHER
-                                                    : BRG__SEGMENT_FITS;
+    bool reads = false;
+    bool is_known = !c->is_step || find_reads(s, inputs, &reads) == BRG_OK;
+    return is_known && !reads ? BRG__SEGMENT_FITS : BRG__SEGMENT_OTHER;
 }
 
 /* Inputs are known by their address if they were when it was captured. */

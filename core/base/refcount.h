@@ -38,10 +38,11 @@ static inline bool brg__ref_release_shared(brg__refcount *r)
     return atomic_fetch_sub_explicit(&r->n, 1, memory_order_acq_rel) == 1;
 }
 
-/* Retain unless the count has already dropped to zero (weak references). */
+/* Retain unless the count has already dropped to zero (weak references); then
+ * what its owners did has happened before. */
 static inline bool brg__ref_try_retain(brg__refcount *r)
 {
-    int32_t n = atomic_load_explicit(&r->n, memory_order_relaxed);
+    int32_t n = atomic_load_explicit(&r->n, memory_order_acquire);
     while (n > 0)
         if (atomic_compare_exchange_weak(&r->n, &n, n + 1))
             return true;
