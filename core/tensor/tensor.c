@@ -232,13 +232,14 @@ brg_tensor *brg_detach(brg_tensor *t)
     return brg__scope_adopt(alias);
 }
 
-/* First and last element that the layout can reach. */
+/* First and last element that the layout can reach; of none, where it lies. */
 static bool stays_inside(const brg__layout *layout, size_t nbytes)
 {
     int64_t low = layout->offset, high = layout->offset;
+    int64_t n = (int64_t)(nbytes / brg_dtype_size(layout->dtype));
     for (int i = 0; i < layout->ndim; i++) {
         if (layout->shape[i] == 0)
-            return true;
+            return layout->offset >= 0 && layout->offset <= n;
         int64_t reach;
         if (__builtin_mul_overflow(layout->shape[i] - 1, layout->stride[i],
                                    &reach))
@@ -247,7 +248,6 @@ static bool stays_inside(const brg__layout *layout, size_t nbytes)
                                    reach < 0 ? &low : &high))
             return false;
     }
-    int64_t n = (int64_t)(nbytes / brg_dtype_size(layout->dtype));
     return low >= 0 && high < n;
 }
 

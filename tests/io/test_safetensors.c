@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Safetensors: written and read back, and every header that is wrong. */
+#include <brigade/autograd.h>
 #include <brigade/io.h>
+#include <brigade/ops.h>
 
 #include <cjson/cJSON.h>
 #include <errno.h>
@@ -74,6 +76,37 @@ static void test_safetensors__every_dtype_there_and_back(void **state)
                             brg_tensor_nbytes(t));
         brg_release(t);
     }
+    brg_safetensors_close(file);
+    brg_scope_end(scope);
+}
+
+/* Written and read through a row-major copy. */
+static void test_safetensors__tensors_with_other_strides(void **state)
+{
+    (void)state;
+    const float v[] = {1, 2, 3, 4, 5, 6}, turned[] = {1, 4, 2, 5, 3, 6};
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *rows = brg_from_data(BRG_DTYPE_F32, BRG_SHAPE(2, 3), v);
+    brg_tensor *columns = brg_transpose(rows, 0, 1), *t;
+    const brg_named_tensor list[] = {{"t", columns}};
+    const char *path = temp_path("turned.safetensors");
+    assert_brg_ok(brg_safetensors_save(path, list, 1, NULL, 0));
+    brg_safetensors *file;
+    assert_brg_ok(brg_safetensors_open(&file, path));
+    assert_brg_ok(brg_safetensors_load(&t, file, "t"));
+    assert_true(brg_tensor_is_contiguous(t));
+    assert_memory_equal(brg_tensor_data(t), turned, sizeof turned);
+    assert_brg_ok(brg_zero_(rows));
+    assert_brg_ok(brg_set_requires_grad(rows, true)); /* not recorded */
+    uint32_t version = brg_tensor_version(rows);
+    assert_brg_ok(brg_safetensors_read(file, "t", columns));
+    assert_memory_equal(brg_tensor_data(rows), v, sizeof v);
+    assert_true(brg_tensor_version(rows) != version);
+    assert_true(brg_grad_mode());
+    brg_error_clear();
+    assert_brg_fails_with(brg_safetensors_read(file, "t", NULL), BRG_ERR_ARG,
+                          "filled");
+    brg_release(t);
     brg_safetensors_close(file);
     brg_scope_end(scope);
 }
@@ -503,6 +536,7 @@ int main(void)
     fail_alloc_install();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_safetensors__every_dtype_there_and_back),
+        cmocka_unit_test(test_safetensors__tensors_with_other_strides),
         cmocka_unit_test(test_safetensors__listing_is_by_name),
         cmocka_unit_test(test_safetensors__tensors_are_aligned_in_the_file),
         cmocka_unit_test(test_safetensors__empty_file_of_tensors),
