@@ -234,10 +234,12 @@ static brg_status piece_pack(brg_tensor *t, void **packed, void *user)
     } else {
         status = to_disk(p, s, t);
     }
-    if (status == BRG_OK)
+    if (status == BRG_OK) {
         *packed = p;
-    else
-        brg__obj_free(p, sizeof *p);
+        return BRG_OK;
+    }
+    brg_release(p->tensor);
+    brg__obj_free(p, sizeof *p);
     return status;
 }
 

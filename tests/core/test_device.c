@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Tensors on another device than the CPU, with a device made for the test. */
+#include <math.h>
+
 #include <brigade/brigade.h>
 
 #include "core/ops/op.h"
@@ -237,6 +239,58 @@ static void test_device__offload_brings_back(void **state)
     ASSERT_VALUES(brg_tensor_grad(x), 1, 1, 1, 1, 1, 1);
 }
 
+static brg_status offload_once(brg_offload_kind kind, float *filled)
+{
+    brg_offload_options options = BRG_OFFLOAD_OPTIONS_INIT;
+    options.kind = kind;
+    options.min_bytes = 1;
+    brg_tensor *x = make(THERE);
+    assert_brg_ok(brg_set_requires_grad(x, true));
+    assert_brg_ok(brg_offload_begin(&options));
+    brg_tensor *y = brg_transpose(brg_mul_scalar(x, 0.5), 0, 1);
+    y = brg_square(brg_exp(y));
+    brg_status status = y ? BRG_OK : brg_error_code();
+    assert_brg_ok(brg_offload_end());
+    if (status == BRG_OK)
+        status = brg_backward(brg_sum_all(y));
+    if (status == BRG_OK)
+        status = brg_tensor_read(brg_tensor_grad(x), filled, 6 * sizeof(float));
+    return status;
+}
+
+/* Each copy between the two memories fails once: the op or the backward that
+ * asked for it says so, and nothing is lost. */
+static void test_device__offload_of_which_a_copy_fails(void **state)
+{
+    (void)state;
+    float grads[2][6] = {{0}};
+    brg_memory_stats before, after;
+    for (int kind = 0; kind < 2; kind++) {
+        brg_status status = BRG_ERR_DEVICE;
+        for (int64_t n = 2; status != BRG_OK; n++) { /* make's is the first */
+            brg_memory_get_stats(&before);
+            brg_scope *scope = brg_scope_begin();
+            seen.n_copies = 0;
+            seen.failing_copy = n;
+            status = offload_once((brg_offload_kind)kind, grads[kind]);
+            seen.failing_copy = 0;
+            if (status != BRG_OK) {
+                assert_int_equal(status, BRG_ERR_DEVICE);
+                assert_non_null(strstr(brg_error_message(), "failed"));
+            }
+            brg_scope_end(scope);
+            brg_memory_get_stats(&after);
+            assert_true(after.in_use == before.in_use);
+            assert_int_equal(seen.n_blocks, 0);
+            assert_true(n < 100);
+        }
+    }
+    for (int i = 0; i < 6; i++) {
+        assert_true(fabs(grads[0][i] - exp(1 + i)) < 1e-5 * exp(1 + i));
+        assert_true(grads[0][i] == grads[1][i]);
+    }
+}
+
 /* ---- Gradients in the wrong place ------------------------------------------- */
 
 static brg_status call_on(brg_context *ctx, const brg_value *args,
@@ -362,6 +416,7 @@ int main(void)
         TEST(test_device__out_of_memory_names_the_tensor),
         TEST(test_device__optimizer_hands_all_parameters_over),
         TEST(test_device__offload_brings_back),
+        TEST(test_device__offload_of_which_a_copy_fails),
         TEST(test_device__gradients_in_the_wrong_place_are_named),
         TEST(test_device__a_gradient_of_one_number_is_moved),
     };

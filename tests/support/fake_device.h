@@ -20,6 +20,7 @@
 static struct {
     int64_t n_blocks; /* in use */
     int64_t n_copies;
+    int64_t failing_copy; /* the number of one that fails; 0: none */
     int64_t n_kernels;
     int64_t n_launches; /* of kernels of the test, on its queue */
     size_t n_updates;
@@ -50,7 +51,9 @@ static brg_status fake_copy(brg_device to, void *dst, brg_device from,
 {
     (void)to;
     (void)from;
-    seen.n_copies++;
+    if (++seen.n_copies == seen.failing_copy)
+        return brg_error_set(BRG_ERR_DEVICE, __FILE__, __LINE__,
+                             "copy %lld failed", (long long)seen.n_copies);
     memcpy(dst, src, nbytes);
     return BRG_OK;
 }
