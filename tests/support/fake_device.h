@@ -20,7 +20,8 @@
 static struct {
     int64_t n_blocks; /* in use */
     int64_t n_copies;
-    int64_t failing_copy; /* the number of one that fails; 0: none */
+    int64_t n_allocs;
+    int64_t failing_copy, failing_alloc; /* the n-th fails; 0: none */
     int64_t n_kernels;
     int64_t n_launches; /* of kernels of the test, on its queue */
     size_t n_updates;
@@ -30,8 +31,10 @@ static struct {
 static brg_status fake_alloc(brg_device device, void **out, size_t nbytes)
 {
     (void)device;
-    *out =
-        nbytes < (1u << 30) ? aligned_alloc(64, (nbytes + 63) / 64 * 64) : NULL;
+    bool fails = ++seen.n_allocs == seen.failing_alloc;
+    *out = nbytes < (1u << 30) && !fails
+               ? aligned_alloc(64, (nbytes + 63) / 64 * 64)
+               : NULL;
     seen.n_blocks += *out != NULL;
     return *out ? BRG_OK
                 : brg_error_set(BRG_ERR_NOMEM, __FILE__, __LINE__,
