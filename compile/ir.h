@@ -216,10 +216,8 @@ bool brg__ir_is_closed(const brg__ir *ir);
 /* No node speaks of a visit as high as this. */
 size_t brg__ir_count_visits(const brg__ir *ir);
 
-/* For each value: how often it is an operand; which node uses it first (NONE:
- * none does). The arrays have room for all values. */
+/* For each value: how often it is an operand. The array has room for all. */
 void brg__ir_count_uses(const brg__ir *ir, int *n_uses);
-void brg__ir_first_uses(const brg__ir *ir, int *first);
 
 /* For each value: whose memory it may be; of each root: it is a constant or is
  * given to nodes that may change it. The arrays have room for all values. */

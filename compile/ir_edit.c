@@ -117,18 +117,6 @@ void brg__ir_count_uses(const brg__ir *ir, int *n_uses)
     }
 }
 
-void brg__ir_first_uses(const brg__ir *ir, int *first)
-{
-    for (size_t id = 0; id < ir->values.n; id++)
-        first[id] = BRG__IR_NONE;
-    for (size_t at = ir->nodes.n; at-- > 0;) {
-        const brg__ir_node *node = &ir->nodes.at[at];
-        for (int i = 0; i < node->n_in; i++)
-            if (brg__ir_in(ir, node)[i] != BRG__IR_NONE)
-                first[brg__ir_in(ir, node)[i]] = (int)at;
-    }
-}
-
 int brg__ir_maker(const brg__ir *ir, int id)
 {
     if (id == BRG__IR_NONE || ir->values.at[id].source != BRG__IR_FROM_NODE)

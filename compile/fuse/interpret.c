@@ -73,7 +73,6 @@ static void run_compiled(walk *w)
             w->value[f->ops[k].to] = out[n++];
         }
     f->compiled(f->tiles.n, out, w->value, f->p);
-    n = 0;
     for (int k = 0; k < f->n_ops; k++)
         if (f->ops[k].is_export && f->ops[k].tile != NONE)
             brg__tiles_write(&f->tiles, f->ops[k].tile, w->value[f->ops[k].to]);

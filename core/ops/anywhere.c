@@ -158,7 +158,7 @@ brg_tensor *brg__contiguous_now(brg_tensor *t)
 /* dst = value on the CPU, whatever its layout. */
 static void fill_host(const brg_tensor *dst, double value)
 {
-    int64_t whole = (int64_t)value;
+    int64_t whole;
     brg__storage storage = {.data = &value};
     brg_tensor scalar = {.dtype = BRG_DTYPE_F64,
                          .numel = 1,
@@ -166,6 +166,7 @@ static void fill_host(const brg_tensor *dst, double value)
                          .storage = &storage};
     if (!brg__tensor_is_float(dst) && dst->dtype != BRG_DTYPE_BOOL) {
         scalar.dtype = BRG_DTYPE_I64; /* integers wrap alike everywhere */
+        whole = (int64_t)value;
         storage.data = &whole;
     }
     brg__copy_strided(dst, &scalar);

@@ -202,8 +202,10 @@ static brg_status make_scratch(strip *s, bool is_backward)
     if (!is_backward)
         return BRG_OK;
     s->delta = brg__scratch(3, nbytes + MAX_STRIP * item, "attention scores");
+    if (!s->delta)
+        return BRG_ERR_NOMEM;
     s->dp = s->delta + MAX_STRIP * item;
-    return s->delta ? BRG_OK : BRG_ERR_NOMEM;
+    return BRG_OK;
 }
 
 /* The strips of one head, last first: it sees all keys and so sets what the
