@@ -16,6 +16,7 @@
 typedef struct draft {
     brg_dtype dtype;
     brg_device device;
+    uint32_t group; /* closes by no limit */
     size_t n_params;
     size_t nbytes;       /* without padding: what the limit is about */
     size_t limit;        /* index of its limit */
@@ -89,11 +90,13 @@ void brg__plan_deinit(brg__plan *plan)
 static bool has_key(const draft *d, const brg__plan_param *p)
 {
     return d->dtype == p->dtype && d->device.type == p->device.type &&
-           d->device.index == p->device.index;
+           d->device.index == p->device.index && d->group == p->group;
 }
 
 static bool is_open(const brg__plan_request *q, const draft *d, size_t part)
 {
+    if (d->group)
+        return true;
     return q->closes ? d->part == part : d->nbytes < q->limits[d->limit];
 }
 
@@ -115,6 +118,7 @@ static draft *open_bucket(const brg__plan_request *q, const brg__plan_param *p,
     draft *fresh = &drafts[(*n)++];
     *fresh = (draft){.dtype = p->dtype,
                      .device = p->device,
+                     .group = p->group,
                      .limit = limit,
                      .part = part,
                      .is_newest = true};

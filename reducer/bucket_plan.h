@@ -10,7 +10,8 @@
  * A bucket closes once it holds at least its limit in bytes, so it may
  * overshoot and no tensor is split; the next bucket of that key has the next
  * limit, the last limit repeats. Or the places where buckets close are given
- * (schedule.h). Buckets are numbered in the order in which
+ * (schedule.h). A group of the user's has a bucket of its own for each (dtype,
+ * device), whatever its size, which counts for no limit. Buckets are numbered in the order in which
  * they become complete, since they are sent in that order. Slots begin at
  * multiples of 64 bytes and so do buckets; the gaps are part of what is
  * reduced and stay zero. The arena's size does not depend on the order.
@@ -34,6 +35,7 @@ typedef struct brg__plan_param {
     size_t nbytes;
     brg_dtype dtype;
     brg_device device;
+    uint32_t group; /* of the user's, from 1; 0: none */
 } brg__plan_param;
 
 typedef struct brg__plan_request {

@@ -41,6 +41,18 @@ static brg_status check_tensor(const brg_ddp *ddp, const brg_tensor *t,
     return BRG_OK;
 }
 
+/* A tensor that was given before, in the same group. */
+static brg_status check_again(const brg_ddp *ddp, size_t i, uint32_t before,
+                              uint32_t group)
+{
+    const char *name = brg_tensor_name(ddp->tensors[before]);
+    BRG_CHECK_ARG(ddp->groups[before] == group,
+                  "brg_ddp_create: parameter %zu (%s) is in bucket group %u, "
+                  "and was given before in group %u",
+                  i, name ? name : "no name", group, ddp->groups[before]);
+    return BRG_OK;
+}
+
 /* Sorts the parameters into those that are reduced and those that are not;
  * each tensor once. Two tensors over one storage are two leaves, each with a
  * gradient of its own, and both are reduced. */
@@ -48,18 +60,25 @@ static brg_status take_params(brg_ddp *ddp, brg_tensor *const *params, size_t n,
                               brg__map *seen)
 {
     for (size_t i = 0; i < n; i++) {
+        const uint32_t *groups = ddp->options.bucket_groups;
         brg_tensor *t = params[i];
-        uint32_t unused;
+        uint32_t place;
+        uint32_t group = groups ? groups[i] : 0;
         bool is_new;
         BRG_TRY(check_tensor(ddp, t, "parameter", i));
-        BRG_TRY(brg__map_put(seen, t, 0, &unused, &is_new));
-        if (!is_new)
+        BRG_TRY(
+            brg__map_put(seen, t, (uint32_t)ddp->n_tensors, &place, &is_new));
+        if (!is_new) {
+            BRG_TRY(check_again(ddp, i, place, group));
             continue;
+        }
+        ddp->groups[ddp->n_tensors] = group;
         ddp->tensors[ddp->n_tensors++] = brg_retain(t);
         if (!brg_requires_grad(t))
             continue;
         brg__ddp_param *p = &ddp->params[ddp->n_params];
-        *p = (brg__ddp_param){.ddp = ddp, .index = ddp->n_params, .leaf = t};
+        *p = (brg__ddp_param){
+            .ddp = ddp, .index = ddp->n_params, .group = group, .leaf = t};
         ddp->n_params++;
         BRG_TRY(brg__ddp_view_make(p, ddp->has_leaves));
     }
@@ -124,7 +143,10 @@ static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
     ddp->reducer->n_cargo = brg__cargo_size(ddp);
     ddp->reducer->load = brg__cargo_load;
     ddp->reducer->loads_of = ddp;
-    if (ddp->reducer->n_cargo > 0)
+    ddp->reducer->has_groups = ddp->options.bucket_groups != NULL;
+    for (size_t i = 0; i < ddp->n_params; i++)
+        ddp->reducer->members[i].group = ddp->params[i].group;
+    if (ddp->reducer->n_cargo > 0 || ddp->reducer->has_groups)
         BRG_TRY(brg__reducer_plan_anew(ddp->reducer));
     if (options->shard)
         BRG_TRY(brg__shard_prepare(ddp));
@@ -140,12 +162,35 @@ static brg_status allocate(brg_ddp *ddp, size_t n_params, size_t n_buffers)
         brg__mem_alloc_array(n_params, sizeof *ddp->params, "parameters");
     ddp->tensors =
         brg__mem_alloc_array(n_params, sizeof *ddp->tensors, "parameters");
+    ddp->groups =
+        brg__mem_alloc_array(n_params, sizeof *ddp->groups, "parameters");
     ddp->late = brg__mem_alloc_array(n_params, sizeof *ddp->late, "an order");
     ddp->buffers =
         brg__mem_alloc_array(n_buffers, sizeof *ddp->buffers, "buffers");
-    return ddp->params && ddp->tensors && ddp->late && ddp->buffers
+    return ddp->params && ddp->tensors && ddp->groups && ddp->late &&
+                   ddp->buffers
                ? BRG_OK
                : BRG_ERR_NOMEM;
+}
+
+static const char *param_name(const void *list, size_t i)
+{
+    return brg_tensor_name(((brg_tensor *const *)list)[i]);
+}
+
+/* From now on the options point at what the ddp keeps, which a refresh makes
+ * the next one of. */
+static brg_status take_groups(brg_ddp *ddp, brg_tensor *const *params, size_t n)
+{
+    brg_ddp_options *o = &ddp->options;
+    BRG_TRY(brg__groups_check(&(brg__group_list){.what = "brg_ddp_create",
+                                                 .groups = o->bucket_groups,
+                                                 .n_groups = o->n_bucket_groups,
+                                                 .n = n,
+                                                 .list = params,
+                                                 .name = param_name}));
+    o->bucket_groups = o->bucket_groups ? ddp->groups : NULL;
+    return BRG_OK;
 }
 
 static brg_status prepare(brg_ddp *ddp, brg_tensor *const *params,
@@ -159,6 +204,8 @@ static brg_status prepare(brg_ddp *ddp, brg_tensor *const *params,
     BRG_TRY(allocate(ddp, n_params, n_buffers));
     brg__map seen = {0};
     brg_status status = take_params(ddp, params, n_params, &seen);
+    if (status == BRG_OK)
+        status = take_groups(ddp, params, n_params);
     if (status == BRG_OK)
         status = take_buffers(ddp, buffers, n_buffers, &seen);
     brg__map_deinit(&seen);
@@ -325,6 +372,7 @@ void brg_ddp_destroy(brg_ddp *ddp)
     brg__shard_detach(ddp);
     brg_reducer_destroy(ddp->reducer);
     brg__mem_free(ddp->params);
+    brg__mem_free(ddp->groups);
     brg__mem_free(ddp->late);
     release_all(ddp->tensors, ddp->n_tensors);
     release_all(ddp->buffers, ddp->n_buffers);

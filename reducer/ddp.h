@@ -23,6 +23,7 @@
 typedef struct brg__ddp_param {
     brg_ddp *ddp;
     size_t index;
+    uint32_t group;   /* of the user's; 0: none */
     brg_tensor *leaf; /* one of ddp->tensors */
     brg_tensor *view; /* owned: its gradient in the bucket */
     brg_tensor *home; /* owned: where a backward puts it; often the view */
@@ -57,6 +58,7 @@ struct brg_ddp {
     size_t n_params;
     brg_tensor **tensors; /* retained: all parameters, once each */
     size_t n_tensors;
+    uint32_t *groups;     /* by tensor: of options.bucket_groups; 0: none */
     brg_tensor **buffers; /* retained */
     size_t n_buffers;
     uint32_t *late; /* parameters of this step whose .grad is no view yet */

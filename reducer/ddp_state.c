@@ -29,8 +29,10 @@ static brg__descriptor *list_tensors(const brg_ddp *ddp)
         brg__mem_alloc_array(n, sizeof *list, "a list of tensors");
     if (!list)
         return NULL;
-    for (size_t i = 0; i < ddp->n_tensors; i++)
+    for (size_t i = 0; i < ddp->n_tensors; i++) {
         describe(&list[i], ddp->tensors[i]);
+        list[i].group = ddp->groups[i];
+    }
     for (size_t i = 0; i < ddp->n_buffers; i++)
         describe(&list[ddp->n_tensors + i], ddp->buffers[i]);
     return list;

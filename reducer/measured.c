@@ -15,6 +15,7 @@ brg_status brg__measured_check(const brg_reducer *r)
 {
     const char *what = r->options.hook         ? "a communication hook"
                        : r->options.keep_order ? "keep_order"
+                       : r->has_groups         ? "bucket_groups"
                        : r->is_rebuilt         ? "gradients that live in slots"
                        : r->device.type != BRG_DEVICE_CPU
                            ? "gradients on a device"

@@ -89,6 +89,7 @@ static brg_status set_member(brg_reducer *r, size_t i,
     m->n_rows = param->n_rows;
     m->dtype = param->dtype;
     m->device = param->device;
+    m->group = r->has_groups ? r->options.bucket_groups[i] : 0;
     m->name = make_name(param->name, i);
     return m->name ? BRG_OK : BRG_ERR_NOMEM;
 }
@@ -109,7 +110,8 @@ brg_status brg__reducer_plan(const brg_reducer *r, const uint32_t *order,
     for (size_t i = 0; i < r->n_params; i++)
         params[i] = (brg__plan_param){.nbytes = r->members[i].nbytes,
                                       .dtype = r->members[i].dtype,
-                                      .device = r->members[i].device};
+                                      .device = r->members[i].device,
+                                      .group = r->members[i].group};
     brg_status status = brg__plan_make(
         out, &(brg__plan_request){
                  .params = params,
@@ -197,6 +199,7 @@ brg_status brg__reducer_prepare(brg_reducer **out, brg_pg *pg,
     r->n_params = n_params;
     r->device = brg__pg_device(pg);
     BRG_TRY_GOTO(complete_options(&r->options, options), out);
+    r->has_groups = r->options.bucket_groups != NULL;
     brg__finite_end(r, 0, 0, 0);
     r->is_rebuilt = r->options.keep_order;
     if ((status = allocate(r)) != BRG_OK)
@@ -334,7 +337,8 @@ static brg_status verify(brg_pg *pg, const brg_reducer *r, brg_status status)
                                     .ndim = 1,
                                     .dtype = (int16_t)m->dtype,
                                     .device = m->device.type,
-                                    .requires_grad = 1};
+                                    .requires_grad = 1,
+                                    .group = m->group};
         brg__descriptor_set_name(&list[i], m->name);
     }
     if (list) {
@@ -351,6 +355,24 @@ static brg_status verify(brg_pg *pg, const brg_reducer *r, brg_status status)
     return status;
 }
 
+static const char *member_name(const void *list, size_t i)
+{
+    return ((const brg__member *)list)[i].name;
+}
+
+static brg_status check_groups(brg_reducer *r)
+{
+    brg_status status = brg__groups_check(
+        &(brg__group_list){.what = "brg_reducer_create",
+                           .groups = r->options.bucket_groups,
+                           .n_groups = r->options.n_bucket_groups,
+                           .n = r->n_params,
+                           .list = r->members,
+                           .name = member_name});
+    r->options.bucket_groups = NULL; /* the caller's */
+    return status;
+}
+
 brg_status brg_reducer_create(brg_reducer **out, brg_pg *pg,
                               const brg_reducer_param *params, size_t n_params,
                               const brg_reducer_options *options)
@@ -360,6 +382,8 @@ brg_status brg_reducer_create(brg_reducer **out, brg_pg *pg,
     BRG_CHECK_ARG(pg, "brg_reducer_create: the group is NULL");
     brg_reducer *r;
     brg_status status = brg__reducer_prepare(&r, pg, params, n_params, options);
+    if (status == BRG_OK)
+        status = check_groups(r);
     if (status == BRG_OK)
         status = brg__measured_check(r);
     BRG_TRY_GOTO(verify(pg, r, status), out);

@@ -39,6 +39,7 @@ typedef struct brg__member {
     size_t n_rows;
     brg_dtype dtype;
     brg_device device;
+    uint32_t group; /* of the user's, from 1; 0: none */
     uint32_t bucket;
     uint32_t n_used;    /* ranks, in the last step */
     bool is_ready;      /* arrived in this step */
@@ -117,6 +118,7 @@ struct brg_reducer {
 
     brg_leaf_run run; /* n_leaves 0: the default reduction (leaves.h) */
     uint32_t leaf;    /* of the run, under way */
+    bool has_groups;  /* of the user's: options.bucket_groups */
     bool is_sharded;  /* a bucket is reduced to each rank's shard of it */
     bool has_halves;  /* gradients whose partial sums are wider; with leaves */
 
@@ -309,5 +311,19 @@ bool brg__rebuild_is_due(const brg_reducer *r);
  * measured.c says); contents move along. Collective. If a rank has no memory
  * for it, all keep the old plan. */
 brg_status brg__reducer_rebuild(brg_reducer *r);
+
+/* ---- groups.c: which parameters are to share a bucket ------------------------- */
+
+typedef struct brg__group_list {
+    const char *what;       /* "brg_ddp_create" */
+    const uint32_t *groups; /* by parameter, from 1; 0: none. NULL: no groups */
+    size_t n_groups;
+    size_t n;
+    const void *list; /* of the parameters, for: */
+    const char *(*name)(const void *list, size_t i); /* may be NULL */
+} brg__group_list;
+
+/* Numbers that exist, and none of them without a parameter. */
+brg_status brg__groups_check(const brg__group_list *g);
 
 #endif

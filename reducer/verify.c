@@ -55,6 +55,9 @@ static void describe(brg__text *text, int rank, const brg__descriptor *d)
                       brg__shape_text(d->ndim, d->strides, strides));
     if (!d->requires_grad)
         brg__text_add(text, " without gradient");
+    if (d->group)
+        brg__text_add(text, " in bucket group %llu",
+                      (unsigned long long)d->group);
 }
 
 static brg_status fail_tensor(const brg__agreement *mine, size_t i, int rank,

@@ -18,6 +18,7 @@ typedef struct brg__descriptor {
     int16_t device;
     int16_t ndim;
     int16_t requires_grad;
+    uint64_t group;                  /* of the user's; 0: none */
     char name[BRG__DESCRIPTOR_NAME]; /* cut, terminated */
 } brg__descriptor;
 

@@ -55,6 +55,10 @@ typedef struct brg_ddp_options {
     bool shard;                /* sharded optimizer state: shard.h */
     brg_bucket_choice buckets; /* as for the reducer */
     bool check_finite;         /* for brg_ddp_grads_finite */
+    /* As for the reducer, by place in `params`. A frozen parameter keeps its
+     * group for the time when it is unfrozen (brg_ddp_refresh). */
+    const uint32_t *bucket_groups;
+    size_t n_bucket_groups;
 } brg_ddp_options;
 
 #define BRG_DDP_OPTIONS_INIT BRG_INIT(brg_ddp_options)

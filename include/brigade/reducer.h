@@ -86,6 +86,13 @@ typedef struct brg_reducer_options {
     brg_reduction_kind reduction; /* REPRODUCIBLE: brg_reducer_end_leaf */
     uint32_t n_leaves; /* world size to 4096; 0 with the default reduction */
     bool check_finite; /* for brg_reducer_grads_finite */
+    /* Parameter i is in group bucket_groups[i], of 1 to n_bucket_groups; 0: in
+     * none. A group shares one bucket of whatever size (one for each dtype),
+     * which holds nothing else; all others are cut by size. Each group has a
+     * parameter. Not with BRG_BUCKETS_MEASURED. NULL: no groups. Borrowed for
+     * the call. */
+    const uint32_t *bucket_groups;
+    size_t n_bucket_groups;
 } brg_reducer_options;
 
 #define BRG_REDUCER_OPTIONS_INIT BRG_INIT(brg_reducer_options)

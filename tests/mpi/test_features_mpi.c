@@ -2,6 +2,7 @@
  * Features of a ddp over MPI, with shared memory and with messages. */
 #include "tests/reducer/ddp_feature_checks.h"
 #include "tests/reducer/finite_checks.h"
+#include "tests/reducer/group_checks.h"
 #include "tests/reducer/q8_checks.h"
 #include "tests/reducer/sync_norm_checks.h"
 #include "tests/support/mpi_ranks.h"
@@ -20,6 +21,7 @@ MPI_TEST(buffers)
 MPI_TEST(freezing)
 MPI_TEST(clipping)
 MPI_TEST(measured)
+MPI_TEST(groups)
 MPI_TEST(finite_raw)
 MPI_TEST(finite_ddp)
 MPI_TEST(finite_compiled)
@@ -56,6 +58,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_features_mpi__freezing),
         cmocka_unit_test(test_features_mpi__clipping),
         cmocka_unit_test(test_features_mpi__measured),
+        cmocka_unit_test(test_features_mpi__groups),
         cmocka_unit_test(test_features_mpi__finite_raw),
         cmocka_unit_test(test_features_mpi__finite_ddp),
         cmocka_unit_test(test_features_mpi__finite_compiled),

@@ -16,6 +16,7 @@ typedef struct plan_case {
     size_t nbytes[MAX_PARAMS];
     brg_dtype dtype[MAX_PARAMS]; /* none: f32 */
     bool has_dtypes;
+    uint32_t group[MAX_PARAMS];
     size_t limits[3];
     size_t n_limits;
     size_t n_tail;
@@ -29,7 +30,8 @@ static brg_status make(brg__plan *plan, const plan_case *c,
     brg__plan_param params[MAX_PARAMS];
     for (size_t i = 0; i < c->n_params; i++)
         params[i] = (brg__plan_param){
-            c->nbytes[i], c->has_dtypes ? c->dtype[i] : BRG_DTYPE_F32, cpu};
+            c->nbytes[i], c->has_dtypes ? c->dtype[i] : BRG_DTYPE_F32, cpu,
+            c->group[i]};
     return brg__plan_make(plan,
                           &(brg__plan_request){.params = params,
                                                .n_params = c->n_params,
@@ -147,6 +149,29 @@ static const plan_case cases[] = {
      .n_tail = 17,
      .text = "0 parameters, 1 buckets, 128 bytes\n"
              "bucket 0 f32, 128 bytes at 0: tail@0\n"},
+    {.name = "a group is not cut, and the others as if it were not there",
+     .n_params = 6,
+     .nbytes = {64, 64, 64, 64, 64, 64},
+     .group = {1, 0, 1, 0, 1, 0},
+     .limits = {64, 128},
+     .n_limits = 2,
+     .text = "6 parameters, 3 buckets, 384 bytes\n"
+             "bucket 0 f32, 64 bytes at 0: 5@0\n"
+             "bucket 1 f32, 128 bytes at 64: 3@64 1@128\n"
+             "bucket 2 f32, 192 bytes at 192: 4@192 2@256 0@320\n"},
+    {.name = "a group has a bucket for each dtype",
+     .n_params = 5,
+     .nbytes = {64, 64, 64, 64, 64},
+     .dtype = {BRG_DTYPE_F32, BRG_DTYPE_F16, BRG_DTYPE_F32, BRG_DTYPE_F16,
+               BRG_DTYPE_F32},
+     .has_dtypes = true,
+     .group = {1, 1, 1, 1, 2},
+     .limits = {1},
+     .n_limits = 1,
+     .text = "5 parameters, 3 buckets, 320 bytes\n"
+             "bucket 0 f32, 64 bytes at 0: 4@0\n"
+             "bucket 1 f16, 128 bytes at 64: 3@64 1@128\n"
+             "bucket 2 f32, 128 bytes at 192: 2@192 0@256\n"},
     {.name = "limit 0: each tensor alone",
      .n_params = 3,
      .nbytes = {4, 0, 4},
@@ -259,6 +284,7 @@ static void check_invariants(const brg__plan *plan, const plan_case *c)
             assert_true(slot->offset >= at);
             assert_int_equal(slot->offset % BRG__PLAN_ALIGN, 0);
             assert_int_equal(b->dtype, c->dtype[p]);
+            assert_int_equal(c->group[p], c->group[plan->order[b->first]]);
             assert_int_equal(slot->nbytes, c->nbytes[p]);
             at = slot->offset + slot->nbytes;
         }
@@ -268,6 +294,11 @@ static void check_invariants(const brg__plan *plan, const plan_case *c)
     assert_int_equal(end, plan->nbytes);
     for (size_t i = 0; i < c->n_params; i++)
         assert_true(seen[i]);
+    for (size_t i = 0; i < c->n_params; i++)
+        for (size_t k = 0; k < i; k++)
+            if (c->group[i] && c->group[i] == c->group[k] &&
+                c->dtype[i] == c->dtype[k])
+                assert_int_equal(plan->slots[i].bucket, plan->slots[k].bucket);
     assert_true(plan->tail_offset + plan->n_tail * 4 <= plan->nbytes);
     assert_int_equal(plan->buckets[plan->n_buckets - 1].dtype, BRG_DTYPE_F32);
 }
@@ -288,6 +319,8 @@ static void test_bucket_plan__keeps_its_invariants(void **state)
             c.nbytes[i] =
                 brg_test_random(&seed) % 300 * brg_dtype_size(c.dtype[i]);
         }
+        for (size_t i = 0; i < c.n_params && round % 2; i++)
+            c.group[i] = (uint32_t)(brg_test_random(&seed) % 5);
         for (size_t k = 0; k < 3; k++)
             c.limits[k] = brg_test_random(&seed) % 2000;
         shuffle(order, c.n_params, &seed);

@@ -3,7 +3,7 @@
  * tests/mpi/test_features_mpi.c. */
 #include <brigade/compile.h>
 
-#include "tests/reducer/ddp_feature_checks.h"
+#include "tests/reducer/group_checks.h"
 #include "tests/reducer/trainer.h"
 #include "tests/support/sim_worlds.h"
 
@@ -67,6 +67,8 @@ static brg_status compiled_features(brg_pg *pg)
         status = check_clipping(pg);
     if (status == BRG_OK)
         status = check_measured(pg);
+    if (status == BRG_OK)
+        status = check_groups(pg);
     BRG_TRY(brg_compile_end(scope));
     return status;
 }

@@ -96,6 +96,13 @@ static void set_keep(choice *c)
     c->options.keep_order = true;
 }
 
+static void set_groups(choice *c)
+{
+    static const uint32_t groups[N_PARAMS] = {1, 0, 2, 1, 2};
+    c->options.bucket_groups = groups;
+    c->options.n_bucket_groups = 2;
+}
+
 static void set_sum(choice *c)
 {
     c->options.sum = true;
@@ -113,6 +120,7 @@ enum {
     BUFFERS,
     UNUSED,
     KEEP,
+    GROUPS,
     SUM,
     N_CHOICES
 };
@@ -129,7 +137,8 @@ static const choice_row choices[N_CHOICES] = {
     [APART] = {"grads_apart", set_apart, BIT(SHARD) | BIT(LEAVES)},
     [STATIC] = {"static_graph", set_static, BIT(LEAVES)},
     [MEASURED] = {"BRG_BUCKETS_MEASURED", set_measured,
-                  BIT(HOOK) | BIT(SHARD) | BIT(LEAVES) | BIT(KEEP)},
+                  BIT(HOOK) | BIT(SHARD) | BIT(LEAVES) | BIT(KEEP) |
+                      BIT(GROUPS)},
     [SHARD] = {"shard", set_shard,
                BIT(HOOK) | BIT(APART) | BIT(MEASURED) | BIT(LEAVES)},
     [LEAVES] = {"BRG_REDUCTION_REPRODUCIBLE", set_leaves,
@@ -140,6 +149,7 @@ static const choice_row choices[N_CHOICES] = {
     [BUFFERS] = {"sync_buffers", set_buffers, 0},
     [UNUSED] = {"allow_unused", set_unused, 0},
     [KEEP] = {"keep_order", set_keep, BIT(MEASURED)},
+    [GROUPS] = {"bucket_groups", set_groups, BIT(MEASURED)},
     [SUM] = {"sum", set_sum, 0},
 };
 
