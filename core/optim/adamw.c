@@ -13,8 +13,8 @@ static int n_state(const brg_optim *optim)
     return 2;
 }
 
-static void prepare(const brg_optim *optim, const brg__slot *slot, int64_t step,
-                    brg__step_scalars *filled)
+static void prepare(const brg_optim *optim, const brg__optim_slot *slot,
+                    int64_t step, brg__step_scalars *filled)
 {
     const brg_adamw_options *o = &optim->options.adamw;
     double lr = optim->lr * slot->lr_scale, t = (double)step;
@@ -28,11 +28,9 @@ static void prepare(const brg_optim *optim, const brg__slot *slot, int64_t step,
     };
 }
 
-static void update(const brg__real_kernels *kernels, const brg__run *run,
-                   const brg__step_scalars *scalars)
+static const brg__update_fn *update(const brg__optim_kernels *kernels)
 {
-    kernels->adamw(run->param, run->grad, run->state[0], run->state[1], run->n,
-                   &scalars->adamw);
+    return kernels->adamw;
 }
 
 static void describe(const brg__step_scalars *scalars,

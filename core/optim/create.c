@@ -1,58 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Making an optimizer: slots, state tensors, their names; and questions. */
+ * Making an optimizer: its slots; and questions. */
 #include "core/optim/create.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "core/base/tracer.h"
 #include "core/tensor/device.h"
-#include "core/tensor/shape.h"
-
-/* A zero tensor of `like`'s shape. */
-static brg_status new_zeros(brg_tensor **out, brg_dtype dtype, int ndim,
-                            const int64_t *shape, brg_device device)
-{
-    brg__layout layout;
-    *out = NULL;
-    BRG_TRY(brg__layout_init(&layout, "optimizer state", dtype, ndim, shape));
-    layout.device = device;
-    BRG_TRY(brg__tensor_new(out, &layout));
-    return brg__device_zero(device, (*out)->storage->data,
-                            (*out)->storage->nbytes);
-}
-
-/* Lists `t`, state of `owner`, as "kind/name". */
-static brg_status list_state(brg_optim *optim, const char *kind,
-                             const char *name, brg_tensor *t, brg_tensor *owner)
-{
-    size_t size = strlen(kind) + strlen(name) + 2;
-    char *text = brg__mem_alloc(size, "the name of optimizer state");
-    if (!text)
-        return BRG_ERR_NOMEM;
-    snprintf(text, size, "%s%s%s", kind, name[0] ? "/" : "", name);
-    brg_status status = brg_tensor_set_name(t, text);
-    if (status == BRG_OK)
-        status = brg__array_push(&optim->owners, owner);
-    brg_named_tensor entry = {text, t};
-    if (status == BRG_OK)
-        status = brg__array_push(&optim->state, entry);
-    if (status != BRG_OK)
-        brg__mem_free(text);
-    return status;
-}
-
-static brg_status add_state(brg_optim *optim, brg__slot *slot, brg_tensor **out,
-                            const char *kind)
-{
-    brg_dtype dtype =
-        slot->dtype == BRG_DTYPE_F64 ? BRG_DTYPE_F64 : BRG_DTYPE_F32;
-    const int64_t n = (int64_t)slot->n;
-    BRG_TRY(new_zeros(out, dtype, slot->is_part ? 1 : slot->ndim,
-                      slot->is_part ? &n : slot->shape, slot->param->device));
-    return list_state(optim, kind, slot->name, *out, slot->param);
-}
 
 static brg_status check_param(const brg_param *param)
 {
@@ -89,10 +43,9 @@ static brg_status check_range(const brg_param *param,
 static brg_status add_slot(brg_optim *optim, const brg_param *param,
                            const brg_optim_range *range)
 {
-    const brg__optim_rule *rule = optim->rule;
     BRG_TRY(check_param(param));
     BRG_TRY(check_range(param, range));
-    brg__slot *slot = &optim->slots[optim->n_slots++];
+    brg__optim_slot *slot = &optim->slots[optim->n_slots++];
     slot->param = brg_retain(param->tensor);
     slot->is_part = range != NULL;
     slot->first = range ? range->first : 0;
@@ -106,11 +59,20 @@ static brg_status add_slot(brg_optim *optim, const brg_param *param,
     slot->name = brg__mem_strdup(param->name);
     if (!slot->name)
         return BRG_ERR_NOMEM;
-    for (int k = 0; k < rule->n_state(optim); k++)
-        BRG_TRY(add_state(optim, slot, &slot->state[k], rule->state_names[k]));
-    if (slot->dtype == BRG_DTYPE_F16 || slot->dtype == BRG_DTYPE_BF16)
-        BRG_TRY(add_state(optim, slot, &slot->master, "master"));
     return BRG_OK;
+}
+
+/* What a step fills anew, an item for each slot. */
+static brg_status make_room(brg_optim *optim, size_t n)
+{
+    optim->runs =
+        brg__mem_alloc_array(n, sizeof *optim->runs, "optimizer runs");
+    optim->shared =
+        brg__mem_alloc_array(n, sizeof *optim->shared, "optimizer scalars");
+    optim->updates =
+        brg__mem_alloc_array(n, sizeof *optim->updates, "optimizer updates");
+    return optim->runs && optim->shared && optim->updates ? BRG_OK
+                                                          : BRG_ERR_NOMEM;
 }
 
 static brg_status add_slots(brg_optim *optim, const brg_params *params,
@@ -123,18 +85,12 @@ static brg_status add_slots(brg_optim *optim, const brg_params *params,
         brg__mem_alloc_array(n, sizeof *optim->slots, "optimizer slots");
     if (!optim->slots)
         return BRG_ERR_NOMEM;
-    BRG_TRY(new_zeros(&optim->steps, BRG_DTYPE_I64, 1, &(int64_t){(int64_t)n},
-                      BRG_CPU));
-    BRG_TRY(list_state(optim, "steps", "", optim->steps, NULL));
-    optim->updates =
-        brg__mem_alloc_array(n, sizeof *optim->updates, "optimizer updates");
-    if (!optim->updates)
-        return BRG_ERR_NOMEM;
+    BRG_TRY(make_room(optim, n));
     for (size_t i = 0; i < brg_params_count(params); i++)
         if (brg_params_at(params, i)->kind == BRG_PARAM_TRAINED)
             BRG_TRY(add_slot(optim, brg_params_at(params, i),
                              ranges ? &ranges[optim->n_slots] : NULL));
-    return BRG_OK;
+    return brg__optim_make_state(optim);
 }
 
 brg_status brg__optim_create(brg_optim **out, const brg_optim *blank,
@@ -165,7 +121,7 @@ void brg_optim_destroy(brg_optim *optim)
     if (!optim)
         return;
     for (size_t i = 0; i < optim->n_slots; i++) {
-        brg__slot *slot = &optim->slots[i];
+        brg__optim_slot *slot = &optim->slots[i];
         brg_release(slot->param);
         brg_release(slot->master);
         for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
@@ -178,6 +134,9 @@ void brg_optim_destroy(brg_optim *optim)
     brg__array_deinit(&optim->state);
     brg__array_deinit(&optim->owners);
     brg__mem_free(optim->updates);
+    brg__mem_free(optim->shared);
+    brg__mem_free(optim->runs);
+    brg__mem_free(optim->order);
     brg__mem_free(optim->slots);
     brg__mem_free(optim);
 }
@@ -212,7 +171,7 @@ brg_status brg_optim_set_param(brg_optim *optim, const char *name,
                   "must be finite and not negative",
                   name, lr_scale, weight_decay);
     for (size_t i = 0; i < optim->n_slots; i++) {
-        brg__slot *slot = &optim->slots[i];
+        brg__optim_slot *slot = &optim->slots[i];
         if (strcmp(slot->name, name) != 0)
             continue;
         slot->lr_scale = lr_scale;

@@ -13,4 +13,7 @@ brg_status brg__optim_create(brg_optim **out, const brg_optim *blank,
                              const brg_optim_range *ranges, double lr,
                              double weight_decay, int decay_min_ndim);
 
+/* Puts the slots in order, and makes and lists the state of all. */
+brg_status brg__optim_make_state(brg_optim *optim);
+
 #endif

@@ -8,7 +8,8 @@
 #include "core/optim/optim.h"
 #include "core/tensor/device.h"
 
-static brg_status check_grad(const brg__slot *slot, const brg_tensor *grad)
+brg_status brg__optim_check_device(const brg__optim_slot *slot,
+                                   const brg_tensor *grad)
 {
     char text[BRG_TENSOR_TEXT_MAX];
     if (grad->sparse || !grad->is_contiguous)
@@ -24,11 +25,9 @@ static brg_status check_grad(const brg__slot *slot, const brg_tensor *grad)
 static void fill_update(brg_optim *optim, size_t i, const brg_tensor *grad,
                         brg_device_update *u)
 {
-    brg__slot *slot = &optim->slots[i];
+    brg__optim_slot *slot = &optim->slots[i];
     int64_t *steps = brg__tensor_ptr(optim->steps);
     size_t at = slot->first * brg_dtype_size(slot->dtype);
-    brg__step_scalars scalars;
-    optim->rule->prepare(optim, slot, ++steps[i], &scalars);
     *u = (brg_device_update){
         .slot = i,
         .dtype = slot->dtype,
@@ -37,7 +36,8 @@ static void fill_update(brg_optim *optim, size_t i, const brg_tensor *grad,
         .grad = (const char *)brg__tensor_ptr(grad) + at,
         .master = slot->master ? brg__tensor_ptr(slot->master) : NULL,
         .follows = brg_tensor_version(slot->param) != slot->version};
-    optim->rule->describe(&scalars, u);
+    optim->rule->describe(brg__optim_scalars(optim, i), u);
+    steps[i]++;
     for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
         if (slot->state[k])
             u->state[k] = brg__tensor_ptr(slot->state[k]);
@@ -61,16 +61,13 @@ brg_status brg__optim_step_devices(brg_optim *optim)
     size_t n = 0;
     brg_device device = BRG_CPU;
     for (size_t i = 0; i < optim->n_slots; i++) {
-        const brg__slot *slot = &optim->slots[i];
-        brg_tensor *grad = brg_tensor_grad(slot->param);
-        if (!grad || grad->numel == 0 ||
-            slot->param->device.type == BRG_DEVICE_CPU)
+        const brg__optim_slot *slot = &optim->slots[i];
+        if (!slot->grad || slot->param->device.type == BRG_DEVICE_CPU)
             continue;
-        BRG_TRY(check_grad(slot, grad));
         if (!brg__device_equal(device, slot->param->device))
             BRG_TRY(flush(optim, device, &n));
         device = slot->param->device;
-        fill_update(optim, i, grad, &optim->updates[n]);
+        fill_update(optim, i, slot->grad, &optim->updates[n]);
         n += slot->n > 0;
     }
     return flush(optim, device, &n);
@@ -87,7 +84,7 @@ static brg_status note(brg__words *to, const brg_tensor *t)
 brg_status brg__optim_note(const brg_optim *optim, brg__words *state)
 {
     for (size_t i = 0; i < optim->n_slots; i++) {
-        const brg__slot *slot = &optim->slots[i];
+        const brg__optim_slot *slot = &optim->slots[i];
         const bool follows = brg_tensor_version(slot->param) != slot->version;
         if (slot->param->device.type == BRG_DEVICE_CPU ||
             !brg__device_equal(slot->param->device,
@@ -111,12 +108,12 @@ void brg__optim_relaunch(brg_optim *optim, brg__relaunch *launch)
     size_t n;
     launch->vtable->graph_updates(launch->device, launch->graph,
                                   launch->n_updates++, &updates, &n);
+    optim->n_shared = 0;
     for (size_t k = 0; k < n; k++) {
         const size_t i = updates[k].slot;
-        brg__slot *slot = &optim->slots[i];
-        brg__step_scalars scalars;
-        optim->rule->prepare(optim, slot, ++steps[i], &scalars);
-        optim->rule->describe(&scalars, &updates[k]);
+        brg__optim_slot *slot = &optim->slots[i];
+        optim->rule->describe(brg__optim_scalars(optim, i), &updates[k]);
+        steps[i]++;
         brg_tensor_touch(slot->param);
         slot->version = brg_tensor_version(slot->param);
     }

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The loops over parameters, built once per instruction set. All arrays are
- * dense and none overlaps another. */
+ * The loops over parameters, built once per instruction set. A step is a list
+ * of runs, and one call takes all of one dtype. All arrays are dense and none
+ * overlaps another. */
 #ifndef BRG_CORE_OPTIM_KERNELS_H
 #define BRG_CORE_OPTIM_KERNELS_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include <brigade/types.h>
 
 #include "core/ops/isa.h"
 
@@ -28,13 +31,32 @@ typedef struct brg__adamw_scalars {
     double eps;
 } brg__adamw_scalars;
 
+typedef union brg__step_scalars {
+    brg__sgd_scalars sgd;
+    brg__adamw_scalars adamw;
+} brg__step_scalars;
+
+#define BRG__OPTIM_MAX_STATE 2
+
+/* Elements in a row that have the same scalars. */
+typedef struct brg__run {
+    void *param;
+    const void *grad; /* of the parameter's dtype */
+    /* f64 for f64, else f32. */
+    void *state[BRG__OPTIM_MAX_STATE]; /* NULL: there is none */
+    float *master;                     /* of 16-bit parameters, else NULL */
+    const brg__step_scalars *scalars;
+    size_t n;
+    brg_dtype dtype;
+    bool follows; /* the master copy follows the parameter first */
+} brg__run;
+
+/* Those of one dtype: f64, f32, f16, bf16. */
+#define BRG__OPTIM_N_DTYPES 4
+typedef void (*brg__update_fn)(const brg__run *runs, size_t n_runs);
+
 /* For one real type. The arrays are of that type. */
 typedef struct brg__real_kernels {
-    /* b is NULL without momentum. */
-    void (*sgd)(void *p, const void *g, void *b, size_t n,
-                const brg__sgd_scalars *s);
-    void (*adamw)(void *p, const void *g, void *m, void *v, size_t n,
-                  const brg__adamw_scalars *s);
     /* In 16 partial sums of f64, then a fixed tree. */
     double (*sum_squares)(const void *g, size_t n);
     void (*scale)(void *g, size_t n, double factor);
@@ -42,6 +64,8 @@ typedef struct brg__real_kernels {
 } brg__real_kernels;
 
 typedef struct brg__optim_kernels {
+    brg__update_fn sgd[BRG__OPTIM_N_DTYPES]; /* state: momentum, or NULL */
+    brg__update_fn adamw[BRG__OPTIM_N_DTYPES];
     brg__real_kernels f32;
     brg__real_kernels f64;
     /* 16-bit floats from and to f32. */

@@ -1,12 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The optimizer object.
  *
- * A *rule* (SGD, AdamW) says how many state arrays a parameter has and how one
- * run of elements is updated; everything else is common. A *slot* is one
- * parameter with the range of its elements that this optimizer owns, and the
- * state of those; a whole parameter is a range like any other. The parameter's arithmetic is done in f64 for f64
- * and in f32 otherwise; a 16-bit parameter has a master copy in f32, which the
- * rule updates and which is then rounded into the parameter. */
+ * A *rule* (SGD, AdamW) says how many state arrays a parameter has and how runs
+ * of elements are updated; everything else is common. A *slot* is one parameter
+ * with the range of its elements that this optimizer owns, and the state of
+ * those; a whole parameter is a range like any other. The arithmetic is done in
+ * f64 for f64 and in f32 otherwise; a 16-bit parameter has a master copy in
+ * f32, which the rule updates and which is then rounded into the parameter.
+ *
+ * State on the CPU is one block, in the order of dtypes and of the parameters'
+ * memory, so that a step is one list of runs, and ranges that touch each other
+ * (as shards of a bucket do) are one run:
+ *
+ *     arena   |   p3    |p2        |  p1    |
+ *     block   | m3 |m2   |m1 | .. | v3 |v2   |v1 | .. | masters | */
 #ifndef BRG_CORE_OPTIM_OPTIM_H
 #define BRG_CORE_OPTIM_OPTIM_H
 
@@ -18,50 +25,44 @@
 #include "core/optim/kernels.h"
 #include "core/tensor/tensor.h"
 
-#define BRG__OPTIM_MAX_STATE 2
-
-typedef struct brg__slot {
+typedef struct brg__optim_slot {
     brg_tensor *param;
-    size_t first; /* owns elements [first, first + n) */
+    brg_tensor *grad; /* within a step; owned if it is a copy */
+    size_t first;     /* owns elements [first, first + n) */
     size_t n;
-    bool is_part; /* a range was given */
+    size_t at; /* in the block: bytes from the begin of each kind */
     /* Of the range: element i of these is first + i of the parameter. */
     brg_tensor *state[BRG__OPTIM_MAX_STATE];
     brg_tensor *master; /* NULL unless the parameter has 16 bits */
-    char *name;
     double lr_scale;
     double weight_decay;
     /* Of the parameter after our last change: if it differs, somebody else
      * has written, and the master copy must follow. */
     uint32_t version;
+    bool is_part; /* a range was given */
+    bool has_copy;
     brg_dtype dtype; /* as they were at the start */
     int ndim;
     int64_t shape[BRG_MAX_DIMS];
-} brg__slot;
+    char *name;
+} brg__optim_slot;
 
-/* n elements, of the type that the arithmetic is done in. */
-typedef struct brg__run {
-    void *param;
-    const void *grad;
-    void *state[BRG__OPTIM_MAX_STATE];
-    size_t n;
-} brg__run;
-
-/* Scalars of a slot's step. */
-typedef union brg__step_scalars {
-    brg__sgd_scalars sgd;
-    brg__adamw_scalars adamw;
-} brg__step_scalars;
+/* The scalars of all slots that are alike in these. */
+typedef struct brg__shared_scalars {
+    int64_t step;
+    double lr_scale;
+    double weight_decay;
+    brg__step_scalars scalars;
+} brg__shared_scalars;
 
 typedef struct brg__optim_rule {
     const char *name;
     const char *state_names[BRG__OPTIM_MAX_STATE];
     /* State arrays that this optimizer uses. */
     int (*n_state)(const brg_optim *optim);
-    void (*prepare)(const brg_optim *optim, const brg__slot *slot, int64_t step,
-                    brg__step_scalars *filled);
-    void (*update)(const brg__real_kernels *kernels, const brg__run *run,
-                   const brg__step_scalars *scalars);
+    void (*prepare)(const brg_optim *optim, const brg__optim_slot *slot,
+                    int64_t step, brg__step_scalars *filled);
+    const brg__update_fn *(*update)(const brg__optim_kernels *kernels);
     /* The scalars as a device takes them. */
     void (*describe)(const brg__step_scalars *scalars,
                      brg_device_update *filled);
@@ -74,18 +75,38 @@ struct brg_optim {
         brg_adamw_options adamw;
     } options;
     double lr;
-    brg__slot *slots;
+    brg__optim_slot *slots;
     size_t n_slots;
     brg_tensor *steps;                  /* i64, one per slot: steps taken */
     BRG__ARRAY(brg_named_tensor) state; /* names are owned */
     BRG__ARRAY(brg_tensor *) owners;    /* of each; NULL: of the optimizer */
-    brg_device_update *updates; /* room for a step on a device, or NULL */
-    bool has_warned;            /* of a step without any gradient */
+    char *block;       /* state of slots on the CPU, which holds it */
+    size_t block_kind; /* bytes of a kind */
+    size_t *order;     /* slots on the CPU, by dtype, then by their memory */
+    size_t n_order;
+    /* Room for a step, one for each slot. */
+    brg__run *runs;
+    size_t n_runs; /* of the last step */
+    brg__shared_scalars *shared;
+    size_t n_shared;
+    brg_device_update *updates;
+    bool has_warned; /* of a step without any gradient */
 };
+
+/* Scalars of the slot's next step, which is not counted yet. Those of earlier
+ * calls stay until n_shared is set to 0, as a step does first. */
+const brg__step_scalars *brg__optim_scalars(brg_optim *optim, size_t i);
 
 /* One step of the slots whose parameters are not on the CPU, all that are on
  * one device at once; the checks of brg_optim_step are done. */
 brg_status brg__optim_step_devices(brg_optim *optim);
+brg_status brg__optim_check_device(const brg__optim_slot *slot,
+                                   const brg_tensor *grad);
+
+/* The places of a sparse gradient, which has no duplicates, alone. `run`: the
+ * slot's parameter from its first element on, and the slot's state. */
+void brg__optim_step_places(const brg_optim *optim, const brg__optim_slot *slot,
+                            const brg__run *run);
 
 /* The same when what it queues is launched again: rates and counts of steps go
  * into the launch. All parameters are on one device. */

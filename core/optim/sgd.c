@@ -11,8 +11,8 @@ static int n_state(const brg_optim *optim)
     return optim->options.sgd.momentum != 0.0;
 }
 
-static void prepare(const brg_optim *optim, const brg__slot *slot, int64_t step,
-                    brg__step_scalars *filled)
+static void prepare(const brg_optim *optim, const brg__optim_slot *slot,
+                    int64_t step, brg__step_scalars *filled)
 {
     const brg_sgd_options *o = &optim->options.sgd;
     filled->sgd = (brg__sgd_scalars){
@@ -24,10 +24,9 @@ static void prepare(const brg_optim *optim, const brg__slot *slot, int64_t step,
     };
 }
 
-static void update(const brg__real_kernels *kernels, const brg__run *run,
-                   const brg__step_scalars *scalars)
+static const brg__update_fn *update(const brg__optim_kernels *kernels)
 {
-    kernels->sgd(run->param, run->grad, run->state[0], run->n, &scalars->sgd);
+    return kernels->sgd;
 }
 
 static void describe(const brg__step_scalars *scalars,

@@ -1,28 +1,37 @@
 /* SPDX-License-Identifier: Apache-2.0
- * One step: every slot is checked, then every slot is updated, in one pass
- * over its memory each. */
+ * One step: every gradient is checked, then all slots are updated, those on the
+ * CPU by one call of the loops for each dtype. */
 #include <brigade/autograd.h>
 
 #include <string.h>
 
+#include "core/autograd/node.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
 #include "core/base/tracer.h"
 #include "core/ops/op.h"
 #include "core/ops/sparse.h"
 #include "core/optim/optim.h"
-#include "core/optim/wide.h"
 #include "core/tensor/device.h"
 #include "core/tensor/shape.h"
 
 /* ---- Checks ----------------------------------------------------------------------- */
 
-static brg_status check_slot(const brg__slot *slot, const brg_tensor *grad)
+static bool has_shape(const brg__optim_slot *slot, const brg_tensor *t)
+{
+    if (t->ndim != slot->ndim || (brg_dtype)t->dtype != slot->dtype)
+        return false;
+    for (int i = 0; i < slot->ndim; i++)
+        if (t->shape[i] != slot->shape[i])
+            return false;
+    return true;
+}
+
+static brg_status fail_slot(const brg__optim_slot *slot, const brg_tensor *grad)
 {
     const brg_tensor *p = slot->param;
     char a[BRG_TENSOR_TEXT_MAX], b[BRG_SHAPE_TEXT_MAX];
-    if ((brg_dtype)p->dtype != slot->dtype || !p->is_contiguous ||
-        !brg__shape_equal(p->ndim, p->shape, slot->ndim, slot->shape))
+    if (!has_shape(slot, p) || !p->is_contiguous)
         return BRG_FAIL(BRG_ERR_STATE,
                         "brg_optim_step: parameter '%s' is now %s, the "
                         "optimizer was made for %s%s",
@@ -35,206 +44,236 @@ static brg_status check_slot(const brg__slot *slot, const brg_tensor *grad)
                         "%s",
                         slot->name, brg__tensor_text(grad, a),
                         brg_dtype_name(slot->dtype));
-    if (!brg__shape_equal(grad->ndim, grad->shape, slot->ndim, slot->shape))
+    if (!has_shape(slot, grad))
         return BRG_FAIL(BRG_ERR_SHAPE,
                         "brg_optim_step: the gradient of '%s' is %s, expected "
                         "%s",
                         slot->name, brg__tensor_text(grad, a),
                         brg__shape_text(slot->ndim, slot->shape, b));
-    if (!brg__device_equal(grad->device, p->device) ||
-        brg__tensor_is_meta(grad))
-        return BRG_FAIL(BRG_ERR_DEVICE,
-                        "brg_optim_step: the gradient of '%s' is not in the "
-                        "memory that the parameter is in",
-                        slot->name);
+    return BRG_FAIL(BRG_ERR_DEVICE,
+                    "brg_optim_step: the gradient of '%s' is not in the "
+                    "memory that the parameter is in",
+                    slot->name);
+}
+
+static inline brg_status check_slot(const brg__optim_slot *slot,
+                                    const brg_tensor *grad)
+{
+    const brg_tensor *p = slot->param;
+    const bool fits = has_shape(slot, p) && p->is_contiguous &&
+                      has_shape(slot, grad) &&
+                      brg__device_equal(grad->device, p->device) &&
+                      !brg__tensor_is_meta(grad);
+    return fits ? BRG_OK : fail_slot(slot, grad);
+}
+
+/* The gradient in the form that the loops take: row-major, or sorted without
+ * duplicates. */
+static brg_status copy_grad(brg__optim_slot *slot)
+{
+    brg_tensor *grad = slot->grad;
+    slot->grad = NULL;
+    slot->has_copy = true;
+    if (grad->sparse)
+        return brg__sparse_coalesce(&slot->grad, grad);
+    brg_scope *scope = brg_scope_begin();
+    slot->grad = scope ? brg_retain(brg__contiguous_now(grad)) : NULL;
+    brg_scope_end(scope);
+    return slot->grad ? BRG_OK : brg_error_code();
+}
+
+/* slot->grad is NULL if there is nothing to do. */
+static inline brg_status take_grad(brg__optim_slot *slot)
+{
+    const brg_tensor *p = slot->param;
+    slot->grad = p->grad_info ? brg__autograd_of(p)->grad : NULL;
+    if (!slot->grad)
+        return BRG_OK;
+    BRG_TRY(check_slot(slot, slot->grad));
+    if (slot->grad->numel == 0)
+        slot->grad = NULL;
     return BRG_OK;
 }
 
-static brg_status check_slots(brg_optim *optim)
+static void drop_copies(brg_optim *optim)
 {
-    BRG_CHECK_ARG(optim, "brg_optim_step: optim is NULL");
-    bool has_gradient = false;
     for (size_t i = 0; i < optim->n_slots; i++) {
-        const brg_tensor *grad = brg_tensor_grad(optim->slots[i].param);
-        if (!grad)
+        brg__optim_slot *slot = &optim->slots[i];
+        if (!slot->has_copy)
             continue;
-        has_gradient = true;
-        BRG_TRY(check_slot(&optim->slots[i], grad));
+        brg_release(slot->grad);
+        slot->grad = NULL;
+        slot->has_copy = false;
     }
-    if (!has_gradient && optim->n_slots > 0 && !optim->has_warned) {
-        optim->has_warned = true;
-        brg__log(BRG_LOG_WARN, "optim",
-                 "brg_optim_step: none of %zu parameters has a gradient, so "
-                 "none changes (said once): is brg_backward called first?",
-                 optim->n_slots);
+}
+
+/* ---- Scalars ------------------------------------------------------------------------- */
+
+/* Weights, biases and norms in turn may differ in decay and rate. */
+#define LOOK_BACK 4
+
+const brg__step_scalars *brg__optim_scalars(brg_optim *optim, size_t i)
+{
+    const brg__optim_slot *slot = &optim->slots[i];
+    const int64_t step = ((int64_t *)brg__tensor_ptr(optim->steps))[i] + 1;
+    brg__shared_scalars *end = optim->shared + optim->n_shared, *s = end;
+    for (int k = 0; k < LOOK_BACK && s > optim->shared; k++) {
+        s--;
+        if (s->step == step && s->lr_scale == slot->lr_scale &&
+            s->weight_decay == slot->weight_decay)
+            return &s->scalars;
+    }
+    optim->n_shared++;
+    end->step = step;
+    end->lr_scale = slot->lr_scale;
+    end->weight_decay = slot->weight_decay;
+    optim->rule->prepare(optim, slot, step, &end->scalars);
+    return &end->scalars;
+}
+
+/* ---- Runs ------------------------------------------------------------------------------- */
+
+/* All that the slot owns, in its next step. */
+static inline void fill_run(brg_optim *optim, size_t i, brg__run *run)
+{
+    const brg__optim_slot *slot = &optim->slots[i];
+    const size_t at = slot->first * brg__tensor_item_size(slot->param);
+    run->param = (char *)brg__tensor_ptr(slot->param) + at;
+    run->grad = slot->grad->sparse
+                    ? NULL
+                    : (const char *)brg__tensor_ptr(slot->grad) + at;
+    for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
+        run->state[k] = slot->state[k] ? optim->block + slot->at +
+                                             (size_t)k * optim->block_kind
+                                       : NULL;
+    run->master = slot->master ? brg__tensor_ptr(slot->master) : NULL;
+    run->scalars = brg__optim_scalars(optim, i);
+    run->n = slot->n;
+    run->dtype = slot->dtype;
+    run->follows =
+        slot->master && brg_tensor_version(slot->param) != slot->version;
+}
+
+static bool touches(const void *a, size_t nbytes, const void *b)
+{
+    return (const char *)a + nbytes == (const char *)b;
+}
+
+/* b goes on where a ends, in every array. */
+static inline bool goes_on(const brg__run *a, const brg__run *b)
+{
+    const bool is_wide = a->dtype == BRG_DTYPE_F64;
+    const size_t n_real = a->n * (is_wide ? sizeof(double) : sizeof(float));
+    const size_t n = a->master ? n_real / 2 : n_real;
+    if (!touches(a->param, n, b->param) || !touches(a->grad, n, b->grad) ||
+        a->dtype != b->dtype || a->scalars != b->scalars ||
+        a->follows != b->follows)
+        return false;
+    for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
+        if (a->state[k] && !touches(a->state[k], n_real, b->state[k]))
+            return false;
+    return !a->master || touches(a->master, n_real, b->master);
+}
+
+/* Looks at all gradients and lists what is to be done on the CPU, sorted by
+ * dtype, but for sparse ones. Nothing is changed yet. */
+static brg_status list_runs(brg_optim *optim)
+{
+    brg__run *run = optim->runs;
+    for (size_t k = 0; k < optim->n_order; k++) {
+        const size_t i = optim->order[k];
+        brg__optim_slot *slot = &optim->slots[i];
+        BRG_TRY(take_grad(slot));
+        if (slot->grad && (slot->grad->sparse || !slot->grad->is_contiguous))
+            BRG_TRY(copy_grad(slot));
+        if (!slot->grad || slot->grad->sparse || slot->n == 0)
+            continue;
+        fill_run(optim, i, run);
+        if (run > optim->runs && goes_on(run - 1, run))
+            run[-1].n += run->n;
+        else
+            run++;
+    }
+    optim->n_runs = (size_t)(run - optim->runs);
+    return BRG_OK;
+}
+
+static brg_status check_devices(brg_optim *optim)
+{
+    for (size_t i = 0; i < optim->n_slots; i++) {
+        brg__optim_slot *slot = &optim->slots[i];
+        if (slot->param->device.type == BRG_DEVICE_CPU)
+            continue;
+        BRG_TRY(take_grad(slot));
+        if (slot->grad)
+            BRG_TRY(brg__optim_check_device(slot, slot->grad));
     }
     return BRG_OK;
 }
 
 /* ---- Updates ----------------------------------------------------------------------- */
 
-/* Elements of a parameter that one run of the rule updates, of those that its
- * slot owns. */
-typedef struct range {
-    const void *grad;
-    size_t first;
-    size_t n;
-    bool follows; /* the master copy follows the parameter first */
-} range;
-
-static void update_real(const brg_optim *optim, const brg__slot *slot,
-                        const range *r, const brg__step_scalars *scalars)
+/* Counts the step of every slot that has a gradient; those of sparse ones are
+ * done here. */
+static void count_steps(brg_optim *optim)
 {
-    const brg__optim_kernels *kernels = brg__optim_kernels_get();
-    bool is_f64 = slot->dtype == BRG_DTYPE_F64;
-    size_t size = is_f64 ? sizeof(double) : sizeof(float);
-    size_t at = (r->first - slot->first) * size;
-    brg__run run = {.param =
-                        (char *)brg__tensor_ptr(slot->param) + r->first * size,
-                    .grad = r->grad,
-                    .n = r->n};
-    for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
-        if (slot->state[k])
-            run.state[k] = (char *)brg__tensor_ptr(slot->state[k]) + at;
-    optim->rule->update(is_f64 ? &kernels->f64 : &kernels->f32, &run, scalars);
-}
-
-/* The parameter was written by somebody else: where the master copy does not
- * round to it, take its value. */
-static void follow_param(float *master, const uint16_t *param, size_t n,
-                         const brg__wide *wide)
-{
-    uint16_t rounded[BRG__WIDE_BLOCK];
-    float value[BRG__WIDE_BLOCK];
-    wide->store(rounded, master, n);
-    wide->load(value, param, n);
-    for (size_t i = 0; i < n; i++)
-        if (rounded[i] != param[i])
-            master[i] = value[i];
-}
-
-static void update_16(const brg_optim *optim, const brg__slot *slot,
-                      const range *r, const brg__step_scalars *scalars)
-{
-    const brg__optim_kernels *kernels = brg__optim_kernels_get();
-    brg__wide wide = brg__wide_of(kernels, slot->dtype);
-    uint16_t *param = (uint16_t *)brg__tensor_ptr(slot->param) + r->first;
-    const uint16_t *narrow = r->grad;
-    size_t at = r->first - slot->first;
-    float *master = (float *)brg__tensor_ptr(slot->master) + at;
-    float *state[BRG__OPTIM_MAX_STATE] = {NULL};
-    for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
-        if (slot->state[k])
-            state[k] = (float *)brg__tensor_ptr(slot->state[k]) + at;
-    for (size_t i = 0; i < r->n; i += BRG__WIDE_BLOCK) {
-        size_t n = r->n - i < BRG__WIDE_BLOCK ? r->n - i : BRG__WIDE_BLOCK;
-        float block[BRG__WIDE_BLOCK];
-        wide.load(block, narrow + i, n);
-        if (r->follows)
-            follow_param(master + i, param + i, n, &wide);
-        brg__run run = {.param = master + i, .grad = block, .n = n};
-        for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
-            run.state[k] = state[k] ? state[k] + i : NULL;
-        optim->rule->update(&kernels->f32, &run, scalars);
-        wide.store(param + i, master + i, n);
-    }
-}
-
-/* What the slot owns of a range of its parameter. */
-static range owned(const brg__slot *slot, const range *r)
-{
-    size_t end = slot->first + slot->n, first = r->first,
-           last = r->first + r->n;
-    first = first < slot->first ? slot->first : first;
-    last = last > end ? end : last;
-    range part = *r;
-    part.first = first;
-    part.n = last > first ? last - first : 0;
-    part.grad = (const char *)r->grad +
-                (first - r->first) * brg_dtype_size(slot->dtype);
-    return part;
-}
-
-static void update(const brg_optim *optim, const brg__slot *slot,
-                   const range *r, const brg__step_scalars *scalars)
-{
-    range part = owned(slot, r);
-    if (part.n > 0)
-        (slot->master ? update_16 : update_real)(optim, slot, &part, scalars);
-}
-
-static void follow_all(const brg__slot *slot)
-{
-    brg__wide wide = brg__wide_of(brg__optim_kernels_get(), slot->dtype);
-    const uint16_t *param =
-        (const uint16_t *)brg__tensor_ptr(slot->param) + slot->first;
-    float *master = brg__tensor_ptr(slot->master);
-    size_t numel = slot->n;
-    for (size_t i = 0; i < numel; i += BRG__WIDE_BLOCK)
-        follow_param(master + i, param + i,
-                     numel - i < BRG__WIDE_BLOCK ? numel - i : BRG__WIDE_BLOCK,
-                     &wide);
-}
-
-/* Only at the places that the gradient has. */
-static void update_places(const brg_optim *optim, const brg__slot *slot,
-                          const brg_tensor *grad, bool is_foreign,
-                          const brg__step_scalars *scalars)
-{
-    const brg_tensor *values = grad->sparse->values;
-    size_t n = (size_t)values->stride[0];
-    if (is_foreign && slot->master)
-        follow_all(slot);
-    if (values->numel == 0)
-        return;
-    const char *from = brg__tensor_ptr(values);
-    for (int64_t k = 0; k < brg__sparse_nnz(grad); k++) {
-        range r = {.grad = from + (size_t)k * n * brg__tensor_item_size(values),
-                   .first = (size_t)brg__sparse_place(grad, k) * n,
-                   .n = n};
-        update(optim, slot, &r, scalars);
-    }
-}
-
-/* The gradient in the form that the loops take, retained: row-major, or
- * sorted without duplicates. */
-static brg_status prepare_grad(brg_tensor **out, brg_tensor *grad)
-{
-    if (grad->sparse)
-        return brg__sparse_coalesce(out, grad);
-    *out = brg_retain(grad);
-    if (grad->is_contiguous)
-        return BRG_OK;
-    brg_release(grad);
-    brg_scope *scope = brg_scope_begin();
-    *out = scope ? brg_retain(brg__contiguous_now(grad)) : NULL;
-    brg_scope_end(scope);
-    return *out ? BRG_OK : brg_error_code();
-}
-
-static brg_status update_slot(brg_optim *optim, size_t i)
-{
-    brg__slot *slot = &optim->slots[i];
-    brg_tensor *grad = brg_tensor_grad(slot->param);
-    if (!grad || grad->numel == 0 || slot->param->device.type != BRG_DEVICE_CPU)
-        return BRG_OK;
-    BRG_TRY(prepare_grad(&grad, grad));
     int64_t *steps = brg__tensor_ptr(optim->steps);
-    bool is_foreign = brg_tensor_version(slot->param) != slot->version;
-    brg__step_scalars scalars;
-    optim->rule->prepare(optim, slot, ++steps[i], &scalars);
-    if (grad->sparse) {
-        update_places(optim, slot, grad, is_foreign, &scalars);
-    } else {
-        range all = {.grad = brg__tensor_ptr(grad),
-                     .n = (size_t)slot->param->numel,
-                     .follows = is_foreign};
-        update(optim, slot, &all, &scalars);
+    for (size_t k = 0; k < optim->n_order; k++) {
+        const size_t i = optim->order[k];
+        brg__optim_slot *slot = &optim->slots[i];
+        if (!slot->grad)
+            continue;
+        if (slot->grad->sparse) {
+            brg__run run;
+            fill_run(optim, i, &run);
+            brg__optim_step_places(optim, slot, &run);
+        }
+        steps[i]++;
+        brg_tensor_touch(slot->param);
+        if (slot->master)
+            slot->version = brg_tensor_version(slot->param);
     }
-    brg_release(grad);
-    brg_tensor_touch(slot->param);
-    slot->version = brg_tensor_version(slot->param);
-    return BRG_OK;
+}
+
+/* One call of the loops for each dtype. */
+static void update_runs(const brg_optim *optim)
+{
+    const brg__update_fn *update =
+        optim->rule->update(brg__optim_kernels_get());
+    const brg__run *run = optim->runs, *end = run + optim->n_runs;
+    while (run < end) {
+        const brg__run *first = run;
+        while (run < end && run->dtype == first->dtype)
+            run++;
+        update[first->dtype](first, (size_t)(run - first));
+    }
+}
+
+/* Only asked if nothing is listed. */
+static void warn_if_idle(brg_optim *optim)
+{
+    for (size_t i = 0; i < optim->n_slots; i++)
+        if (brg_tensor_grad(optim->slots[i].param))
+            return;
+    optim->has_warned = true;
+    brg__log(BRG_LOG_WARN, "optim",
+             "brg_optim_step: none of %zu parameters has a gradient, so none "
+             "changes (said once): is brg_backward called first?",
+             optim->n_slots);
+}
+
+static brg_status step(brg_optim *optim)
+{
+    const bool is_host = optim->n_order == optim->n_slots;
+    optim->n_shared = 0;
+    BRG_TRY(list_runs(optim));
+    if (!is_host)
+        BRG_TRY(check_devices(optim));
+    if (optim->n_runs == 0 && optim->n_slots > 0 && !optim->has_warned)
+        warn_if_idle(optim);
+    count_steps(optim);
+    update_runs(optim);
+    return is_host ? BRG_OK : brg__optim_step_devices(optim);
 }
 
 static brg_status step_later(const brg__effect *effect, brg_tensor *in)
@@ -284,10 +323,10 @@ brg_status brg_optim_step(brg_optim *optim)
                                                 .relaunch = step_again,
                                                 .note = note_step,
                                                 .object = optim});
-    BRG_TRY(check_slots(optim));
-    for (size_t i = 0; i < optim->n_slots; i++)
-        BRG_TRY(update_slot(optim, i));
-    return brg__optim_step_devices(optim);
+    BRG_CHECK_ARG(optim, "brg_optim_step: optim is NULL");
+    const brg_status status = step(optim);
+    drop_copies(optim);
+    return status;
 }
 
 brg_status brg_optim_zero_grad(brg_optim *optim, bool keep_memory)

@@ -34,15 +34,16 @@ static void FN(sgd_nesterov)(T *restrict p, const T *restrict g, T *restrict b,
     }
 }
 
-static void FN(sgd)(void *p, const void *g, void *b, size_t n,
-                    const brg__sgd_scalars *s)
+static ONE_COPY void FN(sgd)(void *p, const void *g, void *const *state,
+                             size_t n, const brg__step_scalars *scalars)
 {
-    if (!b)
+    const brg__sgd_scalars *s = &scalars->sgd;
+    if (!state[0])
         FN(sgd_plain)(p, g, n, s);
     else if (s->nesterov)
-        FN(sgd_nesterov)(p, g, b, n, s);
+        FN(sgd_nesterov)(p, g, state[0], n, s);
     else
-        FN(sgd_momentum)(p, g, b, n, s);
+        FN(sgd_momentum)(p, g, state[0], n, s);
 }
 
 static void FN(adamw_loop)(T *restrict p, const T *restrict g, T *restrict m,
@@ -60,10 +61,22 @@ static void FN(adamw_loop)(T *restrict p, const T *restrict g, T *restrict m,
     }
 }
 
-static void FN(adamw)(void *p, const void *g, void *m, void *v, size_t n,
-                      const brg__adamw_scalars *s)
+static ONE_COPY void FN(adamw)(void *p, const void *g, void *const *state,
+                               size_t n, const brg__step_scalars *scalars)
 {
-    FN(adamw_loop)(p, g, m, v, n, s);
+    FN(adamw_loop)(p, g, state[0], state[1], n, &scalars->adamw);
+}
+
+static void FN(sgd_runs)(const brg__run *runs, size_t n_runs)
+{
+    for (const brg__run *r = runs; r < runs + n_runs; r++)
+        FN(sgd)(r->param, r->grad, r->state, r->n, r->scalars);
+}
+
+static void FN(adamw_runs)(const brg__run *runs, size_t n_runs)
+{
+    for (const brg__run *r = runs; r < runs + n_runs; r++)
+        FN(adamw)(r->param, r->grad, r->state, r->n, r->scalars);
 }
 
 #define LANES 16

@@ -16,7 +16,8 @@
 #include "tests/support/brg_test.h"
 #include "tests/support/ranks.h"
 
-#define SHARD_N 7
+#define SHARD_N 12
+#define SHARD_FROZEN 9 /* "fixed" */
 #define SHARD_STEPS 6
 
 typedef struct shard_row {
@@ -25,13 +26,24 @@ typedef struct shard_row {
     int64_t rows, columns;
 } shard_row;
 
-/* Cuts fall inside large ones; some ranks own nothing of small ones. */
+/* Cuts fall inside large ones; some ranks own nothing of small ones; those of
+ * whole lines lie side by side in a bucket. */
 static const shard_row shard_rows[SHARD_N] = {
     {"emb", BRG_DTYPE_F32, 61, 13}, {"fc1", BRG_DTYPE_F32, 32, 17},
     {"one", BRG_DTYPE_F32, 1, 1},   {"norm", BRG_DTYPE_F64, 1, 129},
     {"half", BRG_DTYPE_F16, 9, 31}, {"brain", BRG_DTYPE_BF16, 40, 5},
-    {"out", BRG_DTYPE_F32, 3, 19},
+    {"out", BRG_DTYPE_F32, 3, 19},  {"line", BRG_DTYPE_F32, 1, 16},
+    {"lines", BRG_DTYPE_F32, 8, 8}, {"fixed", BRG_DTYPE_F32, 4, 4},
+    {"more", BRG_DTYPE_F32, 2, 48}, {"halves", BRG_DTYPE_BF16, 6, 32},
 };
+
+typedef enum shard_rule {
+    SHARD_ADAMW,
+    SHARD_MOMENTUM,
+    SHARD_NESTEROV,
+    SHARD_SGD,
+    SHARD_N_RULES
+} shard_rule;
 
 typedef struct shard_run {
     brg_pg *pg;
@@ -40,7 +52,7 @@ typedef struct shard_run {
     brg_ddp *ddp;
     brg_optim *optim;
     bool is_sharded;
-    bool is_sgd;
+    shard_rule rule;
     bool is_alike; /* every rank has the data of rank 0 */
 } shard_run;
 
@@ -55,6 +67,7 @@ static inline brg_status shard_make_params(shard_run *r)
             ranks_store(brg_tensor_data(t), k, row->dtype,
                         ranks_gradient(brg_pg_rank(r->pg), 99, i, k));
         BRG_TRY(brg_params_add(r->params, row->name, t, BRG_PARAM_TRAINED));
+        BRG_TRY(brg_set_requires_grad(t, i != SHARD_FROZEN));
         BRG_TRY(brg_tensor_set_name(t, row->name));
     }
     return BRG_OK;
@@ -65,12 +78,17 @@ static inline brg_status shard_make_optim(const shard_run *r, brg_optim **out,
 {
     brg_sgd_options sgd = BRG_SGD_OPTIONS_INIT;
     brg_adamw_options adamw = BRG_ADAMW_OPTIONS_INIT;
-    sgd.momentum = 0.9;
+    sgd.momentum = r->rule == SHARD_SGD ? 0 : 0.9;
+    sgd.nesterov = r->rule == SHARD_NESTEROV;
     sgd.weight_decay = 0.02;
     sgd.ranges = adamw.ranges = ranges;
     adamw.lr = 0.02;
-    return r->is_sgd ? brg_optim_create_sgd(out, r->params, &sgd)
-                     : brg_optim_create_adamw(out, r->params, &adamw);
+    BRG_TRY(r->rule == SHARD_ADAMW
+                ? brg_optim_create_adamw(out, r->params, &adamw)
+                : brg_optim_create_sgd(out, r->params, &sgd));
+    /* One of those side by side is a group of its own. */
+    BRG_TRY(brg_optim_set_param(*out, "lines", 1, 0));
+    return brg_optim_set_param(*out, "half", 0.5, 0.1);
 }
 
 /* What is_sharded and the like say is set before. */
@@ -193,11 +211,10 @@ static inline brg_status shard_both(shard_run *a, shard_run *b, double max_norm)
     return BRG_OK;
 }
 
-static inline brg_status shard_against_whole(brg_pg *pg, bool is_sgd,
+static inline brg_status shard_against_whole(brg_pg *pg, shard_rule rule,
                                              double max_norm)
 {
-    shard_run a = {.is_sharded = true, .is_sgd = is_sgd},
-              b = {.is_sgd = is_sgd};
+    shard_run a = {.is_sharded = true, .rule = rule}, b = {.rule = rule};
     brg_status status = shard_run_init(&a, pg);
     if (status == BRG_OK)
         status = shard_run_init(&b, pg);
@@ -210,23 +227,24 @@ static inline brg_status shard_against_whole(brg_pg *pg, bool is_sgd,
 
 static inline brg_status check_shard_bits(brg_pg *pg)
 {
-    BRG_TRY(shard_against_whole(pg, false, 0));
-    return shard_against_whole(pg, true, 0);
+    for (int rule = 0; rule < SHARD_N_RULES; rule++)
+        BRG_TRY(shard_against_whole(pg, (shard_rule)rule, 0));
+    return BRG_OK;
 }
 
 static inline brg_status check_shard_clipping(brg_pg *pg)
 {
-    return shard_against_whole(pg, false, 0.5);
+    return shard_against_whole(pg, SHARD_ADAMW, 0.5);
 }
 
 /* ---- Memory ----------------------------------------------------------------------- */
 
-/* Bytes of state, counts of steps apart. */
+/* Bytes of state of what is trained, counts of steps apart. */
 static inline double shard_state_bytes(const brg_optim *optim)
 {
     double sum = 0;
     for (size_t i = 0; i < brg_optim_state_count(optim); i++)
-        if (brg_optim_state_param(optim, i))
+        if (brg_requires_grad(brg_optim_state_param(optim, i)))
             sum +=
                 (double)brg_tensor_nbytes(brg_optim_state_at(optim, i)->tensor);
     return sum;
@@ -271,7 +289,7 @@ static inline brg_status shard_misuse(shard_run *r)
     brg_optim_range ranges[SHARD_N];
     brg_optim *whole = NULL;
     RANK_FAILS(brg_ddp_shard(r->ddp, r->params, ranges, 3), BRG_ERR_ARG,
-               "room for 3 ranges, there are 7");
+               "room for 3 ranges, there are 12");
     int64_t n_steps = 0;
     RANK_FAILS(brg_ddp_refresh(r->ddp), BRG_ERR_UNSUPPORTED, "with shard");
     RANK_FAILS(brg_ddp_regroup(r->ddp, r->pg, NULL, &n_steps),
