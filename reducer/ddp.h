@@ -66,6 +66,10 @@ struct brg_ddp {
     brg_ddp_options options; /* complete */
     brg__ddp_weights weights;
     brg__ddp_graph graph;
+    /* On a device: how many steps had been queued, and the versions of all
+     * parameters, when the last backward ended (regroup.c). */
+    uint64_t n_queued;
+    uint64_t versions;
     bool has_leaves; /* the reproducible reduction */
     bool is_sync;
     bool has_joined; /* a backward is under way */
@@ -126,6 +130,11 @@ void brg__ddp_view_drop(brg__ddp_param *p);
 brg_status brg__ddp_copy(brg_tensor *dst, brg_tensor *src);
 /* The same where the caller touches dst later. */
 brg_status brg__ddp_write(brg_tensor *dst, brg_tensor *src);
+
+/* ---- regroup.c ----------------------------------------------------------------------- */
+
+/* A backward has ended, well or not. */
+void brg__ddp_note_end(brg_ddp *ddp);
 
 /* ---- ddp_step.c: one backward ------------------------------------------------------ */
 

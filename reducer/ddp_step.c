@@ -188,6 +188,7 @@ static brg_status finish(void *user)
     if (status != BRG_OK)
         end_params(ddp);
     brg__ddp_leaf_place(ddp);
+    brg__ddp_note_end(ddp);
     end_recording(ddp, status == BRG_OK);
     drop_kept(ddp);
     return status;
@@ -208,6 +209,7 @@ static void on_failure(void *user)
     end_recording(ddp, status == BRG_OK && !ddp->reducer->has_failed);
     end_params(ddp);
     brg__ddp_leaf_place(ddp);
+    brg__ddp_note_end(ddp);
     drop_kept(ddp);
 }
 
@@ -314,6 +316,7 @@ brg_status brg__ddp_shadow_step(brg_ddp *ddp)
     status = ended != BRG_OK ? ended : status;
     if (status == BRG_OK)
         status = brg__ddp_hand_over_all(ddp);
+    brg__ddp_note_end(ddp);
     drop_kept(ddp);
     return status;
 }

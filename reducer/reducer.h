@@ -55,8 +55,9 @@ typedef struct brg__device_tail {
     void *mine;    /* on the device: what this rank has to say */
     bool is_sent;  /* mine holds values */
     void *fetch;   /* the device's: the tail of the last step, on its way */
-    bool is_pending;           /* that has not been looked at */
-    uint64_t n_sent;           /* steps */
+    bool is_pending;  /* that has not been looked at */
+    uint64_t n_sent;  /* steps */
+    uint64_t n_known; /* of these, the first ones: they have been reduced */
     brg__error_record verdict; /* on the last step, not told yet */
 } brg__device_tail;
 

@@ -165,6 +165,37 @@ static brg_status align(brg_ddp *ddp, brg_optim *optim, int64_t *n_steps)
     return status;
 }
 
+/* ---- Steps queued behind the one that was lost ------------------------------------ */
+
+static uint64_t versions_of(const brg_ddp *ddp)
+{
+    uint64_t sum = 0;
+    for (size_t i = 0; i < ddp->n_params; i++)
+        sum += brg_tensor_version(ddp->params[i].leaf);
+    return sum;
+}
+
+void brg__ddp_note_end(brg_ddp *ddp)
+{
+    const uint64_t n_sent = ddp->reducer->tail.n_sent;
+    if (ddp->n_queued == n_sent)
+        return;
+    ddp->n_queued = n_sent;
+    ddp->versions = versions_of(ddp);
+}
+
+/* Parameters may hold an update by sums that were never made: all but the last
+ * step must be known, and that one not used yet. A step that was launched again
+ * as a whole holds its update. */
+static bool is_spoilt(const brg_ddp *ddp)
+{
+    const brg__device_tail *t = &ddp->reducer->tail;
+    if (t->n_known == t->n_sent)
+        return false;
+    return t->n_sent - t->n_known > 1 || ddp->n_queued != t->n_sent ||
+           ddp->versions != versions_of(ddp);
+}
+
 /* ---- Public ------------------------------------------------------------------------ */
 
 static brg_status check(const brg_ddp *ddp, const brg_pg *pg,
@@ -178,11 +209,13 @@ static brg_status check(const brg_ddp *ddp, const brg_pg *pg,
         return BRG_FAIL(BRG_ERR_STATE,
                         "rank %d: brg_ddp_regroup: a backward is under way",
                         brg_pg_rank(pg));
-    if (ddp->reducer->device.type != BRG_DEVICE_CPU)
+    if (is_spoilt(ddp))
         return BRG_FAIL(BRG_ERR_UNSUPPORTED,
-                        "rank %d: brg_ddp_regroup: what was queued on a device "
-                        "has used sums without a meaning; start again from a "
-                        "checkpoint, with a new ddp",
+                        "rank %d: brg_ddp_regroup: an update was queued on the "
+                        "device behind a step that may be lost, and may have "
+                        "used sums without a meaning (expected brg_ddp_confirm "
+                        "before each update); start again from a checkpoint, "
+                        "with a new ddp",
                         brg_pg_rank(pg));
     if (ddp->options.shard)
         return BRG_FAIL(BRG_ERR_UNSUPPORTED,

@@ -157,6 +157,9 @@ brg_status brg__device_tail_read(brg_reducer *r)
     t->is_pending = false;
     if (t->vtable->fetch)
         BRG_TRY(await(r, &tail));
+    else if (!brg__pg_poll(r->pg))
+        return brg_pg_error(r->pg);
+    t->n_known = t->n_sent;
     brg__error_record kept;
     brg__error_save(&kept);
     if (judge(r, tail) != BRG_OK)

@@ -30,12 +30,16 @@ BRG_BEGIN_DECLS
  * has made most, and *n_steps becomes its number. .grad becomes NULL. What the
  * lost step has drawn from the random generator stays drawn.
  *
+ * On a GPU a lost step shows only when it is waited for, and an update that was
+ * queued behind it has used sums without a meaning: call brg_ddp_confirm after
+ * each backward, before the update. It costs the wait.
+ *
  * Fails with BRG_ERR_UNSUPPORTED for a ddp with shard: the state of the lost
- * rank is lost; for gradients on a device, where steps were queued behind the
- * lost one; with BRG_ERR_MISMATCH where those with most steps have states
+ * rank is lost; on a GPU where an update was queued behind a step that was not
+ * confirmed; with BRG_ERR_MISMATCH where those with most steps have states
  * that differ, and no more than half of them one. After another loss
- * (BRG_ERR_PEER) parameters, state and *n_steps are as they were: shrink `pg`
- * in turn and call it again. */
+ * (BRG_ERR_PEER) parameters, state and *n_steps are as they were: shrink `pg` in
+ * turn and call it again. */
 BRG_API BRG_NODISCARD brg_status brg_ddp_regroup(brg_ddp *ddp, brg_pg *pg,
                                                  brg_optim *optim,
                                                  int64_t *n_steps);

@@ -375,18 +375,29 @@ static inline brg_status learn_ops(brg_pg *pg, void *user)
     return BRG_OK;
 }
 
-static inline void run_worlds(run *r)
+/* Before the first run of on_rank. */
+static inline void learn(void)
 {
     assert_brg_ok(brg_sim_run(1, NULL, learn_ops, NULL));
     ops = *plain;
     ops.start = group_start;
     ops.alloc = group_alloc;
     ops.free = group_free;
+}
+
+static inline void set_fetch(bool later)
+{
+    fake.fetch = later ? fake_fetch : NULL;
+    fake.fetched = later ? fake_fetched : NULL;
+    fake.fetch_free = later ? fake_fetch_free : NULL;
+}
+
+static inline void run_worlds(run *r)
+{
+    learn();
     for (int n = 1; n <= 4; n++)
         for (int later = 0; later < 2; later++) { /* with fetch, without */
-            fake.fetch = later ? fake_fetch : NULL;
-            fake.fetched = later ? fake_fetched : NULL;
-            fake.fetch_free = later ? fake_fetch_free : NULL;
+            set_fetch(later);
             assert_brg_ok(brg_sim_run(n, NULL, on_rank, r));
         }
 }

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * What a reducer does besides averages, with gradients on a device. */
+#include <brigade/recover.h>
+
 #include "tests/reducer/made_up_device.h"
 
 /* ---- Hooks, and functions that talk ------------------------------------------------------ */
@@ -158,22 +160,184 @@ static void test_device_features__sum_leaves_alike(void **state)
     size = 1;
 }
 
-/* Steps were queued behind the one that was lost. */
-static brg_status does_not_regroup(world *w, const run *r)
+/* ---- Going on with the ranks that are left ------------------------------------------------ */
+
+#define N_SURVIVED 6 /* steps */
+#define MAX_LEFT 4
+static const brg_sim_options *script;
+static bool confirms;       /* each step before its update */
+static uint64_t n_calls[2]; /* before the training, and with it */
+
+/* p -= g / 4: multiples of powers of two, and exact. */
+static brg_status update(world *w)
 {
-    int64_t n_steps = 0;
-    (void)r;
-    BRG_TRY(step_of(w, 0));
-    RANK_FAILS(brg_ddp_regroup(w->ddp, w->pg, NULL, &n_steps),
-               BRG_ERR_UNSUPPORTED, "start again from a checkpoint");
-    return step_of(w, 1);
+    bool was = brg_grad_mode_set(false);
+    brg_scope *scope = brg_scope_begin();
+    brg_status status = BRG_OK;
+    for (size_t i = 0; i < N_PARAMS && status == BRG_OK; i++)
+        status = brg_add_(w->params[i], brg_tensor_grad(w->params[i]), -0.25);
+    brg_scope_end(scope);
+    (void)brg_grad_mode_set(was);
+    return status;
 }
 
-static void test_device_features__regrouping_is_refused(void **state)
+static brg_status train_step(world *w, int step)
+{
+    BRG_TRY(zero(w));
+    BRG_TRY(backward(w, step, ALL));
+    if (confirms)
+        BRG_TRY(brg_ddp_confirm(w->ddp));
+    return update(w);
+}
+
+static brg_status values_of(world *w, double values[N_PARAMS][80])
+{
+    brg_scope *scope = brg_scope_begin();
+    brg_status status = BRG_OK;
+    for (size_t i = 0; i < N_PARAMS && status == BRG_OK; i++)
+        status =
+            brg_tensor_read(brg_cast(brg_detach(w->params[i]), BRG_DTYPE_F64),
+                            values[i], numel(i) * sizeof(double));
+    brg_scope_end(scope);
+    return status;
+}
+
+/* From these values on: n ranks until step `lost`, then as many as there are. */
+static brg_status check_values(world *w, double first[N_PARAMS][80], int n,
+                               int lost)
+{
+    double got[N_PARAMS][80] = {{0}};
+    BRG_TRY(values_of(w, got));
+    for (size_t i = 0; i < N_PARAMS; i++)
+        for (size_t k = 0; k < numel(i); k++) {
+            double want = first[i][k];
+            for (int step = 0; step < N_SURVIVED; step++)
+                want -= ranks_average(step < lost ? n : w->n, step, i, k) / 4;
+            RANK_CHECK(fabs(got[i][k] - want) < 1e-5,
+                       "rank %d of %d, %d before step %d: value %zu[%zu] is "
+                       "%g, not %g",
+                       w->rank, w->n, n, lost, i, k, got[i][k], want);
+        }
+    return ranks_same_bits(w->pg, got, sizeof got);
+}
+
+/* The groups that were left, in their order; as on_rank has them. */
+static brg_status shrink(world *w, brg_pg **left)
+{
+    const brg_device device = w->pg->end.device;
+    BRG_TRY(brg_pg_shrink(left, w->pg));
+    (*left)->end.device = device;
+    (*left)->end.ops = &ops;
+    w->pg = *left;
+    w->rank = brg_pg_rank(*left);
+    w->n = brg_pg_world_size(*left);
+    return BRG_OK;
+}
+
+static brg_status train_on(world *w, brg_pg *left[MAX_LEFT], int64_t *lost)
+{
+    int64_t n_steps = 0;
+    for (int n_left = 0; n_steps < N_SURVIVED;) {
+        brg_status status = train_step(w, (int)n_steps);
+        n_steps += status == BRG_OK;
+        if (status == BRG_OK)
+            continue;
+        RANK_CHECK(status != BRG_ERR_INTERNAL, "%s", brg_error_message());
+        BRG_TRY(n_left < MAX_LEFT ? shrink(w, &left[n_left++])
+                                  : BRG_ERR_INTERNAL);
+        BRG_TRY(brg_ddp_regroup(w->ddp, w->pg, NULL, &n_steps));
+        *lost = n_steps;
+    }
+    return BRG_OK;
+}
+
+static bool is_victim(const world *w)
+{
+    return script && script->faults[0].rank == w->rank;
+}
+
+static brg_status survives(world *w, const run *r)
+{
+    double first[N_PARAMS][80];
+    brg_pg *left[MAX_LEFT] = {NULL}, *all = w->pg;
+    int64_t lost = 0;
+    const int n = w->n;
+    const bool dies = is_victim(w);
+    brg_pg_stats stats;
+    BRG_TRY(values_of(w, first));
+    brg_pg_get_stats(w->pg, &stats);
+    n_calls[0] = stats.n_collectives;
+    brg_status status = train_on(w, left, &lost);
+    brg_pg_get_stats(all, &stats);
+    if (!dies)
+        n_calls[1] = stats.n_collectives;
+    if (dies && status != BRG_OK)
+        status = BRG_OK; /* a dead rank's word does not count */
+    else if (status == BRG_OK)
+        status = check_values(w, first, n, (int)lost);
+    brg_ddp_destroy(w->ddp);
+    w->ddp = NULL;
+    for (int k = MAX_LEFT; k-- > 0;) {
+        if (left[k])
+            left[k]->end.ops = plain;
+        brg_pg_destroy(left[k]);
+    }
+    w->pg = all;
+    (void)r;
+    return status;
+}
+
+/* The last rank dies at this call. */
+static brg_status run_with_death(const run *r, int n, uint64_t call, bool later)
+{
+    struct brg_sim_fault fault = {BRG_SIM_DIE, n - 1, call, 0};
+    brg_sim_options options = BRG_SIM_OPTIONS_INIT;
+    options.seed = call;
+    options.faults = &fault;
+    options.n_faults = 1;
+    script = &options;
+    set_fetch(later);
+    return brg_sim_run(n, &options, on_rank, (void *)r);
+}
+
+static void test_device_features__the_ranks_left_go_on(void **state)
 {
     (void)state;
-    run r = make_run(does_not_regroup);
-    run_worlds(&r);
+    run r = make_run(survives);
+    learn();
+    confirms = true;
+    for (int n = 2; n <= 4; n++) {
+        script = NULL;
+        assert_brg_ok(brg_sim_run(n, NULL, on_rank, &r));
+        const uint64_t first = n_calls[0], end = n_calls[1];
+        assert_true(end - first > 3 * N_SURVIVED);
+        for (uint64_t call = first; call < end; call++)
+            for (int later = 0; later < 2; later++)
+                assert_brg_ok(run_with_death(&r, n, call, later));
+    }
+}
+
+/* Updates were queued behind a step of which nobody knew that it was lost. */
+static void test_device_features__regrouping_may_be_refused(void **state)
+{
+    (void)state;
+    run r = make_run(survives);
+    int n_refused = 0;
+    learn();
+    confirms = false;
+    script = NULL;
+    assert_brg_ok(brg_sim_run(3, NULL, on_rank, &r));
+    const uint64_t first = n_calls[0], end = n_calls[1];
+    for (uint64_t call = first; call < end; call++) {
+        brg_status status = run_with_death(&r, 3, call, true);
+        n_refused += status == BRG_ERR_UNSUPPORTED;
+        if (status == BRG_ERR_UNSUPPORTED)
+            assert_non_null(strstr(brg_error_message(), "brg_ddp_confirm"));
+        else
+            assert_brg_ok(status);
+    }
+    /* All but deaths in the first step, which is waited for. */
+    assert_in_range(n_refused, end - first - 8, end - first - 3);
 }
 
 int main(void)
@@ -182,7 +346,8 @@ int main(void)
         TEST(test_device_features__travel_in_16_bits),
         TEST(test_device_features__synchronised_norms),
         TEST(test_device_features__sum_leaves_alike),
-        TEST(test_device_features__regrouping_is_refused),
+        TEST(test_device_features__the_ranks_left_go_on),
+        TEST(test_device_features__regrouping_may_be_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
