@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "compile/relaunch_note.h"
+#include "core/autograd/debug.h"
 #include "core/base/error.h"
 #include "core/ops/op.h"
 
@@ -226,7 +227,8 @@ brg_status brg__relaunch_step(brg__segment *s, brg_tensor *const *inputs,
     memset(s->outputs, 0, (size_t)s->captured.n_outputs * sizeof *s->outputs);
     if (!r->is_judged)
         judge(r, s, inputs, n_inputs);
-    if (r->is_off || r->n_runs++ < BRG__RELAUNCH_WARM || !is_fit(r, s))
+    if (r->is_off || brg__anomaly_is_on || r->n_runs++ < BRG__RELAUNCH_WARM ||
+        !is_fit(r, s))
         return brg__segment_run_forward(s, inputs, n_inputs);
     if (r->is_recorded && brg__relaunch_is_noted(r))
         return launch(r, s, inputs);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "compile/aliases.h"
+#include "compile/anomaly.h"
 #include "compile/passes/passes.h"
 #include "compile/relaunch.h"
 #include "core/autograd/autocast.h"
@@ -30,7 +31,7 @@ static brg_status begin_backward(const brg__effect *effect, brg_tensor *in)
         if (s->is_closed)
             r->ops->expect(r->self, c->members.at, c->members.n, (int)i);
     }
-    return BRG_OK;
+    return brg__anomaly_before(&s->task);
 }
 
 static brg_status end_backward(const brg__effect *effect, brg_tensor *in)
@@ -38,7 +39,7 @@ static brg_status end_backward(const brg__effect *effect, brg_tensor *in)
     (void)in;
     brg__segment *s = effect->object;
     s->is_in_backward = false;
-    return brg__task_leave(&s->task, BRG_OK);
+    return brg__task_leave(&s->task, brg__anomaly_after(&s->task));
 }
 
 /* What both leave is noted and told by reducers. */

@@ -3,6 +3,7 @@
 #include "core/autograd/debug.h"
 
 #include "core/base/error.h"
+#include "core/base/tracer.h"
 
 #include <brigade/ops.h>
 #include <brigade/sparse.h>
@@ -54,6 +55,7 @@ bool brg_anomaly_mode(void)
 bool brg_anomaly_mode_set(bool is_on)
 {
     bool before = brg__anomaly_is_on;
+    (void)brg__tracer_outside("brg_anomaly_mode_set");
     brg__anomaly_is_on = is_on;
     return before;
 }

@@ -419,7 +419,7 @@ brg_status brg__task_evaluate(brg__task *task, uint32_t visit)
             status = apply_rule(task, node, grads, grad_in);
         if (status == BRG_OK)
             status = brg__run_post_hooks(node, BRG__ALL_HOOKS, grad_in, grads);
-        if (status == BRG_OK && brg__anomaly_is_on)
+        if (status == BRG_OK && brg__anomaly_is_on && !brg__is_traced())
             status = brg__anomaly_check(node, grad_in);
         if (!task->is_retained && !brg__node_is_accumulate(node))
             brg__node_free_saved(node); /* leaves are shared by threads */

@@ -12,8 +12,9 @@ BRG_BEGIN_DECLS
  * While on (for the calling thread), backward checks what every node gives and
  * fails with BRG_ERR_NAN at the first value that is not a number, naming the
  * op, which of its gradients it is, and the place of the op's call if the
- * caller compiled with BRG_TRACE_CALLS. A compiled backward (compile.h) is
- * checked at its two ends only. Returns the mode before. */
+ * caller compiled with BRG_TRACE_CALLS. A compiled backward (compile.h), of a
+ * step compiled whole too, is checked at its two ends only. Returns the mode
+ * before. */
 BRG_API bool brg_anomaly_mode_set(bool is_on);
 BRG_API bool brg_anomaly_mode(void);
 

@@ -5,6 +5,7 @@
 #include <brigade/recompute.h>
 #include <brigade/random.h>
 
+#include "core/base/error.h"
 #include "tests/compile/world_functions.h"
 
 /* ---- Inputs ---------------------------------------------------------------- */
@@ -520,6 +521,65 @@ static void test_whole_steps__functions_inside(void **state)
     CHECK(cond_step, 1, 1, .is_step = true);
 }
 
+/* ---- Failures -------------------------------------------------------------- */
+
+static brg_status refuses(brg_tensor *grad, brg_tensor **replacement,
+                          void *user)
+{
+    (void)grad;
+    (void)replacement;
+    return W->call % 2 ? BRG_FAIL(BRG_ERR_CALLBACK, "as asked") : BRG_OK;
+}
+
+static void refuses_now_and_then(world *w, int i)
+{
+    if (i == 0)
+        assert_brg_ok(brg_tensor_add_hook(NULL, w->w[1], refuses, w, NULL));
+    for (int k = 0; k < 2; k++)
+        assert_brg_ok(brg_tensor_set_grad(w->w[k], NULL));
+}
+
+FUNCTION(step_fails)
+{
+    out[0] = brg_mean_all(brg_mul(brg_mul(in[0], W->w[0]), W->w[1]));
+    BRG_TRY(brg_backward(out[0]));
+    return brg_optim_step(W->sgd);
+}
+
+FUNCTION(passes_over)
+{
+    (void)!step_fails(in, n_in, out, n_out, user);
+    bool mode = brg_grad_mode_set(false);
+    brg_status s = brg_mul_scalar_(W->buffer, 0.5);
+    brg_grad_mode_set(mode);
+    return s;
+}
+
+static void test_whole_steps__a_failure_is_not_passed_over(void **state)
+{
+    (void)state;
+    world w;
+    brg_tensor *out[1];
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    brg_compiled *c;
+    CHECK(step_fails, 1, 1, .is_step = true, .may_fail = true,
+          .between = refuses_now_and_then);
+    options.whole = options.fullgraph = true;
+    make_world(&w);
+    assert_brg_ok(brg_compiled_create(&c, passes_over, &w, &options));
+    for (w.call = 0; w.call < 3; w.call++) {
+        refuses_now_and_then(&w, w.call);
+        if (w.call == 1)
+            assert_brg_fails_with(brg_compiled_call(c, w.x, 1, out, 1),
+                                  BRG_ERR_CALLBACK, "as asked");
+        else
+            assert_brg_ok(brg_compiled_call(c, w.x, 1, out, 1));
+    }
+    assert_float_equal(element(w.buffer, 0), 0.25, 0);
+    brg_compiled_destroy(c);
+    free_world(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -531,6 +591,7 @@ int main(void)
         scoped_test(test_whole_steps__checkpoints),
         scoped_test(test_whole_steps__results),
         scoped_test(test_whole_steps__functions_inside),
+        scoped_test(test_whole_steps__a_failure_is_not_passed_over),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
