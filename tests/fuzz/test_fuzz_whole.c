@@ -8,6 +8,7 @@
  * BRG_TEST_SEED, BRG_FUZZ_SECONDS and BRG_TEST_KERNELS as in test_fuzz_graph.c.
  */
 #include <brigade/compile.h>
+#include <brigade/offload.h>
 
 /* Hooks are not for here. */
 #pragma GCC diagnostic ignored "-Wunused-function"
@@ -58,6 +59,25 @@ static bool is_changed(const fuzz *f, int storage)
     return false;
 }
 
+/* Of every third program stretches offload what they save. */
+static brg_status turn_offload(const fuzz *f, int k, int *depth)
+{
+    brg_offload_options o = BRG_OFFLOAD_OPTIONS_INIT;
+    uint64_t bits = bits_of(f, k + MAX_STEPS);
+    if (f->p.seed % 3 != 0 || bits % 11 != 0)
+        return BRG_OK;
+    if (bits % 2 == 0 && *depth > 0) {
+        --*depth;
+        return brg_offload_end();
+    }
+    if (bits % 2 == 0 || *depth == 2)
+        return BRG_OK;
+    o.kind = bits / 32 % 2 ? BRG_OFFLOAD_DISK : BRG_OFFLOAD_HOST_MEMORY;
+    o.min_bytes = bits / 64 % 100;
+    ++*depth;
+    return brg_offload_begin(&o);
+}
+
 /* The program from its sources on. Those changed in place are copied, so that
  * each call begins with the same. */
 static brg_status runs(brg_tensor *const *in, size_t n_in, brg_tensor **out,
@@ -66,12 +86,14 @@ static brg_status runs(brg_tensor *const *in, size_t n_in, brg_tensor **out,
     side *s = user;
     fuzz *f = s->f;
     size_t i = 0;
+    int depth = 0;
     (void)n_in;
     (void)n_out;
     for (int k = 0; k < f->p.n_steps; k++) {
         const step *st = &f->p.steps[k];
         if (is_hook(st->kind))
             continue;
+        BRG_TRY(turn_offload(f, k, &depth));
         if (!is_source(st))
             f->t[st->out] = emit(f, st);
         else
@@ -81,6 +103,8 @@ static brg_status runs(brg_tensor *const *in, size_t n_in, brg_tensor **out,
         if (!f->t[st->out])
             return brg_error_code();
     }
+    while (depth-- > 0)
+        BRG_TRY(brg_offload_end());
     out[0] = loss_of(f);
     if (!out[0])
         return brg_error_code();
