@@ -385,8 +385,35 @@ brg_tensor *brg_mse(brg_tensor *prediction, brg_tensor *target)
 
 /* ---- Compositions ---------------------------------------------------- */
 
+/* For losses that are made of other ops, whose messages would name those. */
+static bool targets_fit(const char *name, const brg_tensor *x, int ndim,
+                        const brg_tensor *targets, bool are_floats)
+{
+    char text[BRG_TENSOR_TEXT_MAX], shape[BRG_TENSOR_TEXT_MAX];
+    bool is_index =
+        targets->dtype == BRG_DTYPE_I64 || targets->dtype == BRG_DTYPE_I32;
+    if (are_floats ? !brg__tensor_is_float(targets) : !is_index)
+        (void)BRG_FAIL(BRG_ERR_DTYPE,
+                       "%s: targets (input 1) is %s, expected %s", name,
+                       brg__tensor_text(targets, text),
+                       are_floats ? "a float dtype" : "dtype i64 or i32");
+    else if (!brg__shape_equal(ndim, x->shape, targets->ndim, targets->shape))
+        (void)BRG_FAIL(BRG_ERR_SHAPE,
+                       "%s: targets (input 1) is %s, expected shape %s", name,
+                       brg__tensor_text(targets, text),
+                       brg__shape_text(ndim, x->shape, shape));
+    else
+        return true;
+    return false;
+}
+
 brg_tensor *brg_nll(brg_tensor *log_probs, brg_tensor *targets)
 {
+    if (!log_probs || !targets)
+        return NULL;
+    int n_rows_dims = log_probs->ndim > 0 ? log_probs->ndim - 1 : 0;
+    if (!targets_fit("nll", log_probs, n_rows_dims, targets, false))
+        return NULL;
     brg_tensor *picked = brg_gather(log_probs, -1, brg_unsqueeze(targets, -1));
     return brg_neg(brg_mean_all(picked));
 }
@@ -394,6 +421,10 @@ brg_tensor *brg_nll(brg_tensor *log_probs, brg_tensor *targets)
 brg_tensor *brg_binary_cross_entropy_with_logits(brg_tensor *logits,
                                                  brg_tensor *targets)
 {
+    if (!logits || !targets ||
+        !targets_fit("binary_cross_entropy_with_logits", logits, logits->ndim,
+                     targets, true))
+        return NULL;
     return brg_mean_all(
         brg_sub(brg_softplus(logits), brg_mul(logits, targets)));
 }

@@ -135,6 +135,31 @@ static void test_binary_cross_entropy__of_logits(void **state)
     assert_values(brg_binary_cross_entropy_with_logits(x, t), 1e-12, want / 4);
 }
 
+/* Messages name the loss, not the ops that it is made of; targets of another
+ * shape would broadcast. */
+static void test_losses__say_which_targets_they_expect(void **state)
+{
+    (void)state;
+    brg_tensor *x = brg_zeros(BRG_DTYPE_F32, BRG_SHAPE(4, 1));
+    brg_tensor *ids = brg_zeros(BRG_DTYPE_I64, BRG_SHAPE(4, 1));
+    assert_brg_null_with(brg_nll(x, ids), BRG_ERR_SHAPE,
+                         "nll: targets (input 1) is i64[4, 1], expected shape "
+                         "[4]");
+    assert_brg_null_with(brg_nll(x, x), BRG_ERR_DTYPE,
+                         "nll: targets (input 1) is f32[4, 1], expected dtype "
+                         "i64 or i32");
+    assert_brg_null_with(brg_binary_cross_entropy_with_logits(x, ids),
+                         BRG_ERR_DTYPE,
+                         "binary_cross_entropy_with_logits: targets (input 1) "
+                         "is i64[4, 1], expected a float dtype");
+    assert_brg_null_with(
+        brg_binary_cross_entropy_with_logits(
+            x, brg_zeros(BRG_DTYPE_F32, BRG_SHAPE(4))),
+        BRG_ERR_SHAPE,
+        "binary_cross_entropy_with_logits: targets (input 1) is f32[4], "
+        "expected shape [4, 1]");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -145,6 +170,7 @@ int main(void)
         IN_SCOPE(test_cross_entropy__recorded_gradients_at_any_width),
         IN_SCOPE(test_mse__has_both_gradients),
         IN_SCOPE(test_binary_cross_entropy__of_logits),
+        IN_SCOPE(test_losses__say_which_targets_they_expect),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
