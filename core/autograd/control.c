@@ -28,7 +28,7 @@ static brg_status run_region(const char *what, brg_region region,
     BRG_TRY(status);
     for (size_t j = 0; j < n_out; j++)
         if (!out[j])
-            return brg__error_pending(what);
+            return brg__error_pending("%s: a tensor", what);
     return BRG_OK;
 }
 
@@ -59,7 +59,7 @@ static brg_status is_true(const char *what, const brg_tensor *t, bool *out)
     double value;
     char text[BRG_TENSOR_TEXT_MAX];
     if (!t)
-        return brg__error_pending(what);
+        return brg__error_pending("%s: a tensor", what);
     if (t->numel != 1)
         return BRG_FAIL(BRG_ERR_SHAPE,
                         "%s: the condition is %s, expected one "
@@ -381,7 +381,7 @@ static brg_status check_inputs(const char *what, brg_tensor *const *in,
 {
     for (size_t i = 0; i < n; i++)
         if (!in[i])
-            return brg__error_pending(what);
+            return brg__error_pending("%s: a tensor", what);
     return BRG_OK;
 }
 
@@ -404,7 +404,7 @@ static brg_status cond_or_trace(brg_tensor **out, size_t n_out,
     BRG_TRY(check_sizes("brg_cond", otherwise, n_in, n_out));
     BRG_TRY(check_inputs("brg_cond", in, n_in));
     if (!predicate)
-        return brg__error_pending("brg_cond");
+        return brg__error_pending("brg_cond: a tensor");
     return (brg__is_traced() && !brg__tracer_now->flush ? trace_cond : cond)(
         out, n_out, predicate, then, otherwise, in, n_in);
 }

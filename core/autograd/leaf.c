@@ -203,7 +203,7 @@ const char *brg_grad_fn_name(const brg_tensor *t)
 static brg_status check_hookable(const char *what, brg_tensor *t)
 {
     if (!t)
-        return brg__error_pending(what);
+        return brg__error_pending("%s: the tensor", what);
     if (brg__is_traced() && brg__requires_grad(t) && brg_is_leaf(t))
         BRG_TRY(brg__tracer_settle(what, "add it outside of the function"));
     BRG_TRY(brg__tracer_flush());

@@ -147,7 +147,9 @@ static brg_status op_apply(brg_node *node, brg_tensor *const *grad_out,
     BRG_TRY(unpack(node, saves_for(node->op, v.needs), in, out));
     if (v.needs == 0)
         return BRG_OK;
-    BRG_TRY(node->op->vjp(&v));
+    brg_status status = node->op->vjp(&v);
+    BRG_EXPLAIN(status, "its vjp");
+    BRG_TRY(status);
     memcpy(grad_in, v.grad_in, node->n_edges * sizeof *grad_in);
     return BRG_OK;
 }

@@ -76,10 +76,15 @@ brg_status brg_error_set(brg_status code, const char *file, int line,
     return code;
 }
 
-brg_status brg__error_pending(const char *what)
+brg_status brg__error_pending(const char *format, ...)
 {
     if (last.code != BRG_OK)
         return last.code;
+    char what[96];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
     return BRG_FAIL(BRG_ERR_ARG, "%s is NULL", what);
 }
 
@@ -119,5 +124,7 @@ brg_status brg__error_prefix(const char *format, ...)
         n = (int)sizeof text - 1;
     snprintf(text + n, sizeof text - (size_t)n, "%s", last.text);
     memcpy(last.text, text, sizeof text);
+    if (last.code == BRG_OK) /* a failure all the same */
+        last.code = BRG_ERR_INTERNAL;
     return last.code;
 }

@@ -42,7 +42,7 @@ typedef struct brg__error_record {
 
 /* The code of the record, or BRG_ERR_ARG if nothing failed yet: what a call
  * returns that was handed the NULL of a failed expression. */
-brg_status brg__error_pending(const char *what);
+brg_status brg__error_pending(const char *format, ...) BRG_PRINTF(1, 2);
 
 /* Carrying a record from one thread to another. */
 void brg__error_save(brg__error_record *filled);

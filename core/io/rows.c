@@ -85,7 +85,7 @@ static brg_status check_tensor(const brg_tensor *t, const char *what)
 {
     char text[BRG_TENSOR_TEXT_MAX];
     if (!t)
-        return brg__error_pending(what);
+        return brg__error_pending("brg_rows_read: %s", what);
     if (t->dtype == BRG_DTYPE_F16 || t->dtype == BRG_DTYPE_BF16 ||
         t->dtype == BRG_DTYPE_BOOL)
         return BRG_FAIL(BRG_ERR_DTYPE,

@@ -111,14 +111,18 @@ static brg_status emit_eager(brg__emitter *self, brg_op_call *call)
     brg_device device;
     BRG_TRY(find_device(call, &device));
     memset(call->info, 0, (size_t)call->n_out * sizeof *call->info);
-    BRG_TRY(call->op->infer(call));
+    brg_status status = call->op->infer(call);
+    BRG_EXPLAIN(status, "%s: its infer", call->op->name);
+    BRG_TRY(status);
     for (int j = 0; j < call->n_out; j++)
         BRG_TRY(make_output(call, j, device));
     if (is_view(call))
         return BRG_OK;
     brg__run_fn run;
     BRG_TRY(brg__kernel_find(call->op, device, &run));
-    return run(call);
+    status = run(call);
+    BRG_EXPLAIN(status, "%s: its run", call->op->name);
+    return status;
 }
 
 brg__emitter brg__eager_emitter = {emit_eager};

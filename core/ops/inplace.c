@@ -18,7 +18,7 @@
 static brg_status check_memory(const char *name, const brg_tensor *t)
 {
     if (!t)
-        return brg__error_pending(name);
+        return brg__error_pending("%s: the tensor", name);
     if (t->symbol)
         BRG_TRY(brg__tracer_settle(name, "the values are not there yet"));
     if (brg__tensor_is_meta(t))
@@ -219,7 +219,7 @@ static brg_status defer(const char *name, const brg__effect *effect)
 {
     brg_tensor *dst = effect->target;
     if (!dst)
-        return brg__error_pending(name);
+        return brg__error_pending("%s: the tensor", name);
     bool is_own = dst->symbol || (dst->storage && dst->storage->born_in &&
                                   dst->storage->born_in == brg__tracer_now->id);
     if (is_own && !brg__tracer_now->flush)

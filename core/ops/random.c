@@ -217,7 +217,7 @@ static brg_status change(const char *name, brg_tensor *t, const recipe *r)
 {
     char text[BRG_TENSOR_TEXT_MAX];
     if (!t)
-        return brg__error_pending(name);
+        return brg__error_pending("%s: the tensor", name);
     if (brg__is_traced())
         BRG_TRY(brg__tracer_settle(name, INSTEAD));
     if (!brg__tensor_is_float(t))

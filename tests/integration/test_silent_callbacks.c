@@ -2,6 +2,7 @@
  * Callbacks that return an error and record none: the call fails all the same,
  * with their status and a message that names them, not with one from before. */
 #include <brigade/brigade.h>
+#include <brigade/ext/op.h>
 
 #include "tests/support/brg_test.h"
 
@@ -120,6 +121,40 @@ static brg_status part(brg_tensor *const *parts, size_t n, brg_tensor **result,
     return silent;
 }
 
+static int fails_in; /* 0: infer, 1: run, 2: vjp */
+
+static brg_status same_infer(brg_op_call *call)
+{
+    call->info[0] = (brg_out_info){.dtype = BRG_DTYPE_F64, .ndim = 1};
+    call->info[0].shape[0] = brg_tensor_size(call->in[0], 0);
+    return fails_in == 0 ? silent : BRG_OK;
+}
+
+static brg_status same_run(brg_op_call *call)
+{
+    memcpy(brg_tensor_data(call->out[0]), brg_tensor_data(call->in[0]),
+           brg_tensor_nbytes(call->in[0]));
+    return fails_in == 1 ? silent : BRG_OK;
+}
+
+static brg_status same_vjp(brg_vjp *v)
+{
+    (void)v;
+    return silent;
+}
+
+static const brg_op same_op = {
+    .abi = BRG_OP_ABI,
+    .struct_size = sizeof(brg_op),
+    .name = "same",
+    .n_in = 1,
+    .n_out = 1,
+    .n_diff_out = 1,
+    .infer = same_infer,
+    .run = {same_run},
+    .vjp = same_vjp,
+};
+
 /* ---- The engine ---------------------------------------------------------------- */
 
 static void fails(brg_tensor *loss, const char *who)
@@ -201,6 +236,25 @@ static void test_silent_callbacks__functions(void **state)
     assert_brg_null_with(brg_function_call(function, &arg, 1), silent,
                          "mine: its forward returned BRG_ERR_IO");
     brg_function_release(function);
+    brg_scope_end(scope);
+}
+
+static void test_silent_callbacks__ops(void **state)
+{
+    (void)state;
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *x = leaf(), *y;
+    fails_in = 0;
+    assert_brg_fails_with(brg_op_apply(&same_op, 1, &x, NULL, &y), silent,
+                          "same: its infer returned BRG_ERR_IO");
+    assert_null(y);
+    fails_in = 1;
+    assert_brg_fails_with(brg_op_apply(&same_op, 1, &x, NULL, &y), silent,
+                          "same: its run returned BRG_ERR_IO");
+    assert_null(y);
+    fails_in = 2;
+    assert_brg_ok(brg_op_apply(&same_op, 1, &x, NULL, &y));
+    fails(brg_sum_all(y), "backward of same: its vjp");
     brg_scope_end(scope);
 }
 
@@ -293,6 +347,7 @@ int main(void)
         cmocka_unit_test(test_silent_callbacks__hooks),
         cmocka_unit_test(test_silent_callbacks__pack_hooks),
         cmocka_unit_test(test_silent_callbacks__functions),
+        cmocka_unit_test(test_silent_callbacks__ops),
         cmocka_unit_test(test_silent_callbacks__functions_of_tensors),
         cmocka_unit_test(test_silent_callbacks__ranks),
     };
