@@ -52,11 +52,6 @@ brg_status brg__hook_add(brg__hook_list *list, brg_hook **out, brg__hook_fn fn,
                          uint32_t slot);
 void brg__hook_list_deinit(brg__hook_list *list);
 
-static inline bool brg__hook_list_is_empty(const brg__hook_list *list)
-{
-    return list->first == NULL;
-}
-
 /* Running a list:
  *     brg__hook_run run;
  *     for (brg_hook *h = brg__hook_run_begin(&run, list, BRG__ALL_HOOKS); h;

@@ -261,6 +261,58 @@ static void test_pieces__a_segment_is_one_node(void **state)
     brg_compiled_destroy(c);
 }
 
+/* ---- More pieces than a function keeps ----------------------------------------------- */
+
+#define N_KINDS 70 /* above BRG__MAX_PIECES */
+
+static int n_sines;
+
+FUNCTION(some_sines)
+{
+    double value;
+    brg_tensor *h = brg_mul(in[0], in[0]);
+    BRG_TRY(brg_tensor_item(brg_sum_all(brg_detach(h)), &value));
+    for (int i = 0; i < n_sines; i++)
+        h = brg_sin(h);
+    out[0] = brg_sum_all(brg_mul_scalar(h, value));
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+static void expect_sines(int n, brg_tensor *x, brg_tensor *y)
+{
+    brg_tensor *same = leaf_from(0.5, BRG_SHAPE(3)), *want;
+    n_sines = n;
+    assert_brg_ok(some_sines(&same, 1, &want, 1, NULL));
+    assert_true(item(y) == item(want));
+    assert_brg_ok(brg_backward(want));
+    assert_brg_ok(brg_backward(y));
+    for (int i = 0; i < 3; i++)
+        assert_true(element(brg_tensor_grad(x), i) ==
+                    element(brg_tensor_grad(same), i));
+}
+
+/* The oldest go, and are made again; results that they gave keep what their
+ * backward needs. */
+static void test_pieces__the_oldest_make_room(void **state)
+{
+    (void)state;
+    brg_tensor *first_x = leaf_from(0.5, BRG_SHAPE(3)), *first_y;
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    brg_compiled *c;
+    options.whole = true;
+    assert_brg_ok(brg_compiled_create(&c, some_sines, NULL, &options));
+    n_sines = 0;
+    assert_brg_ok(brg_compiled_call(c, &first_x, 1, &first_y, 1));
+    for (int k = 0; k <= N_KINDS; k++) {
+        brg_tensor *x = leaf_from(0.5, BRG_SHAPE(3)), *y;
+        n_sines = k % N_KINDS; /* at last the first again */
+        assert_brg_ok(brg_compiled_call(c, &x, 1, &y, 1));
+        expect_sines(k % N_KINDS, x, y);
+    }
+    expect_sines(0, first_x, first_y);
+    brg_compiled_destroy(c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -271,6 +323,7 @@ int main(void)
         scoped_test(test_pieces__a_gradient_that_is_a_part),
         scoped_test(test_pieces__more_gradients_than_a_node_has),
         scoped_test(test_pieces__a_segment_is_one_node),
+        scoped_test(test_pieces__the_oldest_make_room),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
