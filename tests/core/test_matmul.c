@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * matmul and linear against plain loops in f64; gradients; layouts; errors. */
+#include <brigade/random.h>
+
+#include "core/base/progress.h"
 #include "tests/core/dense.h"
 
 static const brg_dtype floats[] = {BRG_DTYPE_F64, BRG_DTYPE_F32, BRG_DTYPE_F16,
@@ -269,6 +272,39 @@ static void test_linear__names_what_is_wrong(void **state)
         BRG_ERR_DTYPE, "linear");
 }
 
+static void count_poll(void *user)
+{
+    ++*(int *)user;
+}
+
+/* A large product is cut into rows while a group wants to be polled: by those
+ * cuts no bit changes. */
+static void test_matmul__is_the_same_with_polls_between(void **state)
+{
+    (void)state;
+    enum { M = 1000, N = 520, K = 800 };
+    static const brg_dtype dtypes[] = {BRG_DTYPE_F32, BRG_DTYPE_F64};
+    int n_polls = 0;
+    for (int kind = 0; kind < 8; kind++) {
+        brg_dtype dtype = dtypes[kind / 4];
+        bool ta = kind & 1, tb = kind & 2;
+        brg_tensor *a = brg_rand(dtype, BRG_SHAPE(ta ? K : M, ta ? M : K));
+        brg_tensor *b = brg_rand(dtype, BRG_SHAPE(tb ? N : K, tb ? K : N));
+        if (ta)
+            a = brg_transpose(a, 0, 1);
+        if (tb)
+            b = brg_transpose(b, 0, 1);
+        brg_tensor *alone = assert_brg_some(brg_matmul(a, b));
+        assert_brg_ok(brg__progress_register(count_poll, &n_polls));
+        brg_tensor *polled = brg_matmul(a, b);
+        brg__progress_unregister(count_poll, &n_polls);
+        assert_brg_some(polled);
+        assert_memory_equal(brg_tensor_data(alone), brg_tensor_data(polled),
+                            brg_tensor_nbytes(alone));
+    }
+    assert_true(n_polls > 0);
+}
+
 static void test_num_threads__must_be_positive(void **state)
 {
     (void)state;
@@ -289,6 +325,7 @@ int main(void)
         DENSE_TEST(test_linear__gradients_match_differences),
         DENSE_TEST(test_linear__takes_empty_batches),
         DENSE_TEST(test_linear__names_what_is_wrong),
+        DENSE_TEST(test_matmul__is_the_same_with_polls_between),
         DENSE_TEST(test_num_threads__must_be_positive),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
