@@ -480,7 +480,8 @@ static bool hear_out(mpi_group *g, int r, uint64_t until)
 
 /* MPI may give a new communicator the number of one that was freed, and what
  * was sent on that and not received would turn up there. Two ranks' messages
- * keep their order: what comes before a farewell is all there is. */
+ * keep their order: what comes before a farewell is all there is. A rank that
+ * was lost says none, so the communicators of its group are not freed. */
 static bool take_leave(mpi_group *g)
 {
     size_t n = (size_t)g->n_ranks;

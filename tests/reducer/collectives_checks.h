@@ -37,7 +37,7 @@ typedef struct count_mode {
     char hook;          /* c cast, p PowerSGD; 0: none */
     char special;       /* s shards, l leaves, j joins, a apart, g static graph,
                            u unused, m measured, t sum, n norm and finite,
-                           L large buffers */
+                           b one bucket, L large buffers */
     bool is_eager_only; /* the function would run in pieces */
 } count_mode;
 
@@ -53,8 +53,10 @@ static const count_mode count_modes[] = {
     {"join", BRG_DDP_BUFFERS_LEAVE, 0, 0, 0, 0, 'j', true},
     {"leaves", BRG_DDP_BUFFERS_LEAVE, 0, 0, 0, 0, 'l', true},
     {"hook", BRG_DDP_BUFFERS_LEAVE, 0, 0, 0, 'c', 0, false},
-    {"PowerSGD: again for each matrix", BRG_DDP_BUFFERS_LEAVE, 0, 2, 0, 'p', 0,
-     false},
+    {"PowerSGD: again for each bucket with matrices", BRG_DDP_BUFFERS_LEAVE, 0,
+     2, 0, 'p', 0, false},
+    {"PowerSGD: two matrices in a bucket", BRG_DDP_BUFFERS_LEAVE, 0, 1, 0, 'p',
+     'b', false},
     {"shards: gathered", BRG_DDP_BUFFERS_LEAVE, 0, 0, 1, 0, 's', true},
     {"rank 0's buffers", BRG_DDP_BUFFERS_BROADCAST, 0, 0, 0, 0, 0, false},
     {"the same, sum", BRG_DDP_BUFFERS_BROADCAST, 0, 0, 0, 0, 't', false},
@@ -142,7 +144,8 @@ static inline brg_status count_model_init(count_model *m, brg_pg *pg,
                        .world_size = brg_pg_world_size(pg),
                        .scope = brg_scope_begin()};
     BRG_TRY(count_model_tensors(m));
-    options.first_bucket_bytes = options.bucket_bytes = 1;
+    if (mode->special != 'b')
+        options.first_bucket_bytes = options.bucket_bytes = 1;
     options.sync_buffers = mode->sync;
     options.sum = mode->special == 't';
     options.shard = mode->special == 's';

@@ -160,6 +160,61 @@ static void test_device_features__sum_leaves_alike(void **state)
     size = 1;
 }
 
+/* ---- Gradients that are not finite ---------------------------------------------------------- */
+
+#define SPOILT_STEP 2
+
+/* In one step all that the last rank gives is infinite or NaN. */
+static brg_status spoilt_backward(world *w, int step)
+{
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *loss = NULL;
+    bool is_spoilt = step == SPOILT_STEP && w->rank == w->n - 1;
+    for (size_t i = 0; i < N_PARAMS; i++) {
+        brg_tensor *term = brg_cast(
+            brg_sum_all(brg_mul(w->params[i], constant(w->rank, step, i))),
+            BRG_DTYPE_F32);
+        loss = loss ? brg_add(loss, term) : term;
+    }
+    brg_status status =
+        brg_backward(is_spoilt ? brg_mul_scalar(loss, INFINITY) : loss);
+    brg_scope_end(scope);
+    return status;
+}
+
+static brg_status norms_tell(world *w, const run *r)
+{
+    brg_params *params;
+    (void)r;
+    BRG_TRY(brg_params_create(&params));
+    brg_status status = BRG_OK;
+    for (size_t i = 0; i < N_PARAMS && status == BRG_OK; i++) {
+        char name[2] = {(char)('a' + (int)i), '\0'};
+        status = brg_params_add(params, name, w->params[i], BRG_PARAM_TRAINED);
+    }
+    for (int step = 0; step < 4 && status == BRG_OK; step++) {
+        double norm = -1;
+        status = zero(w);
+        if (status == BRG_OK)
+            status = spoilt_backward(w, step);
+        if (status == BRG_OK)
+            status = brg_clip_grad_norm(&norm, params, INFINITY, false);
+        if (status == BRG_OK && isfinite(norm) == (step == SPOILT_STEP))
+            status = brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__,
+                                   "rank %d, step %d: the norm is %g", w->rank,
+                                   step, norm);
+    }
+    brg_params_destroy(params);
+    return status;
+}
+
+static void test_device_features__a_norm_tells_what_is_not_finite(void **state)
+{
+    (void)state;
+    run r = make_run(norms_tell);
+    run_worlds(&r);
+}
+
 /* ---- Going on with the ranks that are left ------------------------------------------------ */
 
 #define N_SURVIVED 6 /* steps */
@@ -346,6 +401,7 @@ int main(void)
         TEST(test_device_features__travel_in_16_bits),
         TEST(test_device_features__synchronised_norms),
         TEST(test_device_features__sum_leaves_alike),
+        TEST(test_device_features__a_norm_tells_what_is_not_finite),
         TEST(test_device_features__the_ranks_left_go_on),
         TEST(test_device_features__regrouping_may_be_refused),
     };
