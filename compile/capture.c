@@ -43,7 +43,7 @@ static brg_status add_value(brg__capturing *c, brg__ir_value value,
         return status;
     }
     BRG_TRY(brg__ir_add_value(c->ir, &value, id));
-    symbol->symbol = (void *)(intptr_t)(*id + 1);
+    symbol->symbol = brg__symbol_of((uint32_t)*id + 1, c->number);
     return BRG_OK;
 }
 
@@ -130,11 +130,16 @@ brg_status brg__capture_operand(brg__capturing *c, brg_tensor *t, int *id)
     *id = BRG__IR_NONE;
     if (!t)
         return BRG_OK;
+    char text[BRG_TENSOR_TEXT_MAX];
+    if (t->symbol && brg__symbol_capture(t->symbol) != c->number)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "capture: %s was made in another capture and has no "
+                        "value",
+                        brg__tensor_text(t, text));
     if (t->symbol) {
         *id = brg__capture_value_of(t);
         return BRG_OK;
     }
-    char text[BRG_TENSOR_TEXT_MAX];
     if (c->trace && t->ndim > 0) /* of the sizes of this run */
         c->trace->has_read_value = true;
     if (!t->storage)
@@ -669,8 +674,11 @@ static void restore_task(task_state *s, brg__task *task)
 brg_status brg__capture_task(brg__ir *ir, brg__task *task,
                              const brg__collected *collected)
 {
-    brg__capturing c = {
-        .base.emit = emit_captured, .ir = ir, .task = task, .c = collected};
+    brg__capturing c = {.number = brg__new_capture(),
+                        .base.emit = emit_captured,
+                        .ir = ir,
+                        .task = task,
+                        .c = collected};
     task_state state = {0};
     brg_status status = keep_task(&state, task);
     if (status == BRG_OK) {

@@ -58,8 +58,8 @@ static brg_tensor *symbol_of(const brg__capturing *c, int id)
     return id == BRG__IR_NONE ? NULL : c->symbols.at[id];
 }
 
-static brg_status take_result(const brg_tensor *before, brg_tensor *after,
-                              int *value)
+static brg_status take_result(const brg__capturing *c, const brg_tensor *before,
+                              brg_tensor *after, int *value)
 {
     if (after == before)
         return BRG_OK;
@@ -67,7 +67,7 @@ static brg_status take_result(const brg_tensor *before, brg_tensor *after,
         return BRG_FAIL(BRG_ERR_CALLBACK,
                         "it changes whether a gradient is defined");
     BRG_TRY(brg__check_replacement(before, after));
-    if (!after->symbol)
+    if (!after->symbol || brg__symbol_capture(after->symbol) != c->number)
         return BRG_FAIL(BRG_ERR_CALLBACK,
                         "it gives back a tensor that was not made from its "
                         "gradients");
@@ -89,7 +89,7 @@ static brg_status call_callback(brg__capturing *c, const site *s,
     BRG_EXPLAIN(status, "the capture callback of a hook");
     BRG_TRY(status);
     for (int j = 0; j < s->n; j++)
-        BRG_TRY(take_result(before[j], grads[j], &s->values[j]));
+        BRG_TRY(take_result(c, before[j], grads[j], &s->values[j]));
     return BRG_OK;
 }
 

@@ -9,9 +9,11 @@
 #include "compile/ir.h"
 #include "core/autograd/context.h"
 #include "core/ops/op.h"
+#include "core/tensor/symbol.h"
 
 typedef struct brg__capturing {
     brg__emitter base;
+    uint32_t number; /* of this capture: of its symbols */
     brg__ir *ir;
     brg__task *task;
     const brg__collected *c;

@@ -78,6 +78,7 @@ static void begin_piece(pieces *p)
     brg__captured_deinit(&p->captured);
     p->captured = (brg__captured){0};
     p->t.symbols.n = 0;
+    p->t.capture = brg__new_capture();
     p->t.ir = &p->captured.forward;
     p->t.is_backward = false;
 }

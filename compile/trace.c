@@ -18,7 +18,9 @@
 brg__symbol *brg__trace_symbol(brg__tracing *t, const brg_tensor *tensor)
 {
     uint32_t number = (uint32_t)(uintptr_t)tensor->symbol;
-    return &t->symbols.at[number - 1];
+    bool is_own = number > 0 && number <= t->symbols.n &&
+                  brg__symbol_capture(tensor->symbol) == t->capture;
+    return is_own ? &t->symbols.at[number - 1] : NULL;
 }
 
 static bool is_shape(const brg_tensor *tensor)
@@ -45,7 +47,7 @@ brg_status brg__trace_new(brg__tracing *t, brg__ir_value value,
     }
     brg__symbol *placed = &t->symbols.at[t->symbols.n - 1];
     BRG_TRY(brg__ir_add_value(t->ir, &value, &placed->value));
-    placed->tensor->symbol = (void *)(uintptr_t)t->symbols.n;
+    placed->tensor->symbol = brg__symbol_of((uint32_t)t->symbols.n, t->capture);
     *out = placed->tensor;
     return BRG_OK;
 }
@@ -179,6 +181,13 @@ brg_status brg__trace_operand(brg__tracing *t, brg_tensor **tensor, int *id)
     if (!(*tensor)->symbol)
         BRG_TRY(constant(t, *tensor, tensor));
     brg__symbol *symbol = brg__trace_symbol(t, *tensor);
+    char text[BRG_TENSOR_TEXT_MAX];
+    if (!symbol)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "capture: the function uses %s, which was made while "
+                        "it or another one was captured and has no value: give "
+                        "it back as a result",
+                        brg__tensor_text(*tensor, text));
     if (symbol->is_backward != t->is_backward)
         return keep(t, symbol, is_shape(*tensor), id);
     if (is_shape(*tensor) && !t->is_backward)
@@ -471,6 +480,7 @@ static _Atomic uint64_t n_captures;
 brg_status brg__trace(brg__captured *out, const brg__traced_call *call)
 {
     brg__tracing t = {.emitter.emit = emit,
+                      .capture = brg__new_capture(),
                       .tracer = {.id = atomic_fetch_add(&n_captures, 1) + 1,
                                  .defer = defer,
                                  .call = brg__trace_call,

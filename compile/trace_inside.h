@@ -8,6 +8,7 @@
 #include <brigade/random.h>
 
 #include "compile/trace.h"
+#include "core/tensor/symbol.h"
 
 /* What a tensor without memory stands for. */
 typedef struct brg__symbol {
@@ -27,6 +28,7 @@ typedef struct brg__trial {
 
 typedef struct brg__tracing {
     brg__emitter emitter;
+    uint32_t capture; /* of its symbols */
     brg__tracer tracer;
     brg__runner runner;
     brg__captured *captured;
@@ -50,6 +52,7 @@ typedef struct brg__tracing {
 
 /* ---- trace.c ------------------------------------------------------------------ */
 
+/* NULL: it is none of this capture. */
 brg__symbol *brg__trace_symbol(brg__tracing *t, const brg_tensor *tensor);
 /* A value of the plan that is being written; *out: its symbol, borrowed. */
 brg_status brg__trace_new(brg__tracing *t, brg__ir_value value,

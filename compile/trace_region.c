@@ -77,13 +77,20 @@ static void forget(brg__tracing *t)
     t->ir->operands.n = before->n_operands;
     for (size_t i = 0; i < t->constants.n; i++) {
         const brg_tensor *symbol = t->constants.at[i];
-        if (symbol && (uintptr_t)symbol->symbol > before->n_symbols)
+        if (symbol && (uint32_t)(uintptr_t)symbol->symbol > before->n_symbols)
             t->constants.at[i] = NULL;
     }
     while (t->symbols.n > before->n_symbols)
         brg_release(t->symbols.at[--t->symbols.n].tensor);
     t->draws.n = before->n_draws;
     brg__random_set_state(&before->random);
+}
+
+static int value_of(brg__tracing *t, const brg_tensor *tensor)
+{
+    const brg__symbol *symbol =
+        tensor && tensor->symbol ? brg__trace_symbol(t, tensor) : NULL;
+    return symbol ? symbol->value : BRG__IR_NONE;
 }
 
 brg_status brg__trace_trial_end(brg__tracer *self, brg_tensor *const *in,
@@ -93,8 +100,7 @@ brg_status brg__trace_trial_end(brg__tracer *self, brg_tensor *const *in,
     int ids[BRG__IR_MAX_IN];
     bool has_effects = t->captured->effects.n > t->trial.n_effects;
     for (int i = 0; i < n_in; i++)
-        ids[i] = in[i] && in[i]->symbol ? brg__trace_symbol(t, in[i])->value
-                                        : BRG__IR_NONE;
+        ids[i] = value_of(t, in[i]);
     bool reads = reads_beside(t, ids, n_in);
     bool reads_leaves = is_recorded && reads_parameters(t, ids, n_in);
     forget(t);

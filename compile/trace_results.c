@@ -24,6 +24,8 @@ static bool is_view(const brg__ir_node *node)
 const brg_tensor *brg__trace_outside(brg__tracing *t, const brg_tensor *symbol)
 {
     const brg__symbol *s = brg__trace_symbol(t, symbol);
+    if (!s)
+        return NULL;
     const brg__ir *ir =
         s->is_backward ? &t->captured->backward : &t->captured->forward;
     const brg__ir_value *v = &ir->values.at[s->value];

@@ -96,10 +96,11 @@ static brg_status put_leaf(brg__tracing *t, int visit, int grad)
 
 static brg_status trace_leaf(brg__tracing *t, brg_node *node, brg_tensor **grad)
 {
-    if (!node->leaf->symbol)
+    const brg__symbol *symbol =
+        node->leaf->symbol ? brg__trace_symbol(t, node->leaf) : NULL;
+    if (!symbol)
         return brg__tracer_refuse("backward of a graph from outside",
                                   "make its result an input");
-    const brg__symbol *symbol = brg__trace_symbol(t, node->leaf);
     if (!symbol->input && !symbol->real)
         return brg__tracer_refuse("a leaf made by the function",
                                   "use brg_grad for its gradient");

@@ -17,6 +17,16 @@ static brg_status fail_sparse(const brg_op_call *call, int i)
                     call->op->name, i, brg__tensor_text(call->in[i], text));
 }
 
+/* Left over from a capture: the function that made it kept it. */
+static brg_status fail_symbol(const brg_op_call *call, int i)
+{
+    char text[BRG_TENSOR_TEXT_MAX];
+    return BRG_FAIL(BRG_ERR_STATE,
+                    "%s: input %d (%s) was made by a function while it was "
+                    "captured, and has no value: give it back as a result",
+                    call->op->name, i, brg__tensor_text(call->in[i], text));
+}
+
 static brg_status find_device(const brg_op_call *call, brg_device *out)
 {
     *out = BRG_CPU;
@@ -25,6 +35,8 @@ static brg_status find_device(const brg_op_call *call, brg_device *out)
         const brg_tensor *t = call->in[i];
         if (!t)
             continue;
+        if (t->symbol)
+            return fail_symbol(call, i);
         if (t->sparse && !(call->op->flags & BRG_OP_SPARSE))
             return fail_sparse(call, i);
         if (!first) {

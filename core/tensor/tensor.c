@@ -14,6 +14,7 @@
 #include "core/tensor/device.h"
 #include "core/tensor/shape.h"
 #include "core/tensor/sparse.h"
+#include "core/tensor/symbol.h"
 
 /* What a captured function should do about data of its caller. */
 #define INSTEAD "make the tensor outside of the function"
@@ -281,6 +282,18 @@ brg_tensor *brg_as_strided(brg_tensor *t, int ndim, const int64_t *shape,
     if (brg__tensor_new_view(&view, &layout, t->storage) != BRG_OK)
         return NULL;
     return brg__scope_adopt(view);
+}
+
+static _Atomic uint32_t n_captures;
+
+uint32_t brg__new_capture(void)
+{
+    uint32_t number;
+    do
+        number =
+            (atomic_fetch_add(&n_captures, 1) + 1) & (BRG__SYMBOL_CAPTURES - 1);
+    while (number == 0);
+    return number;
 }
 
 /* ---- Questions ---------------------------------------------------------------- */

@@ -107,7 +107,8 @@ BRG_API BRG_NODISCARD brg_status brg_compile_reset(void);
  * start and from then on in each call, what it asks of tensors is put off until
  * a value is needed and runs as segments then. With fullgraph it fails,
  * naming the call. Objects that the function uses must outlive it or not be
- * used by another call. */
+ * used by another call. A tensor that it makes and keeps for itself has no
+ * value after the call in which it was captured: its use is BRG_ERR_STATE. */
 
 typedef brg_status (*brg_compiled_fn)(brg_tensor *const *inputs,
                                       size_t n_inputs, brg_tensor **outputs,
