@@ -53,7 +53,8 @@ if(NOT BRG_SANITIZE)
   brg_check(install ${CMAKE_CURRENT_SOURCE_DIR}/install/run.sh
     ${PROJECT_BINARY_DIR} ${CMAKE_COMMAND} ${CMAKE_C_COMPILER} ${_components})
   set_tests_properties(check/install PROPERTIES
-    PROCESSORS 2 TIMEOUT 300 ENVIRONMENT "${BRG_TEST_ENV}")
+    PROCESSORS 2 TIMEOUT 300
+    ENVIRONMENT "${BRG_TEST_ENV};CMAKE_GENERATOR=${CMAKE_GENERATOR}")
   if(TARGET brigade_tool)
     brg_check(package ${CMAKE_CURRENT_SOURCE_DIR}/install/package.sh
       ${PROJECT_BINARY_DIR})
