@@ -8,7 +8,7 @@
 #include "core/base/alloc.h"
 #include "core/base/tracer.h"
 #include "core/tensor/shape.h"
-#include "reducer/ddp.h"
+#include "reducer/shard.h"
 #include "core/base/text.h"
 #include "reducer/verify.h"
 
@@ -126,6 +126,8 @@ brg_status brg_ddp_compare(brg_ddp *ddp)
     brg__agreement agreement = {.what = "brg_ddp_compare",
                                 .status = all ? BRG_OK : BRG_ERR_NOMEM};
     if (all)
+        agreement.status = brg__shard_check(ddp, "brg_ddp_compare");
+    if (agreement.status == BRG_OK)
         agreement.status = hash_all(&mine, ddp);
     brg_status status = brg__verify_ranks(ddp->pg, &agreement);
     if (status == BRG_OK)

@@ -17,6 +17,7 @@
 #include <brigade/autograd.h>
 
 #include "core/autograd/reduction.h"
+#include "core/base/map.h"
 #include "core/tensor/tensor.h"
 #include "reducer/reducer.h"
 
@@ -49,6 +50,7 @@ typedef struct brg__ddp_weights {
     brg_work **works; /* of each bucket; owned */
     struct brg__stranded *stranded; /* owned; for want of memory at the end */
     size_t n_in_flight;
+    brg__map indices; /* of the parameters, by leaf: layers wait one by one */
 } brg__ddp_weights;
 
 struct brg_ddp {

@@ -233,7 +233,7 @@ static brg_status join(brg_ddp *ddp)
     if (ddp->has_joined)
         return BRG_OK;
     BRG_TRY(brg__reducer_check(ddp->reducer));
-    BRG_TRY(brg__shard_check(ddp));
+    BRG_TRY(brg__shard_check(ddp, "backward"));
     ddp->has_joined = true;
     brg_status status = brg__queue_at_end(finish, on_failure, ddp);
     if (status == BRG_OK && ddp->graph == BRG__GRAPH_FIXED)

@@ -3,7 +3,6 @@
 #include "reducer/shard.h"
 
 #include <math.h>
-#include <string.h>
 
 #include "comm/work.h"
 #include "core/base/alloc.h"
@@ -33,10 +32,9 @@ brg_optim_range brg__shard_of(const brg_reducer *r, size_t i, int rank)
 
 const brg__ddp_param *brg__ddp_find(const brg_ddp *ddp, const brg_tensor *leaf)
 {
-    for (size_t i = 0; i < ddp->n_params; i++)
-        if (ddp->params[i].leaf == leaf)
-            return &ddp->params[i];
-    return NULL;
+    uint32_t i;
+    return brg__map_look(&ddp->weights.indices, leaf, &i) ? &ddp->params[i]
+                                                          : NULL;
 }
 
 static brg_status check_is_sharded(const char *op, const brg_ddp *ddp)
@@ -108,8 +106,13 @@ static void leave(void *user)
 brg_status brg__shard_prepare(brg_ddp *ddp)
 {
     brg_reducer *r = ddp->reducer;
-    for (size_t i = 0; i < ddp->n_params; i++)
+    for (size_t i = 0; i < ddp->n_params; i++) {
+        uint32_t index;
+        bool is_new;
         BRG_TRY(check_param(&ddp->params[i]));
+        BRG_TRY(brg__map_put(&ddp->weights.indices, ddp->params[i].leaf,
+                             (uint32_t)i, &index, &is_new));
+    }
     r->is_sharded = true;
     BRG_TRY(brg__reducer_plan_anew(r));
     size_t n_more = r->plan.n_buckets + 1; /* the gathers, and a norm */
@@ -129,7 +132,7 @@ static brg_status move_in(const brg__ddp_param *p, char *arena)
         return BRG_OK;
     BRG_TRY(brg__device_find(s->device, &vtable));
     char *to = arena + p->ddp->reducer->plan.slots[p->index].offset;
-    memcpy(to, s->data, s->nbytes);
+    BRG_TRY(vtable->copy(s->device, to, s->device, s->data, s->nbytes));
     vtable->free(s->device, s->data, s->nbytes);
     s->data = to;
     s->is_external = true;
@@ -159,7 +162,10 @@ static bool move_out(const brg__ddp_param *p)
     if (brg__device_find(s->device, &vtable) != BRG_OK ||
         vtable->alloc(s->device, &own, s->nbytes) != BRG_OK)
         return false;
-    memcpy(own, s->data, s->nbytes);
+    if (vtable->copy(s->device, own, s->device, s->data, s->nbytes) != BRG_OK) {
+        vtable->free(s->device, own, s->nbytes);
+        return false;
+    }
     s->data = own;
     s->is_external = false;
     return true;
@@ -195,19 +201,20 @@ void brg__shard_detach(brg_ddp *ddp)
         brg__mem_free(w->stranded);
     }
     brg__mem_free(w->works);
+    brg__map_deinit(&w->indices);
     *w = (brg__ddp_weights){0};
 }
 
 /* ---- Gathering ------------------------------------------------------------------ */
 
-brg_status brg__shard_check(const brg_ddp *ddp)
+brg_status brg__shard_check(const brg_ddp *ddp, const char *what)
 {
     if (ddp->weights.n_in_flight == 0)
         return BRG_OK;
     return BRG_FAIL(BRG_ERR_STATE,
-                    "rank %d: backward while parameters are being gathered: "
-                    "call brg_ddp_wait_params before the forward uses them",
-                    brg_pg_rank(ddp->pg));
+                    "rank %d: %s while parameters are being gathered: call "
+                    "brg_ddp_wait_params before they are used",
+                    brg_pg_rank(ddp->pg), what);
 }
 
 static brg_status gather_bucket(brg_ddp *ddp, size_t k)

@@ -25,8 +25,8 @@ brg_status brg__shard_attach(brg_ddp *ddp);
 /* And out of it. */
 void brg__shard_detach(brg_ddp *ddp);
 
-/* Fails while parameters are on their way. */
-brg_status brg__shard_check(const brg_ddp *ddp);
+/* Fails while parameters are on their way. `what` needs them. */
+brg_status brg__shard_check(const brg_ddp *ddp, const char *what);
 
 /* From the norm of the rank's ranges to that of all. Collective. */
 brg_status brg__shard_add_norms(brg_ddp *ddp, double *norm);

@@ -5,7 +5,10 @@
 
 #include "reducer/shard.h"
 #include "reducer/verify.h"
+#include "core/base/alloc.h"
 #include "core/base/tracer.h"
+#include "core/tensor/device.h"
+#include "core/tensor/shape.h"
 
 typedef struct transfer {
     const char *op;
@@ -21,14 +24,16 @@ static brg_status check_state(const transfer *t, size_t i)
 {
     const brg_named_tensor *f = brg_optim_state_at(t->full, i);
     const brg_named_tensor *p = brg_optim_state_at(t->part, i);
-    const brg_tensor *owner = brg_optim_state_param(t->full, i);
-    int64_t numel = owner ? owner->numel : p->tensor->numel;
+    const brg_tensor *owner = brg_optim_state_param(t->part, i);
+    const int64_t numel = owner ? owner->numel : p->tensor->numel;
     char a[BRG_TENSOR_TEXT_MAX], b[BRG_TENSOR_TEXT_MAX];
     BRG_CHECK_ARG(
         strcmp(f->name, p->name) == 0 && f->tensor->dtype == p->tensor->dtype &&
             f->tensor->numel == numel,
-        "%s: the whole optimizer has %s, the sharded one %s", t->op,
-        brg__tensor_text(f->tensor, a), brg__tensor_text(p->tensor, b));
+        "%s: the whole optimizer has %s, the sharded one %s, of a parameter of "
+        "%lld elements",
+        t->op, brg__tensor_text(f->tensor, a), brg__tensor_text(p->tensor, b),
+        (long long)numel);
     return BRG_OK;
 }
 
@@ -39,11 +44,16 @@ static brg_status check_range(const transfer *t, size_t i)
     const brg_tensor *owner = brg_optim_state_param(t->part, i);
     const brg_reducer *r = t->ddp->reducer;
     const brg__ddp_param *p = brg__ddp_find(t->ddp, owner);
-    size_t n = p ? brg__shard_of(r, p->index, r->rank).n : 0;
-    BRG_CHECK_ARG(!owner || (size_t)s->tensor->numel == n,
-                  "%s: '%s' has %lld elements, this rank owns %zu; make the "
-                  "optimizer with the ranges of brg_ddp_shard",
-                  t->op, s->name, (long long)s->tensor->numel, n);
+    const brg_optim_range found = brg_optim_state_range(t->part, i);
+    brg_optim_range own = {0, 0};
+    if (p)
+        own = brg__shard_of(r, p->index, r->rank);
+    BRG_CHECK_ARG(!owner || (found.n == own.n &&
+                             (own.n == 0 || found.first == own.first)),
+                  "%s: '%s' has %zu elements from %zu on, this rank owns %zu "
+                  "from %zu on; make the optimizer with the ranges of "
+                  "brg_ddp_shard",
+                  t->op, s->name, found.n, found.first, own.n, own.first);
     return BRG_OK;
 }
 
@@ -81,10 +91,15 @@ static brg_status exchange(const transfer *t, void *data, size_t n,
     return status == BRG_OK ? brg_work_wait(work) : status;
 }
 
-static void copy(const transfer *t, void *full, void *part, size_t nbytes)
+static brg_status copy(const transfer *t, brg_device device, void *full,
+                       void *part, size_t nbytes)
 {
-    if (nbytes > 0)
-        memcpy(t->is_gather ? full : part, t->is_gather ? part : full, nbytes);
+    const brg_device_vtable *vtable;
+    if (nbytes == 0)
+        return BRG_OK;
+    BRG_TRY(brg__device_find(device, &vtable));
+    return vtable->copy(device, t->is_gather ? full : part, device,
+                        t->is_gather ? part : full, nbytes);
 }
 
 static void *data_of(const brg_optim *optim, size_t i)
@@ -111,8 +126,8 @@ static brg_status move_range(const transfer *t, size_t i, int rank)
     char *full = (char *)data_of(t->full, i) + range.first * size;
     if (rank != 0)
         return exchange(t, full, range.n, dtype, rank, !t->is_gather);
-    copy(t, full, data_of(t->part, i), range.n * size);
-    return BRG_OK;
+    return copy(t, brg_optim_state_at(t->part, i)->tensor->device, full,
+                data_of(t->part, i), range.n * size);
 }
 
 static brg_status broadcast(const transfer *t, void *data, size_t n,
@@ -128,8 +143,8 @@ static brg_status move_common(const transfer *t, size_t i)
 {
     brg_tensor *part = brg_optim_state_at(t->part, i)->tensor;
     if (t->ddp->reducer->rank == 0)
-        copy(t, data_of(t->full, i), data_of(t->part, i),
-             brg_tensor_nbytes(part));
+        BRG_TRY(copy(t, part->device, data_of(t->full, i), data_of(t->part, i),
+                     brg_tensor_nbytes(part)));
     if (t->is_gather)
         return BRG_OK;
     return broadcast(t, brg__tensor_ptr(part), (size_t)part->numel,
@@ -161,14 +176,44 @@ static brg_status move_rate(const transfer *t)
     return brg_optim_set_lr(t->part, lr);
 }
 
+/* What the ranks' optimizers have in common: kinds of state, and whose. */
+static void describe(brg__descriptor *d, const brg_optim *optim, size_t i)
+{
+    const brg_named_tensor *s = brg_optim_state_at(optim, i);
+    const brg_tensor *owner = brg_optim_state_param(optim, i);
+    const brg_tensor *like = owner ? owner : s->tensor;
+    d->dtype = (int16_t)s->tensor->dtype;
+    d->ndim = like->ndim;
+    d->requires_grad = 1;
+    memcpy(d->shape, like->shape, sizeof d->shape);
+    brg__shape_strides(like->ndim, d->shape, d->strides);
+    brg__descriptor_set_name(d, s->name);
+}
+
+static brg_status verify(const transfer *t)
+{
+    brg__agreement mine = {.what = t->op, .status = check(t)};
+    size_t n = mine.status == BRG_OK ? brg_optim_state_count(t->part) : 0;
+    brg__descriptor *list =
+        brg__mem_alloc_array(n, sizeof *list, "a list of optimizer state");
+    if (!list)
+        mine.status = BRG_ERR_NOMEM;
+    for (size_t i = 0; list && i < n; i++)
+        describe(&list[i], t->part, i);
+    mine.tensors = list;
+    mine.n_params = list ? n : 0;
+    brg_status status = brg__verify_ranks(t->ddp->pg, &mine);
+    brg__mem_free(list);
+    return status;
+}
+
 static brg_status run(const transfer *t)
 {
     BRG_CHECK_ARG(t->ddp && t->ddp->options.shard,
                   "%s: the ddp is NULL or was made without options.shard",
                   t->op);
     BRG_TRY(brg__tracer_outside(t->op));
-    brg__agreement mine = {.what = t->op, .status = check(t)};
-    BRG_TRY(brg__verify_ranks(t->ddp->pg, &mine));
+    BRG_TRY(verify(t));
     for (size_t i = 0; i < brg_optim_state_count(t->part); i++)
         BRG_TRY(move_state(t, i));
     return move_rate(t);

@@ -197,7 +197,20 @@ const brg_named_tensor *brg_optim_state_at(const brg_optim *optim, size_t i)
     return i < optim->state.n ? &optim->state.at[i] : NULL;
 }
 
-brg_tensor *brg_optim_state_param(const brg_optim *optim, size_t i)
+static const brg__optim_slot *owner_of(const brg_optim *optim, size_t i)
 {
     return i < optim->owners.n ? optim->owners.at[i] : NULL;
+}
+
+brg_tensor *brg_optim_state_param(const brg_optim *optim, size_t i)
+{
+    const brg__optim_slot *slot = owner_of(optim, i);
+    return slot ? slot->param : NULL;
+}
+
+brg_optim_range brg_optim_state_range(const brg_optim *optim, size_t i)
+{
+    const brg__optim_slot *slot = owner_of(optim, i);
+    return slot ? (brg_optim_range){slot->first, slot->n}
+                : (brg_optim_range){0, 0};
 }

@@ -79,7 +79,7 @@ struct brg_optim {
     size_t n_slots;
     brg_tensor *steps;                  /* i64, one per slot: steps taken */
     BRG__ARRAY(brg_named_tensor) state; /* names are owned */
-    BRG__ARRAY(brg_tensor *) owners;    /* of each; NULL: of the optimizer */
+    BRG__ARRAY(const brg__optim_slot *) owners; /* NULL: of the optimizer */
     char *block;       /* state of slots on the CPU, which holds it */
     size_t block_kind; /* bytes of a kind */
     size_t *order;     /* slots on the CPU, by dtype, then by their memory */

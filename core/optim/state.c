@@ -152,9 +152,10 @@ static brg_status new_apart(brg_tensor **out, const brg__layout *layout)
 }
 
 /* Lists `t`, state of `owner`, as "kind/name". */
-static brg_status list_state(brg_optim *optim, const char *kind,
-                             const char *name, brg_tensor *t, brg_tensor *owner)
+static brg_status list_state(brg_optim *optim, const char *kind, brg_tensor *t,
+                             const brg__optim_slot *owner)
 {
+    const char *name = owner ? owner->name : "";
     size_t size = strlen(kind) + strlen(name) + 2;
     char *text = brg__mem_alloc(size, "the name of optimizer state");
     if (!text)
@@ -185,7 +186,7 @@ static brg_status add_state(brg_optim *optim, brg__optim_slot *slot,
         BRG_TRY(new_inside(out, &layout, block->storage, at));
     else
         BRG_TRY(new_apart(out, &layout));
-    return list_state(optim, kind, slot->name, *out, slot->param);
+    return list_state(optim, kind, *out, slot);
 }
 
 static brg_status add_states(brg_optim *optim, const state_block *block)
@@ -212,7 +213,7 @@ static brg_status add_steps(brg_optim *optim)
     const int64_t n = (int64_t)optim->n_slots;
     BRG_TRY(brg__layout_init(&layout, "optimizer state", BRG_DTYPE_I64, 1, &n));
     BRG_TRY(new_apart(&optim->steps, &layout));
-    return list_state(optim, "steps", "", optim->steps, NULL);
+    return list_state(optim, "steps", optim->steps, NULL);
 }
 
 brg_status brg__optim_make_state(brg_optim *optim)

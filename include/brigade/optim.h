@@ -112,6 +112,8 @@ BRG_API const brg_named_tensor *brg_optim_state_at(const brg_optim *optim,
                                                    size_t i);
 /* The parameter that the i-th belongs to, borrowed; NULL for "steps". */
 BRG_API brg_tensor *brg_optim_state_param(const brg_optim *optim, size_t i);
+/* Which elements of that parameter it is for; {0, 0} for "steps". */
+BRG_API brg_optim_range brg_optim_state_range(const brg_optim *optim, size_t i);
 
 /* ---- Gradients ----------------------------------------------------------------- */
 

@@ -395,6 +395,103 @@ static void test_device_features__regrouping_may_be_refused(void **state)
     assert_in_range(n_refused, end - first - 8, end - first - 3);
 }
 
+/* ---- Sharded optimizer state ------------------------------------------------------------- */
+
+#define N_SHARDED 3 /* the last parameter is not row-major */
+
+/* p -= lr g, where the rank owns p: what a device's kernel would do. */
+static brg_status sgd_there(brg_device device, const brg_device_update *updates,
+                            size_t n)
+{
+    (void)device;
+    for (size_t i = 0; i < n; i++) {
+        const brg_device_update *u = &updates[i];
+        for (size_t k = 0; k < u->numel; k++) {
+            const double p = ranks_load(at(u->param), k, u->dtype);
+            const double g = ranks_load(at(u->grad), k, u->dtype);
+            ranks_store(at(u->param), k, u->dtype, p - u->f[0] * g);
+        }
+    }
+    return BRG_OK;
+}
+
+static brg_status read_there(double *to, brg_tensor *t)
+{
+    brg_scope *scope = brg_scope_begin();
+    brg_status status =
+        brg_tensor_read(brg_cast(brg_detach(t), BRG_DTYPE_F64), to,
+                        (size_t)brg_tensor_numel(t) * sizeof *to);
+    brg_scope_end(scope);
+    return status;
+}
+
+static brg_status sharded_steps(world *w, brg_optim *optim, double lr)
+{
+    double before[N_SHARDED][80], after[80];
+    for (int step = 0; step < 4; step++) {
+        for (size_t i = 0; i < N_SHARDED; i++)
+            BRG_TRY(read_there(before[i], w->params[i]));
+        BRG_TRY(backward(w, step, (1u << N_SHARDED) - 1));
+        BRG_TRY(brg_optim_step(optim));
+        BRG_TRY(brg_ddp_gather_params(w->ddp));
+        BRG_TRY(zero(w));
+        BRG_TRY(brg_ddp_wait_params(w->ddp, NULL));
+        for (size_t i = 0; i < N_SHARDED; i++) {
+            BRG_TRY(read_there(after, w->params[i]));
+            for (size_t k = 0; k < numel(i); k++) {
+                const double want =
+                    before[i][k] - lr * ranks_average(w->n, step, i, k);
+                RANK_CHECK(fabs(after[k] - want) < 1e-6,
+                           "rank %d, step %d: %zu[%zu] is %g, not %g", w->rank,
+                           step, i, k, after[k], want);
+            }
+        }
+    }
+    return BRG_OK;
+}
+
+static brg_status shards_there(world *w, const run *r)
+{
+    brg_ddp_options options = r->options;
+    brg_sgd_options sgd = BRG_SGD_OPTIONS_INIT;
+    brg_optim_range ranges[N_SHARDED];
+    brg_params *params = NULL;
+    brg_optim *optim = NULL;
+    options.shard = true;
+    sgd.ranges = ranges;
+    BRG_TRY(brg_ddp_create(&w->ddp, w->pg, w->params, N_SHARDED, NULL, 0,
+                           &options));
+    BRG_TRY(brg_params_create(&params));
+    brg_status status = BRG_OK;
+    for (size_t i = 0; i < N_SHARDED && status == BRG_OK; i++)
+        status = brg_params_add(params, brg_tensor_name(w->params[i]),
+                                w->params[i], BRG_PARAM_TRAINED);
+    if (status == BRG_OK)
+        status = brg_ddp_shard(w->ddp, params, ranges, N_SHARDED);
+    if (status == BRG_OK)
+        status = brg_optim_create_sgd(&optim, params, &sgd);
+    if (status == BRG_OK)
+        status = sharded_steps(w, optim, sgd.lr);
+    brg_ddp_destroy(w->ddp);
+    w->ddp = NULL;
+    double back[80]; /* out of the arena */
+    if (status == BRG_OK)
+        status = read_there(back, w->params[2]);
+    brg_optim_destroy(optim);
+    brg_params_destroy(params);
+    return status;
+}
+
+static void test_device_features__sharded_optimizer_state(void **state)
+{
+    (void)state;
+    run r = make_run(shards_there);
+    r.is_bare = true;
+    fake.update = sgd_there;
+    run_worlds(&r);
+    fake.update = NULL;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -404,6 +501,7 @@ int main(void)
         TEST(test_device_features__a_norm_tells_what_is_not_finite),
         TEST(test_device_features__the_ranks_left_go_on),
         TEST(test_device_features__regrouping_may_be_refused),
+        TEST(test_device_features__sharded_optimizer_state),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
