@@ -81,6 +81,7 @@ static brg_status take_params(brg_ddp *ddp, brg_tensor *const *params, size_t n,
             .ddp = ddp, .index = ddp->n_params, .group = group, .leaf = t};
         ddp->n_params++;
         BRG_TRY(brg__ddp_view_make(p, ddp->has_leaves));
+        BRG_TRY(brg__ddp_sum_make(p));
     }
     BRG_CHECK_ARG(ddp->n_params > 0,
                   "brg_ddp_create: none of %zu parameters requires gradients",
@@ -292,6 +293,9 @@ static brg_status complete_options(brg_ddp_options *filled,
                       (!filled->static_graph && !filled->grads_apart),
                   "brg_ddp_create: static_graph and grads_apart do not go "
                   "with BRG_REDUCTION_REPRODUCIBLE");
+    BRG_CHECK_ARG(!filled->accumulate_f32 || !filled->grads_apart,
+                  "brg_ddp_create: accumulate_f32 does not go with "
+                  "grads_apart");
     BRG_CHECK_ARG(!filled->shard || (!filled->hook && filled->n_leaves == 0 &&
                                      !filled->grads_apart),
                   "brg_ddp_create: a hook, grads_apart and "
@@ -367,6 +371,7 @@ void brg_ddp_destroy(brg_ddp *ddp)
         if (p->hook)
             brg__autograd_of(p->leaf)->home = NULL;
         brg_release(p->kept);
+        brg__mem_free(p->sum);
         brg__ddp_view_drop(p);
     }
     brg__shard_detach(ddp);

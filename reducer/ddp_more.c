@@ -62,6 +62,7 @@ brg_status brg__ddp_remake(brg_ddp *ddp, brg_pg *pg)
     *ddp = *fresh;
     *fresh = old;
     ddp->is_sync = is_sync;
+    brg__ddp_sums_move(ddp, fresh);
     brg_ddp_destroy(fresh);
     point_at(ddp);
     return BRG_OK;

@@ -44,6 +44,7 @@ static uint32_t flags_of(const brg_ddp_options *options)
         [BRG_DDP_BUFFERS_BROADCAST] = BRG__FLAG_BROADCAST_BUFFERS,
         [BRG_DDP_BUFFERS_AVERAGE] = BRG__FLAG_AVERAGE_BUFFERS};
     return (options->static_graph ? BRG__FLAG_STATIC_GRAPH : 0u) |
+           (options->accumulate_f32 ? BRG__FLAG_ACCUMULATE_F32 : 0u) |
            buffers[options->sync_buffers];
 }
 

@@ -56,12 +56,14 @@ static brg_status settle_param(brg__ddp_param *p)
     brg_tensor *grad = brg_tensor_grad(p->leaf);
     if (brg__has_leaves(p->ddp->reducer))
         return brg__ddp_leaf_settle(p);
+    bool has_gradient = grad != NULL || p->has_sum;
     brg__ddp_remember_late(p);
     if (grad == p->view && !p->is_used)
         BRG_TRY(keep_slot(p));
     BRG_TRY(brg__ddp_pack(p, grad));
+    brg__ddp_sum_finish(p);
     return brg__reducer_arrive(p->ddp->reducer, p->index,
-                               p->is_used && grad != NULL);
+                               p->is_used && has_gradient);
 }
 
 /* .grad is a tensor of its own: it gets the result, or is made with it. */
@@ -112,7 +114,7 @@ static void end_params(brg_ddp *ddp)
         brg__ddp_param *p = &ddp->params[i];
         if (!p->is_written)
             brg_tensor_touch(p->view);
-        p->is_used = p->is_written = false;
+        p->is_used = p->is_written = p->has_sum = false;
     }
 }
 
@@ -251,21 +253,24 @@ static brg_status join(brg_ddp *ddp)
 static brg_status take(brg__ddp_param *p)
 {
     brg_tensor *grad = brg_tensor_grad(p->leaf);
+    bool has_gradient = grad != NULL || p->has_sum;
     p->is_used |= grad != NULL;
     bool has_leaves = brg__has_leaves(p->ddp->reducer);
     brg__reducer_trace_hook(p->ddp->reducer, p->index,
-                            has_leaves        ? BRG__ARRIVES_LATER
-                            : grad == p->view ? BRG__ARRIVES_IN_PLACE
-                                              : BRG__ARRIVES_COPIED);
+                            has_leaves ? BRG__ARRIVES_LATER
+                            : grad == p->view && !p->has_sum
+                                ? BRG__ARRIVES_IN_PLACE
+                                : BRG__ARRIVES_COPIED);
     if (has_leaves)
         return brg__ddp_leaf_gradient(p, grad);
     BRG_TRY(brg__reducer_expect(p->ddp->reducer, p->index));
     BRG_TRY(brg__ddp_pack(p, grad));
+    brg__ddp_sum_finish(p);
     if (!grad)
         brg__ddp_remember_late(p);
     else if (grad != p->view && !p->ddp->options.grads_apart)
         BRG_TRY(brg_tensor_set_grad(p->leaf, p->view));
-    brg__reducer_take(p->ddp->reducer, p->index, grad != NULL);
+    brg__reducer_take(p->ddp->reducer, p->index, has_gradient);
     return BRG_OK;
 }
 
@@ -327,7 +332,7 @@ brg_status brg__ddp_on_gradient(brg_tensor *leaf, void *param)
     brg_reducer *r = p->ddp->reducer;
     if (!p->ddp->is_sync && !brg__has_leaves(r)) {
         p->is_used |= brg_tensor_grad(leaf) != NULL;
-        return BRG_OK;
+        return brg__ddp_sum_add(p);
     }
     BRG_TRY(join(p->ddp));
     bool is_last;

@@ -34,12 +34,13 @@ enum {
     BRG__FLAG_AVERAGE_BUFFERS = 1 << 5,
     BRG__FLAG_SHARD = 1 << 6,
     BRG__FLAG_MEASURED = 1 << 7,
-    BRG__FLAG_CHECK_FINITE = 1 << 8
+    BRG__FLAG_CHECK_FINITE = 1 << 8,
+    BRG__FLAG_ACCUMULATE_F32 = 1 << 9
 };
 #define BRG__FLAG_NAMES                                                        \
     "sum", "allow_unused", "keep_order", "static_graph",                       \
         "sync_buffers BROADCAST", "sync_buffers AVERAGE", "shard",             \
-        "buckets MEASURED", "check_finite"
+        "buckets MEASURED", "check_finite", "accumulate_f32"
 
 typedef struct brg__agreement {
     const char *what;               /* "brg_ddp_create" */

@@ -59,6 +59,12 @@ typedef struct brg_ddp_options {
      * group for the time when it is unfrozen (brg_ddp_refresh). */
     const uint32_t *bucket_groups;
     size_t n_bucket_groups;
+    /* 16-bit gradients of backwards with reductions off (brg_ddp_set_sync) are
+     * added up in f32, in memory of the ddp, and rounded once when they are
+     * reduced: .grad is NULL in between (so brg_optim_zero_grad drops nothing),
+     * and the average afterwards. One f32 an element. In host memory; not with
+     * grads_apart. */
+    bool accumulate_f32;
 } brg_ddp_options;
 
 #define BRG_DDP_OPTIONS_INIT BRG_INIT(brg_ddp_options)

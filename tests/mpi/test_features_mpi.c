@@ -4,6 +4,7 @@
 #include "tests/reducer/finite_checks.h"
 #include "tests/reducer/group_checks.h"
 #include "tests/reducer/q8_checks.h"
+#include "tests/reducer/sum_checks.h"
 #include "tests/reducer/sync_norm_checks.h"
 #include "tests/support/mpi_ranks.h"
 
@@ -22,6 +23,7 @@ MPI_TEST(freezing)
 MPI_TEST(clipping)
 MPI_TEST(measured)
 MPI_TEST(groups)
+MPI_TEST(sums)
 MPI_TEST(finite_raw)
 MPI_TEST(finite_ddp)
 MPI_TEST(finite_compiled)
@@ -59,6 +61,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_features_mpi__clipping),
         cmocka_unit_test(test_features_mpi__measured),
         cmocka_unit_test(test_features_mpi__groups),
+        cmocka_unit_test(test_features_mpi__sums),
         cmocka_unit_test(test_features_mpi__finite_raw),
         cmocka_unit_test(test_features_mpi__finite_ddp),
         cmocka_unit_test(test_features_mpi__finite_compiled),

@@ -4,6 +4,7 @@
 #include <brigade/compile.h>
 
 #include "tests/reducer/group_checks.h"
+#include "tests/reducer/sum_checks.h"
 #include "tests/reducer/trainer.h"
 #include "tests/support/sim_worlds.h"
 
@@ -49,6 +50,12 @@ static void test_ddp_features__buckets_by_measurement(void **state)
     in_all_worlds(check_measured);
 }
 
+static void test_ddp_features__micro_batches_of_halves_in_f32(void **state)
+{
+    (void)state;
+    in_all_worlds(check_sums);
+}
+
 /* The same through a compiled backward. */
 static brg_status compiled_features(brg_pg *pg)
 {
@@ -69,6 +76,8 @@ static brg_status compiled_features(brg_pg *pg)
         status = check_measured(pg);
     if (status == BRG_OK)
         status = check_groups(pg);
+    if (status == BRG_OK)
+        status = check_sums(pg);
     BRG_TRY(brg_compile_end(scope));
     return status;
 }
@@ -162,6 +171,7 @@ int main(void)
         cmocka_unit_test(test_ddp_features__freezing_and_unfreezing),
         cmocka_unit_test(test_ddp_features__clipping_by_the_norm_of_buckets),
         cmocka_unit_test(test_ddp_features__buckets_by_measurement),
+        cmocka_unit_test(test_ddp_features__micro_batches_of_halves_in_f32),
         cmocka_unit_test(test_ddp_features__compiled_too),
         cmocka_unit_test(test_ddp_features__raw_buffers_can_join),
         cmocka_unit_test(test_ddp_features__shadows_are_not_blamed),

@@ -103,6 +103,11 @@ static void set_groups(choice *c)
     c->options.n_bucket_groups = 2;
 }
 
+static void set_sums(choice *c)
+{
+    c->options.accumulate_f32 = true;
+}
+
 static void set_sum(choice *c)
 {
     c->options.sum = true;
@@ -121,6 +126,7 @@ enum {
     UNUSED,
     KEEP,
     GROUPS,
+    SUMS,
     SUM,
     N_CHOICES
 };
@@ -134,7 +140,7 @@ typedef struct choice_row {
 #define BIT(x) (1u << (x))
 static const choice_row choices[N_CHOICES] = {
     [HOOK] = {"hook", set_hook, BIT(MEASURED) | BIT(SHARD) | BIT(LEAVES)},
-    [APART] = {"grads_apart", set_apart, BIT(SHARD) | BIT(LEAVES)},
+    [APART] = {"grads_apart", set_apart, BIT(SHARD) | BIT(LEAVES) | BIT(SUMS)},
     [STATIC] = {"static_graph", set_static, BIT(LEAVES)},
     [MEASURED] = {"BRG_BUCKETS_MEASURED", set_measured,
                   BIT(HOOK) | BIT(SHARD) | BIT(LEAVES) | BIT(KEEP) |
@@ -150,6 +156,7 @@ static const choice_row choices[N_CHOICES] = {
     [UNUSED] = {"allow_unused", set_unused, 0},
     [KEEP] = {"keep_order", set_keep, BIT(MEASURED)},
     [GROUPS] = {"bucket_groups", set_groups, BIT(MEASURED)},
+    [SUMS] = {"accumulate_f32", set_sums, BIT(APART)},
     [SUM] = {"sum", set_sum, 0},
 };
 
