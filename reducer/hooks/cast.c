@@ -14,45 +14,24 @@
 
 #define BLOCK 256
 
-typedef struct part {
-    float *error; /* of the state; NULL: not fed back */
-    size_t count;
-} part;
-
 typedef struct cast {
     brg_dtype wire;
     bool feeds_back;
     brg__hook_state state;
-    BRG__ARRAY(part) parts; /* by parameter */
+    brg__hook_parts parts; /* by parameter */
 } cast;
-
-static bool is_wide(brg_dtype dtype)
-{
-    return dtype == BRG_DTYPE_F32 || dtype == BRG_DTYPE_F64;
-}
 
 static brg_status cast_attach(void *user, const brg_hook_param *params,
                               size_t n)
 {
     cast *c = user;
-    c->parts.n = 0;
-    for (size_t i = 0; i < n; i++) {
-        brg_tensor *t = NULL;
-        bool is_new;
-        if (c->feeds_back && is_wide(params[i].dtype))
-            BRG_TRY(brg__hook_state_get(&c->state, &t, "error", params[i].name,
-                                        BRG_DTYPE_F32, params[i].count,
-                                        &is_new));
-        part p = {t ? brg_tensor_data(t) : NULL, params[i].count};
-        BRG_TRY(brg__array_push(&c->parts, p));
-    }
-    return BRG_OK;
+    return brg__hook_parts_make(&c->parts, &c->state, params, n, c->feeds_back);
 }
 
 static size_t cast_wire_bytes(void *user, const brg_hook_bucket *b)
 {
     (void)user;
-    return is_wide(b->dtype) ? b->count * sizeof(uint16_t) : 0;
+    return brg__hook_is_wide(b->dtype) ? b->count * sizeof(uint16_t) : 0;
 }
 
 /* n elements to the wire; what rounding took goes to error[0..n), but nothing
@@ -83,7 +62,7 @@ static void send_parts(const cast *c, const brg_hook_bucket *b)
     uint16_t *wire = b->wire;
     size_t item = brg_dtype_size(b->dtype);
     for (size_t k = 0; k < b->n_params; k++) {
-        const part *p = &c->parts.at[b->params[k]];
+        const brg__hook_part *p = &c->parts.at[b->params[k]];
         size_t at = b->offsets[k], end = at + p->count;
         size_t next = k + 1 < b->n_params ? b->offsets[k + 1] : b->count;
         send_with_error(c, wire + at, (const char *)b->data + at * item,
@@ -104,7 +83,7 @@ static brg_status convert_there(brg_device device, void *to, brg_dtype to_dtype,
 static brg_status cast_start(void *user, const brg_hook_bucket *b)
 {
     const cast *c = user;
-    if (!is_wide(b->dtype))
+    if (!brg__hook_is_wide(b->dtype))
         return brg__hook_plain_start(b);
     const brg_device d = brg__pg_device(b->pg);
     if (d.type != BRG_DEVICE_CPU)
@@ -122,7 +101,7 @@ static brg_status cast_finish(void *user, const brg_hook_bucket *b)
     const cast *c = user;
     const brg_device d = brg__pg_device(b->pg);
     BRG_TRY(brg__hook_wait(b));
-    if (!is_wide(b->dtype))
+    if (!brg__hook_is_wide(b->dtype))
         return BRG_OK;
     if (d.type != BRG_DEVICE_CPU)
         return convert_there(d, b->data, b->dtype, b->wire, c->wire, b->count);
@@ -133,7 +112,7 @@ static brg_status cast_finish(void *user, const brg_hook_bucket *b)
 static const brg_named_tensor *cast_state_at(void *user, size_t i)
 {
     const cast *c = user;
-    return i < c->state.list.n ? &c->state.list.at[i] : NULL;
+    return brg__hook_state_at(&c->state, i);
 }
 
 static void cast_destroy(void *user)

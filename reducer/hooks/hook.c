@@ -304,6 +304,30 @@ brg_status brg__hook_state_get(brg__hook_state *state, brg_tensor **out,
     return status;
 }
 
+const brg_named_tensor *brg__hook_state_at(const brg__hook_state *state,
+                                           size_t i)
+{
+    return i < state->list.n ? &state->list.at[i] : NULL;
+}
+
+brg_status brg__hook_parts_make(brg__hook_parts *parts, brg__hook_state *state,
+                                const brg_hook_param *params, size_t n,
+                                bool feeds_back)
+{
+    parts->n = 0;
+    for (size_t i = 0; i < n; i++) {
+        brg_tensor *t = NULL;
+        bool is_new;
+        if (feeds_back && brg__hook_is_wide(params[i].dtype))
+            BRG_TRY(brg__hook_state_get(state, &t, "error", params[i].name,
+                                        BRG_DTYPE_F32, params[i].count,
+                                        &is_new));
+        brg__hook_part p = {t ? brg_tensor_data(t) : NULL, params[i].count};
+        BRG_TRY(brg__array_push(parts, p));
+    }
+    return BRG_OK;
+}
+
 void brg__hook_state_deinit(brg__hook_state *state)
 {
     for (size_t i = 0; i < state->list.n; i++)

@@ -59,7 +59,28 @@ typedef struct brg__hook_state {
 brg_status brg__hook_state_get(brg__hook_state *state, brg_tensor **out,
                                const char *kind, const char *name,
                                brg_dtype dtype, size_t count, bool *is_new);
+const brg_named_tensor *brg__hook_state_at(const brg__hook_state *state,
+                                           size_t i);
 void brg__hook_state_deinit(brg__hook_state *state);
+
+/* A parameter of a hook that rounds its elements one by one. */
+typedef struct brg__hook_part {
+    float *error; /* of the state, "error/<name>"; NULL: not fed back */
+    size_t count;
+} brg__hook_part;
+
+typedef BRG__ARRAY(brg__hook_part) brg__hook_parts;
+
+/* f32 and f64: what such a hook is for. */
+static inline bool brg__hook_is_wide(brg_dtype dtype)
+{
+    return dtype == BRG_DTYPE_F32 || dtype == BRG_DTYPE_F64;
+}
+
+/* Those of a reducer, in the place of what was there. */
+brg_status brg__hook_parts_make(brg__hook_parts *parts, brg__hook_state *state,
+                                const brg_hook_param *params, size_t n,
+                                bool feeds_back);
 
 /* The bucket as it is, as without a hook; and its wait. */
 brg_status brg__hook_plain_start(const brg_hook_bucket *b);

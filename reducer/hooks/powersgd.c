@@ -321,7 +321,7 @@ static brg_status powersgd_finish(void *user, const brg_hook_bucket *b)
 static const brg_named_tensor *powersgd_state_at(void *user, size_t i)
 {
     const powersgd *h = user;
-    return i < h->state.list.n ? &h->state.list.at[i] : NULL;
+    return brg__hook_state_at(&h->state, i);
 }
 
 static void powersgd_destroy(void *user)

@@ -13,22 +13,12 @@
 
 #define BATCH (32 * BRG__Q8_N) /* elements on the stack at once */
 
-typedef struct part {
-    float *error; /* of the state; NULL: not fed back */
-    size_t count;
-} part;
-
 typedef struct q8 {
     bool feeds_back;
     brg__hook_state state;
-    BRG__ARRAY(part) parts; /* by parameter */
-    int64_t *steps;         /* of the state: begun so far */
+    brg__hook_parts parts; /* by parameter */
+    int64_t *steps;        /* of the state: begun so far */
 } q8;
-
-static bool is_wide(brg_dtype dtype)
-{
-    return dtype == BRG_DTYPE_F32 || dtype == BRG_DTYPE_F64;
-}
 
 static brg_status q8_attach(void *user, const brg_hook_param *params, size_t n)
 {
@@ -38,17 +28,7 @@ static brg_status q8_attach(void *user, const brg_hook_param *params, size_t n)
     BRG_TRY(brg__hook_state_get(&h->state, &steps, "steps", "", BRG_DTYPE_I64,
                                 1, &is_new));
     h->steps = brg_tensor_data(steps);
-    h->parts.n = 0;
-    for (size_t i = 0; i < n; i++) {
-        brg_tensor *t = NULL;
-        if (h->feeds_back && is_wide(params[i].dtype))
-            BRG_TRY(brg__hook_state_get(&h->state, &t, "error", params[i].name,
-                                        BRG_DTYPE_F32, params[i].count,
-                                        &is_new));
-        part p = {t ? brg_tensor_data(t) : NULL, params[i].count};
-        BRG_TRY(brg__array_push(&h->parts, p));
-    }
-    return BRG_OK;
+    return brg__hook_parts_make(&h->parts, &h->state, params, n, h->feeds_back);
 }
 
 static size_t n_blocks(const q8 *h, const brg_hook_bucket *b)
@@ -61,11 +41,11 @@ static size_t n_blocks(const q8 *h, const brg_hook_bucket *b)
 
 static size_t q8_wire_bytes(void *user, const brg_hook_bucket *b)
 {
-    return is_wide(b->dtype) ? n_blocks(user, b) * BRG__Q8_NBYTES : 0;
+    return brg__hook_is_wide(b->dtype) ? n_blocks(user, b) * BRG__Q8_NBYTES : 0;
 }
 
 /* One parameter's gradient and the error of the steps before. */
-static void send_part(const q8 *h, const part *p, char *blocks,
+static void send_part(const q8 *h, const brg__hook_part *p, char *blocks,
                       const char *from, brg_dtype dtype)
 {
     float x[BATCH];
@@ -86,11 +66,11 @@ static brg_status q8_start(void *user, const brg_hook_bucket *b)
     const q8 *h = user;
     if (b->index == 0)
         ++*h->steps;
-    if (!is_wide(b->dtype))
+    if (!brg__hook_is_wide(b->dtype))
         return brg__hook_plain_start(b);
     char *blocks = b->wire;
     for (size_t k = 0; k < b->n_params; k++) {
-        const part *p = &h->parts.at[b->params[k]];
+        const brg__hook_part *p = &h->parts.at[b->params[k]];
         send_part(h, p, blocks,
                   (const char *)b->data +
                       b->offsets[k] * brg_dtype_size(b->dtype),
@@ -100,7 +80,7 @@ static brg_status q8_start(void *user, const brg_hook_bucket *b)
     return brg__all_reduce_q8(b->pg, b->work, b->wire, n_blocks(h, b), b->op);
 }
 
-static void take_part(const part *p, const char *blocks, char *to,
+static void take_part(const brg__hook_part *p, const char *blocks, char *to,
                       brg_dtype dtype)
 {
     float x[BATCH];
@@ -117,11 +97,11 @@ static brg_status q8_finish(void *user, const brg_hook_bucket *b)
 {
     const q8 *h = user;
     BRG_TRY(brg__hook_wait(b));
-    if (!is_wide(b->dtype))
+    if (!brg__hook_is_wide(b->dtype))
         return BRG_OK;
     const char *blocks = b->wire;
     for (size_t k = 0; k < b->n_params; k++) {
-        const part *p = &h->parts.at[b->params[k]];
+        const brg__hook_part *p = &h->parts.at[b->params[k]];
         take_part(p, blocks,
                   (char *)b->data + b->offsets[k] * brg_dtype_size(b->dtype),
                   b->dtype);
@@ -133,7 +113,7 @@ static brg_status q8_finish(void *user, const brg_hook_bucket *b)
 static const brg_named_tensor *q8_state_at(void *user, size_t i)
 {
     const q8 *h = user;
-    return i < h->state.list.n ? &h->state.list.at[i] : NULL;
+    return brg__hook_state_at(&h->state, i);
 }
 
 static void q8_destroy(void *user)
