@@ -6,11 +6,13 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <brigade/autograd.h>
 #include <brigade/compile.h>
@@ -438,6 +440,32 @@ static brg_status open_log(run *r)
                : fail(BRG_ERR_IO, "cannot write", r->options->log_losses);
 }
 
+/* Of a file that is written later: better now than after hours of work. */
+static brg_status check_can_write(const char *path)
+{
+    char folder[PATH_MAX];
+    struct stat info;
+    if (path == NULL)
+        return BRG_OK;
+    const char *slash = strrchr(path, '/');
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path + 1) : 1,
+             slash ? path : ".");
+    bool is_good = access(folder, W_OK | X_OK) == 0;
+    if (is_good && stat(path, &info) == 0 && S_ISDIR(info.st_mode)) {
+        errno = EISDIR;
+        is_good = false;
+    }
+    return is_good ? BRG_OK : fail(BRG_ERR_IO, "cannot write", path);
+}
+
+static brg_status check_outputs(const run *r)
+{
+    if (r->w->rank != 0 || r->options->is_eval_only)
+        return BRG_OK;
+    BRG_TRY(check_can_write(r->options->checkpoint));
+    return check_can_write(r->options->profile);
+}
+
 /* A rank that fails writes its records there too. */
 static brg_status open_trace(const run *r)
 {
@@ -479,6 +507,7 @@ static brg_status open_local(run *r)
         return brg_error_set(BRG_ERR_NOMEM, __FILE__, __LINE__,
                              "no memory for %d losses", r->n_losses);
     BRG_TRY(open_sampler(r));
+    BRG_TRY(check_outputs(r));
     BRG_TRY(open_log(r));
     BRG_TRY(open_trace(r));
     BRG_TRY(open_optim(r));

@@ -207,10 +207,20 @@ class Resuming(FashionMnistTest):
         self.refuse("--resume", state, says=["state"])
 
     def test_checkpoint_that_cannot_be_written(self):
-        path = self.folder / "no" / "such" / "state"
-        run = self.refuse("--steps", 2, "--checkpoint", path, ranks=2,
-                          says=["rank 0", "no/such"])
-        self.assertNotIn("rank 1:", run.err)
+        """Said before the training, if it is known by then."""
+        late = self.folder / ("x" * 250)  # too long with .tmp
+        for path, says, is_late in (
+                (self.folder / "no" / "such" / "state", "no/such", False),
+                (self.folder, "Is a directory", False),
+                (late, "too long", True)):
+            with self.subTest(says=says):
+                run = self.refuse("--steps", 2, "--checkpoint", path, ranks=2,
+                                  says=["rank 0", says])
+                self.assertNotIn("rank 1:", run.err)
+                self.assertEqual("epoch 1" in run.out, is_late, f"\n{run}")
+        run = self.refuse("--steps", 2, "--profile",
+                          self.folder / "no" / "profile", says=["no/profile"])
+        self.assertNotIn("epoch 1", run.out)
 
 
 class Failing(FashionMnistTest):
