@@ -260,7 +260,7 @@ static brg_status queue_calls(brg__nccl_group *g, const brg_call *first)
     return brg__nccl_check(g, hand_over(g, first), "a collective");
 }
 
-/* The communicator is the watch's to end. */
+/* The communicator is the watch's to end: the wait says why it has. */
 static brg_status queue(brg__nccl_group *g, const brg_call *first)
 {
     brg_status status = BRG_OK;
@@ -271,7 +271,7 @@ static brg_status queue(brg__nccl_group *g, const brg_call *first)
     if (g->comm && status == BRG_OK && !brg__nccl_is_recorded(g))
         brg__nccl_watch_call(g, first);
     pthread_mutex_unlock(&g->lock);
-    return status == BRG_OK ? brg__nccl_heed(g) : status;
+    return status;
 }
 
 /* All that were held, as one: a send and a recv that wait for each other must

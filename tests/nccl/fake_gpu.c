@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <cuda_runtime_api.h>
 
@@ -290,9 +291,19 @@ cudaError_t cudaFree(void *at)
     return cudaSuccess;
 }
 
+static long slow_ms;
+
+void fake_gpu_set_slow_ms(long ms)
+{
+    slow_ms = ms;
+}
+
 cudaError_t cudaMallocAsync(void **out, size_t nbytes, cudaStream_t stream)
 {
+    const struct timespec pause = {slow_ms / 1000, slow_ms % 1000 * 1000000};
     (void)stream;
+    if (slow_ms > 0)
+        (void)nanosleep(&pause, NULL);
     return cudaMalloc(out, nbytes);
 }
 

@@ -22,6 +22,9 @@ void fake_nccl_set_state(int state);
  * freed by an abort until they are gone. */
 void fake_nccl_set_graphs(int n);
 
+/* Every memory that is asked for in a stream takes so long. */
+void fake_gpu_set_slow_ms(long ms);
+
 /* The GPU is said to be this one, whatever the device. */
 void fake_gpu_set_bus(const char *bus);
 

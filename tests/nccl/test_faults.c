@@ -172,6 +172,33 @@ static void test_faults__calls_that_differ(void **state)
         forked_check(n, run_mismatch, NULL);
 }
 
+/* A rank has said what it calls, and is told by the watch that the other calls
+ * something else before NCCL has got the call: the start succeeds all the same,
+ * and the wait says why. */
+static brg_status run_slow_start(forked_rank *me)
+{
+    brg_pg *pg;
+    brg_work *work;
+    float data[N] = {0}; /* host memory: a copy is made first */
+    BRG_TRY(forked_group(me, 100, &pg));
+    BRG_TRY(reduce(pg, data));
+    fake_gpu_set_slow_ms(me->rank == 0 ? 600 : 0);
+    if (me->rank == 1)
+        forked_sleep_ms(100);
+    BRG_TRY(brg_all_reduce(pg, &work, data, N,
+                           me->rank == 0 ? BRG_DTYPE_F32 : BRG_DTYPE_I32,
+                           BRG_REDUCE_SUM));
+    RANK_FAILS(brg_work_wait(work), BRG_ERR_MISMATCH, "rank 1 called");
+    brg_pg_destroy(pg);
+    return BRG_OK;
+}
+
+static void test_faults__a_verdict_between_call_and_queue(void **state)
+{
+    (void)state;
+    forked_check(2, run_slow_start, NULL);
+}
+
 /* The first to come has given its call to NCCL; the second does not, so that no
  * data moves. */
 static brg_status run_plans(forked_rank *me)
@@ -373,6 +400,7 @@ int main(void)
         cmocka_unit_test(test_faults__a_rank_fails),
         cmocka_unit_test(test_faults__a_sender_is_late),
         cmocka_unit_test(test_faults__calls_that_differ),
+        cmocka_unit_test(test_faults__a_verdict_between_call_and_queue),
         cmocka_unit_test(test_faults__plans_that_differ),
         cmocka_unit_test(test_faults__a_launch_is_late),
         cmocka_unit_test(test_faults__the_ranks_left_go_on),
