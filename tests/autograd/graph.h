@@ -99,6 +99,16 @@ static inline brg_compiled *compile_whole(brg_compiled_fn fn, void *user)
     return c;
 }
 
+/* As a whole, or in pieces. */
+static inline brg_compiled *compile_loosely(brg_compiled_fn fn, void *user)
+{
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.whole = true;
+    brg_compiled *c;
+    assert_brg_ok(brg_compiled_create(&c, fn, user, &options));
+    return c;
+}
+
 static inline brg_compile_stats compile_stats(void)
 {
     brg_compile_stats stats;

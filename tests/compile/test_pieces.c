@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Functions that run in pieces, and segments in plans, where tensors share
- * memory or come in other strides: what random functions
- * (tests/fuzz/test_fuzz_whole.c) found. */
+ * Functions that run in pieces: with host code between the ops, and, with
+ * segments in plans, where tensors share memory or come in other strides, as
+ * random functions (tests/fuzz/test_fuzz_whole.c) found. */
+#include <brigade/random.h>
+
 #include "tests/compile/chains.h"
 #include "tests/compile/functions.h"
+#include "tests/support/values.h"
 
 static brg_function *function;
 
@@ -297,10 +300,7 @@ static void test_pieces__the_oldest_make_room(void **state)
 {
     (void)state;
     brg_tensor *first_x = leaf_from(0.5, BRG_SHAPE(3)), *first_y;
-    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
-    brg_compiled *c;
-    options.whole = true;
-    assert_brg_ok(brg_compiled_create(&c, some_sines, NULL, &options));
+    brg_compiled *c = compile_loosely(some_sines, NULL);
     n_sines = 0;
     assert_brg_ok(brg_compiled_call(c, &first_x, 1, &first_y, 1));
     for (int k = 0; k <= N_KINDS; k++) {
@@ -311,6 +311,126 @@ static void test_pieces__the_oldest_make_room(void **state)
     }
     expect_sines(0, first_x, first_y);
     brg_compiled_destroy(c);
+}
+
+/* ---- Host code between pieces ---------------------------------------------------------- */
+
+typedef struct mixture {
+    brg_tensor *w, *buffer;
+    int n_calls, n_big;
+} mixture;
+
+/* Host code that decides by values, in the middle of ops; views, in-place
+ * changes, dropout, a tensor of its own. */
+FUNCTION(mixes)
+{
+    mixture *m = user;
+    double sum;
+    m->n_calls++;
+    brg_tensor *h = brg_mul(in[0], m->w), *turned = brg_transpose(h, 0, 1);
+    BRG_TRY(brg_tensor_item(brg_sum_all(brg_detach(h)), &sum));
+    m->n_big += sum > 10;
+    h = sum > 10 ? brg_sin(h) : brg_exp(h);
+    h = brg_dropout(h, 0.25, true);
+    static const float data[4] = {1, 2, 3, 4};
+    h = brg_add(h, brg_from_data(BRG_DTYPE_F32, BRG_SHAPE(4), data));
+    brg_tensor *own = brg_mul_scalar(h, 3);
+    BRG_TRY(brg_add_(own, h, 0.5)); /* recorded */
+    bool mode = brg_grad_mode_set(false);
+    BRG_TRY(brg_add_(m->buffer, brg_rand(BRG_DTYPE_F32, BRG_SHAPE(3, 4)), 1));
+    BRG_TRY(brg_mul_scalar_(m->buffer, 0.5));
+    brg_grad_mode_set(mode);
+    own = brg_add(own, m->buffer);
+    out[0] = brg_add(own, brg_transpose(turned, 0, 1));
+    return out[0] ? BRG_OK : brg_error_code();
+}
+
+static void test_pieces__do_what_the_function_does(void **state)
+{
+    (void)state;
+    mixture m[2];
+    brg_tensor *x[2];
+    for (int k = 0; k < 2; k++) {
+        m[k] = (mixture){.w = leaf_from(0.25, BRG_SHAPE(4)),
+                         .buffer = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(3, 4))};
+        x[k] = leaf_from(-1, BRG_SHAPE(3, 4));
+    }
+    brg_compiled *c = compile_loosely(mixes, &m[1]);
+    for (int i = 0; i < 6; i++) {
+        brg_tensor *want, *got, *in[2];
+        for (int k = 0; k < 2; k++)
+            in[k] = brg_mul_scalar(x[k], i % 2 ? 0.125 : 1);
+        brg_seed((uint64_t)i);
+        assert_brg_ok(mixes(&in[0], 1, &want, 1, &m[0]));
+        assert_brg_ok(brg_backward(brg_sum_all(brg_mul(want, want))));
+        brg_seed((uint64_t)i);
+        assert_brg_ok(brg_compiled_call(c, &in[1], 1, &got, 1));
+        assert_brg_ok(backward_as(brg_sum_all(brg_mul(got, got)), i >= 3));
+        for (int k = 0; k < 12; k++) {
+            assert_true(value_at(want, k) == value_at(got, k));
+            assert_true(value_at(m[0].buffer, k) == value_at(m[1].buffer, k));
+            assert_float_equal(value_at(brg_tensor_grad(x[0]), k),
+                               value_at(brg_tensor_grad(x[1]), k), 1e-3);
+        }
+        for (int k = 0; k < 4; k++)
+            assert_float_equal(value_at(brg_tensor_grad(m[0].w), k),
+                               value_at(brg_tensor_grad(m[1].w), k), 1e-2);
+    }
+    assert_int_equal(m[0].n_big, m[1].n_big);
+    assert_int_equal(m[0].n_calls + 1, m[1].n_calls); /* once with symbols */
+    assert_int_equal(compile_stats().functions, 0);
+    assert_int_equal(compile_stats().function_fallbacks, 6);
+    assert_true(compile_stats().function_pieces > 2 &&
+                compile_stats().function_pieces < 20);
+    brg_compiled_destroy(c);
+}
+
+FUNCTION(trains_and_looks)
+{
+    const mixture *m = user;
+    double value;
+    out[0] = brg_sum_all(brg_mul(in[0], m->w));
+    BRG_TRY(brg_tensor_item(out[0], &value));
+    BRG_TRY(brg_backward(brg_mul_scalar(out[0], value > 0 ? 1 : 2)));
+    out[1] = brg_mul_scalar(brg_tensor_grad(m->w), 0.5);
+    return out[1] ? BRG_OK : brg_error_code();
+}
+
+static void test_pieces__a_step_in_pieces(void **state)
+{
+    (void)state;
+    mixture m = {.w = leaf_from(1, BRG_SHAPE(3, 4))};
+    brg_tensor *x = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(3, 4)), *out[2];
+    brg_compiled *c = compile_loosely(trains_and_looks, &m);
+    for (int i = 1; i <= 3; i++) {
+        assert_brg_ok(brg_compiled_call(c, &x, 1, out, 2));
+        assert_float_equal(value_at(brg_tensor_grad(m.w), 5), i, 0);
+        assert_float_equal(value_at(out[1], 5), 0.5 * i, 0);
+        assert_float_equal(value_at(out[0], 0), 78, 0);
+    }
+    brg_compiled_destroy(c);
+}
+
+FUNCTION(fails_late)
+{
+    (void)out;
+    brg_tensor *h = brg_mul_scalar(in[0], 2);
+    BRG_TRY(brg_tensor_item(brg_sum_all(h), &(double){0}));
+    h = brg_add(h, h);
+    return brg_error_set(BRG_ERR_CALLBACK, __FILE__, __LINE__, "as asked");
+}
+
+static void test_pieces__a_failure_between_pieces(void **state)
+{
+    (void)state;
+    brg_tensor *x = leaf_from(1, BRG_SHAPE(3, 4)), *y;
+    brg_compiled *c = compile_loosely(fails_late, NULL);
+    for (int i = 0; i < 2; i++)
+        assert_brg_fails_with(brg_compiled_call(c, &x, 1, &y, 1),
+                              BRG_ERR_CALLBACK, "as asked");
+    brg_compiled_destroy(c);
+    y = brg_mul_scalar(x, 2); /* nothing is put off any more */
+    assert_float_equal(value_at(y, 0), 2, 0);
 }
 
 int main(void)
@@ -324,6 +444,9 @@ int main(void)
         scoped_test(test_pieces__more_gradients_than_a_node_has),
         scoped_test(test_pieces__a_segment_is_one_node),
         scoped_test(test_pieces__the_oldest_make_room),
+        scoped_test(test_pieces__do_what_the_function_does),
+        scoped_test(test_pieces__a_step_in_pieces),
+        scoped_test(test_pieces__a_failure_between_pieces),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * What functions compiled whole may do, what they may not, and that parameters,
- * buffers, hooks and modes are those of the run. */
+ * buffers and modes are those of the run. */
 #include <brigade/autocast.h>
 #include <brigade/compile.h>
 #include <brigade/comm.h>
@@ -12,24 +12,13 @@
 #include "tests/autograd/graph.h"
 #include "tests/support/values.h"
 
-static brg_compiled *make_compiled(brg_compiled_fn fn, void *user,
-                                   bool fullgraph)
-{
-    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
-    options.whole = true;
-    options.fullgraph = fullgraph;
-    brg_compiled *c;
-    assert_brg_ok(brg_compiled_create(&c, fn, user, &options));
-    return c;
-}
-
 /* Calls fn twice, then its compiled form on the same input twice; the results of
  * the second calls and the gradients must be the same bits. */
 static void check_same(brg_compiled_fn fn, void *user, brg_tensor *buffer)
 {
     brg_tensor *grads[2], *values[2], *kept[2];
     for (int k = 0; k < 2; k++) {
-        brg_compiled *c = k ? make_compiled(fn, user, true) : NULL;
+        brg_compiled *c = k ? compile_whole(fn, user) : NULL;
         brg_tensor *x = leaf_from(0.25, BRG_SHAPE(3, 4)), *y;
         if (buffer)
             assert_brg_ok(brg_fill_(buffer, 1));
@@ -79,7 +68,7 @@ static void test_whole__buffers_change_at_each_run(void **state)
     (void)state;
     /* The graph keeps the buffer's values at their use: not saved, copied. */
     brg_tensor *buffer = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(3, 4));
-    brg_compiled *c = make_compiled(changes_buffer, buffer, true);
+    brg_compiled *c = compile_whole(changes_buffer, buffer);
     brg_tensor *x = brg_full(BRG_DTYPE_F32, BRG_SHAPE(3, 4), 3), *y;
     double want = 1;
     for (int i = 0; i < 3; i++) {
@@ -154,8 +143,8 @@ FUNCTION(calls_another)
 static void test_whole__calls_another(void **state)
 {
     (void)state;
-    brg_compiled *inner = make_compiled(checkpoints, NULL, true);
-    brg_compiled *c = make_compiled(calls_another, inner, true);
+    brg_compiled *inner = compile_whole(checkpoints, NULL);
+    brg_compiled *c = compile_whole(calls_another, inner);
     brg_tensor *x = leaf_from(0.25, BRG_SHAPE(3, 4)), *y, *z;
     brg_seed(1);
     assert_brg_ok(checkpoints(&x, 1, &z, 1, NULL));
@@ -234,13 +223,13 @@ FUNCTION(uses_computed)
 static void check_refused(brg_compiled_fn fn, void *user, const char *word)
 {
     brg_tensor *x = leaf_from(1, BRG_SHAPE(3, 4)), *y, *want;
-    brg_compiled *c = make_compiled(fn, user, true);
+    brg_compiled *c = compile_whole(fn, user);
     for (int i = 0; i < 2; i++)
         assert_brg_fails_with(brg_compiled_call(c, &x, 1, &y, 1),
                               BRG_ERR_UNSUPPORTED, word);
     brg_compiled_destroy(c);
     uint64_t n = compile_stats().function_fallbacks;
-    c = make_compiled(fn, user, false);
+    c = compile_loosely(fn, user);
     for (int i = 0; i < 2; i++) {
         brg_seed(1);
         assert_brg_ok(fn(&x, 1, &want, 1, user));
@@ -305,7 +294,7 @@ static void test_whole__parameters_that_change_kind(void **state)
     (void)state;
     brg_tensor *w = leaf_from(2, BRG_SHAPE(3, 4)), *y;
     brg_tensor *x = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(3, 4));
-    brg_compiled *c = make_compiled(scales, w, true);
+    brg_compiled *c = compile_whole(scales, w);
     assert_brg_ok(brg_compiled_call(c, &x, 1, &y, 1));
     assert_true(brg_requires_grad(y));
     assert_brg_ok(brg_set_requires_grad(w, false));
@@ -324,7 +313,7 @@ static void test_whole__modes_are_part_of_the_key(void **state)
     (void)state;
     brg_tensor *w = leaf_from(2, BRG_SHAPE(3, 4)), *y;
     brg_tensor *x = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(3, 4));
-    brg_compiled *c = make_compiled(scales, w, true);
+    brg_compiled *c = compile_whole(scales, w);
     int scope;
     for (int i = 0; i < 4; i++) {
         bool mode = brg_grad_mode_set(i % 2);
@@ -338,138 +327,6 @@ static void test_whole__modes_are_part_of_the_key(void **state)
     assert_brg_ok(brg_compile_end(scope));
     assert_string_equal(brg_grad_fn_name(y), "mul");
     brg_compiled_destroy(c);
-}
-
-/* ---- Hooks of a step ------------------------------------------------------------------------ */
-
-typedef struct seen {
-    int n_hooks, n_posts, n_finals;
-} seen;
-
-static brg_status on_grad(brg_tensor *grad, brg_tensor **replacement,
-                          void *user)
-{
-    ((seen *)user)->n_hooks++;
-    *replacement = brg_mul_scalar(grad, 10);
-    return *replacement ? BRG_OK : brg_error_code();
-}
-
-static brg_status on_final(void *user)
-{
-    ((seen *)user)->n_finals++;
-    return BRG_OK;
-}
-
-static brg_status on_accumulated(brg_tensor *leaf, void *user)
-{
-    ((seen *)user)->n_posts++;
-    assert_non_null(brg_tensor_grad(leaf));
-    return brg_queue_final_callback(on_final, user);
-}
-
-FUNCTION(trains)
-{
-    out[0] = brg_sum_all(brg_mul(in[0], user));
-    return brg_backward(out[0]);
-}
-
-/* They come and go without a new plan. */
-static void test_whole__hooks_of_leaves_run_in_a_step(void **state)
-{
-    (void)state;
-    seen s = {0};
-    brg_tensor *w = leaf_from(2, BRG_SHAPE(3, 4)), *y;
-    brg_tensor *x = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(3, 4));
-    brg_compiled *c = make_compiled(trains, w, true);
-    brg_hook *hooks[2];
-    assert_brg_ok(brg_compiled_call(c, &x, 1, &y, 1));
-    assert_float_equal(value_at(brg_tensor_grad(w), 0), 1, 0);
-    assert_false(brg_requires_grad(y));
-    assert_brg_ok(brg_tensor_add_hook(&hooks[0], w, on_grad, &s, NULL));
-    assert_brg_ok(brg_tensor_add_post_accumulate_hook(
-        &hooks[1], w, on_accumulated, &s, NULL));
-    assert_brg_ok(brg_compiled_call(c, &x, 1, &y, 1));
-    assert_float_equal(value_at(brg_tensor_grad(w), 0), 11, 0);
-    assert_int_equal(s.n_hooks, 1);
-    assert_int_equal(s.n_posts, 1);
-    assert_int_equal(s.n_finals, 1);
-    for (int i = 0; i < 2; i++)
-        brg_hook_remove(hooks[i]);
-    assert_brg_ok(brg_compiled_call(c, &x, 1, &y, 1));
-    assert_float_equal(value_at(brg_tensor_grad(w), 0), 12, 0);
-    assert_int_equal(s.n_hooks, 1);
-    assert_int_equal(compile_stats().functions, 1);
-    brg_compiled_destroy(c);
-}
-
-static brg_status fails(brg_tensor *leaf, void *user)
-{
-    (void)leaf;
-    ((seen *)user)->n_posts++;
-    return brg_error_set(BRG_ERR_CALLBACK, __FILE__, __LINE__, "as asked");
-}
-
-static brg_status halve_leaf(brg_tensor *leaf, void *user)
-{
-    (void)user;
-    return brg_mul_scalar_(leaf, 0.5);
-}
-
-FUNCTION(multiplies)
-{
-    brg_tensor *const *leaves = user;
-    out[0] = brg_mul(in[0], brg_matmul(leaves[0], leaves[1]));
-    return out[0] ? BRG_OK : brg_error_code();
-}
-
-FUNCTION(trains_two)
-{
-    BRG_TRY(multiplies(in, 1, out, 1, user));
-    out[0] = brg_sum_all(out[0]);
-    return brg_backward(out[0]);
-}
-
-/* What a hook makes of its leaf is read by no gradient of this backward: in a
- * step, and where the plan of a backward holds a segment's. */
-static void check_leaf_hooks(brg_compiled_fn fn, bool is_step, int changed)
-{
-    double grads[2][2] = {{0}}, after[2] = {0};
-    for (int k = 0; k < 2; k++) {
-        brg_tensor *leaves[2] = {leaf_from(2, BRG_SHAPE(3, 4)),
-                                 leaf_from(3, BRG_SHAPE(4, 3))};
-        brg_tensor *x = brg_full(BRG_DTYPE_F32, BRG_SHAPE(3, 3), 5), *y;
-        brg_compiled *c = k ? make_compiled(fn, leaves, true) : NULL;
-        assert_brg_ok(brg_tensor_add_post_accumulate_hook(
-            NULL, leaves[changed], halve_leaf, NULL, NULL));
-        assert_brg_ok(c ? brg_compiled_call(c, &x, 1, &y, 1)
-                        : fn(&x, 1, &y, 1, leaves));
-        if (!is_step)
-            assert_brg_ok(backward_as(brg_sum_all(y), k));
-        for (int i = 0; i < 2; i++)
-            grads[k][i] = value_at(brg_tensor_grad(leaves[i]), 7);
-        after[k] = value_at(leaves[changed], 7);
-        brg_compiled_destroy(c);
-    }
-    for (int i = 0; i < 2; i++)
-        assert_true(grads[0][i] == grads[1][i]);
-    assert_true(after[0] == after[1]);
-}
-
-static void test_whole__hooks_that_change_leaves_of_a_step(void **state)
-{
-    (void)state;
-    for (int changed = 0; changed < 2; changed++)
-        check_leaf_hooks(trains_two, true, changed);
-    assert_int_equal(compile_stats().functions, 2);
-}
-
-static void test_whole__hooks_that_change_leaves_of_a_segment(void **state)
-{
-    (void)state;
-    for (int changed = 0; changed < 2; changed++)
-        check_leaf_hooks(multiplies, false, changed);
-    assert_int_equal(compile_stats().functions, 2);
-    assert_int_equal(compile_stats().captures, 2);
 }
 
 /* ---- Views held across an effect ------------------------------------------------------------ */
@@ -512,7 +369,7 @@ static void test_whole__an_input_may_be_a_view_of_what_changes(void **state)
     (void)state;
     alias a = {brg_ones(BRG_DTYPE_F32, BRG_SHAPE(12))};
     brg_tensor *x = brg_reshape(a.base, BRG_SHAPE(3, 4)), *y;
-    brg_compiled *c = make_compiled(reads_alias_twice, &a, true);
+    brg_compiled *c = compile_whole(reads_alias_twice, &a);
     for (int i = 0; i < 2; i++) {
         assert_brg_ok(brg_fill_(a.base, 2));
         assert_brg_ok(brg_compiled_call(c, &x, 1, &y, 1));
@@ -520,147 +377,6 @@ static void test_whole__an_input_may_be_a_view_of_what_changes(void **state)
     }
     assert_int_equal(compile_stats().function_hits, 1);
     brg_compiled_destroy(c);
-}
-
-static void test_whole__a_step_that_fails_can_be_called_again(void **state)
-{
-    (void)state;
-    seen s = {0};
-    brg_tensor *w = leaf_from(2, BRG_SHAPE(3, 4)), *y;
-    brg_tensor *x = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(3, 4));
-    brg_compiled *c = make_compiled(trains, w, true);
-    brg_hook *hook;
-    assert_brg_ok(
-        brg_tensor_add_post_accumulate_hook(&hook, w, fails, &s, NULL));
-    assert_brg_fails_with(brg_compiled_call(c, &x, 1, &y, 1), BRG_ERR_CALLBACK,
-                          "as asked");
-    assert_null(y);
-    brg_hook_remove(hook);
-    assert_brg_fails(brg_queue_final_callback(on_final, &s), BRG_ERR_STATE);
-    assert_brg_ok(brg_compiled_call(c, &x, 1, &y, 1));
-    brg_tensor *z = brg_sum_all(brg_mul(w, w)); /* and the engine is whole */
-    assert_brg_ok(brg_backward(z));
-    brg_compiled_destroy(c);
-}
-
-/* ---- In pieces ------------------------------------------------------------------------------- */
-
-typedef struct mixture {
-    brg_tensor *w, *buffer;
-    int n_calls, n_big;
-} mixture;
-
-/* Host code that decides by values, in the middle of ops; views, in-place
- * changes, dropout, a tensor of its own. */
-FUNCTION(mixes)
-{
-    mixture *m = user;
-    double sum;
-    m->n_calls++;
-    brg_tensor *h = brg_mul(in[0], m->w), *turned = brg_transpose(h, 0, 1);
-    BRG_TRY(brg_tensor_item(brg_sum_all(brg_detach(h)), &sum));
-    m->n_big += sum > 10;
-    h = sum > 10 ? brg_sin(h) : brg_exp(h);
-    h = brg_dropout(h, 0.25, true);
-    static const float data[4] = {1, 2, 3, 4};
-    h = brg_add(h, brg_from_data(BRG_DTYPE_F32, BRG_SHAPE(4), data));
-    brg_tensor *own = brg_mul_scalar(h, 3);
-    BRG_TRY(brg_add_(own, h, 0.5)); /* recorded */
-    bool mode = brg_grad_mode_set(false);
-    BRG_TRY(brg_add_(m->buffer, brg_rand(BRG_DTYPE_F32, BRG_SHAPE(3, 4)), 1));
-    BRG_TRY(brg_mul_scalar_(m->buffer, 0.5));
-    brg_grad_mode_set(mode);
-    own = brg_add(own, m->buffer);
-    out[0] = brg_add(own, brg_transpose(turned, 0, 1));
-    return out[0] ? BRG_OK : brg_error_code();
-}
-
-static void test_whole__pieces_do_what_the_function_does(void **state)
-{
-    (void)state;
-    mixture m[2];
-    brg_tensor *x[2];
-    for (int k = 0; k < 2; k++) {
-        m[k] = (mixture){.w = leaf_from(0.25, BRG_SHAPE(4)),
-                         .buffer = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(3, 4))};
-        x[k] = leaf_from(-1, BRG_SHAPE(3, 4));
-    }
-    brg_compiled *c = make_compiled(mixes, &m[1], false);
-    for (int i = 0; i < 6; i++) {
-        brg_tensor *want, *got, *in[2];
-        for (int k = 0; k < 2; k++)
-            in[k] = brg_mul_scalar(x[k], i % 2 ? 0.125 : 1);
-        brg_seed((uint64_t)i);
-        assert_brg_ok(mixes(&in[0], 1, &want, 1, &m[0]));
-        assert_brg_ok(brg_backward(brg_sum_all(brg_mul(want, want))));
-        brg_seed((uint64_t)i);
-        assert_brg_ok(brg_compiled_call(c, &in[1], 1, &got, 1));
-        assert_brg_ok(backward_as(brg_sum_all(brg_mul(got, got)), i >= 3));
-        for (int k = 0; k < 12; k++) {
-            assert_true(value_at(want, k) == value_at(got, k));
-            assert_true(value_at(m[0].buffer, k) == value_at(m[1].buffer, k));
-            assert_float_equal(value_at(brg_tensor_grad(x[0]), k),
-                               value_at(brg_tensor_grad(x[1]), k), 1e-3);
-        }
-        for (int k = 0; k < 4; k++)
-            assert_float_equal(value_at(brg_tensor_grad(m[0].w), k),
-                               value_at(brg_tensor_grad(m[1].w), k), 1e-2);
-    }
-    assert_int_equal(m[0].n_big, m[1].n_big);
-    assert_int_equal(m[0].n_calls + 1, m[1].n_calls); /* once with symbols */
-    assert_int_equal(compile_stats().functions, 0);
-    assert_int_equal(compile_stats().function_fallbacks, 6);
-    assert_true(compile_stats().function_pieces > 2 &&
-                compile_stats().function_pieces < 20);
-    brg_compiled_destroy(c);
-}
-
-FUNCTION(trains_and_looks)
-{
-    const mixture *m = user;
-    double value;
-    out[0] = brg_sum_all(brg_mul(in[0], m->w));
-    BRG_TRY(brg_tensor_item(out[0], &value));
-    BRG_TRY(brg_backward(brg_mul_scalar(out[0], value > 0 ? 1 : 2)));
-    out[1] = brg_mul_scalar(brg_tensor_grad(m->w), 0.5);
-    return out[1] ? BRG_OK : brg_error_code();
-}
-
-static void test_whole__a_step_in_pieces(void **state)
-{
-    (void)state;
-    mixture m = {.w = leaf_from(1, BRG_SHAPE(3, 4))};
-    brg_tensor *x = brg_ones(BRG_DTYPE_F32, BRG_SHAPE(3, 4)), *out[2];
-    brg_compiled *c = make_compiled(trains_and_looks, &m, false);
-    for (int i = 1; i <= 3; i++) {
-        assert_brg_ok(brg_compiled_call(c, &x, 1, out, 2));
-        assert_float_equal(value_at(brg_tensor_grad(m.w), 5), i, 0);
-        assert_float_equal(value_at(out[1], 5), 0.5 * i, 0);
-        assert_float_equal(value_at(out[0], 0), 78, 0);
-    }
-    brg_compiled_destroy(c);
-}
-
-FUNCTION(fails_late)
-{
-    (void)out;
-    brg_tensor *h = brg_mul_scalar(in[0], 2);
-    BRG_TRY(brg_tensor_item(brg_sum_all(h), &(double){0}));
-    h = brg_add(h, h);
-    return brg_error_set(BRG_ERR_CALLBACK, __FILE__, __LINE__, "as asked");
-}
-
-static void test_whole__a_failure_between_pieces(void **state)
-{
-    (void)state;
-    brg_tensor *x = leaf_from(1, BRG_SHAPE(3, 4)), *y;
-    brg_compiled *c = make_compiled(fails_late, NULL, false);
-    for (int i = 0; i < 2; i++)
-        assert_brg_fails_with(brg_compiled_call(c, &x, 1, &y, 1),
-                              BRG_ERR_CALLBACK, "as asked");
-    brg_compiled_destroy(c);
-    y = brg_mul_scalar(x, 2); /* nothing is put off any more */
-    assert_float_equal(value_at(y, 0), 2, 0);
 }
 
 int main(void)
@@ -675,15 +391,8 @@ int main(void)
         scoped_test(test_whole__collectives_are_not_captured),
         scoped_test(test_whole__parameters_that_change_kind),
         scoped_test(test_whole__modes_are_part_of_the_key),
-        scoped_test(test_whole__hooks_of_leaves_run_in_a_step),
-        scoped_test(test_whole__hooks_that_change_leaves_of_a_step),
-        scoped_test(test_whole__hooks_that_change_leaves_of_a_segment),
         scoped_test(test_whole__a_view_shows_what_changed_behind_it),
         scoped_test(test_whole__an_input_may_be_a_view_of_what_changes),
-        scoped_test(test_whole__a_step_that_fails_can_be_called_again),
-        scoped_test(test_whole__pieces_do_what_the_function_does),
-        scoped_test(test_whole__a_step_in_pieces),
-        scoped_test(test_whole__a_failure_between_pieces),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
