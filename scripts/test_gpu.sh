@@ -39,7 +39,7 @@ if grep -q Skipped "$log"; then echo "NOT TESTED: what is marked Skipped above";
 if test -n "$sanitizer" && command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
         # racecheck takes the ways of cuDNN's kernels for races
-        programs="cuda_test_cuda cuda_test_groups"
+        programs="cuda_test_cuda cuda_test_rows cuda_test_groups"
         options="--kernel-name-exclude kns=cudnn"
         if test $tool = memcheck; then
             programs="$programs cuda_test_train" options=""

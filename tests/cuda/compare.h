@@ -44,4 +44,28 @@ static inline double distance(brg_tensor *a, brg_tensor *b)
     return d;
 }
 
+/* ---- Tests in a scope of their own, that begin and end on the CPU ------------- */
+
+static inline int begin_on_cpu(void **state)
+{
+    *state = brg_scope_begin();
+    return brg_device_set(CPU);
+}
+
+static inline int end_on_cpu(void **state)
+{
+    int status = brg_device_set(CPU);
+    brg_scope_end(*state);
+    return status;
+}
+
+#define gpu_test(name)                                                         \
+    cmocka_unit_test_setup_teardown(name, begin_on_cpu, end_on_cpu)
+
+static inline brg_tensor *normal(brg_dtype dtype, int ndim,
+                                 const int64_t *shape)
+{
+    return brg_cast(brg_randn(BRG_DTYPE_F32, ndim, shape), dtype);
+}
+
 #endif
