@@ -105,21 +105,11 @@ brg_status brg__capture_input(brg__capturing *c, int input, int *id)
     return BRG_OK;
 }
 
-brg__layout brg__capture_slot_layout(const brg__slot *slot)
-{
-    brg__layout layout = {.dtype = (brg_dtype)slot->dtype,
-                          .device = slot->device,
-                          .ndim = slot->ndim};
-    memcpy(layout.shape, slot->shape, sizeof layout.shape);
-    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
-    return layout;
-}
-
 brg_status brg__capture_like_slot(brg__capturing *c, uint32_t visit,
                                   uint32_t slot, int *id)
 {
     brg__layout layout =
-        brg__capture_slot_layout(&c->task->visits.at[visit].node->slots[slot]);
+        brg__slot_layout(&c->task->visits.at[visit].node->slots[slot]);
     brg__ir_value value = {
         .source = BRG__IR_FROM_SLOT, .visit = (int)visit, .index = (int)slot};
     return brg__capture_value(c, value, &layout, id);
@@ -154,29 +144,6 @@ brg_status brg__capture_operand(brg__capturing *c, brg_tensor *t, int *id)
 }
 
 /* ---- The emitter --------------------------------------------------------------------- */
-
-static brg__layout out_layout(const brg_out_info *info)
-{
-    brg__layout layout = {.dtype = info->dtype, .ndim = info->ndim};
-    memcpy(layout.shape, info->shape, sizeof layout.shape);
-    if (info->is_view) {
-        memcpy(layout.stride, info->stride, sizeof layout.stride);
-        layout.offset = info->offset;
-    } else {
-        brg__shape_strides(layout.ndim, layout.shape, layout.stride);
-    }
-    return layout;
-}
-
-static brg_device device_of(const brg_op_call *call, int j)
-{
-    if (call->info[j].is_elsewhere)
-        return call->info[j].device;
-    for (int i = 0; i < call->n_in; i++)
-        if (call->in[i])
-            return call->in[i]->device;
-    return BRG_CPU;
-}
 
 /* An op that repeats the attributes of a random op reads them at run time. */
 static int lifted_from(const brg__capturing *c, const brg_op_call *call)
@@ -248,8 +215,8 @@ static brg_status emit_captured(brg__emitter *self, brg_op_call *call)
     BRG_TRY(brg__ir_add_node(c->ir, &node, in, call->n_in));
     int at = (int)c->ir->nodes.n - 1;
     for (int j = 0; j < call->n_out; j++) {
-        brg__layout layout = out_layout(&call->info[j]);
-        layout.device = device_of(call, j);
+        brg__layout layout =
+            brg__out_layout(&call->info[j], brg__call_device(call));
         brg__ir_value value = {.source = BRG__IR_FROM_NODE, .node = at};
         int id;
         BRG_TRY(call->info[j].is_sparse
@@ -283,9 +250,7 @@ brg__layout brg__capture_row_major(const brg__capturing *c, int id)
     static const brg__layout nothing;
     if (id == BRG__IR_NONE)
         return nothing;
-    brg__layout layout = brg__layout_of(c->symbols.at[id]);
-    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
-    layout.offset = 0;
+    brg__layout layout = brg__layout_row_major(c->symbols.at[id]);
     return layout;
 }
 
@@ -361,11 +326,8 @@ static brg_status trace_validate(brg__capturing *c, const brg_node *node,
 {
     const brg__edge *edge = &node->edges[i];
     const brg__slot *slot = &edge->node->slots[edge->slot];
-    bool fits =
-        grad->dtype == slot->dtype &&
-        brg__shape_equal(grad->ndim, grad->shape, slot->ndim, slot->shape);
-    brg__layout layout =
-        fits ? brg__layout_of(grad) : brg__capture_slot_layout(slot);
+    bool fits = grad->dtype == slot->dtype && brg__slot_has_sizes(slot, grad);
+    brg__layout layout = fits ? brg__layout_of(grad) : brg__slot_layout(slot);
     brg__ir_node check = {.kind = BRG__IR_VALIDATE,
                           .lifted = BRG__IR_NONE,
                           .visit = (int)c->visit,
@@ -382,23 +344,13 @@ static brg_status trace_validate(brg__capturing *c, const brg_node *node,
                                 : brg__capture_value(c, passed, &layout, value);
 }
 
-static bool is_wider(const brg_tensor *g, const brg__slot *slot)
-{
-    int ndim;
-    int64_t shape[BRG_MAX_DIMS];
-    return !brg__shape_equal(g->ndim, g->shape, slot->ndim, slot->shape) &&
-           brg__shape_broadcast(g->ndim, g->shape, slot->ndim, slot->shape,
-                                &ndim, shape) &&
-           brg__shape_equal(ndim, shape, g->ndim, g->shape);
-}
-
 brg_status brg__capture_fit(brg__capturing *c, const brg_node *node, uint16_t i,
                             brg_tensor *grad, bool is_by_rule, int *value)
 {
     const brg__edge *edge = &node->edges[i];
     const brg__slot *slot = &edge->node->slots[edge->slot];
     uint32_t to;
-    if (is_wider(grad, slot) &&
+    if (!brg__slot_has_sizes(slot, grad) && brg__slot_can_sum(slot, grad) &&
         brg__map_get(&c->task->index, edge->node, &to)) {
         int like;
         BRG_TRY(brg__capture_like_slot(c, to, edge->slot, &like));
@@ -408,7 +360,7 @@ brg_status brg__capture_fit(brg__capturing *c, const brg_node *node, uint16_t i,
     }
     /* What does not fit is found where the plan checks it. */
     bool may_fit =
-        brg__shape_equal(grad->ndim, grad->shape, slot->ndim, slot->shape) &&
+        brg__slot_has_sizes(slot, grad) &&
         (grad->ndim == 0 || brg__device_equal(grad->device, slot->device));
     if (may_fit)
         BRG_TRY(brg__validate_gradient(node, i, slot, &grad)); /* dtype */
@@ -473,7 +425,7 @@ static brg_status trace_call(brg__capturing *c, const brg_node *node,
     memset(layouts, 0, sizeof layouts);
     for (uint16_t i = 0; i < node->n_edges; i++)
         if (node->edges[i].node)
-            layouts[i] = brg__capture_slot_layout(
+            layouts[i] = brg__slot_layout(
                 &node->edges[i].node->slots[node->edges[i].slot]);
     brg__ir_node call = {.kind = BRG__IR_CALL,
                          .visit = (int)c->visit,

@@ -118,7 +118,7 @@ static brg_status trace_on_grad(brg__capturing *c, const site *s,
                                 const brg_hook *hook)
 {
     const brg_node *node = c->task->visits.at[c->visit].node;
-    brg__layout layout = brg__capture_slot_layout(&node->slots[0]);
+    brg__layout layout = brg__slot_layout(&node->slots[0]);
     brg__ir_node read = {
         .kind = BRG__IR_GRAD, .visit = (int)c->visit, .n_out = 1};
     brg__ir_node write = {.kind = BRG__IR_SET_GRAD, .visit = (int)c->visit};

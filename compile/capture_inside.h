@@ -42,7 +42,6 @@ brg_status brg__capture_node(brg__capturing *c, brg__ir_node node,
                              const int *in, int n_in,
                              const brg__layout *out_layouts, int *outs);
 
-brg__layout brg__capture_slot_layout(const brg__slot *slot);
 brg__layout brg__capture_row_major(const brg__capturing *c, int id);
 
 /* The value of an input of the plan. */

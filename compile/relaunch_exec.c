@@ -108,10 +108,8 @@ static void turn_off(brg__exec_again *a, const char *why)
 static brg_status new_place(const brg__exec_again *a, brg_tensor **out,
                             const brg_tensor *t)
 {
-    brg__layout layout = brg__layout_of(t);
-    layout.offset = 0;
+    brg__layout layout = brg__layout_row_major(t);
     layout.device = a->device;
-    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
     return brg__tensor_new(out, &layout);
 }
 

@@ -221,10 +221,7 @@ static brg_status run_one(const brg__group_op *op, brg_tensor **in,
                         .in = in,
                         .attrs = &op->attrs};
     BRG_TRY(op->op->infer(&call));
-    brg__layout layout = {.dtype = call.info[0].dtype,
-                          .ndim = call.info[0].ndim};
-    memcpy(layout.shape, call.info[0].shape, sizeof layout.shape);
-    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    brg__layout layout = brg__out_layout(&call.info[0], BRG_CPU);
     BRG_TRY(brg__tensor_new(&call.out[0], &layout));
     if (!brg__scope_adopt(call.out[0]))
         return brg_error_code();

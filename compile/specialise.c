@@ -49,13 +49,8 @@ static void lay_out_given(brg__exec *exec, int id, const brg__task *task,
     const brg__ir_value *v = &exec->ir->values.at[id];
     brg__layout layout;
     if (v->source == BRG__IR_FROM_SLOT) {
-        const brg__slot *slot =
-            &task->visits.at[v->visit].node->slots[v->index];
-        layout = (brg__layout){.dtype = (brg_dtype)slot->dtype,
-                               .device = slot->device,
-                               .ndim = slot->ndim};
-        memcpy(layout.shape, slot->shape, sizeof layout.shape);
-        brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+        layout =
+            brg__slot_layout(&task->visits.at[v->visit].node->slots[v->index]);
         lay_out(exec, id, &layout, -1);
         return;
     }
@@ -71,14 +66,6 @@ static void lay_out_given(brg__exec *exec, int id, const brg__task *task,
 }
 
 /* ---- Steps ------------------------------------------------------------------------ */
-
-static brg__layout row_major_like(const brg_tensor *t)
-{
-    brg__layout layout = brg__layout_of(t);
-    layout.offset = 0;
-    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
-    return layout;
-}
 
 /* Results whose sizes the run makes out. */
 static void give_roots(brg__exec *exec, size_t at, const brg__ir_node *node)
@@ -135,18 +122,15 @@ static brg_status infer_op(brg__exec *exec, size_t at, const brg__ir_node *node)
     BRG_TRY(infer_strided(step, call));
     step->is_view = true;
     for (int j = 0; j < node->n_out; j++) {
-        const brg_out_info *info = &call->info[j];
-        brg__layout layout = {.dtype = info->dtype, .ndim = info->ndim};
-        memcpy(layout.shape, info->shape, sizeof layout.shape);
+        brg_out_info info = call->info[j];
+        info.is_view &= !step->is_copy;
+        brg__layout layout = brg__out_layout(&info, BRG_CPU);
         int id = node->first_out + j, root;
-        if (info->is_view && !step->is_copy) {
-            memcpy(layout.stride, info->stride, sizeof layout.stride);
-            layout.offset = info->offset;
-            int of = brg__ir_in(exec->ir, node)[info->view_of];
+        if (info.is_view) {
+            int of = brg__ir_in(exec->ir, node)[info.view_of];
             root = exec->values[of].root;
         } else {
             step->is_view = false;
-            brg__shape_strides(layout.ndim, layout.shape, layout.stride);
             root = new_root(exec, BRG__ROOT_ARENA, &layout, (int)at);
         }
         lay_out(exec, id, &layout, root);
@@ -203,8 +187,7 @@ static bool lay_out_checked(brg__exec *exec, size_t at,
     if (exec->ir->is_loose ||
         (made != BRG__IR_NONE &&
          exec->ir->nodes.at[made].kind == BRG__IR_CALL) ||
-        t->dtype != slot->dtype ||
-        !brg__shape_equal(t->ndim, t->shape, slot->ndim, slot->shape))
+        t->dtype != slot->dtype || !brg__slot_has_sizes(slot, t))
         return false;
     brg__layout layout = brg__layout_of(t);
     lay_out(exec, node->first_out, &layout, exec->values[grad].root);
@@ -216,15 +199,8 @@ static brg__layout layout_of_gradient(const brg__ir_node *node, int i,
                                       const brg__task *task)
 {
     const brg__edge *edge = &task->visits.at[node->visit].node->edges[i];
-    brg__layout layout = {.dtype = BRG_DTYPE_F32};
-    if (!edge->node)
-        return layout;
-    const brg__slot *slot = &edge->node->slots[edge->slot];
-    layout.dtype = (brg_dtype)slot->dtype;
-    layout.ndim = slot->ndim;
-    memcpy(layout.shape, slot->shape, sizeof layout.shape);
-    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
-    return layout;
+    return edge->node ? brg__slot_layout(&edge->node->slots[edge->slot])
+                      : (brg__layout){.dtype = BRG_DTYPE_F32};
 }
 
 /* Results of user code: row-major, whatever it made. A result has the sizes of
@@ -243,17 +219,18 @@ static void lay_out_special(brg__exec *exec, size_t at,
             j < node->n_in ? brg__ir_in(exec->ir, node)[j] : BRG__IR_NONE;
         if (node->kind == BRG__IR_UNPACK) {
             const brg_node *owner = task->visits.at[node->visit].node;
-            layout = row_major_like(owner->saved[node->slot].tensor);
+            layout = brg__layout_row_major(owner->saved[node->slot].tensor);
         } else if (node->kind == BRG__IR_REGION) {
             brg__region_layout(node->region, j, &layout);
         } else if (node->kind == BRG__IR_GRAD) {
-            layout = row_major_like(task->visits.at[node->visit].node->leaf);
+            layout =
+                brg__layout_row_major(task->visits.at[node->visit].node->leaf);
         } else if (node->kind == BRG__IR_CALL) {
             layout = layout_of_gradient(node, j, task);
         } else if (node->kind == BRG__IR_VALIDATE) {
             layout = layout_of_gradient(node, node->slot, task);
         } else if (like != BRG__IR_NONE) {
-            layout = row_major_like(&exec->values[like].t);
+            layout = brg__layout_row_major(&exec->values[like].t);
         }
         brg__root_kind kind = node->kind == BRG__IR_ADD && !exec->ir->is_loose
                                   ? BRG__ROOT_ARENA

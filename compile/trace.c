@@ -198,24 +198,6 @@ brg_status brg__trace_operand(brg__tracing *t, brg_tensor **tensor, int *id)
 
 /* ---- Ops ---------------------------------------------------------------------------- */
 
-static brg__layout layout_of_output(const brg_op_call *call, int j)
-{
-    const brg_out_info *info = &call->info[j];
-    brg__layout layout = {.dtype = info->dtype, .ndim = info->ndim};
-    memcpy(layout.shape, info->shape, sizeof layout.shape);
-    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
-    if (info->is_view) {
-        memcpy(layout.stride, info->stride, sizeof layout.stride);
-        layout.offset = info->offset;
-    }
-    for (int i = call->n_in - 1; i >= 0; i--)
-        if (call->in[i])
-            layout.device = call->in[i]->device;
-    if (info->is_elsewhere)
-        layout.device = info->device;
-    return layout;
-}
-
 /* A random op that repeats numbers drawn before (the gradient of a dropout)
  * shares the draw; any other draws its own each time the plan runs. */
 static brg_status find_draw(brg__tracing *t, const brg_op_call *call,
@@ -265,7 +247,8 @@ brg_status brg__trace_op(brg__tracing *t, brg_op_call *call)
     int at = (int)t->ir->nodes.n - 1;
     for (int j = 0; j < call->n_out; j++) {
         brg__ir_value value = {.source = BRG__IR_FROM_NODE, .node = at};
-        brg__layout layout = layout_of_output(call, j);
+        brg__layout layout =
+            brg__out_layout(&call->info[j], brg__call_device(call));
         BRG_TRY(brg__trace_new(t, value, &layout, &call->out[j]));
         call->out[j] = brg__scope_adopt(brg_retain(call->out[j]));
         if (!call->out[j])

@@ -135,9 +135,7 @@ static brg_status list_gradients(brg__tracing *t, gradients *g)
         if (c->bases.at[i].slot == BRG__IR_NONE)
             continue;
         brg_tensor *output = symbol_of(t, c->bases.at[i].value), *tangent;
-        brg__layout layout = brg__layout_of(output);
-        brg__shape_strides(layout.ndim, layout.shape, layout.stride);
-        layout.offset = 0;
+        brg__layout layout = brg__layout_row_major(output);
         brg__ir_value value = {.source = BRG__IR_FROM_INPUT,
                                .index = c->bases.at[i].slot};
         BRG_TRY(brg__trace_new(t, value, &layout, &tangent));

@@ -17,9 +17,7 @@
 /* A row-major copy in host memory. */
 static brg_status copy_home(brg_tensor **out, brg_tensor *t)
 {
-    brg__layout layout = brg__layout_of(t);
-    layout.offset = 0;
-    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    brg__layout layout = brg__layout_row_major(t);
     brg_tensor *dense;
     BRG_TRY(brg__tensor_new(&dense, &layout));
     brg_status status = brg__ddp_copy(dense, t);

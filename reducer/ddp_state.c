@@ -83,9 +83,7 @@ static brg_status broadcast(brg_pg *pg, void *data, size_t count,
 /* One with gaps goes through a copy without. */
 static brg_status broadcast_strided(brg_ddp *ddp, brg_tensor *t)
 {
-    brg__layout layout = brg__layout_of(t);
-    layout.offset = 0;
-    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    brg__layout layout = brg__layout_row_major(t);
     brg_tensor *copy;
     BRG_TRY(brg__tensor_new(&copy, &layout));
     brg_status status = brg__ddp_copy(copy, t);
@@ -143,9 +141,7 @@ static brg_status average_tensor(brg_ddp *ddp, brg_tensor *t)
     if (t->numel == 0)
         return BRG_OK;
     if (!is_dense) {
-        brg__layout layout = brg__layout_of(t);
-        layout.offset = 0;
-        brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+        brg__layout layout = brg__layout_row_major(t);
         BRG_TRY(brg__tensor_new(&dense, &layout));
     }
     brg_work *work;

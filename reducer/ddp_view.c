@@ -2,6 +2,7 @@
  * Gradients as views of bucket memory. */
 #include <string.h>
 
+#include "core/autograd/node.h"
 #include "core/base/alloc.h"
 #include "core/base/assert.h"
 #include "core/base/log.h"
@@ -13,20 +14,9 @@
 
 /* ---- The view ---------------------------------------------------------------- */
 
-/* By the layout contract of gradients: like the leaf if that has no gaps, or
- * row-major. */
-static brg__layout layout_of_grad(const brg_tensor *leaf)
-{
-    brg__layout layout = brg__layout_of(leaf);
-    layout.offset = 0;
-    if (!brg__shape_is_dense(leaf->ndim, leaf->shape, leaf->stride))
-        brg__shape_strides(layout.ndim, layout.shape, layout.stride);
-    return layout;
-}
-
 static brg_status make_view(brg_tensor **out, const brg__ddp_param *p)
 {
-    brg__layout layout = layout_of_grad(p->leaf);
+    brg__layout layout = brg__gradient_layout(p->leaf);
     brg__storage *storage;
     BRG_TRY(brg__storage_new(&storage, layout.device, 0));
     storage->is_external = true;

@@ -54,9 +54,7 @@ static brg_status copy_state(transfer *t)
 {
     BRG_TRY(brg__array_reserve(&t->copies, t->own.n));
     for (size_t i = 0; i < t->own.n; i++) {
-        brg__layout layout = brg__layout_of(t->own.at[i]);
-        layout.offset = 0;
-        brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+        brg__layout layout = brg__layout_row_major(t->own.at[i]);
         brg_tensor *copy;
         BRG_TRY(brg__tensor_new(&copy, &layout));
         t->copies.at[t->copies.n++] = copy;

@@ -39,14 +39,13 @@ static bool obeys_layout(const brg_tensor *grad, const brg_tensor *leaf)
     return true;
 }
 
-/* An owned tensor with the leaf's sizes, laid out by the contract. */
-static brg_status new_like_leaf(brg_tensor **out, const brg_tensor *leaf)
+brg__layout brg__gradient_layout(const brg_tensor *leaf)
 {
+    if (!brg__shape_is_dense(leaf->ndim, leaf->shape, leaf->stride))
+        return brg__layout_row_major(leaf);
     brg__layout layout = brg__layout_of(leaf);
     layout.offset = 0;
-    if (!brg__shape_is_dense(leaf->ndim, leaf->shape, leaf->stride))
-        brg__shape_strides(layout.ndim, layout.shape, layout.stride);
-    return brg__tensor_new(out, &layout);
+    return layout;
 }
 
 /* ---- The actions -------------------------------------------------------------------- */
@@ -73,7 +72,8 @@ static brg_status copy(brg__autograd *a, const brg_tensor *leaf,
     if (grad->sparse)
         return brg__sparse_clone(&a->grad, grad);
     brg_tensor *fresh;
-    BRG_TRY(new_like_leaf(&fresh, leaf));
+    brg__layout layout = brg__gradient_layout(leaf);
+    BRG_TRY(brg__tensor_new(&fresh, &layout));
     brg_status status = brg_copy_(fresh, grad);
     if (status == BRG_OK)
         a->grad = fresh;

@@ -24,11 +24,7 @@
 
 static brg_status slot_like(const brg__slot *slot, brg_tensor **out)
 {
-    brg__layout layout = {.dtype = (brg_dtype)slot->dtype,
-                          .device = slot->device,
-                          .ndim = slot->ndim};
-    memcpy(layout.shape, slot->shape, sizeof layout.shape);
-    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    brg__layout layout = brg__slot_layout(slot);
     brg_tensor *meta;
     BRG_TRY(brg__tensor_new_view(&meta, &layout, NULL));
     if (slot->symbol && brg__is_traced())
@@ -37,22 +33,13 @@ static brg_status slot_like(const brg__slot *slot, brg_tensor **out)
     return *out ? BRG_OK : brg_error_code();
 }
 
-static bool can_sum_to(const brg_tensor *grad, const brg__slot *slot)
-{
-    int ndim;
-    int64_t shape[BRG_MAX_DIMS];
-    return brg__shape_broadcast(grad->ndim, grad->shape, slot->ndim,
-                                slot->shape, &ndim, shape) &&
-           brg__shape_equal(ndim, shape, grad->ndim, grad->shape);
-}
-
 brg_status brg__validate_gradient(const brg_node *from, size_t i,
                                   const brg__slot *slot, brg_tensor **grad)
 {
     brg_tensor *g = *grad;
-    if (!brg__shape_equal(g->ndim, g->shape, slot->ndim, slot->shape)) {
+    if (!brg__slot_has_sizes(slot, g)) {
         char a[BRG_SHAPE_TEXT_MAX], b[BRG_SHAPE_TEXT_MAX];
-        if (!can_sum_to(g, slot))
+        if (!brg__slot_can_sum(slot, g))
             return BRG_FAIL(BRG_ERR_SHAPE,
                             "%s returned an invalid gradient at index %zu - "
                             "got %s but expected shape compatible with %s",

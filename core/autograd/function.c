@@ -87,11 +87,7 @@ size_t brg_function_n_outputs(const brg_function *function)
 static brg_tensor *zeros_of(const brg__slot *slot)
 {
     brg_tensor *t;
-    brg__layout layout = {.dtype = (brg_dtype)slot->dtype,
-                          .device = slot->device,
-                          .ndim = slot->ndim};
-    memcpy(layout.shape, slot->shape, sizeof layout.shape);
-    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    brg__layout layout = brg__slot_layout(slot);
     if (brg__tensor_new(&t, &layout) != BRG_OK)
         return NULL;
     t = brg__scope_adopt(t);

@@ -145,3 +145,22 @@ void brg__slot_set(brg__slot *slot, const brg_tensor *t)
     memcpy(slot->shape, t->shape, sizeof slot->shape);
     slot->symbol = t->symbol;
 }
+
+brg__layout brg__slot_layout(const brg__slot *slot)
+{
+    brg__layout layout = {.dtype = (brg_dtype)slot->dtype,
+                          .device = slot->device,
+                          .ndim = slot->ndim};
+    memcpy(layout.shape, slot->shape, sizeof layout.shape);
+    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    return layout;
+}
+
+bool brg__slot_can_sum(const brg__slot *slot, const brg_tensor *grad)
+{
+    int ndim;
+    int64_t shape[BRG_MAX_DIMS];
+    return brg__shape_broadcast(grad->ndim, grad->shape, slot->ndim,
+                                slot->shape, &ndim, shape) &&
+           brg__shape_equal(ndim, shape, grad->ndim, grad->shape);
+}

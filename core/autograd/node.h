@@ -17,6 +17,7 @@
 
 #include "core/autograd/hooks.h"
 #include "core/autograd/saved.h"
+#include "core/tensor/shape.h"
 #include "core/tensor/tensor.h"
 
 /* What an output of the node looked like; its gradient must fit it. */
@@ -96,6 +97,16 @@ brg_status brg__node_check_alive(const brg_node *node);
 extern const brg__node_class brg__empty_class;
 brg_status brg__node_hooks_get(brg_node *node, brg__node_hooks **out);
 void brg__slot_set(brg__slot *slot, const brg_tensor *t);
+/* Of a gradient that fits it, row-major. */
+brg__layout brg__slot_layout(const brg__slot *slot);
+/* The gradient has the slot's sizes, */
+static inline bool brg__slot_has_sizes(const brg__slot *slot,
+                                       const brg_tensor *grad)
+{
+    return brg__shape_equal(grad->ndim, grad->shape, slot->ndim, slot->shape);
+}
+/* or will have them once it is summed over dims that were broadcast. */
+bool brg__slot_can_sum(const brg__slot *slot, const brg_tensor *grad);
 
 /* ---- What a tensor knows --------------------------------------------------- */
 
@@ -152,6 +163,9 @@ brg_status brg__edge_of(brg_tensor *t, brg__edge *edge);
 
 /* ---- Accumulate nodes (accumulate.c) ------------------------------------------ */
 
+/* The layout contract of gradients: like the leaf if that has no gaps, else
+ * row-major. */
+brg__layout brg__gradient_layout(const brg_tensor *leaf);
 /* The leaf's accumulate node, made if there is none. Retained. */
 brg_status brg__accumulate_node(brg_node **out, brg_tensor *leaf);
 bool brg__node_is_accumulate(const brg_node *node);

@@ -217,9 +217,7 @@ static brg_status piece_pack(brg_tensor *t, void **packed, void *user)
     piece *p = brg__obj_alloc(sizeof *p, "an offloaded tensor");
     if (!p)
         return BRG_ERR_NOMEM;
-    p->layout = brg__layout_of(t);
-    brg__shape_strides(p->layout.ndim, p->layout.shape, p->layout.stride);
-    p->layout.offset = 0;
+    p->layout = brg__layout_row_major(t);
     p->layout.device = BRG_CPU;
     p->device = t->device;
     p->nbytes = brg_tensor_nbytes(t);

@@ -92,10 +92,8 @@ static bool is_same_run(const brg_tensor *dst, const brg_tensor *src)
 static brg_status new_row_major(brg_tensor **out, const brg_tensor *dst,
                                 brg_device device)
 {
-    brg__layout layout = brg__layout_of(dst);
+    brg__layout layout = brg__layout_row_major(dst);
     layout.device = device;
-    layout.offset = 0;
-    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
     return brg__tensor_new(out, &layout);
 }
 

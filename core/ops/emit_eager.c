@@ -77,23 +77,40 @@ static brg__storage *take_home(const brg_out_info *info, brg_device device)
     return home->storage;
 }
 
+brg_device brg__call_device(const brg_op_call *call)
+{
+    for (int i = 0; i < call->n_in; i++)
+        if (call->in[i])
+            return call->in[i]->device;
+    return BRG_CPU;
+}
+
+brg__layout brg__out_layout(const brg_out_info *info, brg_device device)
+{
+    brg__layout layout = {.dtype = info->dtype,
+                          .device = info->is_elsewhere ? info->device : device,
+                          .ndim = info->ndim};
+    memcpy(layout.shape, info->shape, sizeof layout.shape);
+    if (info->is_view) {
+        memcpy(layout.stride, info->stride, sizeof layout.stride);
+        layout.offset = info->offset;
+    } else {
+        brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    }
+    return layout;
+}
+
 static brg_status make_output(brg_op_call *call, int j, brg_device device)
 {
     const brg_out_info *info = &call->info[j];
     if (info->is_sparse)
         return BRG_OK;
-    brg__layout layout = {.dtype = info->dtype,
-                          .device = info->is_elsewhere ? info->device : device,
-                          .ndim = info->ndim};
-    memcpy(layout.shape, info->shape, sizeof layout.shape);
+    brg__layout layout = brg__out_layout(info, device);
     brg_tensor *t;
     if (info->is_view) {
-        memcpy(layout.stride, info->stride, sizeof layout.stride);
-        layout.offset = info->offset;
         BRG_TRY(brg__tensor_new_view(&t, &layout,
                                      call->in[info->view_of]->storage));
     } else {
-        brg__shape_strides(layout.ndim, layout.shape, layout.stride);
         brg__storage *home =
             brg__offered.is_open ? take_home(info, layout.device) : NULL;
         brg_status status = home ? brg__tensor_new_view(&t, &layout, home)

@@ -95,9 +95,7 @@ static brg_status settle(brg_tensor **out, const brg_tensor *dst,
     if (!overlaps(dst, src))
         return BRG_OK;
     brg_release(src);
-    brg__layout layout = brg__layout_of(src);
-    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
-    layout.offset = 0;
+    brg__layout layout = brg__layout_row_major(src);
     BRG_TRY(brg__tensor_new(out, &layout));
     return brg__copy_now(*out, src);
 }

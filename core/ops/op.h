@@ -53,6 +53,11 @@ struct brg__emitter {
 };
 
 extern brg__emitter brg__eager_emitter;
+/* What emitters make outputs by: the device of a call's inputs, and the layout of
+ * an output as infer has described it. */
+brg_device brg__call_device(const brg_op_call *call);
+brg__layout brg__out_layout(const brg_out_info *info, brg_device device);
+
 /* NULL: the eager one. Returns the one before. */
 brg__emitter *brg__emitter_set(brg__emitter *emitter);
 brg__emitter *brg__emitter_get(void);

@@ -163,10 +163,8 @@ static brg_status fill_float(const brg_tensor *t, const recipe *r)
         fill_host(t, r);
         return BRG_OK;
     }
-    brg__layout layout = brg__layout_of(t);
+    brg__layout layout = brg__layout_row_major(t);
     layout.device = BRG_CPU;
-    layout.offset = 0;
-    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
     brg_tensor *drawn;
     BRG_TRY(brg__tensor_new(&drawn, &layout));
     fill_host(drawn, r);

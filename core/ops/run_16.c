@@ -6,10 +6,8 @@
 
 static brg_tensor *new_f32(const brg_tensor *like)
 {
-    brg__layout layout = brg__layout_of(like);
+    brg__layout layout = brg__layout_row_major(like);
     layout.dtype = BRG_DTYPE_F32;
-    layout.offset = 0;
-    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
     brg_tensor *t;
     const brg_status status = brg__tensor_is_meta(like)
                                   ? brg__tensor_new_view(&t, &layout, NULL)

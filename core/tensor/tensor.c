@@ -59,6 +59,14 @@ brg__layout brg__layout_of(const brg_tensor *t)
     return layout;
 }
 
+brg__layout brg__layout_row_major(const brg_tensor *t)
+{
+    brg__layout layout = brg__layout_of(t);
+    layout.offset = 0;
+    brg__shape_strides(layout.ndim, layout.shape, layout.stride);
+    return layout;
+}
+
 /* ---- Construction ------------------------------------------------------------ */
 
 void brg__tensor_lay_out(brg_tensor *t, const brg__layout *layout)

@@ -83,6 +83,8 @@ brg_status brg__layout_init(brg__layout *layout, const char *op,
                             brg_dtype dtype, int ndim, const int64_t *shape);
 /* The layout of an existing tensor. */
 brg__layout brg__layout_of(const brg_tensor *t);
+/* Its sizes, row-major, from the beginning of a storage. */
+brg__layout brg__layout_row_major(const brg_tensor *t);
 
 /* Gives t the sizes, strides, dtype and device of the layout. */
 void brg__tensor_lay_out(brg_tensor *t, const brg__layout *layout);
