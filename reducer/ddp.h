@@ -6,7 +6,7 @@
  *                    gradient -> slot, .grad = view of the slot, arrive
  *     (a compiled backward does without the hook: brg__ddp_describe)
  *     finish         settles what got no gradient, completes the step
- *     give_up        the backward failed: ends the step for all ranks
+ *     on_failure     the backward failed: ends the step for all ranks
  *
  * Each parameter has one view tensor over a storage of its own, whose memory
  * is the slot. When slots move (rebuild) or go (destroy), the storage is
@@ -144,20 +144,28 @@ void brg__ddp_note_end(brg_ddp *ddp);
 
 brg_status brg__ddp_on_gradient(brg_tensor *leaf, void *param);
 
+/* This backward is one of the ddp's: however it goes on, its end is seen to. */
+brg_status brg__ddp_join(brg_ddp *ddp);
+/* The parameter's gradient is complete: into its slot, and .grad a view of
+ * that. */
+brg_status brg__ddp_take(brg__ddp_param *p);
+
 /* Results to .grad, new buckets, buffers: what every rank does after a good
  * step. */
 brg_status brg__ddp_hand_over_all(brg_ddp *ddp);
 /* A step of the other ranks, of which this one has no data. */
 brg_status brg__ddp_shadow_step(brg_ddp *ddp);
 
-/* Which part of the reduction a plan may carry out for this parameter; none
- * while reductions are off, or of a leaf. */
-void brg__ddp_describe(const brg__ddp_param *p, brg__reduction_part *part);
-
 /* The leaf's gradient (NULL: zeros) into the home. */
 brg_status brg__ddp_pack(brg__ddp_param *p, brg_tensor *grad);
 /* .grad is no view yet: see to it at the end of the step. */
 void brg__ddp_remember_late(brg__ddp_param *p);
+
+/* ---- ddp_plan.c: the same as steps of a plan ------------------------------------ */
+
+/* Which part of the reduction a plan may carry out for this parameter; none
+ * while reductions are off, or of a leaf. */
+void brg__ddp_describe(const brg__ddp_param *p, brg__reduction_part *part);
 
 /* ---- ddp_leaves.c: one backward of several that make a step ------------------------- */
 

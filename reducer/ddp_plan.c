@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * A ddp met by a compiled backward: its reductions as steps of a plan, and what
+ * a device has to know to launch them again. */
+#include "core/autograd/reduction.h"
+#include "reducer/ddp.h"
+#include "reducer/leaves.h"
+
+/* ---- Steps of a plan (core/autograd/reduction.h) --------------------------------- */
+
+static brg_status plan_begin(void *self)
+{
+    return brg__ddp_join(self);
+}
+
+/* Known before anything runs: without a gradient of this parameter no step can
+ * be good. The ranks find it at their first bucket (brg__reducer_label). */
+static void plan_expect(void *self, const brg__reduction_member *all, size_t n,
+                        int reduction)
+{
+    brg_ddp *ddp = self;
+    brg_reducer *r = ddp->reducer;
+    for (size_t i = 0; i < ddp->n_params; i++)
+        ddp->params[i].is_coming = ddp->params[i].is_used;
+    for (size_t k = 0; k < n; k++)
+        if (all[k].reduction == reduction)
+            ddp->params[all[k].member].is_coming = true;
+    r->lacking = 0;
+    for (size_t i = ddp->n_params; i-- > 0 && !r->options.allow_unused;)
+        if (!ddp->params[i].is_coming && !r->members[i].is_ready)
+            r->lacking = (uint32_t)i + 1;
+}
+
+static brg_status plan_pack(void *self, size_t member)
+{
+    brg_ddp *ddp = self;
+    return brg__ddp_take(&ddp->params[member]);
+}
+
+/* A last bucket that holds nothing but the tail goes with the one before. */
+static brg_status plan_start(void *self, size_t bucket)
+{
+    brg_reducer *r = ((brg_ddp *)self)->reducer;
+    size_t n = bucket + 1;
+    while (n < r->plan.n_buckets && r->plan.buckets[n].n_params == 0)
+        n++;
+    return brg__reducer_launch(r, n);
+}
+
+static brg_status plan_wait(void *self, size_t bucket)
+{
+    brg_reducer *r = ((brg_ddp *)self)->reducer;
+    return bucket < r->n_launched ? brg__reducer_wait_until(r, bucket + 1)
+                                  : BRG_OK;
+}
+
+static brg_status plan_write_back(void *self, size_t member)
+{
+    brg__ddp_param *p = &((brg_ddp *)self)->params[member];
+    p->is_written = brg_tensor_grad(p->leaf) == p->view;
+    if (p->is_written)
+        brg_tensor_touch(p->view);
+    return BRG_OK;
+}
+
+/* ---- Steps launched again -------------------------------------------------------- */
+
+/* What makes the host look at a step, or do other work in the next. */
+static const char *in_the_way(const brg_ddp *ddp)
+{
+    const brg_reducer *r = ddp->reducer;
+    if (!r->tail.vtable)
+        return "gradients are reduced on the host";
+    if (!r->is_rebuilt || ddp->graph == BRG__GRAPH_RECORDING)
+        return "the reducer's buckets are not final";
+    if (!ddp->is_sync || r->broken.code != BRG_OK)
+        return "reductions are off";
+    if (r->options.hook || r->options.measure_norm || r->options.check_finite ||
+        brg__has_leaves(r) || ddp->options.shard || ddp->options.grads_apart)
+        return "the reducer's options need the host";
+    return ddp->n_buffers > 0 && ddp->options.sync_buffers
+               ? "buffers are synchronized"
+               : NULL;
+}
+
+static brg_status note(void *self, brg__words *state)
+{
+    const brg_ddp *ddp = self;
+    const brg_reducer *r = ddp->reducer;
+    const char *why = in_the_way(ddp);
+    if (why)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED, "%s", why);
+    BRG_TRY(brg__array_push(state, (uintptr_t)ddp));
+    BRG_TRY(brg__array_push(state, (uintptr_t)r->arena));
+    BRG_TRY(brg__array_push(state, (uintptr_t)r->tail.mine));
+    return brg__array_push(state, (uintptr_t)r->plan_hash);
+}
+
+static brg_status launched(void *self)
+{
+    brg_ddp *ddp = self;
+    brg_reducer *r = ddp->reducer;
+    for (size_t i = 0; i < ddp->n_params; i++)
+        brg_tensor_touch(ddp->params[i].view);
+    r->stats.n_steps++;
+    return brg__device_tail_launched(r);
+}
+
+static const brg__reduction_relaunch relaunch_ops = {note, launched};
+
+static uint32_t divisor_of(const brg_reducer *r)
+{
+    if (r->options.hook)
+        return 0;
+    return r->options.sum ? 1 : (uint32_t)r->world_size;
+}
+
+void brg__ddp_describe(const brg__ddp_param *p, brg__reduction_part *part)
+{
+    static const brg__reduction_ops ops = {plan_begin, plan_expect,
+                                           plan_pack,  plan_start,
+                                           plan_wait,  plan_write_back};
+    const brg_reducer *r = p->ddp->reducer;
+    uint32_t bucket = r->members[p->index].bucket;
+    const brg_comm_hook *hook = r->options.hook;
+    part->relaunch = &relaunch_ops;
+    part->relaunch_self = p->ddp;
+    /* A hook with two rounds needs all buckets to have started before the
+     * first is waited for; the other two know their results at the end. */
+    if (!p->ddp->is_sync || brg__has_leaves(r) || r->tail.vtable ||
+        (hook && hook->ops.again) || p->ddp->options.grads_apart ||
+        p->ddp->graph != BRG__GRAPH_FREE)
+        return;
+    part->ops = &ops;
+    part->self = p->ddp;
+    part->version = r->plan_hash;
+    part->member = (uint32_t)p->index;
+    part->bucket = bucket;
+    part->n_in_bucket = (uint32_t)r->plan.buckets[bucket].n_params;
+    part->divisor = divisor_of(r);
+}
