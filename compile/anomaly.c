@@ -72,8 +72,8 @@ brg_status brg__anomaly_after(const brg__task *task)
             BRG_ERR_NAN,
             "Compiled Autograd returned NaN gradients for parameters: %s",
             leaves.text);
-    for (size_t i = 0; i < task->captures.n; i++) {
-        brg_tensor *grad = task->captures.at[i].grad;
+    for (size_t i = 0; i < task->requests.n; i++) {
+        brg_tensor *grad = task->requests.at[i].grad;
         bool is_bad = false;
         if (grad)
             BRG_TRY(brg__has_nan(grad, &is_bad));

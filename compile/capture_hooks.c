@@ -229,11 +229,11 @@ brg_status brg__capture_slot(brg__capturing *c, const brg_node *node,
             .kind = BRG__IR_RETAIN, .visit = (int)c->visit, .slot = (int)slot};
         BRG_TRY(brg__capture_node(c, retain, value, 1, NULL, NULL));
     }
-    for (size_t i = 0; i < c->task->captures.n; i++) {
-        const brg__capture *wanted = &c->task->captures.at[i];
+    for (size_t i = 0; i < c->task->requests.n; i++) {
+        const brg__request *asked = &c->task->requests.at[i];
         brg__ir_node deliver = {
             .kind = BRG__IR_DELIVER, .visit = BRG__IR_NONE, .slot = (int)i};
-        if (wanted->visit == c->visit && wanted->slot == slot)
+        if (asked->visit == c->visit && asked->slot == slot)
             BRG_TRY(brg__capture_node(c, deliver, value, 1, NULL, NULL));
     }
     return BRG_OK;

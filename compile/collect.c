@@ -433,7 +433,7 @@ static brg_status collect_visit(brg__collected *c, const brg__task *task,
     put_slots(c, node);
     put_edges(c, task, visit);
     if (has_hooks(node))
-        BRG_TRY(put_hooks(c, node, visit->is_needed && !task->is_capturing));
+        BRG_TRY(put_hooks(c, node, visit->is_needed && !task->returns_grads));
     bool is_function = brg__node_is_function(node);
     if (is_function) {
         put_splits(&c->key, node);
@@ -457,10 +457,10 @@ static brg_status end_record(brg__collected *c)
 /* The first record: how it is to be run, what flows in, what is asked for. */
 static brg_status collect_root(brg__collected *c, const brg__task *task)
 {
-    uint8_t kind[4] = {task->is_capturing, brg__grad_mode_is_off,
+    uint8_t kind[4] = {task->returns_grads, brg__grad_mode_is_off,
                        c->mode.dynamic, c->mode.backend};
     BRG_TRY(reserve(&c->key, sizeof kind + task->buffers.n * 16 +
-                                 task->captures.n * 8 + 4));
+                                 task->requests.n * 8 + 4));
     put(&c->key, kind, sizeof kind);
     for (size_t i = 0; i < task->buffers.n; i++) {
         int input = BRG__IR_NONE;
@@ -474,9 +474,9 @@ static brg_status collect_root(brg__collected *c, const brg__task *task)
         BRG_TRY(brg__array_push(&c->root_input, input));
     }
     PUT(&c->key, UINT32_MAX);
-    for (size_t i = 0; i < task->captures.n; i++) {
-        PUT(&c->key, task->captures.at[i].visit);
-        PUT(&c->key, task->captures.at[i].slot);
+    for (size_t i = 0; i < task->requests.n; i++) {
+        PUT(&c->key, task->requests.at[i].visit);
+        PUT(&c->key, task->requests.at[i].slot);
     }
     return end_record(c);
 }

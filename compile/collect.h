@@ -47,9 +47,8 @@ typedef struct brg__collected {
     brg__ints strides;
     BRG__ARRAY(brg_tensor *) inputs; /* retained */
     brg__map index;                  /* tensor -> input */
-    BRG__ARRAY(int)
-    saved_input;                 /* of each saved tensor of each visit, in
-                                        order: its input, or NONE */
+    /* Of each saved tensor of each visit, in order: its input, or NONE. */
+    BRG__ARRAY(int) saved_input;
     BRG__ARRAY(int) first_saved; /* of each visit */
     BRG__ARRAY(int) root_input;  /* of each buffer of the task, or NONE */
     BRG__ARRAY(brg__reduction) reductions;

@@ -78,10 +78,7 @@ static brg_status take_all(brg__running *r, const brg__ir_node *node,
 static brg_status call_node(brg__running *r, brg_node *node, brg_tensor **grads,
                             brg_tensor **grad_in)
 {
-    bool is_undefined = !node->cls->wants_undefined;
-    for (uint16_t j = 0; is_undefined && j < node->n_slots; j++)
-        is_undefined = grads[j] == NULL;
-    if (is_undefined)
+    if (brg__node_is_idle(node, grads))
         return BRG_OK;
     brg_status status = node->cls->apply(node, grads, grad_in);
     if (status != BRG_OK)
@@ -251,8 +248,8 @@ static brg_status run_special(brg__running *r, size_t at, brg_tensor **t)
         status = brg__run_retain_writes(owner, (uint32_t)node->slot, t[0]);
         break;
     case BRG__IR_DELIVER:
-        brg_release(r->task->captures.at[node->slot].grad);
-        r->task->captures.at[node->slot].grad = brg_retain(t[0]);
+        brg_release(r->task->requests.at[node->slot].grad);
+        r->task->requests.at[node->slot].grad = brg_retain(t[0]);
         break;
     case BRG__IR_PRE_HOOKS:
         status = brg__run_pre_hooks(owner, node->hooks, t);

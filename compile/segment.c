@@ -98,11 +98,6 @@ static brg_status make_ready(brg__segment *s, brg_tensor *const *inputs,
     return BRG_OK;
 }
 
-static brg_tensor *leaf_of(const brg__leaf *leaf, brg_tensor *const *inputs)
-{
-    return leaf->tensor ? leaf->tensor : inputs[leaf->input];
-}
-
 static brg_status mark_leaf(brg_tensor *leaf, uint64_t mark)
 {
     brg_node *node;
@@ -121,7 +116,7 @@ static brg_status find_reads(const brg__segment *s, brg_tensor *const *inputs,
     uint64_t mark = brg__mark_new();
     *reads = false;
     for (size_t i = 0; i < c->edges.n; i++)
-        BRG_TRY(mark_leaf(leaf_of(&c->edges.at[i], inputs), mark));
+        BRG_TRY(mark_leaf(brg__leaf_of(&c->edges.at[i], inputs), mark));
     for (int i = 0; i < c->forward.n_inputs; i++)
         *reads |= brg__is_marked(inputs[i], mark);
     for (size_t id = 0; id < c->forward.values.n; id++)
@@ -255,7 +250,7 @@ static brg__segment_fit leaves_fit(const brg__segment *s,
     for (size_t i = 0; c->is_step && i < c->edges.n; i++) {
         const brg__leaf *leaf = &c->edges.at[i];
         brg__reduction_part now;
-        brg_status status = brg__leaf_ask(leaf_of(leaf, inputs), &now);
+        brg_status status = brg__leaf_ask(brg__leaf_of(leaf, inputs), &now);
         if (status == BRG_OK && is_same_part(&leaf->part, &now))
             continue;
         bool is_rebuilt = status == BRG_OK && now.ops && leaf->part.ops &&
@@ -340,7 +335,7 @@ static brg_status find_leaves(brg__segment *s, brg_tensor *const *inputs)
     const brg__captured *c = &s->captured;
     s->task.visits.n = 0;
     for (size_t i = 0; c->is_step && i < c->edges.n; i++) {
-        brg_tensor *t = leaf_of(&c->edges.at[i], inputs);
+        brg_tensor *t = brg__leaf_of(&c->edges.at[i], inputs);
         brg__visit visit = {.n_waiting = 1, .is_needed = true};
         BRG_TRY(brg__accumulate_node(&visit.node, t));
         brg_status status = brg__array_push(&s->task.visits, visit);

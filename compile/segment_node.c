@@ -189,11 +189,9 @@ static brg_status fill(brg__segment *s, brg_node *node,
                        brg_tensor *const *inputs, brg_tensor *const *outputs)
 {
     const brg__captured *c = &s->captured;
-    for (size_t i = 0; i < c->edges.n; i++) {
-        const brg__leaf *leaf = &c->edges.at[i];
-        BRG_TRY(brg__edge_of(leaf->tensor ? leaf->tensor : inputs[leaf->input],
+    for (size_t i = 0; i < c->edges.n; i++)
+        BRG_TRY(brg__edge_of(brg__leaf_of(&c->edges.at[i], inputs),
                              &node->edges[i]));
-    }
     BRG_TRY(save(s, node, outputs));
     brg__node_stamp(node);
     for (size_t i = 0; i < c->bases.n; i++) {

@@ -70,6 +70,12 @@ typedef struct brg__leaf {
     brg__reduction_part part;
 } brg__leaf;
 
+static inline brg_tensor *brg__leaf_of(const brg__leaf *leaf,
+                                       brg_tensor *const *inputs)
+{
+    return leaf->tensor ? leaf->tensor : inputs[leaf->input];
+}
+
 /* An input that the function knows by its address, too. */
 typedef struct brg__known_input {
     int input;

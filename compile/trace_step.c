@@ -125,7 +125,7 @@ static brg_status evaluate(brg__tracing *t, brg__task *task, uint32_t at)
     const brg__visit *visit = &task->visits.at[at];
     BRG_TRY(brg__capture_point());
     if (!brg__node_is_accumulate(visit->node) || !visit->is_needed ||
-        task->is_capturing)
+        task->returns_grads)
         return brg__task_evaluate(task, at);
     brg_tensor **buffer = &task->buffers.at[visit->first_buffer];
     brg_tensor *grad = *buffer;
@@ -152,7 +152,7 @@ brg_status brg__trace_backward(brg__runner *self, brg__task *task)
         (brg__tracing *)((char *)self - offsetof(brg__tracing, runner));
     if (!brg__grad_mode_is_off && t->call->wants_graph)
         *t->call->wants_graph = true;
-    if (task->is_capturing)
+    if (task->returns_grads)
         return walk(t, task);
     if (!brg__grad_mode_is_off)
         return brg__tracer_refuse("backward with create_graph", "use brg_grad");

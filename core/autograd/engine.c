@@ -35,7 +35,7 @@ static void task_destroy(brg__task *task)
     brg__array_deinit(&task->heap);
     brg__array_deinit(&task->stack);
     brg__array_deinit(&task->roots);
-    brg__array_deinit(&task->captures);
+    brg__array_deinit(&task->requests);
     brg__array_deinit(&task->callbacks);
     brg__mem_free(task);
 }
@@ -71,26 +71,42 @@ bool brg__task_runs(const brg__task *task, const brg_node *node)
             task->visits.at[visit].is_wanted);
 }
 
-static brg_status task_begin(brg__task **out)
+brg_status brg__task_enter(brg__task *task)
 {
     if (depth == MAX_DEPTH)
         return BRG_FAIL(BRG_ERR_STATE,
                         "backward called from inside backward %d levels deep",
                         MAX_DEPTH);
+    task->outer = innermost;
+    innermost = task;
+    depth++;
+    return BRG_OK;
+}
+
+static void leave(const brg__task *task)
+{
+    innermost = task->outer;
+    depth--;
+}
+
+static brg_status task_begin(brg__task **out)
+{
     if (!is_registered) {
         pthread_once(&exit_once, make_exit_key);
         (void)pthread_setspecific(exit_key, &is_registered);
         is_registered = true;
     }
-    brg__task *task = idle;
-    if (task)
-        idle = task->outer;
-    else if (!(task = BRG__NEW(brg__task)))
+    brg__task *task = idle ? idle : BRG__NEW(brg__task);
+    if (!task)
         return BRG_ERR_NOMEM;
+    idle = task->outer; /* of a new one: NULL */
+    brg_status status = brg__task_enter(task);
+    if (status != BRG_OK) {
+        task->outer = idle;
+        idle = task;
+        return status;
+    }
     brg__map_clear(&task->index);
-    task->outer = innermost;
-    innermost = task;
-    depth++;
     *out = task;
     return BRG_OK;
 }
@@ -100,17 +116,16 @@ static void task_end(brg__task *task)
 {
     for (size_t i = 0; i < task->buffers.n; i++)
         brg_release(task->buffers.at[i]);
-    for (size_t i = 0; i < task->captures.n; i++)
-        brg_release(task->captures.at[i].grad);
+    for (size_t i = 0; i < task->requests.n; i++)
+        brg_release(task->requests.at[i].grad);
     for (size_t i = 0; i < task->roots.n; i++)
         brg_node_release(task->roots.at[i].node);
     task->visits.n = task->buffers.n = task->heap.n = task->stack.n = 0;
-    task->roots.n = task->captures.n = task->callbacks.n = 0;
+    task->roots.n = task->requests.n = task->callbacks.n = 0;
     task->n_arrivals = 0;
-    task->is_retained = task->is_selective = task->is_capturing = false;
+    task->is_retained = task->is_selective = task->returns_grads = false;
     task->is_cut = false;
-    innermost = task->outer;
-    depth--;
+    leave(task);
     task->outer = idle;
     idle = task;
 }
@@ -172,7 +187,8 @@ static brg_status mark_needed(brg__task *task)
             bool is_leaf = brg__node_is_accumulate(visit->node);
             if (is_leaf != (pass == 0))
                 continue;
-            bool is_needed = is_leaf && visit->is_wanted && !task->is_capturing;
+            bool is_needed =
+                is_leaf && visit->is_wanted && !task->returns_grads;
             for (uint16_t e = 0; e < visit->node->n_edges; e++) {
                 uint32_t to;
                 if (!visit->node->edges[e].node ||
@@ -294,14 +310,14 @@ static brg_status request(brg__task *task, brg_tensor *const *inputs,
             task->visits.at[visit].is_wanted = true;
         bool is_leaf = brg__node_is_accumulate(edge.node);
         brg_node_release(edge.node);
-        if (!task->is_capturing && !is_leaf)
+        if (!task->returns_grads && !is_leaf)
             return BRG_FAIL(BRG_ERR_STATE,
                             "backward: input %zu (%s) is not a leaf; use "
                             "brg_grad for it",
                             i, brg__tensor_text(inputs[i], text));
-        if (task->is_capturing)
-            BRG_TRY(brg__array_push(&task->captures,
-                                    ((brg__capture){visit, edge.slot, NULL})));
+        if (task->returns_grads)
+            BRG_TRY(brg__array_push(&task->requests,
+                                    ((brg__request){visit, edge.slot, NULL})));
     }
     return BRG_OK;
 }
@@ -391,18 +407,6 @@ static void run_failure_callbacks(const brg__task *task)
     brg__error_restore(&kept);
 }
 
-brg_status brg__task_enter(brg__task *task)
-{
-    if (depth == MAX_DEPTH)
-        return BRG_FAIL(BRG_ERR_STATE,
-                        "backward called from inside backward %d levels deep",
-                        MAX_DEPTH);
-    task->outer = innermost;
-    innermost = task;
-    depth++;
-    return BRG_OK;
-}
-
 brg_status brg__task_leave(brg__task *task, brg_status status)
 {
     if (status == BRG_OK)
@@ -410,8 +414,7 @@ brg_status brg__task_leave(brg__task *task, brg_status status)
     if (status != BRG_OK)
         run_failure_callbacks(task);
     task->callbacks.n = 0;
-    innermost = task->outer;
-    depth--;
+    leave(task);
     return status;
 }
 
@@ -496,14 +499,14 @@ brg_status brg_grad(brg_tensor **grads, brg_tensor *const *outputs,
     brg__task *task;
     BRG_TRY(brg__tracer_flush());
     BRG_TRY(task_begin(&task));
-    task->is_capturing = true;
+    task->returns_grads = true;
     brg__tracer *tracer = brg__tracer_suspend();
     brg_status status =
         backward(task, outputs, n_outputs, &o, inputs, n_inputs);
     brg__tracer_resume(tracer);
     for (size_t i = 0; status == BRG_OK && i < n_inputs; i++)
-        if (task->captures.at[i].grad) {
-            grads[i] = brg__scope_adopt(brg_retain(task->captures.at[i].grad));
+        if (task->requests.at[i].grad) {
+            grads[i] = brg__scope_adopt(brg_retain(task->requests.at[i].grad));
             if (!grads[i])
                 status = brg_error_code();
         }

@@ -25,11 +25,11 @@ typedef struct brg__visit {
 } brg__visit;
 
 /* A gradient asked for by brg_grad. */
-typedef struct brg__capture {
+typedef struct brg__request {
     uint32_t visit;
     uint32_t slot;
     brg_tensor *grad; /* owned */
-} brg__capture;
+} brg__request;
 
 typedef struct brg__ready {
     uint64_t sequence;
@@ -50,13 +50,13 @@ typedef struct brg__task {
     BRG__ARRAY(brg__ready) heap;
     BRG__ARRAY(uint32_t) stack;
     BRG__ARRAY(brg__edge) roots; /* retained */
-    BRG__ARRAY(brg__capture) captures;
+    BRG__ARRAY(brg__request) requests;
     BRG__ARRAY(brg__callback) callbacks;
     uint64_t n_arrivals;
-    bool is_retained;  /* keep the graph */
-    bool is_selective; /* only needed nodes run */
-    bool is_cut;       /* it runs as a plan of several pieces */
-    bool is_capturing; /* brg_grad: leaves are not accumulated */
+    bool is_retained;   /* keep the graph */
+    bool is_selective;  /* only needed nodes run */
+    bool is_cut;        /* it runs as a plan of several pieces */
+    bool returns_grads; /* brg_grad: leaves accumulate nothing */
     struct brg__task *outer;
 } brg__task;
 
@@ -94,6 +94,9 @@ brg_status brg__task_add_gradient(brg__task *task, uint32_t visit,
 /* Makes *grad fit the slot: sums broadcast dims, casts. */
 brg_status brg__validate_gradient(const brg_node *from, size_t i,
                                   const brg__slot *slot, brg_tensor **grad);
+
+/* No gradient arrived, and the node wants none: there is nothing to compute. */
+bool brg__node_is_idle(const brg_node *node, brg_tensor *const *grads);
 
 /* The parts of it, for a runner. Hooks replace entries of grads (owned) or of
  * grad_in (borrowed). */

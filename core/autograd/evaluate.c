@@ -269,10 +269,10 @@ brg_status brg__run_post_hooks(brg_node *node, brg__hook_range range,
  * them. */
 static void deliver(brg__task *task, uint32_t visit, brg_tensor *const *grads)
 {
-    for (size_t i = 0; i < task->captures.n; i++) {
-        brg__capture *capture = &task->captures.at[i];
-        if (capture->visit == visit && grads[capture->slot])
-            replace(&capture->grad, grads[capture->slot]);
+    for (size_t i = 0; i < task->requests.n; i++) {
+        brg__request *asked = &task->requests.at[i];
+        if (asked->visit == visit && grads[asked->slot])
+            replace(&asked->grad, grads[asked->slot]);
     }
 }
 
@@ -318,14 +318,19 @@ static void withdraw_homes(void)
     brg__offered.is_open = false;
 }
 
+bool brg__node_is_idle(const brg_node *node, brg_tensor *const *grads)
+{
+    bool is_idle = !node->cls->wants_undefined;
+    for (uint16_t i = 0; is_idle && i < node->n_slots; i++)
+        is_idle = grads[i] == NULL;
+    return is_idle;
+}
+
 static brg_status call_rule(brg_node *node, brg_tensor *const *grads,
                             brg_tensor **grad_in)
 {
-    bool is_undefined = !node->cls->wants_undefined;
-    for (uint16_t i = 0; is_undefined && i < node->n_slots; i++)
-        is_undefined = grads[i] == NULL;
-    if (is_undefined)
-        return BRG_OK; /* zeros everywhere: nothing to compute */
+    if (brg__node_is_idle(node, grads))
+        return BRG_OK;
     brg_status status = node->cls->apply(node, grads, grad_in);
     if (status != BRG_OK)
         return brg__error_prefix("backward of %s: ", brg_node_name(node));
