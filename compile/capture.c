@@ -94,8 +94,7 @@ brg_status brg__capture_input(brg__capturing *c, int input, int *id)
     *id = c->input_value.at[input];
     if (*id != BRG__IR_NONE)
         return BRG_OK;
-    brg__layout layout = brg__layout_of(c->c->inputs.at[input]);
-    layout.offset = 0;
+    brg__layout layout = brg__layout_from_start(c->c->inputs.at[input]);
     brg__ir_value value = {.source = BRG__IR_FROM_INPUT, .index = input};
     const brg_tensor *t = c->c->inputs.at[input];
     BRG_TRY(t->sparse

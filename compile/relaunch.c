@@ -62,8 +62,7 @@ static brg_status copy(const brg_tensor *to, const brg_tensor *from)
 
 static brg_status new_like(brg_tensor **out, const brg_tensor *t)
 {
-    brg__layout layout = brg__layout_of(t);
-    layout.offset = 0;
+    brg__layout layout = brg__layout_from_start(t);
     return brg__tensor_new(out, &layout);
 }
 

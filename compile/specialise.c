@@ -56,8 +56,7 @@ static void lay_out_given(brg__exec *exec, int id, const brg__task *task,
     }
     bool is_input = v->source == BRG__IR_FROM_INPUT;
     const brg_tensor *t = is_input ? c->inputs.at[v->index] : v->constant;
-    layout = brg__layout_of(t);
-    layout.offset = 0; /* the root's data starts at the tensor's */
+    layout = brg__layout_from_start(t);
     int root = new_root(exec, is_input ? BRG__ROOT_INPUT : BRG__ROOT_CONST,
                         &layout, -1);
     exec->roots[root].input = v->index;

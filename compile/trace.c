@@ -2,7 +2,6 @@
  * Capturing a function: see trace.h. */
 #include "compile/trace.h"
 
-#include <stddef.h>
 #include <string.h>
 
 #include <brigade/random.h>
@@ -105,8 +104,7 @@ static brg_status constant(brg__tracing *t, brg_tensor *real, brg_tensor **out)
     *out = t->constants.at[at];
     if (*out)
         return BRG_OK;
-    brg__layout layout = brg__layout_of(real);
-    layout.offset = 0;
+    brg__layout layout = brg__layout_from_start(real);
     brg__ir_value value = {.source = BRG__IR_FROM_CONST, .constant = real};
     if (t->is_piece)
         value = (brg__ir_value){.source = BRG__IR_FROM_INPUT,
@@ -145,8 +143,7 @@ static brg_status keep(brg__tracing *t, brg__symbol *symbol, bool only_shape,
     brg__kept kept = {symbol->value, only_shape, NULL, BRG__IR_NONE};
     brg__ir_value value = {.source = BRG__IR_FROM_INPUT,
                            .index = c->n_slots + (int)c->kept.n};
-    brg__layout layout = brg__layout_of(symbol->tensor);
-    layout.offset = 0;
+    brg__layout layout = brg__layout_from_start(symbol->tensor);
     brg_tensor *inside;
     BRG_TRY(brg__array_push(&c->kept, kept));
     BRG_TRY(brg__trace_new(t, value, &layout, &inside));
@@ -159,8 +156,7 @@ static brg_status keep(brg__tracing *t, brg__symbol *symbol, bool only_shape,
 static brg_status shape_only(brg__tracing *t, const brg_tensor *tensor, int *id)
 {
     brg_tensor *meta, *inside;
-    brg__layout layout = brg__layout_of(tensor);
-    layout.offset = 0;
+    brg__layout layout = brg__layout_from_start(tensor);
     BRG_TRY(brg__tensor_new_view(&meta, &layout, NULL));
     brg__ir_value value = {.source = BRG__IR_FROM_CONST, .constant = meta};
     brg_status status = brg__trace_new(t, value, &layout, &inside);
@@ -259,8 +255,7 @@ brg_status brg__trace_op(brg__tracing *t, brg_op_call *call)
 
 static void refuse(brg__tracer *self)
 {
-    brg__tracing *t =
-        (brg__tracing *)((char *)self - offsetof(brg__tracing, tracer));
+    brg__tracing *t = brg__tracing_of(self);
     if (!t->is_refused)
         brg__error_save(&t->refusal);
     t->is_refused = true;
@@ -312,8 +307,7 @@ brg_status brg__trace_effect(brg__tracing *t, const brg__effect *effect)
 
 static brg_status defer(brg__tracer *self, const brg__effect *effect)
 {
-    brg__tracing *t =
-        (brg__tracing *)((char *)self - offsetof(brg__tracing, tracer));
+    brg__tracing *t = brg__tracing_of(self);
     if (t->is_backward)
         return brg__tracer_refuse(effect->name,
                                   "a hook of the function calls it");
@@ -326,8 +320,7 @@ static brg_status defer(brg__tracer *self, const brg__effect *effect)
 /* The engine asks whether what an op saved is still what it was. */
 static uint32_t version(brg__tracer *self, const brg_tensor *tensor)
 {
-    brg__tracing *t =
-        (brg__tracing *)((char *)self - offsetof(brg__tracing, tracer));
+    brg__tracing *t = brg__tracing_of(self);
     const brg_tensor *real = brg__trace_outside(t, tensor);
     uint32_t n = 0;
     for (size_t i = 0; real && i < t->captured->effects.n; i++) {
@@ -340,8 +333,7 @@ static uint32_t version(brg__tracer *self, const brg_tensor *tensor)
 
 brg_status brg__trace_bring(brg__tracer *self, brg_tensor **tensor)
 {
-    brg__tracing *t =
-        (brg__tracing *)((char *)self - offsetof(brg__tracing, tracer));
+    brg__tracing *t = brg__tracing_of(self);
     if (!*tensor || (*tensor)->symbol || brg__tensor_is_meta(*tensor))
         return BRG_OK;
     brg_status status = constant(t, *tensor, tensor);
@@ -372,8 +364,7 @@ static brg_status make_inputs(brg__tracing *t, const brg__traced_call *call)
             if (call->inputs[k] == real)
                 symbol = t->inputs.at[k];
         if (real && !symbol) {
-            brg__layout layout = brg__layout_of(real);
-            layout.offset = 0;
+            brg__layout layout = brg__layout_from_start(real);
             brg__ir_value value = {.source = BRG__IR_FROM_INPUT,
                                    .index = (int)i};
             BRG_TRY(brg__trace_new(t, value, &layout, &symbol));

@@ -90,9 +90,8 @@ typedef struct brg__captured {
     BRG__ARRAY(brg__result) results; /* as many as the function has */
     BRG__ARRAY(brg__base) bases;
     BRG__ARRAY(brg__kept) kept; /* inputs n_slots.. of the backward */
-    BRG__ARRAY(brg__leaf)
-    edges; /* outputs of the backward, in order; step:
-                                    the visits of its task */
+    /* Outputs of the backward, in order; of a step, the visits of its task. */
+    BRG__ARRAY(brg__leaf) edges;
     /* Of a step: those of each of its backwards begin at .. */
     BRG__ARRAY(brg__reduction) reductions;
     BRG__ARRAY(size_t) first_reduction;

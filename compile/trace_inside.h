@@ -5,6 +5,8 @@
 #ifndef BRG_COMPILE_TRACE_INSIDE_H
 #define BRG_COMPILE_TRACE_INSIDE_H
 
+#include <stddef.h>
+
 #include <brigade/random.h>
 
 #include "compile/trace.h"
@@ -49,6 +51,11 @@ typedef struct brg__tracing {
     bool is_refused;
     brg__error_record refusal;
 } brg__tracing;
+
+static inline brg__tracing *brg__tracing_of(brg__tracer *tracer)
+{
+    return (brg__tracing *)((char *)tracer - offsetof(brg__tracing, tracer));
+}
 
 /* ---- trace.c ------------------------------------------------------------------ */
 

@@ -2,23 +2,17 @@
  * Branches and loops in a function that is being captured: seen with symbols
  * for the shapes of their results, which is forgotten, and written down as one
  * call. */
-#include <stddef.h>
 #include <string.h>
 
 #include "compile/capture.h"
 #include "compile/trace_inside.h"
 #include "core/ops/random.h"
 
-static brg__tracing *tracing_of(brg__tracer *self)
-{
-    return (brg__tracing *)((char *)self - offsetof(brg__tracing, tracer));
-}
-
 /* ---- Trials -------------------------------------------------------------------------- */
 
 brg_status brg__trace_trial_begin(brg__tracer *self)
 {
-    brg__tracing *t = tracing_of(self);
+    brg__tracing *t = brg__tracing_of(self);
     if (t->trial.is_on)
         return brg__tracer_refuse("a branch or loop inside another",
                                   "take it out of the function");
@@ -96,7 +90,7 @@ static int value_of(brg__tracing *t, const brg_tensor *tensor)
 brg_status brg__trace_trial_end(brg__tracer *self, brg_tensor *const *in,
                                 int n_in, bool is_recorded)
 {
-    brg__tracing *t = tracing_of(self);
+    brg__tracing *t = brg__tracing_of(self);
     int ids[BRG__IR_MAX_IN];
     bool has_effects = t->captured->effects.n > t->trial.n_effects;
     for (int i = 0; i < n_in; i++)
@@ -134,7 +128,7 @@ static brg_status copy_region(brg__tracing *t, const brg__traced_region *region,
 brg_status brg__trace_call(brg__tracer *self, const brg__traced_region *region,
                            brg_tensor *const *in, brg_tensor **out)
 {
-    brg__tracing *t = tracing_of(self);
+    brg__tracing *t = brg__tracing_of(self);
     brg__traced_region *kept;
     int ids[BRG__IR_MAX_IN];
     if (region->n_in > BRG__IR_MAX_IN)

@@ -203,8 +203,7 @@ static brg_status keep_output(brg__tracing *t, brg__kept *kept)
     brg__captured *c = t->captured;
     brg_tensor *symbol = symbol_of(t, kept->value);
     if (kept->is_shape) {
-        brg__layout layout = brg__layout_of(symbol);
-        layout.offset = 0;
+        brg__layout layout = brg__layout_from_start(symbol);
         return brg__tensor_new_view(&kept->shape, &layout, NULL);
     }
     for (size_t i = 0; i < c->bases.n; i++)

@@ -57,8 +57,7 @@ static brg_status leaf_visit(brg__tracing *t, const brg__symbol *symbol,
             return BRG_OK;
         }
     *visit = (int)c->edges.n;
-    BRG_TRY(brg__leaf_ask(
-        leaf.tensor ? leaf.tensor : t->call->inputs[leaf.input], &leaf.part));
+    BRG_TRY(brg__leaf_ask(brg__leaf_of(&leaf, t->call->inputs), &leaf.part));
     return brg__array_push(&c->edges, leaf);
 }
 

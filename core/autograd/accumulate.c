@@ -43,9 +43,7 @@ brg__layout brg__gradient_layout(const brg_tensor *leaf)
 {
     if (!brg__shape_is_dense(leaf->ndim, leaf->shape, leaf->stride))
         return brg__layout_row_major(leaf);
-    brg__layout layout = brg__layout_of(leaf);
-    layout.offset = 0;
-    return layout;
+    return brg__layout_from_start(leaf);
 }
 
 /* ---- The actions -------------------------------------------------------------------- */

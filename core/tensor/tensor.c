@@ -59,10 +59,16 @@ brg__layout brg__layout_of(const brg_tensor *t)
     return layout;
 }
 
-brg__layout brg__layout_row_major(const brg_tensor *t)
+brg__layout brg__layout_from_start(const brg_tensor *t)
 {
     brg__layout layout = brg__layout_of(t);
     layout.offset = 0;
+    return layout;
+}
+
+brg__layout brg__layout_row_major(const brg_tensor *t)
+{
+    brg__layout layout = brg__layout_from_start(t);
     brg__shape_strides(layout.ndim, layout.shape, layout.stride);
     return layout;
 }

@@ -83,7 +83,8 @@ brg_status brg__layout_init(brg__layout *layout, const char *op,
                             brg_dtype dtype, int ndim, const int64_t *shape);
 /* The layout of an existing tensor. */
 brg__layout brg__layout_of(const brg_tensor *t);
-/* Its sizes, row-major, from the beginning of a storage. */
+/* The same from the beginning of a storage; and row-major besides. */
+brg__layout brg__layout_from_start(const brg_tensor *t);
 brg__layout brg__layout_row_major(const brg_tensor *t);
 
 /* Gives t the sizes, strides, dtype and device of the layout. */
