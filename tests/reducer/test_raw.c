@@ -12,48 +12,33 @@
 
 #define N_THREADS 3
 
-typedef struct worker {
+typedef struct threaded_step {
     trainer *t;
     int step;
-    size_t first;
-    brg_status status;
-} worker;
+} threaded_step;
 
-static void *mark_share(void *user)
+static brg_status mark_share(void *user, size_t first)
 {
-    worker *w = user;
-    for (size_t i = w->first; i < w->t->n && w->status == BRG_OK;
-         i += N_THREADS) {
-        fill(w->t, w->step, i);
-        w->status = brg_reducer_mark_ready(w->t->reducer, i);
+    const threaded_step *s = user;
+    for (size_t i = first; i < s->t->n; i += N_THREADS) {
+        fill(s->t, s->step, i);
+        BRG_TRY(brg_reducer_mark_ready(s->t->reducer, i));
     }
-    return NULL;
+    return BRG_OK;
 }
 
-/* Every thread but this one marks its share; this one polls. */
-static brg_status threaded_step(trainer *t, int step)
+static brg_status poll(void *user)
 {
-    pthread_t threads[N_THREADS];
-    worker workers[N_THREADS];
-    for (size_t k = 0; k < N_THREADS; k++) {
-        workers[k] = (worker){.t = t, .step = step, .first = k};
-        if (pthread_create(&threads[k], NULL, mark_share, &workers[k]) != 0)
-            return BRG_ERR_NOMEM;
-    }
-    brg_status status = brg_reducer_poll(t->reducer);
-    for (size_t k = 0; k < N_THREADS; k++) {
-        pthread_join(threads[k], NULL);
-        if (status == BRG_OK)
-            status = workers[k].status;
-    }
-    return status;
+    const threaded_step *s = user;
+    return brg_reducer_poll(s->t->reducer);
 }
 
 static brg_status threads_body(trainer *t, const run *r)
 {
     (void)r;
     for (int step = 0; step < 5; step++) {
-        BRG_TRY(threaded_step(t, step));
+        BRG_TRY(ranks_by_threads(N_THREADS, mark_share, poll,
+                                 &(threaded_step){t, step}));
         if (step % 2)
             BRG_TRY(brg_reducer_poll(t->reducer));
         BRG_TRY(brg_reducer_wait(t->reducer));

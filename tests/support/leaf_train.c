@@ -206,27 +206,15 @@ brg_status leaf_train_run(brg_pg *pg, const leaf_train *how, uint64_t *hash)
     return status;
 }
 
-typedef struct sim_run {
-    const leaf_train *how;
-    uint64_t hash;
-} sim_run;
-
-static brg_status run_rank(brg_pg *pg, void *user)
+static brg_status train_rank(brg_pg *pg, const void *how, uint64_t *hash)
 {
-    sim_run *run = user;
-    uint64_t hash;
-    BRG_TRY(leaf_train_run(pg, run->how, &hash));
-    run->hash = hash; /* one rank at a time, all the same */
-    return BRG_OK;
+    return leaf_train_run(pg, how, hash);
 }
 
 brg_status leaf_train_sim_with(int n, const brg_sim_options *options,
                                const leaf_train *how, uint64_t *hash)
 {
-    sim_run run = {.how = how};
-    BRG_TRY(brg_sim_run(n, options, run_rank, &run));
-    *hash = run.hash;
-    return BRG_OK;
+    return ranks_sim_training(n, options, train_rank, how, hash);
 }
 
 brg_status leaf_train_sim(int n, uint64_t seed, const leaf_train *how,

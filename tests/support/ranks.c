@@ -2,6 +2,7 @@
  * Checks and gradients for programs of many ranks. */
 #include "tests/support/ranks.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -84,6 +85,65 @@ brg_status ranks_same_bits(brg_pg *pg, const void *data, size_t nbytes)
                 brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__,
                               "rank %zu and rank 0 differ in their bits", r);
     free(all);
+    return status;
+}
+
+/* ---- Trainings and threads ---------------------------------------------------- */
+
+typedef struct sim_training {
+    ranks_training train;
+    const void *how;
+    uint64_t hash;
+} sim_training;
+
+static brg_status train_rank(brg_pg *pg, void *user)
+{
+    sim_training *t = user;
+    uint64_t hash;
+    BRG_TRY(t->train(pg, t->how, &hash));
+    t->hash = hash; /* one rank at a time, all the same */
+    return BRG_OK;
+}
+
+brg_status ranks_sim_training(int n, const brg_sim_options *options,
+                              ranks_training train, const void *how,
+                              uint64_t *hash)
+{
+    sim_training t = {.train = train, .how = how};
+    BRG_TRY(brg_sim_run(n, options, train_rank, &t));
+    *hash = t.hash;
+    return BRG_OK;
+}
+
+typedef struct worker {
+    brg_status (*share)(void *user, size_t k);
+    void *user;
+    size_t k;
+    brg_status status;
+} worker;
+
+static void *work(void *arg)
+{
+    worker *w = arg;
+    w->status = w->share(w->user, w->k);
+    return NULL;
+}
+
+brg_status ranks_by_threads(size_t n, brg_status (*share)(void *user, size_t k),
+                            brg_status (*meanwhile)(void *user), void *user)
+{
+    pthread_t threads[RANKS_MAX_THREADS];
+    worker workers[RANKS_MAX_THREADS];
+    for (size_t k = 0; k < n; k++) {
+        workers[k] = (worker){.share = share, .user = user, .k = k};
+        if (pthread_create(&threads[k], NULL, work, &workers[k]) != 0)
+            abort();
+    }
+    brg_status status = meanwhile ? meanwhile(user) : BRG_OK;
+    for (size_t k = 0; k < n; k++) {
+        pthread_join(threads[k], NULL);
+        status = status == BRG_OK ? workers[k].status : status;
+    }
     return status;
 }
 

@@ -42,6 +42,19 @@ double ranks_epsilon(brg_dtype dtype);
 /* All ranks hold the same bytes. Collective. */
 brg_status ranks_same_bits(brg_pg *pg, const void *data, size_t nbytes);
 
+/* A training, whose result is a hash, on the ranks of a simulated world. */
+typedef brg_status (*ranks_training)(brg_pg *pg, const void *how,
+                                     uint64_t *hash);
+brg_status ranks_sim_training(int n, const brg_sim_options *options,
+                              ranks_training train, const void *how,
+                              uint64_t *hash);
+
+/* Calls share(user, 0..n) on threads of their own, and on this one meanwhile
+ * (or NULL). Fails as one of them does; a message is this thread's only. */
+#define RANKS_MAX_THREADS 8
+brg_status ranks_by_threads(size_t n, brg_status (*share)(void *user, size_t k),
+                            brg_status (*meanwhile)(void *user), void *user);
+
 /* Calls of malloc and its kin by this program so far; 0 where it cannot be
  * counted (sanitizers). */
 uint64_t ranks_n_mallocs(void);

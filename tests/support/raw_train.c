@@ -2,7 +2,6 @@
  * The hand-written trainer, and what it should come to. */
 #include "tests/support/raw_train.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 
 #define XXH_INLINE_ALL
@@ -96,43 +95,25 @@ brg_status raw_trainer_mark(raw_trainer *t, uint32_t leaf, int step, size_t i)
     return brg_reducer_mark_ready(t->reducer, i);
 }
 
-typedef struct worker {
+typedef struct threaded_leaf {
     raw_trainer *t;
     uint32_t leaf;
     int step;
-    size_t first;
-    brg_status status;
-} worker;
+} threaded_leaf;
 
-static void *mark_share(void *user)
+static brg_status mark_share(void *user, size_t first)
 {
-    worker *w = user;
-    for (size_t i = w->first; i < RAW_N && w->status == BRG_OK; i += N_THREADS)
-        w->status = raw_trainer_mark(w->t, w->leaf, w->step, i);
-    return NULL;
-}
-
-static brg_status mark_by_threads(raw_trainer *t, uint32_t leaf, int step)
-{
-    pthread_t threads[N_THREADS];
-    worker workers[N_THREADS];
-    brg_status status = BRG_OK;
-    for (size_t k = 0; k < N_THREADS; k++) {
-        workers[k] = (worker){.t = t, .leaf = leaf, .step = step, .first = k};
-        if (pthread_create(&threads[k], NULL, mark_share, &workers[k]) != 0)
-            abort();
-    }
-    for (size_t k = 0; k < N_THREADS; k++) {
-        pthread_join(threads[k], NULL);
-        status = status == BRG_OK ? workers[k].status : status;
-    }
-    return status;
+    const threaded_leaf *l = user;
+    for (size_t i = first; i < RAW_N; i += N_THREADS)
+        BRG_TRY(raw_trainer_mark(l->t, l->leaf, l->step, i));
+    return BRG_OK;
 }
 
 brg_status raw_trainer_leaf(raw_trainer *t, uint32_t leaf, int step)
 {
     if (t->how->has_threads)
-        return mark_by_threads(t, leaf, step);
+        return ranks_by_threads(N_THREADS, mark_share, NULL,
+                                &(threaded_leaf){t, leaf, step});
     for (size_t i = 0; i < RAW_N; i++) {
         size_t shifted = (i + leaf + (size_t)step) % RAW_N;
         BRG_TRY(raw_trainer_mark(t, leaf, step, RAW_N - 1 - shifted));
@@ -187,29 +168,17 @@ brg_status raw_train_run(brg_pg *pg, const raw_train *how, uint64_t *hash)
     return status;
 }
 
-typedef struct sim_run {
-    const raw_train *how;
-    uint64_t hash;
-} sim_run;
-
-static brg_status run_rank(brg_pg *pg, void *user)
+static brg_status train_rank(brg_pg *pg, const void *how, uint64_t *hash)
 {
-    sim_run *run = user;
-    uint64_t hash;
-    BRG_TRY(raw_train_run(pg, run->how, &hash));
-    run->hash = hash; /* one rank at a time, all the same */
-    return BRG_OK;
+    return raw_train_run(pg, how, hash);
 }
 
 brg_status raw_train_sim(int n, uint64_t seed, const raw_train *how,
                          uint64_t *hash)
 {
-    sim_run run = {.how = how};
     brg_sim_options options = BRG_SIM_OPTIONS_INIT;
     options.seed = seed;
-    BRG_TRY(brg_sim_run(n, &options, run_rank, &run));
-    *hash = run.hash;
-    return BRG_OK;
+    return ranks_sim_training(n, &options, train_rank, how, hash);
 }
 
 /* ---- What it should come to -------------------------------------------------------- */
