@@ -67,26 +67,23 @@ static void end(brg__running *r)
     }
 }
 
-/* Where the gradient that this root holds should lie (see brg__placement): its
- * last use is the leaf that it goes to, whole, or on its way there. */
+/* Its last use is the leaf that it goes to, whole, or on its way there. */
 brg_tensor *brg__run_home(const brg__running *r, const brg__root *root)
 {
-    const brg__ir_node *user = r->exec->steps[root->last].node;
-    if (user->kind == BRG__IR_VALIDATE && r->exec->ir->is_loose) {
+    const brg__exec *exec = r->exec;
+    if (!root || root->last < 0 || (exec->again && exec->is_launched))
+        return NULL; /* launched again, it would be written each time */
+    const brg__ir_node *user = exec->steps[root->last].node;
+    if (user->kind == BRG__IR_VALIDATE && exec->ir->is_loose) {
         root = brg__run_root(r, user->first_out);
         if (!root || root->last < 0)
             return NULL;
-        user = r->exec->steps[root->last].node;
+        user = exec->steps[root->last].node;
     }
     if (user->kind != BRG__IR_ACCUMULATE && user->kind != BRG__IR_LEAF)
         return NULL;
-    const brg_node *node = r->task->visits.at[user->visit].node;
-    const brg__autograd *a = brg__autograd_of(node->leaf);
-    brg_tensor *home = a->home;
-    bool is_seen = user->kind == BRG__IR_LEAF && a->hooks.first;
-    return !home || a->grad || node->hooks || is_seen || !home->is_contiguous
-               ? NULL
-               : home;
+    return brg__free_home(r->task->visits.at[user->visit].node,
+                          user->kind == BRG__IR_LEAF);
 }
 
 /* The same if it is of the root's sizes. */

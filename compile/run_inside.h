@@ -40,7 +40,7 @@ brg_status brg__run_step(brg__running *r, size_t at);
 void brg__run_let_go(brg__running *r, size_t step);
 brg_status brg__run_steps(brg__running *r);
 
-/* Where a gradient that waits for this root's last use should lie (see
+/* Where the gradient that this root (or NULL) holds should lie (see
  * brg__placement), or NULL. */
 brg_tensor *brg__run_home(const brg__running *r, const brg__root *root);
 

@@ -147,10 +147,7 @@ brg_tensor *brg__run_operand(const brg__running *r, int id)
 
 void brg__run_offer_home(const brg__running *r, int id)
 {
-    if (r->exec->again && r->exec->is_launched)
-        return; /* it would be in the graph */
-    const brg__root *root = brg__run_root(r, id);
-    brg_tensor *home = root && root->last >= 0 ? brg__run_home(r, root) : NULL;
+    brg_tensor *home = brg__run_home(r, brg__run_root(r, id));
     if (home)
         brg__offered =
             (brg__placement){.homes = {home}, .is_open = true, .selected = 0};

@@ -93,13 +93,11 @@ static brg_status check_fit(call *c, bool *fits)
 
 static brg__storage *home_of(const call *c, int k)
 {
-    const brg__exec *exec = c->r->exec;
-    if (c->group->ops[k].out == NONE || (exec->again && exec->is_launched))
+    if (c->group->ops[k].out == NONE)
         return NULL;
-    const brg__root *root = brg__run_root(c->r, id_of(c, k));
     const brg_tensor *t = &c->meta[k];
     const brg_tensor *home =
-        root && root->last >= 0 ? brg__run_home(c->r, root) : NULL;
+        brg__run_home(c->r, brg__run_root(c->r, id_of(c, k)));
     return home && home->offset == 0 && home->dtype == t->dtype &&
                    brg__device_equal(home->device, t->device) &&
                    brg__shape_equal(home->ndim, home->shape, t->ndim, t->shape)

@@ -80,6 +80,15 @@ static brg_status copy(brg__autograd *a, const brg_tensor *leaf,
     return status;
 }
 
+brg_tensor *brg__free_home(const brg_node *node, bool meets_hooks)
+{
+    const brg__autograd *a = brg__autograd_of(node->leaf);
+    if (!a->home)
+        return NULL; /* another thread may be writing its .grad */
+    bool is_seen = node->hooks || (meets_hooks && a->hooks.first);
+    return is_seen || a->grad || !a->home->is_contiguous ? NULL : a->home;
+}
+
 /* The rule has written it where it should lie (evaluate.c). */
 static bool is_at_home(const brg__autograd *a, const brg_tensor *grad)
 {

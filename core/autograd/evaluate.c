@@ -277,8 +277,7 @@ static void deliver(brg__task *task, uint32_t visit, brg_tensor *const *grads)
 }
 
 /* The place that waits for the gradient of this edge, if the rule may write
- * there: the leaf's first gradient and the only one of this backward, and
- * nobody looks at it on the way. */
+ * there: it is the only one of this backward. */
 static brg_tensor *home_of(const brg__task *task, const brg__edge *edge)
 {
     uint32_t to;
@@ -286,14 +285,9 @@ static brg_tensor *home_of(const brg__task *task, const brg__edge *edge)
         !brg__map_get(&task->index, edge->node, &to))
         return NULL;
     const brg__visit *visit = &task->visits.at[to];
-    const brg__autograd *a = brg__autograd_of(edge->node->leaf);
-    if (!a->home)
-        return NULL; /* another thread may be writing its .grad */
-    bool is_only =
-        visit->n_waiting == 1 && task->buffers.at[visit->first_buffer] == NULL;
-    bool is_unseen = !a->hooks.first && !edge->node->hooks;
-    return is_only && is_unseen && visit->is_needed && !a->grad ? a->home
-                                                                : NULL;
+    bool is_only = visit->is_needed && visit->n_waiting == 1 &&
+                   task->buffers.at[visit->first_buffer] == NULL;
+    return is_only ? brg__free_home(edge->node, true) : NULL;
 }
 
 static void offer_homes(const brg__task *task, const brg_node *node)
@@ -302,7 +296,7 @@ static void offer_homes(const brg__task *task, const brg_node *node)
         return;
     for (uint16_t i = 0; i < node->n_edges && i < BRG_MAX_OP_INPUTS; i++) {
         brg_tensor *home = home_of(task, &node->edges[i]);
-        if (!home || !home->is_contiguous)
+        if (!home)
             continue;
         brg__offered.homes[i] = home;
         brg__offered.is_open = true;

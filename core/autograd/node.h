@@ -169,6 +169,10 @@ brg__layout brg__gradient_layout(const brg_tensor *leaf);
 /* The leaf's accumulate node, made if there is none. Retained. */
 brg_status brg__accumulate_node(brg_node **out, brg_tensor *leaf);
 bool brg__node_is_accumulate(const brg_node *node);
+/* Where the leaf's gradient should lie, if it may be written there at once: it
+ * is the first, and no hook looks at it on its way (`meets_hooks`: those of the
+ * leaf are still to come). NULL: anywhere. */
+brg_tensor *brg__free_home(const brg_node *node, bool meets_hooks);
 /* The two things that such a node does: .grad += grad, then its hooks. A
  * gradient with no more than n_refs references is kept as it is. */
 brg_status brg__accumulate(brg_node *node, brg_tensor *grad, int n_refs);
