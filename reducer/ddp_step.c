@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
  * One backward under a ddp: hooks, the end, and failure. See ddp.h. */
-#include <string.h>
-
 #include "core/autograd/engine.h"
 #include "core/base/log.h"
 #include "reducer/ddp.h"

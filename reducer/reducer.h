@@ -130,11 +130,10 @@ struct brg_reducer {
     uint32_t n_shadows; /* ranks that did, in the last step */
     bool is_rebuilt;    /* or never to be */
     brg__recording recording;
-    bool *closes;    /* owned, by place in arrivals; see bucket_plan.h */
-    bool has_closes; /* they hold; else sizes decide */
-    uint32_t
-        pace; /* how often it was switched off and on since the last step */
-    uint32_t pace_begun;     /* the same when this step began */
+    bool *closes;        /* owned, by place in arrivals; see bucket_plan.h */
+    bool has_closes;     /* they hold; else sizes decide */
+    uint32_t pace;       /* switches off and on since the last step */
+    uint32_t pace_begun; /* the same when this step began */
     uint64_t n_traced_bytes; /* of n_packed_bytes, in the trace */
     bool is_in_trace; /* the gradient that comes next, with its arrival */
     brg__finite finite;

@@ -7,11 +7,11 @@
  *     buffers                                   see cargo.c
  *
  * After the reduction a flag is a count of ranks, and a mark is alike on all n
- * of them (but for shadows) if and only if n times the sum of its squares is the square of its
- * sum. If one rank has gradients that are not finite, the last two are its own;
- * parameters up to 2^22 come through an average. The sums are the same on every
- * rank, so if they tell of an error all ranks exchange their notes (flags and
- * marks as bytes) and name the same parameters and ranks. */
+ * of them (but for shadows) if and only if n times the sum of its squares is the
+ * square of its sum. If one rank has gradients that are not finite, the last two
+ * are its own; parameters up to 2^22 come through an average. The sums are the
+ * same on every rank, so if they tell of an error all ranks exchange their notes
+ * (flags and marks as bytes) and name the same parameters and ranks. */
 #include <math.h>
 #include <string.h>
 
