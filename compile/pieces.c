@@ -20,13 +20,16 @@ typedef struct pieces {
     brg__traced_call call; /* n_outputs: tensors that are still there */
     brg__function *f;
     uint64_t n_made;
+    /* What is written down cannot run any more: its tensors have no values. */
+    bool is_broken;
+    brg__error_record failure;
     bool is_flushing;
     /* What the thread had in force before. */
     brg__emitter *emitter;
     brg__tracer *tracer;
     brg__runner *runner;
     brg__pack_hooks *pack;
-    int n_observers;
+    bool is_paused; /* observers */
 } pieces;
 
 static pieces *pieces_of(brg__tracer *self)
@@ -43,15 +46,14 @@ static void enter(pieces *p)
     brg__tracer_now = &p->t.tracer;
     p->runner = brg__runner_set(&p->t.runner);
     p->pack = brg__pack_hooks_swap(NULL);
-    p->n_observers = brg__n_observers;
-    brg__n_observers = 0;
+    p->is_paused = brg__observers_pause(true);
     brg__autocast_forget();
 }
 
 static void leave(pieces *p)
 {
     brg__autocast_forget();
-    brg__n_observers = p->n_observers;
+    (void)brg__observers_pause(p->is_paused);
     brg__pack_hooks_swap(p->pack);
     brg__runner_set(p->runner);
     brg__tracer_now = p->tracer;
@@ -81,6 +83,21 @@ static void begin_piece(pieces *p)
     p->t.capture = brg__new_capture();
     p->t.ir = &p->captured.forward;
     p->t.is_backward = false;
+}
+
+/* The call goes on failing as it did first. */
+static brg_status breaks(pieces *p, brg_status status)
+{
+    if (!p->is_broken)
+        brg__error_save(&p->failure);
+    p->is_broken = true;
+    return status;
+}
+
+static brg_status fail_again(const pieces *p)
+{
+    brg__error_restore(&p->failure);
+    return p->failure.code;
 }
 
 /* ---- What a piece is, as bytes ------------------------------------------------------------ */
@@ -343,6 +360,8 @@ static brg_status flush_piece(pieces *p)
 static brg_status flush(brg__tracer *self)
 {
     pieces *p = pieces_of(self);
+    if (p->is_broken)
+        return fail_again(p);
     if (p->is_flushing || p->captured.forward.nodes.n == 0)
         return BRG_OK;
     p->is_flushing = true;
@@ -351,7 +370,7 @@ static brg_status flush(brg__tracer *self)
     (void)brg_grad_mode_set(mode);
     p->is_flushing = false;
     begin_piece(p);
-    return status;
+    return status == BRG_OK ? BRG_OK : breaks(p, status);
 }
 
 /* ---- The tracer's other calls --------------------------------------------------------------------- */
@@ -385,10 +404,16 @@ static brg_status emit(brg__emitter *self, brg_op_call *call)
 {
     pieces *p = (pieces *)self;
     brg_tensor *const *in = call->in;
+    if (p->is_broken)
+        return fail_again(p);
     if (is_full(p))
         BRG_TRY(flush(&p->t.tracer));
+    size_t n = p->t.ir->nodes.n;
     brg_status status = has_sparse_gradient(call) ? BRG_ERR_UNSUPPORTED
                                                   : brg__trace_op(&p->t, call);
+    bool is_half = status != BRG_OK && p->t.ir->nodes.n > n;
+    if (is_half && !p->is_flushing)
+        return breaks(p, status);
     if (status != BRG_ERR_UNSUPPORTED || p->is_flushing)
         return status;
     call->in = in; /* it runs now, by itself */

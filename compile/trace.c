@@ -405,7 +405,7 @@ typedef struct surroundings {
     brg__pack_hooks *pack;
     brg_random_state random;
     bool mode;
-    int n_observers;
+    bool is_paused; /* observers */
 } surroundings;
 
 static void enter(brg__tracing *t, surroundings *before)
@@ -416,8 +416,7 @@ static void enter(brg__tracing *t, surroundings *before)
     before->runner = brg__runner_set(&t->runner);
     before->pack = brg__pack_hooks_swap(NULL);
     before->mode = brg_grad_mode();
-    before->n_observers = brg__n_observers;
-    brg__n_observers = 0;
+    before->is_paused = brg__observers_pause(true);
     brg__autocast_forget();
     brg_random_get_state(&before->random);
 }
@@ -426,7 +425,7 @@ static void leave(const surroundings *before)
 {
     brg__autocast_forget();
     brg__random_set_state(&before->random);
-    brg__n_observers = before->n_observers;
+    (void)brg__observers_pause(before->is_paused);
     (void)brg_grad_mode_set(before->mode);
     brg__pack_hooks_swap(before->pack);
     brg__runner_set(before->runner);

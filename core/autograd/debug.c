@@ -98,29 +98,43 @@ brg_status brg__anomaly_check(const brg_node *node, brg_tensor *const *grad_in)
 
 #define MAX_OBSERVERS 16
 
-_Thread_local int brg__n_observers;
+_Thread_local int brg__n_observers; /* 0 while paused */
+static _Thread_local int n_pushed;
+static _Thread_local bool is_paused;
 static _Thread_local struct {
     brg_observer_fn fn;
     void *user;
 } observers[MAX_OBSERVERS];
 
+bool brg__observers_pause(bool pause)
+{
+    bool before = is_paused;
+    is_paused = pause;
+    brg__n_observers = pause ? 0 : n_pushed;
+    return before;
+}
+
 brg_status brg_observer_push(brg_observer_fn fn, void *user)
 {
     BRG_CHECK_ARG(fn, "brg_observer_push: fn is NULL");
-    if (brg__n_observers == MAX_OBSERVERS)
+    BRG_TRY(brg__tracer_outside("brg_observer_push"));
+    if (n_pushed == MAX_OBSERVERS)
         return BRG_FAIL(BRG_ERR_STATE, "a thread can have %d observers",
                         MAX_OBSERVERS);
-    observers[brg__n_observers].fn = fn;
-    observers[brg__n_observers++].user = user;
+    observers[n_pushed].fn = fn;
+    observers[n_pushed++].user = user;
+    (void)brg__observers_pause(is_paused);
     return BRG_OK;
 }
 
 brg_status brg_observer_pop(void)
 {
-    if (brg__n_observers == 0)
+    BRG_TRY(brg__tracer_outside("brg_observer_pop"));
+    if (n_pushed == 0)
         return BRG_FAIL(BRG_ERR_STATE, "brg_observer_pop: there is no "
                                        "observer on this thread");
-    brg__n_observers--;
+    n_pushed--;
+    (void)brg__observers_pause(is_paused);
     return BRG_OK;
 }
 
@@ -132,13 +146,12 @@ brg_status brg__observe(const brg_op_call *call)
                                    .n_in = (size_t)call->n_in,
                                    .out = call->out,
                                    .n_out = (size_t)call->n_out};
-    int n = brg__n_observers;
-    brg__n_observers = 0; /* what they do themselves is not observed */
+    bool before = brg__observers_pause(true); /* what they do themselves */
     brg_status status = BRG_OK;
-    for (int i = n; i-- > 0 && status == BRG_OK;) {
+    for (int i = n_pushed; i-- > 0 && status == BRG_OK;) {
         status = observers[i].fn(&observation, observers[i].user);
         BRG_EXPLAIN(status, "an observer of %s", observation.name);
     }
-    brg__n_observers = n;
+    (void)brg__observers_pause(before);
     return status;
 }

@@ -8,8 +8,12 @@
 
 #include "core/autograd/node.h"
 
-/* How many observers the thread has; read before brg__observe is called. */
+/* How many observers are to be told, 0 while paused; read before brg__observe is
+ * called. */
 extern _Thread_local int brg__n_observers;
+/* While paused nobody is told, whoever is pushed meanwhile. Returns what it
+ * was. */
+bool brg__observers_pause(bool is_paused);
 brg_status brg__observe(const brg_op_call *call);
 
 /* The place of the op call that is being made, or file NULL. */

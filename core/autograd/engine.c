@@ -373,6 +373,7 @@ static brg_status run_final_callbacks(brg__task *task)
 brg_status brg_queue_final_callback(brg_final_callback_fn fn, void *user)
 {
     BRG_CHECK_ARG(fn, "brg_queue_final_callback: fn is NULL");
+    BRG_TRY(brg__tracer_outside("brg_queue_final_callback"));
     if (!innermost)
         return BRG_FAIL(BRG_ERR_STATE, "Final callbacks can only be installed "
                                        "during backward pass.");

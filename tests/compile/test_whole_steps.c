@@ -2,6 +2,7 @@
  * Whole steps with all that a function may use, against the function itself
  * (worlds.h). */
 #include <brigade/control.h>
+#include <brigade/debug.h>
 #include <brigade/recompute.h>
 #include <brigade/random.h>
 
@@ -170,9 +171,18 @@ FUNCTION(opt_state_read)
     DONE(out[1]);
 }
 
+FUNCTION(sets_param)
+{
+    out[0] = brg_mean_all(brg_mul(brg_mul(in[0], W->w[0]), W->w[1]));
+    BRG_TRY(brg_backward(out[0]));
+    BRG_TRY(brg_optim_set_param(W->sgd, "w0", W->call % 2 ? 2 : 0.5, 0.25));
+    return brg_optim_step(W->sgd);
+}
+
 static void test_whole_steps__what_changes(void **state)
 {
     (void)state;
+    CHECK(sets_param, 1, 1, .is_step = true, .in_pieces = true);
     CHECK(step_freeze_inside, 1, 1, .is_step = true, .in_pieces = true);
     CHECK(gan, 1, 1, .is_step = true, .in_pieces = true);
     CHECK(step_changed_after_use, 0, 1, .may_fail = true, .is_step = true,
@@ -374,9 +384,34 @@ FUNCTION(node_hook_step)
     return brg_backward(out[0]);
 }
 
+static brg_status fills_flat(void *user)
+{
+    bool mode = brg_grad_mode_set(false);
+    brg_status s = brg_fill_(W->flat, W->call);
+    brg_grad_mode_set(mode);
+    return s;
+}
+
+static brg_status queue_hook(brg_tensor *grad, brg_tensor **replacement,
+                             void *user)
+{
+    (void)grad;
+    (void)replacement;
+    return brg_queue_final_callback(fills_flat, user);
+}
+
+FUNCTION(final_step)
+{
+    brg_tensor *h = brg_mul(in[0], W->w[0]);
+    BRG_TRY(brg_tensor_add_hook(NULL, h, queue_hook, user, NULL));
+    out[0] = brg_sum_all(brg_sin(h));
+    return brg_backward(out[0]);
+}
+
 static void test_whole_steps__hooks_added_inside(void **state)
 {
     (void)state;
+    CHECK(final_step, 1, 1, .is_step = true, .in_pieces = true);
     CHECK(hook_param_inside, 1, 1, .is_step = true, .in_pieces = true);
     CHECK(hook_scale_step, 1, 1, .is_step = true);
     CHECK(hook_param_scale_step, 1, 1, .is_step = true, .in_pieces = true);
@@ -521,6 +556,44 @@ static void test_whole_steps__functions_inside(void **state)
     CHECK(cond_step, 1, 1, .is_step = true);
 }
 
+/* ---- Observers --------------------------------------------------------------- */
+
+static brg_status counts(const brg_observation *seen, void *user)
+{
+    (void)seen;
+    ++*(int *)user;
+    return BRG_OK;
+}
+
+static int n_inside;
+
+FUNCTION(observes)
+{
+    BRG_TRY(brg_observer_push(counts, &n_inside));
+    brg_tensor *h = brg_sin(brg_mul(in[0], W->w[0]));
+    BRG_TRY(brg_observer_pop());
+    out[0] = brg_mean_all(h);
+    return brg_backward(out[0]);
+}
+
+/* Those of the caller are who they were. */
+static void test_whole_steps__observers(void **state)
+{
+    (void)state;
+    int n_outside = 0, n_before = 0;
+    assert_brg_ok(brg_observer_push(counts, &n_outside));
+    CHECK(observes, 1, 1, .is_step = true, .in_pieces = true);
+    assert_true(n_inside > 0 && n_outside > 0);
+    n_inside = 0;
+    n_before = n_outside;
+    brg_tensor *x = leaf_from(1, BRG_SHAPE(2));
+    assert_non_null(brg_exp(x));
+    assert_int_equal(n_outside, n_before + 1);
+    assert_int_equal(n_inside, 0);
+    assert_brg_ok(brg_observer_pop());
+    assert_brg_fails_with(brg_observer_pop(), BRG_ERR_STATE, "no observer");
+}
+
 /* ---- Failures -------------------------------------------------------------- */
 
 static brg_status refuses(brg_tensor *grad, brg_tensor **replacement,
@@ -591,6 +664,7 @@ int main(void)
         scoped_test(test_whole_steps__checkpoints),
         scoped_test(test_whole_steps__results),
         scoped_test(test_whole_steps__functions_inside),
+        scoped_test(test_whole_steps__observers),
         scoped_test(test_whole_steps__a_failure_is_not_passed_over),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
