@@ -121,10 +121,7 @@ brg_status brg__capture_operand(brg__capturing *c, brg_tensor *t, int *id)
         return BRG_OK;
     char text[BRG_TENSOR_TEXT_MAX];
     if (t->symbol && brg__symbol_capture(t->symbol) != c->number)
-        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
-                        "capture: %s was made in another capture and has no "
-                        "value",
-                        brg__tensor_text(t, text));
+        return brg__symbol_is_left(BRG_ERR_UNSUPPORTED, "capture", t);
     if (t->symbol) {
         *id = brg__capture_value_of(t);
         return BRG_OK;

@@ -86,16 +86,11 @@ static void begin_piece(pieces *p)
 }
 
 /* The call goes on failing as it did first. */
-static brg_status breaks(pieces *p, brg_status status)
+static __attribute__((noinline)) brg_status breaks(pieces *p)
 {
     if (!p->is_broken)
         brg__error_save(&p->failure);
     p->is_broken = true;
-    return status;
-}
-
-static brg_status fail_again(const pieces *p)
-{
     brg__error_restore(&p->failure);
     return p->failure.code;
 }
@@ -361,7 +356,7 @@ static brg_status flush(brg__tracer *self)
 {
     pieces *p = pieces_of(self);
     if (p->is_broken)
-        return fail_again(p);
+        return breaks(p);
     if (p->is_flushing || p->captured.forward.nodes.n == 0)
         return BRG_OK;
     p->is_flushing = true;
@@ -370,7 +365,7 @@ static brg_status flush(brg__tracer *self)
     (void)brg_grad_mode_set(mode);
     p->is_flushing = false;
     begin_piece(p);
-    return status == BRG_OK ? BRG_OK : breaks(p, status);
+    return status == BRG_OK ? BRG_OK : breaks(p);
 }
 
 /* ---- The tracer's other calls --------------------------------------------------------------------- */
@@ -405,7 +400,7 @@ static brg_status emit(brg__emitter *self, brg_op_call *call)
     pieces *p = (pieces *)self;
     brg_tensor *const *in = call->in;
     if (p->is_broken)
-        return fail_again(p);
+        return breaks(p);
     if (is_full(p))
         BRG_TRY(flush(&p->t.tracer));
     size_t n = p->t.ir->nodes.n;
@@ -413,7 +408,7 @@ static brg_status emit(brg__emitter *self, brg_op_call *call)
                                                   : brg__trace_op(&p->t, call);
     bool is_half = status != BRG_OK && p->t.ir->nodes.n > n;
     if (is_half && !p->is_flushing)
-        return breaks(p, status);
+        return breaks(p);
     if (status != BRG_ERR_UNSUPPORTED || p->is_flushing)
         return status;
     call->in = in; /* it runs now, by itself */

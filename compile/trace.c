@@ -177,13 +177,8 @@ brg_status brg__trace_operand(brg__tracing *t, brg_tensor **tensor, int *id)
     if (!(*tensor)->symbol)
         BRG_TRY(constant(t, *tensor, tensor));
     brg__symbol *symbol = brg__trace_symbol(t, *tensor);
-    char text[BRG_TENSOR_TEXT_MAX];
     if (!symbol)
-        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
-                        "capture: the function uses %s, which was made while "
-                        "it or another one was captured and has no value: give "
-                        "it back as a result",
-                        brg__tensor_text(*tensor, text));
+        return brg__symbol_is_left(BRG_ERR_UNSUPPORTED, "capture", *tensor);
     if (symbol->is_backward != t->is_backward)
         return keep(t, symbol, is_shape(*tensor), id);
     if (is_shape(*tensor) && !t->is_backward)

@@ -106,7 +106,7 @@ static _Thread_local struct {
     void *user;
 } observers[MAX_OBSERVERS];
 
-bool brg__observers_pause(bool pause)
+__attribute__((noinline)) bool brg__observers_pause(bool pause)
 {
     bool before = is_paused;
     is_paused = pause;

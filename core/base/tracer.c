@@ -27,6 +27,13 @@ brg_status brg__tracer_settle(const char *what, const char *remedy)
     return brg__tracer_refuse(what, remedy);
 }
 
+brg_status brg__tracer_outside(const char *name)
+{
+    return brg__is_traced()
+               ? brg__tracer_settle(name, "call it outside of the function")
+               : BRG_OK;
+}
+
 brg__tracer *brg__tracer_suspend(void)
 {
     brg__tracer *tracer = brg__tracer_now;

@@ -110,12 +110,7 @@ brg_status brg__tracer_refuse(const char *what, const char *remedy);
 /* Values are needed: a tracer that can make them does, another refuses. */
 brg_status brg__tracer_settle(const char *what, const char *remedy);
 /* What a plan would not do again. */
-static inline brg_status brg__tracer_outside(const char *name)
-{
-    return brg__is_traced()
-               ? brg__tracer_settle(name, "call it outside of the function")
-               : BRG_OK;
-}
+brg_status brg__tracer_outside(const char *name);
 /* The first half alone: nothing happens in a capture of one piece. */
 brg_status brg__tracer_flush(void);
 

@@ -7,6 +7,7 @@
 
 #include "core/ops/op.h"
 #include "core/tensor/device.h"
+#include "core/tensor/symbol.h"
 
 static brg_status fail_sparse(const brg_op_call *call, int i)
 {
@@ -14,16 +15,6 @@ static brg_status fail_sparse(const brg_op_call *call, int i)
     return BRG_FAIL(BRG_ERR_UNSUPPORTED,
                     "%s: input %d is %s, expected a dense tensor: use "
                     "brg_to_dense",
-                    call->op->name, i, brg__tensor_text(call->in[i], text));
-}
-
-/* Left over from a capture: the function that made it kept it. */
-static brg_status fail_symbol(const brg_op_call *call, int i)
-{
-    char text[BRG_TENSOR_TEXT_MAX];
-    return BRG_FAIL(BRG_ERR_STATE,
-                    "%s: input %d (%s) was made by a function while it was "
-                    "captured, and has no value: give it back as a result",
                     call->op->name, i, brg__tensor_text(call->in[i], text));
 }
 
@@ -36,7 +27,7 @@ static brg_status find_device(const brg_op_call *call, brg_device *out)
         if (!t)
             continue;
         if (t->symbol)
-            return fail_symbol(call, i);
+            return brg__symbol_is_left(BRG_ERR_STATE, call->op->name, t);
         if (t->sparse && !(call->op->flags & BRG_OP_SPARSE))
             return fail_sparse(call, i);
         if (!first) {

@@ -165,9 +165,7 @@ brg_status brg_optim_set_param(brg_optim *optim, const char *name,
 {
     BRG_CHECK_ARG(optim && name, "brg_optim_set_param: %s is NULL",
                   optim ? "name" : "optim");
-    if (brg__is_traced())
-        BRG_TRY(brg__tracer_settle("brg_optim_set_param",
-                                   "set it before the call"));
+    BRG_TRY(brg__tracer_outside("brg_optim_set_param"));
     BRG_CHECK_ARG(lr_scale >= 0.0 && isfinite(lr_scale) &&
                       weight_decay >= 0.0 && isfinite(weight_decay),
                   "brg_optim_set_param: '%s': lr_scale %g and weight_decay %g "

@@ -6,6 +6,8 @@
 
 #include <stdint.h>
 
+#include "core/tensor/tensor.h"
+
 #define BRG__SYMBOL_CAPTURES ((uintptr_t)1 << 28)
 
 static inline void *brg__symbol_of(uint32_t number, uint32_t capture)
@@ -20,5 +22,9 @@ static inline uint32_t brg__symbol_capture(const void *symbol)
 
 /* Of a new capture; not 0. */
 uint32_t brg__new_capture(void);
+
+/* The failure of `who` to use a symbol whose capture is over. */
+brg_status brg__symbol_is_left(brg_status code, const char *who,
+                               const brg_tensor *t);
 
 #endif

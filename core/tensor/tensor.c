@@ -310,6 +310,16 @@ uint32_t brg__new_capture(void)
     return number;
 }
 
+brg_status brg__symbol_is_left(brg_status code, const char *who,
+                               const brg_tensor *t)
+{
+    char text[BRG_TENSOR_TEXT_MAX];
+    return BRG_FAIL(code,
+                    "%s: %s was made by a function while it was captured, and "
+                    "has no value: give it back as a result",
+                    who, brg__tensor_text(t, text));
+}
+
 /* ---- Questions ---------------------------------------------------------------- */
 
 _Thread_local bool brg__symbol_was_read;
