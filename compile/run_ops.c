@@ -78,7 +78,7 @@ static brg_status call_op(const brg__running *r, brg__step *step)
     const brg_op *op = step->call.op;
     if (step->is_copy)
         return copy_strided(&step->call);
-    if (!r->exec->products || !op->flops)
+    if (!r->exec->products || !(op->flags & BRG_OP_PRODUCTS))
         return op->run[BRG_DEVICE_CPU](&step->call);
     const brg__gemm_maker *before = brg__gemm_swap(r->exec->products);
     brg_status status = op->run[BRG_DEVICE_CPU](&step->call);

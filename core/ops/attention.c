@@ -15,7 +15,6 @@
 #include <brigade/ops_nn.h>
 
 #include "core/ops/attention_vjp.h"
-#include "core/ops/flops.h"
 #include "core/ops/gemm.h"
 
 static double scale_of(const brg_attrs *attrs, int64_t d)
@@ -115,18 +114,6 @@ brg_status brg__attention_run(brg_op_call *call)
     return brg__attention_forward(&a);
 }
 
-static double square_flops(const brg_tensor *q, const brg_tensor *k,
-                           const brg_attrs *attrs)
-{
-    const double all = 4.0 * (double)q->numel * (double)k->shape[k->ndim - 2];
-    return attrs->i[0] ? all / 2 : all;
-}
-
-double brg__attention_flops(const brg_op_call *call)
-{
-    return square_flops(call->in[0], call->in[1], call->attrs);
-}
-
 brg_status brg__attention_vjp(brg_vjp *v)
 {
     if (v->is_differentiable)
@@ -180,11 +167,6 @@ brg_status brg__attention_grad_run(brg_op_call *call)
     a.gk = heads_of(call->out[1]);
     a.gv = heads_of(call->out[2]);
     return brg__attention_backward(&a);
-}
-
-double brg__attention_grad_flops(const brg_op_call *call)
-{
-    return 2.5 * square_flops(call->in[0], call->in[1], call->attrs);
 }
 
 static brg_status pack(const brg_attention_options *options, int64_t n_heads,
@@ -271,11 +253,6 @@ brg_status brg__attention_qkv_run(brg_op_call *call)
     return brg__attention_forward(&a);
 }
 
-double brg__attention_qkv_flops(const brg_op_call *call)
-{
-    return square_flops(call->in[0], call->in[0], call->attrs) / 3;
-}
-
 brg_status brg__attention_qkv_vjp(brg_vjp *v)
 {
     if (v->is_differentiable)
@@ -311,11 +288,6 @@ brg_status brg__attention_qkv_grad_run(brg_op_call *call)
     a.gk = part_of(gx, a.n_heads, 3, 1);
     a.gv = part_of(gx, a.n_heads, 3, 2);
     return brg__attention_backward(&a);
-}
-
-double brg__attention_qkv_grad_flops(const brg_op_call *call)
-{
-    return 2.5 * square_flops(call->in[0], call->in[0], call->attrs) / 3;
 }
 
 brg_tensor *brg_attention_qkv(brg_tensor *qkv, int64_t n_heads,

@@ -13,7 +13,6 @@
 #include <brigade/ops_shape.h>
 
 #include "core/base/options.h"
-#include "core/ops/flops.h"
 #include "core/ops/gemm.h"
 #include "core/ops/rows.h"
 
@@ -86,12 +85,6 @@ static brg_status check_grad(const brg_op_call *call, int i, const brg__conv *v)
     return BRG_OK;
 }
 
-static double conv_flops(const brg__conv *v)
-{
-    return 2.0 * (double)(v->n * v->o) * (double)(v->oh * v->ow) *
-           (double)brg__conv_depth(v);
-}
-
 /* ---- conv2d ---------------------------------------------------------------- */
 
 brg_status brg__conv2d_infer(brg_op_call *call)
@@ -130,12 +123,6 @@ brg_status brg__conv2d_run(brg_op_call *call)
     }
     return brg__conv_forward(&v, &images, brg__tensor_ptr(weight),
                              b ? &bias : NULL, brg__tensor_ptr(out));
-}
-
-double brg__conv2d_flops(const brg_op_call *call)
-{
-    const brg__conv v = geometry(call->attrs, call->in[0], call->in[1]);
-    return conv_flops(&v);
 }
 
 static brg_tensor *grad_input(const brg_attrs *attrs, brg_tensor *g,
@@ -221,12 +208,6 @@ brg_status brg__conv2d_grad_input_run(brg_op_call *call)
                                 brg__tensor_ptr(out));
 }
 
-double brg__conv2d_grad_input_flops(const brg_op_call *call)
-{
-    const brg__conv v = geometry(call->attrs, call->in[2], call->in[1]);
-    return conv_flops(&v);
-}
-
 brg_status brg__conv2d_grad_input_vjp(brg_vjp *v)
 {
     brg_tensor *g = v->in[0], *weight = v->in[1], *gg = v->grad_out[0];
@@ -262,12 +243,6 @@ brg_status brg__conv2d_grad_weight_run(brg_op_call *call)
     const brg__images images = {brg__tensor_ptr(x), x->stride};
     return brg__conv_grad_weight(&v, brg__tensor_ptr(g), &images,
                                  brg__tensor_ptr(out));
-}
-
-double brg__conv2d_grad_weight_flops(const brg_op_call *call)
-{
-    const brg__conv v = geometry(call->attrs, call->in[1], call->in[2]);
-    return conv_flops(&v);
 }
 
 brg_status brg__conv2d_grad_weight_vjp(brg_vjp *v)

@@ -11,7 +11,6 @@
 #include <brigade/ops_nn.h>
 #include <brigade/ops_shape.h>
 
-#include "core/ops/flops.h"
 #include "core/ops/gemm.h"
 
 /* The last two dims of t, or of its transpose; 1-D is one row. */
@@ -162,15 +161,6 @@ brg_status brg__matmul_run(brg_op_call *call)
     return BRG_OK;
 }
 
-double brg__matmul_flops(const brg_op_call *call)
-{
-    const matrix a = matrix_of(call->in[0], call->attrs->i[0] != 0);
-    double flops = 2.0 * (double)a.cols;
-    for (int d = 0; d < call->info[0].ndim; d++)
-        flops *= (double)call->info[0].shape[d];
-    return flops;
-}
-
 static brg_tensor *matmul_flags(brg_tensor *a, brg_tensor *b, bool is_a_t,
                                 bool is_b_t)
 {
@@ -289,12 +279,6 @@ brg_status brg__contract_rows_run(brg_op_call *call)
     return BRG_OK;
 }
 
-double brg__contract_rows_flops(const brg_op_call *call)
-{
-    const brg_tensor *a = call->in[0], *b = call->in[1];
-    return 2.0 * (double)a->numel * (double)b->shape[b->ndim - 1];
-}
-
 brg_status brg__contract_rows_vjp(brg_vjp *v)
 {
     brg_tensor *a = v->in[0], *b = v->in[1], *g = v->grad_out[0];
@@ -360,12 +344,6 @@ brg_status brg__linear_run(brg_op_call *call)
         BRG_TRY(brg__gemm_run(&g));
     } while (batch_next(&lead, index, &at_x, &at_out, item));
     return BRG_OK;
-}
-
-double brg__linear_flops(const brg_op_call *call)
-{
-    const brg_tensor *x = call->in[0], *w = call->in[1];
-    return 2.0 * (double)x->numel * (double)w->shape[0];
 }
 
 brg_status brg__linear_vjp(brg_vjp *v)

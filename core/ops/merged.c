@@ -5,7 +5,6 @@
  * the other. */
 #include <string.h>
 
-#include "core/ops/flops.h"
 #include "core/ops/op.h"
 
 /* out[0..n_out) = op(in...), in memory that is there. */

@@ -5,8 +5,6 @@
 
 #include <string.h>
 
-#include "core/ops/flops.h"
-
 /* What other devices answered, one per row. */
 #define BRG_UNARY(cls, name, ...) struct brg__op_slot brg__slot_##name;
 #define BRG_BINARY(cls, name, ...) struct brg__op_slot brg__slot_##name;

@@ -8,7 +8,7 @@
 
 BRG_BEGIN_DECLS
 
-#define BRG_OP_ABI 1
+#define BRG_OP_ABI 2
 #define BRG_MAX_OP_INPUTS 8
 #define BRG_MAX_OP_OUTPUTS 4
 
@@ -98,7 +98,8 @@ typedef enum brg_op_flags {
     BRG_OP_VIEW = 1 << 1,      /* outputs share an input's storage */
     BRG_OP_IMPURE = 1 << 2,    /* draws random numbers or has other effects */
     BRG_OP_INPLACE = 1 << 3,   /* writes into input 0, which it returns */
-    BRG_OP_SPARSE = 1 << 4     /* takes sparse inputs; others need not look */
+    BRG_OP_SPARSE = 1 << 4,    /* takes sparse inputs; others need not look */
+    BRG_OP_PRODUCTS = 1 << 5   /* spends its time in matrix products */
 } brg_op_flags;
 
 /* What autocast does with the op's float inputs (autocast.h). */
@@ -135,9 +136,6 @@ struct brg_op {
     /* (optional) Absent: the outputs never require gradients. Sets grad_in by
      * calling ops; results may have a broadcast shape, the engine sums. */
     brg_status (*vjp)(brg_vjp *v);
-    /* (optional) Floating-point operations of the call; absent: one per
-     * output element. */
-    double (*flops)(const brg_op_call *call);
     /* (optional) For pointwise ops: the expression of the value in C, over
      * a, b, c (inputs) and p[0].. (scalars). Absent: cannot be fused. */
     const char *expr;
