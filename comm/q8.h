@@ -10,8 +10,9 @@
  * A sum is made in f32 of all sources in order, and becomes a block again. It
  * is rounded up or down by a dither that follows from `round` and the element:
  * over rounds (steps) it fills [0, 1) evenly, so that the errors of this
- * rounding, which nobody can feed back, have the mean 0. A partial (the sum of a node) is a block too, rounded by
- * another sequence: so it is 8 bits that go from node to node. */
+ * rounding, which nobody can feed back, have the mean 0. A partial (the sum of
+ * a node) is a block too, rounded by another sequence: so it is 8 bits that go
+ * from node to node. */
 #ifndef BRG_COMM_Q8_H
 #define BRG_COMM_Q8_H
 
@@ -37,8 +38,8 @@ void brg__q8_store(void *blocks, const float *x, float *left, size_t n,
                    uint16_t round);
 void brg__q8_load(float *x, const void *blocks, size_t n);
 
-/* All-reduces n blocks, aligned to 64: BRG_REDUCE_SUM or _AVG. Fails with BRG_ERR_UNSUPPORTED
- * if the group's backend cannot. *out as brg_all_reduce. */
+/* All-reduces n blocks, aligned to 64: BRG_REDUCE_SUM or _AVG. Fails with
+ * BRG_ERR_UNSUPPORTED if the group's backend cannot. *out as brg_all_reduce. */
 BRG_NODISCARD brg_status brg__all_reduce_q8(brg_pg *pg, brg_work **out,
                                             void *blocks, size_t n,
                                             brg_reduce_op op);

@@ -11,10 +11,11 @@
  * overshoot and no tensor is split; the next bucket of that key has the next
  * limit, the last limit repeats. Or the places where buckets close are given
  * (schedule.h). A group of the user's has a bucket of its own for each (dtype,
- * device), whatever its size, which counts for no limit. Buckets are numbered in the order in which
- * they become complete, since they are sent in that order. Slots begin at
- * multiples of 64 bytes and so do buckets; the gaps are part of what is
- * reduced and stay zero. The arena's size does not depend on the order.
+ * device), whatever its size, which counts for no limit. Buckets are numbered
+ * in the order in which they become complete, since they are sent in that
+ * order. Slots begin at multiples of 64 bytes and so do buckets; the gaps are
+ * part of what is reduced and stay zero. The arena's size does not depend on
+ * the order.
  *
  * The tail is a few f32 at the end of the last bucket, or in a bucket of
  * their own after it if that one is not f32.
