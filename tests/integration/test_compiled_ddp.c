@@ -28,8 +28,7 @@ static brg_status train_compiled(brg_pg *pg, void *user)
 
 static void train(ddp_train how)
 {
-    for (int i = 0; i < N_RANKS_WORLDS; i++)
-        assert_brg_ok(brg_sim_run(ranks_worlds[i], NULL, train_compiled, &how));
+    ranks_in_worlds(1, NULL, train_compiled, &how);
 }
 
 static void test_compiled_ddp__trains_like_one_rank(void **state)
@@ -131,8 +130,7 @@ static brg_status compare_rank(brg_pg *pg, void *user)
 static void test_compiled_ddp__same_bits_as_eager(void **state)
 {
     (void)state;
-    for (int i = 0; i < N_RANKS_WORLDS; i++)
-        assert_brg_ok(brg_sim_run(ranks_worlds[i], NULL, compare_rank, NULL));
+    ranks_in_worlds(1, NULL, compare_rank, NULL);
 }
 
 int main(void)

@@ -17,17 +17,14 @@ static brg_status check_backward_rank(brg_pg *pg, void *user)
 
 static void check(small_kind kind)
 {
-    for (int i = 0; i < N_RANKS_WORLDS; i++)
-        assert_brg_ok(brg_sim_run(ranks_worlds[i], NULL, check_rank, &kind));
+    ranks_in_worlds(1, NULL, check_rank, &kind);
 }
 
 static void test_compiled_step__backwards_alone(void **state)
 {
     (void)state;
     for (small_kind kind = 0; kind < N_SMALL_KINDS; kind++)
-        for (int i = 0; i < N_RANKS_WORLDS; i++)
-            assert_brg_ok(
-                brg_sim_run(ranks_worlds[i], NULL, check_backward_rank, &kind));
+        ranks_in_worlds(1, NULL, check_backward_rank, &kind);
 }
 
 static void test_compiled_step__mlp(void **state)

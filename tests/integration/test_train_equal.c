@@ -11,8 +11,7 @@ static brg_status train_rank(brg_pg *pg, void *user)
 
 static void run(ddp_train how)
 {
-    for (int i = 0; i < N_RANKS_WORLDS; i++)
-        assert_brg_ok(brg_sim_run(ranks_worlds[i], NULL, train_rank, &how));
+    ranks_in_worlds(1, NULL, train_rank, &how);
 }
 
 static void test_train_equal__sgd(void **state)

@@ -28,15 +28,13 @@ static brg_status in_8_bits(brg_pg *pg, void *user)
 static void test_hooks__average_within_what_they_round(void **state)
 {
     (void)state;
-    for (int i = 0; i < N_RANKS_WORLDS; i++)
-        assert_brg_ok(brg_sim_run(ranks_worlds[i], NULL, all_hooks, NULL));
+    ranks_in_worlds(1, NULL, all_hooks, NULL);
 }
 
 static void test_hooks__leave_nothing_of_what_is_not_finite(void **state)
 {
     (void)state;
-    for (int i = 0; i < N_RANKS_WORLDS; i++)
-        assert_brg_ok(brg_sim_run(ranks_worlds[i], NULL, not_finite, NULL));
+    ranks_in_worlds(1, NULL, not_finite, NULL);
 }
 
 /* Nodes of one, two and three ranks, and all on one. */
@@ -375,8 +373,7 @@ static void test_hooks__of_the_users_own(void **state)
 {
     (void)state;
     own o = {.fail_at = 0};
-    for (int i = 0; i < N_RANKS_WORLDS; i++)
-        assert_brg_ok(brg_sim_run(ranks_worlds[i], NULL, own_body, &o));
+    ranks_in_worlds(1, NULL, own_body, &o);
 }
 
 static void test_hooks__a_failure_is_named(void **state)

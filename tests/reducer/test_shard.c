@@ -16,8 +16,7 @@ static brg_status call(brg_pg *pg, void *check)
 
 static void in_worlds(check_fn check)
 {
-    for (int i = 0; i < N_RANKS_WORLDS; i++)
-        assert_brg_ok(brg_sim_run(ranks_worlds[i], NULL, call, &check));
+    ranks_in_worlds(1, NULL, call, &check);
 }
 
 static void test_shard__bits_of_the_whole_optimizer(void **state)

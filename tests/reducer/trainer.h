@@ -143,12 +143,9 @@ static inline brg_status run_rank(brg_pg *pg, void *user)
 
 static inline void run_worlds(run *r, int smallest)
 {
-    for (int i = 0; i < N_RANKS_WORLDS; i++) {
-        brg_sim_options options = BRG_SIM_OPTIONS_INIT;
-        options.seed = r->seed;
-        if (ranks_worlds[i] >= smallest)
-            assert_brg_ok(brg_sim_run(ranks_worlds[i], &options, run_rank, r));
-    }
+    brg_sim_options options = BRG_SIM_OPTIONS_INIT;
+    options.seed = r->seed;
+    ranks_in_worlds(smallest, &options, run_rank, r);
 }
 
 #endif

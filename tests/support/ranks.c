@@ -12,6 +12,16 @@
 
 const int ranks_worlds[6] = {1, 2, 3, 4, 7, 8};
 
+void ranks_in_worlds(int smallest, const brg_sim_options *options,
+                     brg_sim_rank_fn fn, void *user)
+{
+    for (int i = 0; i < N_RANKS_WORLDS; i++) {
+        const int n = ranks_worlds[i];
+        if (n >= smallest && brg_sim_run(n, options, fn, user) != BRG_OK)
+            fail_msg("%d ranks: %s", n, brg_error_message());
+    }
+}
+
 brg_status ranks_expect(brg_status status, brg_status code, const char *text,
                         const char *expr, int line)
 {

@@ -26,6 +26,10 @@ brg_status ranks_expect(brg_status status, brg_status code, const char *text,
 /* The sizes of world that every test should try. */
 extern const int ranks_worlds[6];
 #define N_RANKS_WORLDS 6
+/* Runs fn in the simulated world of each of them that has at least `smallest`
+ * ranks, with options (or NULL); fails the test as brg_sim_run does. */
+void ranks_in_worlds(int smallest, const brg_sim_options *options,
+                     brg_sim_rank_fn fn, void *user);
 
 /* Element k of gradient i of this rank in this step, in [-1, 1): a multiple
  * of 1/64, so that sums of a few hundred are exact in f32. */
