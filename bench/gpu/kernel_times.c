@@ -51,7 +51,7 @@ static int index_of(const char *name)
         i++;
     if (i == seen.n && i < MAX_NAMES) {
         memcpy(seen.totals[i].name, text, sizeof text);
-        seen.totals[i].is_nccl = strncmp(text, "nccl", 4) == 0;
+        seen.totals[i].is_nccl = strstr(text, "ncclDev") != NULL;
         seen.n++;
     }
     return i < MAX_NAMES ? i : -1;
