@@ -2,7 +2,6 @@
  * Reading of environment variables. */
 #include "core/base/env.h"
 
-#include <math.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -10,6 +9,7 @@
 #include <brigade/runtime.h>
 
 #include "core/base/log.h"
+#include "core/base/text.h"
 
 static const brg_env_info rows[] = {
 #define BRG_ENV(name, value, doc) {"BRG_" #name, value, doc},
@@ -32,14 +32,14 @@ double brg__env_double(brg__env_name name)
 {
     static _Atomic bool is_reported[BRG__N_ENV];
     const char *text = brg__env_text(name);
-    char *end;
-    double value = strtod(text, &end);
-    if (end != text && *end == '\0' && isfinite(value))
+    double value;
+    if (brg__text_number(text, &value))
         return value;
     if (!atomic_exchange(&is_reported[name], true))
         brg__log(BRG_LOG_WARN, "env", "%s=%s is not a number; using %s",
                  rows[name].name, text, rows[name].default_value);
-    return strtod(rows[name].default_value, NULL);
+    (void)brg__text_number(rows[name].default_value, &value);
+    return value;
 }
 
 int64_t brg__env_int(brg__env_name name)

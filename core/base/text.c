@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Text put together piece by piece. */
+ * Text put together piece by piece, numbers read from one. */
 #include "core/base/text.h"
 
+#include <locale.h>
+#include <math.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 brg__text brg__text_begin(char *at, size_t size)
 {
@@ -23,4 +27,20 @@ void brg__text_add(brg__text *text, const char *format, ...)
                       format, args);
     va_end(args);
     text->length += n > 0 ? (size_t)n : 0;
+}
+
+static locale_t c_locale; /* for good */
+
+static void make_c_locale(void)
+{
+    c_locale = newlocale(LC_ALL_MASK, "C", (locale_t)0);
+}
+
+bool brg__text_number(const char *text, double *filled)
+{
+    static pthread_once_t is_made = PTHREAD_ONCE_INIT;
+    char *end;
+    (void)pthread_once(&is_made, make_c_locale);
+    *filled = c_locale ? strtod_l(text, &end, c_locale) : strtod(text, &end);
+    return end != text && *end == '\0' && isfinite(*filled);
 }

@@ -21,6 +21,7 @@
 #include <brigade/random.h>
 
 #include "core/base/options.h"
+#include "core/base/text.h"
 #include "core/io/safetensors.h"
 #include "core/io/safetensors_save.h"
 
@@ -245,15 +246,13 @@ static brg_status get_optim(const brg_safetensors *file,
                             const brg_checkpoint *c, double *lr)
 {
     const char *kind, *text;
-    char *end;
     if (!c->optim)
         return BRG_OK;
     BRG_TRY(get_text(file, PREFIX "optim", &kind));
     if (strcmp(kind, brg_optim_kind(c->optim)) != 0)
         return fail_value(file, PREFIX "optim", kind, brg_optim_kind(c->optim));
     BRG_TRY(get_text(file, PREFIX "lr", &text));
-    *lr = strtod(text, &end);
-    if (end == text || *end != '\0' || !isfinite(*lr) || *lr < 0.0)
+    if (!brg__text_number(text, lr) || *lr < 0.0)
         return fail_value(file, PREFIX "lr", text, "a learning rate");
     return BRG_OK;
 }

@@ -4,6 +4,7 @@
 
 #include "core/base/env.h"
 #include "tests/support/brg_test.h"
+#include "tests/support/decimal_comma.h"
 
 static struct {
     int n_calls;
@@ -32,6 +33,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     (void)state;
+    use_decimal_point();
     brg_set_log_sink(NULL, NULL);
     unsetenv("BRG_TIMEOUT_S");
     unsetenv("BRG_POLL_US");
@@ -66,6 +68,20 @@ static void test_env__default_and_value(void **state)
     setenv("BRG_ISA", "avx2", 1);
     assert_string_equal(brg__env_text(BRG__ENV_ISA), "avx2");
     assert_int_equal(heard.n_calls, 0);
+}
+
+static void test_env__decimal_point_in_any_locale(void **state)
+{
+    (void)state;
+    use_decimal_comma();
+    setenv("BRG_TIMEOUT_S", "2.5", 1);
+    assert_true(brg__env_double(BRG__ENV_TIMEOUT_S) == 2.5);
+    setenv("BRG_TIMEOUT_S", "1e-3", 1);
+    assert_true(brg__env_double(BRG__ENV_TIMEOUT_S) == 1e-3);
+    assert_int_equal(heard.n_calls, 0);
+    setenv("BRG_TIMEOUT_S", "2,5", 1);
+    assert_true(brg__env_double(BRG__ENV_TIMEOUT_S) == 300.0);
+    assert_int_equal(heard.n_calls, 1);
 }
 
 static void test_env__bad_number_gives_the_default(void **state)
@@ -105,6 +121,7 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
         TEST(test_env__rows_are_complete),
         TEST(test_env__default_and_value),
+        TEST(test_env__decimal_point_in_any_locale),
         TEST(test_env__bad_number_is_logged_once),
         TEST(test_env__bad_number_gives_the_default),
         TEST(test_env__huge_number_is_kept_in_range),

@@ -9,6 +9,7 @@
 #include <brigade/random.h>
 
 #include "tests/support/brg_test.h"
+#include "tests/support/decimal_comma.h"
 #include "tests/support/fail_alloc.h"
 #include "tests/support/temp_dir.h"
 
@@ -394,6 +395,30 @@ static void test_checkpoint__rates_have_no_decimal_point(void **state)
     run_deinit(&r);
 }
 
+static void test_checkpoint__same_file_in_any_locale(void **state)
+{
+    (void)state;
+    run r;
+    run_init(&r, BRG_DTYPE_F32, true);
+    assert_brg_ok(brg_optim_set_lr(r.optim, 0.1));
+    brg_checkpoint c = describe(&r);
+    const char *point = temp_path("point"), *comma = temp_path("comma");
+    size_t n, n_comma;
+    assert_brg_ok(brg_checkpoint_save(point, &c));
+    use_decimal_comma();
+    assert_brg_ok(brg_checkpoint_save(comma, &c));
+    assert_brg_ok(brg_optim_set_lr(r.optim, 2.0));
+    assert_brg_ok(brg_checkpoint_load(&c, point));
+    use_decimal_point();
+    assert_true(brg_optim_lr(r.optim) == 0.1);
+    void *a = temp_read(point, &n), *b = temp_read(comma, &n_comma);
+    assert_int_equal(n_comma, n);
+    assert_memory_equal(a, b, n);
+    free(a);
+    free(b);
+    run_deinit(&r);
+}
+
 /* ---- Out of memory ------------------------------------------------------------------- */
 
 typedef struct oom {
@@ -435,6 +460,7 @@ int main(void)
         cmocka_unit_test(test_checkpoint__values_that_do_not_fit),
         cmocka_unit_test(test_checkpoint__wrong_arguments),
         cmocka_unit_test(test_checkpoint__rates_have_no_decimal_point),
+        cmocka_unit_test(test_checkpoint__same_file_in_any_locale),
         cmocka_unit_test(test_checkpoint__out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
