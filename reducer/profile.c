@@ -195,7 +195,8 @@ brg_status brg__profile_make(brg__profile **out, const brg_reducer *r,
             .name = strcpy(name, m->name),
             .dtype = m->dtype,
             .nbytes = brg__round_up(m->nbytes, BRG__PLAN_ALIGN),
-            .ready_ns = (uint64_t)ready_ns[order[k]]};
+            .ready_ns = (uint64_t)ready_ns[order[k]],
+            .group = m->group};
         name += strlen(name) + 1;
     }
     p->public.backward_ns = (uint64_t)ready_ns[n];

@@ -28,6 +28,8 @@ static void write_lines(const brg_profile *p, FILE *file)
         for (const char *c = g->name; *c; c++)
             fputc((unsigned char)*c < ' ' ? '?' : *c, file);
         fputc('\n', file);
+        if (g->group)
+            fprintf(file, "group\t%" PRIu32 "\n", g->group);
     }
 }
 
@@ -99,6 +101,17 @@ static bool parse_grad(const char *line, brg_profile_grad *g, char **names)
     return true;
 }
 
+/* Of the gradient before. */
+static bool parse_group(const char *line, brg_profile_grad *g)
+{
+    static const char key[] = "group\t";
+    const char *digits = line + strlen(key);
+    char end;
+    return g->group == 0 && strncmp(line, key, strlen(key)) == 0 &&
+           *digits >= '1' && *digits <= '9' &&
+           sscanf(digits, "%" SCNu32 "%c", &g->group, &end) == 1;
+}
+
 static bool parse(brg__profile *p, char *text)
 {
     char *rest, *names = p->names;
@@ -117,11 +130,13 @@ static bool parse(brg__profile *p, char *text)
         filled->backward_ns >= BRG__SCHEDULE_MOST ||
         filled->tail_nbytes >= BRG__SCHEDULE_MOST)
         return false;
-    for (; (line = strtok_r(NULL, "\n", &rest)) != NULL; n++) {
+    while ((line = strtok_r(NULL, "\n", &rest)) != NULL) {
+        if (n > 0 && parse_group(line, &p->grads[n - 1]))
+            continue;
         if (n == filled->n || !parse_grad(line, &p->grads[n], &names) ||
             p->grads[n].ready_ns < last)
             return false;
-        last = p->grads[n].ready_ns;
+        last = p->grads[n++].ready_ns;
     }
     return n > 0 && n == filled->n && last <= filled->backward_ns;
 }

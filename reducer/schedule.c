@@ -167,8 +167,10 @@ brg_status brg__schedule_plan(uint32_t *buckets, const brg_profile *profile,
     BRG_TRY_GOTO(order && params ? BRG_OK : BRG_ERR_NOMEM, out);
     for (size_t i = 0; i < n; i++) {
         order[i] = (uint32_t)i;
-        params[i] = (brg__plan_param){.nbytes = profile->grads[i].nbytes,
-                                      .dtype = profile->grads[i].dtype};
+        params[i] =
+            (brg__plan_param){.nbytes = profile->grads[i].nbytes,
+                              .dtype = profile->grads[i].dtype,
+                              .group = closes ? 0 : profile->grads[i].group};
     }
     BRG_TRY_GOTO(
         brg__plan_make(&plan, &(brg__plan_request){.params = params,

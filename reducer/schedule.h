@@ -18,7 +18,8 @@ uint64_t brg__median(uint64_t *values, size_t n);
 brg_status brg__schedule_parts(bool *closes, const brg_profile *profile,
                                const brg_link *link);
 
-/* The buckets of a plan over the profile's gradients: limits, or closes. */
+/* The buckets of a plan over the profile's gradients: limits and groups, or
+ * closes. */
 brg_status brg__schedule_plan(uint32_t *buckets, const brg_profile *profile,
                               const size_t limits[2], const bool *closes);
 

@@ -15,7 +15,11 @@ static const char help[] =
     "would travel,\nready from the last tensor to the first.\n"
     "  --first-bucket <bytes>  of the first bucket (1M)\n"
     "  --bucket <bytes>        of the others (25M)\n"
-    "Bytes may end in K, M or G.\n\n"
+    "  --group <pattern>       gradients with such names share a bucket; a "
+    "group "
+    "for\n"
+    "                          each --group\n"
+    "Bytes may end in K, M or G; a pattern is one of the shell's.\n\n"
     "With --simulate: what a step of the model that a trainer has profiled\n"
     "(--profile of the example trainers) would take at other world sizes and "
     "on other\nnetworks, with buckets by these sizes and with the best ones.\n"
@@ -71,6 +75,10 @@ static const char *parse_value(options *o, const char *name, const char *value,
         return tool_parse_bytes(value, &s->others) ? NULL : "bytes";
     if (strcmp(name, "--first-bucket") == 0)
         return tool_parse_bytes(value, &s->first) ? NULL : "bytes";
+    if (strcmp(name, "--group") == 0)
+        return *value && tool_groups_add(&s->groups, value)
+                   ? NULL
+                   : "a pattern, for at most 64 groups,";
     o->has_network = true;
     if (strcmp(name, "--ranks") == 0)
         return parse_worlds(value, s) ? NULL : "numbers of ranks";
@@ -123,9 +131,10 @@ static int parse(int argc, char **argv, options *o)
     return o->path ? 0 : tool_usage("plan", "missing argument", "file");
 }
 
-/* Gradients of the float tensors, in the file's order; the optimizer's state in
- * a checkpoint has none. */
-static size_t list_params(const brg_safetensors *file, brg_reducer_param *list)
+/* Gradients of the float tensors, in the file's order, and the groups that they
+ * are in; the optimizer's state in a checkpoint has none. */
+static size_t list_params(const brg_safetensors *file, brg_reducer_param *list,
+                          uint32_t *groups, tool_groups *patterns)
 {
     static const char state[] = "optim/";
     const brg_safetensors_info *info;
@@ -133,11 +142,14 @@ static size_t list_params(const brg_safetensors *file, brg_reducer_param *list)
     bool is_checkpoint = brg_safetensors_metadata(file, "brigade.checkpoint");
     for (size_t i = 0; (info = brg_safetensors_at(file, i)); i++)
         if (brg_dtype_is_float(info->dtype) &&
-            !(is_checkpoint && strncmp(info->name, state, strlen(state)) == 0))
+            !(is_checkpoint &&
+              strncmp(info->name, state, strlen(state)) == 0)) {
+            groups[n] = tool_groups_join(patterns, info->name);
             list[n++] = (brg_reducer_param){
                 .name = info->name,
                 .count = info->nbytes / brg_dtype_size(info->dtype),
                 .dtype = info->dtype};
+        }
     return n;
 }
 
@@ -161,24 +173,42 @@ static brg_status print_plan(const brg_reducer *reducer,
     return BRG_OK;
 }
 
-static brg_status run(const options *o, const brg_safetensors *file,
-                      brg_reducer_param *list)
+static brg_status run(const options *o, const brg_reducer_param *list, size_t n,
+                      const uint32_t *groups)
 {
     brg_pg *pg = NULL;
     brg_reducer *reducer = NULL;
     brg_reducer_options how = BRG_REDUCER_OPTIONS_INIT;
     how.first_bucket_bytes = o->s.first;
     how.bucket_bytes = o->s.others;
+    how.bucket_groups = o->s.groups.n > 0 ? groups : NULL;
+    how.n_bucket_groups = o->s.groups.n;
     brg_status status;
     BRG_TRY_GOTO(brg_pg_create_self(&pg), out);
-    BRG_TRY_GOTO(
-        brg_reducer_create(&reducer, pg, list, list_params(file, list), &how),
-        out);
+    BRG_TRY_GOTO(brg_reducer_create(&reducer, pg, list, n, &how), out);
     BRG_TRY_GOTO(print_plan(reducer, list), out);
 out:
     brg_reducer_destroy(reducer);
     brg_pg_destroy(pg);
     return status;
+}
+
+static int plan_file(options *o, const brg_safetensors *file)
+{
+    int code = 1;
+    size_t n = brg_safetensors_count(file);
+    brg_reducer_param *list = calloc(n + 1, sizeof *list);
+    uint32_t *groups = calloc(n + 1, sizeof *groups);
+    if (!list || !groups) {
+        fprintf(stderr, "brigade plan: out of memory\n");
+    } else {
+        n = list_params(file, list, groups, &o->s.groups);
+        if (tool_groups_check(&o->s.groups))
+            code = run(o, list, n, groups) == BRG_OK ? 0 : tool_fail("plan");
+    }
+    free(groups);
+    free(list);
+    return code;
 }
 
 int tool_plan(int argc, char **argv)
@@ -199,14 +229,7 @@ int tool_plan(int argc, char **argv)
         return tool_simulate(o.path, &o.s);
     if (brg_safetensors_open(&file, o.path) != BRG_OK)
         return tool_fail("plan");
-    size_t n = brg_safetensors_count(file);
-    brg_reducer_param *list = calloc(n + 1, sizeof *list);
-    if (!list)
-        fprintf(stderr, "brigade plan: out of memory\n");
-    code = list && run(&o, file, list) == BRG_OK ? 0 : 1;
-    if (list && code != 0)
-        tool_fail("plan");
-    free(list);
+    code = plan_file(&o, file);
     brg_safetensors_close(file);
     return code;
 }

@@ -56,20 +56,44 @@ static brg_status print_row(const brg_profile *p, const simulate_options *o,
     return BRG_OK;
 }
 
-int tool_simulate(const char *path, const simulate_options *o)
+/* The groups asked for instead of the profile's. */
+static bool regroup(brg_profile_grad *grads, const brg_profile *p,
+                    tool_groups *groups)
+{
+    for (size_t i = 0; i < p->n; i++) {
+        grads[i] = p->grads[i];
+        if (groups->n > 0)
+            grads[i].group = tool_groups_join(groups, grads[i].name);
+    }
+    return tool_groups_check(groups);
+}
+
+static int print_table(const brg_profile *p, const simulate_options *o,
+                       uint32_t *buckets)
+{
+    print_head(p, o);
+    for (size_t k = 0; k < o->n_worlds; k++)
+        if (print_row(p, o, o->worlds[k], buckets) != BRG_OK)
+            return tool_fail("plan");
+    return 0;
+}
+
+int tool_simulate(const char *path, simulate_options *o)
 {
     brg_profile *p;
+    int code = 1;
     if (brg_profile_read(&p, path) != BRG_OK)
         return tool_fail("plan");
     uint32_t *buckets = calloc(p->n, sizeof *buckets);
-    brg_status status = BRG_OK;
-    if (!buckets)
+    brg_profile_grad *grads = calloc(p->n, sizeof *grads);
+    if (!buckets || !grads) {
         fprintf(stderr, "brigade plan: out of memory\n");
-    else
-        print_head(p, o);
-    for (size_t k = 0; buckets && status == BRG_OK && k < o->n_worlds; k++)
-        status = print_row(p, o, o->worlds[k], buckets);
-    int code = !buckets ? 1 : status == BRG_OK ? 0 : tool_fail("plan");
+    } else if (regroup(grads, p, &o->groups)) {
+        brg_profile grouped = *p;
+        grouped.grads = grads;
+        code = print_table(&grouped, o, buckets);
+    }
+    free(grads);
     free(buckets);
     brg_profile_destroy(p);
     return code;

@@ -5,11 +5,14 @@
 
 #include <brigade/schedule.h>
 
+#include "tools/groups.h"
+
 #define SIMULATE_MAX_WORLDS 32
 
 typedef struct simulate_options {
     size_t first; /* bytes of buckets by size */
     size_t others;
+    tool_groups groups; /* none: those of the profile */
     double latency_us;
     double gbit_per_s;
     brg_link_algorithm algorithm;
@@ -18,6 +21,6 @@ typedef struct simulate_options {
 } simulate_options;
 
 /* Reads the profile and prints the table; the exit code. */
-int tool_simulate(const char *path, const simulate_options *options);
+int tool_simulate(const char *path, simulate_options *options);
 
 #endif

@@ -68,6 +68,7 @@ typedef struct brg_profile_grad {
     brg_dtype dtype;
     uint64_t nbytes;   /* in its bucket, padding included */
     uint64_t ready_ns; /* after the first */
+    uint32_t group;    /* of bucket_groups, from 1; 0: none */
 } brg_profile_grad;
 
 /* Medians over the steps that were recorded. */
@@ -91,7 +92,8 @@ BRG_API BRG_NODISCARD brg_status
 brg_reducer_get_profile(const brg_reducer *reducer, brg_profile **out);
 
 /* A text: a line "brigade-profile 1", then lines of fields with tabs between:
- * "step ns backward_ns tail_bytes", "grad dtype bytes ready_ns name". */
+ * "step ns backward_ns tail_bytes", "grad dtype bytes ready_ns name" and, where
+ * the last gradient is in a group, "group number". */
 BRG_API BRG_NODISCARD brg_status brg_profile_write(const brg_profile *profile,
                                                    const char *path);
 BRG_API BRG_NODISCARD brg_status brg_profile_read(brg_profile **out,
@@ -123,15 +125,15 @@ BRG_API BRG_NODISCARD brg_status
 brg_schedule_predict(brg_schedule *filled, const brg_profile *profile,
                      const brg_link *link, const uint32_t *buckets);
 
-/* The buckets that limits in bytes make (0: the reducer's own). buckets: filled,
- * one for each gradient. */
+/* The buckets that limits in bytes make (0: the reducer's own), and the profile's
+ * groups. buckets: filled, one for each gradient. */
 BRG_API BRG_NODISCARD brg_status
 brg_schedule_by_size(uint32_t *buckets, const brg_profile *profile,
                      size_t first_bucket_bytes, size_t bucket_bytes);
 
 /* Of all cuts of the order into contiguous parts, the one with the least
  * exposed time; of these, one with the fewest parts. A part makes one bucket of
- * each dtype in it. By dynamic programming over prefixes, O(n^2):
+ * each dtype in it; groups do not count. By dynamic programming over prefixes, O(n^2):
  *
  *     end(0) = 0
  *     end(j) = min over i < j of max(end(i), ready_(j-1)) + t(bytes i .. j-1)

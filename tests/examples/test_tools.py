@@ -108,6 +108,24 @@ class ToolTest(ProgramTest):
                           ("f32", ["c.bias", "b.weight"]),
                           ("f32", ["a.weight"]), ])
 
+    def test_plan_with_groups(self):
+        path = write_safetensors(self.folder / "model.safetensors", {
+            name: ("F32", 4, [64]) for name in ("a.w", "a.b", "b.w", "c.w")})
+
+        def buckets(*arguments):
+            out = self.run_tool("plan", *arguments, path).out
+            return [re.findall(r"  (\S+) ", names) for names in
+                    re.findall(r"^bucket .*\n((?:  .*\n)*)", out, re.M)]
+        self.assertEqual(buckets("--group", "[bc].w", "--group", "*.w"),
+                         [["c.w", "b.w"], ["a.w"], ["a.b"]])
+        self.assertEqual(buckets("--group", "c*", "--first-bucket", "1"),
+                         [["c.w"], ["b.w"], ["a.w", "a.b"]])
+        for wrong in (["--group", "x*"], ["--group", "c*", "--group", "c.w"]):
+            self.assertIn("no gradient is in the group",
+                          self.run_tool("plan", *wrong, path, code=1).err)
+        self.run_tool("plan", "--group", "", path, code=2)
+        self.run_tool("plan", *(["--group", "a*"] * 65), path, code=2)
+
     def test_plan_of_a_checkpoint(self):
         tensors = {"fc.weight": ("F32", 4, [10]),
                    "optim/exp_avg/fc.weight": ("F32", 4, [10])}
@@ -152,6 +170,20 @@ class ToolTest(ProgramTest):
             self.assertAlmostEqual(transfer, 3 + 2 * late, places=3)
             self.assertAlmostEqual(exposed, 2 + 1.5 + late - 3, places=3)
             self.assertAlmostEqual(step, 8 + exposed, places=3)
+        # A group of both: one bucket by size too; choices know none.
+        one, = self.simulate(profile, "--ranks", "4", "--first-bucket", "1G")
+        apart, = self.simulate(profile, "--ranks", "4", "--first-bucket", "1")
+        self.assertEqual((one[2], apart[2]), (1, 2))
+        grouped, = self.simulate(profile, "--ranks", "4", "--first-bucket",
+                                 "1", "--group", "?")
+        self.assertEqual(grouped, one)
+        text = profile.read_text()
+        profile.write_text(text.replace("\n", "\ngroup\t1\n")
+                           .replace("group\t1\n", "", 2))
+        grouped, = self.simulate(profile, "--ranks", "4", "--first-bucket",
+                                 "1")
+        self.assertEqual(grouped, one)
+        profile.write_text(text)
         rows = self.simulate(profile)
         self.assertEqual([row[0] for row in rows], [2, 4, 8, 16, 32, 64])
         for row in rows:

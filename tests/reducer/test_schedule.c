@@ -4,8 +4,8 @@
 #include <math.h>
 
 #include <brigade/schedule.h>
-#include <brigade/sim.h>
 
+#include "tests/reducer/timed_step.h"
 #include "tests/support/brg_test.h"
 #include "tests/support/fail_alloc.h"
 #include "tests/support/ranks.h"
@@ -193,9 +193,9 @@ static void test_schedule__is_no_worse_than_any_sizes(void **state)
 static void test_schedule__costs_what_the_formula_says(void **state)
 {
     (void)state;
-    const brg_profile_grad grads[] = {{"a", BRG_DTYPE_F32, 1000, 0},
-                                      {"b", BRG_DTYPE_F32, 1000, 1000},
-                                      {"c", BRG_DTYPE_F32, 1000, 2000}};
+    const brg_profile_grad grads[] = {{"a", BRG_DTYPE_F32, 1000, 0, 0},
+                                      {"b", BRG_DTYPE_F32, 1000, 1000, 0},
+                                      {"c", BRG_DTYPE_F32, 1000, 2000, 0}};
     const brg_profile p = {3, grads, 2500, 7000, 0};
     const brg_link link = {2, {{0, 100, 0}, {1000, 1100, 500}}};
     static const struct {
@@ -239,8 +239,8 @@ static void test_schedule__formulas_of_links(void **state)
 static void test_schedule__refuses_nonsense(void **state)
 {
     (void)state;
-    const brg_profile_grad grads[] = {{"a", BRG_DTYPE_F32, 64, 0},
-                                      {"b", BRG_DTYPE_F64, 64, 1}};
+    const brg_profile_grad grads[] = {{"a", BRG_DTYPE_F32, 64, 0, 0},
+                                      {"b", BRG_DTYPE_F64, 64, 1, 0}};
     const brg_profile p = {2, grads, 2, 2, 0};
     const brg_link link = {1, {{0, 100, 0}}}, none = {0};
     brg_schedule s;
@@ -273,8 +273,8 @@ static void test_schedule__refuses_what_lasts_for_ages(void **state)
     brg_schedule filled;
     for (size_t k = 0; k < 3 * 5; k++) {
         uint64_t v = huge[k % 3];
-        brg_profile_grad grads[] = {{"a", BRG_DTYPE_F32, 64, 0},
-                                    {"b", BRG_DTYPE_F32, 64, 1}};
+        brg_profile_grad grads[] = {{"a", BRG_DTYPE_F32, 64, 0, 0},
+                                    {"b", BRG_DTYPE_F32, 64, 1, 0}};
         brg_profile p = {2, grads, 2, 2, 0};
         uint64_t *const places[] = {&p.backward_ns, &p.step_ns, &p.tail_nbytes,
                                     &grads[1].nbytes, &grads[0].ready_ns};
@@ -287,8 +287,8 @@ static void test_schedule__refuses_what_lasts_for_ages(void **state)
             brg_schedule_predict(&filled, &p, &fast, (const uint32_t[]){0, 0}),
             BRG_ERR_ARG, "2^61");
     }
-    const brg_profile_grad grads[] = {{"a", BRG_DTYPE_F32, 64, 0},
-                                      {"b", BRG_DTYPE_F32, 64, 1}};
+    const brg_profile_grad grads[] = {{"a", BRG_DTYPE_F32, 64, 0, 0},
+                                      {"b", BRG_DTYPE_F32, 64, 1, 0}};
     const brg_profile p = {2, grads, 2, 2, 0};
     for (size_t k = 0; k < 4; k++)
         assert_brg_fails_with(brg_schedule_choose(buckets, &p, &links[k]),
@@ -306,13 +306,7 @@ static void test_schedule__refuses_what_lasts_for_ages(void **state)
 
 /* ---- In virtual time ------------------------------------------------------------- */
 
-#define N_GRADS 7
 #define N_STEPS 9
-
-static const size_t counts[N_GRADS] = {40000, 300, 90000, 5, 2000, 70000, 1000};
-/* Work before each gradient, from the last to the first. */
-static const uint64_t work_ns[N_GRADS] = {300,   90000,  40000, 0,
-                                          20000, 400000, 9000};
 
 typedef struct timed {
     brg_bucket_choice buckets;
@@ -322,32 +316,14 @@ typedef struct timed {
     brg_reducer_stats stats;
 } timed;
 
-static brg_status timed_step(brg_pg *pg, brg_reducer *r, uint64_t *ns)
-{
-    uint64_t start = brg_sim_now_ns(pg);
-    for (size_t i = N_GRADS; i-- > 0;) {
-        brg_sim_spend_ns(pg, work_ns[N_GRADS - 1 - i]);
-        BRG_TRY(brg_reducer_mark_ready(r, i));
-    }
-    BRG_TRY(brg_reducer_wait(r));
-    *ns = brg_sim_now_ns(pg) - start;
-    return BRG_OK;
-}
-
 static brg_status timed_rank(brg_pg *pg, void *user)
 {
     timed *t = user;
-    static float values[8][N_GRADS][90000];
-    brg_reducer_param params[N_GRADS] = {{0}};
     brg_reducer_options options = BRG_REDUCER_OPTIONS_INIT;
     brg_reducer *r;
     options.buckets = t->buckets;
     options.first_bucket_bytes = options.bucket_bytes = t->first_bytes;
-    for (size_t i = 0; i < N_GRADS; i++)
-        params[i] = (brg_reducer_param){.grad = values[brg_pg_rank(pg)][i],
-                                        .count = counts[i],
-                                        .dtype = BRG_DTYPE_F32};
-    BRG_TRY(brg_reducer_create(&r, pg, params, N_GRADS, &options));
+    BRG_TRY(timed_create(&r, pg, &options));
     brg_status status = BRG_OK;
     uint64_t ns = 0;
     for (int step = 0; step < N_STEPS && status == BRG_OK; step++)
@@ -405,127 +381,6 @@ static void test_schedule__virtual_step_is_as_predicted(void **state)
                    by_size.stats.n_buckets,
                    (unsigned long long)s->predicted_by_size_ns / 1000);
         }
-}
-
-/* ---- Profiles ------------------------------------------------------------------------ */
-
-static brg_status profile_rank(brg_pg *pg, void *user)
-{
-    static float values[2][N_GRADS][90000];
-    brg_reducer_param params[N_GRADS] = {{0}};
-    brg_reducer *r;
-    brg_profile *p;
-    uint64_t ns;
-    for (size_t i = 0; i < N_GRADS; i++)
-        params[i] = (brg_reducer_param){.grad = values[brg_pg_rank(pg)][i],
-                                        .count = counts[i],
-                                        .dtype = BRG_DTYPE_F32};
-    BRG_TRY(brg_reducer_create(&r, pg, params, N_GRADS, NULL));
-    RANK_FAILS(brg_reducer_record(r, 1), BRG_ERR_ARG, "1 steps");
-    BRG_TRY(brg_reducer_record(r, 3));
-    RANK_FAILS(brg_reducer_get_profile(r, &p), BRG_ERR_STATE, "0 steps");
-    for (int step = 0; step < 5; step++) {
-        BRG_TRY(timed_step(pg, r, &ns));
-        brg_sim_spend_ns(pg, 5000); /* the update */
-    }
-    BRG_TRY(brg_reducer_get_profile(r, &p));
-    RANK_CHECK(p->n == N_GRADS, "%zu gradients", p->n);
-    uint64_t at = 0;
-    for (size_t k = 0; k < N_GRADS; k++) {
-        const brg_profile_grad *g = &p->grads[k];
-        size_t i = N_GRADS - 1 - k;
-        at += k ? work_ns[k] : 0;
-        RANK_CHECK(g->ready_ns == at, "gradient %zu was ready at %llu", i,
-                   (unsigned long long)g->ready_ns);
-        RANK_CHECK(g->nbytes == (4 * counts[i] + 63) / 64 * 64, "%zu: %llu", i,
-                   (unsigned long long)g->nbytes);
-    }
-    RANK_CHECK(p->backward_ns == at, "backward");
-    RANK_CHECK(p->step_ns == at + work_ns[0] + 5000, "a step takes %llu",
-               (unsigned long long)p->step_ns);
-    brg_status status = BRG_OK;
-    if (brg_pg_rank(pg) == 0)
-        status = brg_profile_write(p, user);
-    brg_profile_destroy(p);
-    brg_reducer_destroy(r);
-    return status;
-}
-
-static void test_schedule__profiles_are_written_and_read(void **state)
-{
-    (void)state;
-    const char *path = temp_path("profile");
-    brg_sim_options world = BRG_SIM_OPTIONS_INIT;
-    world.bytes_per_s = 1e8;
-    assert_brg_ok(brg_sim_run(2, &world, profile_rank, (void *)path));
-    brg_profile *p;
-    assert_brg_ok(brg_profile_read(&p, path));
-    assert_int_equal(p->n, N_GRADS);
-    assert_string_equal(p->grads[0].name, "parameter 6");
-    assert_int_equal(p->grads[1].ready_ns, work_ns[1]);
-    assert_int_equal(p->grads[0].dtype, BRG_DTYPE_F32);
-    assert_true(p->tail_nbytes > 0);
-    brg_profile_destroy(p);
-    assert_brg_fails(brg_profile_read(&p, temp_path("none")), BRG_ERR_IO);
-}
-
-/* By a clock that goes on between two looks. */
-static void test_schedule__profiles_of_real_time(void **state)
-{
-    (void)state;
-    enum { N = 3, N_RECORDED = 9 };
-    const char *path = temp_path("profile");
-    double grads[N] = {1, 2, 3};
-    brg_reducer_param params[N];
-    for (int i = 0; i < N; i++)
-        params[i] = (brg_reducer_param){
-            .grad = &grads[i], .count = 1, .dtype = BRG_DTYPE_F64};
-    brg_pg *pg;
-    brg_reducer *r;
-    brg_profile *p;
-    assert_brg_ok(brg_pg_create_self(&pg));
-    assert_brg_ok(brg_reducer_create(&r, pg, params, N, NULL));
-    assert_brg_ok(brg_reducer_record(r, N_RECORDED));
-    for (int step = 0; step < N_RECORDED; step++) {
-        for (size_t i = N; i-- > 0;)
-            assert_brg_ok(brg_reducer_mark_ready(r, i));
-        assert_brg_ok(brg_reducer_wait(r));
-    }
-    assert_brg_ok(brg_reducer_get_profile(r, &p));
-    assert_true(p->grads[N - 1].ready_ns <= p->backward_ns);
-    assert_brg_ok(brg_profile_write(p, path));
-    brg_profile_destroy(p);
-    assert_brg_ok(brg_profile_read(&p, path));
-    brg_profile_destroy(p);
-    brg_reducer_destroy(r);
-    brg_pg_destroy(pg);
-}
-
-static void test_schedule__damaged_profiles_are_refused(void **state)
-{
-    (void)state;
-    static const char *const texts[] = {
-        "",
-        "brigade-profile 2\nstep\t1\t1\t0\ngrad\tf32\t4\t0\ta\n",
-        "brigade-profile 1\ngrad\tf32\t4\t0\ta\n",
-        "brigade-profile 1\nstep\t1\t1\t0\n",
-        "brigade-profile 1\nstep\t1\t1\t0\ngrad\tf31\t4\t0\ta\n",
-        "brigade-profile 1\nstep\t1\t1\t0\ngrad\tf32\t4\n",
-        "brigade-profile 1\nstep\t1\t1\t0\ngrad\tf32\t4\t2\ta\n",
-        "brigade-profile 1\nstep\t9\t9\t0\ngrad\tf32\t4\t2\ta\n"
-        "grad\tf32\t4\t1\tb\n",
-        "brigade-profile 1\nstep\t9\t-1\t0\ngrad\tf32\t4\t2\ta\n",
-        "brigade-profile 1\nstep\t-9\t9\t0\ngrad\tf32\t4\t2\ta\n",
-        "brigade-profile 1\nstep\t9\t9\t-1\ngrad\tf32\t4\t2\ta\n",
-        "brigade-profile 1\nstep\t9\t9\t0\ngrad\tf32\t-4\t2\ta\n",
-        "brigade-profile 1\nstep\t9\t9\t0\ngrad\tf32\t4\t2\ta\nnothing\n"};
-    for (size_t k = 0; k < sizeof texts / sizeof texts[0]; k++) {
-        brg_profile *p;
-        const char *path = temp_file("damaged", texts[k], strlen(texts[k]));
-        assert_brg_fails_with(brg_profile_read(&p, path), BRG_ERR_FORMAT,
-                              "is no profile");
-        assert_null(p);
-    }
 }
 
 /* ---- Memory ---------------------------------------------------------------------------- */
@@ -670,9 +525,6 @@ int main(void)
         cmocka_unit_test(test_schedule__refuses_nonsense),
         cmocka_unit_test(test_schedule__refuses_what_lasts_for_ages),
         cmocka_unit_test(test_schedule__virtual_step_is_as_predicted),
-        cmocka_unit_test(test_schedule__profiles_are_written_and_read),
-        cmocka_unit_test(test_schedule__profiles_of_real_time),
-        cmocka_unit_test(test_schedule__damaged_profiles_are_refused),
         cmocka_unit_test(test_schedule__survives_want_of_memory),
         cmocka_unit_test(test_schedule__options_that_do_not_go_together),
     };
