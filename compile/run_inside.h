@@ -52,9 +52,9 @@ brg_status brg__run_op(brg__running *r, brg__step *step);
 /* Of loose plans: the tensor of this run, borrowed; one that is a shape only, as
  * it is; NULL: undefined. */
 brg_tensor *brg__run_operand(const brg__running *r, int id);
-/* Offers the place in a bucket that waits for this value to the next op; and
- * takes back what no op took. */
-void brg__run_offer_home(const brg__running *r, int id);
+/* Offers the places in buckets that wait for n values to the next op; and takes
+ * back what no op took. */
+void brg__run_offer_homes(const brg__running *r, int first, int n);
 void brg__run_close_offer(void);
 
 /* ---- run_there.c --------------------------------------------------------------- */

@@ -145,12 +145,16 @@ brg_tensor *brg__run_operand(const brg__running *r, int id)
     return root ? root->real : &r->exec->values[id].t;
 }
 
-void brg__run_offer_home(const brg__running *r, int id)
+void brg__run_offer_homes(const brg__running *r, int first, int n)
 {
-    brg_tensor *home = brg__run_home(r, brg__run_root(r, id));
-    if (home)
-        brg__offered =
-            (brg__placement){.homes = {home}, .is_open = true, .selected = 0};
+    for (int j = 0; j < n && j < BRG_MAX_OP_INPUTS; j++) {
+        brg_tensor *home = brg__run_home(r, brg__run_root(r, first + j));
+        if (!home)
+            continue;
+        brg__offered.homes[j] = home;
+        brg__offered.is_open = brg__offered.is_row = true;
+        brg__offered.selected = 0;
+    }
 }
 
 void brg__run_close_offer(void)
@@ -175,8 +179,7 @@ static brg_status run_op_loose(brg__running *r, brg__step *step)
             node->op == &brg__op_reshape || node->op == &brg__op_reshape_like;
         if (shares && !(in[0] = brg_contiguous(in[0])))
             return brg_error_code();
-        if (node->n_out > 0)
-            brg__run_offer_home(r, node->first_out);
+        brg__run_offer_homes(r, node->first_out, node->n_out);
         brg_status status =
             brg_op_apply(node->op, node->n_in, in, &step->attrs, out);
         brg__run_close_offer();
@@ -191,7 +194,7 @@ static brg_status run_add_loose(brg__running *r, const brg__ir_node *node)
 {
     const int *in = brg__ir_in(r->exec->ir, node);
     brg_tensor *a = brg__run_operand(r, in[0]), *b = brg__run_operand(r, in[1]);
-    brg__run_offer_home(r, node->first_out);
+    brg__run_offer_homes(r, node->first_out, 1);
     brg_tensor *sum = a && b ? brg_sparse_add(a, b) : (a ? a : b);
     brg__run_close_offer();
     if (a && b && !sum)

@@ -46,7 +46,7 @@ static brg_status run_op(call *c, int k)
     }
     brg_status status = BRG_OK;
     if (op->out != NONE)
-        brg__run_offer_home(c->r, id_of(c, k));
+        brg__run_offer_homes(c->r, id_of(c, k), 1);
     if (op->is_fan_in && n == 1)
         out = in[0] ? in[0] : in[1];
     else if (n == op->n_in && op->is_fan_in)

@@ -348,7 +348,7 @@ brg_status brg__batch_norm_vjp(brg_vjp *v)
     brg_tensor *out[3];
     brg_tensor *in[] = {v->grad_out[0], v->in[0], v->in[1], v->out[1],
                         v->out[2]};
-    BRG_TRY(brg_op_apply(&brg__op_batch_norm_grad, 5, in, v->attrs, out));
+    BRG_TRY(brg__apply_grads(&brg__op_batch_norm_grad, 5, in, v->attrs, out));
     BRG_VJP_SET(v, 0, out[0]);
     BRG_VJP_SET(v, 1, out[1]);
     BRG_VJP_SET(v, 2, out[2]);

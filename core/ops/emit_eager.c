@@ -53,11 +53,24 @@ void brg_vjp_select(int i)
     brg__offered.selected = i;
 }
 
-/* The storage offered for such an output, taken from the offer; or NULL. */
-static brg__storage *take_home(const brg_out_info *info, brg_device device)
+brg_status brg__apply_grads(const brg_op *op, int n_in, brg_tensor *const *in,
+                            const brg_attrs *attrs, brg_tensor **out)
 {
-    int i = brg__offered.selected;
-    if (i < 0 || i >= BRG_MAX_OP_INPUTS || !brg__offered.homes[i])
+    brg__offered.selected = 0;
+    brg__offered.is_row = true;
+    brg_status status = brg_op_apply(op, n_in, in, attrs, out);
+    brg__offered.selected = -1;
+    brg__offered.is_row = false;
+    return status;
+}
+
+/* The storage offered for output j of that kind, taken from the offer; or NULL. */
+static brg__storage *take_home(const brg_out_info *info, int j,
+                               brg_device device)
+{
+    int i = brg__offered.selected + (brg__offered.is_row ? j : 0);
+    if (brg__offered.selected < 0 || i >= BRG_MAX_OP_INPUTS ||
+        !brg__offered.homes[i])
         return NULL;
     const brg_tensor *home = brg__offered.homes[i];
     if ((brg_dtype)home->dtype != info->dtype || home->offset != 0 ||
@@ -103,7 +116,7 @@ static brg_status make_output(brg_op_call *call, int j, brg_device device)
                                      call->in[info->view_of]->storage));
     } else {
         brg__storage *home =
-            brg__offered.is_open ? take_home(info, layout.device) : NULL;
+            brg__offered.is_open ? take_home(info, j, layout.device) : NULL;
         brg_status status = home ? brg__tensor_new_view(&t, &layout, home)
                                  : brg__tensor_new(&t, &layout);
         if (status != BRG_OK)

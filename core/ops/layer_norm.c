@@ -267,7 +267,7 @@ brg_status brg__layer_norm_vjp(brg_vjp *v)
         return vjp_by_ops(v);
     brg_tensor *g = v->grad_out[0], *w = v->in[1], *out[3];
     brg_tensor *in[] = {g, v->in[0], w, v->out[1], v->out[2]};
-    BRG_TRY(brg_op_apply(&brg__op_layer_norm_grad, 5, in, v->attrs, out));
+    BRG_TRY(brg__apply_grads(&brg__op_layer_norm_grad, 5, in, v->attrs, out));
     BRG_VJP_SET(v, 0, out[0]);
     BRG_VJP_SET(v, 1, out[1]);
     BRG_VJP_SET(v, 2, w ? out[2] : g);

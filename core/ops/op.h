@@ -87,14 +87,20 @@ bool brg__kernel_exists(const brg_op *op, brg_device device);
  * bucket while it calls the rule that makes the leaf's gradient, and the first
  * output of those sizes that is made for this gradient (brg_vjp_select) is
  * written there instead of being copied there later. A guess that misses, an
- * intermediate result of the same gradient, costs nothing but the copy. */
+ * intermediate result of the same gradient, costs nothing but the copy. An op
+ * that makes all gradients of a rule at once takes each of them. */
 typedef struct brg__placement {
     brg_tensor *homes[BRG_MAX_OP_INPUTS]; /* borrowed, row-major; or NULL */
     bool is_open;                         /* some home is there */
     int selected;                         /* the gradient being made, or -1 */
+    bool is_row; /* output j is gradient selected + j */
 } brg__placement;
 
 extern _Thread_local brg__placement brg__offered;
+
+/* brg_op_apply of an op whose output j is the gradient of the rule's input j. */
+brg_status brg__apply_grads(const brg_op *op, int n_in, brg_tensor *const *in,
+                            const brg_attrs *attrs, brg_tensor **out);
 
 /* ---- Calling ops from the library's own functions ------------------------------ */
 
