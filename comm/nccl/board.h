@@ -35,6 +35,7 @@ typedef struct brg__nccl_desk {
     _Alignas(64) _Atomic uint64_t started; /* collectives */
     _Atomic uint64_t launched;             /* graphs that hold some */
     _Atomic int32_t gone;
+    _Atomic int32_t joined; /* steps of join.c done */
     int32_t pid;
     uint64_t born; /* core/base/process.h */
     char why[BRG__NCCL_WHY];

@@ -86,10 +86,11 @@ typedef struct brg__nccl_group {
     const brg_host *host;
     int rank, n_ranks, device;
     uint64_t timeout_ns;
-    bool is_registering, sums_wide; /* settings */
-    ncclComm_t comm;                /* under `lock` once the watch runs */
-    pthread_mutex_t lock;           /* of comm and the beats */
-    cudaStream_t compute;           /* borrowed */
+    bool is_registering, sums_wide, is_bounded; /* settings */
+    const int *were; /* while it is made by shrink.c: the old ranks; borrowed */
+    ncclComm_t comm; /* under `lock` once the watch runs */
+    pthread_mutex_t lock; /* of comm and the beats */
+    cudaStream_t compute; /* borrowed */
     cudaStream_t own, copies;
     cudaEvent_t ready;      /* E1, recorded anew by each start */
     brg__nccl_event *spare; /* E2 of calls to come */
@@ -117,9 +118,9 @@ brg_status brg__nccl_check_cuda(brg__nccl_group *g, cudaError_t error,
 brg_status brg__nccl_check(brg__nccl_group *g, ncclResult_t result,
                            const char *what);
 
-/* nccl.c, shrink.c */
-brg_status brg__nccl_create(const brg_host *host, const brg_pg_options *options,
-                            brg_group *filled);
+/* nccl.c, shrink.c. `were`: see brg__nccl_group; or NULL. */
+brg_status brg__nccl_make(const brg_host *host, const brg_pg_options *options,
+                          const int *were, brg_group *filled);
 brg_status brg__nccl_shrink(void *group, brg_group *filled);
 
 /* The slots of brg_group_ops (calls.c). */
@@ -144,6 +145,9 @@ brg_status brg__nccl_sum(brg__nccl_group *g, const brg_call *call,
                          const void *send, void *recv);
 bool brg__nccl_sums_wide(const brg__nccl_group *g, const brg_call *call);
 void brg__nccl_leaves_deinit(brg__nccl_group *g);
+
+/* join.c: sets `comm`. Collective. */
+brg_status brg__nccl_join(brg__nccl_group *g, ncclUniqueId id);
 
 /* ---- watch.c ----------------------------------------------------------------------- */
 

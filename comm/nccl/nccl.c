@@ -162,9 +162,7 @@ static brg_status meet(brg__nccl_group *g, const brg_nccl_options *o)
         return g->host->fail(BRG_ERR_PEER, __FILE__, __LINE__,
                              "rank %d: nccl: rank 0 could not make a unique id",
                              g->rank);
-    return brg__nccl_check(
-        g, ncclCommInitRank(&g->comm, g->n_ranks, note.id, g->rank),
-        "joining the group");
+    return brg__nccl_join(g, note.id);
 }
 
 static brg_status open_group(brg__nccl_group *g, const brg_nccl_options *o)
@@ -283,6 +281,7 @@ static void fill_group(brg__nccl_group *g, const brg_host *host,
     g->compute = o->stream;
     g->timeout_ns = (uint64_t)(options->timeout_s * 1e9);
     g->is_registering = strcmp(host->env("BRG_NCCL_REGISTER"), "1") == 0;
+    g->is_bounded = strcmp(host->env("BRG_NCCL_BOUNDED_INIT"), "1") == 0;
     g->sums_wide = strcmp(host->env("BRG_NCCL_WIDE_SUMS"), "1") == 0;
     g->last = &g->first;
     g->held_last = &g->held;
@@ -291,8 +290,8 @@ static void fill_group(brg__nccl_group *g, const brg_host *host,
     (void)pthread_cond_init(&g->watch.wake, NULL);
 }
 
-brg_status brg__nccl_create(const brg_host *host, const brg_pg_options *options,
-                            brg_group *filled)
+brg_status brg__nccl_make(const brg_host *host, const brg_pg_options *options,
+                          const int *were, brg_group *filled)
 {
     const brg_nccl_options *o = options->backend_data;
     BRG__NCCL_TRY(check_options(host, o));
@@ -300,8 +299,11 @@ brg_status brg__nccl_create(const brg_host *host, const brg_pg_options *options,
     if (!g)
         return BRG_ERR_NOMEM;
     fill_group(g, host, options);
+    g->were = were;
     brg_status status = open_group(g, o);
+    g->were = NULL;
     if (status != BRG_OK) {
+        brg__nccl_say_gone(g, status, "could not make its end of the group");
         brg__nccl_watch_stop(g);
         if (g->comm)
             (void)ncclCommAbort(g->comm);
@@ -319,11 +321,17 @@ brg_status brg__nccl_create(const brg_host *host, const brg_pg_options *options,
     return BRG_OK;
 }
 
+static brg_status nccl_create(const brg_host *host,
+                              const brg_pg_options *options, brg_group *filled)
+{
+    return brg__nccl_make(host, options, NULL, filled);
+}
+
 static const brg_backend backend_nccl = {
     .abi = BRG_BACKEND_ABI,
     .struct_size = sizeof(brg_backend),
     .name = "nccl",
-    .create = brg__nccl_create,
+    .create = nccl_create,
 };
 
 const brg_backend *brg_comm_nccl(void)

@@ -143,6 +143,10 @@ static brg_status broadcast(void *user, void *data, size_t nbytes)
 static brg_status make_group(meeting *m, brg_group *filled)
 {
     const brg__nccl_group *g = m->g;
+    int were[MAX_RANKS], n = 0;
+    for (int i = 0; i < g->board.n; i++)
+        if (m->members >> i & 1)
+            were[n++] = g->board.ranks[i];
     const brg_nccl_options nccl = {
         .struct_size = sizeof nccl,
         .rank = m->mine,
@@ -156,7 +160,7 @@ static brg_status make_group(meeting *m, brg_group *filled)
     const brg_pg_options options = {.struct_size = sizeof options,
                                     .timeout_s = (double)g->timeout_ns * 1e-9,
                                     .backend_data = &nccl};
-    return brg__nccl_create(g->host, &options, filled);
+    return brg__nccl_make(g->host, &options, were, filled);
 }
 
 brg_status brg__nccl_shrink(void *group, brg_group *filled)

@@ -18,6 +18,16 @@ bool fake_gpu_init(void);
  * ncclResult_t). */
 void fake_nccl_set_state(int state);
 
+/* From now on this rank is lost where it makes a communicator: it is killed
+ * there, or does not do its part for 1 s. */
+typedef enum fake_step {
+    FAKE_NOWHERE,
+    FAKE_INIT,
+    FAKE_SPLIT,
+    FAKE_FINALIZE
+} fake_step;
+void fake_nccl_set_fault(fake_step step, bool kills);
+
 /* So many graphs hold calls of NCCL's: communicators are neither destroyed nor
  * freed by an abort until they are gone. */
 void fake_nccl_set_graphs(int n);

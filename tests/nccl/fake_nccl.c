@@ -4,11 +4,13 @@
  * the result of them. Send and recv go through a box for each pair of ranks, in
  * pieces. */
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include <nccl.h>
 
@@ -18,7 +20,7 @@
 #include "tests/nccl/fake_gpu.h"
 #include "tests/nccl/fake_stream.h"
 
-#define N_COMMS 24 /* of one test program's life */
+#define N_COMMS 64 /* of a world's life */
 #define TRAY ((size_t)8 << 20)
 #define BOX 65536
 
@@ -28,7 +30,8 @@ typedef struct box {
 } box;
 
 typedef struct shared_comm {
-    _Atomic int n_joined;
+    _Atomic int n_joined, n_final;
+    _Atomic int child; /* 1 + the place of what is split from it; 0: none */
     _Atomic unsigned long posted[FAKE_MAX_RANKS], taken[FAKE_MAX_RANKS];
     box boxes[FAKE_MAX_RANKS][FAKE_MAX_RANKS]; /* from, to */
     char trays[FAKE_MAX_RANKS][TRAY];
@@ -42,6 +45,9 @@ typedef struct shared {
 struct ncclComm {
     shared_comm *s;
     int rank, n;
+    bool is_blocking, is_final;
+    struct ncclComm *child; /* being split */
+    ncclComm_t *child_out;
     _Atomic bool is_aborted;
     _Atomic int n_ops; /* queued */
     unsigned long n_started;
@@ -80,25 +86,115 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId *out)
     return k < N_COMMS ? ncclSuccess : ncclSystemError;
 }
 
-ncclResult_t ncclCommInitRank(ncclComm_t *out, int n, ncclUniqueId id, int rank)
+static fake_step fault_step;
+static bool fault_kills;
+
+void fake_nccl_set_fault(fake_step step, bool kills)
 {
-    int k;
-    memcpy(&k, id.internal, sizeof k);
+    fault_step = step;
+    fault_kills = kills;
+}
+
+/* True: this rank does not come, or only when the others have given up. */
+static bool is_lost_at(fake_step step)
+{
+    const struct timespec long_enough = {1, 0};
+    if (step != fault_step)
+        return false;
+    if (fault_kills)
+        (void)raise(SIGKILL);
+    (void)nanosleep(&long_enough, NULL);
+    return true;
+}
+
+static bool have_all_joined(const struct ncclComm *c)
+{
+    return atomic_load(&c->s->n_joined) >= c->n;
+}
+
+static struct ncclComm *join(int k, int n, int rank, bool is_blocking)
+{
     struct ncclComm *c = calloc(1, sizeof *c);
     c->s = &all->comms[k];
     c->rank = rank;
     c->n = n;
+    c->is_blocking = is_blocking;
     atomic_fetch_add(&c->s->n_joined, 1);
-    while (atomic_load(&c->s->n_joined) < n)
+    return c;
+}
+
+ncclResult_t ncclCommInitRank(ncclComm_t *out, int n, ncclUniqueId id, int rank)
+{
+    int k;
+    memcpy(&k, id.internal, sizeof k);
+    if (is_lost_at(FAKE_INIT))
+        return ncclSystemError;
+    *out = join(k, n, rank, true);
+    while (!have_all_joined(*out))
         sched_yield();
-    *out = c;
     return ncclSuccess;
+}
+
+ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int n, ncclUniqueId id,
+                                    int rank, ncclConfig_t *config)
+{
+    int k;
+    memcpy(&k, id.internal, sizeof k);
+    if (config->blocking != 0)
+        return ncclCommInitRank(out, n, id, rank);
+    if (is_lost_at(FAKE_INIT))
+        return ncclSystemError;
+    *out = join(k, n, rank, false);
+    return ncclInProgress;
+}
+
+/* All ranks stay together, in their order. As with NCCL, `out` is there once
+ * `comm` is no longer in progress. */
+ncclResult_t ncclCommSplit(ncclComm_t comm, int color, int key, ncclComm_t *out,
+                           ncclConfig_t *config)
+{
+    int none = 0;
+    if (color != 0 || key != comm->rank || comm->is_blocking ||
+        !have_all_joined(comm))
+        return ncclInvalidUsage;
+    if (is_lost_at(FAKE_SPLIT))
+        return ncclSystemError;
+    const int k = atomic_fetch_add(&all->n_comms, 1);
+    if (k >= N_COMMS)
+        return ncclSystemError;
+    (void)atomic_compare_exchange_strong(&comm->s->child, &none, k + 1);
+    comm->child_out = out;
+    comm->child = join(atomic_load(&comm->s->child) - 1, comm->n, key,
+                       config->blocking != 0);
+    return ncclSuccess; /* NCCL says so while it goes on */
+}
+
+ncclResult_t ncclCommFinalize(ncclComm_t comm)
+{
+    if (is_lost_at(FAKE_FINALIZE))
+        return ncclSystemError;
+    comm->is_final = true;
+    atomic_fetch_add(&comm->s->n_final, 1);
+    return ncclInProgress;
+}
+
+/* Whether the others have come; hands over what was split. */
+static bool is_in_progress(struct ncclComm *c)
+{
+    if (!have_all_joined(c) || (c->child && !have_all_joined(c->child)) ||
+        (c->is_final && atomic_load(&c->s->n_final) < c->n))
+        return true;
+    if (c->child)
+        *c->child_out = c->child;
+    c->child = NULL;
+    return false;
 }
 
 static void drain(struct ncclComm *c)
 {
     while (atomic_load(&c->n_ops) > 0 || atomic_load(&n_graphs) > 0)
         sched_yield();
+    free(c->child);
     free(c);
 }
 
@@ -126,8 +222,9 @@ ncclResult_t ncclCommRevoke(ncclComm_t comm, int flags)
 
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *out)
 {
-    (void)comm;
-    *out = (ncclResult_t)atomic_load(&state);
+    *out = !comm->is_blocking && is_in_progress(comm)
+               ? ncclInProgress
+               : (ncclResult_t)atomic_load(&state);
     return ncclSuccess;
 }
 
@@ -265,6 +362,8 @@ static void run_collective(void *args)
 
 static ncclResult_t start(job j, cudaStream_t stream)
 {
+    if (!j.comm->is_blocking) /* the host would have to wait for it */
+        return ncclInvalidUsage;
     j.k = ++j.comm->n_started;
     atomic_fetch_add(&j.comm->n_ops, 1);
     fake_push((fake_stream *)(void *)stream, run_collective, &j, sizeof j);
@@ -398,7 +497,7 @@ static ncclResult_t add_parcel(ncclComm_t comm, cudaStream_t stream,
                                const parcel *p)
 {
     ncclResult_t result = ncclGroupStart();
-    if (group.n == MAX_PARCELS)
+    if (group.n == MAX_PARCELS || !comm->is_blocking)
         return ncclInvalidUsage;
     group.comm = comm;
     group.stream = (fake_stream *)(void *)stream;

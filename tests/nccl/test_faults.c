@@ -391,8 +391,71 @@ static void test_faults__two_ranks_on_one_gpu(void **state)
                       "ranks 1 and 2 are both on the GPU 0000:07:00.0");
 }
 
+/* ---- A rank that is lost while a group is made ---------------------------------------- */
+
+typedef struct loss {
+    fake_step step;
+    bool kills;
+    bool is_shrinking; /* the group is made by brg_pg_shrink */
+} loss;
+
+/* The last rank is lost; where a group is shrunk, rank 0 was before. */
+static brg_status run_loss(forked_rank *me)
+{
+    const loss *l = me->data;
+    brg_pg *pg = NULL, *left = NULL;
+    brg__error_record kept;
+    const double timeout_s = l->kills ? 20 : 0.4;
+    if (l->is_shrinking) {
+        BRG_TRY(forked_group(me, timeout_s, &pg));
+        if (me->rank == 0)
+            (void)raise(SIGKILL);
+    }
+    if (me->rank == me->n - 1)
+        fake_nccl_set_fault(l->step, l->kills);
+    const uint64_t start = brg__clock_ns();
+    brg_status status = l->is_shrinking ? brg_pg_shrink(&left, pg)
+                                        : forked_group(me, timeout_s, &left);
+    const uint64_t took_ns = brg__clock_ns() - start;
+    RANK_CHECK(status != BRG_OK && !left, "rank %d: no error", me->rank);
+    RANK_CHECK(took_ns < (uint64_t)SOON_S * 1000000000u,
+               "rank %d: it took too long", me->rank);
+    brg__error_save(&kept);
+    brg_pg_destroy(pg);
+    brg__error_restore(&kept);
+    return status;
+}
+
+static void check_loss(int n, const loss *l)
+{
+    forked_result results[FORKED_MAX_RANKS];
+    char who[40];
+    snprintf(who, sizeof who, "rank %d has %s", n - 1,
+             l->kills ? "died" : "not come");
+    forked_run(n, run_loss, l, results);
+    assert_int_equal(results[n - 1].is_killed, l->kills);
+    for (int r = l->is_shrinking ? 1 : 0; r < n - 1; r++)
+        if (l->kills || results[r].status == BRG_ERR_TIMEOUT)
+            forked_expect(&results[r],
+                          l->kills ? BRG_ERR_PEER : BRG_ERR_TIMEOUT, who);
+        else /* another one gave up first */
+            forked_expect(&results[r], BRG_ERR_PEER, "not come");
+}
+
+static void test_faults__a_rank_is_lost_while_all_join(void **state)
+{
+    (void)state;
+    for (fake_step step = FAKE_INIT; step <= FAKE_FINALIZE; step++)
+        for (int kills = 0; kills <= 1; kills++)
+            for (int n = 2; n <= 4; n += 2) {
+                check_loss(n, &(loss){step, kills, false});
+                check_loss(n + (n == 2), &(loss){step, kills, true});
+            }
+}
+
 int main(void)
 {
+    (void)setenv("BRG_NCCL_BOUNDED_INIT", "1", 1);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_faults__a_rank_dies),
         cmocka_unit_test(test_faults__a_rank_leaves),
@@ -406,6 +469,7 @@ int main(void)
         cmocka_unit_test(test_faults__the_ranks_left_go_on),
         cmocka_unit_test(test_faults__shrinking_without_a_loss),
         cmocka_unit_test(test_faults__two_ranks_on_one_gpu),
+        cmocka_unit_test(test_faults__a_rank_is_lost_while_all_join),
     };
     return cmocka_run_group_tests_name("faults", tests, NULL, NULL);
 }
