@@ -7,10 +7,11 @@
  *                        place for each rank, which all then add up alike
  *
  * Small integers survive the sum, whatever divides it, as those of the tail
- * do: every bit arrives. */
+ * do: every bit arrives. The buffers' device writes and reads them
+ * (ext/device.h). */
 #include <string.h>
 
-#include "core/base/dtype.h"
+#include "core/base/alloc.h"
 #include "reducer/ddp.h"
 #include "reducer/leaves.h"
 
@@ -27,183 +28,109 @@ static ride ride_of(const brg_ddp *ddp, const brg_tensor *t)
     return ddp->has_leaves || t->dtype == BRG_DTYPE_F64 ? FROM_ALL : AS_VALUES;
 }
 
-static size_t n_pieces(const brg_tensor *t)
+/* f32 of one set. */
+static size_t set_size(const brg_tensor *t)
 {
-    return (brg_dtype_size((brg_dtype)t->dtype) + 1) / 2;
+    size_t n_pieces = (brg_dtype_size((brg_dtype)t->dtype) + 1) / 2;
+    return (size_t)t->numel * n_pieces;
 }
 
 static size_t n_floats(const brg_ddp *ddp, const brg_tensor *t)
 {
-    size_t n = (size_t)t->numel;
     switch (ride_of(ddp, t)) {
     case AS_VALUES:
-        return n;
+        return (size_t)t->numel;
     case FROM_ALL:
-        return n * n_pieces(t) * (size_t)brg_pg_world_size(ddp->pg);
+        return set_size(t) * (size_t)brg_pg_world_size(ddp->pg);
     default:
-        return n * n_pieces(t);
+        return set_size(t);
     }
 }
 
-size_t brg__cargo_size(const brg_ddp *ddp)
+static size_t count(const brg_ddp *ddp)
 {
     size_t n = 0;
-    if (ddp->options.sync_buffers == BRG_DDP_BUFFERS_LEAVE ||
-        ddp->reducer->tail.vtable)
+    if (ddp->options.sync_buffers == BRG_DDP_BUFFERS_LEAVE)
         return 0;
     for (size_t i = 0; i < ddp->n_buffers; i++)
         n += n_floats(ddp, ddp->buffers[i]);
     return n <= CARGO_NBYTES / sizeof(float) ? n : 0;
 }
 
-/* ---- Elements, in row-major order whatever their strides ------------------------ */
-
-typedef struct walk {
-    const brg_tensor *t;
-    size_t size;
-    char *at;
-    int64_t index[BRG_MAX_DIMS];
-} walk;
-
-static walk walk_begin(brg_tensor *t)
+brg_status brg__cargo_prepare(brg_ddp *ddp)
 {
-    return (walk){.t = t,
-                  .size = brg_dtype_size((brg_dtype)t->dtype),
-                  .at = brg__tensor_ptr(t)};
+    brg_reducer *r = ddp->reducer;
+    const brg_device_vtable *vtable;
+    size_t n = count(ddp);
+    BRG_TRY(brg__device_find(r->device, &vtable));
+    if (n == 0 || !vtable->cargo_load)
+        return BRG_OK;
+    ddp->cargo = brg__mem_alloc_array(ddp->n_buffers, sizeof *ddp->cargo,
+                                      "buffers to be sent");
+    if (!ddp->cargo)
+        return BRG_ERR_NOMEM;
+    r->n_cargo = n;
+    r->load = brg__cargo_load;
+    return BRG_OK;
 }
 
-static void walk_on(walk *w)
+/* Rows that need no walk are one dim. */
+static void describe(const brg_ddp *ddp, brg_device_cargo *c, brg_tensor *t)
 {
-    for (int d = w->t->ndim - 1; d >= 0; d--) {
-        int64_t step = w->t->stride[d] * (int64_t)w->size;
-        w->at += step;
-        if (++w->index[d] < w->t->shape[d])
-            return;
-        w->at -= step * w->t->shape[d];
-        w->index[d] = 0;
-    }
-}
-
-static void put_pieces(float *to, const char *at, size_t size)
-{
-    for (size_t k = 0; k < size; k += 2) {
-        uint16_t piece = 0;
-        memcpy(&piece, at + k, size - k < 2 ? 1 : 2);
-        *to++ = piece;
-    }
-}
-
-static void take_pieces(const brg_reducer *r, char *at, size_t size,
-                        const float *from)
-{
-    for (size_t k = 0; k < size; k += 2) {
-        uint16_t piece = (uint16_t)brg__tail_number(r, *from++);
-        memcpy(at + k, &piece, size - k < 2 ? 1 : 2);
-    }
-}
-
-static float load_f32(const void *at, int dtype)
-{
-    uint16_t half;
-    float x;
-    memcpy(&half, at, sizeof half);
-    if (dtype == BRG_DTYPE_F16)
-        return brg__f16_to_f32(half);
-    if (dtype == BRG_DTYPE_BF16)
-        return brg__bf16_to_f32(half);
-    memcpy(&x, at, sizeof x);
-    return x;
-}
-
-static void store_f32(void *at, int dtype, float x)
-{
-    uint16_t half =
-        dtype == BRG_DTYPE_F16 ? brg__f32_to_f16(x) : brg__f32_to_bf16(x);
-    if (dtype == BRG_DTYPE_F32)
-        memcpy(at, &x, sizeof x);
-    else
-        memcpy(at, &half, sizeof half);
-}
-
-/* The average over ranks of one element, as a reduction of its dtype makes it:
- * added in the order of the ranks, `stride` floats apart. */
-static void average_pieces(const brg_reducer *r, walk *w, const float *from,
-                           size_t stride)
-{
-    char element[sizeof(double)];
-    double wide = 0, x;
-    float narrow = 0;
-    for (int k = 0; k < r->world_size; k++, from += stride) {
-        take_pieces(r, element, w->size, from);
-        if (w->t->dtype == BRG_DTYPE_F64) {
-            memcpy(&x, element, sizeof x);
-            wide = k > 0 ? wide + x : x;
-        } else {
-            float y = load_f32(element, w->t->dtype);
-            narrow = k > 0 ? narrow + y : y;
-        }
-    }
-    wide *= 1.0 / r->world_size;
-    if (w->t->dtype == BRG_DTYPE_F64)
-        memcpy(w->at, &wide, sizeof wide);
-    else
-        store_f32(w->at, w->t->dtype, narrow * (1.0f / (float)r->world_size));
-}
-
-/* ---- Loading and unloading -------------------------------------------------------- */
-
-static void load(const brg_ddp *ddp, brg_tensor *t, float *to)
-{
+    const brg_reducer *r = ddp->reducer;
     ride how = ride_of(ddp, t);
-    size_t n = n_pieces(t), rank = (size_t)ddp->reducer->rank;
-    walk w = walk_begin(t);
-    if (how == FROM_RANK_0 && rank != 0)
+    uint32_t n_ranks = (uint32_t)r->world_size;
+    *c = (brg_device_cargo){.at = brg__tensor_ptr(t),
+                            .dtype = (brg_dtype)t->dtype,
+                            .numel = (size_t)t->numel,
+                            .ndim = 1,
+                            .shape = {t->numel},
+                            .stride = {1}};
+    if (!t->is_contiguous) {
+        c->ndim = t->ndim;
+        memcpy(c->shape, t->shape, (size_t)t->ndim * sizeof *t->shape);
+        memcpy(c->stride, t->stride, (size_t)t->ndim * sizeof *t->stride);
+    }
+    if (how == AS_VALUES) {
+        c->scale = r->options.sum ? 1.0f / (float)n_ranks : 1;
         return;
-    if (how == FROM_ALL)
-        to += rank * (size_t)t->numel * n;
-    for (int64_t i = 0; i < t->numel; i++, walk_on(&w)) {
-        if (how == AS_VALUES)
-            to[i] = load_f32(w.at, t->dtype);
-        else
-            put_pieces(to + (size_t)i * n, w.at, w.size);
     }
+    c->n_sets = how == FROM_ALL ? n_ranks : 1;
+    c->scale = r->options.sum ? 1 : (float)brg__reducer_divisor(r);
 }
 
-static void unload(const brg_ddp *ddp, brg_tensor *t, const float *from)
+brg_status brg__cargo_load(const brg_ddp *ddp, float *row)
 {
     const brg_reducer *r = ddp->reducer;
-    ride how = ride_of(ddp, t);
-    size_t n = n_pieces(t), stride = (size_t)t->numel * n;
-    float factor = r->options.sum ? 1.0f / (float)r->world_size : 1;
-    walk w = walk_begin(t);
-    for (int64_t i = 0; i < t->numel; i++, walk_on(&w)) {
-        if (how == AS_VALUES)
-            store_f32(w.at, t->dtype, from[i] * factor);
-        else if (how == FROM_RANK_0)
-            take_pieces(r, w.at, w.size, from + (size_t)i * n);
-        else
-            average_pieces(r, &w, from + (size_t)i * n, stride);
-    }
-    brg_tensor_touch(t);
-}
-
-void brg__cargo_load(const brg_ddp *ddp, float *cargo)
-{
-    memset(cargo, 0, ddp->reducer->n_cargo * sizeof *cargo);
+    const brg_device_vtable *vtable;
+    size_t n = 0, rank = (size_t)r->rank;
+    BRG_TRY(brg__device_find(r->device, &vtable));
+    BRG_TRY(brg__device_zero(r->device, row, r->n_cargo * sizeof *row));
     for (size_t i = 0; i < ddp->n_buffers; i++) {
-        load(ddp, ddp->buffers[i], cargo);
-        cargo += n_floats(ddp, ddp->buffers[i]);
+        brg_tensor *t = ddp->buffers[i];
+        ride how = ride_of(ddp, t);
+        brg_device_cargo *c = &ddp->cargo[n];
+        describe(ddp, c, t);
+        c->row = how == FROM_ALL ? row + rank * set_size(t) : row;
+        n += how != FROM_RANK_0 || rank == 0;
+        row += n_floats(ddp, t);
     }
+    return n > 0 ? vtable->cargo_load(r->device, ddp->cargo, n) : BRG_OK;
 }
 
-void brg__cargo_unload(const brg_ddp *ddp)
+brg_status brg__cargo_unload(const brg_ddp *ddp)
 {
     const brg_reducer *r = ddp->reducer;
+    const brg_device_vtable *vtable;
     if (r->n_cargo == 0)
-        return;
-    const float *cargo = brg__tail_cargo(r);
+        return BRG_OK;
+    float *row = brg__tail_cargo(r);
     for (size_t i = 0; i < ddp->n_buffers; i++) {
-        unload(ddp, ddp->buffers[i], cargo);
-        cargo += n_floats(ddp, ddp->buffers[i]);
+        describe(ddp, &ddp->cargo[i], ddp->buffers[i]);
+        ddp->cargo[i].row = row;
+        row += n_floats(ddp, ddp->buffers[i]);
+        brg_tensor_touch(ddp->buffers[i]);
     }
+    BRG_TRY(brg__device_find(r->device, &vtable));
+    return vtable->cargo_unload(r->device, ddp->cargo, ddp->n_buffers);
 }

@@ -141,8 +141,7 @@ static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
     brg__mem_free(list);
     if (status != BRG_OK)
         return status;
-    ddp->reducer->n_cargo = brg__cargo_size(ddp);
-    ddp->reducer->load = brg__cargo_load;
+    BRG_TRY(brg__cargo_prepare(ddp));
     ddp->reducer->loads_of = ddp;
     ddp->reducer->has_groups = ddp->options.bucket_groups != NULL;
     for (size_t i = 0; i < ddp->n_params; i++)
@@ -379,6 +378,7 @@ void brg_ddp_destroy(brg_ddp *ddp)
     brg__mem_free(ddp->params);
     brg__mem_free(ddp->groups);
     brg__mem_free(ddp->late);
+    brg__mem_free(ddp->cargo);
     release_all(ddp->tensors, ddp->n_tensors);
     release_all(ddp->buffers, ddp->n_buffers);
     brg__mem_free(ddp);

@@ -65,6 +65,7 @@ struct brg_ddp {
     uint32_t *groups;     /* by tensor: of options.bucket_groups; 0: none */
     brg_tensor **buffers; /* retained */
     size_t n_buffers;
+    brg_device_cargo *cargo; /* owned: n_buffers; NULL: none ride */
     uint32_t *late; /* parameters of this step whose .grad is no view yet */
     size_t n_late;
     brg_ddp_options options; /* complete */
@@ -108,12 +109,12 @@ brg_status brg__ddp_remake(brg_ddp *ddp, brg_pg *pg);
 
 /* ---- cargo.c: buffers on the last bucket ------------------------------------------ */
 
-/* f32 that options.sync_buffers takes there; 0: none go, or they are sent by
- * themselves (brg__ddp_sync_buffers). */
-size_t brg__cargo_size(const brg_ddp *ddp);
-void brg__cargo_load(const brg_ddp *ddp, float *cargo);
+/* What options.sync_buffers takes there, for the reducer; nothing if buffers are
+ * sent by themselves (brg__ddp_sync_buffers). */
+brg_status brg__cargo_prepare(brg_ddp *ddp);
+brg_status brg__cargo_load(const brg_ddp *ddp, float *row);
 /* After a good step; collectives have not been started since. */
-void brg__cargo_unload(const brg_ddp *ddp);
+brg_status brg__cargo_unload(const brg_ddp *ddp);
 
 /* ---- compare.c ------------------------------------------------------------------ */
 

@@ -77,8 +77,8 @@ static const char *in_the_way(const brg_ddp *ddp)
     if (r->options.hook || r->options.measure_norm || r->options.check_finite ||
         brg__has_leaves(r) || ddp->options.shard || ddp->options.grads_apart)
         return "the reducer's options need the host";
-    return ddp->n_buffers > 0 && ddp->options.sync_buffers
-               ? "buffers are synchronized"
+    return ddp->n_buffers > 0 && ddp->options.sync_buffers && r->n_cargo == 0
+               ? "buffers are sent by themselves"
                : NULL;
 }
 
@@ -92,6 +92,9 @@ static brg_status note(void *self, brg__words *state)
     BRG_TRY(brg__array_push(state, (uintptr_t)ddp));
     BRG_TRY(brg__array_push(state, (uintptr_t)r->arena));
     BRG_TRY(brg__array_push(state, (uintptr_t)r->tail.mine));
+    for (size_t i = 0; r->n_cargo > 0 && i < ddp->n_buffers; i++)
+        BRG_TRY(brg__array_push(state,
+                                (uintptr_t)brg__tensor_ptr(ddp->buffers[i])));
     return brg__array_push(state, (uintptr_t)r->plan_hash);
 }
 
@@ -101,6 +104,8 @@ static brg_status launched(void *self)
     brg_reducer *r = ddp->reducer;
     for (size_t i = 0; i < ddp->n_params; i++)
         brg_tensor_touch(ddp->params[i].view);
+    for (size_t i = 0; r->n_cargo > 0 && i < ddp->n_buffers; i++)
+        brg_tensor_touch(ddp->buffers[i]);
     r->stats.n_steps++;
     return brg__device_tail_launched(r);
 }

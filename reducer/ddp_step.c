@@ -125,9 +125,23 @@ brg_status brg__ddp_hand_over_all(brg_ddp *ddp)
     for (size_t i = 0; is_apart && i < ddp->n_params; i++)
         BRG_TRY(hand_over(&ddp->params[i]));
     end_params(ddp);
-    brg__cargo_unload(ddp);
+    brg_status own = brg__cargo_unload(ddp); /* of a device; all go on */
+    brg__error_record kept;
+    brg__error_save(&kept);
     brg_status status = rebuild(ddp);
-    return status == BRG_OK ? brg__ddp_sync_buffers(ddp) : status;
+    if (status == BRG_OK)
+        status = brg__ddp_sync_buffers(ddp);
+    if (own != BRG_OK)
+        brg__error_restore(&kept);
+    return own != BRG_OK ? own : status;
+}
+
+/* This rank has given up a step that the others take as good: its buffers become
+ * what theirs do. */
+static void follow_buffers(brg_ddp *ddp)
+{
+    if (brg__tail_is_late(ddp->reducer) && brg__cargo_unload(ddp) == BRG_OK)
+        (void)brg__ddp_sync_buffers(ddp);
 }
 
 /* static_graph: the hook of p ran less often than in the first step. */
@@ -177,8 +191,8 @@ static brg_status finish(void *user)
     if (status != BRG_OK) { /* this rank's own; it must not leave the others */
         brg__error_record kept;
         brg__error_save(&kept);
-        if (brg__reducer_give_up(r) == BRG_OK && brg__tail_is_late(r))
-            (void)brg__ddp_sync_buffers(ddp); /* as the other ranks do */
+        if (brg__reducer_give_up(r) == BRG_OK)
+            follow_buffers(ddp);
         brg__error_restore(&kept);
     } else if (!brg__leaf_is_last(r)) {
         brg__leaf_next(r);
@@ -204,8 +218,8 @@ static void on_failure(void *user)
     brg_status status = brg__reducer_give_up(ddp->reducer);
     if (status == BRG_OK && !ddp->reducer->has_failed)
         (void)brg__ddp_hand_over_all(ddp); /* as the other ranks do */
-    else if (status == BRG_OK && brg__tail_is_late(ddp->reducer))
-        (void)brg__ddp_sync_buffers(ddp); /* the same */
+    else if (status == BRG_OK)
+        follow_buffers(ddp);
     end_recording(ddp, status == BRG_OK && !ddp->reducer->has_failed);
     end_params(ddp);
     brg__ddp_leaf_place(ddp);

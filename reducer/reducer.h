@@ -97,7 +97,7 @@ struct brg_reducer {
     void (*on_reduced)(brg_reducer *r, size_t bucket);
     /* What is sent along behind the tail: n_cargo f32, written by `load`. */
     size_t n_cargo;
-    void (*load)(const brg_ddp *of, float *cargo);
+    brg_status (*load)(const brg_ddp *of, float *cargo);
     const brg_ddp *loads_of;
 
     brg_device device; /* of gradients, slots and buckets */

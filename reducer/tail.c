@@ -60,11 +60,10 @@ void brg__tail_fill(const brg_reducer *r, float *tail)
 brg_status brg__tail_write(brg_reducer *r)
 {
     if (r->tail.vtable)
-        return brg__device_tail_write(r, tail_of(r));
-    brg__tail_fill(r, tail_of(r));
-    if (r->n_cargo > 0)
-        r->load(r->loads_of, brg__tail_cargo(r));
-    return BRG_OK;
+        BRG_TRY(brg__device_tail_write(r, tail_of(r)));
+    else
+        brg__tail_fill(r, tail_of(r));
+    return r->n_cargo > 0 ? r->load(r->loads_of, brg__tail_cargo(r)) : BRG_OK;
 }
 
 /* ---- Blame ------------------------------------------------------------------- */

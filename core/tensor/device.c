@@ -40,6 +40,8 @@ const brg_device_vtable brg__device_cpu = {
     .free = brg__cache_free,
     .copy = cpu_copy,
     .fill_zero = cpu_fill_zero,
+    .cargo_load = brg__cpu_cargo_load,
+    .cargo_unload = brg__cpu_cargo_unload,
 };
 
 static _Atomic(const brg_device_vtable *) table[BRG_N_DEVICE_TYPES] = {

@@ -25,6 +25,12 @@ static inline bool brg__device_equal(brg_device a, brg_device b)
 /* The built-in device. */
 extern const brg_device_vtable brg__device_cpu;
 
+/* Slots of that (core/tensor/cargo.c). */
+brg_status brg__cpu_cargo_load(brg_device device, const brg_device_cargo *cargo,
+                               size_t n);
+brg_status brg__cpu_cargo_unload(brg_device device,
+                                 const brg_device_cargo *cargo, size_t n);
+
 /* CPU blocks, kept in size classes for reuse (core/tensor/cache.c). */
 brg_status brg__cache_alloc(brg_device device, void **out, size_t nbytes);
 void brg__cache_free(brg_device device, void *ptr, size_t nbytes);

@@ -147,13 +147,14 @@ static brg_compiled *compile(model *m)
     return compiled;
 }
 
-static void distribute(model *m)
+static void distribute(model *m, brg_ddp_buffers sync)
 {
     brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
     options.first_bucket_bytes = options.bucket_bytes = 64;
+    options.sync_buffers = sync;
     m->pg = group_there();
     assert_brg_ok(
-        brg_ddp_create(&m->ddp, m->pg, m->p, N_PARAMS, NULL, 0, &options));
+        brg_ddp_create(&m->ddp, m->pg, m->p, N_PARAMS, &m->seen, 1, &options));
 }
 
 static void end_distribution(model *m)
@@ -171,6 +172,7 @@ static void end_distribution(model *m)
 
 typedef struct variant {
     bool is_adamw, zeroes_first, has_ddp;
+    brg_ddp_buffers sync;
     double dropout;
     brg_status (*end)(model *m);
 } variant;
@@ -184,7 +186,7 @@ static void run(const variant *v, bool is_compiled, history *h)
     m.dropout = v->dropout;
     m.end = v->end ? v->end : end_plainly;
     if (v->has_ddp)
-        distribute(&m);
+        distribute(&m, v->sync);
     brg_compiled *compiled = is_compiled ? compile(&m) : NULL;
     memset(h, 0, sizeof *h);
     for (int k = 0; k < N_STEPS; k++)
@@ -245,6 +247,21 @@ static void test_relaunch__with_a_reducer(void **state)
         assert_int_equal(s.replay_skips, 0);
         assert_int_equal(s.replay_recordings, 1);
         assert_int_equal(s.replay_launches, N_STEPS - 3);
+    }
+}
+
+/* Buffers go with each launch. */
+static void test_relaunch__with_buffers(void **state)
+{
+    (void)state;
+    for (int sync = 1; sync <= 2; sync++) {
+        n_loads = n_unloads = 0;
+        brg_compile_stats s =
+            check(&(variant){.has_ddp = true, .sync = (brg_ddp_buffers)sync});
+        assert_int_equal(s.replay_skips, 0);
+        assert_int_equal(s.replay_launches, N_STEPS - 3);
+        assert_int_equal(n_loads, 2 * N_STEPS); /* eager and compiled */
+        assert_int_equal(n_unloads, 2 * N_STEPS);
     }
 }
 
@@ -539,6 +556,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         scoped_test(test_relaunch__a_step_is_recorded_once),
         scoped_test(test_relaunch__with_a_reducer),
+        scoped_test(test_relaunch__with_buffers),
         scoped_test(test_relaunch__clipping_on_the_device),
         scoped_test(test_relaunch__gradients_dropped_first),
         scoped_test(test_relaunch__the_host_calls_no_kernel),

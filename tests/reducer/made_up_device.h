@@ -18,6 +18,7 @@
 
 #include "comm/pg.h"
 #include "core/ops/op.h"
+#include "core/tensor/device.h"
 #include "core/tensor/tensor.h"
 #include "tests/support/brg_test.h"
 #include "tests/support/ranks.h"
@@ -32,7 +33,7 @@
 
 static char *there, *here;
 static _Atomic size_t n_taken;
-static _Atomic int n_blocks, n_allocs, n_crossings, n_asks;
+static _Atomic int n_blocks, n_allocs, n_crossings, n_asks, n_cargo_calls;
 
 static inline bool is_there(const void *p)
 {
@@ -158,6 +159,38 @@ static brg_status (*fake_kernel(const brg_op *op))(brg_op_call *call)
     return run_there;
 }
 
+/* Where its kernels see them: all of one call. */
+static inline brg_device_cargo *cargo_here(const brg_device_cargo *cargo,
+                                           size_t n)
+{
+    brg_device_cargo *all = calloc(n, sizeof *all);
+    for (size_t i = 0; i < n; i++) {
+        all[i] = cargo[i];
+        all[i].at = at(cargo[i].at);
+        all[i].row = at(cargo[i].row);
+    }
+    n_cargo_calls++;
+    return all;
+}
+
+static inline brg_status
+fake_cargo_load(brg_device device, const brg_device_cargo *cargo, size_t n)
+{
+    brg_device_cargo *all = cargo_here(cargo, n);
+    brg_status status = brg__cpu_cargo_load(device, all, n);
+    free(all);
+    return status;
+}
+
+static inline brg_status
+fake_cargo_unload(brg_device device, const brg_device_cargo *cargo, size_t n)
+{
+    brg_device_cargo *all = cargo_here(cargo, n);
+    brg_status status = brg__cpu_cargo_unload(device, all, n);
+    free(all);
+    return status;
+}
+
 static inline int fake_count(void)
 {
     return 8;
@@ -173,6 +206,8 @@ static brg_device_vtable fake = {
     .fill_zero = fake_zero,
     .count = fake_count,
     .kernel = fake_kernel,
+    .cargo_load = fake_cargo_load,
+    .cargo_unload = fake_cargo_unload,
 };
 
 static inline int set_up(void **state)

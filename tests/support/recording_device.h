@@ -353,6 +353,56 @@ static brg_status record_zero(brg_device device, void *ptr, size_t nbytes)
     return BRG_OK;
 }
 
+/* ---- Buffers beside gradients --------------------------------------------------- */
+
+#define MAX_CARGO 4
+static size_t n_loads, n_unloads; /* done */
+
+typedef struct cargo_job {
+    bool is_load;
+    size_t n;
+    brg_device_cargo cargo[MAX_CARGO];
+} cargo_job;
+
+static void do_cargo(const void *bytes)
+{
+    const cargo_job *c = bytes;
+    brg_status status = c->is_load
+                            ? brg__cpu_cargo_load(THERE, c->cargo, c->n)
+                            : brg__cpu_cargo_unload(THERE, c->cargo, c->n);
+    if (status != BRG_OK)
+        abort();
+    *(c->is_load ? &n_loads : &n_unloads) += 1;
+}
+
+static brg_status take_cargo(const brg_device_cargo *cargo, size_t n,
+                             bool is_load)
+{
+    cargo_job c = {.is_load = is_load, .n = n};
+    if (n > MAX_CARGO)
+        abort();
+    memcpy(c.cargo, cargo, n * sizeof *cargo);
+    if (recording)
+        record_work(do_cargo, &c, sizeof c);
+    else
+        do_cargo(&c);
+    return BRG_OK;
+}
+
+static brg_status record_cargo_load(brg_device device,
+                                    const brg_device_cargo *cargo, size_t n)
+{
+    (void)device;
+    return take_cargo(cargo, n, true);
+}
+
+static brg_status record_cargo_unload(brg_device device,
+                                      const brg_device_cargo *cargo, size_t n)
+{
+    (void)device;
+    return take_cargo(cargo, n, false);
+}
+
 /* ---- Graphs ------------------------------------------------------------------------ */
 
 static brg_status tape_record(brg_device device, void **graph)
@@ -417,6 +467,8 @@ static const brg_device_vtable recording_device = {
     .kernel = record_find,
     .update = record_update,
     .clip = record_clip,
+    .cargo_load = record_cargo_load,
+    .cargo_unload = record_cargo_unload,
     .stream = fake_stream,
     .fetch = record_fetch,
     .fetched = record_fetched,

@@ -16,7 +16,7 @@
 
 BRG_BEGIN_DECLS
 
-#define BRG_DEVICE_ABI 5
+#define BRG_DEVICE_ABI 6
 
 /* ---- What the library lends ------------------------------------------------ */
 
@@ -63,6 +63,26 @@ typedef struct brg_device_update {
     double f[6];
     size_t slot; /* of the optimizer */
 } brg_device_update;
+
+/* ---- One tensor among numbers that ranks add ------------------------------- */
+
+/* Its elements in row-major order, at `row`, on the device:
+ *
+ *     n_sets 0      their values, of floats but f64
+ *     1             pieces of 16 bits of each, the low ones first, as integers
+ *                   (1, 1, 2, 4 of elements of 1, 2, 4, 8 bytes)
+ *     more          such sets, numel times the pieces of an element apart */
+typedef struct brg_device_cargo {
+    void *at;
+    float *row;
+    brg_dtype dtype;
+    uint32_t n_sets;
+    float scale; /* of what is taken back */
+    size_t numel;
+    int ndim;
+    int64_t shape[BRG_MAX_DIMS];
+    int64_t stride[BRG_MAX_DIMS]; /* of elements */
+} brg_device_cargo;
 
 /* ---- Kernels made while the program runs ------------------------------------- */
 
@@ -130,6 +150,15 @@ typedef struct brg_device_vtable {
      * be NULL). Absent: gradient by gradient, waiting for each. */
     brg_status (*clip)(brg_device device, const brg_device_update *grads,
                        size_t n, double max_norm, double *norm);
+    /* (optional, all or none) Tensors that go along with gradients. cargo_load
+     * writes values, or one set, at row. cargo_unload takes scale times what is
+     * there, pieces rounded to integers: from one set the bits, from more (of
+     * floats) the average, added in their order in f64 for f64, else in f32.
+     * Absent: such tensors are sent one by one. */
+    brg_status (*cargo_load)(brg_device device, const brg_device_cargo *cargo,
+                             size_t n);
+    brg_status (*cargo_unload)(brg_device device, const brg_device_cargo *cargo,
+                               size_t n);
     /* (optional) The device's own handle of the queue that kernels go to (a
      * cudaStream_t), for code that shares it. */
     brg_status (*stream)(brg_device device, void **out);
