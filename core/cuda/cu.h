@@ -185,6 +185,12 @@ brg_status brg__cu_read(brg__cu *cu, void *host, const void *src,
 brg_status brg__cu_run_clip(brg_device device, const brg_device_update *grads,
                             size_t n, double max_norm, double *norm);
 
+/* Slots of the table (run_cargo.c). */
+brg_status brg__cu_run_cargo_load(brg_device device,
+                                  const brg_device_cargo *cargo, size_t n);
+brg_status brg__cu_run_cargo_unload(brg_device device,
+                                    const brg_device_cargo *cargo, size_t n);
+
 /* ---- Kernels of rows, by file ----------------------------------------------------- */
 
 typedef brg_status (*brg__cu_run_fn)(brg_op_call *call);

@@ -306,6 +306,12 @@ uint64_t brg__cu_clip_scratch(const struct brg_device_update *grads,
 int brg__cu_clip(const brg__cu_queue *q, const struct brg_device_update *grads,
                  uint64_t n, double max_norm, double *scratch);
 
+/* ---- Buffers beside gradients (cargo.cu) ------------------------------------------------- */
+
+struct brg_device_cargo;
+int brg__cu_cargo(const brg__cu_queue *q, const struct brg_device_cargo *cargo,
+                  uint64_t n, bool is_load);
+
 /* ---- Optimizers (optim.cu) --------------------------------------------------------------- */
 
 /* numbers: on the device, f[] of each update one after another; NULL: those of

@@ -5,22 +5,28 @@
 #include "tests/cuda/gpu_ranks.h"
 #include "tests/cuda/steps.h"
 
+static brg_ddp_buffers sync_buffers;
+
 static void run(kind k, way w, brg_dtype dtype, brg_pg *pg, outcome *o)
 {
     model m;
     brg_ddp *ddp;
-    size_t n = 0;
+    size_t n = 0, n_buffers = 0;
     brg_reducer_stats stats;
     brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
     options.first_bucket_bytes = 4096; /* several buckets */
     options.bucket_bytes = 16384;
+    options.sync_buffers = sync_buffers;
     memset(o, 0, sizeof *o);
     brg_scope *scope = brg_scope_begin();
     assert_brg_ok(brg_device_set(mine()));
     model_init(&m, k, dtype, &plain);
     brg_tensor *const *tensors =
         brg_params_tensors(m.params, BRG_PARAM_TRAINED, &n);
-    assert_brg_ok(brg_ddp_create(&ddp, pg, tensors, n, NULL, 0, &options));
+    brg_tensor *const *buffers =
+        brg_params_tensors(m.params, BRG_PARAM_BUFFER, &n_buffers);
+    assert_brg_ok(
+        brg_ddp_create(&ddp, pg, tensors, n, buffers, n_buffers, &options));
     run_steps(&m, w, dtype, rank, n_ranks, o);
     assert_brg_ok(brg_ddp_confirm(ddp));
     brg_ddp_get_stats(ddp, &stats);
@@ -58,6 +64,17 @@ static void test_compile__gpt(void **state)
     check(GPT, BRG_DTYPE_BF16);
 }
 
+/* The statistics of its batch norm ride on the last bucket. */
+static void test_compile__cnn_with_buffers(void **state)
+{
+    (void)state;
+    sync_buffers = BRG_DDP_BUFFERS_AVERAGE;
+    check(CNN, BRG_DTYPE_F32);
+    sync_buffers = BRG_DDP_BUFFERS_BROADCAST;
+    check(CNN, BRG_DTYPE_F32);
+    sync_buffers = BRG_DDP_BUFFERS_LEAVE;
+}
+
 int main(int argc, char **argv)
 {
     int status = gpu_ranks_begin(argc, argv);
@@ -66,6 +83,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_compile__mlp),
         cmocka_unit_test(test_compile__gpt),
+        cmocka_unit_test(test_compile__cnn_with_buffers),
     };
     return gpu_ranks_end(
         cmocka_run_group_tests_name("compile", tests, NULL, NULL));

@@ -2,7 +2,10 @@
  * Data-parallel training on GPUs, one per rank, the ranks started by mpirun,
  * equals training of the whole batch on the CPU: losses of each step, the
  * parameters after the last. */
+#include "comm/pg.h"
 #include "core/tensor/device.h"
+#include "tests/reducer/collectives_checks.h"
+
 #include "tests/cuda/gpu_ranks.h"
 
 #define N_STEPS 12
@@ -13,7 +16,7 @@
 #define CONTEXT 16
 #define DIM 32
 
-typedef enum kind { MLP, GPT } kind;
+typedef enum kind { MLP, GPT, NORM } kind;
 
 typedef struct model {
     kind kind;
@@ -22,6 +25,7 @@ typedef struct model {
     brg_nn_linear linear[2];
     brg_nn_embedding tokens, positions;
     brg_nn_block block;
+    brg_nn_batch_norm norm;
 } model;
 
 static void model_init(model *m, kind k, brg_dtype dtype)
@@ -45,6 +49,8 @@ static void model_init(model *m, kind k, brg_dtype dtype)
                                          (int64_t)SIDE * SIDE, 64));
         assert_brg_ok(
             brg_nn_linear_init(&m->linear[1], &nn, "fc2", 64, N_CLASSES));
+        if (k == NORM)
+            assert_brg_ok(brg_nn_batch_norm_init(&m->norm, &nn, "bn", 64));
     }
     brg_adamw_options adamw = BRG_ADAMW_OPTIONS_INIT;
     brg_sgd_options sgd = BRG_SGD_OPTIONS_INIT;
@@ -52,7 +58,7 @@ static void model_init(model *m, kind k, brg_dtype dtype)
     sgd.lr = 0.05;
     adamw.lr = 3e-3;
     adamw.eps = 1e-4; /* see test_train.c */
-    assert_brg_ok(k == MLP
+    assert_brg_ok(k != GPT
                       ? brg_optim_create_sgd(&m->optim, m->params, &sgd)
                       : brg_optim_create_adamw(&m->optim, m->params, &adamw));
 }
@@ -77,6 +83,8 @@ static brg_tensor *loss_of(model *m, int step, brg_dtype dtype, int part, int n)
         dtype);
     brg_tensor *t = brg_randint(0, N_CLASSES, BRG_SHAPE(BATCH));
     x = brg_nn_linear_forward(&m->linear[0], brg_narrow(x, 0, first, each));
+    if (m->kind == NORM)
+        x = brg_nn_batch_norm_forward(&m->norm, x, true);
     x = brg_nn_linear_forward(&m->linear[1], brg_relu(x));
     return brg_cross_entropy(x, brg_narrow(t, 0, first, each));
 }
@@ -106,25 +114,34 @@ static brg_tensor *flatten(const model *m)
 }
 
 static brg_comm_hook *hook; /* of reducers to come */
+static brg_ddp_buffers sync_buffers;
 
-/* `pg` NULL: one process, the whole batch. */
+static brg_ddp *distribute(const model *m, brg_pg *pg)
+{
+    size_t n = 0, n_buffers = 0;
+    brg_ddp *ddp;
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    brg_tensor *const *tensors =
+        brg_params_tensors(m->params, BRG_PARAM_TRAINED, &n);
+    brg_tensor *const *buffers =
+        brg_params_tensors(m->params, BRG_PARAM_BUFFER, &n_buffers);
+    options.first_bucket_bytes = 4096; /* several buckets */
+    options.bucket_bytes = 16384;
+    options.hook = hook;
+    options.sync_buffers = sync_buffers;
+    assert_brg_ok(
+        brg_ddp_create(&ddp, pg, tensors, n, buffers, n_buffers, &options));
+    return ddp;
+}
+
+/* `pg` NULL: one process, the whole batch; else where the group reduces. */
 static brg_tensor *train(kind k, brg_dtype dtype, brg_pg *pg,
                          double losses[N_STEPS])
 {
     model m;
-    brg_ddp *ddp = NULL;
-    assert_brg_ok(brg_device_set(pg ? mine() : CPU));
+    assert_brg_ok(brg_device_set(pg ? brg__pg_device(pg) : CPU));
     model_init(&m, k, dtype);
-    if (pg) {
-        size_t n = 0;
-        brg_tensor *const *tensors =
-            brg_params_tensors(m.params, BRG_PARAM_TRAINED, &n);
-        brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
-        options.first_bucket_bytes = 4096; /* several buckets */
-        options.bucket_bytes = 16384;
-        options.hook = hook;
-        assert_brg_ok(brg_ddp_create(&ddp, pg, tensors, n, NULL, 0, &options));
-    }
+    brg_ddp *ddp = pg ? distribute(&m, pg) : NULL;
     for (int step = 0; step < N_STEPS; step++) {
         brg_scope *scope = brg_scope_begin();
         brg_tensor *loss = assert_brg_some(
@@ -152,14 +169,16 @@ static brg_tensor *train(kind k, brg_dtype dtype, brg_pg *pg,
     return all;
 }
 
+/* The CPU takes the whole batch; of NORM, whose statistics are those of a rank's
+ * part, as many ranks over MPI. */
 static void check(kind k, brg_dtype dtype, double tolerance)
 {
-    static const char *const names[] = {"mlp", "gpt"};
+    static const char *const names[] = {"mlp", "gpt", "batch norm"};
     double here[N_STEPS], there[N_STEPS], worst = 0;
     brg_pg *pg;
     assert_brg_ok(brg_nccl_create(&pg, over, mine()));
     brg_scope *scope = brg_scope_begin();
-    brg_tensor *want = train(k, dtype, NULL, here);
+    brg_tensor *want = train(k, dtype, k == NORM ? over : NULL, here);
     brg_tensor *got = train(k, dtype, pg, there);
     const double d = distance(got, want);
     for (int i = 0; i < N_STEPS; i++)
@@ -190,6 +209,72 @@ static void test_ddp__travels_as_bf16(void **state)
     check(MLP, BRG_DTYPE_F32, 2e-3);
     brg_comm_hook_destroy(hook);
     hook = NULL;
+}
+
+/* Running statistics are among what is compared. */
+static void test_ddp__buffers_are_those_of_the_cpu(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        sync_buffers = (brg_ddp_buffers)i;
+        check(NORM, BRG_DTYPE_F64, 1e-7);
+        check(NORM, BRG_DTYPE_F32, 1e-4);
+    }
+    sync_buffers = BRG_DDP_BUFFERS_LEAVE;
+}
+
+/* Every dtype, strides and gaps; averages, sums, shards and leaves; no
+ * collectives but buckets. */
+static void test_ddp__buffers_ride_with_all_their_bits(void **state)
+{
+    (void)state;
+    brg_pg *pg;
+    assert_brg_ok(brg_nccl_create(&pg, over, mine()));
+    assert_brg_ok(brg_device_set(mine()));
+    assert_brg_ok(check_riders(pg));
+    assert_brg_ok(brg_device_set(CPU));
+    brg_pg_destroy(pg);
+}
+
+/* Batch norm's statistics in a steady step: the host waits for nothing, nothing
+ * is asked of the driver, collectives are the buckets. */
+static void test_ddp__buffers_cost_no_wait(void **state)
+{
+    (void)state;
+    model m;
+    brg_pg *pg;
+    brg_pg_stats calls[2];
+    brg_device_counts counts[2];
+    size_t n_buckets = 0;
+    assert_brg_ok(brg_nccl_create(&pg, over, mine()));
+    assert_brg_ok(brg_device_set(mine()));
+    sync_buffers = BRG_DDP_BUFFERS_AVERAGE;
+    model_init(&m, NORM, BRG_DTYPE_F32);
+    brg_ddp *ddp = distribute(&m, pg);
+    for (int step = 0; step < N_STEPS; step++) {
+        brg_scope *scope = brg_scope_begin();
+        brg_tensor *loss =
+            assert_brg_some(loss_of(&m, step, BRG_DTYPE_F32, rank, n_ranks));
+        assert_brg_ok(brg_device_get_counts(mine(), &counts[0]));
+        brg_pg_get_stats(pg, &calls[0]);
+        assert_brg_ok(brg_backward(loss));
+        brg_pg_get_stats(pg, &calls[1]);
+        assert_brg_ok(brg_device_get_counts(mine(), &counts[1]));
+        assert_brg_ok(brg_optim_zero_grad(m.optim, false));
+        brg_scope_end(scope);
+    }
+    n_buckets = brg_reducer_n_buckets(brg_ddp_reducer(ddp));
+    assert_int_equal(counts[1].n_waits, counts[0].n_waits);
+    assert_int_equal(counts[1].reserved, counts[0].reserved);
+    assert_int_equal(calls[1].n_collectives - calls[0].n_collectives,
+                     n_buckets);
+    assert_brg_ok(brg_ddp_confirm(ddp));
+    brg_ddp_destroy(ddp);
+    brg_optim_destroy(m.optim);
+    brg_params_destroy(m.params);
+    sync_buffers = BRG_DDP_BUFFERS_LEAVE;
+    assert_brg_ok(brg_device_set(CPU));
+    brg_pg_destroy(pg);
 }
 
 /* This rank's part of the norm of all ranks' batches, and of its gradient. */
@@ -303,6 +388,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_ddp__equals_the_cpu),
         cmocka_unit_test(test_ddp__travels_as_bf16),
         cmocka_unit_test(test_ddp__synchronised_norm),
+        cmocka_unit_test(test_ddp__buffers_are_those_of_the_cpu),
+        cmocka_unit_test(test_ddp__buffers_ride_with_all_their_bits),
+        cmocka_unit_test(test_ddp__buffers_cost_no_wait),
     };
     return gpu_ranks_end(cmocka_run_group_tests_name("ddp", tests, NULL, NULL));
 }
