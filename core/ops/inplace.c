@@ -264,6 +264,8 @@ static brg_status record_fill(brg_tensor *dst)
 brg_status brg_fill_(brg_tensor *dst, double value)
 {
     bool is_recorded;
+    if (dst)
+        BRG_TRY(brg__check_value("brg_fill_", (brg_dtype)dst->dtype, value));
     if (brg__is_traced())
         return defer("brg_fill_", &(brg__effect){.name = "fill_",
                                                  .run = fill_later,
@@ -291,6 +293,8 @@ brg_status brg_add_(brg_tensor *dst, brg_tensor *src, double alpha)
 {
     if (!src)
         return brg__error_pending("brg_add_: src");
+    if (dst)
+        BRG_TRY(brg__check_operand("brg_add_", (brg_dtype)dst->dtype, alpha));
     if (brg__is_traced())
         return defer("brg_add_", &(brg__effect){.name = "add_",
                                                 .run = add_later,
@@ -327,6 +331,9 @@ brg_status brg_add_(brg_tensor *dst, brg_tensor *src, double alpha)
 brg_status brg_mul_scalar_(brg_tensor *dst, double s)
 {
     bool is_recorded;
+    if (dst)
+        BRG_TRY(
+            brg__check_operand("brg_mul_scalar_", (brg_dtype)dst->dtype, s));
     if (brg__is_traced())
         return defer("brg_mul_scalar_", &(brg__effect){.name = "mul_scalar_",
                                                        .run = scale_later,
@@ -348,6 +355,8 @@ brg_status brg_mul_scalar_(brg_tensor *dst, double s)
 brg_tensor *brg_full(brg_dtype dtype, int ndim, const int64_t *shape,
                      double value)
 {
+    if (brg__check_value("brg_full", dtype, value) != BRG_OK)
+        return NULL;
     brg_tensor *t = brg_empty(dtype, ndim, shape);
     if (t && brg__fill_now(t, value) != BRG_OK)
         return NULL;

@@ -208,7 +208,8 @@ brg_status brg__slice_grad_vjp(brg_vjp *v)
 brg_status brg__full_like_infer(brg_op_call *call)
 {
     brg__infer_like(call, 0, call->in[0]);
-    return BRG_OK;
+    return brg__check_value("full_like", (brg_dtype)call->in[0]->dtype,
+                            call->attrs->f[0]);
 }
 
 brg_status brg__full_like_run(brg_op_call *call)
@@ -255,6 +256,10 @@ brg_tensor *brg_arange(brg_dtype dtype, double start, double end, double step)
                        "arange: from %g to %g by %g", start, end, step);
     double n = ceil((end - start) / step);
     BRG_CHECK_ARG_NULL(n < 0x1p53, "arange: %g elements", n);
+    if (n > 0 &&
+        (brg__check_value("arange", dtype, start) != BRG_OK ||
+         brg__check_value("arange", dtype, start + (n - 1) * step) != BRG_OK))
+        return NULL;
     brg_tensor *t = brg__empty_host(dtype, BRG_SHAPE(n > 0 ? (int64_t)n : 0));
     for (int64_t i = 0; t && i < t->numel; i++)
         brg__put_f64(brg__tensor_ptr(t), dtype, i, start + (double)i * step);

@@ -156,6 +156,17 @@ brg_status brg__fail_input(brg_status code, const brg_op_call *call, int i,
                            const char *what, const char *format, ...)
     BRG_PRINTF(5, 6);
 
+/* ---- Numbers given by the caller (number.c) --------------------------------------
+ * What elements are set to: a fraction of it is cut off for integer dtypes, which
+ * it must fit into then; of float dtypes only infinities become infinite. */
+brg_status brg__check_value(const char *what, brg_dtype dtype, double value);
+/* What integer tensors are added to or multiplied by must be whole and of their
+ * range; negative numbers too, by which u8 is subtracted from. */
+brg_status brg__check_operand(const char *what, brg_dtype dtype, double value);
+/* Between which elements are kept: results of integer dtypes must fit. */
+brg_status brg__check_bounds(const char *what, brg_dtype dtype, double lo,
+                             double hi);
+
 /* ---- Changing tensors in place (core/autograd/inplace.c) --------------------------
  * Around the change of dst: begin checks that it is allowed and says whether
  * the gradients must know; record tells them that dst is now op(in), in[0]

@@ -47,21 +47,16 @@ brg__ctype brg__pw_ctype(const brg_op *op, const brg_tensor *const *in)
 
 /* ---- Inference ----------------------------------------------------------- */
 
-/* Scalars of integer calls are integers; clamp's may be infinite. */
 static brg_status check_scalars(const brg_op_call *call, const brg_tensor *t)
 {
-    if (brg__tensor_is_float(t) || row_of(call->op)->cls != BRG__PW_ANY)
+    const char *name = call->op->name;
+    const double *p = call->attrs->f;
+    if (row_of(call->op)->cls != BRG__PW_ANY)
         return BRG_OK;
-    for (int i = 0; i < 2; i++) {
-        double s = call->attrs->f[i];
-        if (!(floor(s) == s))
-            return BRG_FAIL(BRG_ERR_DTYPE,
-                            "%s: the number %g is not whole, but the input is "
-                            "of dtype %s",
-                            call->op->name, s,
-                            brg_dtype_name((brg_dtype)t->dtype));
-    }
-    return BRG_OK;
+    if (call->op == &brg__op_clamp)
+        return brg__check_bounds(name, (brg_dtype)t->dtype, p[0], p[1]);
+    BRG_TRY(brg__check_operand(name, (brg_dtype)t->dtype, p[0]));
+    return brg__check_operand(name, (brg_dtype)t->dtype, p[1]);
 }
 
 static brg_status check_dtypes(const brg_op_call *call)

@@ -24,11 +24,12 @@ BRG_API brg_tensor *brg_abs(brg_tensor *a);    /* |a| */
 BRG_API brg_tensor *brg_sign(brg_tensor *a);   /* -1, 0 or 1 */
 BRG_API brg_tensor *brg_square(brg_tensor *a); /* a * a */
 
-/* With a number, which must be whole if x is of an integer dtype. */
+/* With a number, which must be whole and in range if x is of an integer dtype (u8:
+ * -255 to 255); what does not fit of results wraps. */
 BRG_API brg_tensor *brg_add_scalar(brg_tensor *x, double s);  /* x + s */
 BRG_API brg_tensor *brg_mul_scalar(brg_tensor *x, double s);  /* x * s */
 BRG_API brg_tensor *brg_rsub_scalar(brg_tensor *x, double s); /* s - x */
-/* min(max(x, lo), hi); gradient 1 inside and at the ends, else 0. */
+/* min(max(x, lo), hi), which must fit into an integer dtype; gradient 1 inside and at the ends, else 0. */
 BRG_API brg_tensor *brg_clamp(brg_tensor *x, double lo, double hi);
 
 /* The larger, the smaller; NaN if either is. Equal values share the gradient
@@ -100,7 +101,7 @@ BRG_API brg_tensor *brg_copy(brg_tensor *x);
 
 /* dst = src, converted to dst's dtype. */
 BRG_API BRG_NODISCARD brg_status brg_copy_(brg_tensor *dst, brg_tensor *src);
-/* dst = value */
+/* dst = value, as brg_full. */
 BRG_API BRG_NODISCARD brg_status brg_fill_(brg_tensor *dst, double value);
 BRG_API BRG_NODISCARD brg_status brg_zero_(brg_tensor *dst);
 /* dst += alpha * src; same dtype. */

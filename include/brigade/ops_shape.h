@@ -71,6 +71,7 @@ BRG_API brg_tensor *brg_sum_to_like(brg_tensor *g, brg_tensor *like);
 /* Shape and dtype of `like`, of which no values are read. */
 BRG_API brg_tensor *brg_zeros_like(brg_tensor *like);
 BRG_API brg_tensor *brg_ones_like(brg_tensor *like);
+/* As brg_full. */
 BRG_API brg_tensor *brg_full_like(brg_tensor *like, double value);
 
 /* ---- Indices ------------------------------------------------------------
@@ -95,7 +96,8 @@ BRG_API brg_tensor *brg_scatter_add(brg_tensor *x, int dim, brg_tensor *ids,
 BRG_API brg_tensor *brg_one_hot(brg_tensor *ids, int64_t n_classes,
                                 brg_dtype dtype);
 
-/* start, start + step, .. below (above, for step < 0) end. */
+/* start, start + step, .. below (above, for step < 0) end; numbers that fit into
+ * the dtype. */
 BRG_API brg_tensor *brg_arange(brg_dtype dtype, double start, double end,
                                double step);
 

@@ -43,6 +43,8 @@ BRG_API void brg_release(brg_tensor *t);
 BRG_API brg_tensor *brg_empty(brg_dtype dtype, int ndim, const int64_t *shape);
 BRG_API brg_tensor *brg_zeros(brg_dtype dtype, int ndim, const int64_t *shape);
 BRG_API brg_tensor *brg_ones(brg_dtype dtype, int ndim, const int64_t *shape);
+/* Of an integer dtype: without the fraction. A number that does not fit (300 into
+ * u8, 1e6 into f16) is an error. */
 BRG_API brg_tensor *brg_full(brg_dtype dtype, int ndim, const int64_t *shape,
                              double value);
 /* A copy of numel elements at `data`. */
