@@ -23,6 +23,9 @@ function(_brg_shared_settings target)
   target_link_options(${target} PRIVATE
     LINKER:--version-script=${PROJECT_SOURCE_DIR}/cmake/exports.map
     LINKER:--as-needed)
+  if(NOT BRG_SANITIZE) # of libxsmm.a a third is never called
+    target_link_options(${target} PRIVATE LINKER:--gc-sections)
+  endif()
   if(BRG_WERROR AND NOT BRG_SANITIZE)
     target_link_options(${target} PRIVATE LINKER:--no-undefined)
   endif()
