@@ -19,23 +19,40 @@ static __device__ __forceinline__ int64_t target_of(const brg__cu_entropy &a,
     return -1;
 }
 
-/* Elements of 16 bits have no use for the last bits of an exponential. */
-template <typename T> struct exp_for {
-    template <typename C> static __device__ __forceinline__ C of(C x)
+/* exp(x - from), which may be prepared. Elements of 16 bits have no use for the
+ * last bits of an exponential: 2^(x log2 e - from log2 e), by the GPU's own. */
+template <typename T> struct grown {
+    static __device__ __forceinline__ float prepare(float from)
     {
-        return (C)__expf((float)x);
+        return from * 1.4426950408889634f;
+    }
+    static __device__ __forceinline__ float of(float x, float prepared)
+    {
+        float y;
+        asm("ex2.approx.ftz.f32 %0, %1;"
+            : "=f"(y)
+            : "f"(fmaf(x, 1.4426950408889634f, -prepared)));
+        return y;
     }
 };
-template <> struct exp_for<float> {
-    static __device__ __forceinline__ float of(float x)
+template <> struct grown<float> {
+    static __device__ __forceinline__ float prepare(float from)
     {
-        return expf(x);
+        return from;
+    }
+    static __device__ __forceinline__ float of(float x, float from)
+    {
+        return expf(x - from);
     }
 };
-template <> struct exp_for<double> {
-    static __device__ __forceinline__ double of(double x)
+template <> struct grown<double> {
+    static __device__ __forceinline__ double prepare(double from)
     {
-        return exp(x);
+        return from;
+    }
+    static __device__ __forceinline__ double of(double x, double from)
+    {
+        return exp(x - from);
     }
 };
 
@@ -62,32 +79,59 @@ static __device__ __forceinline__ double larger(double a, double b)
     return fmax(a, b);
 }
 
-/* The first n of x; a NaN gets into the sum. */
-template <typename T, typename C, int V>
-static __device__ __forceinline__ void
-take(running<C> &r, const pack<T, V> &x, int n, bool is_smooth)
+/* The largest of x and of `top`; NaNs are passed over. */
+template <typename C, typename T, int V>
+static __device__ __forceinline__ C top_of(const pack<T, V> &x, C top)
 {
-    C v[V], top = r.top, sum[2] = {0, 0};
-#pragma unroll
-    for (int k = 0; k < V; k++) {
-        v[k] = k < n ? get<C>(&x.at[k]) : -INFINITY;
-        top = larger(top, v[k]);
-        if (is_smooth && k < n)
-            r.plain += v[k];
-    }
-    if (top > r.top) /* the sum is 0 at first */
-        r.sum *= exp_for<T>::of(r.top - top);
-    r.top = top;
-    const C shift = top == -INFINITY ? (C)0 : top;
 #pragma unroll
     for (int k = 0; k < V; k++)
-        sum[k % 2] += exp_for<T>::of(v[k] - shift);
+        top = larger(top, get<C>(&x.at[k]));
+    return top;
+}
+
+/* Two at once: V is 8. */
+template <typename C>
+static __device__ __forceinline__ float top_of(const pack<bf16, 8> &x,
+                                               float top)
+{
+    const __nv_bfloat162 *two = (const __nv_bfloat162 *)x.at;
+    const __nv_bfloat162 all =
+        __hmax2(__hmax2(two[0], two[1]), __hmax2(two[2], two[3]));
+    return fmaxf(top, fmaxf(__low2float(all), __high2float(all)));
+}
+
+template <typename C>
+static __device__ __forceinline__ float top_of(const pack<f16, 8> &x, float top)
+{
+    const __half2 *two = (const __half2 *)x.at;
+    const __half2 all =
+        __hmax2(__hmax2(two[0], two[1]), __hmax2(two[2], two[3]));
+    return fmaxf(top, fmaxf(__low2float(all), __high2float(all)));
+}
+
+/* x; a NaN gets into the sum. */
+template <bool IS_SMOOTH, typename T, typename C, int V>
+static __device__ __forceinline__ void take(running<C> &r, const pack<T, V> &x)
+{
+    const C top = top_of<C>(x, r.top);
+    C sum[2] = {0, 0};
+    const C shift = grown<T>::prepare(top == -INFINITY ? (C)0 : top);
+    if (top > r.top) /* the sum is 0 at first */
+        r.sum *= grown<T>::of(r.top, shift);
+    r.top = top;
+#pragma unroll
+    for (int k = 0; k < V; k++) {
+        const C v = get<C>(&x.at[k]);
+        sum[k % 2] += grown<T>::of(v, shift);
+        if (IS_SMOOTH)
+            r.plain += v;
+    }
     r.sum += sum[0] + sum[1];
 }
 
 /* One read of the row. scratch[row]: the row's loss; scratch[rows + row]: 1 if
  * it counts. */
-template <typename T, typename C, int V>
+template <bool IS_SMOOTH, typename T, typename C, int V>
 __global__ void __launch_bounds__(512, 3)
     entropy_kernel(const __grid_constant__ brg__cu_entropy a,
                    brg__cu_fault *fault)
@@ -103,7 +147,6 @@ __global__ void __launch_bounds__(512, 3)
         return;
     }
     running<C> r = {-INFINITY, 0, 0};
-    const bool is_smooth = a.smoothing != 0;
     const int step = blockDim.x * V, n = (int)a.classes;
     int i = threadIdx.x * V;
     for (; i + (AHEAD - 1) * step + V <= n; i += AHEAD * step) {
@@ -113,21 +156,24 @@ __global__ void __launch_bounds__(512, 3)
             ahead[k] = *(const pack<T, V> *)(x + i + k * step);
 #pragma unroll
         for (int k = 0; k < AHEAD; k++)
-            take<T, C, V>(r, ahead[k], V, is_smooth);
+            take<IS_SMOOTH, T, C, V>(r, ahead[k]);
     }
-    for (; i < n; i += step)
-        take<T, C, V>(r, *(const pack<T, V> *)(x + i), n - i, is_smooth);
+    for (; i + V <= n; i += step)
+        take<IS_SMOOTH, T, C, V>(r, *(const pack<T, V> *)(x + i));
+    for (int k = i; k < n && k < i + V;
+         k++) /* the last V are not all classes */
+        take<IS_SMOOTH, T, C, 1>(r, {{x[k]}});
     const C top = over_block<max_of>(r.top);
     if (top != -INFINITY)
-        r.sum *= exp_for<T>::of(r.top - top);
+        r.sum *= grown<T>::of(r.top, grown<T>::prepare(top));
     const C sum = over_block<sum_of>(r.sum);
     const C plain = over_block<sum_of>(r.plain);
     if (threadIdx.x != 0)
         return;
     const double lse = (double)top + log((double)sum), e = a.smoothing;
-    a.scratch[row] = (1.0 - e) * (lse - get<double>(x + t)) +
-                     (e != 0 ? e * (lse - (double)plain / (double)a.classes)
-                             : 0.0);
+    a.scratch[row] =
+        (1.0 - e) * (lse - get<double>(x + t)) +
+        (e != 0 ? e * (lse - (double)plain / (double)a.classes) : 0.0);
     a.scratch[a.rows + row] = 1.0;
     ((C *)a.lse)[row] = (C)lse;
 }
@@ -154,9 +200,11 @@ static int threads_for(int64_t n)
 /* Rows are read 16 bytes at a time where they lie on such bounds. */
 static bool is_wide(const brg__cu_entropy *a)
 {
-    const uint64_t all =
-        (uint64_t)(uintptr_t)a->logits | (uint64_t)(uintptr_t)a->out |
-        (uint64_t)a->width * (a->dtype == F64 ? 8 : a->dtype == F32 ? 4 : 2);
+    const uint64_t all = (uint64_t)(uintptr_t)a->logits |
+                         (uint64_t)(uintptr_t)a->out |
+                         (uint64_t)a->width * (a->dtype == F64   ? 8
+                                               : a->dtype == F32 ? 4
+                                                                 : 2);
     return all % 16 == 0;
 }
 
@@ -178,8 +226,10 @@ static bool is_wide(const brg__cu_entropy *a)
 int brg__cu_cross_entropy(const brg__cu_queue *q, const brg__cu_entropy *a)
 {
 #define LAUNCH(T, C, V)                                                        \
-    entropy_kernel<T, C, V><<<(unsigned)a->rows, threads_for(a->classes), 0,   \
-                              stream_of(q)>>>(*a, q->fault)
+    (a->smoothing != 0 ? entropy_kernel<true, T, C, V>                         \
+                       : entropy_kernel<false, T, C, V>)<<<                    \
+        (unsigned)a->rows, threads_for(a->classes), 0, stream_of(q)>>>(        \
+        *a, q->fault)
 #define LAUNCH_1(T, C) LAUNCH(T, C, 1)
     if (a->rows > 0)
         WITH_ENTROPY(a, LAUNCH);
@@ -211,7 +261,8 @@ __global__ void entropy_grad_kernel(const __grid_constant__ brg__cu_entropy a,
     T *out = (T *)a.out + row * a.width;
     const int64_t t = target_of(a, row, fault);
     const double scale = load<double>(a.g, a.loss_dtype, 0) / a.scratch[0];
-    const C lse = ((const C *)a.lse)[row], factor = (C)scale;
+    const C lse = grown<T>::prepare(((const C *)a.lse)[row]);
+    const C factor = (C)scale;
     const C base = (C)(a.smoothing / (double)a.classes);
     const C taken = (C)((1.0 - a.smoothing) * scale);
     for (int64_t i = threadIdx.x * V; i < a.width; i += blockDim.x * V) {
@@ -219,7 +270,7 @@ __global__ void entropy_grad_kernel(const __grid_constant__ brg__cu_entropy a,
         pack<T, V> to;
 #pragma unroll
         for (int k = 0; k < V; k++) {
-            C v = (exp_for<T>::of(get<C>(&from.at[k]) - lse) - base) * factor;
+            C v = (grown<T>::of(get<C>(&from.at[k]), lse) - base) * factor;
             v = i + k == t ? v - taken : v;
             to.at[k] = as<T>::of(t < 0 || i + k >= a.classes ? (C)0 : v);
         }
@@ -227,8 +278,7 @@ __global__ void entropy_grad_kernel(const __grid_constant__ brg__cu_entropy a,
     }
 }
 
-int brg__cu_cross_entropy_grad(const brg__cu_queue *q,
-                               const brg__cu_entropy *a)
+int brg__cu_cross_entropy_grad(const brg__cu_queue *q, const brg__cu_entropy *a)
 {
     count_kernel<<<1, 1024, 0, stream_of(q)>>>(*a, q->fault);
 #define LAUNCH(T, C, V)                                                        \
@@ -309,10 +359,10 @@ __global__ void mse_grad_kernel(const __grid_constant__ brg__cu_mse m)
 {
     const double scale = load<double>(m.g, m.dtype, 0) * 2.0 / (double)m.n;
     FOR_EACH(i, m.n)
-    store<double>(m.out, m.dtype, i,
-                  (load<double>(m.a, m.dtype, i) -
-                   load<double>(m.b, m.dtype, i)) *
-                      scale);
+    store<double>(
+        m.out, m.dtype, i,
+        (load<double>(m.a, m.dtype, i) - load<double>(m.b, m.dtype, i)) *
+            scale);
 }
 
 int brg__cu_mse_grad_launch(const brg__cu_queue *q, const brg__cu_mse *m)
