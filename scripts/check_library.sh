@@ -14,7 +14,7 @@ for library in "$@"; do
     name=$(basename "$library")
     limit=1200000
     grep -q LIBXSMM_ "$library" && limit=1650000
-    case $name in libbrigade_cuda*) limit=12000000 ;; esac
+    case $name in libbrigade_cuda*) limit=6000000 ;; esac
     needed=$(readelf -d "$library" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p')
     strip -o "$copy" "$library" || exit 1
     size=$(wc -c <"$copy")
