@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "comm/pg.h"
 #include "core/base/alloc.h"
 #include "core/base/tracer.h"
 #include "core/tensor/tensor.h"
@@ -33,15 +34,23 @@ static brg_status check_options(const brg_averager_options *options)
     return BRG_OK;
 }
 
-static brg_status check_tensor(const brg_tensor *t, size_t i)
+static brg_status check_tensor(const brg_averager *a, const brg_tensor *t,
+                               size_t i)
 {
     BRG_CHECK_ARG(t, "brg_averager_create: tensor %zu is NULL", i);
-    char text[BRG_TENSOR_TEXT_MAX];
-    BRG_CHECK_ARG(t->storage && t->device.type == BRG_DEVICE_CPU &&
-                      t->is_contiguous && brg__tensor_is_float(t),
+    char text[BRG_TENSOR_TEXT_MAX], there[24], here[24];
+    const brg_device where = brg__pg_device(a->pg);
+    BRG_CHECK_ARG(t->storage && t->is_contiguous && brg__tensor_is_float(t),
                   "brg_averager_create: tensor %zu (%s) is no row-major float "
-                  "tensor in host memory",
+                  "tensor",
                   i, brg__tensor_text(t, text));
+    if (!brg__device_equal(t->device, where))
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "brg_averager_create: tensor %zu (%s) is on %s, the "
+                        "group reduces on %s (for GPUs: brg_nccl_create)",
+                        i, brg__tensor_text(t, text),
+                        brg__device_text(t->device, there),
+                        brg__device_text(where, here));
     return BRG_OK;
 }
 
@@ -50,7 +59,7 @@ static brg_status list_tensors(brg_averager *a, brg_tensor *const *tensors,
 {
     for (size_t i = 0; i < n; i++) {
         brg_tensor *t = tensors[i];
-        BRG_TRY(check_tensor(t, i));
+        BRG_TRY(check_tensor(a, t, i));
         list[i] = (brg_reducer_param){.name = brg_tensor_name(t),
                                       .grad = brg__tensor_ptr(t),
                                       .count = (size_t)t->numel,
@@ -174,6 +183,13 @@ brg_status brg_averager_step(brg_averager *a, bool *averaged)
     BRG_TRY(brg_averager_now(a));
     a->n_steps = n;
     return BRG_OK;
+}
+
+brg_status brg_averager_confirm(brg_averager *a)
+{
+    BRG_CHECK_ARG(a, "brg_averager_confirm: the averager is NULL");
+    BRG_TRY(brg__tracer_outside("brg_averager_confirm"));
+    return brg_reducer_confirm(a->reducer);
 }
 
 int64_t brg_averager_count(const brg_averager *a)

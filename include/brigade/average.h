@@ -25,20 +25,25 @@ typedef struct brg_averager_options {
     BRG_INIT_WITH(brg_averager_options, BRG_SET(period, 1))
 
 /* Collective: rank 0's values go to all. `tensors`: float, row-major, on the
- * CPU; retained. Options must be the same on every rank. *out: owned. Errors as
- * for brg_ddp_create. */
+ * device that the group reduces on; retained. Options must be the same on every
+ * rank. *out: owned. Errors as for brg_ddp_create. */
 BRG_API BRG_NODISCARD brg_status
 brg_averager_create(brg_averager **out, brg_pg *pg, brg_tensor *const *tensors,
                     size_t n_tensors, const brg_averager_options *options);
 BRG_API void brg_averager_destroy(brg_averager *averager);
 
 /* After each step of the optimizer, on every rank: counts it, and averages if
- * it is one of those (collective then). *averaged may be NULL. */
+ * it is one of those (collective then). *averaged may be NULL. On a GPU the
+ * averages are queued; what went wrong is the status of the next averaging. */
 BRG_API BRG_NODISCARD brg_status brg_averager_step(brg_averager *averager,
                                                    bool *averaged);
 
 /* Averages now, whatever the count; the period starts anew. Collective. */
 BRG_API BRG_NODISCARD brg_status brg_averager_now(brg_averager *averager);
+
+/* Waits until it is known how the last averaging went, and says so, once: on a
+ * GPU, before a checkpoint is written. BRG_OK in host memory. */
+BRG_API BRG_NODISCARD brg_status brg_averager_confirm(brg_averager *averager);
 
 /* Steps counted so far, for checkpoints: with a period, a run that goes on
  * must go on from here. */

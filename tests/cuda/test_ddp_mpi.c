@@ -4,6 +4,7 @@
  * parameters after the last. */
 #include "comm/pg.h"
 #include "core/tensor/device.h"
+#include "tests/reducer/average_checks.h"
 #include "tests/reducer/collectives_checks.h"
 
 #include "tests/cuda/gpu_ranks.h"
@@ -277,6 +278,41 @@ static void test_ddp__buffers_cost_no_wait(void **state)
     brg_pg_destroy(pg);
 }
 
+static void test_ddp__periodic_averaging(void **state)
+{
+    (void)state;
+    brg_pg *pg;
+    brg_averager *a;
+    brg_device_counts counts[2];
+    assert_brg_ok(brg_nccl_create(&pg, over, mine()));
+    assert_brg_ok(brg_device_set(mine()));
+    assert_brg_ok(check_averages(pg));
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *w[2] = {brg_full(BRG_DTYPE_F32, BRG_SHAPE(100000), rank + 1),
+                        brg_full(BRG_DTYPE_BF16, BRG_SHAPE(3000), rank + 1)};
+    assert_brg_ok(brg_averager_create(&a, pg, w, 2, NULL)); /* rank 0's: ones */
+    for (int step = 0; step < 5; step++) {
+        double value;
+        for (int i = 0; i < 2; i++)
+            assert_brg_ok(brg_fill_(w[i], 4 * rank + step));
+        assert_brg_ok(brg_device_get_counts(mine(), &counts[0]));
+        assert_brg_ok(brg_averager_step(a, NULL));
+        assert_brg_ok(brg_device_get_counts(mine(), &counts[1]));
+        for (int i = 0; i < 2; i++) {
+            assert_brg_ok(
+                brg_tensor_item(brg_amin(w[i], 0, NULL, false), &value));
+            assert_float_equal(value, step + 2 * (n_ranks - 1), 0);
+        }
+    }
+    assert_int_equal(counts[1].n_waits, counts[0].n_waits);
+    assert_int_equal(counts[1].n_allocs, counts[0].n_allocs);
+    assert_brg_ok(brg_averager_confirm(a));
+    brg_averager_destroy(a);
+    brg_scope_end(scope);
+    assert_brg_ok(brg_device_set(CPU));
+    brg_pg_destroy(pg);
+}
+
 /* This rank's part of the norm of all ranks' batches, and of its gradient. */
 static void test_ddp__synchronised_norm(void **state)
 {
@@ -391,6 +427,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_ddp__buffers_are_those_of_the_cpu),
         cmocka_unit_test(test_ddp__buffers_ride_with_all_their_bits),
         cmocka_unit_test(test_ddp__buffers_cost_no_wait),
+        cmocka_unit_test(test_ddp__periodic_averaging),
     };
     return gpu_ranks_end(cmocka_run_group_tests_name("ddp", tests, NULL, NULL));
 }

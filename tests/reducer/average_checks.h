@@ -7,6 +7,7 @@
 #include <math.h>
 
 #include <brigade/average.h>
+#include <brigade/ops.h>
 
 #include "tests/support/brg_test.h"
 #include "tests/support/ranks.h"
@@ -27,11 +28,25 @@ static inline void average_start(double *x, int rank)
         x[k] = ranks_gradient(rank, 77, 1, k);
 }
 
-static inline brg_status average_compare(const brg_tensor *t, const double *all,
+/* Values of the tensor, wherever it is. */
+static inline brg_status average_put(brg_tensor *t, const double *x)
+{
+    brg_scope *scope = brg_scope_begin();
+    brg_status status =
+        brg_copy_(t, brg_from_data(BRG_DTYPE_F64, BRG_SHAPE(AVERAGE_N), x));
+    brg_scope_end(scope);
+    return status;
+}
+
+static inline brg_status average_get(double *x, brg_tensor *t)
+{
+    return brg_tensor_read(t, x, AVERAGE_N * sizeof *x);
+}
+
+static inline brg_status average_compare(const double *x, const double *all,
                                          int n, int rank, bool is_average,
                                          int step)
 {
-    const double *x = brg_tensor_data(t);
     for (size_t k = 0; k < AVERAGE_N; k++) {
         double expected = all[(size_t)rank * AVERAGE_N + k], sum = 0;
         for (int r = 0; r < n; r++)
@@ -48,41 +63,46 @@ static inline brg_status average_steps(brg_averager *a, brg_tensor *t, int n,
                                        int rank,
                                        const brg_averager_options *options)
 {
-    double all[8 * AVERAGE_N];
+    double all[8 * AVERAGE_N], x[AVERAGE_N];
     for (int r = 0; r < n; r++) /* rank 0's values went to all */
         average_start(all + (size_t)r * AVERAGE_N, 0);
     for (int step = 1; step <= AVERAGE_STEPS; step++) {
         bool is_due = step <= options->warm_up || step % options->period == 0,
              done;
-        average_descend(brg_tensor_data(t), rank, step);
+        BRG_TRY(average_get(x, t));
+        average_descend(x, rank, step);
+        BRG_TRY(average_put(t, x));
         for (int r = 0; r < n; r++)
             average_descend(all + (size_t)r * AVERAGE_N, r, step);
         uint32_t version = brg_tensor_version(t);
         BRG_TRY(brg_averager_step(a, &done));
         RANK_CHECK(done == is_due, "step %d: averaged %d", step, done);
         RANK_CHECK((brg_tensor_version(t) != version) == done, "no touch");
-        BRG_TRY(average_compare(t, all, n, rank, is_due, step));
+        BRG_TRY(average_get(x, t));
+        BRG_TRY(average_compare(x, all, n, rank, is_due, step));
         for (int r = 0; is_due && r < n; r++)
-            memcpy(all + (size_t)r * AVERAGE_N, brg_tensor_data(t),
-                   AVERAGE_N * sizeof *all);
+            memcpy(all + (size_t)r * AVERAGE_N, x, sizeof x);
     }
     RANK_CHECK(brg_averager_count(a) == AVERAGE_STEPS, "%d steps counted",
                (int)brg_averager_count(a));
-    return BRG_OK;
+    return brg_averager_confirm(a);
 }
 
 static inline brg_status check_one_average(brg_pg *pg, int64_t period,
                                            int64_t warm_up)
 {
-    brg_averager *a;
+    brg_averager *a = NULL;
     brg_averager_options options = BRG_AVERAGER_OPTIONS_INIT;
+    double start[AVERAGE_N];
     options.period = period;
     options.warm_up = warm_up;
     int rank = brg_pg_rank(pg);
     brg_scope *scope = brg_scope_begin();
     brg_tensor *t = brg_zeros(BRG_DTYPE_F64, 1, (int64_t[]){AVERAGE_N});
-    average_start(brg_tensor_data(t), rank);
-    brg_status status = brg_averager_create(&a, pg, &t, 1, &options);
+    average_start(start, rank);
+    brg_status status = average_put(t, start);
+    if (status == BRG_OK)
+        status = brg_averager_create(&a, pg, &t, 1, &options);
     if (status == BRG_OK)
         status = average_steps(a, t, brg_pg_world_size(pg), rank, &options);
     brg_averager_destroy(a);

@@ -257,6 +257,21 @@ static inline void group_free(void *group, void *ptr)
     fake_free(HOME, ptr, 0);
 }
 
+/* What all ranks have done, between two barriers. */
+typedef struct tally {
+    int n_crossings, n_allocs;
+} tally;
+
+static inline brg_status take_tally(brg_pg *pg, tally *filled)
+{
+    brg_work *work;
+    BRG_TRY(brg_barrier(pg, &work));
+    BRG_TRY(brg_work_wait(work));
+    *filled = (tally){n_crossings, n_allocs};
+    BRG_TRY(brg_barrier(pg, &work));
+    return brg_work_wait(work);
+}
+
 /* ---- A model ----------------------------------------------------------------------- */
 
 #define N_PARAMS 4

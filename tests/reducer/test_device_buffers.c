@@ -87,21 +87,6 @@ static brg_status make_buffered(buffered *b, world *w,
                           N_BUFFERS, options);
 }
 
-/* Of all ranks, between two barriers. */
-typedef struct tally {
-    int n_crossings, n_allocs;
-} tally;
-
-static brg_status take_tally(const world *w, tally *filled)
-{
-    brg_work *work;
-    BRG_TRY(brg_barrier(w->pg, &work));
-    BRG_TRY(brg_work_wait(work));
-    *filled = (tally){n_crossings, n_allocs};
-    BRG_TRY(brg_barrier(w->pg, &work));
-    return brg_work_wait(work);
-}
-
 static brg_tensor *loss_of(const world *w, brg_tensor **data)
 {
     brg_tensor *loss = NULL;
@@ -131,11 +116,11 @@ static brg_status steady(world *w, const brg_ddp_options *options, tally *spent)
         BRG_TRY(zero(w));
         brg_scope *scope = brg_scope_begin();
         brg_tensor *loss = loss_of(w, data);
-        BRG_TRY(take_tally(w, &before));
+        BRG_TRY(take_tally(w->pg, &before));
         brg_pg_get_stats(w->pg, &calls[0]);
         brg_status status = brg_backward(loss);
         brg_pg_get_stats(w->pg, &calls[1]);
-        BRG_TRY(take_tally(w, &after));
+        BRG_TRY(take_tally(w->pg, &after));
         brg_scope_end(scope);
         BRG_TRY(status);
         spent->n_crossings = after.n_crossings - before.n_crossings;

@@ -2,6 +2,7 @@
  * What a reducer does besides averages, with gradients on a device. */
 #include <brigade/recover.h>
 
+#include "tests/reducer/average_checks.h"
 #include "tests/reducer/made_up_device.h"
 
 /* ---- Hooks, and functions that talk ------------------------------------------------------ */
@@ -95,6 +96,58 @@ static void test_device_features__synchronised_norms(void **state)
 {
     (void)state;
     run r = make_run(norms);
+    r.is_bare = true;
+    run_worlds(&r);
+}
+
+/* ---- Periodic averaging ------------------------------------------------------------------ */
+
+/* Once it is under way, averaging copies nothing between host and device and
+ * takes no memory. */
+static brg_status averages_quietly(world *w)
+{
+    brg_averager *a;
+    brg_tensor *t[2] = {w->params[0], w->params[1]};
+    BRG_TRY(brg_averager_create(&a, w->pg, t, 2, NULL));
+    brg_status status = BRG_OK;
+    tally before = {0}, after = {0};
+    for (int step = 0; step < 4 && status == BRG_OK; step++) {
+        status = take_tally(w->pg, &before);
+        if (status == BRG_OK)
+            status = brg_averager_step(a, NULL);
+        if (status == BRG_OK)
+            status = take_tally(w->pg, &after);
+    }
+    if (status == BRG_OK)
+        status = brg_averager_confirm(a);
+    brg_averager_destroy(a);
+    BRG_TRY(status);
+    RANK_CHECK(!fake.fetch || (after.n_crossings == before.n_crossings &&
+                               after.n_allocs == before.n_allocs),
+               "%d copies, %d allocations",
+               after.n_crossings - before.n_crossings,
+               after.n_allocs - before.n_allocs);
+    return BRG_OK;
+}
+
+static brg_status averages_there(world *w, const run *r)
+{
+    brg_averager *a;
+    (void)r;
+    BRG_TRY(check_averages(w->pg));
+    BRG_TRY(averages_quietly(w));
+    BRG_TRY(brg_device_set(HOME));
+    brg_tensor *stray = brg_zeros(BRG_DTYPE_F32, BRG_SHAPE(3));
+    BRG_TRY(brg_device_set(THERE(w->rank)));
+    RANK_FAILS(brg_averager_create(&a, w->pg, &stray, 1, NULL),
+               BRG_ERR_UNSUPPORTED, "is on cpu:0, the group reduces on cuda:");
+    return BRG_OK;
+}
+
+static void test_device_features__periodic_averaging(void **state)
+{
+    (void)state;
+    run r = make_run(averages_there);
     r.is_bare = true;
     run_worlds(&r);
 }
@@ -497,6 +550,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_device_features__travel_in_16_bits),
         TEST(test_device_features__synchronised_norms),
+        TEST(test_device_features__periodic_averaging),
         TEST(test_device_features__sum_leaves_alike),
         TEST(test_device_features__a_norm_tells_what_is_not_finite),
         TEST(test_device_features__the_ranks_left_go_on),
