@@ -5,9 +5,10 @@
 
 #include <brigade/ext/device.h>
 
-/* Arguments may have 4 KB, or 32 KB from CUDA 12.1 on. */
+/* Arguments may have 4 KB, or 32 KB from CUDA 12.1 on; the library holds room for
+ * them. */
 #if CUDART_VERSION >= 12010
-#define MANY 160
+#define MANY 64
 #else
 #define MANY 20
 #endif
@@ -15,6 +16,7 @@
 
 typedef struct batch {
     int n;
+    bool is_load;
     int64_t first[MANY + 1]; /* block at which the tensor begins */
     brg_device_cargo cargo[MANY];
 } batch;
@@ -25,6 +27,7 @@ static __device__ int64_t offset_of(const brg_device_cargo &c, int64_t i)
     if (c.ndim == 1)
         return i * c.stride[0];
     int64_t offset = 0;
+#pragma unroll 1
     for (int d = c.ndim - 1; d >= 0; d--) {
         offset += i % c.shape[d] * c.stride[d];
         i /= c.shape[d];
@@ -75,6 +78,7 @@ static __device__ __forceinline__ void put_bits(void *at, int size, int64_t i,
 static __device__ uint64_t join_pieces(const float *from, int n, float scale)
 {
     uint64_t bits = 0;
+#pragma unroll 1
     for (int k = 0; k < n; k++)
         bits |= (uint64_t)__float2uint_rn(from[k] * scale) << (16 * k);
     return bits;
@@ -86,6 +90,7 @@ static __device__ void average_sets(const brg_device_cargo &c,
 {
     double wide = 0;
     float narrow = 0;
+#pragma unroll 1
     for (uint32_t k = 0; k < c.n_sets; k++, from += c.numel * n) {
         const uint64_t bits = join_pieces(from, n, c.scale);
         if (c.dtype == BRG_DTYPE_F64) {
@@ -112,6 +117,7 @@ static __device__ void load_element(const brg_device_cargo &c, int64_t i)
         return;
     }
     const uint64_t bits = bits_of(c.at, size, offset);
+#pragma unroll 1
     for (int k = 0; k < n; k++)
         c.row[i * n + k] = (float)(bits >> (16 * k) & 0xFFFF);
 }
@@ -128,7 +134,6 @@ static __device__ void unload_element(const brg_device_cargo &c, int64_t i)
         average_sets(c, c.row + i * n, n, offset);
 }
 
-template <bool is_load>
 __global__ void __launch_bounds__(THREADS)
     cargo_kernel(const __grid_constant__ batch b)
 {
@@ -137,8 +142,9 @@ __global__ void __launch_bounds__(THREADS)
     const int64_t from = ((int64_t)blockIdx.x - b.first[k]) * PIECE;
     const int64_t n = (int64_t)c.numel;
     const int64_t to = from + PIECE < n ? from + PIECE : n;
+#pragma unroll 1
     for (int64_t i = from + threadIdx.x; i < to; i += THREADS) {
-        if (is_load)
+        if (b.is_load)
             load_element(c, i);
         else
             unload_element(c, i);
@@ -169,11 +175,8 @@ int brg__cu_cargo(const brg__cu_queue *q, const struct brg_device_cargo *cargo,
         fill_batch(&b, cargo, n, &done);
         if (b.n == 0)
             break;
-        const unsigned n_blocks = (unsigned)b.first[b.n];
-        if (is_load)
-            cargo_kernel<true><<<n_blocks, THREADS, 0, stream_of(q)>>>(b);
-        else
-            cargo_kernel<false><<<n_blocks, THREADS, 0, stream_of(q)>>>(b);
+        b.is_load = is_load;
+        cargo_kernel<<<(unsigned)b.first[b.n], THREADS, 0, stream_of(q)>>>(b);
     }
     return (int)cudaGetLastError();
 }
