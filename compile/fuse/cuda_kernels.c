@@ -101,8 +101,9 @@ static brg_status compile(const brg__disk_maker *self, const char *source,
     size_t nbytes = 0;
     (void)path;
     (void)words; /* a failure's are in the record */
-    brg_status status =
-        m->vtable->kernel_compile(m->device, source, &binary, &nbytes);
+    brg_status status = m->vtable->kernel_compile(
+        m->device, source, brg__env_double(BRG__ENV_COMPILE_TIMEOUT_S), &binary,
+        &nbytes);
     if (status == BRG_OK)
         status = write_file(object, binary, nbytes);
     brg__mem_free(binary);

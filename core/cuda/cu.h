@@ -94,7 +94,8 @@ void brg__cu_fetch_free(brg_device device, void *fetch);
 brg_status brg__cu_kernel_compiler(brg_device device,
                                    brg_device_compiler *filled);
 brg_status brg__cu_kernel_compile(brg_device device, const char *source,
-                                  void **binary, size_t *nbytes);
+                                  double seconds, void **binary,
+                                  size_t *nbytes);
 brg_status brg__cu_kernel_load(brg_device device, const void *binary,
                                size_t nbytes, void **module);
 brg_status brg__cu_kernel_find(brg_device device, void *module,

@@ -25,6 +25,8 @@ static struct {
                   int n_headers, const char *const *headers,
                   const char *const *names);
     int (*compile)(program *p, int n, const char *const *options);
+    int (*set_callback)(program *p, int (*callback)(void *user, void *unused),
+                        void *user); /* NULL: an older one */
     int (*destroy)(program **p);
     int (*binary_size)(program *p, size_t *n);
     int (*binary)(program *p, char *bytes);
@@ -71,6 +73,7 @@ static void look(void)
                        functions[i].name);
         return;
     }
+    *(void **)&nvrtc.set_callback = dlsym(library, "nvrtcSetFlowCallback");
     nvrtc.is_there = true;
 }
 
@@ -118,16 +121,40 @@ brg_status brg__cu_nvrtc_identity(int capability, char *text, size_t size)
 
 /* ---- Compiling --------------------------------------------------------------------- */
 
-/* In a thread of its own, so that this one can move communication. */
+/* In a thread of its own, so that this one can move communication, and need not
+ * wait for ever. Whoever is last frees it. */
 typedef struct work {
+    _Atomic int n_owners;
+    _Atomic bool is_done;
+    _Atomic bool is_abandoned;
     int capability;
-    const char *source;
+    char *source;
     void *cubin;
     size_t nbytes;
     brg_status status;
     char why[400]; /* it failed */
-    _Atomic bool is_done;
 } work;
+
+static _Atomic int n_abandoned; /* that NVRTC is still at */
+
+static void release(work *w)
+{
+    if (atomic_fetch_sub(&w->n_owners, 1) != 1)
+        return;
+    const bool was_abandoned = atomic_load(&w->is_abandoned);
+    brg__cu_host->free(w->cubin);
+    brg__cu_host->free(w->source);
+    brg__cu_host->free(w);
+    if (was_abandoned)
+        atomic_fetch_sub(&n_abandoned, 1);
+}
+
+/* NVRTC asks between its passes: 1 has it stop. */
+static int is_cancelled(void *user, void *unused)
+{
+    (void)unused;
+    return atomic_load(&((work *)user)->is_abandoned);
+}
 
 static brg_status fail(work *w, program *p, int result)
 {
@@ -174,6 +201,8 @@ static brg_status compile(work *w)
         (void)snprintf(w->why, sizeof w->why, "NVRTC: %s", nvrtc.error(result));
         return BRG_ERR_UNSUPPORTED;
     }
+    if (nvrtc.set_callback)
+        (void)nvrtc.set_callback(p, is_cancelled, w);
     result = nvrtc.compile(p, (int)N_OPTIONS + 1, all);
     brg_status status = result == 0 ? take_binary(w, p) : fail(w, p, result);
     (void)nvrtc.destroy(&p);
@@ -185,32 +214,87 @@ static void *run(void *user)
     work *w = user;
     w->status = compile(w);
     atomic_store(&w->is_done, true);
+    release(w);
     return NULL;
 }
 
-brg_status brg__cu_nvrtc_compile(int capability, const char *source,
-                                 void **cubin, size_t *nbytes)
+static double now(void)
 {
-    work w = {.capability = capability, .source = source};
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* False: it has taken too long. */
+static bool await(const work *w, double seconds)
+{
+    const double end = now() + seconds;
+    while (!atomic_load(&w->is_done)) {
+        const struct timespec pause = {0, 1000000};
+        if (now() > end)
+            return false;
+        brg__cu_host->poll();
+        (void)nanosleep(&pause, NULL);
+    }
+    return true;
+}
+
+/* The caller's and the thread's. */
+static brg_status start(work **out, int capability, const char *source,
+                        pthread_t *thread)
+{
+    const size_t size = strlen(source) + 1;
+    work *w = brg__cu_host->alloc(sizeof *w, "a compilation");
+    *out = NULL;
+    if (!w)
+        return BRG_ERR_NOMEM;
+    *w = (work){.n_owners = 1, .capability = capability};
+    w->source = brg__cu_host->alloc(size, "the text of kernels");
+    if (!w->source) {
+        release(w);
+        return BRG_ERR_NOMEM;
+    }
+    memcpy(w->source, source, size);
+    atomic_store(&w->n_owners, 2);
+    int e = pthread_create(thread, NULL, run, w);
+    if (e == 0) {
+        *out = w;
+        return BRG_OK;
+    }
+    atomic_store(&w->n_owners, 1);
+    release(w);
+    return BRG__CU_FAIL(BRG_ERR_IO, "NVRTC: no thread for it: %s", strerror(e));
+}
+
+brg_status brg__cu_nvrtc_compile(int capability, const char *source,
+                                 double seconds, void **cubin, size_t *nbytes)
+{
+    work *w;
     pthread_t thread;
     *cubin = NULL;
     *nbytes = 0;
     BRG__CU_TRY(find_library());
-    if (pthread_create(&thread, NULL, run, &w) != 0) {
-        (void)run(&w);
+    if (atomic_load(&n_abandoned) > 0)
+        return BRG__CU_FAIL(BRG_ERR_TIMEOUT,
+                            "NVRTC is still at a source that took too long");
+    BRG__CU_TRY(start(&w, capability, source, &thread));
+    if (!await(w, seconds)) {
+        atomic_fetch_add(&n_abandoned, 1);
+        atomic_store(&w->is_abandoned, true);
+        (void)pthread_detach(thread);
+        release(w);
+        return BRG__CU_FAIL(BRG_ERR_TIMEOUT, "NVRTC took longer than %g s",
+                            seconds);
+    }
+    (void)pthread_join(thread, NULL);
+    brg_status status = w->status;
+    if (status == BRG_OK) {
+        *cubin = w->cubin;
+        *nbytes = w->nbytes;
+        w->cubin = NULL;
     } else {
-        while (!atomic_load(&w.is_done)) {
-            const struct timespec pause = {0, 1000000};
-            brg__cu_host->poll();
-            (void)nanosleep(&pause, NULL);
-        }
-        (void)pthread_join(thread, NULL);
+        (void)BRG__CU_FAIL(status, "%s", w->why);
     }
-    if (w.status != BRG_OK) {
-        brg__cu_host->free(w.cubin);
-        return BRG__CU_FAIL(w.status, "%s", w.why);
-    }
-    *cubin = w.cubin;
-    *nbytes = w.nbytes;
-    return BRG_OK;
+    release(w);
+    return status;
 }

@@ -14,8 +14,9 @@ brg_status brg__cu_nvrtc_identity(int capability, char *text, size_t size);
 
 /* *cubin: machine code for that capability; memory of the host's table. The
  * record of a failure has the compiler's first words. The host is polled
- * meanwhile. */
+ * meanwhile. BRG_ERR_TIMEOUT after so many seconds: NVRTC is asked to stop (from
+ * CUDA 12.8 on it does soon) and left alone; until it has, every call fails so. */
 brg_status brg__cu_nvrtc_compile(int capability, const char *source,
-                                 void **cubin, size_t *nbytes);
+                                 double seconds, void **cubin, size_t *nbytes);
 
 #endif

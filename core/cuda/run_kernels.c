@@ -80,13 +80,13 @@ brg_status brg__cu_kernel_compiler(brg_device device,
 }
 
 brg_status brg__cu_kernel_compile(brg_device device, const char *source,
-                                  void **binary, size_t *nbytes)
+                                  double seconds, void **binary, size_t *nbytes)
 {
     brg__cu *cu;
     int capability;
     BRG__CU_TRY(brg__cu_enter(device, &cu));
     BRG__CU_TRY(capability_of(cu, &capability));
-    return brg__cu_nvrtc_compile(capability, source, binary, nbytes);
+    return brg__cu_nvrtc_compile(capability, source, seconds, binary, nbytes);
 }
 
 brg_status brg__cu_kernel_load(brg_device device, const void *binary,

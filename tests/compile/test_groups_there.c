@@ -288,6 +288,15 @@ static void test_groups_there__a_source_is_refused(void **state)
     expect_one_by_one(&compiling.refuses, "error: the test says so");
 }
 
+static void test_groups_there__a_compiler_is_too_slow(void **state)
+{
+    (void)state;
+    assert_int_equal(setenv("BRG_COMPILE_TIMEOUT_S", "0.25", 1), 0);
+    expect_one_by_one(&compiling.is_slow, "it took longer than 0.25 s");
+    assert_true(compiling.seconds == 0.25);
+    assert_int_equal(unsetenv("BRG_COMPILE_TIMEOUT_S"), 0);
+}
+
 static void test_groups_there__a_binary_cannot_be_loaded(void **state)
 {
     (void)state;
@@ -324,6 +333,7 @@ int main(void)
         there_test(test_groups_there__a_chain_is_one_launch),
         there_test(test_groups_there__no_compiler),
         there_test(test_groups_there__a_source_is_refused),
+        there_test(test_groups_there__a_compiler_is_too_slow),
         there_test(test_groups_there__a_binary_cannot_be_loaded),
         there_test(test_groups_there__a_kernel_cannot_be_launched),
         there_test(test_groups_there__other_backends),

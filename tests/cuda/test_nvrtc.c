@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The CUDA C of groups is CUDA C: NVRTC compiles it, for GPUs of several kinds,
  * and says what it refuses. Needs NVRTC, but no GPU. */
+#include <unistd.h>
+
 #include "core/cuda/cu.h"
 #include "core/cuda/nvrtc.h"
 
@@ -60,7 +62,8 @@ static void test_nvrtc__compiles_groups(void **state)
         size_t n;
         char name[40];
         n_polls = 0;
-        assert_brg_ok(brg__cu_nvrtc_compile(capabilities[i], text, &cubin, &n));
+        assert_brg_ok(
+            brg__cu_nvrtc_compile(capabilities[i], text, 60, &cubin, &n));
         assert_true(n_polls > 10);
         assert_memory_equal(cubin, "\177ELF", 4);
         for (size_t k = 0; k < N_GROUPS; k++) {
@@ -82,11 +85,45 @@ static void test_nvrtc__says_what_it_refuses(void **state)
     size_t n;
     (void)state;
     assert_int_equal(
-        brg__cu_nvrtc_compile(90, "extern \"C\" nonsense;", &cubin, &n),
+        brg__cu_nvrtc_compile(90, "extern \"C\" nonsense;", 60, &cubin, &n),
         BRG_ERR_UNSUPPORTED);
     assert_null(cubin);
     assert_non_null(strstr(brg_error_message(), "NVRTC_ERROR_COMPILATION"));
     assert_non_null(strstr(brg_error_message(), "brigade.cu(1): error"));
+}
+
+/* It is left alone, goes on to its end and frees what it has; then others can be
+ * compiled. */
+static void test_nvrtc__takes_too_long(void **state)
+{
+    static brg__cuda_group g[N_GROUPS];
+    int kernel[N_GROUPS], n_refused = 0;
+    brg_memory_stats before, after;
+    void *cubin;
+    size_t n;
+    (void)state;
+    brg_memory_get_stats(&before);
+    brg_scope *scope = brg_scope_begin();
+    char *text = make_text(g, N_GROUPS, kernel);
+    assert_int_equal(brg__cu_nvrtc_compile(90, text, 0.01, &cubin, &n),
+                     BRG_ERR_TIMEOUT);
+    assert_null(cubin);
+    assert_non_null(strstr(brg_error_message(), "longer than 0.01 s"));
+    for (; n_refused < 6000; n_refused++) {
+        brg_status status = brg__cu_nvrtc_compile(90, text, 60, &cubin, &n);
+        if (status == BRG_OK)
+            break;
+        assert_int_equal(status, BRG_ERR_TIMEOUT);
+        assert_non_null(strstr(brg_error_message(), "still at a source"));
+        assert_int_equal(usleep(10000), 0);
+    }
+    print_message("stopped after %d0 ms\n", n_refused);
+    assert_in_range(n_refused, 1, 5999);
+    brg__mem_free(cubin);
+    brg__mem_free(text);
+    brg_scope_end(scope);
+    brg_memory_get_stats(&after);
+    assert_int_equal(after.in_use, before.in_use);
 }
 
 static void test_nvrtc__gpus_that_it_does_not_know(void **state)
@@ -115,6 +152,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_nvrtc__compiles_groups),
         cmocka_unit_test(test_nvrtc__says_what_it_refuses),
+        cmocka_unit_test(test_nvrtc__takes_too_long),
         cmocka_unit_test(test_nvrtc__gpus_that_it_does_not_know),
     };
     return cmocka_run_group_tests_name("nvrtc", tests, NULL, NULL);

@@ -16,10 +16,12 @@
 static struct {
     bool is_missing;    /* there is no compiler */
     bool refuses;       /* the source, */
+    bool is_slow;       /* too slow for it, */
     bool cannot_load;   /* the binary, */
     bool cannot_launch; /* the kernel */
     int n_compiled, n_loaded, n_unloaded;
     int n_launched; /* or recorded */
+    double seconds; /* that the last compilation was given */
 } compiling;
 
 /* What stands for CUDA in front of the source. */
@@ -52,14 +54,19 @@ static brg_status compiling_compiler(brg_device device,
 }
 
 static brg_status compiling_compile(brg_device device, const char *source,
-                                    void **binary, size_t *nbytes)
+                                    double seconds, void **binary,
+                                    size_t *nbytes)
 {
     static int n;
     char name[64], command[9000];
     (void)device;
+    compiling.seconds = seconds;
     if (compiling.refuses)
         return brg_error_set(BRG_ERR_UNSUPPORTED, __FILE__, __LINE__,
                              "brigade.cu(1): error: the test says so");
+    if (compiling.is_slow)
+        return brg_error_set(BRG_ERR_TIMEOUT, __FILE__, __LINE__,
+                             "it took longer than %g s", seconds);
     compiling.n_compiled++;
     snprintf(name, sizeof name, "cuda%d.c", n++);
     char c[4096];

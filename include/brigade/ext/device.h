@@ -202,8 +202,8 @@ typedef struct brg_device_vtable {
      *
      *     compiler  fails if there is none, saying what is missing
      *     compile   *binary: memory of brg_device_host.alloc, for load; if the
-     *               compiler refuses the source, its words are in the record.
-     *               Uses no device
+     *               compiler refuses the source, its words are in the record;
+     *               BRG_ERR_TIMEOUT after so many seconds. Uses no device
      *     load      *module: a binary on the device
      *     find      *kernel: one of its kernels (extern "C")
      *     launch    queues it; it may be recorded
@@ -211,7 +211,7 @@ typedef struct brg_device_vtable {
     brg_status (*kernel_compiler)(brg_device device,
                                   brg_device_compiler *filled);
     brg_status (*kernel_compile)(brg_device device, const char *source,
-                                 void **binary, size_t *nbytes);
+                                 double seconds, void **binary, size_t *nbytes);
     brg_status (*kernel_load)(brg_device device, const void *binary,
                               size_t nbytes, void **module);
     brg_status (*kernel_find)(brg_device device, void *module, const char *name,
