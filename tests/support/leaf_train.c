@@ -127,6 +127,8 @@ static brg_status run_plain(leaf_net *n, int step)
 brg_status leaf_net_step(leaf_net *n, int step)
 {
     BRG_TRY(n->how->plain ? run_plain(n, step) : run_leaves(n, step));
+    if (n->how->confirms)
+        BRG_TRY(brg_ddp_confirm(n->ddp));
     BRG_TRY(brg_optim_step(n->optim));
     return brg_optim_zero_grad(n->optim, false);
 }

@@ -17,6 +17,7 @@ typedef struct leaf_train {
     int n_hidden;
     bool adamw;    /* or SGD with momentum */
     bool compiled; /* backward */
+    bool confirms; /* each step, before its update */
     bool plain;    /* no leaves: one backward a step, the default reduction */
 } leaf_train;
 
