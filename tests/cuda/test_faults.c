@@ -5,6 +5,7 @@
 #include <brigade/brigade.h>
 
 #include "tests/support/forked.h"
+#include "tests/support/survive.h"
 
 #define N ((int64_t)1 << 20)
 #define SOON_S 5
@@ -262,9 +263,182 @@ static void test_faults__a_rank_launches_late(void **state)
     printf("%s\n", results[0].text);
 }
 
+/* ---- A rank that is lost while all join ----------------------------------------------- */
+
+/* Rank 1 has the id of the group, and does not go on. */
+static brg_status broadcast_and_go(void *user, void *data, size_t nbytes)
+{
+    forked_rank *me = user;
+    BRG_TRY(forked_broadcast(user, data, nbytes));
+    if (me->rank == 1 && *(const fault *)me->data == DIES)
+        (void)raise(SIGKILL);
+    if (me->rank == 1)
+        forked_sleep_ms(4000);
+    return BRG_OK;
+}
+
+static brg_status run_join(forked_rank *me)
+{
+    brg_pg *pg;
+    double sum;
+    brg__error_record kept;
+    brg_nccl_options nccl = {.struct_size = sizeof nccl,
+                             .rank = me->rank,
+                             .world_size = me->n,
+                             .device = me->device,
+                             .stream = me->stream,
+                             .broadcast = broadcast_and_go,
+                             .all_gather = forked_gather,
+                             .user = me};
+    brg_pg_options options = BRG_PG_OPTIONS_INIT;
+    options.timeout_s = *(const fault *)me->data == LATE ? 1.5 : 30;
+    options.backend_data = &nccl;
+    const uint64_t start = brg__clock_ns();
+    brg_status status = brg_pg_create(&pg, "nccl", &options);
+    const double s = 1e-9 * (double)(brg__clock_ns() - start);
+    RANK_CHECK(status != BRG_OK, "rank %d: no error", me->rank);
+    brg__error_save(&kept);
+    RANK_CHECK(me->rank == 1 || s < SOON_S, "rank %d: it took %g s: %s",
+               me->rank, s, kept.text);
+    BRG_TRY(check_gpu());
+    if (me->rank == 0) { /* alone, a group can be made */
+        nccl.world_size = 1;
+        nccl.broadcast = forked_broadcast;
+        me->n = 1;
+        BRG_TRY(brg_pg_create(&pg, "nccl", &options));
+        BRG_TRY(reduce(pg, N, &sum));
+        RANK_CHECK(sum == 1, "the sum is %g", sum);
+        brg_pg_destroy(pg);
+    }
+    brg__error_restore(&kept);
+    return status;
+}
+
+static void test_faults__a_rank_is_lost_while_all_join(void **state)
+{
+    (void)state;
+    forked_result results[2];
+    forked_run(2, run_join, &(fault){DIES}, results);
+    assert_true(results[1].is_killed);
+    forked_expect(&results[0], BRG_ERR_PEER, "rank 1 has died");
+    printf("%s\n", results[0].text);
+    forked_run(2, run_join, &(fault){LATE}, results);
+    forked_expect(&results[0], BRG_ERR_TIMEOUT, "rank 1 has not come");
+    forked_expect(&results[1], BRG_ERR_PEER, "rank 0 has failed");
+    printf("%s\n%s\n", results[0].text, results[1].text);
+}
+
+static brg_status run_making(forked_rank *me)
+{
+    brg_pg *pg;
+    double sum, least = 1e9;
+    for (int k = 0; k < 4; k++) {
+        const uint64_t start = brg__clock_ns();
+        BRG_TRY(forked_group(me, 30, &pg));
+        const double s = 1e-9 * (double)(brg__clock_ns() - start);
+        least = s < least ? s : least;
+        BRG_TRY(reduce(pg, N, &sum));
+        RANK_CHECK(sum == me->n, "the sum is %g", sum);
+        brg_pg_destroy(pg);
+    }
+    if (me->rank == 0)
+        fprintf(stderr, "a group of %d: %.3f s, BRG_NCCL_BOUNDED_INIT=%s\n",
+                me->n, least, getenv("BRG_NCCL_BOUNDED_INIT"));
+    return BRG_OK;
+}
+
+static void test_faults__groups_are_made_and_destroyed(void **state)
+{
+    (void)state;
+    for (int bounded = 0; bounded <= 1; bounded++) {
+        (void)setenv("BRG_NCCL_BOUNDED_INIT", bounded ? "1" : "0", 1);
+        forked_check(1, run_making, NULL);
+        forked_check(2, run_making, NULL);
+    }
+}
+
+/* ---- Going on alone ------------------------------------------------------------------- */
+
+#define N_STEPS 6
+
+static const leaf_train how = {.n_steps = N_STEPS,
+                               .batch = 16,
+                               .n_leaves = 4,
+                               .cap = 65536,
+                               .n_hidden = 64,
+                               .confirms = true};
+
+typedef struct death {
+    int rank;
+    int64_t step; /* dies before it */
+} death;
+
+static uint64_t *expected; /* shared: weights' hashes of a run on one GPU */
+static const death *mine;
+
+static void die_at_step(int64_t step)
+{
+    if (mine && mine->step == step)
+        (void)raise(SIGKILL);
+}
+
+static brg_status run_alone(forked_rank *me)
+{
+    brg_pg *pg;
+    leaf_net trained;
+    BRG_TRY(forked_group(me, 30, &pg));
+    brg_status status = leaf_net_init(&trained, pg, &how);
+    for (int k = 0; k <= N_STEPS && status == BRG_OK; k++) {
+        expected[k] = leaf_net_hash(&trained);
+        if (k < N_STEPS)
+            status = leaf_net_step(&trained, k);
+    }
+    leaf_net_deinit(&trained);
+    brg_pg_destroy(pg);
+    return status;
+}
+
+static brg_status run_on(forked_rank *me)
+{
+    const death *d = me->data;
+    survive s = {.how = how,
+                 .expected = expected,
+                 .at_step = die_at_step,
+                 .went_on = -1};
+    brg_pg *pg;
+    mine = d->rank == me->rank ? d : NULL;
+    BRG_TRY(forked_group(me, 30, &pg));
+    BRG_TRY(survive_rank(pg, &s));
+    RANK_CHECK(s.n_ended == 1 && s.n_shrinks == 1 && s.went_on == d->step,
+               "ended %d times, %d losses, went on at step %d", s.n_ended,
+               s.n_shrinks, (int)s.went_on);
+    brg_pg_destroy(pg);
+    return check_gpu();
+}
+
+static void test_faults__the_rank_left_goes_on(void **state)
+{
+    (void)state;
+    forked_result results[2];
+    expected = mmap(NULL, (N_STEPS + 1) * sizeof *expected,
+                    PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    assert_true(expected != MAP_FAILED);
+    forked_check(1, run_alone, NULL);
+    assert_true(expected[0] != expected[N_STEPS]);
+    for (int rank = 0; rank < 2; rank++)
+        for (int64_t step = 0; step < N_STEPS; step += N_STEPS - 2) {
+            forked_run(2, run_on, &(death){rank, step}, results);
+            assert_true(results[rank].is_killed);
+            if (results[1 - rank].status != BRG_OK)
+                print_error("%s\n", results[1 - rank].text);
+            assert_int_equal(results[1 - rank].status, BRG_OK);
+        }
+}
+
 /* Of what is named by a pattern, "*launch*", if there is one. */
 int main(int argc, char **argv)
 {
+    (void)setenv("BRG_NCCL_BOUNDED_INIT", "1", 0);
     int status = require_two_gpus();
     if (status)
         return status;
@@ -276,6 +450,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_faults__calls_that_differ),
         cmocka_unit_test(test_faults__a_rank_dies_between_launches),
         cmocka_unit_test(test_faults__a_rank_launches_late),
+        cmocka_unit_test(test_faults__groups_are_made_and_destroyed),
+        cmocka_unit_test(test_faults__a_rank_is_lost_while_all_join),
+        cmocka_unit_test(test_faults__the_rank_left_goes_on),
     };
     return cmocka_run_group_tests_name("faults", tests, NULL, NULL);
 }
