@@ -6,10 +6,10 @@
 
 #include <cudnn.h>
 #include <dlfcn.h>
-#include <stddef.h>
 #include <string.h>
 
 #define N_BUCKETS 64
+#define N_KEYS 18
 
 /* X(function): what is taken from libcudnn. */
 #define FUNCTIONS(X)                                                           \
@@ -41,10 +41,15 @@ static struct {
 } dnn;
 #undef DECLARE
 
+/* What tells problems apart. */
+typedef struct key {
+    int64_t at[N_KEYS];
+} key;
+
 typedef struct plan {
     struct plan *next;
-    brg__cu_conv problem; /* pointers are NULL */
-    int kind;
+    key k;
+    brg__cu_conv_kind kind;
     bool is_usable;
     cudnnTensorDescriptor_t x, y, bias;
     cudnnFilterDescriptor_t weight;
@@ -198,30 +203,26 @@ static bool choose(plan *p, cudnnHandle_t handle)
     return false;
 }
 
-static size_t bucket_of(const brg__cu_conv *v, int kind)
+static key key_of(brg__cu_conv_kind kind, const brg__cu_conv *v)
 {
-    const unsigned char *bytes = (const void *)v;
-    uint64_t hash = 1469598103934665603u + (uint64_t)kind;
-    for (size_t i = 0; i < sizeof *v; i++)
-        hash = (hash ^ bytes[i]) * 1099511628211u;
-    return (size_t)(hash % N_BUCKETS);
+    return (key){{kind, v->dtype, v->n, v->c, v->h, v->w, v->o, v->kh, v->kw,
+                  v->oh, v->ow, v->groups, v->stride[0], v->stride[1],
+                  v->padding[0], v->padding[1], v->dilation[0],
+                  v->dilation[1]}};
 }
 
 /* Kept also when cuDNN declines, so that it is asked once. */
 static plan *find_plan(state *s, brg__cu_conv_kind kind, const brg__cu_conv *v)
 {
-    brg__cu_conv problem;
-    memset(&problem, 0, sizeof problem); /* padding too: it is hashed */
-    memcpy(&problem, v, offsetof(brg__cu_conv, x));
-    plan **bucket = &s->plans[bucket_of(&problem, kind)];
+    const key k = key_of(kind, v);
+    plan **bucket = &s->plans[brg__cu_dnn_hash(k.at, N_KEYS) % N_BUCKETS];
     for (plan *p = *bucket; p; p = p->next)
-        if (p->kind == (int)kind &&
-            memcmp(&p->problem, &problem, sizeof problem) == 0)
+        if (memcmp(&p->k, &k, sizeof k) == 0)
             return p;
     plan *p = brg__cu_host->alloc(sizeof *p, "a plan of a convolution");
     if (!p)
         return NULL;
-    p->problem = problem;
+    p->k = k;
     p->kind = kind;
     p->is_usable = describe(p, v) && choose(p, s->handle);
     p->next = *bucket;

@@ -21,6 +21,15 @@ brg_status brg__cu_dnn_conv(brg__cu *cu, brg__cu_conv_kind kind,
 brg_status brg__cu_dnn_attention(brg__cu *cu, const brg__cu_attention *a,
                                  bool is_backward, bool *is_done);
 
+/* Of the numbers that tell problems apart. */
+static inline size_t brg__cu_dnn_hash(const int64_t *at, int n)
+{
+    uint64_t hash = 1469598103934665603u;
+    for (int i = 0; i < n; i++)
+        hash = (hash ^ (uint64_t)at[i]) * 1099511628211u;
+    return (size_t)(hash >> 32);
+}
+
 /* The GPU's cudnnHandle_t, which works in its queue; NULL without cuDNN. Under
  * the GPU's lock. */
 void *brg__cu_dnn_handle(brg__cu *cu);

@@ -51,14 +51,6 @@ static key key_of(const brg__cu_attention *a, bool is_backward)
     return k;
 }
 
-static size_t bucket_of(const key *k)
-{
-    uint64_t hash = 1469598103934665603u;
-    for (int i = 0; i < N_KEYS; i++)
-        hash = (hash ^ (uint64_t)k->at[i]) * 1099511628211u;
-    return (size_t)(hash >> 32) % N_BUCKETS;
-}
-
 /* From 9.6 on it clears the memory of the sum itself. */
 static bool may_add_up(bool is_backward)
 {
@@ -70,7 +62,8 @@ static plan *find_plan(brg__cu *cu, cudnnHandle_t handle,
                        const brg__cu_attention *a, bool is_backward)
 {
     const key k = key_of(a, is_backward);
-    plan **bucket = (plan **)cu->sdpa_plans + bucket_of(&k);
+    plan **bucket =
+        (plan **)cu->sdpa_plans + brg__cu_dnn_hash(k.at, N_KEYS) % N_BUCKETS;
     for (plan *p = *bucket; p; p = p->next)
         if (memcmp(&p->k, &k, sizeof k) == 0)
             return p;
