@@ -127,7 +127,7 @@ static void compare(const setting *s, const char *name,
 
 int main(int argc, char **argv)
 {
-    setting s = {NULL};
+    setting s = {.pg = NULL};
     MPI_Init(&argc, &argv);
     bench_must(brg_pg_create(&s.pg, "mpi", NULL));
     size_t n = (size_t)brg_pg_world_size(s.pg) * COUNT * sizeof(float);

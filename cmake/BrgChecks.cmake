@@ -16,6 +16,13 @@ if(Python3_FOUND)
   brg_check(sizes ${Python3_EXECUTABLE} ${_scripts}/check_sizes.py)
   brg_check(rows ${Python3_EXECUTABLE} ${_scripts}/check_rows.py ${CMAKE_CURRENT_BINARY_DIR})
   brg_check(features ${Python3_EXECUTABLE} ${_scripts}/check_features.py)
+  if(NOT BRG_SANITIZE)
+    add_test(NAME clang/warnings COMMAND
+      ${Python3_EXECUTABLE} ${_scripts}/check_clang.py ${PROJECT_BINARY_DIR})
+    brg_set_test(clang/warnings check 300)
+    set_tests_properties(clang/warnings PROPERTIES
+      PROCESSORS 2 SKIP_RETURN_CODE 77)
+  endif()
   brg_check(docs ${Python3_EXECUTABLE} ${_scripts}/gen_docs.py --check)
 endif()
 

@@ -40,7 +40,7 @@ zlib1g-dev librandom123-dev libcjson-dev libxxhash-dev libxsmm-dev
 libopenmpi-dev openmpi-bin"
 TEST_PACKAGES="libcmocka-dev g++ gfortran python3 patch"
 # What style and reference are checked with; a test without them is skipped.
-CHECK_PACKAGES="clang-format-14 doxygen"
+CHECK_PACKAGES="clang-14 clang-format-14 doxygen"
 
 # configure_and_build <folder> <cmake option>...
 configure_and_build() {

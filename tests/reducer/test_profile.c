@@ -107,8 +107,8 @@ static void test_profile__damaged_ones_are_refused(void **state)
         "brigade-profile 1\nstep\t1\t1\t0\ngrad\tf31\t4\t0\ta\n",
         "brigade-profile 1\nstep\t1\t1\t0\ngrad\tf32\t4\n",
         "brigade-profile 1\nstep\t1\t1\t0\ngrad\tf32\t4\t2\ta\n",
-        "brigade-profile 1\nstep\t9\t9\t0\ngrad\tf32\t4\t2\ta\n"
-        "grad\tf32\t4\t1\tb\n",
+        ("brigade-profile 1\nstep\t9\t9\t0\ngrad\tf32\t4\t2\ta\n"
+         "grad\tf32\t4\t1\tb\n"),
         "brigade-profile 1\nstep\t9\t-1\t0\ngrad\tf32\t4\t2\ta\n",
         "brigade-profile 1\nstep\t-9\t9\t0\ngrad\tf32\t4\t2\ta\n",
         "brigade-profile 1\nstep\t9\t9\t-1\ngrad\tf32\t4\t2\ta\n",
