@@ -111,6 +111,58 @@ static brg_status scale_all(brg_ddp *ddp, double factor)
     return BRG_OK;
 }
 
+/* The same by the device; the host does not know the factor. */
+static brg_status clip_all_there(brg_ddp *ddp, const double *total,
+                                 double max_norm)
+{
+    const brg_reducer *r = ddp->reducer;
+    brg_device_array *list = r->look.arrays;
+    size_t n = 0;
+    for (size_t i = 0; i < ddp->n_params; i++) {
+        const brg__member *m = &r->members[i];
+        const brg_optim_range own = brg__shard_of(r, i, r->rank);
+        if (m->n_used == 0 || own.n == 0 ||
+            !brg_tensor_grad(ddp->params[i].leaf))
+            continue;
+        list[n++] = (brg_device_array){
+            .data = (char *)m->slot + own.first * brg_dtype_size(m->dtype),
+            .dtype = m->dtype,
+            .numel = own.n};
+    }
+    if (n > 0)
+        BRG_TRY(r->tail.vtable->norm_clip(r->device, list, n, total, max_norm));
+    for (size_t i = 0; i < ddp->n_params; i++) {
+        const brg__ddp_param *p = &ddp->params[i];
+        brg_tensor *grad = brg_tensor_grad(p->leaf);
+        if (r->members[i].n_used == 0 || !grad)
+            continue;
+        if (grad == p->view)
+            brg_tensor_touch(grad);
+        else
+            BRG_TRY(brg__ddp_copy(grad, p->view));
+    }
+    return BRG_OK;
+}
+
+static brg_status clip_there(brg_ddp *ddp, double max_norm, double *norm)
+{
+    const brg_reducer *r = ddp->reducer;
+    double *total, sum;
+    BRG_TRY(brg__look_norm(r, &total));
+    if (ddp->options.shard) {
+        brg_work *work;
+        BRG_TRY(brg_all_reduce(ddp->pg, &work, total, 1, BRG_DTYPE_F64,
+                               BRG_REDUCE_SUM));
+        BRG_TRY(brg_work_wait(work));
+    }
+    BRG_TRY(clip_all_there(ddp, total, max_norm));
+    if (!norm)
+        return BRG_OK;
+    BRG_TRY(brg__look_fetch(r, total, &sum));
+    *norm = sqrt(sum);
+    return BRG_OK;
+}
+
 brg_status brg_ddp_clip_grad_norm(brg_ddp *ddp, double max_norm, double *norm)
 {
     BRG_CHECK_ARG(ddp, "brg_ddp_clip_grad_norm: the ddp is NULL");
@@ -122,6 +174,8 @@ brg_status brg_ddp_clip_grad_norm(brg_ddp *ddp, double max_norm, double *norm)
         return BRG_FAIL(BRG_ERR_STATE,
                         "brg_ddp_clip_grad_norm: the ddp was made without "
                         "options.measure_norm");
+    if (ddp->reducer->tail.vtable)
+        return clip_there(ddp, max_norm, norm);
     double found = brg_reducer_grad_norm(ddp->reducer);
     if (ddp->options.shard)
         BRG_TRY(brg__shard_add_norms(ddp, &found));

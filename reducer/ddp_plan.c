@@ -74,8 +74,8 @@ static const char *in_the_way(const brg_ddp *ddp)
         return "the reducer's buckets are not final";
     if (!ddp->is_sync || r->broken.code != BRG_OK)
         return "reductions are off";
-    if (r->options.hook || r->options.measure_norm || r->options.check_finite ||
-        brg__has_leaves(r) || ddp->options.shard || ddp->options.grads_apart)
+    if (r->options.hook || brg__has_leaves(r) || ddp->options.shard ||
+        ddp->options.grads_apart)
         return "the reducer's options need the host";
     return ddp->n_buffers > 0 && ddp->options.sync_buffers && r->n_cargo == 0
                ? "buffers are sent by themselves"
@@ -95,6 +95,8 @@ static brg_status note(void *self, brg__words *state)
     for (size_t i = 0; r->n_cargo > 0 && i < ddp->n_buffers; i++)
         BRG_TRY(brg__array_push(state,
                                 (uintptr_t)brg__tensor_ptr(ddp->buffers[i])));
+    BRG_TRY(brg__array_push(state, (uintptr_t)r->look.found));
+    BRG_TRY(brg__array_push(state, (uintptr_t)r->look.partials));
     return brg__array_push(state, (uintptr_t)r->plan_hash);
 }
 

@@ -62,11 +62,11 @@ static uint64_t limit_of(brg_dtype dtype, double n)
     return bits > margin ? bits - margin : 0;
 }
 
-static bool is_within(const void *at, brg_dtype dtype, size_t count, double n)
+static bool is_within(const void *at, brg_dtype dtype, size_t count,
+                      uint64_t limit)
 {
-    if (largest(dtype) == 0) /* no float */
+    if (limit == UINT64_MAX)
         return true;
-    uint64_t limit = limit_of(dtype, n);
     switch (brg_dtype_size(dtype)) {
     case 2:
         return is_within_16(at, count, (uint16_t)limit);
@@ -77,14 +77,31 @@ static bool is_within(const void *at, brg_dtype dtype, size_t count, double n)
     }
 }
 
+/* Sums of f16 are made in f32, so that averages stay below; on a device they
+ * are sums of n-th parts, each rounded. */
+uint64_t brg__finite_limit(const brg_reducer *r, size_t i, bool is_result)
+{
+    const brg_dtype dtype = r->members[i].dtype;
+    const double n = brg__reducer_divisor(r);
+    if (largest(dtype) == 0) /* no float */
+        return UINT64_MAX;
+    if (is_result)
+        return limit_of(dtype, 1);
+    if (dtype != BRG_DTYPE_F16 || r->options.sum)
+        return limit_of(dtype, n);
+    const bool is_rounded =
+        r->device.type != BRG_DEVICE_CPU && !brg__has_leaves(r) && n > 1;
+    const uint64_t limit = limit_of(dtype, 1);
+    const uint64_t margin = is_rounded ? 2 * (uint64_t)n : 0;
+    return limit > margin ? limit - margin : 0;
+}
+
 void brg__finite_look(brg_reducer *r, size_t i)
 {
     const brg__member *m = &r->members[i];
-    /* Sums of f16 are made in f32, so that averages stay below. */
-    bool is_narrowed = m->dtype == BRG_DTYPE_F16 && !r->options.sum;
-    double n = is_narrowed ? 1 : brg__reducer_divisor(r);
     if (r->finite.own == 0 &&
-        !is_within(brg__leaf_home(r, i), m->dtype, m->count, n))
+        !is_within(brg__leaf_home(r, i), m->dtype, m->count,
+                   brg__finite_limit(r, i, false)))
         r->finite.own = (uint32_t)i + 1;
 }
 
@@ -94,7 +111,8 @@ void brg__finite_look_after(brg_reducer *r, size_t k)
     for (size_t j = 0; j < b->n_params && r->finite.spoilt == 0; j++) {
         uint32_t i = r->plan.order[b->first + j];
         const brg__member *m = &r->members[i];
-        if (!is_within(m->slot, m->dtype, m->count, 1))
+        if (!is_within(m->slot, m->dtype, m->count,
+                       brg__finite_limit(r, i, true)))
             r->finite.spoilt = i + 1;
     }
 }
@@ -114,10 +132,30 @@ void brg__finite_end(brg_reducer *r, uint32_t n_ranks, uint32_t ranks,
     };
 }
 
+/* Is what the last step came to known? If not it is said later, too. */
+static bool is_known(brg_reducer *r)
+{
+    brg__error_record kept;
+    if (!r->look.found)
+        return true;
+    brg__error_save(&kept);
+    const bool is_read = brg__device_tail_read(r) == BRG_OK;
+    if (!is_read && r->tail.verdict.code == BRG_OK)
+        brg__error_save(&r->tail.verdict);
+    brg__error_restore(&kept);
+    return is_read;
+}
+
 bool brg_reducer_grads_finite(const brg_reducer *r, brg_finite_info *filled)
 {
-    (void)brg__tracer_outside("brg_reducer_grads_finite");
+    brg_finite_info last = {true, 0, -1, SIZE_MAX};
+    const bool may_wait =
+        brg__tracer_outside("brg_reducer_grads_finite") == BRG_OK;
+    if (r && may_wait && !is_known((brg_reducer *)(uintptr_t)r))
+        last.all_finite = false;
+    else if (r)
+        last = r->finite.last;
     if (filled)
-        *filled = r ? r->finite.last : (brg_finite_info){true, 0, -1, SIZE_MAX};
-    return !r || r->finite.last.all_finite;
+        *filled = last;
+    return last.all_finite;
 }

@@ -147,17 +147,12 @@ static brg_status check_device(const brg_reducer *r)
 {
     char text[24];
     const brg_comm_hook *hook = r->options.hook;
-    const char *what = hook && !hook->ops.works_on_devices
-                           ? "this communication hook"
-                       : r->options.measure_norm ? "options.measure_norm"
-                       : r->options.check_finite ? "options.check_finite"
-                                                 : NULL;
-    if (!what || r->device.type == BRG_DEVICE_CPU)
+    if (!hook || hook->ops.works_on_devices || r->device.type == BRG_DEVICE_CPU)
         return BRG_OK;
     return BRG_FAIL(BRG_ERR_UNSUPPORTED,
-                    "brg_reducer_create: %s needs gradients in host memory, "
-                    "these are on %s",
-                    what, brg__device_text(r->device, text));
+                    "brg_reducer_create: this communication hook needs "
+                    "gradients in host memory, these are on %s",
+                    brg__device_text(r->device, text));
 }
 
 static brg_status allocate(brg_reducer *r)
@@ -480,10 +475,21 @@ brg_status brg_reducer_confirm(brg_reducer *r)
     return r->tail.vtable ? brg__device_tail_tell(r) : BRG_OK;
 }
 
+static double norm_there(const brg_reducer *r)
+{
+    double *total, sum;
+    if (brg__look_norm(r, &total) != BRG_OK ||
+        brg__look_fetch(r, total, &sum) != BRG_OK)
+        return NAN;
+    return sqrt(sum);
+}
+
 double brg_reducer_grad_norm(const brg_reducer *r)
 {
     double sum = 0;
-    (void)brg__tracer_outside("brg_reducer_grad_norm");
+    if (brg__tracer_outside("brg_reducer_grad_norm") == BRG_OK && r &&
+        r->look.partials)
+        return norm_there(r);
     for (size_t i = 0; r && i < r->n_params; i++)
         if (r->members[i].n_used > 0)
             sum += r->members[i].sum_squares;

@@ -42,6 +42,7 @@ typedef struct brg__member {
     uint32_t group; /* of the user's, from 1; 0: none */
     uint32_t bucket;
     uint32_t n_used;    /* ranks, in the last step */
+    uint32_t arrival;   /* its number in this step, from 0 */
     bool is_ready;      /* arrived in this step */
     bool is_used;       /* by this rank, in this step */
     double sum_squares; /* of the result, with measure_norm */
@@ -60,6 +61,15 @@ typedef struct brg__device_tail {
     uint64_t n_known; /* of these, the first ones: they have been reduced */
     brg__error_record verdict; /* on the last step, not told yet */
 } brg__device_tail;
+
+/* What the device itself finds out about gradients (look_device.c). */
+typedef struct brg__device_look {
+    brg_device_array *arrays; /* owned: room for a bucket's; NULL: none looks */
+    uint64_t *found;  /* on the device, with check_finite: two marks, for what
+                         this rank packed, and for what a hook has made */
+    double *partials; /* on the device, with measure_norm; then their total */
+    size_t *places; /* owned: of each parameter's partials; then their number */
+} brg__device_look;
 
 /* Times of the steps recorded so far, one row a step; see profile.c. */
 typedef struct brg__recording {
@@ -102,6 +112,7 @@ struct brg_reducer {
 
     brg_device device; /* of gradients, slots and buckets */
     brg__device_tail tail;
+    brg__device_look look;
 
     size_t n_params;
     brg__member *members;
@@ -155,7 +166,11 @@ struct brg_reducer {
 #define BRG__MARK_BASE 31
 /* The first of three: see tail.c. */
 #define BRG__TAIL_FINITE(r) ((r)->n_params + 2 + 2 * BRG__N_MARKS)
-#define BRG__N_TAIL(r) (BRG__TAIL_FINITE(r) + 3)
+#define BRG__TAIL_FOUND(r) (BRG__TAIL_FINITE(r) + 3)
+/* Behind it, what look.found holds: not reduced, but fetched along. */
+#define BRG__N_FOUND 2
+#define BRG__N_TAIL(r)                                                         \
+    (BRG__TAIL_FOUND(r) + ((r)->look.found ? 2 * BRG__N_FOUND : 0))
 #define BRG__N_NOTES(r) ((r)->n_params + 2 + BRG__N_MARKS)
 
 /* "parameter fc1.weight" or "parameter 3", for messages. */
@@ -268,7 +283,7 @@ brg__tail_counts brg__tail_count(brg_reducer *r, const float *tail);
 brg_status brg__device_tail_prepare(brg_reducer *r);
 void brg__device_tail_free(brg_reducer *r);
 brg_status brg__device_tail_write(brg_reducer *r, void *tail);
-brg_status brg__device_tail_judge(brg_reducer *r, const void *tail);
+brg_status brg__device_tail_judge(brg_reducer *r, void *tail);
 /* What the step before came to; `tail` will tell of this one. */
 brg_status brg__device_tail_next(brg_reducer *r, const void *tail);
 /* The same of a step whose work was launched again: the tail is on its way. */
@@ -297,10 +312,40 @@ void brg__norm_scale(void *at, brg_dtype dtype, size_t n, double factor);
 void brg__finite_look(brg_reducer *r, size_t i);
 /* Bucket k is as a communication hook has left it. */
 void brg__finite_look_after(brg_reducer *r, size_t k);
+/* The bits of the largest element of gradient i that is fine; UINT64_MAX: all
+ * are. is_result: it was reduced. */
+uint64_t brg__finite_limit(const brg_reducer *r, size_t i, bool is_result);
 /* The step is over: ranks that found something, and the sums of their numbers
  * and of their first parameters. */
 void brg__finite_end(brg_reducer *r, uint32_t n_ranks, uint32_t ranks,
                      uint32_t params);
+
+/* ---- The same on a device (look_device.c) ------------------------------------------ */
+
+/* Fails if the device cannot do what the options want. */
+brg_status brg__look_prepare(brg_reducer *r);
+void brg__look_free(brg_reducer *r);
+
+/* A step begins. */
+brg_status brg__look_begin(const brg_reducer *r);
+/* With leaves: gradient i has arrived. Without: bucket k is about to start. */
+brg_status brg__look_at_gradient(const brg_reducer *r, size_t i);
+brg_status brg__look_at_bucket(const brg_reducer *r, size_t k);
+/* Bucket k has been reduced. */
+brg_status brg__look_at_result(const brg_reducer *r, size_t k);
+/* What this rank has found, into the tail that it sends; all that was found,
+ * behind the reduced one. */
+brg_status brg__look_tell(const brg_reducer *r, float *tail);
+brg_status brg__look_keep(const brg_reducer *r, float *tail);
+/* As they came with the tail. */
+void brg__look_read(brg_reducer *r, const float *tail);
+
+/* The sum of the squares of all gradients that were used, on the device; of
+ * this rank's shards, if there are some. */
+brg_status brg__look_norm(const brg_reducer *r, double **total);
+/* Waits for a value. */
+brg_status brg__look_fetch(const brg_reducer *r, const double *from,
+                           double *value);
 
 /* ---- The order of arrival (rebuild.c) ---------------------------------------------- */
 

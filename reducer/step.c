@@ -184,6 +184,10 @@ brg_status brg__reducer_launch(brg_reducer *r, size_t n)
         if (bucket->state != BRG__BUCKET_READY)
             break;
         bool is_last = r->n_launched + 1 == r->plan.n_buckets;
+        if (brg__look_at_bucket(r, r->n_launched) != BRG_OK) {
+            prefix_bucket(r, r->n_launched);
+            return brg__error_prefix("looking at ");
+        }
         if (is_last && brg__tail_write(r) != BRG_OK)
             return brg__error_prefix("the tail of the last bucket: ");
         if (start_bucket(r, r->n_launched) != BRG_OK) {
@@ -248,12 +252,26 @@ static void keep_failure(brg_reducer *r)
         brg__error_save(&r->failure);
 }
 
+/* Looks at a gradient before it becomes a part of a sum. */
+static brg_status take_in(brg_reducer *r, size_t i)
+{
+    if (r->options.check_finite && !r->tail.vtable)
+        brg__finite_look(r, i);
+    if (r->members[i].arrival == 0)
+        BRG_TRY(brg__look_begin(r));
+    if (!brg__has_leaves(r) || r->has_failed)
+        return BRG_OK;
+    BRG_TRY(brg__look_at_gradient(r, i));
+    return brg__leaf_take(r, i);
+}
+
 void brg__reducer_take(brg_reducer *r, size_t i, bool is_used)
 {
     trace_copy(r, i);
     brg__member *member = &r->members[i];
     member->is_ready = true;
     member->is_used |= is_used; /* in any leaf */
+    member->arrival = (uint32_t)(r->leaf * r->n_params + r->n_ready);
     r->arrivals[r->n_ready++] = (uint32_t)i;
     if (!r->is_closing) {
         if (r->n_ready == r->n_params) /* a look at the clock is not free */
@@ -262,10 +280,7 @@ void brg__reducer_take(brg_reducer *r, size_t i, bool is_used)
     }
     if (r->recording.is_on)
         brg__recording_gradient(r, i);
-    if (r->options.check_finite)
-        brg__finite_look(r, i);
-    if (brg__has_leaves(r) && !r->has_failed &&
-        brg__leaf_take(r, i) != BRG_OK) {
+    if (take_in(r, i) != BRG_OK) {
         keep_failure(r);
         r->has_failed = true; /* the tail tells the others */
     }
@@ -303,6 +318,17 @@ brg_status brg__reducer_close(brg_reducer *r)
     return BRG_OK;
 }
 
+static brg_status look_at_result(brg_reducer *r, size_t k)
+{
+    if (r->tail.vtable)
+        return brg__look_at_result(r, k);
+    if (r->options.measure_norm)
+        brg__norm_measure(r, k);
+    if (r->options.check_finite && brg__hook_takes(r, k))
+        brg__finite_look_after(r, k);
+    return BRG_OK;
+}
+
 static void wait_one(brg_reducer *r, size_t k)
 {
     uint64_t start = brg__pg_clock_ns(r->pg);
@@ -313,10 +339,8 @@ static void wait_one(brg_reducer *r, size_t k)
         keep_failure(r);
         return;
     }
-    if (r->options.measure_norm)
-        brg__norm_measure(r, k);
-    if (r->options.check_finite && brg__hook_takes(r, k))
-        brg__finite_look_after(r, k);
+    if (look_at_result(r, k) != BRG_OK)
+        keep_failure(r);
     if (r->on_reduced && r->failure.code == BRG_OK)
         r->on_reduced(r, k);
 }

@@ -35,6 +35,7 @@ brg_status brg__device_tail_prepare(brg_reducer *r)
     if (r->device.type == BRG_DEVICE_CPU)
         return BRG_OK;
     BRG_TRY(brg__device_find(r->device, &t->vtable));
+    BRG_TRY(brg__look_prepare(r));
     t->values = brg__mem_alloc_array(3 * BRG__N_TAIL(r), sizeof *t->values,
                                      "the tail of buckets");
     if (!t->values)
@@ -47,6 +48,7 @@ void brg__device_tail_free(brg_reducer *r)
     brg__device_tail *t = &r->tail;
     if (t->mine)
         t->vtable->free(r->device, t->mine, n_bytes(r));
+    brg__look_free(r); /* the tail's size depends on it */
     if (t->fetch && t->vtable->fetch_free)
         t->vtable->fetch_free(r->device, t->fetch);
     brg__mem_free(t->values);
@@ -67,7 +69,8 @@ brg_status brg__device_tail_write(brg_reducer *r, void *tail)
             t->vtable->copy(r->device, t->mine, host, t->values, n_bytes(r)));
         t->is_sent = true;
     }
-    return t->vtable->copy(r->device, tail, r->device, t->mine, n_bytes(r));
+    BRG_TRY(t->vtable->copy(r->device, tail, r->device, t->mine, n_bytes(r)));
+    return brg__look_tell(r, tail);
 }
 
 /* ---- Verdicts ---------------------------------------------------------------- */
@@ -96,6 +99,7 @@ static brg_status blame_missing(const brg_reducer *r)
 
 static brg_status judge(brg_reducer *r, const float *tail)
 {
+    brg__look_read(r, tail);
     const brg__tail_counts found = brg__tail_count(r, tail);
     const unsigned long long step = r->tail.n_sent;
     if (found.mark == 0)
@@ -204,12 +208,13 @@ static bool assume_used(brg_reducer *r)
     return all;
 }
 
-brg_status brg__device_tail_judge(brg_reducer *r, const void *tail)
+brg_status brg__device_tail_judge(brg_reducer *r, void *tail)
 {
     brg_status before = brg__device_tail_tell(r);
     brg__error_record kept;
     if (before != BRG_OK)
         brg__error_save(&kept);
+    BRG_TRY(brg__look_keep(r, tail));
     BRG_TRY(fetch(r, tail));
     const bool all_used = assume_used(r);
     if (!all_used || !r->is_rebuilt)

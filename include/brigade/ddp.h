@@ -120,7 +120,7 @@ BRG_API BRG_NODISCARD brg_status brg_ddp_refresh(brg_ddp *ddp);
  * where the loss is scaled, call this with max_norm times the scale, before
  * brg_scale_grad. One pass over memory where brg_clip_grad_norm takes two. With
  * shard: collective; each rank scales what it owns, and brg_reducer_grad_norm
- * is the norm of that. */
+ * is the norm of that. On a GPU nothing waits if `norm` is NULL. */
 BRG_API BRG_NODISCARD brg_status brg_ddp_clip_grad_norm(brg_ddp *ddp,
                                                         double max_norm,
                                                         double *norm);

@@ -235,7 +235,7 @@ BRG_API size_t brg_reducer_n_used(const brg_reducer *reducer, size_t i);
 /* With measure_norm: the Euclidean norm of all gradients after the last step,
  * of those that some rank used; each bucket was measured when it came, while
  * later ones were on their way. The same bits on every rank. 0 before the
- * first step. */
+ * first step. On a GPU: waits for it; NaN if that fails. */
 BRG_API double brg_reducer_grad_norm(const brg_reducer *reducer);
 
 typedef struct brg_finite_info {
@@ -254,8 +254,13 @@ typedef struct brg_finite_info {
  *
  * The same on every rank, at no message: each gradient is looked at when it is
  * packed, and what was found rides on the last bucket. `filled` (may be NULL)
- * says where. True before the first step and without the option. Not on a
- * GPU. */
+ * says where. True before the first step and without the option.
+ *
+ * On a GPU the gradients are looked at when their bucket is started, and this
+ * waits until the step is known on all ranks, as brg_reducer_confirm does; if
+ * that fails it is false, n_ranks 0, and the next backward or confirm says
+ * why. Averages of f16 are held to the largest number less two units in its
+ * last place for each rank, since each rank's part is rounded there. */
 BRG_API bool brg_reducer_grads_finite(const brg_reducer *reducer,
                                       brg_finite_info *filled);
 

@@ -23,6 +23,7 @@ typedef struct model {
     int n_steps;
     brg_pg *pg;
     brg_ddp *ddp;
+    bool looks; /* at gradients, when they are reduced */
 } model;
 
 static brg_tensor *there(brg_tensor *t)
@@ -106,6 +107,8 @@ static brg_status step(brg_tensor *const *in, size_t n_in, brg_tensor **out,
 
 typedef struct history {
     float loss[N_STEPS];
+    double norm[N_STEPS]; /* of the reducer's gradients */
+    int bad[N_STEPS];     /* 1 + the parameter whose gradient was not finite */
     float end[64];
     size_t n;
 } history;
@@ -122,6 +125,19 @@ static void read_all(history *h, const model *m)
     }
 }
 
+#define BAD_STEP 5 /* is launched */
+
+static void look(const model *m, int k, history *h)
+{
+    brg_finite_info info;
+    h->norm[k] = brg_reducer_grad_norm(brg_ddp_reducer(m->ddp));
+    if (!brg_ddp_grads_finite(m->ddp, &info))
+        h->bad[k] = 1 + (int)info.param;
+    assert_int_equal(info.n_ranks, h->bad[k] > 0);
+    assert_int_equal(h->bad[k] > 0, k == BAD_STEP);
+    assert_int_equal(isfinite(h->norm[k]) != 0, k != BAD_STEP);
+}
+
 static void one_step(model *m, brg_compiled *compiled, int k, int n, history *h)
 {
     brg_scope *scope = brg_scope_begin();
@@ -130,11 +146,15 @@ static void one_step(model *m, brg_compiled *compiled, int k, int n, history *h)
     brg_seed(100 + (uint64_t)k);
     in[0] = there(brg_randn(BRG_DTYPE_F32, BRG_SHAPE(n, 5)));
     in[1] = there(brg_randn(BRG_DTYPE_F32, BRG_SHAPE(n, 3)));
+    if (m->looks && k == BAD_STEP)
+        in[1] = there(brg_full(BRG_DTYPE_F32, BRG_SHAPE(n, 3), INFINITY));
     assert_brg_ok(brg_optim_set_lr(m->optim, 0.1 / (1 + k)));
     assert_brg_ok(compiled ? brg_compiled_call(compiled, in, 2, &out, 1)
                            : step(in, 2, &out, 1, m));
     assert_brg_ok(brg_tensor_item(out, &loss));
     h->loss[k] = (float)loss;
+    if (m->looks)
+        look(m, k, h);
     brg_scope_end(scope);
 }
 
@@ -152,6 +172,7 @@ static void distribute(model *m, brg_ddp_buffers sync)
     brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
     options.first_bucket_bytes = options.bucket_bytes = 64;
     options.sync_buffers = sync;
+    options.check_finite = options.measure_norm = m->looks;
     m->pg = group_there();
     assert_brg_ok(
         brg_ddp_create(&m->ddp, m->pg, m->p, N_PARAMS, &m->seen, 1, &options));
@@ -171,7 +192,7 @@ static void end_distribution(model *m)
 }
 
 typedef struct variant {
-    bool is_adamw, zeroes_first, has_ddp;
+    bool is_adamw, zeroes_first, has_ddp, looks;
     brg_ddp_buffers sync;
     double dropout;
     brg_status (*end)(model *m);
@@ -184,6 +205,7 @@ static void run(const variant *v, bool is_compiled, history *h)
     model_make(&m, v->is_adamw);
     m.zeroes_first = v->zeroes_first;
     m.dropout = v->dropout;
+    m.looks = v->looks;
     m.end = v->end ? v->end : end_plainly;
     if (v->has_ddp)
         distribute(&m, v->sync);
@@ -263,6 +285,25 @@ static void test_relaunch__with_buffers(void **state)
         assert_int_equal(n_loads, 2 * N_STEPS); /* eager and compiled */
         assert_int_equal(n_unloads, 2 * N_STEPS);
     }
+}
+
+/* In one step a gradient is infinite; nothing is updated in this training. */
+static brg_status end_with_nothing(model *m)
+{
+    (void)m;
+    return BRG_OK;
+}
+
+/* Looks are part of the launch, too: each step has its own norm, and the bad
+ * one, and no other, is said to be so. */
+static void test_relaunch__gradients_are_looked_at(void **state)
+{
+    (void)state;
+    brg_compile_stats s = check(
+        &(variant){.has_ddp = true, .looks = true, .end = end_with_nothing});
+    assert_int_equal(s.replay_skips, 0);
+    assert_int_equal(s.replay_recordings, 1);
+    assert_int_equal(s.replay_launches, N_STEPS - 3);
 }
 
 static brg_status end_clipped_there(model *m)
@@ -557,6 +598,7 @@ int main(void)
         scoped_test(test_relaunch__a_step_is_recorded_once),
         scoped_test(test_relaunch__with_a_reducer),
         scoped_test(test_relaunch__with_buffers),
+        scoped_test(test_relaunch__gradients_are_looked_at),
         scoped_test(test_relaunch__clipping_on_the_device),
         scoped_test(test_relaunch__gradients_dropped_first),
         scoped_test(test_relaunch__the_host_calls_no_kernel),

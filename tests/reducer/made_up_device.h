@@ -21,6 +21,7 @@
 #include "core/tensor/device.h"
 #include "core/tensor/tensor.h"
 #include "tests/support/brg_test.h"
+#include "tests/support/device_looks.h"
 #include "tests/support/ranks.h"
 
 /* Each rank has a device of its own; the memory is one. */
@@ -33,7 +34,8 @@
 
 static char *there, *here;
 static _Atomic size_t n_taken;
-static _Atomic int n_blocks, n_allocs, n_crossings, n_asks, n_cargo_calls;
+static _Atomic int n_blocks, n_allocs, n_crossings, n_asks, n_looks;
+static _Atomic int n_cargo_calls;
 
 static inline bool is_there(const void *p)
 {
@@ -191,6 +193,73 @@ fake_cargo_unload(brg_device device, const brg_device_cargo *cargo, size_t n)
     return status;
 }
 
+/* ---- What is in gradients ---------------------------------------------------------- */
+
+#define MAX_ARRAYS 16
+
+/* As the "kernels" see them. */
+static inline const brg_device_array *arrays_at(brg_device_array to[MAX_ARRAYS],
+                                                const brg_device_array *arrays,
+                                                size_t n)
+{
+    if (n > MAX_ARRAYS)
+        abort();
+    for (size_t i = 0; i < n; i++) {
+        to[i] = arrays[i];
+        to[i].data = at(arrays[i].data);
+    }
+    return to;
+}
+
+static inline brg_status fake_look(brg_device device,
+                                   const brg_device_array *arrays, size_t n,
+                                   uint64_t *found)
+{
+    brg_device_array mine[MAX_ARRAYS];
+    (void)device;
+    n_looks++;
+    looks_look(arrays_at(mine, arrays, n), n, at(found));
+    return BRG_OK;
+}
+
+static inline brg_status fake_tell(brg_device device, const uint64_t *found,
+                                   int rank, float *to)
+{
+    (void)device;
+    looks_tell(at(found), rank, at(to));
+    return BRG_OK;
+}
+
+static inline brg_status fake_squares(brg_device device,
+                                      const brg_device_array *arrays, size_t n,
+                                      double *partials)
+{
+    brg_device_array mine[MAX_ARRAYS];
+    (void)device;
+    n_looks++;
+    looks_squares(arrays_at(mine, arrays, n), n, at(partials));
+    return BRG_OK;
+}
+
+static inline brg_status fake_add(brg_device device, const double *partials,
+                                  size_t n, double *total)
+{
+    (void)device;
+    looks_add(at(partials), n, at(total));
+    return BRG_OK;
+}
+
+static inline brg_status fake_norm_clip(brg_device device,
+                                        const brg_device_array *arrays,
+                                        size_t n, const double *total,
+                                        double max_norm)
+{
+    brg_device_array mine[MAX_ARRAYS];
+    (void)device;
+    looks_clip(arrays_at(mine, arrays, n), n, at(total), max_norm);
+    return BRG_OK;
+}
+
 static inline int fake_count(void)
 {
     return 8;
@@ -208,6 +277,11 @@ static brg_device_vtable fake = {
     .kernel = fake_kernel,
     .cargo_load = fake_cargo_load,
     .cargo_unload = fake_cargo_unload,
+    .look = fake_look,
+    .look_tell = fake_tell,
+    .norm_squares = fake_squares,
+    .norm_add = fake_add,
+    .norm_clip = fake_norm_clip,
 };
 
 static inline int set_up(void **state)

@@ -10,6 +10,7 @@
 #include <math.h>
 
 #include "core/tensor/tensor.h"
+#include "tests/support/device_looks.h"
 #include "tests/support/fake_device.h"
 
 #define MAX_JOBS 4096
@@ -403,6 +404,101 @@ static brg_status record_cargo_unload(brg_device device,
     return take_cargo(cargo, n, false);
 }
 
+/* ---- What is in gradients ---------------------------------------------------------- */
+
+#define MAX_ARRAYS 8
+
+typedef struct looked {
+    brg_device_array arrays[MAX_ARRAYS];
+    size_t n;
+    uint64_t *found;
+    int rank;
+    float *to;
+    double *partials;
+} looked;
+
+static looked look_of(const brg_device_array *arrays, size_t n)
+{
+    looked l = {.n = n};
+    if (n > MAX_ARRAYS)
+        abort();
+    memcpy(l.arrays, arrays, n * sizeof *arrays);
+    return l;
+}
+
+static void look_now(const void *bytes)
+{
+    const looked *l = bytes;
+    looks_look(l->arrays, l->n, l->found);
+}
+
+static void tell_now(const void *bytes)
+{
+    const looked *l = bytes;
+    looks_tell(l->found, l->rank, l->to);
+}
+
+static void squares_now(const void *bytes)
+{
+    const looked *l = bytes;
+    looks_squares(l->arrays, l->n, l->partials);
+}
+
+static brg_status record_looked(void (*work)(const void *bytes),
+                                const looked *l)
+{
+    if (recording)
+        record_work(work, l, sizeof *l);
+    else
+        work(l);
+    return BRG_OK;
+}
+
+static brg_status record_look(brg_device device, const brg_device_array *arrays,
+                              size_t n, uint64_t *found)
+{
+    looked l = look_of(arrays, n);
+    (void)device;
+    l.found = found;
+    return record_looked(look_now, &l);
+}
+
+static brg_status record_tell(brg_device device, const uint64_t *found,
+                              int rank, float *to)
+{
+    looked l = {.found = (uint64_t *)(uintptr_t)found, .rank = rank, .to = to};
+    (void)device;
+    return record_looked(tell_now, &l);
+}
+
+static brg_status record_squares(brg_device device,
+                                 const brg_device_array *arrays, size_t n,
+                                 double *partials)
+{
+    looked l = look_of(arrays, n);
+    (void)device;
+    l.partials = partials;
+    return record_looked(squares_now, &l);
+}
+
+/* Asked for between steps. */
+static brg_status add_now(brg_device device, const double *partials, size_t n,
+                          double *total)
+{
+    (void)device;
+    looks_add(partials, n, total);
+    return BRG_OK;
+}
+
+static brg_status norm_clip_now(brg_device device,
+                                const brg_device_array *arrays, size_t n,
+                                const double *total, double max_norm)
+{
+    (void)device;
+    looks_clip(arrays, n, total, max_norm);
+    return BRG_OK;
+}
+
 /* ---- Graphs ------------------------------------------------------------------------ */
 
 static brg_status tape_record(brg_device device, void **graph)
@@ -478,6 +574,11 @@ static const brg_device_vtable recording_device = {
     .graph_updates = tape_updates,
     .graph_launch = tape_launch,
     .graph_free = tape_free,
+    .look = record_look,
+    .look_tell = record_tell,
+    .norm_squares = record_squares,
+    .norm_add = add_now,
+    .norm_clip = norm_clip_now,
 };
 
 #endif

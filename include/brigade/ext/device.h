@@ -16,7 +16,7 @@
 
 BRG_BEGIN_DECLS
 
-#define BRG_DEVICE_ABI 6
+#define BRG_DEVICE_ABI 7
 
 /* ---- What the library lends ------------------------------------------------ */
 
@@ -103,6 +103,19 @@ typedef struct brg_device_launch {
     uint32_t threads[2];
     void **params;
 } brg_device_launch;
+
+/* ---- What is in gradients ---------------------------------------------------- */
+
+#define BRG_DEVICE_PIECE 8192 /* elements of one partial sum */
+
+/* Elements in a row on the device. */
+typedef struct brg_device_array {
+    void *data;
+    brg_dtype dtype;
+    size_t numel;
+    uint64_t limit, mark; /* of look */
+    size_t place;         /* of norm_squares: of its first partial sum */
+} brg_device_array;
 
 /* ---- The device ------------------------------------------------------------ */
 
@@ -219,6 +232,32 @@ typedef struct brg_device_vtable {
     brg_status (*kernel_launch)(brg_device device,
                                 const brg_device_launch *launch);
     void (*kernel_unload)(brg_device device, void *module);
+
+    /* (optional, all or none) For a reducer; nothing waits. Absent: its
+     * check_finite and measure_norm are refused.
+     *
+     *     look          *found (uint64_t, on the device) = the largest of itself
+     *                   and the marks of the arrays of floats with an element
+     *                   whose bits, without the sign's, are above `limit`
+     *     look_tell     to[0..2] (f32, on the device) = {1, rank, the lower half
+     *                   of *found, less 1}; zeros if *found is 0
+     *     norm_squares  partials[place + k] (f64, on the device) = the sum of
+     *                   squares of the k-th BRG_DEVICE_PIECE elements
+     *     norm_add      *total (f64, on the device) = the sum of partials[0..n),
+     *                   in an order that n alone decides
+     *     norm_clip     multiplies floats by min(1, max_norm /
+     *                   (sqrt(*total) + 1e-6)), if *total is finite */
+    brg_status (*look)(brg_device device, const brg_device_array *arrays,
+                       size_t n, uint64_t *found);
+    brg_status (*look_tell)(brg_device device, const uint64_t *found, int rank,
+                            float *to);
+    brg_status (*norm_squares)(brg_device device,
+                               const brg_device_array *arrays, size_t n,
+                               double *partials);
+    brg_status (*norm_add)(brg_device device, const double *partials, size_t n,
+                           double *total);
+    brg_status (*norm_clip)(brg_device device, const brg_device_array *arrays,
+                            size_t n, const double *total, double max_norm);
 
     /* (optional) What it has done so far. */
     brg_status (*counts)(brg_device device, brg_device_counts *filled);
