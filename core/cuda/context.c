@@ -356,6 +356,11 @@ static const brg_device_vtable table = {
     .kernel_find = brg__cu_kernel_find,
     .kernel_launch = brg__cu_kernel_launch,
     .kernel_unload = brg__cu_kernel_unload,
+    .look = brg__cu_run_look,
+    .look_tell = brg__cu_run_look_tell,
+    .norm_squares = brg__cu_run_norm_squares,
+    .norm_add = brg__cu_run_norm_add,
+    .norm_clip = brg__cu_run_norm_clip,
     .counts = cu_counts,
 };
 

@@ -192,6 +192,20 @@ brg_status brg__cu_run_cargo_load(brg_device device,
 brg_status brg__cu_run_cargo_unload(brg_device device,
                                     const brg_device_cargo *cargo, size_t n);
 
+/* Others (run_look.c). */
+brg_status brg__cu_run_look(brg_device device, const brg_device_array *arrays,
+                            size_t n, uint64_t *found);
+brg_status brg__cu_run_look_tell(brg_device device, const uint64_t *found,
+                                 int rank, float *to);
+brg_status brg__cu_run_norm_squares(brg_device device,
+                                    const brg_device_array *arrays, size_t n,
+                                    double *partials);
+brg_status brg__cu_run_norm_add(brg_device device, const double *partials,
+                                size_t n, double *total);
+brg_status brg__cu_run_norm_clip(brg_device device,
+                                 const brg_device_array *arrays, size_t n,
+                                 const double *total, double max_norm);
+
 /* ---- Kernels of rows, by file ----------------------------------------------------- */
 
 typedef brg_status (*brg__cu_run_fn)(brg_op_call *call);

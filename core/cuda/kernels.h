@@ -312,6 +312,22 @@ struct brg_device_cargo;
 int brg__cu_cargo(const brg__cu_queue *q, const struct brg_device_cargo *cargo,
                   uint64_t n, bool is_load);
 
+/* ---- Gradients of a reducer (look.cu, clip.cu): see ext/device.h ---------------------------- */
+
+struct brg_device_array;
+int brg__cu_look(const brg__cu_queue *q, const struct brg_device_array *arrays,
+                 uint64_t n, uint64_t *found);
+int brg__cu_look_tell(const brg__cu_queue *q, const uint64_t *found, int rank,
+                      float *to);
+int brg__cu_norm_squares(const brg__cu_queue *q,
+                         const struct brg_device_array *arrays, uint64_t n,
+                         double *partials);
+int brg__cu_norm_add(const brg__cu_queue *q, const double *partials, uint64_t n,
+                     double *total);
+int brg__cu_norm_clip(const brg__cu_queue *q,
+                      const struct brg_device_array *arrays, uint64_t n,
+                      const double *total, double max_norm);
+
 /* ---- Optimizers (optim.cu) --------------------------------------------------------------- */
 
 /* numbers: on the device, f[] of each update one after another; NULL: those of
