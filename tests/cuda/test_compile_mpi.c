@@ -7,6 +7,17 @@
 
 static brg_ddp_buffers sync_buffers;
 
+/* At gradients: what they found last. */
+static bool looks;
+static double last_norm;
+
+static void look(brg_ddp *ddp)
+{
+    last_norm = brg_reducer_grad_norm(brg_ddp_reducer(ddp));
+    assert_true(last_norm > 0 && isfinite(last_norm));
+    assert_true(brg_ddp_grads_finite(ddp, NULL));
+}
+
 static void run(kind k, way w, brg_dtype dtype, brg_pg *pg, outcome *o)
 {
     model m;
@@ -17,6 +28,7 @@ static void run(kind k, way w, brg_dtype dtype, brg_pg *pg, outcome *o)
     options.first_bucket_bytes = 4096; /* several buckets */
     options.bucket_bytes = 16384;
     options.sync_buffers = sync_buffers;
+    options.check_finite = options.measure_norm = looks;
     memset(o, 0, sizeof *o);
     brg_scope *scope = brg_scope_begin();
     assert_brg_ok(brg_device_set(mine()));
@@ -28,6 +40,8 @@ static void run(kind k, way w, brg_dtype dtype, brg_pg *pg, outcome *o)
     assert_brg_ok(
         brg_ddp_create(&ddp, pg, tensors, n, buffers, n_buffers, &options));
     run_steps(&m, w, dtype, rank, n_ranks, o);
+    if (looks)
+        look(ddp);
     assert_brg_ok(brg_ddp_confirm(ddp));
     brg_ddp_get_stats(ddp, &stats);
     assert_int_equal(stats.n_steps, N_STEPS);
@@ -41,12 +55,15 @@ static void run(kind k, way w, brg_dtype dtype, brg_pg *pg, outcome *o)
 static void check(kind k, brg_dtype dtype)
 {
     static outcome want, got;
+    double norm = 0;
     brg_pg *pg;
     assert_brg_ok(brg_nccl_create(&pg, over, mine()));
     for (way w = EAGER; w <= LAUNCHED; w++) {
         run(k, w, dtype, pg, w == EAGER ? &want : &got);
         check_bits(k, w, w == EAGER ? &want : &got, &want);
         check_counts(k, w, &got);
+        norm = w == EAGER ? last_norm : norm;
+        assert_true(norm == last_norm);
     }
     brg_pg_destroy(pg);
 }
@@ -75,6 +92,15 @@ static void test_compile__cnn_with_buffers(void **state)
     sync_buffers = BRG_DDP_BUFFERS_LEAVE;
 }
 
+/* Also in launched steps, where the host still waits for nothing. */
+static void test_compile__gradients_are_looked_at(void **state)
+{
+    (void)state;
+    looks = true;
+    check(MLP, BRG_DTYPE_F32);
+    looks = false;
+}
+
 int main(int argc, char **argv)
 {
     int status = gpu_ranks_begin(argc, argv);
@@ -84,6 +110,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_compile__mlp),
         cmocka_unit_test(test_compile__gpt),
         cmocka_unit_test(test_compile__cnn_with_buffers),
+        cmocka_unit_test(test_compile__gradients_are_looked_at),
     };
     return gpu_ranks_end(
         cmocka_run_group_tests_name("compile", tests, NULL, NULL));
