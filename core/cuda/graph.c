@@ -106,7 +106,8 @@ static brg_status end_recording(brg__cu *cu, brg__cu_graph *g)
     atomic_store(&cu->graphs.recording, NULL);
     int error = cudaStreamEndCapture(cu->stream, &graph);
     if (error == cudaSuccess)
-        error = cudaGraphInstantiate(&g->exec, graph, 0);
+        error = cudaGraphInstantiate(&g->exec, graph,
+                                     cudaGraphInstantiateFlagUseNodePriority);
     if (graph)
         (void)cudaGraphDestroy(graph);
     return brg__cu_check(error, "cuda: recording a graph");
