@@ -52,6 +52,8 @@ brg_status leaf_net_init(leaf_net *n, brg_pg *pg, const leaf_train *how)
     sgd.momentum = 0.9;
     BRG_TRY(brg_nn_linear_init(&n->fc[0], &nn, "fc1", N_IN, h));
     BRG_TRY(brg_nn_linear_init(&n->fc[1], &nn, "fc2", h, h));
+    if (how->n_more)
+        BRG_TRY(brg_nn_linear_init(&n->more[0], &nn, "more", h, h));
     BRG_TRY(brg_nn_linear_init(&n->fc[2], &nn, "fc3", h, N_OUT));
     BRG_TRY(how->adamw ? brg_optim_create_adamw(&n->optim, n->params, &adamw)
                        : brg_optim_create_sgd(&n->optim, n->params, &sgd));
@@ -90,6 +92,8 @@ static brg_status run_samples(leaf_net *m, int step, int first, int n,
     brg_tensor *h = brg_from_data(BRG_DTYPE_F32, BRG_SHAPE(n, N_IN), x);
     h = brg_tanh(brg_nn_linear_forward(&m->fc[0], h));
     h = brg_gelu(brg_nn_linear_forward(&m->fc[1], brg_dropout(h, 0.1, true)));
+    if (m->how->n_more)
+        h = brg_gelu(brg_nn_linear_forward(&m->more[0], h));
     brg_tensor *loss =
         brg_cross_entropy(brg_nn_linear_forward(&m->fc[2], h),
                           brg_from_data(BRG_DTYPE_I64, BRG_SHAPE(n), y));
@@ -154,6 +158,11 @@ static brg_status train(leaf_net *n, brg_pg *pg)
     }
     n_mallocs = ranks_n_mallocs() - n_mallocs;
     brg_memory_get_stats(&after);
+    if (n->how->n_buckets && n->rank == 0) {
+        brg_reducer_stats stats;
+        brg_ddp_get_stats(n->ddp, &stats);
+        *n->how->n_buckets = (int)stats.n_buckets;
+    }
     /* Other ranks are at other steps, the simulated world makes room for as many
      * events as there are at once, and what a GPU's driver does is its own. */
     bool is_alone = n->world_size == 1 &&

@@ -15,10 +15,12 @@ typedef struct leaf_train {
     uint32_t n_leaves;
     size_t cap; /* of buckets; 0: default, SIZE_MAX: one */
     int n_hidden;
-    bool adamw;    /* or SGD with momentum */
-    bool compiled; /* backward */
-    bool confirms; /* each step, before its update */
-    bool plain;    /* no leaves: one backward a step, the default reduction */
+    int n_more;     /* hidden layers beside the one, 0 to 1 */
+    int *n_buckets; /* filled by rank 0; may be NULL */
+    bool adamw;     /* or SGD with momentum */
+    bool compiled;  /* backward */
+    bool confirms;  /* each step, before its update */
+    bool plain;     /* no leaves: one backward a step, the default reduction */
 } leaf_train;
 
 /* Trains; *hash: of the weights' bytes, equal on all ranks or an error. No
@@ -35,7 +37,8 @@ brg_status leaf_train_sim_with(int n, const brg_sim_options *options,
 
 typedef struct leaf_net {
     brg_params *params;
-    brg_nn_linear fc[3];
+    brg_nn_linear fc[3]; /* of the inputs, hidden, of the outputs */
+    brg_nn_linear more[1];
     brg_optim *optim;
     brg_ddp *ddp;
     const leaf_train *how;
