@@ -81,18 +81,20 @@ static bool is_open(const brg_signature *signature)
     return signature->reducer != 0 && signature->pace == 0;
 }
 
+/* Those who were told of a mismatch have left again; their words stay. */
 static void sign_in(brg__sim_meeting *meeting, const brg_signature *signature)
 {
-    if (meeting->n_joined == 0)
+    const bool is_first = meeting->n_joined++ == 0;
+    if (meeting->is_mismatch)
+        return;
+    if (is_first) {
         meeting->first = *signature;
-    else if (!meeting->is_mismatch &&
-             !brg__signatures_match(&meeting->first, signature)) {
+    } else if (!brg__signatures_match(&meeting->first, signature)) {
         meeting->is_mismatch = true;
         meeting->other = *signature;
-    } else if (!meeting->is_mismatch && is_open(&meeting->first)) {
+    } else if (is_open(&meeting->first)) {
         meeting->first = *signature;
     }
-    meeting->n_joined++;
 }
 
 static brg_status join_meeting(brg__sim_rank *rank, brg_call *call,
