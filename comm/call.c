@@ -41,7 +41,9 @@ bool brg__signatures_match(const brg_signature *a, const brg_signature *b)
      * own rank's. Every other call meets its like. */
     if (brg__coll_is_p2p((brg_coll)a->coll))
         return brg__coll_is_p2p((brg_coll)b->coll) && a->coll != b->coll;
-    bool are_at_pace = a->pace == b->pace || a->pace == 0 || b->pace == 0;
+    const uint32_t pace = a->pace & ~BRG_PACE_FAILED;
+    const uint32_t other = b->pace & ~BRG_PACE_FAILED;
+    bool are_at_pace = pace == other || pace == 0 || other == 0;
     return a->seq == b->seq && a->coll == b->coll && a->peer == b->peer &&
            a->op == b->op && a->n_leaves == b->n_leaves &&
            a->reducer == b->reducer && a->plan == b->plan &&
@@ -76,16 +78,18 @@ void brg__signature_describe(const brg_signature *s, char *text, size_t size)
         return;
     }
     const brg__coll_row *row = &brg__coll_rows[s->coll];
-    char peer[32], reducer[96] = "", bucket[24] = "", pace[32] = "";
+    char peer[32], reducer[128] = "", bucket[24] = "", pace[32] = "";
+    const uint32_t switched = s->pace & ~BRG_PACE_FAILED;
     describe_detail(s, peer, sizeof peer);
     if (s->reducer && s->bucket >= 0)
         snprintf(bucket, sizeof bucket, ", bucket %d", (int)s->bucket);
-    if (s->pace > 1)
+    if (switched > 1)
         snprintf(pace, sizeof pace, ", switched %u times",
-                 (unsigned)s->pace - 1);
+                 (unsigned)switched - 1);
     if (s->reducer)
-        snprintf(reducer, sizeof reducer, ", reducer %d, plan %04x%s%s",
-                 (int)s->reducer, (unsigned)s->plan, bucket, pace);
+        snprintf(reducer, sizeof reducer, ", reducer %d, plan %04x%s%s%s",
+                 (int)s->reducer, (unsigned)s->plan, bucket, pace,
+                 s->pace & BRG_PACE_FAILED ? ", its backward has failed" : "");
     unsigned long long seq = (unsigned long long)s->seq;
     if (s->coll == BRG_COLL_BARRIER)
         snprintf(text, size, "%s #%llu", row->name, seq);

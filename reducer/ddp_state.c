@@ -126,9 +126,12 @@ brg_status brg__ddp_broadcast_params(brg_ddp *ddp)
 
 brg_status brg__ddp_broadcast_buffers(brg_ddp *ddp)
 {
-    for (size_t i = 0; i < ddp->n_buffers; i++)
-        BRG_TRY(broadcast_tensor(ddp, ddp->buffers[i]));
-    return BRG_OK;
+    brg_status status = BRG_OK;
+    brg__reducer_sign(ddp->reducer);
+    for (size_t i = 0; i < ddp->n_buffers && status == BRG_OK; i++)
+        status = broadcast_tensor(ddp, ddp->buffers[i]);
+    brg__reducer_unsign(ddp->reducer);
+    return status;
 }
 
 /* A copy without gaps is averaged where the buffer has some. */
@@ -160,15 +163,23 @@ static brg_status average_tensor(brg_ddp *ddp, brg_tensor *t)
     return status;
 }
 
+static brg_status average_buffers(brg_ddp *ddp)
+{
+    brg_status status = BRG_OK;
+    brg__reducer_sign(ddp->reducer);
+    for (size_t i = 0; i < ddp->n_buffers && status == BRG_OK; i++)
+        status = average_tensor(ddp, ddp->buffers[i]);
+    brg__reducer_unsign(ddp->reducer);
+    return status;
+}
+
 brg_status brg__ddp_sync_buffers(brg_ddp *ddp)
 {
     if (ddp->reducer->n_cargo > 0)
         return BRG_OK;
     if (ddp->options.sync_buffers == BRG_DDP_BUFFERS_BROADCAST)
         return brg__ddp_broadcast_buffers(ddp);
-    if (ddp->options.sync_buffers != BRG_DDP_BUFFERS_AVERAGE)
-        return BRG_OK;
-    for (size_t i = 0; i < ddp->n_buffers; i++)
-        BRG_TRY(average_tensor(ddp, ddp->buffers[i]));
-    return BRG_OK;
+    return ddp->options.sync_buffers == BRG_DDP_BUFFERS_AVERAGE
+               ? average_buffers(ddp)
+               : BRG_OK;
 }

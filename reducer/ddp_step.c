@@ -249,7 +249,8 @@ brg_status brg__ddp_join(brg_ddp *ddp)
     BRG_TRY(brg__reducer_check(ddp->reducer));
     BRG_TRY(brg__shard_check(ddp, "backward"));
     ddp->has_joined = true;
-    brg_status status = brg__queue_at_end(finish, on_failure, ddp);
+    brg_status status =
+        brg__queue_at_end(finish, on_failure, ddp, ddp->reducer->number);
     if (status == BRG_OK && ddp->graph == BRG__GRAPH_FIXED)
         status = expect_as_before(ddp);
     if (status == BRG_OK)

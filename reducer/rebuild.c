@@ -73,7 +73,7 @@ static brg_status take_choice(brg_reducer *r)
     return is_settled ? BRG_OK : take_order(r);
 }
 
-brg_status brg__reducer_rebuild(brg_reducer *r)
+static brg_status rebuild(brg_reducer *r)
 {
     r->is_rebuilt = true;
     BRG_TRY(take_choice(r));
@@ -102,5 +102,13 @@ brg_status brg__reducer_rebuild(brg_reducer *r)
     }
     copy_free(r, copy, nbytes);
     brg__plan_deinit(&plan);
+    return status;
+}
+
+brg_status brg__reducer_rebuild(brg_reducer *r)
+{
+    brg__reducer_sign(r);
+    brg_status status = rebuild(r);
+    brg__reducer_unsign(r);
     return status;
 }

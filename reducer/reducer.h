@@ -145,6 +145,7 @@ struct brg_reducer {
     bool has_closes;     /* they hold; else sizes decide */
     uint32_t pace;       /* switches off and on since the last step */
     uint32_t pace_begun; /* the same when this step began */
+    uint8_t n_suspect;   /* steps to be signed with BRG_PACE_FAILED */
     uint64_t n_traced_bytes; /* of n_packed_bytes, in the trace */
     bool is_in_trace; /* the gradient that comes next, with its arrival */
     brg__finite finite;
@@ -351,6 +352,9 @@ brg_status brg__look_fetch(const brg_reducer *r, const double *from,
 
 /* Is it time to? Alike on every rank, after a good step. */
 bool brg__rebuild_is_due(const brg_reducer *r);
+/* Collectives in between are this reducer's, and not taken for another's. */
+void brg__reducer_sign(const brg_reducer *r);
+void brg__reducer_unsign(const brg_reducer *r);
 
 /* Buckets anew in the order in which rank 0's gradients arrived (or as
  * measured.c says); contents move along. Collective. If a rank has no memory

@@ -78,10 +78,16 @@ static uint16_t label_of(const brg_reducer *r)
     return (uint16_t)(r->plan_hash + r->lacking);
 }
 
+static uint8_t mark_of(const brg_reducer *r)
+{
+    return r->n_suspect > 0 ? BRG_PACE_FAILED : 0;
+}
+
 /* Not compared: this rank takes part without data. */
 static uint8_t pace_of(const brg_reducer *r)
 {
-    return r->is_shadow ? 0 : (uint8_t)(1 + r->pace_begun % 250);
+    const uint8_t pace = (uint8_t)(1 + r->pace_begun % 120);
+    return r->is_shadow ? 0 : pace | mark_of(r);
 }
 
 /* Ranks disagree because one of them makes no gradient of a parameter: both are
@@ -160,8 +166,18 @@ static brg_status start_bucket(brg_reducer *r, size_t k)
 {
     brg__pg_label(r->pg, r->number, pace_of(r), label_of(r), (int32_t)k);
     brg_status status = reduce_bucket(r, k);
-    brg__pg_label(r->pg, 0, 0, 0, -1);
+    brg__reducer_unsign(r);
     return status;
+}
+
+void brg__reducer_sign(const brg_reducer *r)
+{
+    brg__pg_label(r->pg, r->number, mark_of(r), 0, -1);
+}
+
+void brg__reducer_unsign(const brg_reducer *r)
+{
+    brg__pg_label(r->pg, 0, 0, 0, -1);
 }
 
 static brg_status end_bucket(brg_reducer *r, size_t k)
@@ -376,6 +392,7 @@ static void arm(brg_reducer *r)
     r->leaf = 0;
     r->pace = 0;
     r->lacking = 0;
+    r->n_suspect -= r->n_suspect > 0;
     r->is_running = r->is_shadow = r->is_in_trace = false;
 }
 
@@ -460,6 +477,7 @@ brg_status brg__reducer_settle(brg_reducer *r)
 brg_status brg__reducer_give_up(brg_reducer *r)
 {
     BRG_TRY(brg__reducer_close(r));
+    r->n_suspect = 2;
     r->has_failed = r->n_launched < r->plan.n_buckets;
     brg__leaf_skip(r);
     return brg__reducer_settle(r);

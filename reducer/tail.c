@@ -79,7 +79,11 @@ static brg_status exchange_notes(brg_reducer *r)
     for (size_t k = 0; k < BRG__N_MARKS; k++)
         mine[r->n_params + 2 + k] = mark_of(r, k);
     brg_work *work;
-    BRG_TRY(brg_all_gather(r->pg, &work, r->notes, mine, n, BRG_DTYPE_U8));
+    brg__reducer_sign(r);
+    brg_status status =
+        brg_all_gather(r->pg, &work, r->notes, mine, n, BRG_DTYPE_U8);
+    brg__reducer_unsign(r);
+    BRG_TRY(status);
     return brg_work_wait(work);
 }
 

@@ -121,7 +121,8 @@ static void task_end(brg__task *task)
     for (size_t i = 0; i < task->roots.n; i++)
         brg_node_release(task->roots.at[i].node);
     task->visits.n = task->buffers.n = task->heap.n = task->stack.n = 0;
-    task->roots.n = task->requests.n = task->callbacks.n = 0;
+    task->roots.n = task->requests.n = 0;
+    task->callbacks.n = task->n_called = 0;
     task->n_arrivals = 0;
     task->is_retained = task->is_selective = task->returns_grads = false;
     task->is_cut = false;
@@ -361,8 +362,8 @@ static brg_status run(brg__task *task)
 
 static brg_status run_final_callbacks(brg__task *task)
 {
-    for (size_t i = 0; i < task->callbacks.n; i++) { /* it may grow */
-        brg__callback callback = task->callbacks.at[i];
+    while (task->n_called < task->callbacks.n) { /* it may grow */
+        brg__callback callback = task->callbacks.at[task->n_called++];
         brg_status status = callback.fn(callback.user);
         BRG_EXPLAIN(status, "a final callback");
         BRG_TRY(status);
@@ -383,19 +384,40 @@ brg_status brg_queue_final_callback(brg_final_callback_fn fn, void *user)
                         "Autograd is enabled with fullgraph=True: this plan is "
                         "cut at a function or hook that it cannot hold");
     return brg__array_push(&innermost->callbacks,
-                           ((brg__callback){fn, NULL, user}));
+                           ((brg__callback){fn, NULL, user, 0}));
+}
+
+/* The newest takes the place of the first that was queued alike, comes after it
+ * and has not been called; the user's stay where they are. */
+static void take_turn(brg__task *task)
+{
+    brg__callback *all = task->callbacks.at;
+    size_t last = task->callbacks.n - 1;
+    for (size_t i = last; i-- > task->n_called;) {
+        if (!all[i].on_failure)
+            continue;
+        if (all[i].turn <= all[last].turn)
+            break;
+        const brg__callback later = all[i];
+        all[i] = all[last];
+        all[last] = later;
+        last = i;
+    }
 }
 
 brg_status brg__queue_at_end(brg_final_callback_fn fn,
-                             void (*on_failure)(void *user), void *user)
+                             void (*on_failure)(void *user), void *user,
+                             int turn)
 {
     brg__task *task = innermost;
     if (!task)
         return BRG_FAIL(BRG_ERR_STATE, "no backward is running");
     while (task->outer)
         task = task->outer;
-    return brg__array_push(&task->callbacks,
-                           ((brg__callback){fn, on_failure, user}));
+    BRG_TRY(brg__array_push(&task->callbacks,
+                            ((brg__callback){fn, on_failure, user, turn})));
+    take_turn(task);
+    return BRG_OK;
 }
 
 static void run_failure_callbacks(const brg__task *task)
@@ -414,7 +436,7 @@ brg_status brg__task_leave(brg__task *task, brg_status status)
         status = run_final_callbacks(task);
     if (status != BRG_OK)
         run_failure_callbacks(task);
-    task->callbacks.n = 0;
+    task->callbacks.n = task->n_called = 0;
     leave(task);
     return status;
 }

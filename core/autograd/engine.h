@@ -41,6 +41,7 @@ typedef struct brg__callback {
     brg_final_callback_fn fn;
     void (*on_failure)(void *user); /* or NULL */
     void *user;
+    int turn;
 } brg__callback;
 
 typedef struct brg__task {
@@ -52,6 +53,7 @@ typedef struct brg__task {
     BRG__ARRAY(brg__edge) roots; /* retained */
     BRG__ARRAY(brg__request) requests;
     BRG__ARRAY(brg__callback) callbacks;
+    size_t n_called; /* of these */
     uint64_t n_arrivals;
     bool is_retained;   /* keep the graph */
     bool is_selective;  /* only needed nodes run */
@@ -68,9 +70,11 @@ brg__task *brg__task_current(void);
 
 /* Inside a backward: `fn` runs at the end of the outermost one, as a final
  * callback; if that fails, before or in a final callback, `on_failure` runs
- * instead or as well, its errors being lost. */
+ * instead or as well, its errors being lost. Those that are queued here come in
+ * order of `turn`, in whatever order gradients have arrived. */
 brg_status brg__queue_at_end(brg_final_callback_fn fn,
-                             void (*on_failure)(void *user), void *user);
+                             void (*on_failure)(void *user), void *user,
+                             int turn);
 
 /* A backward whose steps are somebody else's, a plan's: between the two, the
  * task is the thread's innermost. The end runs the final callbacks or, when

@@ -134,9 +134,10 @@ BRG_API bool brg_ddp_grads_finite(const brg_ddp *ddp, brg_finite_info *filled);
  *                 parameter that no rank used keeps its .grad as it is.
  * BRG_ERR_PEER    the backward of a rank failed, which is named; that rank
  *                 gets its own error. All ranks may go on with the next step.
- *                 With several ddps in one backward, one that fails before it
- *                 has reached all of them may give the others
- *                 BRG_ERR_MISMATCH instead, and the group is over.
+ *                 With several ddps in one backward, a rank that fails before
+ *                 all their buckets have started may give the others
+ *                 BRG_ERR_MISMATCH instead, which names it and says that its
+ *                 backward has failed, and the group is over.
  * Gradients of a failed backward have no meaning. */
 
 /* Its reducer, for the queries above: parameters are counted without those

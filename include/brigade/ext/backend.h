@@ -39,6 +39,8 @@ typedef enum brg_coll {
 #undef BRG_COLL_ENUM
 } brg_coll;
 
+#define BRG_PACE_FAILED 0x80u /* in this backward or the one before */
+
 /* One started collective. The library owns it and keeps it until the backend
  * has set `is_done` or was told to abort; arguments are checked already. */
 typedef struct brg_call {
@@ -58,8 +60,9 @@ typedef struct brg_call {
     size_t part_stride;
     /* Of a reducer's bucket: which reducer of this group (from 1; 0: none of
      * them), 1 + how often it was switched off and on since its last step (0:
-     * not said) and a digest of its plan, so that calls which only look alike
-     * do not meet. */
+     * not said; plus BRG_PACE_FAILED, not compared, once its backward has
+     * failed) and a digest of its plan, so that calls which only look alike do
+     * not meet. */
     uint8_t reducer;
     uint8_t pace;
     uint16_t plan;
