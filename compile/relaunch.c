@@ -116,6 +116,17 @@ static brg_status keep_outputs(brg__relauncher *r, brg__segment *s)
     return copy_outputs(r, s);
 }
 
+/* All that the work reads of this call. */
+static brg_status bring(const brg__relauncher *r, brg_tensor *const *inputs)
+{
+    BRG_TRY(put_inputs(r, inputs));
+    for (size_t i = 0; i < r->reducers.n; i++) {
+        const brg__reduction_part *part = &r->reducers.at[i];
+        BRG_TRY(part->relaunch->ready(part->relaunch_self));
+    }
+    return BRG_OK;
+}
+
 /* ---- Recording --------------------------------------------------------------------- */
 
 /* What was recorded is launched in any case: other ranks may wait for it. */
@@ -139,7 +150,7 @@ static brg_status record(brg__relauncher *r, brg__segment *s,
     r->is_recorded = false;
     release_outputs(r);
     BRG_TRY(make_places(r, s, inputs, n_inputs));
-    BRG_TRY(put_inputs(r, inputs));
+    BRG_TRY(bring(r, inputs));
     BRG_TRY(r->vtable->graph_record(r->device, &r->graph));
     r->n_recordings++;
     stats->replay_recordings++;
@@ -181,7 +192,7 @@ static void run_on_host(const brg__relauncher *r, const brg__segment *s)
 static brg_status launch(brg__relauncher *r, brg__segment *s,
                          brg_tensor *const *inputs)
 {
-    BRG_TRY(put_inputs(r, inputs));
+    BRG_TRY(bring(r, inputs));
     run_on_host(r, s);
     BRG_TRY(r->vtable->graph_launch(r->device, r->graph));
     brg__compiler_mine()->stats.replay_launches++;

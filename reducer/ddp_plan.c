@@ -100,6 +100,11 @@ static brg_status note(void *self, brg__words *state)
     return brg__array_push(state, (uintptr_t)r->plan_hash);
 }
 
+static brg_status ready(void *self)
+{
+    return brg__device_tail_ready(((brg_ddp *)self)->reducer);
+}
+
 static brg_status launched(void *self)
 {
     brg_ddp *ddp = self;
@@ -109,10 +114,11 @@ static brg_status launched(void *self)
     for (size_t i = 0; r->n_cargo > 0 && i < ddp->n_buffers; i++)
         brg_tensor_touch(ddp->buffers[i]);
     r->stats.n_steps++;
+    r->pace = 0;
     return brg__device_tail_launched(r);
 }
 
-static const brg__reduction_relaunch relaunch_ops = {note, launched};
+static const brg__reduction_relaunch relaunch_ops = {note, ready, launched};
 
 static uint32_t divisor_of(const brg_reducer *r)
 {

@@ -284,6 +284,8 @@ brg__tail_counts brg__tail_count(brg_reducer *r, const float *tail);
 brg_status brg__device_tail_prepare(brg_reducer *r);
 void brg__device_tail_free(brg_reducer *r);
 brg_status brg__device_tail_write(brg_reducer *r, void *tail);
+/* Sends what the tail of a step that is recorded or launched next will say. */
+brg_status brg__device_tail_ready(brg_reducer *r);
 brg_status brg__device_tail_judge(brg_reducer *r, void *tail);
 /* What the step before came to; `tail` will tell of this one. */
 brg_status brg__device_tail_next(brg_reducer *r, const void *tail);

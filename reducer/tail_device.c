@@ -56,19 +56,38 @@ void brg__device_tail_free(brg_reducer *r)
 }
 
 /* A steady step says what the last one said: nothing goes to the device. */
-brg_status brg__device_tail_write(brg_reducer *r, void *tail)
+static brg_status send(brg_reducer *r, const float *next)
 {
     brg__device_tail *t = &r->tail;
     const brg_device host = {BRG_DEVICE_CPU, 0};
+    if (t->is_sent && memcmp(next, t->values, n_bytes(r)) == 0)
+        return BRG_OK;
+    memcpy(t->values, next, n_bytes(r));
+    t->is_sent = false;
+    BRG_TRY(t->vtable->copy(r->device, t->mine, host, t->values, n_bytes(r)));
+    t->is_sent = true;
+    return BRG_OK;
+}
+
+/* What a good step will say. One that says something else while it is recorded
+ * gives the recording up, which is right: it is not like those to come. */
+brg_status brg__device_tail_ready(brg_reducer *r)
+{
+    float *next = r->tail.values + BRG__N_TAIL(r);
+    brg__tail_fill(r, next);
+    for (size_t i = 0; i < r->n_params; i++)
+        next[i] = 1;
+    next[r->n_params] = 0;
+    memset(next + BRG__TAIL_FINITE(r), 0, 3 * sizeof *next);
+    return send(r, next);
+}
+
+brg_status brg__device_tail_write(brg_reducer *r, void *tail)
+{
+    brg__device_tail *t = &r->tail;
     float *next = t->values + BRG__N_TAIL(r);
     brg__tail_fill(r, next);
-    if (!t->is_sent || memcmp(next, t->values, n_bytes(r)) != 0) {
-        memcpy(t->values, next, n_bytes(r));
-        t->is_sent = false;
-        BRG_TRY(
-            t->vtable->copy(r->device, t->mine, host, t->values, n_bytes(r)));
-        t->is_sent = true;
-    }
+    BRG_TRY(send(r, next));
     BRG_TRY(t->vtable->copy(r->device, tail, r->device, t->mine, n_bytes(r)));
     return brg__look_tell(r, tail);
 }

@@ -3,6 +3,7 @@
  * device made for tests: losses and parameters have the bits of eager steps. */
 #include <brigade/brigade.h>
 
+#include "reducer/ddp.h"
 #include "tests/rows/both.h"
 #include "tests/support/device_group.h"
 #include "tests/support/recording_device.h"
@@ -24,6 +25,7 @@ typedef struct model {
     brg_pg *pg;
     brg_ddp *ddp;
     bool looks; /* at gradients, when they are reduced */
+    bool keeps; /* gradients become zeros where they are */
 } model;
 
 static brg_tensor *there(brg_tensor *t)
@@ -100,7 +102,7 @@ static brg_status step(brg_tensor *const *in, size_t n_in, brg_tensor **out,
     if (m->zeroes_first ||
         (m->end == end_at_every_other && m->n_steps % 2 == 0))
         return BRG_OK;
-    return brg_optim_zero_grad(m->optim, false);
+    return brg_optim_zero_grad(m->optim, m->keeps);
 }
 
 /* ---- Runs of it -------------------------------------------------------------------- */
@@ -420,6 +422,60 @@ static void test_relaunch__results_stay(void **state)
     model_free(&m);
 }
 
+/* ---- Micro-batches ------------------------------------------------------------------- */
+
+/* Steps since the last one in which reductions went off and on: 2 n times. */
+static void add_micro_batches(model *m, int n)
+{
+    for (int i = 0; i < n; i++) {
+        brg_scope *scope = brg_scope_begin();
+        assert_true(brg_ddp_set_sync(m->ddp, false));
+        brg_tensor *x = there(brg_randn(BRG_DTYPE_F32, BRG_SHAPE(2, 5)));
+        brg_tensor *h = brg_relu(brg_linear(x, m->p[0], m->p[1]));
+        assert_brg_ok(brg_backward(
+            brg_mean_all(brg_square(brg_linear(h, m->p[2], m->p[3])))));
+        assert_false(brg_ddp_set_sync(m->ddp, true));
+        brg_scope_end(scope);
+    }
+}
+
+/* What the last reduction said of this rank's switches. */
+static float said_of_switches(const model *m)
+{
+    const brg_reducer *r = brg_ddp_reducer(m->ddp);
+    const float *tail = (const void *)(r->arena + r->plan.tail_offset);
+    return tail[r->n_params + 2];
+}
+
+/* However many there are before a step, it is launched and tells the others. */
+static void test_relaunch__behind_micro_batches(void **state)
+{
+    (void)state;
+    static history h[2];
+    assert_brg_ok(brg_compile_reset());
+    for (int is_compiled = 0; is_compiled < 2; is_compiled++) {
+        model m;
+        model_make(&m, true);
+        m.keeps = true;
+        distribute(&m, BRG_DDP_BUFFERS_LEAVE);
+        brg_compiled *compiled = is_compiled ? compile(&m) : NULL;
+        for (int k = 0; k < N_STEPS; k++) {
+            brg_seed(700 + (uint64_t)k);
+            add_micro_batches(&m, k % 3);
+            one_step(&m, compiled, k, 3 + k % 2, &h[is_compiled]);
+            assert_true(said_of_switches(&m) == (float)(2 * (k % 3)));
+        }
+        read_all(&h[is_compiled], &m);
+        brg_compiled_destroy(compiled);
+        end_distribution(&m);
+        model_free(&m);
+    }
+    assert_memory_equal(&h[0], &h[1], sizeof h[0]);
+    assert_int_equal(compile_stats().replay_skips, 0);
+    assert_int_equal(compile_stats().replay_recordings, 2);
+    assert_int_equal(compile_stats().replay_launches, N_STEPS - 6);
+}
+
 /* ---- Backwards alone ------------------------------------------------------------------- */
 
 /* Only the ops are launched: gradients arrive at leaves by the host, are added
@@ -605,6 +661,7 @@ int main(void)
         scoped_test(test_relaunch__two_sizes),
         scoped_test(test_relaunch__a_gradient_that_is_kept),
         scoped_test(test_relaunch__results_stay),
+        scoped_test(test_relaunch__behind_micro_batches),
         scoped_test(test_relaunch__backwards),
         scoped_test(test_relaunch__a_gradient_of_a_backward_stays),
         scoped_test(test_relaunch__clipping_needs_the_host),

@@ -20,6 +20,9 @@ static const model_options plain = {0};
 /* That compiled ways run with. */
 static brg_compile_backend backend_of_ways;
 
+/* Before each step; or NULL. Gradients then become zeros where they are. */
+static void (*before_step)(model *m, int step);
+
 /* in: data, targets. */
 static inline brg_status run_step(brg_tensor *const *in, size_t n_in,
                                   brg_tensor **out, size_t n_out, void *user)
@@ -32,7 +35,7 @@ static inline brg_status run_step(brg_tensor *const *in, size_t n_in,
         return brg_error_code();
     BRG_TRY(brg_backward(out[0]));
     BRG_TRY(brg_optim_step(m->optim));
-    return brg_optim_zero_grad(m->optim, false);
+    return brg_optim_zero_grad(m->optim, before_step != NULL);
 }
 
 /* Part `part` of `n` of the batch of a step, on the thread's device. */
@@ -96,6 +99,8 @@ static inline void run_steps(model *m, way w, brg_dtype dtype, int part, int n,
     brg_scope *all = brg_scope_begin();
     for (int step = 0; step < N_STEPS; step++) {
         brg_tensor *in[2], *out = NULL;
+        if (before_step)
+            before_step(m, step);
         make_data(m, step, dtype, part, n, in);
         if (step == N_STEPS - 3)
             assert_brg_ok(brg_device_get_counts(brg_device_get(), &before));

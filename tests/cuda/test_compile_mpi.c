@@ -18,6 +18,37 @@ static void look(brg_ddp *ddp)
     assert_true(brg_ddp_grads_finite(ddp, NULL));
 }
 
+/* Micro-batches that are not reduced, before steps that are. */
+static brg_ddp *of_run;
+static brg_dtype dtype_of_run;
+static bool slips; /* the last rank has one more before the last step */
+
+static void micro_batches(model *m, int step)
+{
+    const bool does_slip = slips && step == N_STEPS - 1 && rank == n_ranks - 1;
+    for (int i = 0; i < step % 3 + does_slip; i++) {
+        brg_tensor *in[2];
+        brg_scope *scope = brg_scope_begin();
+        make_data(m, 100 * (i + 1) + step, dtype_of_run, rank, n_ranks, in);
+        assert_true(brg_ddp_set_sync(of_run, false));
+        assert_brg_ok(
+            brg_backward(brg_cross_entropy(forward(m, in[0]), in[1])));
+        assert_false(brg_ddp_set_sync(of_run, true));
+        brg_scope_end(scope);
+    }
+}
+
+/* All ranks find it, though the step was launched. */
+static void confirm(brg_ddp *ddp)
+{
+    if (!slips || n_ranks == 1) {
+        assert_brg_ok(brg_ddp_confirm(ddp));
+        return;
+    }
+    assert_int_equal(brg_ddp_confirm(ddp), BRG_ERR_MISMATCH);
+    assert_non_null(strstr(brg_error_message(), "are out of step in step"));
+}
+
 static void run(kind k, way w, brg_dtype dtype, brg_pg *pg, outcome *o)
 {
     model m;
@@ -39,10 +70,12 @@ static void run(kind k, way w, brg_dtype dtype, brg_pg *pg, outcome *o)
         brg_params_tensors(m.params, BRG_PARAM_BUFFER, &n_buffers);
     assert_brg_ok(
         brg_ddp_create(&ddp, pg, tensors, n, buffers, n_buffers, &options));
+    of_run = ddp;
+    dtype_of_run = dtype;
     run_steps(&m, w, dtype, rank, n_ranks, o);
     if (looks)
         look(ddp);
-    assert_brg_ok(brg_ddp_confirm(ddp));
+    confirm(ddp);
     brg_ddp_get_stats(ddp, &stats);
     assert_int_equal(stats.n_steps, N_STEPS);
     assert_true(stats.n_buckets > 1);
@@ -101,6 +134,30 @@ static void test_compile__gradients_are_looked_at(void **state)
     looks = false;
 }
 
+static void test_compile__behind_micro_batches(void **state)
+{
+    (void)state;
+    before_step = micro_batches;
+    check(MLP, BRG_DTYPE_F32);
+    check(GPT, BRG_DTYPE_BF16);
+    before_step = NULL;
+}
+
+static void test_compile__a_rank_that_is_out_of_step(void **state)
+{
+    static outcome got;
+    brg_pg *pg;
+    (void)state;
+    assert_brg_ok(brg_nccl_create(&pg, over, mine()));
+    before_step = micro_batches;
+    slips = true;
+    run(MLP, LAUNCHED, BRG_DTYPE_F32, pg, &got);
+    check_counts(MLP, LAUNCHED, &got);
+    slips = false;
+    before_step = NULL;
+    brg_pg_destroy(pg);
+}
+
 int main(int argc, char **argv)
 {
     int status = gpu_ranks_begin(argc, argv);
@@ -111,6 +168,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_compile__gpt),
         cmocka_unit_test(test_compile__cnn_with_buffers),
         cmocka_unit_test(test_compile__gradients_are_looked_at),
+        cmocka_unit_test(test_compile__behind_micro_batches),
+        cmocka_unit_test(test_compile__a_rank_that_is_out_of_step),
     };
     return gpu_ranks_end(
         cmocka_run_group_tests_name("compile", tests, NULL, NULL));
