@@ -89,7 +89,7 @@ brg_status brg_pg_create(brg_pg **out, const char *backend,
     *out = NULL;
     BRG_CHECK_ARG(backend, "brg_pg_create: the backend's name is NULL");
     const brg_backend *found;
-    BRG_TRY(brg__backend_find(backend, &found));
+    BRG_TRY(brg__backend_find(brg__backend_choose(backend), &found));
     return brg__pg_make(out, found, options);
 }
 

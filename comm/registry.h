@@ -8,6 +8,9 @@
 /* A registered backend, loading its component if need be. */
 brg_status brg__backend_find(const char *name, const brg_backend **out);
 
+/* What "auto" stands for here; any other name is itself. */
+const char *brg__backend_choose(const char *name);
+
 /* BRG_ERR_ABI unless this build can use it. */
 brg_status brg__backend_check(const brg_backend *backend);
 

@@ -70,8 +70,7 @@ int main(void)
     brg_ddp *ddp = NULL;
     model m = {0};
     double loss = NAN;
-    bool has_ranks = getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMI_SIZE");
-    brg_status status = brg_pg_create(&pg, has_ranks ? "mpi" : "self", NULL);
+    brg_status status = brg_pg_create(&pg, "auto", NULL);
     if (status == BRG_OK)
         status = make_model(&m);
     if (status == BRG_OK)

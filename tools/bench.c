@@ -130,8 +130,7 @@ int tool_bench(int argc, char **argv)
     int code = parse(argc, argv, &o);
     if (code != 0)
         return code;
-    bool has_ranks = getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMI_SIZE");
-    brg_status status = brg_pg_create(&pg, has_ranks ? "mpi" : "self", NULL);
+    brg_status status = brg_pg_create(&pg, "auto", NULL);
     if (status == BRG_OK)
         status = run(pg, &o);
     code = status == BRG_OK ? 0 : tool_fail("bench");

@@ -181,11 +181,10 @@ static brg_status measure(bench *b, int n_steps, int n_repeats)
 
 static brg_status connect(bench *b)
 {
-    const char *size = getenv("OMPI_COMM_WORLD_SIZE");
-    const char *local = getenv("OMPI_COMM_WORLD_LOCAL_RANK");
-    BRG_TRY(brg_pg_create(&b->over, size ? "mpi" : "self", NULL));
+    const int local = brg_launch_local_rank();
+    BRG_TRY(brg_pg_create(&b->over, "auto", NULL));
     const brg_device device = {BRG_DEVICE_CUDA,
-                               (int16_t)(local ? atoi(local) : 0)};
+                               (int16_t)(local > 0 ? local : 0)};
     BRG_TRY(brg_device_load("cuda"));
     BRG_TRY(brg_device_set(device));
     return brg_pg_world_size(b->over) > 1

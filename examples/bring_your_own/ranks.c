@@ -122,8 +122,7 @@ int main(void)
                                       .grad = grad[p],
                                       .count = sizes[p],
                                       .dtype = BRG_DTYPE_F64};
-    bool has_ranks = getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMI_SIZE");
-    must(brg_pg_create(&pg, has_ranks ? "mpi" : "self", NULL));
+    must(brg_pg_create(&pg, "auto", NULL));
     must(brg_reducer_create(&reducer, pg, list, N_PARAMS, NULL));
     int n = BATCH / brg_pg_world_size(pg), first = n * brg_pg_rank(pg);
     for (int step = 0; step < N_STEPS; step++) {

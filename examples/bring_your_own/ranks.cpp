@@ -157,9 +157,7 @@ class Network
 void run()
 {
     brg_pg *made;
-    bool has_ranks =
-        std::getenv("OMPI_COMM_WORLD_SIZE") || std::getenv("PMI_SIZE");
-    must(brg_pg_create(&made, has_ranks ? "mpi" : "self", nullptr));
+    must(brg_pg_create(&made, "auto", nullptr));
     Group pg(made);
     auto network = std::make_unique<Network>(pg.get());
     for (int step = 0; step < n_steps; step++)

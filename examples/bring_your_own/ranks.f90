@@ -21,7 +21,7 @@ program ranks
   list(1) = brg_reducer_param(grad=c_loc(db1), count=size(db1))
   list(2) = brg_reducer_param(grad=c_loc(dw2), count=size(dw2))
   list(3) = brg_reducer_param(grad=c_loc(db2), count=size(db2))
-  call must(brg_pg_create(pg, group_name(), c_null_ptr))
+  call must(brg_pg_create(pg, 'auto' // c_null_char, c_null_ptr))
   call must(brg_reducer_create(reducer, pg, list, 4_c_size_t, c_null_ptr))
   n = batch / brg_pg_world_size(pg)
   first = n * brg_pg_rank(pg)
@@ -44,15 +44,6 @@ program ranks
   call brg_pg_destroy(pg)
 
 contains
-
-  function group_name() result(name)
-    character(kind=c_char, len=:), allocatable :: name
-    integer :: openmpi, mpich
-    call get_environment_variable('OMPI_COMM_WORLD_SIZE', status=openmpi)
-    call get_environment_variable('PMI_SIZE', status=mpich)
-    name = merge('mpi ', 'self', openmpi == 0 .or. mpich == 0)
-    name = trim(name) // c_null_char
-  end function
 
   subroutine forward(at, from, count)
     integer, intent(in) :: at, from, count

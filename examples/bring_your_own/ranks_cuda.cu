@@ -142,12 +142,12 @@ static void step(struct net *t, int number, int first, int n)
 /* One rank, one GPU; a group over NCCL if there are more. */
 static void connect(brg_device *device)
 {
-    const char *size = getenv("OMPI_COMM_WORLD_SIZE");
-    const char *local = getenv("OMPI_COMM_WORLD_LOCAL_RANK");
+    const int local = brg_launch_local_rank();
     void *stream;
-    *device = {BRG_DEVICE_CUDA, (int16_t)(local ? atoi(local) : 0)};
-    must(brg_pg_create(&over, size ? "mpi" : "self", NULL));
+    must(brg_pg_create(&over, "auto", NULL));
     must(brg_device_load("cuda"));
+    const int n = brg_device_count(BRG_DEVICE_CUDA);
+    *device = {BRG_DEVICE_CUDA, (int16_t)(local > 0 ? local % n : 0)};
     must(brg_device_set(*device));
     must(brg_nccl_create(&pg, over, *device));
     must(brg_device_stream(*device, &stream));

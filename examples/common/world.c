@@ -3,43 +3,21 @@
 #include "common/world.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include <brigade/device.h>
 #include <brigade/nccl.h>
 
-/* Open MPI, MPICH and others, Slurm's PMIx. */
-static const char *const size_variables[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE",
-                                             "MV2_COMM_WORLD_SIZE"};
-static const char *const rank_variables[] = {"OMPI_COMM_WORLD_RANK", "PMI_RANK",
-                                             "MV2_COMM_WORLD_RANK"};
-
-static const char *const local_variables[] = {
-    "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
-    "MV2_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"};
-
-static int from_environment(const char *const *names, size_t n, int otherwise)
-{
-    for (size_t i = 0; i < n; i++) {
-        const char *text = getenv(names[i]);
-        if (text != NULL)
-            return atoi(text);
-    }
-    return otherwise;
-}
-
 int world_env_rank(void)
 {
-    return from_environment(rank_variables, 3, 0);
+    const int rank = brg_launch_rank();
+    return rank < 0 ? 0 : rank;
 }
 
 brg_status world_open(world *w, const char *backend)
 {
     *w = (world){.size = 1, .failed_rank = -1};
-    if (backend == NULL)
-        backend = from_environment(size_variables, 3, 0) > 0 ? "mpi" : "self";
-    BRG_TRY(brg_pg_create(&w->pg, backend, NULL));
+    BRG_TRY(brg_pg_create(&w->pg, backend ? backend : "auto", NULL));
     w->rank = brg_pg_rank(w->pg);
     w->size = brg_pg_world_size(w->pg);
     return BRG_OK;
@@ -52,6 +30,14 @@ void world_close(world *w)
     w->gpus = w->pg = NULL;
 }
 
+/* One GPU per rank; a launcher may show each rank one GPU only. */
+static int16_t gpu_of_rank(void)
+{
+    const int local = brg_launch_local_rank();
+    const int n = brg_device_count(BRG_DEVICE_CUDA);
+    return (int16_t)(local > 0 && n > 0 ? local % n : 0);
+}
+
 brg_status world_use_device(const char *name)
 {
     brg_device device;
@@ -61,7 +47,7 @@ brg_status world_use_device(const char *name)
     if (device.type == BRG_DEVICE_CUDA)
         BRG_TRY(brg_device_load("cuda"));
     if (device.type == BRG_DEVICE_CUDA && strchr(name, ':') == NULL)
-        device.index = (int16_t)from_environment(local_variables, 4, 0);
+        device.index = gpu_of_rank();
     return brg_device_set(device);
 }
 

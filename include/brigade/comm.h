@@ -23,12 +23,19 @@ typedef struct brg_pg_options {
 
 #define BRG_PG_OPTIONS_INIT BRG_INIT(brg_pg_options)
 
-/* Makes this process's end of a group through a backend ("mpi", or what
- * brg_backend_register named; a component library is loaded if needed).
- * *out: owned. Collective. */
+/* Makes this process's end of a group through a backend: "mpi", "self" (a group
+ * of one), "auto" (mpi where a launcher started this process, see
+ * brg_launch_rank, else self), or what brg_backend_register named; a component
+ * library is loaded if needed. *out: owned. Collective. */
 BRG_API BRG_NODISCARD brg_status brg_pg_create(brg_pg **out,
                                                const char *backend,
                                                const brg_pg_options *options);
+
+/* What mpirun or srun says of this process in its environment, before there is a
+ * group: its rank; its number among the processes of this machine, by which it
+ * may choose a GPU. -1: no launcher says so. */
+BRG_API int brg_launch_rank(void);
+BRG_API int brg_launch_local_rank(void);
 
 /* A group of `world_size` in which only `rank` exists: all-reduce and
  * broadcast leave the data as it is, all-gather copies it to every slot, and
