@@ -20,6 +20,7 @@
 #include "core/base/log.h"
 #include "core/base/progress.h"
 #include "core/ops/isa.h"
+#include "core/ops/pointwise.h"
 
 extern char **environ;
 
@@ -138,7 +139,19 @@ static struct {
 
 /* As the library's own kernels. */
 static const char flags[] = "-std=c11 -O3 -shared -fPIC -w -fno-math-errno "
-                            "-fno-trapping-math -ffp-contract=fast";
+                            "-fno-trapping-math";
+
+/* A build without optimisation rounds products before it adds to them, whatever
+ * the processor could do; results shall be the same. */
+static const char *contraction(void)
+{
+    const float a = -(1 + 0x1p-11f), b = 1 + 0x1p-12f;
+    const double scale[2] = {1 + 0x1p-12, 0};
+    float sum; /* 0, as the product is rounded to -a; else 2^-24 */
+    brg__pw_kernel(&brg__op_add_scaled,
+                   BRG__F32)(1, &sum, (const void *const[]){&a, &b}, scale);
+    return sum == 0 ? "-ffp-contract=off" : "-ffp-contract=fast";
+}
 
 static const char *isa_flags(void)
 {
@@ -165,8 +178,8 @@ static brg_status ask(const char *name)
     first_line(words, version, sizeof version);
     (void)unlink(words);
     BRG_TRY(status);
-    snprintf(known.identity, sizeof known.identity, "%s | %s | %s %s", name,
-             version, flags, isa_flags());
+    snprintf(known.identity, sizeof known.identity, "%s | %s | %s %s %s", name,
+             version, flags, contraction(), isa_flags());
     return BRG_OK;
 }
 
@@ -211,7 +224,8 @@ brg_status brg__toolchain_run(const char *source, const char *object,
     memcpy(name, known.name, sizeof name);
     pthread_mutex_unlock(&lock);
     args[n++] = name;
-    snprintf(words_of, sizeof words_of, "%s %s", flags, isa_flags());
+    snprintf(words_of, sizeof words_of, "%s %s %s", flags, contraction(),
+             isa_flags());
     for (char *flag = strtok_r(words_of, " ", &rest); flag;
          flag = strtok_r(NULL, " ", &rest))
         args[n++] = flag;
