@@ -12,6 +12,7 @@
 #include <brigade/sparse.h>
 
 #include "tests/support/brg_test.h"
+#include "tests/support/compiled_run.h"
 #include "tests/support/ddp_model.h"
 
 #define N 6
@@ -51,14 +52,14 @@ static brg_status run_feature(brg_pg *pg, feature_fn feature, bool is_compiled,
                               float *grads)
 {
     layers l = {0};
-    int token = 0;
+    compiled_run run = {0};
     brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
     options.first_bucket_bytes = options.bucket_bytes = 64;
     options.allow_unused = true;
     brg_scope *scope = brg_scope_begin();
     brg_status status = make_layers(&l, pg, &options);
     if (status == BRG_OK && is_compiled)
-        status = brg_compile_begin(&token, NULL);
+        status = compiled_begin(&run);
     for (int step = 0; status == BRG_OK && step < 3; step++) {
         for (int k = 0; status == BRG_OK && k < 2; k++)
             status = brg_tensor_set_grad(l.w[k], NULL);
@@ -69,8 +70,8 @@ static brg_status run_feature(brg_pg *pg, feature_fn feature, bool is_compiled,
                 status = brg_tensor_read(brg_tensor_grad(l.w[k]), grads,
                                          N * N * sizeof *grads);
     }
-    if (token && brg_compile_end(token) != BRG_OK)
-        status = BRG_ERR_INTERNAL;
+    if (run.scope)
+        status = compiled_end(&run, status);
     brg_ddp_destroy(l.ddp);
     brg_scope_end(scope);
     return status;

@@ -17,6 +17,7 @@
 
 MPI_TEST(grads_apart)
 MPI_TEST(static_graph)
+MPI_TEST(static_accumulation)
 MPI_TEST(join)
 MPI_TEST(buffers)
 MPI_TEST(freezing)
@@ -55,6 +56,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_features_mpi__grads_apart),
         cmocka_unit_test(test_features_mpi__static_graph),
+        cmocka_unit_test(test_features_mpi__static_accumulation),
         cmocka_unit_test(test_features_mpi__join),
         cmocka_unit_test(test_features_mpi__buffers),
         cmocka_unit_test(test_features_mpi__freezing),

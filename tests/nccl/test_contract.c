@@ -2,6 +2,7 @@
  * The NCCL backend on made-up GPUs: the contract of backends, sums in a fixed
  * order, memory. What NCCL and a GPU do themselves is tests/cuda's. */
 #include "core/base/dtype.h"
+#include "tests/nccl/fake_stream.h"
 #include "tests/nccl/forked.h"
 #include "tests/support/backend_suite.h"
 
@@ -95,6 +96,74 @@ static void test_nccl__sums_halves_in_f32(void **state)
         forked_check(worlds[i], run_wide, NULL);
 }
 
+/* ---- Order of streams ---------------------------------------------------------- */
+
+enum { N_QUEUED = 3001 };
+
+/* A kernel that takes its time: without it the data is not there. */
+typedef struct late_kernel {
+    float *to;
+    const float *from;
+    long ms;
+} late_kernel;
+
+static void run_late(void *args)
+{
+    const late_kernel *k = args;
+    forked_sleep_ms(k->ms);
+    memcpy(k->to, k->from, N_QUEUED * sizeof *k->to);
+}
+
+/* Ranks are late by their number, so that the first one's compute stream is
+ * done long before the sum is. */
+static brg_status check_order(const forked_rank *me, brg_pg *pg, float *there,
+                              int round)
+{
+    static float mine[N_QUEUED], got[N_QUEUED];
+    fake_stream *stream = me->stream;
+    brg_work *work;
+    for (size_t i = 0; i < N_QUEUED; i++)
+        mine[i] = (float)ranks_gradient(me->rank, round, 0, i);
+    late_kernel produce = {there, mine, 30 * (me->rank + 1)};
+    late_kernel consume = {got, there, 0};
+    fake_push(stream, run_late, &produce, sizeof produce);
+    BRG_TRY(brg_all_reduce(pg, &work, there, N_QUEUED, BRG_DTYPE_F32,
+                           BRG_REDUCE_AVG));
+    BRG_TRY(brg_work_wait(work));
+    fake_push(stream, run_late, &consume, sizeof consume);
+    forked_synchronize(me);
+    for (size_t i = 0; i < N_QUEUED; i++) {
+        double want = ranks_average(me->n, round, 0, i);
+        double off = (double)got[i] - want;
+        RANK_CHECK(off < 1e-6 && off > -1e-6,
+                   "rank %d, round %d: element %zu is %g, not %g", me->rank,
+                   round, i, (double)got[i], want);
+    }
+    return BRG_OK;
+}
+
+static brg_status run_queued(forked_rank *me)
+{
+    brg_pg *pg;
+    void *there;
+    BRG_TRY(forked_group(me, 60, &pg));
+    RANK_CHECK(cudaMalloc(&there, N_QUEUED * sizeof(float)) == cudaSuccess,
+               "no memory");
+    brg_status status = BRG_OK;
+    for (int round = 0; round < 4 && status == BRG_OK; round++)
+        status = check_order(me, pg, there, round);
+    (void)cudaFree(there);
+    brg_pg_destroy(pg);
+    return status;
+}
+
+static void test_nccl__reduces_what_the_compute_stream_makes(void **state)
+{
+    (void)state;
+    for (size_t i = 1; i < 4; i++)
+        forked_check(worlds[i], run_queued, NULL);
+}
+
 /* Blocks come and go, with the group and before it. */
 static brg_status run_registered(forked_rank *me)
 {
@@ -133,6 +202,7 @@ int main(void)
         cmocka_unit_test(test_nccl__keeps_the_contract),
         cmocka_unit_test(test_nccl__sums_leaves_in_the_tree),
         cmocka_unit_test(test_nccl__sums_halves_in_f32),
+        cmocka_unit_test(test_nccl__reduces_what_the_compute_stream_makes),
         cmocka_unit_test(test_nccl__takes_memory_from_nccl),
     };
     return cmocka_run_group_tests_name("nccl", tests, NULL, NULL);

@@ -16,6 +16,7 @@
 
 #include "core/base/error.h"
 #include "tests/support/brg_test.h"
+#include "tests/support/compiled_run.h"
 #include "tests/support/ranks.h"
 
 #define COUNT_STEPS 8 /* buckets are final after the sixth at the latest */
@@ -324,15 +325,15 @@ static inline brg_status count_mode_check(brg_pg *pg, const count_mode *mode,
                                           count_runner runner)
 {
     count_model m;
-    int token = 0;
+    compiled_run run;
     if (runner == RUN_COMPILED)
-        BRG_TRY(brg_compile_begin(&token, NULL));
+        BRG_TRY(compiled_begin(&run));
     brg_status status = count_model_init(&m, pg, mode, runner);
     if (status == BRG_OK)
         status = count_steps(&m);
     count_model_deinit(&m);
     if (runner == RUN_COMPILED)
-        BRG_TRY(brg_compile_end(token));
+        status = compiled_end(&run, status);
     return status == BRG_OK
                ? BRG_OK
                : brg__error_prefix("%s: runner %d: ", mode->name, (int)runner);

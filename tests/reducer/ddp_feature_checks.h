@@ -103,19 +103,35 @@ static inline brg_status nested_backward(brg_tensor *w, brg_tensor *v, int rank,
     return status;
 }
 
-static inline brg_status check_w(const brg_tensor *w, int n_ranks, int step,
-                                 int n)
+/* Of steps [first, last) together. */
+static inline brg_status check_w(const brg_tensor *w, int n_ranks, int first,
+                                 int last, int n)
 {
     const float *grad = brg_tensor_data(brg_tensor_grad(w));
     for (size_t e = 0; e < 4; e++) {
         double expected = 0;
-        for (int k = 0; k < n; k++)
-            expected += ranks_average(n_ranks, step, (size_t)k, e);
+        for (int step = first; step < last; step++)
+            for (int k = 0; k < n; k++)
+                expected += ranks_average(n_ranks, step, (size_t)k, e);
         RANK_CHECK(fabs(expected - (double)grad[e]) < 1e-6,
-                   "step %d: gradient %zu is %g, expected %g", step, e,
+                   "step %d: gradient %zu is %g, expected %g", first, e,
                    (double)grad[e], expected);
     }
     return BRG_OK;
+}
+
+/* Two nested backwards that only accumulate, then one that is reduced. */
+static inline brg_status static_micro_batches(brg_pg *pg, brg_ddp *ddp,
+                                              brg_tensor *const *p, int first)
+{
+    int rank = brg_pg_rank(pg);
+    for (int i = 0; i < 3; i++)
+        BRG_TRY(brg_tensor_set_grad(p[i], NULL));
+    for (int step = first; step < first + 3; step++) {
+        (void)brg_ddp_set_sync(ddp, step == first + 2);
+        BRG_TRY(nested_backward(p[0], p[1], rank, step, 3));
+    }
+    return check_w(p[0], brg_pg_world_size(pg), first, first + 3, 3);
 }
 
 static inline brg_status static_steps(brg_pg *pg, brg_ddp *ddp,
@@ -125,7 +141,7 @@ static inline brg_status static_steps(brg_pg *pg, brg_ddp *ddp,
     brg_reducer_stats stats;
     for (int step = 0; step < 4; step++) {
         BRG_TRY(nested_backward(p[0], p[1], rank, step, 3));
-        BRG_TRY(check_w(p[0], n, step, 3));
+        BRG_TRY(check_w(p[0], n, step, step + 1, 3));
         RANK_CHECK(!brg_tensor_grad(p[2]), "an unused one has a gradient");
         brg_ddp_get_stats(ddp, &stats);
         RANK_CHECK(step > 0 ? stats.n_early > 0 : stats.n_early == 0,
@@ -147,7 +163,9 @@ static inline brg_status static_steps(brg_pg *pg, brg_ddp *ddp,
     for (int i = 0; i < 3; i++)
         BRG_TRY(brg_tensor_set_grad(p[i], NULL));
     BRG_TRY(nested_backward(p[0], p[1], rank, 6, 3));
-    return check_w(p[0], n, 6, 3);
+    BRG_TRY(check_w(p[0], n, 6, 7, 3));
+    BRG_TRY(static_micro_batches(pg, ddp, p, 7));
+    return static_micro_batches(pg, ddp, p, 10);
 }
 
 static inline brg_status check_static_graph(brg_pg *pg)
@@ -173,6 +191,33 @@ static inline brg_status check_static_graph(brg_pg *pg)
     brg_ddp_destroy(ddp);
     brg_scope_end(scope);
     return status;
+}
+
+/* Accumulation from the first step on, which is the one that is counted. */
+static inline brg_status static_accumulation_body(ddp_model *m)
+{
+    for (int round = 0; round < 5; round++) {
+        int first = 4 * round, last = first + (round == 2 ? 1 : 3);
+        for (int step = first; step < last; step++) {
+            (void)brg_ddp_set_sync(m->ddp, step == last - 1);
+            BRG_TRY(ddp_model_backward(m, step, DDP_MODEL_ALL));
+        }
+        BRG_TRY(ddp_model_check(m, first, last));
+        BRG_TRY(ddp_model_zero(m, round % 2));
+    }
+    return BRG_OK;
+}
+
+static inline brg_status check_static_accumulation(brg_pg *pg)
+{
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    options.static_graph = true;
+    BRG_TRY(with_model(pg, &options, static_accumulation_body));
+    options.allow_unused = true;
+    options.first_bucket_bytes = options.bucket_bytes = 200;
+    BRG_TRY(with_model(pg, &options, static_accumulation_body));
+    options.grads_apart = true;
+    return with_model(pg, &options, static_accumulation_body);
 }
 
 /* ---- Join ------------------------------------------------------------------------- */

@@ -8,12 +8,12 @@
 
 #include <brigade/autograd.h>
 #include <brigade/comm_hook.h>
-#include <brigade/compile.h>
 #include <brigade/ddp.h>
 #include <brigade/ops.h>
 #include <brigade/shard.h>
 
 #include "tests/support/brg_test.h"
+#include "tests/support/compiled_run.h"
 #include "tests/support/ranks.h"
 
 /* ---- A ddp ------------------------------------------------------------------------ */
@@ -186,11 +186,7 @@ static inline brg_status check_finite_ddp(brg_pg *pg)
 
 static inline brg_status check_finite_compiled(brg_pg *pg)
 {
-    int scope;
-    BRG_TRY(brg_compile_begin(&scope, NULL));
-    brg_status status = check_finite_ddp(pg);
-    BRG_TRY(brg_compile_end(scope));
-    return status;
+    return compiled_check(pg, check_finite_ddp);
 }
 
 /* ---- What it is for ------------------------------------------------------------------ */

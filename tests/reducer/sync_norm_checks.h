@@ -10,6 +10,7 @@
 #include <brigade/brigade.h>
 
 #include "tests/support/brg_test.h"
+#include "tests/support/compiled_run.h"
 #include "tests/support/ranks.h"
 
 #define SYNC_ROWS 11
@@ -368,21 +369,11 @@ static inline brg_status check_sync_norm_join(brg_pg *pg, brg_pg *norms)
 
 static inline brg_status check_sync_norm_compiled(brg_pg *pg)
 {
-    int scope;
+    compiled_run run;
     brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
     options.first_bucket_bytes = options.bucket_bytes = 1;
-    brg_compile_stats before, after;
-    brg_compile_get_stats(&before);
-    BRG_TRY(brg_compile_begin(&scope, NULL));
-    brg_status status = sync_train_with(pg, &options);
-    brg_status ended = brg_compile_end(scope);
-    brg_compile_get_stats(&after);
-    if (status != BRG_OK || ended != BRG_OK)
-        return status == BRG_OK ? ended : status;
-    RANK_CHECK(after.captures > before.captures && after.hits > before.hits &&
-                   after.fallbacks == before.fallbacks,
-               "not compiled: %s", brg_compile_reason());
-    return BRG_OK;
+    BRG_TRY(compiled_begin(&run));
+    return compiled_end(&run, sync_train_with(pg, &options));
 }
 
 #endif

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Data-parallel backward: values, order, accumulation, unused parameters. */
+#include <math.h>
+
 #include <brigade/ops.h>
 
+#include "core/base/error.h"
 #include "tests/reducer/ddp_run.h"
 
 static const size_t caps[] = {1, 128, 300, 0};
@@ -109,6 +112,49 @@ static void test_ddp__gradients_that_stay_add_up(void **state)
     (void)state;
     for (size_t i = 0; i < N_CAPS; i++) {
         run r = make_run(adds_up, caps[i]);
+        run_worlds(&r, 1);
+    }
+}
+
+/* .grad is the caller's, with other strides than its parameter: row-major where
+ * that is not, transposed where it is. */
+static brg_status set_other_layouts(ddp_model *m)
+{
+    for (size_t i = 0; i < DDP_MODEL_N; i++) {
+        const brg_tensor *p = m->params[i];
+        const int64_t *shape = brg_tensor_shape(p);
+        bool turns = brg_tensor_ndim(p) == 2 && brg_tensor_is_contiguous(p);
+        brg_tensor *grad =
+            turns ? brg_transpose(brg_zeros(brg_tensor_dtype(p),
+                                            BRG_SHAPE(shape[1], shape[0])),
+                                  0, 1)
+                  : brg_zeros(brg_tensor_dtype(p), brg_tensor_ndim(p), shape);
+        BRG_TRY(brg_tensor_set_grad(m->params[i], grad));
+    }
+    return BRG_OK;
+}
+
+static brg_status lies_otherwise(ddp_model *m, const run *r)
+{
+    for (int step = 0; step < 4; step++) {
+        brg_scope *scope = brg_scope_begin();
+        brg_status status = set_other_layouts(m);
+        brg_scope_end(scope);
+        BRG_TRY(status);
+        BRG_TRY(ddp_model_backward(m, step, DDP_MODEL_ALL));
+        BRG_TRY(ddp_model_check(m, step, step + 1));
+    }
+    (void)r;
+    return BRG_OK;
+}
+
+static void test_ddp__gradients_may_lie_otherwise(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_CAPS; i++) {
+        run r = make_run(lies_otherwise, caps[i]);
+        run_worlds(&r, 1);
+        r.options.grads_apart = true;
         run_worlds(&r, 1);
     }
 }
@@ -357,6 +403,105 @@ static void test_ddp__a_tensor_given_twice_counts_once(void **state)
     ranks_in_worlds(1, NULL, repeated_rank, NULL);
 }
 
+/* ---- One weight under two names ------------------------------------------------------ */
+
+#define TIED_ROWS 3
+#define TIED_COLUMNS 5
+#define TIED_NUMEL (TIED_ROWS * TIED_COLUMNS)
+#define TIED_RATE 0.25
+
+/* loss = sum(a x0) + sum(b x1), where b is a transposed. */
+static brg_status tied_backward(brg_tensor *a, brg_tensor *b, int rank,
+                                int step)
+{
+    float x[2][TIED_NUMEL];
+    for (size_t i = 0; i < 2; i++)
+        for (size_t k = 0; k < TIED_NUMEL; k++)
+            x[i][k] = (float)ranks_gradient(rank, step, i, k);
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *first =
+        brg_mul(a, brg_from_data(BRG_DTYPE_F32,
+                                 BRG_SHAPE(TIED_ROWS, TIED_COLUMNS), x[0]));
+    brg_tensor *second =
+        brg_mul(b, brg_from_data(BRG_DTYPE_F32,
+                                 BRG_SHAPE(TIED_COLUMNS, TIED_ROWS), x[1]));
+    brg_status status =
+        brg_backward(brg_add(brg_sum_all(first), brg_sum_all(second)));
+    brg_scope_end(scope);
+    return status;
+}
+
+/* What an optimizer over both makes of the one weight. */
+static brg_status tied_update(brg_tensor *const *tied, double *expected,
+                              int n_ranks, int step)
+{
+    bool was = brg_grad_mode_set(false);
+    brg_status status = BRG_OK;
+    for (int i = 0; i < 2 && status == BRG_OK; i++)
+        status = brg_add_(tied[i], brg_tensor_grad(tied[i]), -TIED_RATE);
+    (void)brg_grad_mode_set(was);
+    for (size_t k = 0; k < TIED_NUMEL; k++) {
+        size_t row = k / TIED_COLUMNS, column = k % TIED_COLUMNS;
+        expected[k] -= TIED_RATE * (ranks_average(n_ranks, step, 0, k) +
+                                    ranks_average(n_ranks, step, 1,
+                                                  column * TIED_ROWS + row));
+    }
+    return status;
+}
+
+static brg_status tied_steps(brg_pg *pg, brg_tensor *const *tied)
+{
+    float found[TIED_NUMEL];
+    double expected[TIED_NUMEL];
+    for (size_t k = 0; k < TIED_NUMEL; k++)
+        expected[k] = 1; /* rank 0's */
+    for (int step = 0; step < 4; step++) {
+        BRG_TRY(tied_backward(tied[0], tied[1], brg_pg_rank(pg), step));
+        BRG_TRY(tied_update(tied, expected, brg_pg_world_size(pg), step));
+        BRG_TRY(brg_tensor_read(tied[0], found, sizeof found));
+        for (size_t k = 0; k < TIED_NUMEL; k++)
+            RANK_CHECK(fabs((double)found[k] - expected[k]) < 1e-5,
+                       "step %d: weight %zu is %g, expected %g", step, k,
+                       (double)found[k], expected[k]);
+        BRG_TRY(ranks_same_bits(pg, found, sizeof found));
+        for (int i = 0; i < 2; i++)
+            BRG_TRY(brg_tensor_set_grad(tied[i], NULL));
+    }
+    return BRG_OK;
+}
+
+static brg_status tied_rank(brg_pg *pg, void *user)
+{
+    const brg_ddp_options *options = user;
+    brg_scope *scope = brg_scope_begin();
+    brg_ddp *ddp = NULL;
+    brg_tensor *tied[2];
+    tied[0] = brg_full(BRG_DTYPE_F32, BRG_SHAPE(TIED_ROWS, TIED_COLUMNS),
+                       1 + brg_pg_rank(pg));
+    tied[1] = brg_detach(brg_transpose(tied[0], 0, 1));
+    brg_status status = brg_set_requires_grad(tied[0], true);
+    if (status == BRG_OK)
+        status = brg_set_requires_grad(tied[1], true);
+    if (status == BRG_OK && !brg_tensor_shares_storage(tied[0], tied[1]))
+        status = BRG_FAIL(BRG_ERR_INTERNAL, "they are two weights");
+    if (status == BRG_OK)
+        status = brg_ddp_create(&ddp, pg, tied, 2, NULL, 0, options);
+    if (status == BRG_OK)
+        status = tied_steps(pg, tied);
+    brg_ddp_destroy(ddp);
+    brg_scope_end(scope);
+    return status;
+}
+
+static void test_ddp__tied_weights_stay_alike(void **state)
+{
+    (void)state;
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    ranks_in_worlds(1, NULL, tied_rank, &options);
+    options.first_bucket_bytes = options.bucket_bytes = 1;
+    ranks_in_worlds(1, NULL, tied_rank, &options);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -364,6 +509,7 @@ int main(void)
         cmocka_unit_test(test_ddp__starts_from_the_values_of_rank_0),
         cmocka_unit_test(test_ddp__can_sum),
         cmocka_unit_test(test_ddp__gradients_that_stay_add_up),
+        cmocka_unit_test(test_ddp__gradients_may_lie_otherwise),
         cmocka_unit_test(test_ddp__micro_batches_are_reduced_once),
         cmocka_unit_test(
             test_ddp__a_parameter_of_an_earlier_micro_batch_counts),
@@ -371,6 +517,7 @@ int main(void)
         cmocka_unit_test(test_ddp__buckets_start_before_the_last_gradient),
         cmocka_unit_test(test_ddp__sends_nothing_but_buckets),
         cmocka_unit_test(test_ddp__a_tensor_given_twice_counts_once),
+        cmocka_unit_test(test_ddp__tied_weights_stay_alike),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Features of a ddp in simulated worlds; under mpirun they are in
  * tests/mpi/test_features_mpi.c. */
-#include <brigade/compile.h>
-
 #include "tests/reducer/group_checks.h"
 #include "tests/reducer/sum_checks.h"
 #include "tests/reducer/trainer.h"
@@ -18,6 +16,12 @@ static void test_ddp_features__static_graph(void **state)
 {
     (void)state;
     in_all_worlds(check_static_graph);
+}
+
+static void test_ddp_features__static_graph_with_micro_batches(void **state)
+{
+    (void)state;
+    in_all_worlds(check_static_accumulation);
 }
 
 static void test_ddp_features__join_for_uneven_inputs(void **state)
@@ -59,33 +63,22 @@ static void test_ddp_features__micro_batches_of_halves_in_f32(void **state)
 /* The same through a compiled backward. */
 static brg_status compiled_features(brg_pg *pg)
 {
-    int scope;
-    BRG_TRY(brg_compile_begin(&scope, NULL));
-    brg_status status = check_grads_apart(pg);
-    if (status == BRG_OK)
-        status = check_static_graph(pg);
-    if (status == BRG_OK)
-        status = check_join(pg);
-    if (status == BRG_OK)
-        status = check_buffers(pg);
-    if (status == BRG_OK)
-        status = check_freezing(pg);
-    if (status == BRG_OK)
-        status = check_clipping(pg);
-    if (status == BRG_OK)
-        status = check_measured(pg);
-    if (status == BRG_OK)
-        status = check_groups(pg);
-    if (status == BRG_OK)
-        status = check_sums(pg);
-    BRG_TRY(brg_compile_end(scope));
-    return status;
+    BRG_TRY(check_grads_apart(pg));
+    BRG_TRY(check_static_graph(pg));
+    BRG_TRY(check_static_accumulation(pg));
+    BRG_TRY(check_join(pg));
+    BRG_TRY(check_buffers(pg));
+    BRG_TRY(check_freezing(pg));
+    BRG_TRY(check_clipping(pg));
+    BRG_TRY(check_measured(pg));
+    BRG_TRY(check_groups(pg));
+    return check_sums(pg);
 }
 
 static void test_ddp_features__compiled_too(void **state)
 {
     (void)state;
-    in_all_worlds(compiled_features);
+    in_all_worlds_compiled(compiled_features);
 }
 
 /* ---- Raw buffers ------------------------------------------------------------------ */
@@ -163,6 +156,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ddp_features__gradients_apart_from_buckets),
         cmocka_unit_test(test_ddp_features__static_graph),
+        cmocka_unit_test(test_ddp_features__static_graph_with_micro_batches),
         cmocka_unit_test(test_ddp_features__join_for_uneven_inputs),
         cmocka_unit_test(test_ddp_features__buffers_are_synced),
         cmocka_unit_test(test_ddp_features__freezing_and_unfreezing),

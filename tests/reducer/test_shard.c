@@ -4,6 +4,7 @@
 #include <brigade/sim.h>
 
 #include "tests/reducer/shard_checks.h"
+#include "tests/support/compiled_run.h"
 #include "tests/support/fail_alloc.h"
 #include "tests/support/temp_dir.h"
 
@@ -45,11 +46,7 @@ static void test_shard__misuse_is_an_error(void **state)
 
 static brg_status compiled(brg_pg *pg)
 {
-    int scope;
-    BRG_TRY(brg_compile_begin(&scope, NULL));
-    brg_status status = check_shard_bits(pg);
-    BRG_TRY(brg_compile_end(scope));
-    return status;
+    return compiled_check(pg, check_shard_bits);
 }
 
 /* What one step starts, by a group that logs it. */

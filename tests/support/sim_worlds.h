@@ -6,6 +6,7 @@
 #include <brigade/sim.h>
 
 #include "tests/support/brg_test.h"
+#include "tests/support/compiled_run.h"
 #include "tests/support/ranks.h"
 
 typedef brg_status (*check_fn)(brg_pg *pg);
@@ -31,6 +32,17 @@ static inline void in_all_worlds_seeded(check_fn check, uint64_t n_seeds)
 static inline void in_all_worlds(check_fn check)
 {
     in_all_worlds_seeded(check, 1);
+}
+
+static inline brg_status call_compiled(brg_pg *pg, void *user)
+{
+    return compiled_check(pg, *(check_fn *)user);
+}
+
+/* Every backward of it compiled. */
+static inline void in_all_worlds_compiled(check_fn check)
+{
+    ranks_in_worlds(1, NULL, call_compiled, &check);
 }
 
 #endif
