@@ -325,15 +325,15 @@ static inline brg_status count_mode_check(brg_pg *pg, const count_mode *mode,
                                           count_runner runner)
 {
     count_model m;
-    compiled_run run;
+    compiled_run compiled;
     if (runner == RUN_COMPILED)
-        BRG_TRY(compiled_begin(&run));
+        BRG_TRY(compiled_begin(&compiled));
     brg_status status = count_model_init(&m, pg, mode, runner);
     if (status == BRG_OK)
         status = count_steps(&m);
     count_model_deinit(&m);
     if (runner == RUN_COMPILED)
-        status = compiled_end(&run, status);
+        status = compiled_end(&compiled, status);
     return status == BRG_OK
                ? BRG_OK
                : brg__error_prefix("%s: runner %d: ", mode->name, (int)runner);

@@ -369,11 +369,11 @@ static inline brg_status check_sync_norm_join(brg_pg *pg, brg_pg *norms)
 
 static inline brg_status check_sync_norm_compiled(brg_pg *pg)
 {
-    compiled_run run;
+    compiled_run compiled;
     brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
     options.first_bucket_bytes = options.bucket_bytes = 1;
-    BRG_TRY(compiled_begin(&run));
-    return compiled_end(&run, sync_train_with(pg, &options));
+    BRG_TRY(compiled_begin(&compiled));
+    return compiled_end(&compiled, sync_train_with(pg, &options));
 }
 
 #endif
