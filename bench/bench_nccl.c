@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Collectives over NCCL in memory of brg_pg_alloc, one GPU for each rank: the
  * all-reduce as it is, in memory that is registered with NCCL, of bf16 (as it
- * is, and summed in f32), and the reproducible sum of one part for each rank.
- * All in turn, calls one after the other; medians over the rounds.
+ * is, and summed in f32), and the reproducible sum of one part for each rank;
+ * "direct": without NCCL (BRG_NCCL_SUMS). All in turn, calls one after the
+ * other; medians over the rounds.
  *     mpirun -n 2 bench_nccl [rounds] */
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,12 +14,23 @@
 #include "bench/bench.h"
 #include "bench/ranks.h"
 
-enum { PLAIN, REGISTERED, HALVES, WIDE, LEAVES, N_WAYS };
+enum {
+    PLAIN,
+    REGISTERED,
+    HALVES,
+    WIDE,
+    LEAVES,
+    DIRECT,
+    DIRECT_HALVES,
+    DIRECT_LEAVES,
+    N_WAYS
+};
 enum { MAX_ROUNDS = 101 };
 #define MAX_BYTES ((size_t)256 << 20)
 
-static const char *const names[N_WAYS] = {"f32 us", "registered", "bf16",
-                                          "bf16 in f32", "leaves"};
+static const char *const names[N_WAYS] = {
+    "f32 us", "registered", "bf16",        "bf16 in f32",
+    "leaves", "direct f32", "direct bf16", "direct leaves"};
 
 typedef struct way {
     brg_pg *pg;
@@ -31,15 +43,17 @@ static brg_device gpu;
 static void call(const way *w, int which, size_t nbytes)
 {
     brg_work *work;
-    const bool half = which == HALVES || which == WIDE;
+    const bool half =
+        which == HALVES || which == WIDE || which == DIRECT_HALVES;
+    const bool leaves = which == LEAVES || which == DIRECT_LEAVES;
     const brg_dtype dtype = half ? BRG_DTYPE_BF16 : BRG_DTYPE_F32;
     const size_t count = nbytes / brg_dtype_size(dtype);
     const brg_leaf_parts parts = {w->data, nbytes,
                                   (uint32_t)brg_pg_world_size(w->pg)};
-    bench_must(which == LEAVES ? brg_sum_leaves(w->pg, &work, w->data, &parts,
-                                                count, dtype, BRG_REDUCE_AVG)
-                               : brg_all_reduce(w->pg, &work, w->data, count,
-                                                dtype, BRG_REDUCE_AVG));
+    bench_must(leaves ? brg_sum_leaves(w->pg, &work, w->data, &parts, count,
+                                       dtype, BRG_REDUCE_AVG)
+                      : brg_all_reduce(w->pg, &work, w->data, count, dtype,
+                                       BRG_REDUCE_AVG));
     bench_must(brg_work_wait(work));
 }
 
@@ -62,6 +76,7 @@ static void open_ways(brg_pg *over, way *ways)
     for (int k = 0; k < N_WAYS; k++) {
         (void)setenv("BRG_NCCL_REGISTER", k == REGISTERED ? "1" : "0", 1);
         (void)setenv("BRG_NCCL_WIDE_SUMS", k == WIDE ? "1" : "0", 1);
+        (void)setenv("BRG_NCCL_SUMS", k >= DIRECT ? "auto" : "nccl", 1);
         bench_must(brg_nccl_create(&ways[k].pg, over, gpu));
         bench_must(brg_pg_alloc(ways[k].pg, &ways[k].data, MAX_BYTES));
     }
@@ -78,7 +93,7 @@ static void run_size(way *ways, size_t nbytes, int n_rounds, bool prints)
         return;
     printf("%10zu", nbytes);
     for (int k = 0; k < N_WAYS; k++)
-        printf(" %12.1f", bench_median(ways[k].us, (size_t)n_rounds));
+        printf(" %13.1f", bench_median(ways[k].us, (size_t)n_rounds));
     printf("\n");
 }
 
@@ -96,7 +111,7 @@ int main(int argc, char **argv)
     if (rank == 0) {
         printf("%10s", "bytes");
         for (int k = 0; k < N_WAYS; k++)
-            printf(" %12s", names[k]);
+            printf(" %13s", names[k]);
         printf("\n");
     }
     for (size_t nbytes = 4096; nbytes <= MAX_BYTES; nbytes *= 4)

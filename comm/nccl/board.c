@@ -79,7 +79,7 @@ static brg_status find_neighbours(brg__nccl_group *g, const card *cards)
 
 /* ---- Memory --------------------------------------------------------------------- */
 
-static size_t n_bytes(const brg__nccl_board *b)
+size_t brg__nccl_board_nbytes(const brg__nccl_board *b)
 {
     return (size_t)b->n * sizeof(brg__nccl_desk);
 }
@@ -89,9 +89,10 @@ static void map(brg__nccl_board *b, const char *name, int flags)
     int fd = shm_open(name, flags | O_RDWR | O_CLOEXEC, 0600);
     if (fd < 0)
         return;
-    if (!(flags & O_CREAT) || ftruncate(fd, (off_t)n_bytes(b)) == 0) {
-        void *at =
-            mmap(NULL, n_bytes(b), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (!(flags & O_CREAT) ||
+        ftruncate(fd, (off_t)brg__nccl_board_nbytes(b)) == 0) {
+        void *at = mmap(NULL, brg__nccl_board_nbytes(b), PROT_READ | PROT_WRITE,
+                        MAP_SHARED, fd, 0);
         b->desks = at == MAP_FAILED ? NULL : at;
     }
     (void)close(fd);
@@ -100,7 +101,7 @@ static void map(brg__nccl_board *b, const char *name, int flags)
 static void unmap(brg__nccl_board *b)
 {
     if (b->desks)
-        (void)munmap(b->desks, n_bytes(b));
+        (void)munmap(b->desks, brg__nccl_board_nbytes(b));
     b->desks = NULL;
 }
 

@@ -16,6 +16,8 @@
 
 #include <brigade/ext/backend.h>
 
+#include "comm/nccl/sum.h"
+
 #define BRG__NCCL_LINES 32
 #define BRG__NCCL_WHY 400  /* bytes of a reason */
 #define BRG__NCCL_NOTE 256 /* ... of what ranks gather in shrink.c */
@@ -27,6 +29,19 @@ typedef struct brg__nccl_line {
     _Alignas(64) _Atomic uint64_t stamp; /* seq + 1; 0: being written */
     _Atomic uint64_t signature[BRG__NCCL_WORDS];
 } brg__nccl_line;
+
+/* Of direct.h: raised by GPUs of other ranks, flags[kind][slot][who]. */
+typedef struct brg__nccl_flag {
+    _Alignas(64) _Atomic uint32_t is_up;
+} brg__nccl_flag;
+
+typedef enum brg__nccl_flag_kind {
+    BRG__NCCL_DATA,   /* is in this rank's slot */
+    BRG__NCCL_CREDIT, /* that rank's slot is free for this one */
+    BRG__NCCL_FLAG_KINDS
+} brg__nccl_flag_kind;
+
+#define BRG__NCCL_SLOTS 3
 
 /* `gone`: 0, a brg_status (negative) of a group that failed, or: */
 #define BRG__NCCL_LEFT 1 /* destroyed its end */
@@ -43,6 +58,9 @@ typedef struct brg__nccl_desk {
     char notes[2][BRG__NCCL_NOTE];
     _Alignas(64) unsigned char place[BRG_PLACE_NBYTES];
     brg__nccl_line lines[BRG__NCCL_LINES];
+    _Alignas(64) _Atomic uint32_t stop; /* for kernels of this rank that wait */
+    _Atomic uint32_t gave_up;           /* one of them has */
+    brg__nccl_flag flags[BRG__NCCL_FLAG_KINDS][BRG__NCCL_SLOTS][BRG__NCCL_NEAR];
 } brg__nccl_desk;
 
 typedef struct brg__nccl_board {
@@ -60,6 +78,7 @@ struct brg_nccl_options;
 brg_status brg__nccl_board_open(struct brg__nccl_group *g,
                                 const struct brg_nccl_options *o);
 void brg__nccl_board_close(struct brg__nccl_group *g);
+size_t brg__nccl_board_nbytes(const brg__nccl_board *b);
 
 /* This rank's desk, or NULL. */
 static inline brg__nccl_desk *brg__nccl_desk_of_mine(const brg__nccl_board *b)

@@ -253,7 +253,7 @@ static ncclResult_t hand_over_all(brg__nccl_group *g, const brg_call *first)
 
 static brg_status queue_calls(brg__nccl_group *g, const brg_call *first)
 {
-    if (first->coll == BRG_COLL_SUM_LEAVES || brg__nccl_sums_wide(g, first))
+    if (brg__nccl_sums(g, first))
         return brg__nccl_sum(g, first, send_of(first), recv_of(first));
     if (is_p2p(first->coll))
         return brg__nccl_check(g, hand_over_all(g, first), "send and recv");

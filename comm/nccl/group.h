@@ -27,6 +27,7 @@
 #include <brigade/nccl.h>
 
 #include "comm/nccl/board.h"
+#include "comm/nccl/direct.h"
 #include "comm/patterns/tree.h"
 
 typedef struct brg__nccl_event {
@@ -87,6 +88,7 @@ typedef struct brg__nccl_group {
     int rank, n_ranks, device;
     uint64_t timeout_ns;
     bool is_registering, sums_wide, is_bounded; /* settings */
+    brg__nccl_way way;
     const int *were; /* while it is made by shrink.c: the old ranks; borrowed */
     ncclComm_t comm; /* under `lock` once the watch runs */
     pthread_mutex_t lock; /* of comm and the beats */
@@ -101,6 +103,7 @@ typedef struct brg__nccl_group {
     brg_call **held_last;
     brg__nccl_block *blocks;
     brg__nccl_leaves leaves;
+    brg__nccl_direct direct;
     brg__nccl_board board;
     brg__nccl_watch watch;
     brg__nccl_verdict verdict;
@@ -139,11 +142,12 @@ ncclDataType_t brg__nccl_type(brg_dtype dtype);
 
 /* Bytes that a sum of leaves reads at call->send. */
 size_t brg__nccl_leaves_extent(const brg__nccl_group *g, const brg_call *call);
-/* Queues the call: a sum of leaves, or an all-reduce of 16-bit floats as the
- * sum of one leaf for each rank. */
+/* Queues the call: a sum of leaves, or an all-reduce as the sum of one leaf for
+ * each rank. */
 brg_status brg__nccl_sum(brg__nccl_group *g, const brg_call *call,
                          const void *send, void *recv);
-bool brg__nccl_sums_wide(const brg__nccl_group *g, const brg_call *call);
+/* Whether it is for brg__nccl_sum. */
+bool brg__nccl_sums(const brg__nccl_group *g, const brg_call *call);
 void brg__nccl_leaves_deinit(brg__nccl_group *g);
 
 /* join.c: sets `comm`. Collective. */

@@ -41,11 +41,17 @@ static bool is_half(brg_dtype dtype)
     return dtype == BRG_DTYPE_F16 || dtype == BRG_DTYPE_BF16;
 }
 
-bool brg__nccl_sums_wide(const brg__nccl_group *g, const brg_call *call)
+bool brg__nccl_sums(const brg__nccl_group *g, const brg_call *call)
 {
-    return g->sums_wide && call->coll == BRG_COLL_ALL_REDUCE &&
-           is_half(call->dtype) &&
-           (call->op == BRG_REDUCE_SUM || call->op == BRG_REDUCE_AVG);
+    const size_t n = (size_t)g->n_ranks;
+    if (is_leaves(call))
+        return true;
+    if (call->coll != BRG_COLL_ALL_REDUCE ||
+        (call->op != BRG_REDUCE_SUM && call->op != BRG_REDUCE_AVG))
+        return false;
+    const size_t each = call->nbytes / call->count;
+    return (g->sums_wide && is_half(call->dtype)) ||
+           brg__nccl_direct_takes(g, n, n - 1, call->count, each, each);
 }
 
 size_t brg__nccl_leaves_extent(const brg__nccl_group *g, const brg_call *call)
@@ -92,14 +98,15 @@ static size_t length(brg__slice s)
     return s.end - s.begin;
 }
 
-/* For all sources, so that their numbers are places; kept for later calls,
- * which the stream puts behind this one. */
+/* For what the others send; kept for later calls, which the stream puts behind
+ * this one. */
 static brg_status make_room(brg__nccl_group *g, sum *s)
 {
     brg__nccl_leaves *l = &g->leaves;
     const size_t mine = length(slice_of(g, s, g->rank)) * s->each;
     s->job.room_stride = (mine + ROOM_LINE - 1) / ROOM_LINE * ROOM_LINE;
-    const size_t nbytes = s->job.room_stride * (size_t)s->job.n_src;
+    const size_t nbytes =
+        s->job.room_stride * (size_t)(s->job.n_src - s->job.own_n);
     if (nbytes > l->room_nbytes && g->n_ranks > 1) {
         if (brg__nccl_is_recorded(g))
             return brg__nccl_fail_recorded(g, "room for a larger sum");
@@ -154,8 +161,9 @@ static ncclResult_t exchange(brg__nccl_group *g, const sum *s)
     size_t first = 0;
     ncclResult_t result = ncclGroupStart();
     for (int r = 0; r < g->n_ranks && result == ncclSuccess; r++) {
-        if (r != g->rank)
-            result = exchange_with(g, s, r, first);
+        if (r == g->rank)
+            continue;
+        result = exchange_with(g, s, r, first);
         first += n_parts(g, s, r);
     }
     const ncclResult_t end = ncclGroupEnd();
@@ -210,20 +218,44 @@ static brg_status describe(brg__nccl_group *g, sum *s)
     for (int r = 0; r < g->rank; r++)
         job->own_first += (int)n_parts(g, s, r);
     job->own_n = (int)n_parts(g, s, g->rank);
+    job->own_stride = s->stride;
     if (leaves)
         memcpy(job->merges, g->leaves.merges, n_src);
     return BRG_OK;
+}
+
+/* Among ranks that reach each other's memory. */
+static void describe_near(const brg__nccl_group *g, const sum *s,
+                          brg__nccl_near_sum *near)
+{
+    size_t least = BRG__TREE_MAX_PARTS;
+    *near = (brg__nccl_near_sum){.send = s->send,
+                                 .recv = s->recv,
+                                 .count = s->call->count,
+                                 .each = s->each,
+                                 .out_each = s->out_each,
+                                 .job = &s->job};
+    for (int r = 0; r < g->n_ranks && r < BRG__NCCL_NEAR; r++) {
+        const size_t n = n_parts(g, s, r);
+        near->places[r] = s->job.own_first - (r < g->rank ? (int)n : 0);
+        least = brg__slice_min(least, n);
+    }
+    near->most = (size_t)s->job.n_src - least;
 }
 
 brg_status brg__nccl_sum(brg__nccl_group *g, const brg_call *call,
                          const void *send, void *recv)
 {
     sum s = {.call = call, .send = send, .recv = recv};
+    brg__nccl_near_sum near;
     BRG__NCCL_TRY(describe(g, &s));
+    describe_near(g, &s, &near);
+    if (brg__nccl_direct_takes(g, (size_t)s.job.n_src, near.most, near.count,
+                               near.each, near.out_each))
+        return brg__nccl_direct_sum(g, &near);
     BRG__NCCL_TRY(make_room(g, &s));
     const brg__slice mine = slice_of(g, &s, g->rank);
     s.job.own = s.send + mine.begin * s.each;
-    s.job.own_stride = s.stride;
     s.job.dst = s.recv + mine.begin * s.out_each;
     s.job.count = length(mine);
     if (g->n_ranks > 1)

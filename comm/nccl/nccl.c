@@ -170,6 +170,7 @@ static brg_status open_group(brg__nccl_group *g, const brg_nccl_options *o)
     BRG__NCCL_TRY(make_streams(g));
     BRG__NCCL_TRY(brg__nccl_board_open(g, o));
     BRG__NCCL_TRY(meet(g, o));
+    BRG__NCCL_TRY(brg__nccl_direct_open(g, o));
     return brg__nccl_watch_start(g);
 }
 
@@ -179,6 +180,7 @@ static void free_group(brg__nccl_group *g)
     brg__nccl_watch_stop(g);
     brg__nccl_forget(g);
     brg__nccl_leaves_deinit(g);
+    brg__nccl_direct_close(g);
     while (g->spare) {
         brg__nccl_event *event = g->spare;
         g->spare = event->next;
@@ -228,6 +230,8 @@ static void nccl_destroy(void *group)
     const bool is_over = !g->first && !g->held && settle(g);
     brg__nccl_watch_stop(g);
     brg__nccl_say_gone(g, BRG__NCCL_LEFT, "");
+    if (!is_over)
+        brg__nccl_direct_stop(g);
     if (g->comm) /* else the watch has ended it */
         (void)(is_over ? ncclCommDestroy(g->comm) : ncclCommAbort(g->comm));
     free_group(g);
@@ -283,6 +287,7 @@ static void fill_group(brg__nccl_group *g, const brg_host *host,
     g->is_registering = strcmp(host->env("BRG_NCCL_REGISTER"), "1") == 0;
     g->is_bounded = strcmp(host->env("BRG_NCCL_BOUNDED_INIT"), "1") == 0;
     g->sums_wide = strcmp(host->env("BRG_NCCL_WIDE_SUMS"), "1") == 0;
+    g->way = brg__nccl_direct_way(host->env("BRG_NCCL_SUMS"));
     g->last = &g->first;
     g->held_last = &g->held;
     (void)pthread_mutex_init(&g->lock, NULL);

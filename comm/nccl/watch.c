@@ -290,6 +290,18 @@ static bool find_trouble_in_nccl(brg__nccl_group *g, const brg__nccl_beat *beat)
     return true;
 }
 
+static bool find_given_up(brg__nccl_group *g, const brg__nccl_beat *beat)
+{
+    char text[160] = "a sum";
+    if (!brg__nccl_direct_gave_up(g))
+        return false;
+    if (beat)
+        describe_beat(g, beat, text, sizeof text);
+    judge(g, BRG_ERR_TIMEOUT, "rank %d: nccl: %s: its kernel gave up waiting",
+          g->rank, text);
+    return true;
+}
+
 /* Under the lock: the verdict, if there is something. */
 static void look(brg__nccl_group *g)
 {
@@ -308,7 +320,8 @@ static void look(brg__nccl_group *g)
         return;
     }
     if (find_dead(g, beat) || judge_failed(g, beat, failed) ||
-        find_trouble_in_nccl(g, beat) || find_left(g, beat, now))
+        find_trouble_in_nccl(g, beat) || find_left(g, beat, now) ||
+        find_given_up(g, beat))
         return;
     if (beat && age(g, beat, now) > g->timeout_ns)
         judge_late(g, beat);
@@ -330,6 +343,7 @@ void brg__nccl_say_gone(brg__nccl_group *g, int32_t gone, const char *why)
  * other thread does this, and none is kept from the lock meanwhile. */
 static void end_all(brg__nccl_group *g)
 {
+    brg__nccl_direct_stop(g);
     pthread_mutex_lock(&g->lock);
     brg__nccl_say_gone(g, atomic_load(&g->verdict.code), g->verdict.text);
     ncclComm_t comm = g->comm;
@@ -342,6 +356,7 @@ static void end_all(brg__nccl_group *g)
 /* The group's thread does not come out of a call of NCCL's. */
 static void end_from_outside(brg__nccl_group *g)
 {
+    brg__nccl_direct_stop(g);
     brg__nccl_say_gone(g, atomic_load(&g->verdict.code), g->verdict.text);
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7)
     (void)ncclCommRevoke(g->comm, 0); /* its thread still uses it */

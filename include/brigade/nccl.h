@@ -16,7 +16,8 @@ BRG_BEGIN_DECLS
  * What NCCL does differently from the other backends: sums are in NCCL's order
  * (and of 16-bit floats rounded at each step, unless BRG_NCCL_WIDE_SUMS is 1),
  * and a NaN does not win MIN and MAX. brg_sum_leaves has the bits that it has
- * everywhere.
+ * everywhere. Sums that BRG_NCCL_SUMS takes from NCCL are in the order of the
+ * ranks, of 16-bit floats in f32.
  *
  * A thread of the group looks, 20 times a second, whether the ranks of this
  * machine are alive and make the same calls (those of other machines: only what

@@ -9,12 +9,18 @@
 #include "tests/support/leaf_train.h"
 #include "tests/support/ranks.h"
 
-#define COUNT 100003
 #define LEAVES 11
 
-static brg_pg *make_group(void)
+/* Without NCCL: for one kernel; for copy engines, twice the slots of theirs. */
+#define COUNT 100003
+#define MANY (((size_t)1 << 20) + 3)
+#define MOST (((size_t)25 << 20) + 3)
+
+/* With sums by NCCL, or without it. */
+static brg_pg *make_group(bool is_direct)
 {
     brg_pg *pg;
+    (void)setenv("BRG_NCCL_SUMS", is_direct ? "auto" : "nccl", 1);
     assert_brg_ok(brg_nccl_create(&pg, over, mine()));
     return pg;
 }
@@ -22,9 +28,12 @@ static brg_pg *make_group(void)
 static void test_leaves__keep_the_contract(void **state)
 {
     (void)state;
-    brg_pg *pg = make_group();
-    assert_brg_ok(brg_suite_leaves_on_host(pg));
-    brg_pg_destroy(pg);
+    for (int direct = 0; direct < 2; direct++) {
+        brg_pg *pg = make_group(direct);
+        assert_brg_ok(brg_suite_leaves_on_host(pg));
+        assert_brg_ok(brg_suite_run_on_host(pg));
+        brg_pg_destroy(pg);
+    }
 }
 
 static void fill(void *at, size_t n, brg_dtype dtype, int salt)
@@ -43,11 +52,12 @@ static void copy(brg_device to, void *dst, brg_device from, const void *src,
 }
 
 /* The same parts over MPI in host memory and over NCCL in the GPU's. */
-static void check_leaves(brg_pg *pg, brg_dtype dtype, brg_reduce_op op)
+static void check_leaves(brg_pg *pg, size_t count, brg_dtype dtype,
+                         brg_reduce_op op)
 {
     const bool half = brg_dtype_size(dtype) == 2;
     const brg_dtype wide = half ? BRG_DTYPE_F32 : dtype;
-    const size_t stride = (COUNT * brg_dtype_size(wide) + 63) / 64 * 64;
+    const size_t stride = (count * brg_dtype_size(wide) + 63) / 64 * 64;
     brg_leaf_run run;
     brg_work *work;
     void *there, *out;
@@ -55,21 +65,21 @@ static void check_leaves(brg_pg *pg, brg_dtype dtype, brg_reduce_op op)
     char *slots = calloc(run.n_slots + 2, stride);
     char *want = slots + run.n_slots * stride, *got = want + stride;
     for (uint32_t i = 0; i < run.n; i++) {
-        fill(slots + brg_leaf_slot(&run, i) * stride, COUNT, wide, (int)i);
-        brg_leaf_add(&run, i, slots, stride, COUNT, dtype);
+        fill(slots + brg_leaf_slot(&run, i) * stride, count, wide, (int)i);
+        brg_leaf_add(&run, i, slots, stride, count, dtype);
     }
     brg_leaf_parts parts = {slots, stride, LEAVES};
     assert_brg_ok(brg_pg_alloc(pg, &there, run.n_slots * stride));
     assert_brg_ok(brg_pg_alloc(pg, &out, stride));
     copy(mine(), there, CPU, slots, run.n_slots * stride);
-    assert_brg_ok(brg_sum_leaves(over, &work, want, &parts, COUNT, dtype, op));
+    assert_brg_ok(brg_sum_leaves(over, &work, want, &parts, count, dtype, op));
     assert_brg_ok(brg_work_wait(work));
     parts.data = there;
     void *recv = half ? out : there; /* in place where that is allowed */
-    assert_brg_ok(brg_sum_leaves(pg, &work, recv, &parts, COUNT, dtype, op));
+    assert_brg_ok(brg_sum_leaves(pg, &work, recv, &parts, count, dtype, op));
     assert_brg_ok(brg_work_wait(work));
-    copy(CPU, got, mine(), recv, COUNT * brg_dtype_size(dtype));
-    assert_memory_equal(got, want, COUNT * brg_dtype_size(dtype));
+    copy(CPU, got, mine(), recv, count * brg_dtype_size(dtype));
+    assert_memory_equal(got, want, count * brg_dtype_size(dtype));
     brg_pg_free(pg, there);
     brg_pg_free(pg, out);
     free(slots);
@@ -80,47 +90,67 @@ static void test_leaves__have_the_bits_of_the_cpu(void **state)
     (void)state;
     static const brg_dtype dtypes[] = {BRG_DTYPE_F32, BRG_DTYPE_F64,
                                        BRG_DTYPE_BF16, BRG_DTYPE_F16};
-    brg_pg *pg = make_group();
-    for (size_t d = 0; d < 4; d++)
-        for (int k = 0; k < 2; k++)
-            check_leaves(pg, dtypes[d], k ? BRG_REDUCE_AVG : BRG_REDUCE_SUM);
-    brg_pg_destroy(pg);
+    for (int direct = 0; direct < 2; direct++) {
+        brg_pg *pg = make_group(direct);
+        for (size_t d = 0; d < 4; d++) {
+            check_leaves(pg, COUNT, dtypes[d], BRG_REDUCE_SUM);
+            check_leaves(pg, direct ? MANY : COUNT, dtypes[d], BRG_REDUCE_AVG);
+        }
+        brg_pg_destroy(pg);
+    }
 }
 
-/* Of 16-bit floats, as MPI sums them: in f32, rounded once. */
-static void test_leaves__wide_sums_are_those_of_the_cpu(void **state)
+/* As MPI sums them: in the order of the ranks, 16-bit floats in f32 and rounded
+ * once. The second time at a place that is not aligned. */
+static void check_all_reduce(brg_pg *pg, size_t count, brg_dtype dtype,
+                             brg_reduce_op op)
 {
-    (void)state;
-    const size_t nbytes = COUNT * sizeof(uint16_t);
-    uint16_t *want = calloc(2, nbytes), *got = want + COUNT;
+    const size_t each = brg_dtype_size(dtype), nbytes = count * each;
+    char *want = calloc(2, nbytes), *got = want + nbytes;
     brg_work *work;
-    void *there;
-    (void)setenv("BRG_NCCL_WIDE_SUMS", "1", 1);
-    brg_pg *pg = make_group();
-    (void)unsetenv("BRG_NCCL_WIDE_SUMS");
-    assert_brg_ok(brg_pg_alloc(pg, &there, nbytes));
-    for (int k = 0; k < 4; k++) {
-        const brg_dtype dtype = k % 2 ? BRG_DTYPE_F16 : BRG_DTYPE_BF16;
-        const brg_reduce_op op = k / 2 ? BRG_REDUCE_AVG : BRG_REDUCE_SUM;
-        for (size_t i = 0; i < COUNT; i++)
+    void *all;
+    assert_brg_ok(brg_pg_alloc(pg, &all, nbytes + each));
+    for (size_t skip = 0; skip < 2; skip++) {
+        char *there = (char *)all + skip * each;
+        for (size_t i = 0; i < count; i++)
             ranks_store(want, i, dtype, sin((double)i * 0.37 + rank));
         copy(mine(), there, CPU, want, nbytes);
-        assert_brg_ok(brg_all_reduce(over, &work, want, COUNT, dtype, op));
+        assert_brg_ok(brg_all_reduce(over, &work, want, count, dtype, op));
         assert_brg_ok(brg_work_wait(work));
-        assert_brg_ok(brg_all_reduce(pg, &work, there, COUNT, dtype, op));
+        assert_brg_ok(brg_all_reduce(pg, &work, there, count, dtype, op));
         assert_brg_ok(brg_work_wait(work));
         copy(CPU, got, mine(), there, nbytes);
         assert_memory_equal(got, want, nbytes);
     }
-    brg_pg_destroy(pg);
+    brg_pg_free(pg, all);
     free(want);
 }
 
+static void test_leaves__wide_sums_are_those_of_the_cpu(void **state)
+{
+    (void)state;
+    for (int direct = 0; direct < 2; direct++) {
+        (void)setenv("BRG_NCCL_WIDE_SUMS", direct ? "0" : "1", 1);
+        brg_pg *pg = make_group(direct);
+        (void)unsetenv("BRG_NCCL_WIDE_SUMS");
+        for (int k = 0; k < 4; k++)
+            check_all_reduce(pg, COUNT, k % 2 ? BRG_DTYPE_F16 : BRG_DTYPE_BF16,
+                             k / 2 ? BRG_REDUCE_AVG : BRG_REDUCE_SUM);
+        for (int k = 0; direct && k < 2; k++) {
+            check_all_reduce(pg, k ? MOST : 3 * MANY, BRG_DTYPE_BF16,
+                             BRG_REDUCE_AVG);
+            check_all_reduce(pg, k ? MOST : COUNT, BRG_DTYPE_F32,
+                             BRG_REDUCE_SUM);
+        }
+        brg_pg_destroy(pg);
+    }
+}
+
 /* All ranks, and this GPU alone. */
-static void check_training(const leaf_train *how)
+static void check_training(const leaf_train *how, bool is_direct)
 {
     uint64_t together = 1, alone = 2, cpu = 3;
-    brg_pg *self, *one, *pg = make_group();
+    brg_pg *self, *one, *pg = make_group(is_direct);
     assert_brg_ok(brg_pg_create_self(&self));
     assert_brg_ok(brg_nccl_create(&one, self, mine()));
     assert_brg_ok(brg_device_set(mine()));
@@ -148,12 +178,14 @@ static void test_leaves__one_hash_on_one_gpu_and_on_several(void **state)
                                          .n_leaves = k ? 6 : 8,
                                          .cap = caps[i],
                                          .n_hidden = 192,
-                                         .adamw = k});
+                                         .adamw = k},
+                           (i + (size_t)k) % 2 != 0);
     check_training(&(leaf_train){.n_steps = 20,
                                  .batch = 48,
                                  .n_leaves = 8,
                                  .n_hidden = 64,
-                                 .compiled = true});
+                                 .compiled = true},
+                   true);
 }
 
 int main(int argc, char **argv)

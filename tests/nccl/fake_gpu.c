@@ -2,11 +2,14 @@
  * A CUDA runtime of the host: memory, streams, events. See fake_gpu.h. */
 #include "tests/nccl/fake_gpu.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <cuda_runtime_api.h>
 
@@ -250,24 +253,115 @@ typedef struct block {
     struct block *next;
     char *at;
     size_t nbytes;
+    int fd; /* of memory that other processes may map; -1: the heap's */
 } block;
+
+#define MADE_DIRTY ((size_t)1 << 20)
+
+static bool no_peers;
+
+void fake_gpu_set_no_peers(void)
+{
+    no_peers = true;
+}
 
 static block *blocks;
 static pthread_mutex_t blocks_lock = PTHREAD_MUTEX_INITIALIZER;
 
-cudaError_t cudaMalloc(void **out, size_t nbytes)
+static void *add_block(void *at, size_t nbytes, int fd)
 {
     block *b = calloc(1, sizeof *b);
-    b->at = aligned_alloc(256, (nbytes + 255) / 256 * 256 + 256);
-    b->nbytes = nbytes;
-    memset(b->at, 0xcd, nbytes);
+    *b = (block){.at = at, .nbytes = nbytes, .fd = fd};
     pthread_mutex_lock(&blocks_lock);
     b->next = blocks;
     blocks = b;
     pthread_mutex_unlock(&blocks_lock);
-    *out = b->at;
+    return at;
+}
+
+static void *map(int fd, size_t nbytes)
+{
+    void *at = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    return at == MAP_FAILED ? NULL : at;
+}
+
+cudaError_t cudaMalloc(void **out, size_t nbytes)
+{
+    const int fd = memfd_create("fake gpu", MFD_CLOEXEC);
+    void *at =
+        fd >= 0 && ftruncate(fd, (off_t)nbytes) == 0 ? map(fd, nbytes) : NULL;
+    if (!at)
+        return cudaErrorMemoryAllocation;
+    if (nbytes <= MADE_DIRTY)
+        memset(at, 0xcd, nbytes);
+    *out = add_block(at, nbytes, fd);
     return cudaSuccess;
 }
+
+/* ---- Memory of other processes ----------------------------------------------- */
+
+typedef struct fake_handle {
+    size_t nbytes;
+    int pid, fd;
+} fake_handle;
+
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *out, void *at)
+{
+    cudaError_t result = cudaErrorInvalidValue;
+    pthread_mutex_lock(&blocks_lock);
+    for (const block *b = blocks; b; b = b->next)
+        if (b->at == at && b->fd >= 0) {
+            const fake_handle h = {b->nbytes, (int)getpid(), b->fd};
+            memcpy(out, &h, sizeof h);
+            result = cudaSuccess;
+        }
+    pthread_mutex_unlock(&blocks_lock);
+    return result;
+}
+
+cudaError_t cudaIpcOpenMemHandle(void **out, cudaIpcMemHandle_t handle,
+                                 unsigned int flags)
+{
+    fake_handle h;
+    char path[64];
+    (void)flags;
+    memcpy(&h, &handle, sizeof h);
+    snprintf(path, sizeof path, "/proc/%d/fd/%d", h.pid, h.fd);
+    const int fd = no_peers ? -1 : open(path, O_RDWR | O_CLOEXEC);
+    void *at = fd >= 0 ? map(fd, h.nbytes) : NULL;
+    if (!at)
+        return cudaErrorPeerAccessUnsupported;
+    *out = add_block(at, h.nbytes, fd);
+    return cudaSuccess;
+}
+
+cudaError_t cudaIpcCloseMemHandle(void *at)
+{
+    return cudaFree(at);
+}
+
+cudaError_t cudaHostRegister(void *at, size_t nbytes, unsigned int flags)
+{
+    (void)at;
+    (void)nbytes;
+    (void)flags;
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostUnregister(void *at)
+{
+    (void)at;
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostGetDevicePointer(void **out, void *at, unsigned int flags)
+{
+    (void)flags;
+    *out = at;
+    return cudaSuccess;
+}
+
+/* ---- Freeing, and memory in the order of a stream -------------------------------- */
 
 static void free_block(void *at)
 {
@@ -276,7 +370,12 @@ static void free_block(void *at)
         if ((*b)->at == at) {
             block *gone = *b;
             *b = gone->next;
-            free(gone->at);
+            if (gone->fd >= 0) {
+                (void)munmap(gone->at, gone->nbytes);
+                (void)close(gone->fd);
+            } else {
+                free(gone->at);
+            }
             free(gone);
             break;
         }
@@ -304,7 +403,10 @@ cudaError_t cudaMallocAsync(void **out, size_t nbytes, cudaStream_t stream)
     (void)stream;
     if (slow_ms > 0)
         (void)nanosleep(&pause, NULL);
-    return cudaMalloc(out, nbytes);
+    void *at = aligned_alloc(256, (nbytes + 255) / 256 * 256 + 256);
+    memset(at, 0xcd, nbytes);
+    *out = add_block(at, nbytes, -1);
+    return cudaSuccess;
 }
 
 static void run_free(void *args)

@@ -35,6 +35,12 @@ void fake_nccl_set_graphs(int n);
 /* Every memory that is asked for in a stream takes so long. */
 void fake_gpu_set_slow_ms(long ms);
 
+/* Kernels of NCCL's that this process has queued. */
+unsigned long fake_nccl_n_queued(void);
+
+/* No GPU reaches the memory of another from now on. */
+void fake_gpu_set_no_peers(void);
+
 /* The GPU is said to be this one, whatever the device. */
 void fake_gpu_set_bus(const char *bus);
 

@@ -16,7 +16,6 @@
 
 #include <brigade/ext/backend.h>
 
-#include "comm/nccl/sum.h"
 #include "tests/nccl/fake_gpu.h"
 #include "tests/nccl/fake_stream.h"
 
@@ -360,8 +359,16 @@ static void run_collective(void *args)
     atomic_fetch_sub(&c->n_ops, 1);
 }
 
+static _Atomic unsigned long n_queued;
+
+unsigned long fake_nccl_n_queued(void)
+{
+    return n_queued;
+}
+
 static ncclResult_t start(job j, cudaStream_t stream)
 {
+    n_queued++;
     if (!j.comm->is_blocking) /* the host would have to wait for it */
         return ncclInvalidUsage;
     j.k = ++j.comm->n_started;
@@ -488,6 +495,7 @@ ncclResult_t ncclGroupEnd(void)
 {
     if (--depth > 0 || group.n == 0)
         return ncclSuccess;
+    n_queued++;
     atomic_fetch_add(&group.comm->n_ops, 1);
     fake_push(group.stream, run_parcels, &group, sizeof group);
     return ncclSuccess;
@@ -520,36 +528,4 @@ ncclResult_t ncclRecv(void *recv, size_t count, ncclDataType_t type, int peer,
     return add_parcel(comm, stream,
                       &(parcel){recv, count * brg_dtype_size(dtype_of(type)), 0,
                                 peer, false});
-}
-
-/* ---- The kernel of comm/nccl/sum.cu --------------------------------------------------- */
-
-static void run_sum(void *args)
-{
-    brg__nccl_sum_job *j = args;
-    const void *src[BRG__NCCL_MAX_SRC];
-    void *dst = j->dst;
-    for (int k = 0; k < j->n_src; k++) {
-        const int mine = k - j->own_first;
-        src[k] = mine >= 0 && mine < j->own_n
-                     ? j->own + (size_t)mine * j->own_stride
-                     : j->room + (size_t)k * j->room_stride;
-    }
-    brg_host_get()->reduce(
-        &(brg_reduction){.src = src,
-                         .dst = &dst,
-                         .n_src = (size_t)j->n_src,
-                         .n_dst = 1,
-                         .count = j->count,
-                         .dtype = (brg_dtype)j->dtype,
-                         .op = j->divisor ? BRG_REDUCE_AVG : BRG_REDUCE_SUM,
-                         .divisor = j->divisor,
-                         .src_partial = j->is_partial,
-                         .merges = j->is_tree ? j->merges : NULL});
-}
-
-int brg__nccl_sum_launch(const brg__nccl_sum_job *given, void *stream)
-{
-    fake_push(stream, run_sum, given, sizeof *given);
-    return 0;
 }

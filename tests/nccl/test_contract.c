@@ -8,9 +8,19 @@
 
 static const int worlds[] = {1, 2, 3, 4};
 
+/* Sums by NCCL, and without it. */
+static const char *const ways[] = {"nccl", "auto", "copy"};
+
+static void check_ways(int n, forked_fn fn)
+{
+    for (size_t k = 0; k < 3; k++)
+        forked_check(n, fn, ways[k]);
+}
+
 static brg_status run_suite(forked_rank *me)
 {
     brg_pg *pg;
+    (void)setenv("BRG_NCCL_SUMS", me->data, 1);
     BRG_TRY(forked_group(me, 60, &pg));
     BRG_TRY(brg_suite_run_on_host(pg));
 #if !defined(__SANITIZE_ADDRESS__) /* objects are not kept there */
@@ -24,12 +34,13 @@ static void test_nccl__keeps_the_contract(void **state)
 {
     (void)state;
     for (size_t i = 0; i < 4; i++)
-        forked_check(worlds[i], run_suite, NULL);
+        check_ways(worlds[i], run_suite);
 }
 
 static brg_status run_leaves(forked_rank *me)
 {
     brg_pg *pg;
+    (void)setenv("BRG_NCCL_SUMS", me->data, 1);
     BRG_TRY(forked_group(me, 60, &pg));
     BRG_TRY(brg_suite_leaves_on_host(pg));
     brg_pg_destroy(pg);
@@ -40,7 +51,7 @@ static void test_nccl__sums_leaves_in_the_tree(void **state)
 {
     (void)state;
     for (size_t i = 0; i < 4; i++)
-        forked_check(worlds[i], run_leaves, NULL);
+        check_ways(worlds[i], run_leaves);
 }
 
 static double value_of(int rank, size_t i)
@@ -80,6 +91,7 @@ static brg_status run_wide(forked_rank *me)
 {
     brg_pg *pg;
     (void)setenv("BRG_NCCL_WIDE_SUMS", "1", 1);
+    (void)setenv("BRG_NCCL_SUMS", me->data, 1);
     BRG_TRY(forked_group(me, 60, &pg));
     BRG_TRY(check_wide(me, pg, BRG_DTYPE_BF16, BRG_REDUCE_SUM));
     BRG_TRY(check_wide(me, pg, BRG_DTYPE_BF16, BRG_REDUCE_AVG));
@@ -93,7 +105,79 @@ static void test_nccl__sums_halves_in_f32(void **state)
 {
     (void)state;
     for (size_t i = 0; i < 4; i++)
-        forked_check(worlds[i], run_wide, NULL);
+        check_ways(worlds[i], run_wide);
+}
+
+/* Of all sizes, in memory of the host and of the GPU; `direct`: NCCL has no part
+ * in it. */
+static brg_status check_without_nccl(const forked_rank *me, brg_pg *pg,
+                                     bool direct)
+{
+    static const size_t counts[] = {1, 3000, 30000, 300001};
+    brg_work *work;
+    for (size_t c = 0; c < 4; c++) {
+        float *data;
+        const unsigned long before = fake_nccl_n_queued();
+        BRG_TRY(brg_pg_alloc(pg, (void **)&data, counts[c] * sizeof *data));
+        forked_synchronize(me);
+        for (size_t i = 0; i < counts[c]; i++)
+            data[i] = (float)(i % 1000) * (float)(me->rank + 1);
+        for (int k = 0; k < 3; k++)
+            BRG_TRY(brg_all_reduce(pg, &work, data, counts[c], BRG_DTYPE_F32,
+                                   k ? BRG_REDUCE_AVG : BRG_REDUCE_SUM));
+        BRG_TRY(brg_work_wait(work));
+        forked_synchronize(me);
+        const float each = (float)me->n * (float)(me->n + 1) / 2;
+        for (size_t i = 0; i < counts[c]; i++)
+            RANK_CHECK(data[i] == (float)(i % 1000) * each,
+                       "rank %d: element %zu of %zu is %g", me->rank, i,
+                       counts[c], (double)data[i]);
+        RANK_CHECK((fake_nccl_n_queued() == before) == direct,
+                   "rank %d: %zu elements, %d kernels of NCCL", me->rank,
+                   counts[c], (int)(fake_nccl_n_queued() - before));
+        brg_pg_free(pg, data);
+    }
+    return BRG_OK;
+}
+
+static brg_status run_without_nccl(forked_rank *me)
+{
+    brg_pg *pg, *far;
+    (void)setenv("BRG_NCCL_SUMS", "auto", 1);
+    BRG_TRY(forked_group(me, 60, &pg));
+    BRG_TRY(check_without_nccl(me, pg, true));
+    if (me->rank == 1) /* so none of them does */
+        fake_gpu_set_no_peers();
+    BRG_TRY(forked_group(me, 60, &far));
+    BRG_TRY(check_without_nccl(me, far, false));
+    BRG_TRY(check_without_nccl(me, pg, true));
+    brg_pg_destroy(far);
+    brg_pg_destroy(pg);
+    return BRG_OK;
+}
+
+static void test_nccl__sums_without_nccl(void **state)
+{
+    (void)state;
+    forked_check(2, run_without_nccl, NULL);
+    forked_check(3, run_without_nccl, NULL);
+}
+
+/* One rank has it switched off. */
+static brg_status run_one_refuses(forked_rank *me)
+{
+    brg_pg *pg;
+    (void)setenv("BRG_NCCL_SUMS", me->rank == 0 ? "auto" : "nccl", 1);
+    BRG_TRY(forked_group(me, 60, &pg));
+    BRG_TRY(check_without_nccl(me, pg, false));
+    brg_pg_destroy(pg);
+    return BRG_OK;
+}
+
+static void test_nccl__sums_by_nccl_where_a_rank_refuses(void **state)
+{
+    (void)state;
+    forked_check(3, run_one_refuses, NULL);
 }
 
 /* ---- Order of streams ---------------------------------------------------------- */
@@ -204,6 +288,8 @@ int main(void)
         cmocka_unit_test(test_nccl__sums_halves_in_f32),
         cmocka_unit_test(test_nccl__reduces_what_the_compute_stream_makes),
         cmocka_unit_test(test_nccl__takes_memory_from_nccl),
+        cmocka_unit_test(test_nccl__sums_without_nccl),
+        cmocka_unit_test(test_nccl__sums_by_nccl_where_a_rank_refuses),
     };
     return cmocka_run_group_tests_name("nccl", tests, NULL, NULL);
 }

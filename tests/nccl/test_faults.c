@@ -8,10 +8,25 @@
 #define N 1000
 #define SOON_S 5 /* what is found without a time-out */
 
+/* Sums by NCCL, by one kernel without it, by copies without it. */
+static const struct way {
+    const char *sums;
+    size_t n;
+} ways[] = {{"nccl", N}, {"auto", N}, {"auto", 40 * N}};
+#define N_WAYS 3
+static size_t n_summed = N;
+
+static void take_way(int k)
+{
+    (void)setenv("BRG_NCCL_SUMS", ways[k].sums, 1);
+    n_summed = ways[k].n;
+}
+
 static brg_status reduce(brg_pg *pg, void *data)
 {
     brg_work *work;
-    BRG_TRY(brg_all_reduce(pg, &work, data, N, BRG_DTYPE_F32, BRG_REDUCE_SUM));
+    BRG_TRY(brg_all_reduce(pg, &work, data, n_summed, BRG_DTYPE_F32,
+                           BRG_REDUCE_SUM));
     return brg_work_wait(work);
 }
 
@@ -46,7 +61,7 @@ static brg_status run_fault(forked_rank *me)
     brg_pg *pg;
     void *data;
     BRG_TRY(forked_group(me, f == LATE ? 0.5 : 100, &pg));
-    BRG_TRY(brg_pg_alloc(pg, &data, N * sizeof(float)));
+    BRG_TRY(brg_pg_alloc(pg, &data, n_summed * sizeof(float)));
     BRG_TRY(reduce_there(me, pg, data));
     if (me->rank != 1) {
         brg_status status = lose(me, pg, data);
@@ -81,38 +96,50 @@ static void test_faults__a_rank_dies(void **state)
     (void)state;
     forked_result results[3];
     const fault faults[] = {DIES, DIES_BEFORE};
-    for (int n = 2; n <= 3; n++)
-        for (int k = 0; k < 2; k++) {
-            forked_run(n, run_fault, &faults[k], results);
-            assert_true(results[1].is_killed);
-            forked_expect(&results[0], BRG_ERR_PEER, "rank 1, which has died");
-            forked_expect(&results[n == 3 ? 2 : 0], BRG_ERR_PEER, "rank 1");
-        }
+    for (int k = 0; k < 2 * 2 * N_WAYS; k++) {
+        const int n = 2 + k % 2;
+        take_way(k / 4);
+        forked_run(n, run_fault, &faults[k / 2 % 2], results);
+        assert_true(results[1].is_killed);
+        forked_expect(&results[0], BRG_ERR_PEER, "rank 1, which has died");
+        forked_expect(&results[n == 3 ? 2 : 0], BRG_ERR_PEER, "rank 1");
+    }
+    take_way(0);
 }
 
 static void test_faults__a_rank_leaves(void **state)
 {
     (void)state;
     forked_result results[2];
-    forked_run(2, run_fault, &(fault){LEAVES}, results);
-    forked_expect(&results[0], BRG_ERR_PEER,
-                  "all_reduce #1 (1000 f32, sum) waits for rank 1, which has "
-                  "left the group");
-    assert_int_equal(results[1].status, BRG_OK);
+    for (int k = 0; k < N_WAYS; k++) {
+        take_way(k);
+        forked_run(2, run_fault, &(fault){LEAVES}, results);
+        forked_expect(&results[0], BRG_ERR_PEER,
+                      "000 f32, sum) waits for rank 1, which has left the "
+                      "group");
+        assert_int_equal(results[1].status, BRG_OK);
+    }
+    take_way(0);
 }
 
 static void test_faults__a_rank_is_late(void **state)
 {
     (void)state;
     forked_result results[3];
-    forked_run(3, run_fault, &(fault){LATE}, results);
-    for (int r = 0; r < 3; r += 2)
-        forked_expect(&results[r],
-                      strstr(results[r].text, "has failed") ? BRG_ERR_PEER
-                                                            : BRG_ERR_TIMEOUT,
-                      "all_reduce #1 (1000 f32, sum) timed out after 0.5 s; "
-                      "rank 1 has not started it (its last: all_reduce #0");
-    forked_expect(&results[1], BRG_ERR_PEER, "timed out after 0.5 s; rank 1");
+    for (int k = 0; k < N_WAYS; k++) {
+        take_way(k);
+        forked_run(3, run_fault, &(fault){LATE}, results);
+        for (int r = 0; r < 3; r += 2)
+            forked_expect(&results[r],
+                          strstr(results[r].text, "has failed")
+                              ? BRG_ERR_PEER
+                              : BRG_ERR_TIMEOUT,
+                          "000 f32, sum) timed out after 0.5 s; rank 1 has not "
+                          "started it (its last: all_reduce #0");
+        forked_expect(&results[1], BRG_ERR_PEER,
+                      "timed out after 0.5 s; rank 1");
+    }
+    take_way(0);
 }
 
 static void test_faults__a_rank_fails(void **state)
@@ -206,16 +233,19 @@ static brg_status run_plans(forked_rank *me)
     brg_pg *pg;
     float *data;
     BRG_TRY(forked_group(me, 100, &pg));
-    BRG_TRY(brg_pg_alloc(pg, (void **)&data, N * sizeof(float)));
+    BRG_TRY(brg_pg_alloc(pg, (void **)&data, n_summed * sizeof(float)));
+    forked_synchronize(me);
+    for (size_t i = 0; i < n_summed; i++)
+        data[i] = 7; /* what is left of it is never added to anything */
     BRG_TRY(reduce_there(me, pg, data));
-    for (int i = 0; i < N; i++)
+    for (size_t i = 0; i < n_summed; i++)
         data[i] = (float)me->rank;
     if (me->rank == 1)
         forked_sleep_ms(200);
     brg__pg_label(pg, 1, 0, (uint16_t)(0x1000 + me->rank), 0);
     brg_status status = lose(me, pg, data);
     RANK_CHECK(status == BRG_ERR_MISMATCH, "%s", brg_error_message());
-    for (int i = 0; i < N; i++)
+    for (size_t i = 0; i < n_summed; i++)
         RANK_CHECK(data[i] == (float)me->rank, "data has moved");
     return brg_pg_error(pg);
 }
@@ -224,11 +254,15 @@ static void test_faults__plans_that_differ(void **state)
 {
     (void)state;
     forked_result results[2];
-    forked_run(2, run_plans, NULL, results);
-    for (int r = 0; r < 2; r++) {
-        forked_expect(&results[r], BRG_ERR_MISMATCH, "plan 1000");
-        forked_expect(&results[r], BRG_ERR_MISMATCH, "plan 1001");
+    for (int k = 0; k < N_WAYS; k++) {
+        take_way(k);
+        forked_run(2, run_plans, NULL, results);
+        for (int r = 0; r < 2; r++) {
+            forked_expect(&results[r], BRG_ERR_MISMATCH, "plan 1000");
+            forked_expect(&results[r], BRG_ERR_MISMATCH, "plan 1001");
+        }
     }
+    take_way(0);
 }
 
 /* ---- Steps that are launched again -------------------------------------------------- */
@@ -241,7 +275,7 @@ static brg_status run_launches(forked_rank *me)
     brg_status status = BRG_OK;
     brg__error_record kept;
     BRG_TRY(forked_group(me, 0.5, &pg));
-    BRG_TRY(brg_pg_alloc(pg, &data, N * sizeof(float)));
+    BRG_TRY(brg_pg_alloc(pg, &data, n_summed * sizeof(float)));
     BRG_TRY(reduce_there(me, pg, data));
     fake_nccl_set_graphs(1);
     brg__pg_launched(pg);
@@ -293,7 +327,7 @@ static brg_status run_shrinks(forked_rank *me)
         RANK_CHECK(
             n == me->n - k && brg_pg_rank(pg) == (me->rank ? me->rank - k : 0),
             "rank %d of %d is %d of %d", me->rank, me->n, brg_pg_rank(pg), n);
-        BRG_TRY(brg_pg_alloc(pg, (void **)&data, N * sizeof(float)));
+        BRG_TRY(brg_pg_alloc(pg, (void **)&data, n_summed * sizeof(float)));
         forked_synchronize(me);
         for (int i = 0; i < N; i++)
             data[i] = (float)(1 << me->rank);
@@ -359,7 +393,7 @@ static brg_status run_all_shrink(forked_rank *me)
     RANK_CHECK(brg_pg_world_size(left) == me->n &&
                    brg_pg_rank(left) == me->rank,
                "rank %d is another", me->rank);
-    BRG_TRY(brg_pg_alloc(left, &data, N * sizeof(float)));
+    BRG_TRY(brg_pg_alloc(left, &data, n_summed * sizeof(float)));
     BRG_TRY(reduce_there(me, left, data));
     brg_pg_destroy(left);
     return BRG_OK;
