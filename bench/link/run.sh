@@ -109,14 +109,15 @@ for name in "${PYTHON:-python3}" /usr/bin/python3; do
     if "$name" -c "import torch" 2>/dev/null; then python=$name; fi
 done
 
-torch() { # <model>
+torch() { # <model> <bucket size in MB>
     local port=$((20000 + RANDOM % 20000)) step=$here/../torch/step.py
     test -n "$python" || return 0
+    export BUCKET_MB=$2
     GLOO_SOCKET_IFNAME=vb$$ on $b timeout 200 "$python" "$step" "$1" 40 1 2 \
         "tcp://$net.1:$port" >/dev/null 2>&1 &
     GLOO_SOCKET_IFNAME=va$$ on $a timeout 200 "$python" "$step" "$1" 40 0 2 \
         "tcp://$net.1:$port" 2>"$tmp/torch" |
-        awk -v name="link.$1.torch" '$1 == "step_ms" {print "bench:", name, $2, "ms"}'
+        awk -v name="link.$1.torch_$2mb" '$1 == "step_ms" {print "bench:", name, $2, "ms"}'
     wait $!
 }
 
@@ -132,7 +133,7 @@ one_round() { # <model>
         grep -E '\.(alone|sizes(_over)?) ' | sed 's/\.sizes/.no_polls/; /alone/d'
     mpi "$bench/bench_link" "$1" thread | sed '/alone/d'
     mpi "$bench/bench_link" "$1" row
-    torch "$1"
+    for k in 1 5 25 100; do torch "$1" $k; done
     mpi "$bench/bench_link" "$1" row
 }
 
@@ -161,8 +162,13 @@ sort -k2,2 -k3,3g "$tmp/lines" | awk -v models="$models" '
         n_models = split(models, model, " ")
         for (m = 1; m <= n_models; m++) {
             p = "link." model[m] "."
-            if (p "torch" in median)
-                median[p "torch_ratio"] = median[p "torch"] / median[p "in_a_row"]
+            torch = 0 # with the bucket size that suits PyTorch best
+            for (name in median)
+                if (index(name, p "torch_") == 1 &&
+                    (torch == 0 || median[name] < torch))
+                    torch = median[name]
+            if (torch > 0)
+                median[p "torch_ratio"] = torch / median[p "in_a_row"]
             best = ""
             for (name in median) {
                 if (index(name, p) != 1 || name !~ /_ratio$/) continue
