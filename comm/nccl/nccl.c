@@ -285,7 +285,7 @@ static void fill_group(brg__nccl_group *g, const brg_host *host,
     g->compute = o->stream;
     g->timeout_ns = (uint64_t)(options->timeout_s * 1e9);
     g->is_registering = strcmp(host->env("BRG_NCCL_REGISTER"), "1") == 0;
-    g->is_bounded = strcmp(host->env("BRG_NCCL_BOUNDED_INIT"), "1") == 0;
+    g->is_bounded = strcmp(host->env("BRG_NCCL_BOUNDED_INIT"), "0") != 0;
     g->sums_wide = strcmp(host->env("BRG_NCCL_WIDE_SUMS"), "1") == 0;
     g->way = brg__nccl_direct_way(host->env("BRG_NCCL_SUMS"));
     g->last = &g->first;

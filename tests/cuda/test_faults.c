@@ -389,6 +389,7 @@ static void test_faults__groups_are_made_and_destroyed(void **state)
         forked_check(1, run_making, NULL);
         forked_check(2, run_making, NULL);
     }
+    (void)unsetenv("BRG_NCCL_BOUNDED_INIT");
 }
 
 /* ---- Going on alone ------------------------------------------------------------------- */
@@ -472,7 +473,6 @@ static void test_faults__the_rank_left_goes_on(void **state)
 /* Of what is named by a pattern, "*launch*", if there is one. */
 int main(int argc, char **argv)
 {
-    (void)setenv("BRG_NCCL_BOUNDED_INIT", "1", 0);
     int status = require_two_gpus();
     if (status)
         return status;

@@ -280,6 +280,23 @@ static void test_nccl__takes_memory_from_nccl(void **state)
     forked_check(2, run_registered, NULL);
 }
 
+/* NCCL's own way of making a communicator. */
+static brg_status run_unbounded(forked_rank *me)
+{
+    brg_pg *pg;
+    (void)setenv("BRG_NCCL_BOUNDED_INIT", "0", 1);
+    BRG_TRY(forked_group(me, 60, &pg));
+    BRG_TRY(brg_suite_run_on_host(pg));
+    brg_pg_destroy(pg);
+    return BRG_OK;
+}
+
+static void test_nccl__joins_without_a_bound(void **state)
+{
+    (void)state;
+    forked_check(2, run_unbounded, NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -290,6 +307,7 @@ int main(void)
         cmocka_unit_test(test_nccl__takes_memory_from_nccl),
         cmocka_unit_test(test_nccl__sums_without_nccl),
         cmocka_unit_test(test_nccl__sums_by_nccl_where_a_rank_refuses),
+        cmocka_unit_test(test_nccl__joins_without_a_bound),
     };
     return cmocka_run_group_tests_name("nccl", tests, NULL, NULL);
 }

@@ -489,7 +489,6 @@ static void test_faults__a_rank_is_lost_while_all_join(void **state)
 
 int main(void)
 {
-    (void)setenv("BRG_NCCL_BOUNDED_INIT", "1", 1);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_faults__a_rank_dies),
         cmocka_unit_test(test_faults__a_rank_leaves),

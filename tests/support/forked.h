@@ -123,6 +123,17 @@ static inline void forked_child(forked_fn fn, forked_rank *me)
     _exit(0);
 }
 
+/* A rank that hangs may wait for one that has an error. */
+static inline void forked_fail(const forked_world *world, int n, int rank,
+                               int signal)
+{
+    for (int r = 0; r < n; r++)
+        print_error("rank %d of %d: %s %s\n", r, n,
+                    brg_status_name(world->results[r].status),
+                    world->results[r].text);
+    fail_msg("rank %d of %d: signal %d", rank, n, signal);
+}
+
 /* Every rank runs `fn`; results[r] is what it came to. */
 static inline void forked_run(int n, forked_fn fn, const void *data,
                               forked_result *results)
@@ -140,13 +151,18 @@ static inline void forked_run(int n, forked_fn fn, const void *data,
         if (pids[r] == 0)
             forked_child(fn, &me);
     }
+    int bad = -1, signal = 0;
     for (int r = 0; r < n; r++) {
         int how = 0;
         assert_int_equal(waitpid(pids[r], &how, 0), pids[r]);
         world->results[r].is_killed = WIFSIGNALED(how);
-        if (WIFSIGNALED(how) && WTERMSIG(how) != SIGKILL)
-            fail_msg("rank %d of %d: signal %d", r, n, WTERMSIG(how));
+        if (WIFSIGNALED(how) && WTERMSIG(how) != SIGKILL) {
+            bad = r;
+            signal = WTERMSIG(how);
+        }
     }
+    if (bad >= 0)
+        forked_fail(world, n, bad, signal);
     memcpy(results, world->results, (size_t)n * sizeof *results);
     (void)munmap(world, sizeof *world);
 }
