@@ -234,13 +234,33 @@ bool brg__nccl_board_read(const brg__nccl_board *b, int desk, uint64_t seq,
     return atomic_load(&line->stamp) == seq + 1;
 }
 
-bool brg__nccl_board_differs(const brg__nccl_group *g,
-                             const brg_signature *mine, brg_signature *theirs)
+/* Whether some rank has another call at the place of `one`, which is of a
+ * desk. */
+static bool differs(const brg__nccl_group *g, int desk,
+                    const brg_signature *one, brg_signature *other)
 {
     const brg__nccl_board *b = &g->board;
     for (int i = 0; b->desks && i < b->n; i++)
-        if (i != b->mine && brg__nccl_board_read(b, i, mine->seq, theirs) &&
-            !g->host->signatures_match(mine, theirs))
+        if (i != desk && brg__nccl_board_read(b, i, one->seq, other) &&
+            !g->host->signatures_match(one, other))
+            return true;
+    return false;
+}
+
+bool brg__nccl_board_differs(const brg__nccl_group *g,
+                             const brg_signature *mine, brg_signature *theirs)
+{
+    return differs(g, g->board.mine, mine, theirs);
+}
+
+static bool find_at(const brg__nccl_group *g, int desk, brg_signature *one,
+                    brg_signature *other)
+{
+    const brg__nccl_board *b = &g->board;
+    const uint64_t n = atomic_load(&b->desks[desk].started);
+    for (uint64_t k = n > BRG__NCCL_LINES ? n - BRG__NCCL_LINES : 0; k < n; k++)
+        if (brg__nccl_board_read(b, desk, k, one) &&
+            differs(g, desk, one, other))
             return true;
     return false;
 }
@@ -251,10 +271,9 @@ bool brg__nccl_board_find(const brg__nccl_group *g, brg_signature *mine,
     const brg__nccl_board *b = &g->board;
     if (!b->desks)
         return false;
-    const uint64_t n = atomic_load(&b->desks[b->mine].started);
-    for (uint64_t k = n > BRG__NCCL_LINES ? n - BRG__NCCL_LINES : 0; k < n; k++)
-        if (brg__nccl_board_read(b, b->mine, k, mine) &&
-            brg__nccl_board_differs(g, mine, theirs))
-            return true;
-    return false;
+    bool found = find_at(g, b->mine, mine, theirs);
+    for (int i = 0; i < b->n && !found; i++)
+        found = atomic_load(&b->desks[i].gone) == BRG_ERR_MISMATCH &&
+                find_at(g, i, mine, theirs);
+    return found;
 }

@@ -95,7 +95,8 @@ bool brg__nccl_board_read(const brg__nccl_board *b, int desk, uint64_t seq,
  * signature. */
 bool brg__nccl_board_differs(const struct brg__nccl_group *g,
                              const brg_signature *mine, brg_signature *theirs);
-/* The same for all lines that this rank has. */
+/* The same for all lines that this rank has; then for those of ranks that have
+ * failed for it, with others than this one. */
 bool brg__nccl_board_find(const struct brg__nccl_group *g, brg_signature *mine,
                           brg_signature *theirs);
 

@@ -322,9 +322,11 @@ static bool announce(brg__nccl_group *g, const brg_call *call)
 brg_status brg__nccl_start(void *group, brg_call *call)
 {
     brg__nccl_group *g = group;
+    if (brg__nccl_is_judged(g) && g->verdict.has_pair)
+        return BRG_OK; /* its wait says why */
     BRG__NCCL_TRY(brg__nccl_heed(g));
     if (!is_p2p(call->coll) && !announce(g, call))
-        return BRG_OK; /* its wait says why */
+        return BRG_OK;
     if (call->count == 0 && call->coll != BRG_COLL_BARRIER) {
         call->is_done = true;
         return BRG_OK;

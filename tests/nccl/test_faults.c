@@ -199,6 +199,32 @@ static void test_faults__calls_that_differ(void **state)
         forked_check(n, run_mismatch, NULL);
 }
 
+/* Two ranks have differed and failed before the third calls anything: it hears
+ * of both, in the wait. */
+static brg_status run_late_witness(forked_rank *me)
+{
+    brg_pg *pg;
+    brg_work *work;
+    float data[N] = {0};
+    BRG_TRY(forked_group(me, 100, &pg));
+    BRG_TRY(reduce(pg, data));
+    if (me->rank == 0)
+        forked_sleep_ms(500);
+    BRG_TRY(brg_all_reduce(pg, &work, data, me->rank == 2 ? N / 2 : N,
+                           BRG_DTYPE_F32, BRG_REDUCE_SUM));
+    RANK_FAILS(brg_work_wait(work), BRG_ERR_MISMATCH, "rank 1 called");
+    RANK_CHECK(strstr(brg_error_message(), "rank 2 called"), "%s",
+               brg_error_message());
+    brg_pg_destroy(pg);
+    return BRG_OK;
+}
+
+static void test_faults__a_late_rank_hears_of_calls_that_differ(void **state)
+{
+    (void)state;
+    forked_check(3, run_late_witness, NULL);
+}
+
 /* A rank has said what it calls, and is told by the watch that the other calls
  * something else before NCCL has got the call: the start succeeds all the same,
  * and the wait says why. */
@@ -496,6 +522,7 @@ int main(void)
         cmocka_unit_test(test_faults__a_rank_fails),
         cmocka_unit_test(test_faults__a_sender_is_late),
         cmocka_unit_test(test_faults__calls_that_differ),
+        cmocka_unit_test(test_faults__a_late_rank_hears_of_calls_that_differ),
         cmocka_unit_test(test_faults__a_verdict_between_call_and_queue),
         cmocka_unit_test(test_faults__plans_that_differ),
         cmocka_unit_test(test_faults__a_launch_is_late),
