@@ -21,11 +21,6 @@ if(BRG_HAVE_MPI)
   list(JOIN BRG_MPIRUN " " _mpirun)
   list(APPEND _env "BRG_MPIRUN=${_mpirun}")
 endif()
-# A sanitizer stands between libbrigade and dlopen, which then does not look
-# beside libbrigade.
-if(BRG_SANITIZE)
-  list(APPEND _env LD_LIBRARY_PATH=${PROJECT_BINARY_DIR})
-endif()
 
 # brg_example_test(<file> [class]): examples/<file>[_<class>]
 function(brg_example_test file)

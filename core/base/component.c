@@ -7,6 +7,7 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/base/env.h"
 #include "core/base/error.h"
@@ -33,6 +34,23 @@ static void try_open(attempt *a, const char *path)
              reason ? reason : path);
 }
 
+/* Beside the library (or program) that this is part of. The loader does that
+ * too, by the library's RUNPATH, but not for a sanitizer's dlopen. */
+static void try_beside(attempt *a, const char *name)
+{
+    static const char here = 0;
+    Dl_info self;
+    char path[PATH_MAX];
+    const char *slash =
+        dladdr(&here, &self) ? strrchr(self.dli_fname, '/') : NULL;
+    if (!slash)
+        return;
+    int used = snprintf(path, sizeof path, "%.*s/libbrigade_%s.so",
+                        (int)(slash - self.dli_fname), self.dli_fname, name);
+    if (used > 0 && (size_t)used < sizeof path && access(path, R_OK) == 0)
+        try_open(a, path);
+}
+
 static void try_places(attempt *a, const char *name)
 {
     const char *at = brg__env_text(BRG__ENV_BACKEND_PATH);
@@ -49,6 +67,8 @@ static void try_places(attempt *a, const char *name)
         return;
     snprintf(path, sizeof path, "libbrigade_%s.so", name);
     try_open(a, path);
+    if (!a->library)
+        try_beside(a, name);
 }
 
 brg_status brg__component_open(void **symbol, const char *what,

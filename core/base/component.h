@@ -13,7 +13,7 @@
 bool brg__component_is_name(const char *name);
 
 /* *symbol: `prefix`<name> of libbrigade_<name>.so, from the folders of
- * BRG_BACKEND_PATH, then where the loader looks. The library is never closed,
+ * BRG_BACKEND_PATH, then where the loader looks, then beside libbrigade. The library is never closed,
  * since objects point into it. `what` ("backend") is for messages. */
 brg_status brg__component_open(void **symbol, const char *what,
                                const char *name, const char *prefix);
