@@ -35,7 +35,9 @@ brg_check(headers_c ${_check_headers} c11 ${CMAKE_C_COMPILER} ${_headers})
 find_program(BRG_CXX_FOR_HEADERS NAMES c++ g++ clang++)
 mark_as_advanced(BRG_CXX_FOR_HEADERS)
 if(BRG_CXX_FOR_HEADERS)
-  brg_check(headers_cxx ${_check_headers} c++17 ${BRG_CXX_FOR_HEADERS} ${_headers})
+  file(GLOB _cxx_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/brigade/*.hpp)
+  brg_check(headers_cxx ${_check_headers} c++17 ${BRG_CXX_FOR_HEADERS}
+    ${_headers} ${_cxx_headers})
 endif()
 
 # The libraries as they are shipped; sanitizers would change all of it.

@@ -33,7 +33,7 @@ _brg_export(brigade_shared brigade-shared-targets)
 _brg_export(brigade_static brigade-static-targets)
 # Headers of components that are not built here stay out of the tree.
 install(DIRECTORY include/brigade DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
-  FILES_MATCHING PATTERN "*.h"
+  FILES_MATCHING PATTERN "*.h" PATTERN "*.hpp"
   PATTERN mpi.h EXCLUDE PATTERN nccl.h EXCLUDE PATTERN cuda.h EXCLUDE)
 install(FILES ${PROJECT_BINARY_DIR}/include/brigade/version.h
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/brigade)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The trainer of alone.c in C++, with the update of each bucket's parameters
 // while later buckets are still on their way.
-#include <brigade/reducer.h>
+#include <brigade/brigade.hpp>
 
 #include <algorithm>
 #include <array>
@@ -9,7 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
-#include <stdexcept>
+#include <exception>
 #include <vector>
 
 namespace
@@ -19,24 +19,7 @@ constexpr int n_in = 2, n_hidden = 32, batch = 48, n_steps = 300;
 constexpr double rate = 0.3;
 enum { w1, b1, w2, b2, n_params };
 
-void must(brg_status status)
-{
-    if (status != BRG_OK)
-        throw std::runtime_error(brg_error_message());
-}
-
-struct Deleter {
-    void operator()(brg_pg *pg) const
-    {
-        brg_pg_destroy(pg);
-    }
-    void operator()(brg_reducer *r) const
-    {
-        brg_reducer_destroy(r);
-    }
-};
-using Group = std::unique_ptr<brg_pg, Deleter>;
-using Reducer = std::unique_ptr<brg_reducer, Deleter>;
+using brigade::check;
 
 double sample(int step, int i, double *x)
 {
@@ -63,21 +46,20 @@ class Network
             list[p].count = sizes[p];
             list[p].dtype = BRG_DTYPE_F64;
         }
-        brg_reducer_options options{};
-        options.struct_size = sizeof options;
+        brg_reducer_options options = BRG_REDUCER_OPTIONS_INIT;
         options.first_bucket_bytes = options.bucket_bytes = 64; // several
         options.on_bucket = &Network::update;
         options.user = this;
-        brg_reducer *made;
-        must(brg_reducer_create(&made, pg, list.data(), n_params, &options));
-        reducer.reset(made);
+        reducer =
+            brigade::make<brigade::reducer>(brg_reducer_create, pg, list.data(),
+                                            std::size_t{n_params}, &options);
     }
 
     void train(int step)
     {
         forward(step, first, n);
         backward();
-        must(brg_reducer_wait(reducer.get())); // calls update
+        check(brg_reducer_wait(reducer)); // calls update
     }
 
     double test_error()
@@ -108,7 +90,7 @@ class Network
 
     void mark(int p)
     {
-        must(brg_reducer_mark_ready(reducer.get(), p));
+        check(brg_reducer_mark_ready(reducer, p));
     }
 
     void backward()
@@ -150,20 +132,19 @@ class Network
 
     int n, first;
     std::array<std::vector<double>, n_params> grad;
-    Reducer reducer;
+    brigade::reducer reducer;
     double x[batch][n_in], h[batch][n_hidden], error[batch];
 };
 
 void run()
 {
-    brg_pg *made;
-    must(brg_pg_create(&made, "auto", nullptr));
-    Group pg(made);
-    auto network = std::make_unique<Network>(pg.get());
+    auto pg =
+        brigade::make<brigade::process_group>(brg_pg_create, "auto", nullptr);
+    auto network = std::make_unique<Network>(pg);
     for (int step = 0; step < n_steps; step++)
         network->train(step);
     double result = network->test_error();
-    if (brg_pg_rank(pg.get()) == 0)
+    if (brg_pg_rank(pg) == 0)
         std::printf("error %.10f, w1[0] %.10f\n", result,
                     network->param[w1][0]);
 }

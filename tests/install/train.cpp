@@ -5,34 +5,19 @@
 #include <stdexcept>
 #include <vector>
 
-#include <brigade/brigade.h>
+#include <brigade/brigade.hpp>
 
 namespace
 {
 
-void must(brg_status status)
-{
-    if (status != BRG_OK)
-        throw std::runtime_error(brg_error_message());
-}
-
-struct Scope {
-    brg_scope *scope = brg_scope_begin();
-    Scope() = default;
-    Scope(const Scope &) = delete;
-    Scope &operator=(const Scope &) = delete;
-    ~Scope()
-    {
-        brg_scope_end(scope);
-    }
-};
+using brigade::check;
 
 // Learns to add up three numbers; batches differ in size.
 double train(brg_params *params, brg_optim *optim, const brg_nn_linear &layer)
 {
     double loss = 0;
     for (int step = 0; step < 400; step++) {
-        const Scope scope;
+        const brigade::scope scope;
         const std::size_t n = 4 + static_cast<std::size_t>(step) % 3;
         std::vector<float> data(n * 3);
         for (std::size_t i = 0; i < data.size(); i++)
@@ -41,11 +26,11 @@ double train(brg_params *params, brg_optim *optim, const brg_nn_linear &layer)
             brg_from_data(BRG_DTYPE_F32, BRG_SHAPE(n, 3), data.data());
         brg_tensor *y = brg_sum(x, BRG_DIMS(-1), true);
         brg_tensor *l = brg_mse(brg_nn_linear_forward(&layer, x), y);
-        must(brg_backward(l));
-        must(brg_clip_grad_norm(nullptr, params, 10, true));
-        must(brg_optim_step(optim));
-        must(brg_optim_zero_grad(optim, false));
-        must(brg_tensor_item(l, &loss));
+        check(brg_backward(l));
+        check(brg_clip_grad_norm(nullptr, params, 10, true));
+        check(brg_optim_step(optim));
+        check(brg_optim_zero_grad(optim, false));
+        check(brg_tensor_item(l, &loss));
     }
     return loss;
 }
@@ -60,18 +45,15 @@ try {
     if (nn.dtype != BRG_DTYPE_F32 || sgd.struct_size != sizeof sgd ||
         sgd.lr != 0.01 || sgd.momentum != 0 || adamw.beta2 != 0.999)
         throw std::runtime_error("options begin with other values than in C");
-    brg_params *params;
-    brg_optim *optim;
     brg_nn_linear layer;
-    must(brg_params_create(&params));
+    auto params = brigade::make<brigade::params>(brg_params_create);
     nn.params = params;
-    must(brg_nn_linear_init(&layer, &nn, "sum", 3, 1));
+    check(brg_nn_linear_init(&layer, &nn, "sum", 3, 1));
     sgd.lr = 0.1;
     sgd.momentum = 0.9;
-    must(brg_optim_create_sgd(&optim, params, &sgd));
+    auto optim = brigade::make<brigade::optimizer>(brg_optim_create_sgd,
+                                                   params.get(), &sgd);
     const double loss = train(params, optim, layer);
-    brg_optim_destroy(optim);
-    brg_params_destroy(params);
     std::printf("loss %g\n", loss);
     return loss < 1e-4 ? 0 : 1;
 } catch (const std::exception &e) {
