@@ -89,7 +89,7 @@ static void train_to_the_last(int node_size)
                  .expected = expected,
                  .at_step = at_step,
                  .went_on = -1};
-    assert_brg_ok(survive_expect(expected, &s.how));
+    assert_brg_ok(survive_expect(expected, &s.how, 1));
     bool is_short = mpi_n_ranks() == 3;
     brg_pg *first = NULL, *pg = mpi_group(is_short ? 0 : node_size, 5);
     assert_true(n_mappings() > 0);

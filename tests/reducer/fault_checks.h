@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Ranks that do not do the same, on the ranks of any group: each way is found
- * in the step in which it begins, on every rank, with the rank's name and the
- * parameters', before data moves where its calls differ; no weight is touched. A fault of a step
- * ends the group, a model that differs does not. */
+ * in the step in which it begins, on every rank, with the culprit's rank and a
+ * parameter, before data moves where its calls differ; no weight is touched. A
+ * fault of a step ends the group, a model that differs does not. */
 #ifndef BRG_TESTS_REDUCER_FAULT_CHECKS_H
 #define BRG_TESTS_REDUCER_FAULT_CHECKS_H
 
@@ -18,19 +18,24 @@
 
 #define FAULT_STEP 2
 #define FAULT_N_STEPS 5
-#define FAULT_RANK 1
 
 typedef struct fault {
     const char *name;
-    /* Rank 1's part in step FAULT_STEP instead of a backward, or before it. */
+    /* The culprit's part in step FAULT_STEP instead of a backward, or before
+     * it. */
     brg_status (*act)(ddp_model *m, int step);
-    const char *text; /* of the others' messages; code BRG_ERR_MISMATCH */
-    const char *own_text;
-    bool is_late; /* data has moved: found in the tail, or after a good step */
+    /* What all messages say, with the culprit for %d; code BRG_ERR_MISMATCH. */
+    const char *text;
+    const char *more;  /* besides; or NULL */
+    const char *param; /* of the messages of ranks that are in a backward */
+    bool is_late;  /* data has moved: found in the tail, or after a good step */
+    bool is_alone; /* the culprit is the only one in a backward */
+    bool is_voted; /* the fewest are named: of two ranks, the second */
 } fault;
 
 typedef struct fault_run {
     const fault *fault;
+    int culprit;
     int n_errors;
     uint64_t weights;    /* the hash after the last good step, of all ranks */
     uint64_t elapsed_ns; /* from the step's begin to the error */
@@ -145,6 +150,26 @@ static inline brg_status lacking_compiled(ddp_model *m, int step)
     return compiled(m, step, without_a_gradient);
 }
 
+/* Compiled from other ops, and over all parameters but one. */
+static inline brg_status other_graph(ddp_model *m, int step)
+{
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *loss = brg_zeros(BRG_DTYPE_F32, BRG_SCALAR);
+    (void)step;
+    for (size_t i = 0; i < DDP_MODEL_N; i++)
+        if (i != 1)
+            loss = brg_add(loss, brg_sum_all(brg_tanh(
+                                     brg_cast(m->params[i], BRG_DTYPE_F32))));
+    brg_status status = brg_backward(loss);
+    brg_scope_end(scope);
+    return status;
+}
+
+static inline brg_status other_graph_compiled(ddp_model *m, int step)
+{
+    return compiled(m, step, other_graph);
+}
+
 /* One whose digest in the calls is that of the others. */
 static inline brg_status other_marks(ddp_model *m, int step)
 {
@@ -199,35 +224,47 @@ static inline brg_status wrong_order(ddp_model *m, int step)
                        r->buckets[last].count);
 }
 
+#define CALLED_BARRIER "rank %d called barrier"
+#define CALLED_REDUCE "rank %d called all_reduce"
+#define IN_BUCKET_0 "bucket 0 (fc1.weight and 4 more)"
+#define OF_ALL "embed and 7 more"
+
 static const fault faults[] = {
-    {"a step left out", skip_step, "rank 1 called barrier",
-     "rank 1 called barrier", false},
-    {"a step too many", extra_step, "rank 1 called all_reduce", "bucket 0 (",
-     true},
-    {"no sync in one backward", no_sync_once, "rank 1: 2 times",
-     "the ranks are out of step: since the last step ", false},
-    {"the same, compiled", no_sync_compiled, "rank 1: 2 times",
-     "the ranks are out of step: since the last step ", false},
-    {"no sync from now on", no_sync_for_good, "rank 1 called barrier",
-     "rank 1 called barrier", false},
-    {"no sync, by its marks", no_sync_by_marks, "out of step: rank 1 ",
-     "out of step: rank 1 ", true},
-    {"another plan", other_plan, "rank 1 called all_reduce", "bucket 0 (",
-     false},
-    {"another plan, compiled", other_plan_compiled, "reducer 1, plan ",
-     "rank 1 called all_reduce", false},
+    {"a step left out", skip_step, CALLED_BARRIER, NULL, IN_BUCKET_0, false,
+     false, false},
+    {"a step too many", extra_step, CALLED_REDUCE, "bucket 0)", IN_BUCKET_0,
+     true, true, false},
+    {"no sync in one backward", no_sync_once, "rank %d: 2 times",
+     "the ranks are out of step: since the last step ", IN_BUCKET_0, false,
+     false, false},
+    {"no sync in one backward, compiled", no_sync_compiled, "rank %d: 2 times",
+     "the ranks are out of step: since the last step ", IN_BUCKET_0, false,
+     false, false},
+    {"no sync from now on", no_sync_for_good, CALLED_BARRIER, NULL, IN_BUCKET_0,
+     false, false, false},
+    {"no sync, by its marks", no_sync_by_marks, "out of step: rank %d had",
+     "brg_ddp_set_sync off", OF_ALL, true, false, true},
+    {"slots in other places", other_plan, CALLED_REDUCE, ", plan ", IN_BUCKET_0,
+     false, false, false},
+    {"slots in other places, compiled", other_plan_compiled, CALLED_REDUCE,
+     ", plan ", IN_BUCKET_0, false, false, false},
     {"a plan without a gradient", lacking_compiled,
-     "the plan of rank 1 makes no gradient of fc1.weight",
-     "the plan of rank 1 makes no gradient of fc1.weight", false},
+     "the plan of rank %d makes no gradient of fc1.weight", NULL, IN_BUCKET_0,
+     false, false, false},
+    {"another graph, compiled", other_graph_compiled,
+     "the plan of rank %d makes no gradient of fc1.weight", NULL, IN_BUCKET_0,
+     false, false, false},
     {"another plan, by its marks", other_marks,
-     "rank 1 has another bucket plan", "rank 1 has another bucket plan", true},
-    {"wrong dtype", wrong_dtype, " i32, avg, reducer 1",
-     "rank 1 called all_reduce", false},
-    {"wrong size", wrong_size, "bucket 0 (", "rank 1 called all_reduce", false},
-    {"a bucket left out", missing_bucket, "bucket 1)",
-     "rank 1 called all_reduce", false},
-    {"buckets in another order", wrong_order, "bucket 0 (",
-     "rank 1 called all_reduce", false},
+     "rank %d has another bucket plan", "were mixed up", OF_ALL, true, false,
+     true},
+    {"wrong dtype", wrong_dtype, CALLED_REDUCE, "(288 i32, avg", IN_BUCKET_0,
+     false, false, false},
+    {"wrong size", wrong_size, CALLED_REDUCE, "(287 f32, avg", IN_BUCKET_0,
+     false, false, false},
+    {"a bucket left out", missing_bucket, CALLED_REDUCE, "bucket 1)",
+     IN_BUCKET_0, false, false, false},
+    {"buckets in another order", wrong_order, CALLED_REDUCE, "(32 f32, avg",
+     IN_BUCKET_0, false, false, false},
 };
 #define N_FAULTS (sizeof faults / sizeof faults[0])
 
@@ -250,14 +287,43 @@ static inline brg_status hash_weights(const ddp_model *m, uint64_t *hash)
     return brg__ddp_hash(hash, m->params, DDP_MODEL_N);
 }
 
-static inline brg_status fault_step(ddp_model *m, const fault *f, int k)
+static inline brg_status fault_step(ddp_model *m, const fault_run *c, int k)
 {
-    bool is_bad = m->rank == FAULT_RANK && k == FAULT_STEP;
+    bool is_bad = m->rank == c->culprit && k == FAULT_STEP;
     BRG_TRY(ddp_model_zero(m, false));
-    BRG_TRY(is_bad ? f->act(m, k) : ddp_model_backward(m, k, DDP_MODEL_ALL));
+    BRG_TRY(is_bad ? c->fault->act(m, k)
+                   : ddp_model_backward(m, k, DDP_MODEL_ALL));
     BRG_TRY(fault_barrier(m->pg));
     BRG_TRY(ddp_model_check(m, k, k + 1));
     return fault_update(m);
+}
+
+static inline brg_status fault_says(const char *message, const char *text,
+                                    const fault_run *c, int rank)
+{
+    RANK_CHECK(!text || strstr(message, text),
+               "%s by rank %d: no \"%s\" in rank %d's: %s", c->fault->name,
+               c->culprit, text, rank, message);
+    return BRG_OK;
+}
+
+/* The error's words, on this rank. */
+static inline brg_status
+fault_check_words(const fault_run *c, const ddp_model *m, brg_status status)
+{
+    const fault *f = c->fault;
+    int rank = m->rank;
+    bool is_even = f->is_voted && m->world_size == 2;
+    char message[BRG_ERROR_TEXT_MAX], culprit[80];
+    RANK_CHECK(status == BRG_ERR_MISMATCH, "%s: %s: %s", f->name,
+               brg_status_name(status), brg_error_message());
+    snprintf(message, sizeof message, "%s", brg_error_message());
+    snprintf(culprit, sizeof culprit, f->text, is_even ? 1 : c->culprit);
+    BRG_TRY(fault_says(message, culprit, c, rank));
+    BRG_TRY(fault_says(message, f->more, c, rank));
+    return (rank == c->culprit) == f->is_alone
+               ? fault_says(message, f->param, c, rank)
+               : BRG_OK;
 }
 
 /* All steps before are right, and this one fails before the weights change:
@@ -273,13 +339,11 @@ static inline brg_status fault_steps(ddp_model *m, fault_run *c)
         BRG_TRY(hash_weights(m, &before));
         RANK_CHECK(before != last, "step %d has changed no weight", k - 1);
         start = brg__clock_ns();
-        status = fault_step(m, f, k++);
+        status = fault_step(m, c, k++);
     }
     uint64_t elapsed = brg__clock_ns() - start;
     c->elapsed_ns = elapsed > c->elapsed_ns ? elapsed : c->elapsed_ns;
-    BRG_TRY(ranks_expect(status, BRG_ERR_MISMATCH,
-                         m->rank == FAULT_RANK ? f->own_text : f->text, f->name,
-                         __LINE__));
+    BRG_TRY(fault_check_words(c, m, status));
     RANK_CHECK(k == FAULT_STEP + 1, "rank %d: %s went on for %d steps", m->rank,
                f->name, k);
     BRG_TRY(hash_weights(m, &after));
@@ -289,7 +353,7 @@ static inline brg_status fault_steps(ddp_model *m, fault_run *c)
     RANK_CHECK(after == c->weights, "rank %d: %s: other weights", m->rank,
                f->name);
     c->n_errors++;
-    return f->is_late || m->rank == FAULT_RANK ? BRG_OK
+    return f->is_late || m->rank == c->culprit ? BRG_OK
                                                : lacking_check_apart(m, k - 1);
 }
 
@@ -348,7 +412,8 @@ static inline brg_status joined_check(brg_pg *pg)
 typedef struct model_fault {
     const char *name;
     brg_status (*change)(ddp_model *m);
-    const char *text;
+    const char *text; /* with the culprit for %d */
+    const char *text_of_0;
 } model_fault;
 
 static inline brg_status put_param(ddp_model *m, size_t i, brg_dtype dtype,
@@ -396,17 +461,14 @@ static inline brg_status model_frozen(ddp_model *m)
 }
 
 static const model_fault model_faults[] = {
-    {"dtype", model_dtype,
-     "rank 0 has fc2.weight bf16[3, 4], rank 1 has fc2.weight f16[3, 4]"},
-    {"size", model_size,
-     "parameter 7: rank 0 has head f32[2, 33], rank 1 has head f32[2, 32]"},
-    {"order", model_order,
-     "parameter 0: rank 0 has embed f32[8, 15], rank 1 has head f32[2, 33]"},
-    {"a parameter less", model_less,
-     "rank 0 has 8 parameters and 1 buffers, rank 1 has 7 and 1"},
-    {"another model", model_name,
-     "rank 0 has embed f32[8, 15], rank 1 has wte f32[8, 15]"},
-    {"a frozen parameter", model_frozen, "rank 1 has fc1.bias f16[7] without "},
+    {"dtype", model_dtype, "rank %d has fc2.weight f16[3, 4]", NULL},
+    {"size", model_size, "rank %d has head f32[2, 32]", NULL},
+    {"order", model_order, "rank %d has head f32[2, 33]", NULL},
+    {"a parameter less", model_less, "rank %d has 7 and 1",
+     "rank %d has 7 parameters and 1 buffers"},
+    {"another model", model_name, "rank %d has wte f32[8, 15]", NULL},
+    {"a frozen parameter", model_frozen, "rank %d has fc1.bias f16[7] without ",
+     NULL},
 };
 #define N_MODEL_FAULTS (sizeof model_faults / sizeof model_faults[0])
 
@@ -425,16 +487,19 @@ static inline brg_status works_as_before(brg_pg *pg)
 }
 
 static inline brg_status model_check(brg_pg *pg, const model_fault *f,
-                                     uint64_t *elapsed_ns)
+                                     int culprit, uint64_t *elapsed_ns)
 {
     ddp_model m;
+    char text[80];
+    snprintf(text, sizeof text,
+             culprit == 0 && f->text_of_0 ? f->text_of_0 : f->text, culprit);
     brg_status status = ddp_model_init(&m, pg);
-    if (status == BRG_OK && m.rank == FAULT_RANK)
+    if (status == BRG_OK && m.rank == culprit)
         status = f->change(&m);
     uint64_t start = brg__clock_ns();
     if (status == BRG_OK)
-        status = ranks_expect(ddp_model_wrap(&m, NULL), BRG_ERR_MISMATCH,
-                              f->text, f->name, __LINE__);
+        status = ranks_expect(ddp_model_wrap(&m, NULL), BRG_ERR_MISMATCH, text,
+                              f->name, __LINE__);
     uint64_t elapsed = brg__clock_ns() - start;
     *elapsed_ns = elapsed > *elapsed_ns ? elapsed : *elapsed_ns;
     ddp_model_deinit(&m);

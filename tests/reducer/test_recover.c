@@ -162,7 +162,7 @@ static void test_recover__death_leaves_the_bits_of_one_rank(void **state)
         uint64_t all[N_STEPS + 1], expected[N_STEPS + 1];
         how.compiled = compiled;
         how.adamw = compiled;
-        assert_brg_ok(survive_expect(all, &how));
+        assert_brg_ok(survive_expect(all, &how, 1));
         for (int k = 0; k <= N_STEPS; k++)
             expected[k] = all[N_STEPS];
         for (int n = 3; n <= 4; n++)
@@ -178,7 +178,7 @@ static void test_recover__one_after_the_other(void **state)
     uint64_t seed = brg_test_seed(3), expected[N_STEPS + 1];
     leaf_train how = small(false);
     int n_shrinks = 0;
-    assert_brg_ok(survive_expect(expected, &how));
+    assert_brg_ok(survive_expect(expected, &how, 1));
     for (int i = 0; i < 150; i++) {
         struct brg_sim_fault faults[3];
         brg_sim_options options = BRG_SIM_OPTIONS_INIT;

@@ -33,6 +33,9 @@ static brg_status make_ddp(leaf_net *n, brg_pg *pg)
         options.reduction = BRG_REDUCTION_REPRODUCIBLE;
         options.n_leaves = n->how->n_leaves;
     }
+    if (n->how->casts)
+        BRG_TRY(brg_comm_hook_create_cast(&n->hook, BRG_DTYPE_BF16, false));
+    options.hook = n->hook;
     return brg_ddp_create(&n->ddp, pg, trained, count, NULL, 0, &options);
 }
 
@@ -63,6 +66,7 @@ brg_status leaf_net_init(leaf_net *n, brg_pg *pg, const leaf_train *how)
 void leaf_net_deinit(leaf_net *n)
 {
     brg_ddp_destroy(n->ddp);
+    brg_comm_hook_destroy(n->hook);
     brg_optim_destroy(n->optim);
     brg_params_destroy(n->params);
 }

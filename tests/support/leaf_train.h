@@ -4,6 +4,7 @@
 #ifndef BRG_TESTS_SUPPORT_LEAF_TRAIN_H
 #define BRG_TESTS_SUPPORT_LEAF_TRAIN_H
 
+#include <brigade/comm_hook.h>
 #include <brigade/nn.h>
 #include <brigade/optim.h>
 #include <brigade/params.h>
@@ -21,6 +22,7 @@ typedef struct leaf_train {
     bool compiled;  /* backward */
     bool confirms;  /* each step, before its update */
     bool plain;     /* no leaves: one backward a step, the default reduction */
+    bool casts;     /* and gradients that travel as bf16 */
 } leaf_train;
 
 /* Trains; *hash: of the weights' bytes, equal on all ranks or an error. No
@@ -40,6 +42,7 @@ typedef struct leaf_net {
     brg_nn_linear fc[3]; /* of the inputs, hidden, of the outputs */
     brg_nn_linear more[1];
     brg_optim *optim;
+    brg_comm_hook *hook;
     brg_ddp *ddp;
     const leaf_train *how;
     int rank;

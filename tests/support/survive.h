@@ -14,7 +14,8 @@ typedef struct survive {
     leaf_train how;
     const brg_sim_options *script; /* of the run: who was done something to */
     bool compares;                 /* replicas, after each step */
-    /* The weights' hash after so many steps; NULL: not checked. */
+    /* The weights' hash after so many steps; NULL: not checked. Under the
+     * default reduction it is checked as long as no rank is lost. */
     const uint64_t *expected;
     const char *names; /* what the first error of each rank must say, or NULL */
     void (*at_step)(int64_t step); /* before each, on each rank; or NULL */
@@ -33,8 +34,8 @@ typedef struct survive {
 /* One rank's program; user: a survive. */
 brg_status survive_rank(brg_pg *pg, void *user);
 
-/* Fills hashes [0, how->n_steps] of a run on one rank. */
-brg_status survive_expect(uint64_t *filled, const leaf_train *how);
+/* Fills hashes [0, how->n_steps] of a run on n ranks. */
+brg_status survive_expect(uint64_t *filled, const leaf_train *how, int n);
 
 /* The script as C, for a failure to be repeated. */
 void survive_print(int world_size, const brg_sim_options *options);
