@@ -2,6 +2,7 @@
  * Times whole training steps on GPUs, one rank each, without data loading:
  *
  *     mpirun -n 2 gpu_training MODEL BATCH MODE [STEPS] [REPEATS] [BUCKET_MIB]
+ *                           [LOOKS]
  *
  * MODEL: gpt2 (124M, T = 1024, bf16), gpt (4 blocks of 128, T = 64, f32) or mlp
  * (784-2048-2048-10, f32). BATCH: of each rank. MODE: eager, compiled (captured
@@ -9,7 +10,8 @@
  * kernels for fused groups) or step (as fused, op by op). A step is
  * forward, backward, all-reduce, clipping (not of mlp), AdamW, gradients
  * dropped; the host waits at the end of a repeat only. Rank 0 prints, for each
- * repeat, ms of a step and the host's ms until it was queued. */
+ * repeat, ms of a step and the host's ms until it was queued. LOOKS: check
+ * (check_finite), norm (measure_norm) or both, of two ranks or more. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,6 +39,7 @@ typedef struct bench {
     brg_ddp *ddp;
     brg_compiled *compiled;
     size_t bucket_bytes; /* 0: the default */
+    const char *looks;
 } bench;
 
 static double now_ms(void)
@@ -211,6 +214,10 @@ static brg_status make(bench *b, int64_t batch)
     brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
     if (b->bucket_bytes > 0)
         options.bucket_bytes = b->bucket_bytes;
+    options.check_finite = strcmp(b->looks, "check") == 0;
+    options.measure_norm = strcmp(b->looks, "norm") == 0;
+    if (strcmp(b->looks, "both") == 0)
+        options.check_finite = options.measure_norm = true;
     brg_tensor *const *all =
         brg_params_tensors(b->params, BRG_PARAM_TRAINED, &n);
     return brg_ddp_create(&b->ddp, b->pg, all, n, NULL, 0, &options);
@@ -245,10 +252,10 @@ int main(int argc, char **argv)
     if (argc < 4) {
         fprintf(stderr, "usage: gpu_training gpt2|gpt|mlp BATCH "
                         "eager|compiled|graph|fused|step [STEPS] [REPEATS] "
-                        "[BUCKET_MIB]\n");
+                        "[BUCKET_MIB] [check|norm|both]\n");
         return 2;
     }
-    bench b = {.name = argv[1]};
+    bench b = {.name = argv[1], .looks = argc > 7 ? argv[7] : ""};
     b.bucket_bytes = argc > 6 ? (size_t)atoi(argv[6]) << 20 : 0;
     brg_scope *scope = brg_scope_begin();
     brg_status status = connect(&b);
