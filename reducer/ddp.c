@@ -412,6 +412,11 @@ brg_status brg_ddp_confirm(brg_ddp *ddp)
     return brg_reducer_confirm(ddp->reducer);
 }
 
+brg_tensor *brg_ddp_found_inf(const brg_ddp *ddp)
+{
+    return brg_reducer_found_inf(brg_ddp_reducer(ddp));
+}
+
 bool brg_ddp_grads_finite(const brg_ddp *ddp, brg_finite_info *filled)
 {
     return brg_reducer_grads_finite(brg_ddp_reducer(ddp), filled);

@@ -63,6 +63,9 @@ brg_status brg__ddp_remake(brg_ddp *ddp, brg_pg *pg)
     *fresh = old;
     ddp->is_sync = is_sync;
     brg__ddp_sums_move(ddp, fresh);
+    brg_tensor *found_inf = ddp->reducer->found_inf; /* optimizers hold it */
+    ddp->reducer->found_inf = fresh->reducer->found_inf;
+    fresh->reducer->found_inf = found_inf;
     brg_ddp_destroy(fresh);
     point_at(ddp);
     return BRG_OK;

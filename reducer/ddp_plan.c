@@ -96,6 +96,7 @@ static brg_status note(void *self, brg__words *state)
         BRG_TRY(brg__array_push(state,
                                 (uintptr_t)brg__tensor_ptr(ddp->buffers[i])));
     BRG_TRY(brg__array_push(state, (uintptr_t)r->look.found));
+    BRG_TRY(brg__array_push(state, (uintptr_t)r->found_inf));
     BRG_TRY(brg__array_push(state, (uintptr_t)r->look.partials));
     return brg__array_push(state, (uintptr_t)r->plan_hash);
 }

@@ -9,6 +9,7 @@
 
 #include "core/base/tracer.h"
 #include "core/ops/convert.h"
+#include "core/tensor/tensor.h"
 #include "reducer/leaves.h"
 
 #define IS_WITHIN(name, type, bits)                                            \
@@ -117,6 +118,16 @@ void brg__finite_look_after(brg_reducer *r, size_t k)
     }
 }
 
+brg_status brg__finite_prepare(brg_reducer *r)
+{
+    const brg__layout layout = {.dtype = BRG_DTYPE_F32, .device = r->device};
+    if (!r->options.check_finite)
+        return BRG_OK;
+    BRG_TRY(brg__tensor_new(&r->found_inf, &layout));
+    return brg__device_zero(r->device, brg__tensor_ptr(r->found_inf),
+                            sizeof(float));
+}
+
 void brg__finite_end(brg_reducer *r, uint32_t n_ranks, uint32_t ranks,
                      uint32_t params)
 {
@@ -130,6 +141,10 @@ void brg__finite_end(brg_reducer *r, uint32_t n_ranks, uint32_t ranks,
                  : own > 0    ? own - 1
                               : SIZE_MAX,
     };
+    if (!r->found_inf || r->look.found) /* a device sets it itself */
+        return;
+    *(float *)brg__tensor_ptr(r->found_inf) = !r->finite.last.all_finite;
+    brg_tensor_touch(r->found_inf);
 }
 
 /* Is what the last step came to known? If not it is said later, too. */
@@ -144,6 +159,11 @@ static bool is_known(brg_reducer *r)
         brg__error_save(&r->tail.verdict);
     brg__error_restore(&kept);
     return is_read;
+}
+
+brg_tensor *brg_reducer_found_inf(const brg_reducer *r)
+{
+    return r ? r->found_inf : NULL;
 }
 
 bool brg_reducer_grads_finite(const brg_reducer *r, brg_finite_info *filled)

@@ -15,10 +15,13 @@
 #include <string.h>
 
 #include "core/base/alloc.h"
+#include "core/ops/op.h"
+#include "reducer/device_row.h"
 #include "reducer/leaves.h"
 #include "reducer/shard.h"
 
 #define FOUND_BYTES (BRG__N_FOUND * sizeof(uint64_t))
+#define MADE_BYTES (4 * sizeof(float)) /* for what look_tell writes */
 
 /* ---- Making ------------------------------------------------------------------- */
 
@@ -77,7 +80,7 @@ brg_status brg__look_prepare(brg_reducer *r)
     if (!l->arrays)
         return BRG_ERR_NOMEM;
     if (r->options.check_finite)
-        BRG_TRY(take(r, &l->found, FOUND_BYTES));
+        BRG_TRY(take(r, &l->found, FOUND_BYTES + MADE_BYTES));
     if (!r->options.measure_norm)
         return BRG_OK;
     BRG_TRY(find_places(r));
@@ -89,7 +92,7 @@ void brg__look_free(brg_reducer *r)
     const brg_device_vtable *vtable = r->tail.vtable;
     brg__device_look *l = &r->look;
     if (l->found)
-        vtable->free(r->device, l->found, FOUND_BYTES);
+        vtable->free(r->device, l->found, FOUND_BYTES + MADE_BYTES);
     if (l->partials)
         vtable->free(r->device, l->partials,
                      (n_partials(r) + 1) * sizeof *l->partials);
@@ -155,12 +158,32 @@ brg_status brg__look_tell(const brg_reducer *r, float *tail)
                : BRG_OK;
 }
 
+/* found_inf is what the reduced tail says, and 1 more if a hook has made some. */
+static brg_status set_found_inf(const brg_reducer *r, const float *tail)
+{
+    uint64_t *marks = r->look.found;
+    float *number = brg__tensor_ptr(r->found_inf);
+    float *made = (float *)(void *)(marks + BRG__N_FOUND);
+    brg__device_row a, b;
+    BRG_TRY(r->tail.vtable->copy(r->device, number, r->device,
+                                 tail + BRG__TAIL_FINITE(r), sizeof *number));
+    brg_tensor_touch(r->found_inf);
+    if (!r->options.hook)
+        return BRG_OK;
+    BRG_TRY(r->tail.vtable->look_tell(r->device, marks + 1, 0, made));
+    const brg_tensor *in[2] = {
+        brg__device_row_of(&a, r->device, number, BRG_DTYPE_F32, 1),
+        brg__device_row_of(&b, r->device, made, BRG_DTYPE_F32, 1)};
+    return brg__pointwise_now(&brg__op_add, in, in[0], NULL);
+}
+
 brg_status brg__look_keep(const brg_reducer *r, float *tail)
 {
-    return r->look.found
-               ? r->tail.vtable->copy(r->device, tail + BRG__TAIL_FOUND(r),
-                                      r->device, r->look.found, FOUND_BYTES)
-               : BRG_OK;
+    if (!r->look.found)
+        return BRG_OK;
+    BRG_TRY(r->tail.vtable->copy(r->device, tail + BRG__TAIL_FOUND(r),
+                                 r->device, r->look.found, FOUND_BYTES));
+    return set_found_inf(r, tail);
 }
 
 void brg__look_read(brg_reducer *r, const float *tail)

@@ -212,6 +212,8 @@ brg_status brg__reducer_prepare(brg_reducer **out, brg_pg *pg,
     if (status == BRG_OK)
         status = brg__device_tail_prepare(r);
     if (status == BRG_OK)
+        status = brg__finite_prepare(r);
+    if (status == BRG_OK)
         status = brg__reducer_plan(r, NULL, &r->plan);
     if (status == BRG_OK)
         status = brg__reducer_reserve(r, &r->plan);
@@ -407,6 +409,7 @@ void brg_reducer_destroy(brg_reducer *r)
     }
     brg__hook_detach(r, is_in_flight);
     brg__device_tail_free(r);
+    brg_release(r->found_inf);
     for (size_t i = 0; r->members && i < r->n_params; i++)
         brg__mem_free(r->members[i].name);
     brg__mem_free(r->members);

@@ -66,7 +66,8 @@ typedef struct brg__device_tail {
 typedef struct brg__device_look {
     brg_device_array *arrays; /* owned: room for a bucket's; NULL: none looks */
     uint64_t *found;  /* on the device, with check_finite: two marks, for what
-                         this rank packed, and for what a hook has made */
+                         this rank packed, and for what a hook has made; then
+                         room for three f32 */
     double *partials; /* on the device, with measure_norm; then their total */
     size_t *places; /* owned: of each parameter's partials; then their number */
 } brg__device_look;
@@ -149,6 +150,8 @@ struct brg_reducer {
     uint64_t n_traced_bytes; /* of n_packed_bytes, in the trace */
     bool is_in_trace; /* the gradient that comes next, with its arrival */
     brg__finite finite;
+    brg_tensor *found_inf; /* owned, with check_finite: one f32 on the device,
+                              0 if the last step's gradients were finite */
     uint32_t lacking; /* 1 + the first gradient that this rank is known not to
                          make in this step, but should; or 0 */
     size_t n_ready;
@@ -318,6 +321,8 @@ void brg__finite_look_after(brg_reducer *r, size_t k);
 /* The bits of the largest element of gradient i that is fine; UINT64_MAX: all
  * are. is_result: it was reduced. */
 uint64_t brg__finite_limit(const brg_reducer *r, size_t i, bool is_result);
+/* With check_finite: makes found_inf. */
+brg_status brg__finite_prepare(brg_reducer *r);
 /* The step is over: ranks that found something, and the sums of their numbers
  * and of their first parameters. */
 void brg__finite_end(brg_reducer *r, uint32_t n_ranks, uint32_t ranks,

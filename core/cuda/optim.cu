@@ -144,6 +144,8 @@ __global__ void __launch_bounds__(THREADS)
 {
     const int k = array_of_block(b);
     const brg_device_update &u = b.update[k];
+    if (u.found_inf && *u.found_inf != 0.0f)
+        return;
     const double *f = b.f[k] ? b.f[k] : u.f;
     int64_t from = ((int64_t)blockIdx.x - b.first[k]) * PIECE;
     const int64_t n = (int64_t)u.numel;

@@ -120,6 +120,7 @@ void brg_optim_destroy(brg_optim *optim)
 {
     if (!optim)
         return;
+    brg__optim_skip_end(optim);
     for (size_t i = 0; i < optim->n_slots; i++) {
         brg__optim_slot *slot = &optim->slots[i];
         brg_release(slot->param);
@@ -195,6 +196,8 @@ size_t brg_optim_state_count(const brg_optim *optim)
 
 const brg_named_tensor *brg_optim_state_at(const brg_optim *optim, size_t i)
 {
+    /* "steps" as they are; if that fails, the next step says it. */
+    (void)brg__optim_skip_settle((brg_optim *)(uintptr_t)optim);
     return i < optim->state.n ? &optim->state.at[i] : NULL;
 }
 

@@ -35,9 +35,13 @@ static void fill_update(brg_optim *optim, size_t i, const brg_tensor *grad,
         .param = (char *)brg__tensor_ptr(slot->param) + at,
         .grad = (const char *)brg__tensor_ptr(grad) + at,
         .master = slot->master ? brg__tensor_ptr(slot->master) : NULL,
+        .found_inf = optim->skip.found_inf
+                         ? brg__tensor_ptr(optim->skip.found_inf)
+                         : NULL,
         .follows = brg_tensor_version(slot->param) != slot->version};
     optim->rule->describe(brg__optim_scalars(optim, i), u);
     steps[i]++;
+    slot->is_counted = true;
     for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
         if (slot->state[k])
             u->state[k] = brg__tensor_ptr(slot->state[k]);
@@ -83,6 +87,9 @@ static brg_status note(brg__words *to, const brg_tensor *t)
 
 brg_status brg__optim_note(const brg_optim *optim, brg__words *state)
 {
+    if (optim->skip.found_inf)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "an optimizer whose steps may be left out");
     for (size_t i = 0; i < optim->n_slots; i++) {
         const brg__optim_slot *slot = &optim->slots[i];
         const bool follows = brg_tensor_version(slot->param) != slot->version;

@@ -41,6 +41,7 @@ typedef struct brg__optim_slot {
     uint32_t version;
     bool is_part; /* a range was given */
     bool has_copy;
+    bool is_counted; /* in the last step, which may have been left out */
     brg_dtype dtype; /* as they were at the start */
     int ndim;
     int64_t shape[BRG_MAX_DIMS];
@@ -68,6 +69,16 @@ typedef struct brg__optim_rule {
                      brg_device_update *filled);
 } brg__optim_rule;
 
+/* Steps that may be left out (skip.c). */
+typedef struct brg__optim_skip {
+    brg_tensor *found_inf; /* retained; NULL: all steps are made */
+    brg_device device;
+    const brg_device_vtable *vtable;
+    void *fetch;     /* the device's: the number of the last step, ... */
+    bool is_pending; /* ... which was not looked at */
+    uint64_t n;      /* were left out */
+} brg__optim_skip;
+
 struct brg_optim {
     const brg__optim_rule *rule;
     union {
@@ -90,6 +101,7 @@ struct brg_optim {
     brg__shared_scalars *shared;
     size_t n_shared;
     brg_device_update *updates;
+    brg__optim_skip skip;
     bool has_warned; /* of a step without any gradient */
 };
 
@@ -102,6 +114,13 @@ const brg__step_scalars *brg__optim_scalars(brg_optim *optim, size_t i);
 brg_status brg__optim_step_devices(brg_optim *optim);
 brg_status brg__optim_check_device(const brg__optim_slot *slot,
                                    const brg_tensor *grad);
+
+/* Before a step: *is_left_out if the host can tell already. */
+brg_status brg__optim_skip_begin(brg_optim *optim, bool *is_left_out);
+/* Takes back what the last step counted, if the device has left it out. */
+brg_status brg__optim_skip_settle(brg_optim *optim);
+/* From now on all steps are made. */
+void brg__optim_skip_end(brg_optim *optim);
 
 /* The places of a sparse gradient, which has no duplicates, alone. `run`: the
  * slot's parameter from its first element on, and the slot's state. */

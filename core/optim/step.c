@@ -265,12 +265,17 @@ static void warn_if_idle(brg_optim *optim)
 static brg_status step(brg_optim *optim)
 {
     const bool is_host = optim->n_order == optim->n_slots;
+    bool is_left_out;
     optim->n_shared = 0;
+    BRG_TRY(brg__optim_skip_settle(optim));
     BRG_TRY(list_runs(optim));
     if (!is_host)
         BRG_TRY(check_devices(optim));
     if (optim->n_runs == 0 && optim->n_slots > 0 && !optim->has_warned)
         warn_if_idle(optim);
+    BRG_TRY(brg__optim_skip_begin(optim, &is_left_out));
+    if (is_left_out)
+        return BRG_OK;
     count_steps(optim);
     update_runs(optim);
     return is_host ? BRG_OK : brg__optim_step_devices(optim);
@@ -317,12 +322,13 @@ static void zero_again(const brg__effect *effect, brg__relaunch *launch)
 brg_status brg_optim_step(brg_optim *optim)
 {
     if (brg__is_traced() && optim)
-        return brg__tracer_defer(&(brg__effect){.name = "optim_step",
-                                                .run = step_later,
-                                                .changes = changes_param,
-                                                .relaunch = step_again,
-                                                .note = note_step,
-                                                .object = optim});
+        return brg__tracer_defer(&(brg__effect){
+            .name = "optim_step",
+            .run = step_later,
+            .changes = changes_param,
+            .relaunch = optim->skip.found_inf ? NULL : step_again,
+            .note = note_step,
+            .object = optim});
     BRG_CHECK_ARG(optim, "brg_optim_step: optim is NULL");
     const brg_status status = step(optim);
     drop_copies(optim);

@@ -127,6 +127,8 @@ BRG_API BRG_NODISCARD brg_status brg_ddp_clip_grad_norm(brg_ddp *ddp,
 
 /* Needs check_finite: brg_reducer_grads_finite of the last reduced backward. */
 BRG_API bool brg_ddp_grads_finite(const brg_ddp *ddp, brg_finite_info *filled);
+/* brg_reducer_found_inf; the same tensor for the life of the ddp. */
+BRG_API brg_tensor *brg_ddp_found_inf(const brg_ddp *ddp);
 
 /* What brg_backward may return because of a ddp, on every rank alike:
  * BRG_ERR_STATE   a parameter got no gradient on some rank, and allow_unused

@@ -85,6 +85,18 @@ BRG_API void brg_optim_destroy(brg_optim *optim);
  * once). Checks all before it changes any; errors name the parameter. */
 BRG_API BRG_NODISCARD brg_status brg_optim_step(brg_optim *optim);
 
+/* Steps to come are left out (they change neither parameters nor state, nor
+ * count) if found_inf, one f32 on the device of the parameters, is not 0 when
+ * they run. With that of brg_ddp_found_inf: on all ranks alike, if gradients of
+ * the step were not finite, and on a GPU without a wait (docs/autocast.md).
+ * Retained; NULL: all steps are made, as at first. Steps are not launched again
+ * as one graph then. */
+BRG_API BRG_NODISCARD brg_status brg_optim_set_found_inf(brg_optim *optim,
+                                                         brg_tensor *found_inf);
+/* How many were left out. On a GPU the last step is not known yet: it is taken
+ * for made until the next. */
+BRG_API uint64_t brg_optim_n_skipped(const brg_optim *optim);
+
 /* Removes the gradients, so that the next backward may hand over its own
  * memory; with keep_memory fills them with zeros instead. */
 BRG_API BRG_NODISCARD brg_status brg_optim_zero_grad(brg_optim *optim,

@@ -268,6 +268,11 @@ typedef struct brg_finite_info {
 BRG_API bool brg_reducer_grads_finite(const brg_reducer *reducer,
                                       brg_finite_info *filled);
 
+/* With check_finite: one f32 where the gradients are, 0 if those of the last
+ * step were finite, the same on every rank; set without a wait, for
+ * brg_optim_set_found_inf. Borrowed; NULL without the option. */
+BRG_API brg_tensor *brg_reducer_found_inf(const brg_reducer *reducer);
+
 /* Bytes and times of the last step count from its first gradient. */
 typedef struct brg_reducer_stats {
     size_t n_params;

@@ -24,8 +24,9 @@ typedef struct model {
     int n_steps;
     brg_pg *pg;
     brg_ddp *ddp;
-    bool looks; /* at gradients, when they are reduced */
-    bool keeps; /* gradients become zeros where they are */
+    bool looks;    /* at gradients, when they are reduced */
+    bool keeps;    /* gradients become zeros where they are */
+    bool may_skip; /* steps whose gradients were not finite */
 } model;
 
 static brg_tensor *there(brg_tensor *t)
@@ -148,7 +149,7 @@ static void one_step(model *m, brg_compiled *compiled, int k, int n, history *h)
     brg_seed(100 + (uint64_t)k);
     in[0] = there(brg_randn(BRG_DTYPE_F32, BRG_SHAPE(n, 5)));
     in[1] = there(brg_randn(BRG_DTYPE_F32, BRG_SHAPE(n, 3)));
-    if (m->looks && k == BAD_STEP)
+    if ((m->looks || m->may_skip) && k == BAD_STEP)
         in[1] = there(brg_full(BRG_DTYPE_F32, BRG_SHAPE(n, 3), INFINITY));
     assert_brg_ok(brg_optim_set_lr(m->optim, 0.1 / (1 + k)));
     assert_brg_ok(compiled ? brg_compiled_call(compiled, in, 2, &out, 1)
@@ -174,10 +175,14 @@ static void distribute(model *m, brg_ddp_buffers sync)
     brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
     options.first_bucket_bytes = options.bucket_bytes = 64;
     options.sync_buffers = sync;
-    options.check_finite = options.measure_norm = m->looks;
+    options.check_finite = m->looks || m->may_skip;
+    options.measure_norm = m->looks;
     m->pg = group_there();
     assert_brg_ok(
         brg_ddp_create(&m->ddp, m->pg, m->p, N_PARAMS, &m->seen, 1, &options));
+    if (m->may_skip)
+        assert_brg_ok(
+            brg_optim_set_found_inf(m->optim, brg_ddp_found_inf(m->ddp)));
 }
 
 static void end_distribution(model *m)
@@ -194,7 +199,7 @@ static void end_distribution(model *m)
 }
 
 typedef struct variant {
-    bool is_adamw, zeroes_first, has_ddp, looks;
+    bool is_adamw, zeroes_first, has_ddp, looks, may_skip;
     brg_ddp_buffers sync;
     double dropout;
     brg_status (*end)(model *m);
@@ -208,6 +213,7 @@ static void run(const variant *v, bool is_compiled, history *h)
     m.zeroes_first = v->zeroes_first;
     m.dropout = v->dropout;
     m.looks = v->looks;
+    m.may_skip = v->may_skip;
     m.end = v->end ? v->end : end_plainly;
     if (v->has_ddp)
         distribute(&m, v->sync);
@@ -553,6 +559,16 @@ static void test_relaunch__clipping_needs_the_host(void **state)
     expect_skip("the host has to act: clip_grad_norm");
 }
 
+/* The host counts steps, and hears a step later that one was left out. */
+static void test_relaunch__steps_that_may_be_left_out(void **state)
+{
+    (void)state;
+    brg_compile_stats s = check(&(variant){.has_ddp = true, .may_skip = true});
+    assert_int_equal(s.replay_launches, 0);
+    assert_int_equal(s.replay_skips, 1);
+    expect_skip("the host has to act: optim_step");
+}
+
 static void test_relaunch__dropout_draws_at_each_run(void **state)
 {
     (void)state;
@@ -665,6 +681,7 @@ int main(void)
         scoped_test(test_relaunch__backwards),
         scoped_test(test_relaunch__a_gradient_of_a_backward_stays),
         scoped_test(test_relaunch__clipping_needs_the_host),
+        scoped_test(test_relaunch__steps_that_may_be_left_out),
         scoped_test(test_relaunch__dropout_draws_at_each_run),
         scoped_test(test_relaunch__a_copy_to_the_host_in_the_middle),
         scoped_test(test_relaunch__a_hook_at_a_leaf),

@@ -9,6 +9,8 @@
 #include <brigade/recover.h>
 #include <brigade/shard.h>
 
+#include <math.h>
+
 #include "core/base/error.h"
 #include "tests/compile/chains.h"
 
@@ -21,6 +23,7 @@ typedef struct world {
     brg_optim *optim;
     brg_optim_range range;
     brg_status (*asks)(struct world *v);
+    bool may_skip; /* updates with gradients that are not finite */
 } world;
 
 static void make(world *v, bool is_sharded)
@@ -121,14 +124,20 @@ static brg_status refreshes(world *v)
 
 /* ---- Checks ----------------------------------------------------------------------- */
 
-enum { N_CALLS = 4 };
+enum { N_CALLS = 4, BAD_CALL = 2 };
 
 static void train(world *v, brg_compiled *c, double *w)
 {
     brg_tensor *x = brg_full(BRG_DTYPE_F32, BRG_SHAPE(2, 3), 0.25), *y;
-    for (int i = 0; i < N_CALLS; i++)
+    if (v->may_skip)
+        assert_brg_ok(
+            brg_optim_set_found_inf(v->optim, brg_ddp_found_inf(v->ddp)));
+    for (int i = 0; i < N_CALLS; i++) {
+        const bool is_bad = v->may_skip && i == BAD_CALL;
+        assert_brg_ok(brg_fill_(x, is_bad ? INFINITY : 0.25));
         assert_brg_ok(c ? brg_compiled_call(c, &x, 1, &y, 1)
                         : steps(&x, 1, &y, 1, v));
+    }
     for (int i = 0; i < 6; i++)
         w[i] = element(v->w, i);
 }
@@ -175,6 +184,28 @@ static void test_whole_ddp__what_a_plan_would_not_repeat(void **state)
     check(refreshes, false, "brg_ddp_refresh");
 }
 
+/* The plan's update knows what became of its backward. */
+static void test_whole_ddp__a_bad_update_is_left_out(void **state)
+{
+    (void)state;
+    double weights[2][6];
+    for (int k = 0; k < 2; k++) {
+        world v = {.asks = nothing, .may_skip = true};
+        brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+        brg_compiled *c = NULL;
+        options.whole = options.fullgraph = true;
+        make(&v, false);
+        if (k)
+            assert_brg_ok(brg_compiled_create(&c, steps, &v, &options));
+        train(&v, c, weights[k]);
+        assert_int_equal(brg_optim_n_skipped(v.optim), 1);
+        brg_compiled_destroy(c);
+        unmake(&v);
+    }
+    assert_true(isfinite(weights[0][0]));
+    assert_memory_equal(weights[0], weights[1], sizeof weights[0]);
+}
+
 static void test_whole_ddp__sharded_state(void **state)
 {
     (void)state;
@@ -185,6 +216,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         scoped_test(test_whole_ddp__what_a_plan_would_not_repeat),
+        scoped_test(test_whole_ddp__a_bad_update_is_left_out),
         scoped_test(test_whole_ddp__sharded_state),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

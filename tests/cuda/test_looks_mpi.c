@@ -175,7 +175,10 @@ static brg_status model_make(model *m, brg_pg *pg, size_t bucket)
     return brg_ddp_create(&m->ddp, pg, m->list, N_PARAMS, NULL, 0, &options);
 }
 
-/* The gradient of each parameter p of rank r in step s is (1 + r) (1 + s) p. */
+#define SPOILT (-1)
+
+/* The gradient of each parameter p of rank r in step s is (1 + r) (1 + s) p;
+ * infinite if the step is SPOILT. */
 static brg_status model_backward(model *m, int step)
 {
     brg_scope *scope = brg_scope_begin();
@@ -189,25 +192,37 @@ static brg_status model_backward(model *m, int step)
         loss = loss ? brg_add(loss, term) : term;
     }
     if (status == BRG_OK)
-        status = brg_backward(
-            brg_mul_scalar(loss, (double)((1 + rank) * (1 + step))));
+        status = brg_backward(brg_mul_scalar(
+            loss,
+            step == SPOILT ? INFINITY : (double)((1 + rank) * (1 + step))));
     brg_scope_end(scope);
+    return status;
+}
+
+static brg_status read_one(brg_tensor *t, float *values, size_t *n)
+{
+    const size_t numel = (size_t)brg_tensor_numel(t);
+    brg_scope *scope = brg_scope_begin();
+    brg_status status = brg_tensor_read(brg_cast(brg_detach(t), BRG_DTYPE_F32),
+                                        values + *n, numel * sizeof *values);
+    brg_scope_end(scope);
+    *n += numel;
     return status;
 }
 
 static brg_status gradients(const model *m, float *values, size_t *n)
 {
     *n = 0;
-    for (int i = 0; i < N_PARAMS; i++) {
-        brg_tensor *grad = brg_tensor_grad(m->list[i]);
-        brg_scope *scope = brg_scope_begin();
-        brg_status status =
-            brg_tensor_read(brg_cast(grad, BRG_DTYPE_F32), values + *n,
-                            (size_t)brg_tensor_numel(grad) * sizeof *values);
-        brg_scope_end(scope);
-        BRG_TRY(status);
-        *n += (size_t)brg_tensor_numel(grad);
-    }
+    for (int i = 0; i < N_PARAMS; i++)
+        BRG_TRY(read_one(brg_tensor_grad(m->list[i]), values, n));
+    return BRG_OK;
+}
+
+static brg_status read_params(const model *m, float *values)
+{
+    size_t n = 0;
+    for (int i = 0; i < N_PARAMS; i++)
+        BRG_TRY(read_one(m->list[i], values, &n));
     return BRG_OK;
 }
 
@@ -279,6 +294,77 @@ static void test_looks__clipping_by_the_norm_of_buckets(void **state)
     on_gpus(norm_body);
 }
 
+/* ---- Steps that are left out ------------------------------------------------------ */
+
+#define N_TRAIN_STEPS 10
+
+static bool is_bad(int step)
+{
+    return step == 0 || step == 4 || step == 5;
+}
+
+static brg_status train_step(model *m, brg_optim *optim, int step, bool asks)
+{
+    const bool spoils = is_bad(step) && rank == step % n_ranks;
+    BRG_TRY(model_backward(m, spoils ? SPOILT : step));
+    BRG_TRY(brg_scale_grad(m->params, 0.01));
+    if (!asks || brg_ddp_grads_finite(m->ddp, NULL))
+        BRG_TRY(brg_optim_step(optim));
+    return brg_optim_zero_grad(optim, false);
+}
+
+/* The host asks before each step, or the GPU leaves out the bad ones. */
+static brg_status train(model *m, bool asks, float *values)
+{
+    brg_optim *optim;
+    brg_device_counts before = {0}, after;
+    BRG_TRY(brg_optim_create_adamw(&optim, m->params, NULL));
+    brg_status status =
+        asks ? BRG_OK
+             : brg_optim_set_found_inf(optim, brg_ddp_found_inf(m->ddp));
+    for (int step = 0; status == BRG_OK && step < N_TRAIN_STEPS; step++) {
+        if (step == 3)
+            status = brg_device_get_counts(mine(), &before);
+        if (status == BRG_OK)
+            status = train_step(m, optim, step, asks);
+    }
+    if (status == BRG_OK)
+        status = brg_device_get_counts(mine(), &after);
+    (void)brg_optim_state_at(optim, 0); /* what became of the last step */
+    const int n = (int)brg_optim_n_skipped(optim);
+    brg_optim_destroy(optim);
+    BRG_TRY(status);
+    RANK_CHECK(n == (asks ? 0 : 3), "%d steps were left out", n);
+    RANK_CHECK(asks || after.n_waits == before.n_waits, "%d waits",
+               (int)(after.n_waits - before.n_waits));
+    return read_params(m, values);
+}
+
+static brg_status left_out_body(brg_pg *pg)
+{
+    memset(by_ddp, 0, sizeof by_ddp);
+    memset(by_all, 0, sizeof by_all);
+    for (int k = 0; k < 2; k++) {
+        model m = {NULL};
+        brg_status status = model_make(&m, pg, 30000);
+        if (status == BRG_OK)
+            status = train(&m, k == 0, k == 0 ? by_all : by_ddp);
+        brg_ddp_destroy(m.ddp);
+        brg_params_destroy(m.params);
+        BRG_TRY(status);
+    }
+    RANK_CHECK(memcmp(by_ddp, by_all, sizeof by_ddp) == 0, "other bits");
+    for (size_t i = 0; i < MAX_VALUES; i++)
+        RANK_CHECK(isfinite(by_ddp[i]), "a bad step was made");
+    return ranks_same_bits(over, by_ddp, sizeof by_ddp);
+}
+
+static void test_looks__bad_steps_are_left_out(void **state)
+{
+    (void)state;
+    on_gpus(left_out_body);
+}
+
 int main(int argc, char **argv)
 {
     int status = gpu_ranks_begin(argc, argv);
@@ -289,6 +375,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_looks__loss_scaling),
         cmocka_unit_test(test_looks__raw_buffers),
         cmocka_unit_test(test_looks__clipping_by_the_norm_of_buckets),
+        cmocka_unit_test(test_looks__bad_steps_are_left_out),
     };
     return gpu_ranks_end(
         cmocka_run_group_tests_name("looks", tests, NULL, NULL));

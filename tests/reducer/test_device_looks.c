@@ -271,6 +271,214 @@ static void test_device_looks__norms_of_shards(void **state)
     run_bare(clips_shards);
 }
 
+/* ---- Steps that are left out ---------------------------------------------------------- */
+
+#define N_TRAINED 3 /* the last parameter is not row-major */
+#define N_TRAIN_STEPS 9
+
+static double element(const void *x, size_t i, brg_dtype dtype)
+{
+    return ranks_load(at(x), i, dtype);
+}
+
+/* AdamW of the i-th element, as a device's kernel would do it. */
+static void adamw_element(const brg_device_update *u, size_t i)
+{
+    const brg_dtype wide =
+        u->dtype == BRG_DTYPE_F64 ? BRG_DTYPE_F64 : BRG_DTYPE_F32;
+    const double *f = u->f, g = element(u->grad, i, u->dtype);
+    void *m = at(u->state[0]), *v = at(u->state[1]);
+    double p = element(u->param, i, u->dtype);
+    if (u->master) {
+        uint16_t rounded;
+        const double master = element(u->master, i, wide);
+        ranks_store(&rounded, 0, u->dtype, master);
+        if (!u->follows || ranks_load(&rounded, 0, u->dtype) == p)
+            p = master;
+    }
+    ranks_store(m, i, wide, f[1] * ranks_load(m, i, wide) + (1 - f[1]) * g);
+    ranks_store(v, i, wide, f[2] * ranks_load(v, i, wide) + (1 - f[2]) * g * g);
+    p = f[0] * p - f[3] * ranks_load(m, i, wide) /
+                       (sqrt(ranks_load(v, i, wide)) * f[4] + f[5]);
+    if (u->master)
+        ranks_store(at(u->master), i, wide, p);
+    ranks_store(at(u->param), i, u->dtype, p);
+}
+
+static brg_status adamw_there(brg_device device,
+                              const brg_device_update *updates, size_t n)
+{
+    (void)device;
+    for (size_t k = 0; k < n; k++) {
+        const brg_device_update *u = &updates[k];
+        for (size_t i = 0; i < u->numel; i++)
+            if (!u->found_inf || *(const float *)at(u->found_inf) == 0)
+                adamw_element(u, i);
+    }
+    return BRG_OK;
+}
+
+static bool is_bad_step(int step)
+{
+    return step == 0 || step == 3 || step == 4 || step == 7;
+}
+
+/* In bad steps one rank's gradients are infinite. */
+static brg_status train_backward(world *w, int step)
+{
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *loss = NULL;
+    for (size_t i = 0; i < N_TRAINED; i++) {
+        brg_tensor *term = brg_cast(
+            brg_sum_all(brg_mul(w->params[i], constant(w->rank, step, i))),
+            BRG_DTYPE_F32);
+        loss = loss ? brg_add(loss, term) : term;
+    }
+    if (is_bad_step(step) && w->rank == step % w->n)
+        loss = brg_mul_scalar(loss, INFINITY);
+    brg_status status = brg_backward(loss);
+    brg_scope_end(scope);
+    return status;
+}
+
+/* A parameter that the program changes before a step that is left out: its
+ * master copy follows in the next. */
+static brg_status change_one(world *w)
+{
+    const bool was = brg_grad_mode_set(false);
+    const brg_status status = brg_fill_(w->params[2], 0.5);
+    (void)brg_grad_mode_set(was);
+    return status;
+}
+
+static bool leaves_to_device;
+static double by_host[4][N_TRAINED * 80]; /* by the number of ranks */
+
+static brg_status train_steps(world *w, brg_optim *optim)
+{
+    if (leaves_to_device)
+        BRG_TRY(brg_optim_set_found_inf(optim, brg_ddp_found_inf(w->ddp)));
+    for (int step = 0; step < N_TRAIN_STEPS; step++) {
+        if (step == 4)
+            BRG_TRY(change_one(w));
+        BRG_TRY(train_backward(w, step));
+        if (leaves_to_device || brg_ddp_grads_finite(w->ddp, NULL))
+            BRG_TRY(brg_optim_step(optim));
+        BRG_TRY(brg_optim_zero_grad(optim, false));
+    }
+    const brg_named_tensor *steps = NULL;
+    for (size_t i = 0; i < brg_optim_state_count(optim); i++)
+        if (strcmp(brg_optim_state_at(optim, i)->name, "steps") == 0)
+            steps = brg_optim_state_at(optim, i);
+    const int64_t *counts = brg_tensor_data(steps->tensor);
+    RANK_CHECK(counts[0] == N_TRAIN_STEPS - 4 && counts[2] == counts[0],
+               "%d steps were counted", (int)counts[0]);
+    RANK_CHECK(brg_optim_n_skipped(optim) == (leaves_to_device ? 4 : 0),
+               "%d steps were left out", (int)brg_optim_n_skipped(optim));
+    return BRG_OK;
+}
+
+static brg_status check_trained(world *w)
+{
+    double got[N_TRAINED * 80] = {0}, *want = by_host[w->n - 1];
+    for (size_t i = 0; i < N_TRAINED; i++) {
+        brg_scope *scope = brg_scope_begin();
+        brg_status status =
+            brg_tensor_read(brg_cast(brg_detach(w->params[i]), BRG_DTYPE_F64),
+                            got + 80 * i, numel(i) * sizeof *got);
+        brg_scope_end(scope);
+        BRG_TRY(status);
+    }
+    if (!leaves_to_device && w->rank == 0)
+        memcpy(want, got, sizeof got);
+    RANK_CHECK(isfinite(got[0]), "a bad step was made");
+    RANK_CHECK(!leaves_to_device || memcmp(want, got, sizeof got) == 0,
+               "rank %d of %d: other bits", w->rank, w->n);
+    return ranks_same_bits(w->pg, got, sizeof got);
+}
+
+static brg_status trains(world *w, const run *r)
+{
+    brg_params *params = NULL;
+    brg_optim *optim = NULL;
+    BRG_TRY(brg_ddp_create(&w->ddp, w->pg, w->params, N_TRAINED, NULL, 0,
+                           &r->options));
+    BRG_TRY(brg_params_create(&params));
+    brg_status status = BRG_OK;
+    for (size_t i = 0; i < N_TRAINED && status == BRG_OK; i++)
+        status = brg_params_add(params, brg_tensor_name(w->params[i]),
+                                w->params[i], BRG_PARAM_TRAINED);
+    if (status == BRG_OK)
+        status = brg_optim_create_adamw(&optim, params, NULL);
+    if (status == BRG_OK)
+        status = train_steps(w, optim);
+    if (status == BRG_OK)
+        status = check_trained(w);
+    brg_optim_destroy(optim);
+    brg_params_destroy(params);
+    brg_ddp_destroy(w->ddp);
+    w->ddp = NULL;
+    return status;
+}
+
+/* The device leaves out what the host would; so does the host, asked to. */
+static void test_device_looks__bad_steps_are_left_out(void **state)
+{
+    (void)state;
+    run r = make_run(trains);
+    r.is_bare = true;
+    r.options.check_finite = true;
+    dtypes[2] = BRG_DTYPE_BF16;
+    fake.update = adamw_there;
+    for (int k = 0; k < 2; k++) {
+        leaves_to_device = k == 1;
+        run_worlds(&r);
+    }
+    fake.update = NULL;
+    dtypes[2] = BRG_DTYPE_F32;
+}
+
+static brg_status made_by_hook(world *w, const run *r)
+{
+    brg_comm_hook *hook;
+    brg_ddp_options options = r->options;
+    BRG_TRY(brg_comm_hook_create_cast(&hook, BRG_DTYPE_F16, false));
+    options.hook = hook;
+    brg_status status =
+        brg_ddp_create(&w->ddp, w->pg, w->params, N_PARAMS, NULL, 0, &options);
+    for (int step = 0; step < 4 && status == BRG_OK; step++) {
+        double number = -1;
+        brg_scope *scope = brg_scope_begin();
+        brg_tensor *loss = brg_sum_all(w->params[0]);
+        for (size_t i = 1; i < N_PARAMS; i++)
+            loss = brg_add(loss,
+                           brg_cast(brg_sum_all(w->params[i]), BRG_DTYPE_F32));
+        /* Finite, but not in 16 bits. */
+        status = brg_backward(brg_mul_scalar(loss, step == 2 ? 1e6 : 1));
+        if (status == BRG_OK)
+            status = brg_tensor_item(brg_ddp_found_inf(w->ddp), &number);
+        if (status == BRG_OK)
+            status = zero(w);
+        brg_scope_end(scope);
+        if (status == BRG_OK && (number != 0) != (step == 2))
+            status = brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__,
+                                   "step %d: found_inf is %g", step, number);
+    }
+    brg_ddp_destroy(w->ddp);
+    w->ddp = NULL;
+    brg_comm_hook_destroy(hook);
+    return status;
+}
+
+static void test_device_looks__hooks_make_some_too(void **state)
+{
+    (void)state;
+    run r = make_run(made_by_hook);
+    r.is_bare = true;
+    r.options.check_finite = true;
+    run_worlds(&r);
+}
+
 /* ---- What it costs ------------------------------------------------------------------------ */
 
 static brg_status barrier(world *w)
@@ -340,6 +548,8 @@ int main(void)
         TEST(test_device_looks__at_every_element),
         TEST(test_device_looks__clipping_by_the_norm_of_buckets),
         TEST(test_device_looks__norms_of_shards),
+        TEST(test_device_looks__bad_steps_are_left_out),
+        TEST(test_device_looks__hooks_make_some_too),
         TEST(test_device_looks__the_host_waits_for_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -200,7 +200,8 @@ static void update_now(const brg_device_update *updates, size_t n)
 {
     for (size_t k = 0; k < n; k++)
         for (size_t i = 0; i < updates[k].numel; i++)
-            update_element(&updates[k], i);
+            if (!updates[k].found_inf || *updates[k].found_inf == 0)
+                update_element(&updates[k], i);
 }
 
 static brg_status record_update(brg_device device,

@@ -16,7 +16,7 @@
 
 BRG_BEGIN_DECLS
 
-#define BRG_DEVICE_ABI 7
+#define BRG_DEVICE_ABI 8
 
 /* ---- What the library lends ------------------------------------------------ */
 
@@ -60,6 +60,8 @@ typedef struct brg_device_update {
     void *state[2]; /* NULL: the rule has none */
     void *master;   /* of 16-bit parameters, else NULL */
     bool follows;   /* where master does not round to param, it takes param */
+    /* On the device; if it is not NULL, and not 0, nothing is changed. */
+    const float *found_inf;
     double f[6];
     size_t slot; /* of the optimizer */
 } brg_device_update;
