@@ -260,17 +260,15 @@ typedef struct brg_finite_info {
  * packed, and what was found rides on the last bucket. `filled` (may be NULL)
  * says where. True before the first step and without the option.
  *
- * On a GPU the gradients are looked at when their bucket is started, and this
- * waits until the step is known on all ranks, as brg_reducer_confirm does; if
- * that fails it is false, n_ranks 0, and the next backward or confirm says
- * why. Averages of f16 are held to the largest number less two units in its
- * last place for each rank, since each rank's part is rounded there. */
+ * On a GPU this waits until the step is known, as brg_reducer_confirm does; if
+ * that fails it is false, n_ranks 0, and the next step or confirm says why.
+ * Averages of f16 are held there to the largest number less two units in its
+ * last place for each rank, whose part is rounded. */
 BRG_API bool brg_reducer_grads_finite(const brg_reducer *reducer,
                                       brg_finite_info *filled);
 
-/* With check_finite: one f32 where the gradients are, 0 if those of the last
- * step were finite, the same on every rank; set without a wait, for
- * brg_optim_set_found_inf. Borrowed; NULL without the option. */
+/* The same as one f32 where the gradients are, 0 if they were finite, set without
+ * a wait: for brg_optim_set_found_inf. Borrowed; NULL without check_finite. */
 BRG_API brg_tensor *brg_reducer_found_inf(const brg_reducer *reducer);
 
 /* Bytes and times of the last step count from its first gradient. */
