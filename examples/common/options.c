@@ -86,7 +86,10 @@ static const struct argp_option option_rows[] = {
      "size, or measured: chosen after six steps for this network", 3},
     {"eval-only", KEY_EVAL_ONLY, 0, 0, "Do not train", 3},
     {"compile", KEY_COMPILE, "WHAT", OPTION_ARG_OPTIONAL,
-     "Capture and replay: backward (default), or the whole step", 3},
+     "Capture and replay: backward (default); step: the whole one, with the "
+     "bits "
+     "of eager ones; fused: with kernels of its own, quicker, other last bits",
+     3},
     {"no-progress", KEY_NO_PROGRESS, 0, 0, "Only the lines of epochs", 3},
     {0}};
 
@@ -193,10 +196,22 @@ static void choose_buckets(const struct argp_state *state, const char *text,
         options_choice(state, "--buckets", text, names) == names[1];
 }
 
+/* What WHAT stands for; the first one where it is left out. */
+static void choose_compiled(const struct argp_state *state, const char *text,
+                            train_options *options)
+{
+    static const char *const names[] = {"backward", "step", "fused", NULL};
+    const char *name = text == NULL
+                           ? names[0]
+                           : options_choice(state, "--compile", text, names);
+    options->is_compiled = name == names[0];
+    options->is_step_compiled = !options->is_compiled;
+    options->is_fused = name == names[2];
+}
+
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
     static const char *const optimizers[] = {"sgd", "adamw", NULL};
-    static const char *const compiled[] = {"backward", "step", NULL};
     train_options *options = state->input;
     switch (key) {
     case KEY_DATA:
@@ -240,10 +255,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         options->leaves = options_int(state, "--leaves", arg, 1, 4096);
         return 0;
     case KEY_COMPILE:
-        arg = arg == NULL ? "backward" : arg;
-        options->is_step_compiled =
-            options_choice(state, "--compile", arg, compiled) == compiled[1];
-        options->is_compiled = !options->is_step_compiled;
+        choose_compiled(state, arg, options);
         return 0;
     case KEY_EVAL_ONLY:
         options->is_eval_only = true;

@@ -31,7 +31,8 @@ typedef struct train_options {
     bool is_reproducible;
     bool is_eval_only;
     bool is_compiled;      /* backward by a captured plan */
-    bool is_step_compiled; /* or the whole step */
+    bool is_step_compiled; /* or the whole step, */
+    bool is_fused;         /* with kernels of its own */
     bool is_quiet;         /* no progress */
     bool has_measured_buckets;
 } train_options;

@@ -612,13 +612,16 @@ brg_status train(train_result *out, const train_task *task,
     brg_compile_options compile = BRG_COMPILE_OPTIONS_INIT;
     compile.fullgraph = true; /* rather an error than eager unnoticed */
     compile.whole = true;
+    if (options->is_fused)
+        compile.backend = BRG_COMPILE_BACKEND_FUSED;
     /* a backward alone is not quicker when it is launched */
     compile.replay =
         options->is_step_compiled && brg_device_get().type != BRG_DEVICE_CPU;
     if (options->is_step_compiled && options->leaves > 0)
         return brg_error_set(BRG_ERR_ARG, __FILE__, __LINE__,
-                             "--compile=step: a step of leaves has a backward "
-                             "for each, whose number differs between ranks");
+                             "--compile=%s: a step of leaves has a backward "
+                             "for each, whose number differs between ranks",
+                             options->is_fused ? "fused" : "step");
     if (options->is_compiled)
         BRG_TRY(brg_compile_begin(&scope, &compile));
     if (options->is_step_compiled)

@@ -3,9 +3,12 @@
 """The GPT trainer as a program, on a small made-up text."""
 import json
 import math
+import os
 import random
+import shutil
 import struct
 import unittest
+import unittest.mock
 
 from support import GPT, ProgramTest, write_text
 
@@ -62,6 +65,22 @@ class GptTest(ProgramTest):
                     plan = self.train("--steps", 4, flag, ranks=ranks)
                     self.assertEqual(eager.result["params_hash"],
                                      plan.result["params_hash"], flag)
+
+    def test_fused_to_the_last_bits(self):
+        """With kernels that the system's compiler makes, where there is one."""
+        cache = self.folder / "kernels"
+        with unittest.mock.patch.dict(os.environ,
+                                      BRG_COMPILE_CACHE=str(cache)):
+            for ranks in 0, 2:
+                found = []
+                for flag in (), ("--compile=fused",):
+                    log = self.folder / f"losses{len(flag)}"
+                    self.train("--steps", 12, "--log-losses", log, *flag,
+                               ranks=ranks)
+                    found.append(log)
+                self.assert_losses_close(*found, 1e-4)
+        if shutil.which("cc"):
+            self.assertTrue(list(cache.glob("*.so")), "there are no kernels")
 
     def test_one_hash_at_any_world_size(self):
         hashes = set()

@@ -62,6 +62,17 @@ class GpuTest(ProgramTest):
                            "--compile=step")
         self.assertEqual(eager, step)
 
+    def test_fused_steps_differ_in_last_bits(self):
+        text = write_text(self.folder / "text")
+        for ranks in RANKS:
+            found = []
+            for flag in (), ("--compile=fused",):
+                log = self.folder / f"losses{ranks}-{len(flag)}"
+                self.good(GPT, "--data", text, *SMALL, "--steps", 12, *flag,
+                          "--log-losses", log, ranks=ranks)
+                found.append(log)
+            self.assert_losses_close(*found, 1e-3)
+
     def test_one_hash_on_one_gpu_and_on_two(self):
         how = "--reduction", "reproducible"
         text = write_text(self.folder / "text")
