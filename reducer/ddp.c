@@ -370,7 +370,7 @@ void brg_ddp_destroy(brg_ddp *ddp)
         if (p->hook)
             brg__autograd_of(p->leaf)->home = NULL;
         brg_release(p->kept);
-        brg__mem_free(p->sum);
+        brg__ddp_sum_drop(p);
         brg__ddp_view_drop(p);
     }
     brg__shard_detach(ddp);

@@ -30,9 +30,10 @@ typedef struct brg__ddp_param {
     brg_tensor *home; /* owned: where a backward puts it; often the view */
     brg_tensor *kept; /* owned: what was in the slot of an unused one */
     brg_hook *hook;
-    float *sum;     /* owned: of micro-batches (ddp_sum.c); NULL: in .grad */
-    bool has_sum;   /* it holds some */
-    bool is_used;   /* got a gradient since the last reduction */
+    float *sum;   /* owned, on the leaf's device: of micro-batches (ddp_sum.c);
+                       NULL: in .grad */
+    bool has_sum; /* it holds some */
+    bool is_used; /* got a gradient since the last reduction */
     bool is_coming; /* a plan makes it; of the last brg__reduction_ops.expect */
     bool is_written;  /* a plan has said that the result is there */
     uint32_t n_fires; /* of its hook in a step; see ddp->graph */
@@ -180,10 +181,11 @@ void brg__ddp_leaf_place(brg_ddp *ddp);
 
 /* With options.accumulate_f32. */
 brg_status brg__ddp_sum_make(brg__ddp_param *p);
+void brg__ddp_sum_drop(brg__ddp_param *p);
 /* .grad of a backward that is not reduced goes into the sum. */
 brg_status brg__ddp_sum_add(brg__ddp_param *p);
 /* The sum and what is in the home, rounded, into the home. */
-void brg__ddp_sum_finish(brg__ddp_param *p);
+brg_status brg__ddp_sum_finish(brg__ddp_param *p);
 /* Those of parameters that both have. */
 void brg__ddp_sums_move(brg_ddp *to, brg_ddp *from);
 

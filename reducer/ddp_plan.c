@@ -75,7 +75,7 @@ static const char *in_the_way(const brg_ddp *ddp)
     if (!ddp->is_sync || r->broken.code != BRG_OK)
         return "reductions are off";
     if (r->options.hook || brg__has_leaves(r) || ddp->options.shard ||
-        ddp->options.grads_apart)
+        ddp->options.grads_apart || ddp->options.accumulate_f32)
         return "the reducer's options need the host";
     return ddp->n_buffers > 0 && ddp->options.sync_buffers && r->n_cargo == 0
                ? "buffers are sent by themselves"

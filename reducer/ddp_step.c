@@ -59,7 +59,7 @@ static brg_status settle_param(brg__ddp_param *p)
     if (grad == p->view && !p->is_used)
         BRG_TRY(keep_slot(p));
     BRG_TRY(brg__ddp_pack(p, grad));
-    brg__ddp_sum_finish(p);
+    BRG_TRY(brg__ddp_sum_finish(p));
     return brg__reducer_arrive(p->ddp->reducer, p->index,
                                p->is_used && has_gradient);
 }
@@ -277,7 +277,7 @@ brg_status brg__ddp_take(brg__ddp_param *p)
         return brg__ddp_leaf_gradient(p, grad);
     BRG_TRY(brg__reducer_expect(p->ddp->reducer, p->index));
     BRG_TRY(brg__ddp_pack(p, grad));
-    brg__ddp_sum_finish(p);
+    BRG_TRY(brg__ddp_sum_finish(p));
     if (!grad)
         brg__ddp_remember_late(p);
     else if (grad != p->view && !p->ddp->options.grads_apart)

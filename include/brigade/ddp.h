@@ -49,8 +49,8 @@ typedef struct brg_ddp_options {
      * gradient, and unused ones at once. Another count is an error. */
     bool static_graph;
     /* After each reduced backward, as they are when its last gradient is
-     * there. They ride on the last bucket (docs/tail.md); on a GPU, or if they
-     * take more than 2 MiB of it, each is sent by itself. */
+     * there. They ride on the last bucket (docs/tail.md); if they take more
+     * than 2 MiB of it, each is sent by itself. */
     brg_ddp_buffers sync_buffers;
     bool shard;                /* sharded optimizer state: shard.h */
     brg_bucket_choice buckets; /* as for the reducer */
@@ -62,8 +62,7 @@ typedef struct brg_ddp_options {
     /* 16-bit gradients of backwards with reductions off (brg_ddp_set_sync) are
      * added up in f32, in memory of the ddp, and rounded once when they are
      * reduced: .grad is NULL in between (so brg_optim_zero_grad drops nothing),
-     * and the average afterwards. One f32 an element. In host memory; not with
-     * grads_apart. */
+     * and the average afterwards. One f32 an element. Not with grads_apart. */
     bool accumulate_f32;
 } brg_ddp_options;
 

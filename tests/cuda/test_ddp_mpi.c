@@ -6,6 +6,7 @@
 #include "core/tensor/device.h"
 #include "tests/reducer/average_checks.h"
 #include "tests/reducer/collectives_checks.h"
+#include "tests/reducer/sum_checks.h"
 
 #include "tests/cuda/gpu_ranks.h"
 
@@ -278,6 +279,18 @@ static void test_ddp__buffers_cost_no_wait(void **state)
     brg_pg_destroy(pg);
 }
 
+/* Of 16-bit gradients, added up in f32. */
+static void test_ddp__micro_batches(void **state)
+{
+    (void)state;
+    brg_pg *pg;
+    assert_brg_ok(brg_nccl_create(&pg, over, mine()));
+    assert_brg_ok(brg_device_set(mine()));
+    assert_brg_ok(check_sums(pg));
+    assert_brg_ok(brg_device_set(CPU));
+    brg_pg_destroy(pg);
+}
+
 static void test_ddp__periodic_averaging(void **state)
 {
     (void)state;
@@ -427,6 +440,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_ddp__buffers_are_those_of_the_cpu),
         cmocka_unit_test(test_ddp__buffers_ride_with_all_their_bits),
         cmocka_unit_test(test_ddp__buffers_cost_no_wait),
+        cmocka_unit_test(test_ddp__micro_batches),
         cmocka_unit_test(test_ddp__periodic_averaging),
     };
     return gpu_ranks_end(cmocka_run_group_tests_name("ddp", tests, NULL, NULL));

@@ -27,7 +27,7 @@
 /* Each rank has a device of its own; the memory is one. */
 #define THERE(rank) ((brg_device){BRG_DEVICE_CUDA, (int16_t)(rank)})
 #define HOME ((brg_device){BRG_DEVICE_CPU, 0})
-#define N_BYTES ((size_t)64 << 20)
+#define N_BYTES ((size_t)256 << 20)
 #define N_ASKS 3 /* until a fetched value is there */
 
 /* ---- The device ----------------------------------------------------------------- */
@@ -523,6 +523,8 @@ static inline void run_worlds(run *r)
         for (int later = 0; later < 2; later++) { /* with fetch, without */
             set_fetch(later);
             assert_brg_ok(brg_sim_run(n, NULL, on_rank, r));
+            if (n_blocks == 0)
+                n_taken = 0; /* all of it is free again */
         }
 }
 

@@ -4,6 +4,7 @@
 
 #include "tests/reducer/average_checks.h"
 #include "tests/reducer/made_up_device.h"
+#include "tests/reducer/sum_checks.h"
 
 /* ---- Hooks, and functions that talk ------------------------------------------------------ */
 
@@ -96,6 +97,22 @@ static void test_device_features__synchronised_norms(void **state)
 {
     (void)state;
     run r = make_run(norms);
+    r.is_bare = true;
+    run_worlds(&r);
+}
+
+/* ---- Micro-batches of 16 bits, added up in f32 -------------------------------------------- */
+
+static brg_status sums_there(world *w, const run *r)
+{
+    (void)r;
+    return check_sums(w->pg);
+}
+
+static void test_device_features__micro_batches_of_halves_in_f32(void **state)
+{
+    (void)state;
+    run r = make_run(sums_there);
     r.is_bare = true;
     run_worlds(&r);
 }
@@ -550,6 +567,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_device_features__travel_in_16_bits),
         TEST(test_device_features__synchronised_norms),
+        TEST(test_device_features__micro_batches_of_halves_in_f32),
         TEST(test_device_features__periodic_averaging),
         TEST(test_device_features__sum_leaves_alike),
         TEST(test_device_features__a_norm_tells_what_is_not_finite),
