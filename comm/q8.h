@@ -22,14 +22,7 @@
 #include <brigade/ext/backend.h>
 
 #include "core/base/dtype.h"
-
-#define BRG__Q8_NBYTES ((size_t)64) /* of a block */
-#define BRG__Q8_N ((size_t)60)      /* elements of one */
-
-static inline size_t brg__q8_blocks(size_t count)
-{
-    return count / BRG__Q8_N + (count % BRG__Q8_N != 0);
-}
+#include "core/base/q8_block.h"
 
 /* n elements to brg__q8_blocks(n) blocks, to nearest; what is missing of the
  * last is zero. left (may be NULL): x less what the blocks say, 0 where x or

@@ -74,8 +74,8 @@ static const char *in_the_way(const brg_ddp *ddp)
         return "the reducer's buckets are not final";
     if (!ddp->is_sync || r->broken.code != BRG_OK)
         return "reductions are off";
-    if (r->options.hook || brg__has_leaves(r) || ddp->options.shard ||
-        ddp->options.grads_apart || ddp->options.accumulate_f32)
+    if (brg__has_leaves(r) || ddp->options.shard || ddp->options.grads_apart ||
+        ddp->options.accumulate_f32)
         return "the reducer's options need the host";
     return ddp->n_buffers > 0 && ddp->options.sync_buffers && r->n_cargo == 0
                ? "buffers are sent by themselves"
@@ -98,6 +98,8 @@ static brg_status note(void *self, brg__words *state)
     BRG_TRY(brg__array_push(state, (uintptr_t)r->look.found));
     BRG_TRY(brg__array_push(state, (uintptr_t)r->found_inf));
     BRG_TRY(brg__array_push(state, (uintptr_t)r->look.partials));
+    if (r->options.hook)
+        BRG_TRY(brg__hook_note(r, state));
     return brg__array_push(state, (uintptr_t)r->plan_hash);
 }
 
@@ -116,6 +118,8 @@ static brg_status launched(void *self)
         brg_tensor_touch(ddp->buffers[i]);
     r->stats.n_steps++;
     r->pace = 0;
+    if (r->options.hook)
+        brg__hook_launched(r);
     return brg__device_tail_launched(r);
 }
 

@@ -7,6 +7,8 @@
 
 #include <sched.h>
 
+#include "core/base/dtype.h"
+
 enum { SEND_COPY, RECV_COPY, HOST_WAITS };
 
 static bool is_p2p(brg_coll coll)
@@ -166,7 +168,7 @@ ncclDataType_t brg__nccl_type(brg_dtype dtype)
     static const ncclDataType_t types[BRG_N_DTYPES] = {
         ncclFloat64, ncclFloat32, ncclFloat16, ncclBfloat16,
         ncclInt64,   ncclInt32,   ncclUint8,   ncclUint8};
-    return types[dtype];
+    return dtype == BRG__DTYPE_Q8 ? ncclUint8 : types[dtype];
 }
 
 static ncclRedOp_t op_of(brg_reduce_op op)

@@ -7,14 +7,15 @@
  *     send and recv   the sums go to all
  *
  * The sources are the parts of the reproducible sum, f32 for 16-bit floats, or
- * of an all-reduce of 16-bit floats the buffers themselves: the bytes on the
- * wire are those of a ring. */
+ * of an all-reduce of 16-bit floats, or of blocks of 8-bit numbers, the buffers
+ * themselves: the bytes on the wire are those of a ring. */
 #include "comm/nccl/group.h"
 
 #include <string.h>
 
 #include "comm/nccl/sum.h"
 #include "comm/patterns/slices.h"
+#include "core/base/dtype.h"
 
 #define ROOM_LINE ((size_t)256)
 
@@ -27,6 +28,7 @@ typedef struct sum {
     char *recv;
     size_t stride;         /* of this rank's sources */
     size_t each, out_each; /* bytes of an element, of a result */
+    size_t items;          /* of the types that an element is */
     ncclDataType_t type, out_type;
     brg__nccl_sum_job job;
 } sum;
@@ -41,6 +43,12 @@ static bool is_half(brg_dtype dtype)
     return dtype == BRG_DTYPE_F16 || dtype == BRG_DTYPE_BF16;
 }
 
+/* Of 8-bit numbers: sums round them as no kernel of direct.c does. */
+static bool is_blocks(const brg_call *call)
+{
+    return call->dtype == BRG__DTYPE_Q8;
+}
+
 bool brg__nccl_sums(const brg__nccl_group *g, const brg_call *call)
 {
     const size_t n = (size_t)g->n_ranks;
@@ -50,7 +58,7 @@ bool brg__nccl_sums(const brg__nccl_group *g, const brg_call *call)
         (call->op != BRG_REDUCE_SUM && call->op != BRG_REDUCE_AVG))
         return false;
     const size_t each = call->nbytes / call->count;
-    return (g->sums_wide && is_half(call->dtype)) ||
+    return is_blocks(call) || (g->sums_wide && is_half(call->dtype)) ||
            brg__nccl_direct_takes(g, n, n - 1, call->count, each, each);
 }
 
@@ -141,15 +149,16 @@ static ncclResult_t exchange_with(brg__nccl_group *g, const sum *s, int r,
     const brg__slice mine = slice_of(g, s, g->rank), theirs = slice_of(g, s, r);
     ncclResult_t result = ncclSuccess;
     for (size_t k = 0; k < n_parts(g, s, g->rank) && length(theirs) > 0; k++) {
-        result = ncclSend(s->send + k * s->stride + theirs.begin * s->each,
-                          length(theirs), s->type, r, g->comm, g->own);
+        result =
+            ncclSend(s->send + k * s->stride + theirs.begin * s->each,
+                     length(theirs) * s->items, s->type, r, g->comm, g->own);
         if (result != ncclSuccess)
             return result;
     }
     for (size_t k = 0; k < n_parts(g, s, r) && length(mine) > 0; k++) {
         result =
             ncclRecv((char *)g->leaves.room + (first + k) * s->job.room_stride,
-                     length(mine), s->type, r, g->comm, g->own);
+                     length(mine) * s->items, s->type, r, g->comm, g->own);
         if (result != ncclSuccess)
             return result;
     }
@@ -179,11 +188,13 @@ static ncclResult_t tell_all(brg__nccl_group *g, const sum *s)
         if (r == g->rank)
             continue;
         if (length(mine) > 0)
-            result = ncclSend(s->recv + mine.begin * s->out_each, length(mine),
-                              s->out_type, r, g->comm, g->own);
+            result = ncclSend(s->recv + mine.begin * s->out_each,
+                              length(mine) * s->items, s->out_type, r, g->comm,
+                              g->own);
         if (length(theirs) > 0 && result == ncclSuccess)
             result = ncclRecv(s->recv + theirs.begin * s->out_each,
-                              length(theirs), s->out_type, r, g->comm, g->own);
+                              length(theirs) * s->items, s->out_type, r,
+                              g->comm, g->own);
     }
     const ncclResult_t end = ncclGroupEnd();
     return result != ncclSuccess ? result : end;
@@ -208,6 +219,7 @@ static brg_status describe(brg__nccl_group *g, sum *s)
     s->out_each = call->nbytes / call->count;
     s->each = leaves ? g->host->partial_size(call->dtype) : s->out_each;
     s->out_type = brg__nccl_type(call->dtype);
+    s->items = is_blocks(call) ? s->out_each : 1;
     s->type = leaves && is_half(call->dtype) ? ncclFloat32 : s->out_type;
     s->stride = call->part_stride;
     job->n_src = (int)n_src;
@@ -250,7 +262,8 @@ brg_status brg__nccl_sum(brg__nccl_group *g, const brg_call *call,
     brg__nccl_near_sum near;
     BRG__NCCL_TRY(describe(g, &s));
     describe_near(g, &s, &near);
-    if (brg__nccl_direct_takes(g, (size_t)s.job.n_src, near.most, near.count,
+    if (!is_blocks(call) &&
+        brg__nccl_direct_takes(g, (size_t)s.job.n_src, near.most, near.count,
                                near.each, near.out_each))
         return brg__nccl_direct_sum(g, &near);
     BRG__NCCL_TRY(make_room(g, &s));

@@ -321,6 +321,7 @@ brg_status brg__nccl_make(const brg_host *host, const brg_pg_options *options,
                           .rank = g->rank,
                           .world_size = g->n_ranks,
                           .sums_leaves = true,
+                          .sums_blocks = true,
                           .device = o->device,
                           .place = desk ? desk->place : NULL};
     return BRG_OK;

@@ -10,6 +10,8 @@
 #include <brigade/types.h>
 
 #include "comm/patterns/tree.h"
+#include "core/base/dtype.h"
+#include "core/base/q8_block.cuh"
 
 #define THREADS 256
 #define MAX_BLOCKS 1024
@@ -268,6 +270,61 @@ static int launch(const brg__nccl_sum_job *given, void *stream)
     return (int)cudaGetLastError();
 }
 
+/* ---- Blocks of 8-bit numbers: a warp takes a block ------------------------------- */
+
+/* The same sequence as the CPU's (comm/q8_body.c). */
+static __device__ __forceinline__ float dither(uint16_t round, int i)
+{
+    const uint32_t turn = round * 49471u + (uint32_t)i * 40503u;
+    return (float)(turn & 0xFFFFu) * 0x1p-16f;
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    sum_blocks(const __grid_constant__ brg__nccl_sum_job j)
+{
+    const int lane = threadIdx.x & 31;
+    const size_t step = (size_t)gridDim.x * (THREADS / 32);
+    const float factor =
+        j.divisor ? __fdiv_rn(1.0f, (float)j.divisor) : 1.0f;
+    for (size_t i = blockIdx.x * (size_t)(THREADS / 32) + threadIdx.x / 32;
+         i < j.count; i += step) {
+        float total[2] = {0, 0}, up[2];
+        bool is_bad[2] = {false, false};
+        int code[2];
+        const uint16_t round = (uint16_t)(
+            *(const uint32_t *)(source<char>(j, 0) + i * BRG__Q8_NBYTES) >> 16);
+        for (int s = 0; s < j.n_src; s++) {
+            const unsigned char *block =
+                source<unsigned char>(j, s) + i * BRG__Q8_NBYTES;
+            const float scale = brg__q8_scale_of(block);
+            for (int k = 0; k < 2; k++) {
+                if (lane + 32 * k >= (int)BRG__Q8_N)
+                    continue;
+                const int one = brg__q8_code(block, lane + 32 * k);
+                total[k] += __fmul_rn(scale, (float)one);
+                is_bad[k] |= one == BRG__Q8_NOT_FINITE;
+            }
+        }
+        for (int k = 0; k < 2; k++) {
+            up[k] = dither(round, lane + 32 * k);
+            total[k] = is_bad[k] ? __uint_as_float(0x7F800000u)
+                                 : __fmul_rn(total[k], factor);
+        }
+        __syncwarp(); /* the result may be a source */
+        (void)brg__q8_put((unsigned char *)j.dst + i * BRG__Q8_NBYTES, lane,
+                          total, up, round, code);
+    }
+}
+
+static int launch_blocks(const brg__nccl_sum_job *j, void *stream)
+{
+    size_t n_blocks = (j->count + THREADS / 32 - 1) / (THREADS / 32);
+    if (n_blocks > MAX_BLOCKS)
+        n_blocks = MAX_BLOCKS;
+    sum_blocks<<<(unsigned)n_blocks, THREADS, 0, (cudaStream_t)stream>>>(*j);
+    return (int)cudaGetLastError();
+}
+
 /* ---- Sent and summed by one kernel --------------------------------------------------- */
 
 static __device__ __forceinline__ uint64_t now_ns(void)
@@ -423,7 +480,8 @@ template <typename J> static int launch_by_dtype(const J *j, void *stream)
 
 int brg__nccl_sum_launch(const brg__nccl_sum_job *j, void *stream)
 {
-    return launch_by_dtype(j, stream);
+    return j->dtype == BRG__DTYPE_Q8 ? launch_blocks(j, stream)
+                                     : launch_by_dtype(j, stream);
 }
 
 int brg__nccl_push_launch(const brg__nccl_push_job *j, void *stream)

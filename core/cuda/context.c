@@ -303,6 +303,14 @@ static brg_status cu_update(brg_device device, const brg_device_update *updates,
                          "optimizer");
 }
 
+static brg_status cu_compress(brg_device device, const brg_compress_job *job)
+{
+    brg__cu *cu;
+    BRG__CU_TRY(brg__cu_enter(device, &cu));
+    return brg__cu_check(brg__cu_compress(&cu->queue, job),
+                         "a communication hook");
+}
+
 /* Memory of the pool counts as reserved also while nothing uses it. */
 static brg_status cu_counts(brg_device device, brg_device_counts *filled)
 {
@@ -361,6 +369,7 @@ static const brg_device_vtable table = {
     .norm_squares = brg__cu_run_norm_squares,
     .norm_add = brg__cu_run_norm_add,
     .norm_clip = brg__cu_run_norm_clip,
+    .compress = cu_compress,
     .counts = cu_counts,
 };
 

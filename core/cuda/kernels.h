@@ -328,6 +328,12 @@ int brg__cu_norm_clip(const brg__cu_queue *q,
                       const struct brg_device_array *arrays, uint64_t n,
                       const double *total, double max_norm);
 
+/* ---- Communication hooks (compress.cu) ------------------------------------------------------ */
+
+struct brg_compress_job;
+int brg__cu_compress(const brg__cu_queue *q,
+                     const struct brg_compress_job *job);
+
 /* ---- Optimizers (optim.cu) --------------------------------------------------------------- */
 
 /* numbers: on the device, f[] of each update one after another; NULL: those of

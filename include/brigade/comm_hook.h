@@ -88,6 +88,7 @@ typedef struct brg_hook_param {
     size_t count;
     size_t n_rows; /* of a matrix; 0: none */
     brg_dtype dtype;
+    brg_device device; /* of its gradients: the same of all */
 } brg_hook_param;
 
 /* One bucket; stays the same between two layouts. Parameter params[k] lies at
@@ -96,6 +97,7 @@ typedef struct brg_hook_param {
 typedef struct brg_hook_bucket {
     brg_pg *pg;
     size_t index;
+    brg_device device; /* of data and wire */
     void *data;
     size_t count; /* elements, gaps included */
     brg_dtype dtype;
@@ -143,8 +145,20 @@ typedef struct brg_comm_hook_ops {
     void (*destroy)(void *user);
 
     /* Where gradients are on a device, `data` and `wire` are its memory: true:
-     * the slots queue their work there. Else such reducers refuse the hook. */
+     * the slots queue their work there (brg_device_stream), behind which they
+     * find the gradients; the group's collectives, and waits for them, are
+     * ordered with that queue. Else such reducers refuse the hook. */
     bool works_on_devices;
+
+    /* Optional, of hooks that work on devices. Compiled steps may be recorded
+     * and launched again as one graph (compile.h, replay), without calls of the
+     * slots. version: a number for what they would queue in the next step; while
+     * it stays the same a recording may be launched. It fails
+     * (BRG_ERR_UNSUPPORTED, saying why) if they have to be called; so they do
+     * where it is absent. launched (optional): a recording was; does what the
+     * slots do on the host. */
+    brg_status (*version)(void *user, uint64_t *version);
+    void (*launched)(void *user);
 } brg_comm_hook_ops;
 
 /* `ops` is copied. *out: owned; `user` is the hook's once this has succeeded. */

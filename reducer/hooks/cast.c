@@ -1,18 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The hook that sends gradients in 16 bits. The wire holds the same elements
  * at the same places as the bucket, half as wide or a quarter. */
-#include <math.h>
-#include <string.h>
-
-#include "comm/pg.h"
 #include "core/base/alloc.h"
 #include "core/base/error.h"
 #include "core/ops/convert.h"
 #include "core/ops/op.h"
 #include "reducer/device_row.h"
-#include "reducer/hooks/hook.h"
-
-#define BLOCK 256
+#include "reducer/hooks/compress.h"
 
 typedef struct cast {
     brg_dtype wire;
@@ -25,7 +19,10 @@ static brg_status cast_attach(void *user, const brg_hook_param *params,
                               size_t n)
 {
     cast *c = user;
-    return brg__hook_parts_make(&c->parts, &c->state, params, n, c->feeds_back);
+    if (!c->feeds_back)
+        return BRG_OK;
+    BRG_TRY(brg__hook_parts_make(&c->parts, params, n));
+    return brg__hook_parts_feed_back(&c->parts, &c->state, params);
 }
 
 static size_t cast_wire_bytes(void *user, const brg_hook_bucket *b)
@@ -34,79 +31,52 @@ static size_t cast_wire_bytes(void *user, const brg_hook_bucket *b)
     return brg__hook_is_wide(b->dtype) ? b->count * sizeof(uint16_t) : 0;
 }
 
-/* n elements to the wire; what rounding took goes to error[0..n), but nothing
- * of what is not finite, which would never leave it again. */
-static void send_with_error(const cast *c, uint16_t *wire, const void *from,
-                            brg_dtype dtype, float *error, size_t n)
-{
-    float x[BLOCK], rounded[BLOCK];
-    for (size_t i = 0; i < n; i += BLOCK) {
-        size_t m = n - i < BLOCK ? n - i : BLOCK;
-        brg__convert_row(x, BRG_DTYPE_F32,
-                         (const char *)from + i * brg_dtype_size(dtype), dtype,
-                         m);
-        for (size_t k = 0; k < m; k++)
-            x[k] += error[i + k];
-        brg__convert_row(wire + i, c->wire, x, BRG_DTYPE_F32, m);
-        brg__convert_row(rounded, BRG_DTYPE_F32, wire + i, c->wire, m);
-        for (size_t k = 0; k < m; k++) {
-            float left = x[k] - rounded[k];
-            error[i + k] = isfinite(left) ? left : 0;
-        }
-    }
-}
-
 /* Parameter by parameter, with zeros in the gaps. */
-static void send_parts(const cast *c, const brg_hook_bucket *b)
+static brg_status send_parts(cast *c, const brg_hook_bucket *b)
 {
-    uint16_t *wire = b->wire;
-    size_t item = brg_dtype_size(b->dtype);
+    brg_compress_job job;
+    brg_compress_part *parts = brg__hook_parts_of(&c->parts, b, &job);
+    job.rule = BRG_COMPRESS_TO_HALF;
+    job.wire_dtype = c->wire;
     for (size_t k = 0; k < b->n_params; k++) {
-        const brg__hook_part *p = &c->parts.at[b->params[k]];
-        size_t at = b->offsets[k], end = at + p->count;
         size_t next = k + 1 < b->n_params ? b->offsets[k + 1] : b->count;
-        send_with_error(c, wire + at, (const char *)b->data + at * item,
-                        b->dtype, p->error, p->count);
-        memset(wire + end, 0, (next - end) * sizeof *wire);
+        parts[k].wire = (uint16_t *)b->wire + b->offsets[k];
+        parts[k].room = next - b->offsets[k];
     }
+    return brg__compress(b->device, &job);
 }
 
-/* All elements of a bucket, by the kernels of its device. */
-static brg_status convert_there(brg_device device, void *to, brg_dtype to_dtype,
-                                void *from, brg_dtype from_dtype, size_t n)
+/* All elements of a bucket. */
+static brg_status convert(brg_device device, void *to, brg_dtype to_dtype,
+                          void *from, brg_dtype from_dtype, size_t n)
 {
     brg__device_row a, b;
-    return brg__copy_now(brg__device_row_of(&a, device, to, to_dtype, n),
-                         brg__device_row_of(&b, device, from, from_dtype, n));
+    if (device.type != BRG_DEVICE_CPU)
+        return brg__copy_now(
+            brg__device_row_of(&a, device, to, to_dtype, n),
+            brg__device_row_of(&b, device, from, from_dtype, n));
+    brg__convert_row(to, to_dtype, from, from_dtype, n);
+    return BRG_OK;
 }
 
 static brg_status cast_start(void *user, const brg_hook_bucket *b)
 {
-    const cast *c = user;
+    cast *c = user;
     if (!brg__hook_is_wide(b->dtype))
         return brg__hook_plain_start(b);
-    const brg_device d = brg__pg_device(b->pg);
-    if (d.type != BRG_DEVICE_CPU)
-        BRG_TRY(
-            convert_there(d, b->wire, c->wire, b->data, b->dtype, b->count));
-    else if (c->feeds_back)
-        send_parts(c, b);
-    else
-        brg__convert_row(b->wire, c->wire, b->data, b->dtype, b->count);
+    BRG_TRY(c->feeds_back ? send_parts(c, b)
+                          : convert(b->device, b->wire, c->wire, b->data,
+                                    b->dtype, b->count));
     return brg_all_reduce(b->pg, b->work, b->wire, b->count, c->wire, b->op);
 }
 
 static brg_status cast_finish(void *user, const brg_hook_bucket *b)
 {
     const cast *c = user;
-    const brg_device d = brg__pg_device(b->pg);
     BRG_TRY(brg__hook_wait(b));
-    if (!brg__hook_is_wide(b->dtype))
-        return BRG_OK;
-    if (d.type != BRG_DEVICE_CPU)
-        return convert_there(d, b->data, b->dtype, b->wire, c->wire, b->count);
-    brg__convert_row(b->data, b->dtype, b->wire, c->wire, b->count);
-    return BRG_OK;
+    return brg__hook_is_wide(b->dtype) ? convert(b->device, b->data, b->dtype,
+                                                 b->wire, c->wire, b->count)
+                                       : BRG_OK;
 }
 
 static const brg_named_tensor *cast_state_at(void *user, size_t i)
@@ -119,7 +89,7 @@ static void cast_destroy(void *user)
 {
     cast *c = user;
     brg__hook_state_deinit(&c->state);
-    brg__array_deinit(&c->parts);
+    brg__hook_parts_deinit(&c->parts);
     brg__mem_free(c);
 }
 
@@ -149,7 +119,8 @@ brg_status brg_comm_hook_create_cast(brg_comm_hook **out, brg_dtype wire,
                              .finish = cast_finish,
                              .state_at = cast_state_at,
                              .destroy = cast_destroy,
-                             .works_on_devices = !error_feedback};
+                             .works_on_devices = true,
+                             .version = brg__hook_version};
     brg_status status = brg_comm_hook_create(out, &ops, c);
     if (status != BRG_OK)
         cast_destroy(c);

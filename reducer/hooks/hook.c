@@ -9,7 +9,8 @@
 #include <xxhash.h>
 
 #include "core/base/alloc.h"
-#include "core/tensor/tensor.h"
+#include "core/ops/op.h"
+#include "core/tensor/device.h"
 #include "reducer/reducer.h"
 
 #define MOST_WIRE (SIZE_MAX / 2) /* bytes, of all buckets */
@@ -87,7 +88,8 @@ static brg_status tell_params(brg_reducer *r)
         list[i] = (brg_hook_param){.name = r->members[i].name,
                                    .count = r->members[i].count,
                                    .n_rows = r->members[i].n_rows,
-                                   .dtype = r->members[i].dtype};
+                                   .dtype = r->members[i].dtype,
+                                   .device = r->device};
     brg_status status = list ? BRG_OK : BRG_ERR_NOMEM;
     if (status == BRG_OK && hook->ops.attach)
         status = hook->ops.attach(hook->user, list, n);
@@ -144,6 +146,7 @@ static void fill_bucket(brg_reducer *r, size_t k)
         .count = r->buckets[k].count,
         .dtype = planned->dtype,
         .op = r->options.sum ? BRG_REDUCE_SUM : BRG_REDUCE_AVG,
+        .device = r->device,
         .n_params = planned->n_params,
         .params = params,
         .offsets = offsets,
@@ -252,6 +255,35 @@ brg_status brg__hook_finish(brg_reducer *r, size_t k)
                  "the end", k);
 }
 
+/* ---- Steps launched again ----------------------------------------------------------- */
+
+brg_status brg__hook_note(const brg_reducer *r, brg__words *state)
+{
+    const brg_comm_hook *hook = r->options.hook;
+    uint64_t version = 0;
+    if (!hook->ops.version)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "communication hook '%s' is to be called in each step",
+                        hook->name);
+    BRG_TRY(hook->ops.version(hook->user, &version));
+    BRG_TRY(brg__array_push(state, (uintptr_t)r->hooked.wire));
+    return brg__array_push(state, (uintptr_t)version);
+}
+
+void brg__hook_launched(brg_reducer *r)
+{
+    const brg_comm_hook *hook = r->options.hook;
+    if (hook->ops.launched)
+        hook->ops.launched(hook->user);
+}
+
+brg_status brg__hook_version(void *user, uint64_t *version)
+{
+    (void)user;
+    *version = 0;
+    return BRG_OK;
+}
+
 /* ---- For the hooks -------------------------------------------------------------- */
 
 brg_status brg__hook_plain_start(const brg_hook_bucket *b)
@@ -266,37 +298,64 @@ brg_status brg__hook_wait(const brg_hook_bucket *b)
     return work ? brg_work_wait(work) : BRG_OK;
 }
 
-static brg_status new_state(brg_tensor **out, const char *name, brg_dtype dtype,
-                            size_t count)
+static brg_status new_state(brg_tensor **out, const char *name,
+                            const brg__hook_entry *wanted)
 {
     brg__layout layout;
-    int64_t shape = (int64_t)count;
-    BRG_TRY(brg__layout_init(&layout, "state of a communication hook", dtype, 1,
-                             &shape));
+    int64_t shape = (int64_t)wanted->count;
+    BRG_TRY(brg__layout_init(&layout, "state of a communication hook",
+                             wanted->dtype, 1, &shape));
+    layout.device = wanted->device;
     BRG_TRY(brg__tensor_new(out, &layout));
-    if (count > 0)
-        memset(brg__tensor_ptr(*out), 0, brg_tensor_nbytes(*out));
-    brg_status status = brg_tensor_set_name(*out, name);
+    brg_status status = brg__fill_now(*out, 0);
+    if (status == BRG_OK)
+        status = brg_tensor_set_name(*out, name);
     if (status != BRG_OK)
         brg_release(*out);
     return status;
 }
 
+/* The same values, there. */
+static brg_status move_state(brg_named_tensor *entry,
+                             const brg__hook_entry *wanted)
+{
+    brg_tensor *moved;
+    BRG_TRY(new_state(&moved, entry->name, wanted));
+    brg_status status = brg__copy_now(moved, entry->tensor);
+    if (status != BRG_OK) {
+        brg_release(moved);
+        return status;
+    }
+    brg_release(entry->tensor);
+    *entry = (brg_named_tensor){brg_tensor_name(moved), moved};
+    return BRG_OK;
+}
+
+static brg_named_tensor *find_state(brg__hook_state *state, const char *name,
+                                    size_t count)
+{
+    for (size_t i = 0; i < state->list.n; i++)
+        if (strcmp(state->list.at[i].name, name) == 0 &&
+            (size_t)brg_tensor_numel(state->list.at[i].tensor) == count)
+            return &state->list.at[i];
+    return NULL;
+}
+
 brg_status brg__hook_state_get(brg__hook_state *state, brg_tensor **out,
-                               const char *kind, const char *name,
-                               brg_dtype dtype, size_t count, bool *is_new)
+                               const brg__hook_entry *wanted, bool *is_new)
 {
     char text[160];
-    snprintf(text, sizeof text, "%s%s%s", kind, name[0] ? "/" : "", name);
-    *is_new = false;
-    for (size_t i = 0; i < state->list.n; i++) {
-        *out = state->list.at[i].tensor;
-        if (strcmp(state->list.at[i].name, text) == 0 &&
-            (size_t)brg_tensor_numel(*out) == count)
-            return BRG_OK;
+    snprintf(text, sizeof text, "%s%s%s", wanted->kind,
+             wanted->name[0] ? "/" : "", wanted->name);
+    brg_named_tensor *found = find_state(state, text, wanted->count);
+    *is_new = !found;
+    if (found) {
+        if (!brg__device_equal(found->tensor->device, wanted->device))
+            BRG_TRY(move_state(found, wanted));
+        *out = found->tensor;
+        return BRG_OK;
     }
-    *is_new = true;
-    BRG_TRY(new_state(out, text, dtype, count));
+    BRG_TRY(new_state(out, text, wanted));
     brg_named_tensor entry = {brg_tensor_name(*out), *out};
     brg_status status = brg__array_push(&state->list, entry);
     if (status != BRG_OK)
@@ -308,24 +367,6 @@ const brg_named_tensor *brg__hook_state_at(const brg__hook_state *state,
                                            size_t i)
 {
     return i < state->list.n ? &state->list.at[i] : NULL;
-}
-
-brg_status brg__hook_parts_make(brg__hook_parts *parts, brg__hook_state *state,
-                                const brg_hook_param *params, size_t n,
-                                bool feeds_back)
-{
-    parts->n = 0;
-    for (size_t i = 0; i < n; i++) {
-        brg_tensor *t = NULL;
-        bool is_new;
-        if (feeds_back && brg__hook_is_wide(params[i].dtype))
-            BRG_TRY(brg__hook_state_get(state, &t, "error", params[i].name,
-                                        BRG_DTYPE_F32, params[i].count,
-                                        &is_new));
-        brg__hook_part p = {t ? brg_tensor_data(t) : NULL, params[i].count};
-        BRG_TRY(brg__array_push(parts, p));
-    }
-    return BRG_OK;
 }
 
 void brg__hook_state_deinit(brg__hook_state *state)

@@ -45,6 +45,11 @@ bool brg__hook_takes(const brg_reducer *r, size_t k);
 brg_status brg__hook_start(brg_reducer *r, size_t k);
 brg_status brg__hook_finish(brg_reducer *r, size_t k);
 
+/* What a recording of its work depends on; fails if there can be none. */
+brg_status brg__hook_note(const brg_reducer *r, brg__words *state);
+/* A recording was launched. */
+void brg__hook_launched(brg_reducer *r);
+
 /* Equal for equal hooks; 0: none. */
 uint64_t brg__hook_hash(const brg_comm_hook *hook);
 
@@ -55,21 +60,20 @@ typedef struct brg__hook_state {
     BRG__ARRAY(brg_named_tensor) list;
 } brg__hook_state;
 
-/* "kind/name" of `count` elements, zero when new; borrowed. */
+/* "kind/name", or "kind" if the name is empty. */
+typedef struct brg__hook_entry {
+    const char *kind, *name;
+    brg_dtype dtype;
+    size_t count;
+    brg_device device; /* one that is elsewhere is moved there */
+} brg__hook_entry;
+
+/* Zero when new; borrowed. */
 brg_status brg__hook_state_get(brg__hook_state *state, brg_tensor **out,
-                               const char *kind, const char *name,
-                               brg_dtype dtype, size_t count, bool *is_new);
+                               const brg__hook_entry *wanted, bool *is_new);
 const brg_named_tensor *brg__hook_state_at(const brg__hook_state *state,
                                            size_t i);
 void brg__hook_state_deinit(brg__hook_state *state);
-
-/* A parameter of a hook that rounds its elements one by one. */
-typedef struct brg__hook_part {
-    float *error; /* of the state, "error/<name>"; NULL: not fed back */
-    size_t count;
-} brg__hook_part;
-
-typedef BRG__ARRAY(brg__hook_part) brg__hook_parts;
 
 /* f32 and f64: what such a hook is for. */
 static inline bool brg__hook_is_wide(brg_dtype dtype)
@@ -77,10 +81,8 @@ static inline bool brg__hook_is_wide(brg_dtype dtype)
     return dtype == BRG_DTYPE_F32 || dtype == BRG_DTYPE_F64;
 }
 
-/* Those of a reducer, in the place of what was there. */
-brg_status brg__hook_parts_make(brg__hook_parts *parts, brg__hook_state *state,
-                                const brg_hook_param *params, size_t n,
-                                bool feeds_back);
+/* `version` of a hook that does the same in each step. */
+brg_status brg__hook_version(void *user, uint64_t *version);
 
 /* The bucket as it is, as without a hook; and its wait. */
 brg_status brg__hook_plain_start(const brg_hook_bucket *b);

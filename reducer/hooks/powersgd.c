@@ -1,52 +1,32 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The PowerSGD hook. See comm_hook.h for the formulas.
  *
- *     wire of a bucket   | P of each matrix | the rest as it is | Q of each |
+ *     wire of a bucket   | P of each matrix | the rest as it is | Q of each | flags
  *                          first round ^^^^^^^^^^^^^^^^^^^^^^^^   second ^^^^
  *
  * M of this rank stays in the error's memory between the rounds. Everything
  * that follows from reduced numbers has the same bits on all ranks. */
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "core/base/alloc.h"
 #include "core/base/error.h"
-#include "core/tensor/tensor.h"
-#include "reducer/hooks/hook.h"
+#include "core/ops/op.h"
+#include "reducer/device_row.h"
+#include "reducer/hooks/compress.h"
 
 #define MAX_RANK 64
-
-/* A parameter. */
-typedef struct part {
-    size_t count;
-    size_t n; /* rows; 0: it goes as it is */
-    size_t m; /* columns */
-    float *error;
-    float *q; /* m x rank */
-    uint64_t seed;
-} part;
 
 typedef struct powersgd {
     brg_powersgd_options options;
     char name[80];
     brg__hook_state state;
-    BRG__ARRAY(part) parts; /* by parameter */
-    int64_t *steps;         /* of the state: begun so far */
-    bool is_plain;          /* this step */
+    brg__hook_parts parts; /* by parameter */
+    int64_t *steps;        /* of the state: begun so far; in host memory */
+    bool is_plain;         /* this step */
 } powersgd;
 
 /* ---- State -------------------------------------------------------------------- */
-
-static void draw(float *q, size_t n, uint64_t seed)
-{
-    for (size_t i = 0; i < n; i++) { /* splitmix64 */
-        uint64_t z = (seed += 0x9E3779B97F4A7C15u);
-        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-        z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-        q[i] = (float)((double)(z ^ (z >> 31)) * 0x1p-63 - 1.0);
-    }
-}
 
 /* Matrix and worth it? */
 static bool is_low_rank(const powersgd *h, const brg_hook_param *p)
@@ -58,27 +38,38 @@ static bool is_low_rank(const powersgd *h, const brg_hook_param *p)
     return sent * h->options.min_saving <= (double)p->count;
 }
 
-static brg_status make_part(powersgd *h, part *filled, const brg_hook_param *p,
-                            size_t i)
+static brg_status draw(const powersgd *h, const brg_compress_part *p)
 {
-    *filled = (part){.count = p->count};
+    return brg__compress(h->parts.device,
+                         &(brg_compress_job){.rule = BRG_COMPRESS_DRAW,
+                                             .parts = p,
+                                             .n_parts = 1,
+                                             .rank = h->options.rank});
+}
+
+static brg_status make_part(powersgd *h, brg_compress_part *filled,
+                            const brg_hook_param *p, size_t i)
+{
     if (!is_low_rank(h, p))
         return BRG_OK;
     brg_tensor *error, *q;
     bool is_new;
     size_t r = (size_t)h->options.rank, m = p->count / p->n_rows;
-    BRG_TRY(brg__hook_state_get(&h->state, &error, "error", p->name,
-                                BRG_DTYPE_F32, p->count, &is_new));
-    BRG_TRY(brg__hook_state_get(&h->state, &q, "q", p->name, BRG_DTYPE_F32,
-                                m * r, &is_new));
+    brg__hook_entry wanted = {.kind = "error",
+                              .name = p->name,
+                              .dtype = BRG_DTYPE_F32,
+                              .count = p->count,
+                              .device = p->device};
+    BRG_TRY(brg__hook_state_get(&h->state, &error, &wanted, &is_new));
+    wanted.kind = "q";
+    wanted.count = m * r;
+    BRG_TRY(brg__hook_state_get(&h->state, &q, &wanted, &is_new));
     filled->n = p->n_rows;
     filled->m = m;
     filled->error = brg_tensor_data(error);
     filled->q = brg_tensor_data(q);
     filled->seed = h->options.seed + 1000003u * (i + 1);
-    if (is_new)
-        draw(filled->q, m * r, filled->seed);
-    return BRG_OK;
+    return is_new ? draw(h, filled) : BRG_OK;
 }
 
 static brg_status powersgd_attach(void *user, const brg_hook_param *params,
@@ -87,15 +78,15 @@ static brg_status powersgd_attach(void *user, const brg_hook_param *params,
     powersgd *h = user;
     brg_tensor *steps;
     bool is_new;
-    BRG_TRY(brg__hook_state_get(&h->state, &steps, "steps", "", BRG_DTYPE_I64,
-                                1, &is_new));
+    BRG_TRY(brg__hook_parts_make(&h->parts, params, n));
+    BRG_TRY(brg__hook_state_get(
+        &h->state, &steps,
+        &(brg__hook_entry){
+            .kind = "steps", .name = "", .dtype = BRG_DTYPE_I64, .count = 1},
+        &is_new));
     h->steps = brg_tensor_data(steps);
-    h->parts.n = 0;
-    for (size_t i = 0; i < n; i++) {
-        part p;
-        BRG_TRY(make_part(h, &p, &params[i], i));
-        BRG_TRY(brg__array_push(&h->parts, p));
-    }
+    for (size_t i = 0; i < n; i++)
+        BRG_TRY(make_part(h, &h->parts.all.at[i], &params[i], i));
     return BRG_OK;
 }
 
@@ -125,195 +116,204 @@ static void transposed_times(float *q, const float *matrix, const float *p,
                 q[k * r + j] += matrix[i * m + k] * p[i * r + j];
 }
 
-static double dot(const float *p, size_t n, size_t r, size_t a, size_t b)
+/* a (rows, cols) of a device, as a tensor without an owner. */
+static brg_tensor *matrix_of(brg__device_row *filled, brg_device device,
+                             float *at, size_t rows, size_t cols)
 {
-    double sum = 0;
-    for (size_t i = 0; i < n; i++)
-        sum += (double)p[i * r + a] * p[i * r + b];
-    return sum;
+    (void)brg__device_row_of(filled, device, at, BRG_DTYPE_F32, rows * cols);
+    brg_tensor *t = &filled->tensor;
+    t->ndim = 2;
+    t->shape[0] = (int64_t)rows;
+    t->shape[1] = t->stride[0] = (int64_t)cols;
+    t->stride[1] = 1;
+    return t;
 }
 
-/* Column j without its parts along the columns before. */
-static void project(float *p, size_t n, size_t r, size_t j)
+/* out (rows, r) = M q, or M^T q, M (n, m) being the error. */
+static brg_status product(const powersgd *h, const brg_compress_part *p,
+                          float *out, float *q, bool is_transposed)
 {
-    for (size_t k = 0; k < j; k++) {
-        double d = dot(p, n, r, k, j);
-        for (size_t i = 0; i < n; i++)
-            p[i * r + j] -= (float)(d * p[i * r + k]);
+    size_t r = (size_t)h->options.rank;
+    brg_device d = h->parts.device;
+    brg__device_row a, b, c;
+    brg__run_fn run;
+    if (d.type == BRG_DEVICE_CPU) {
+        (is_transposed ? transposed_times : times)(out, p->error, q, p->n, p->m,
+                                                   r);
+        return BRG_OK;
     }
-}
-
-/* Columns by Gram and Schmidt, twice, since once leaves what rounding makes of
- * it. A column of which next to nothing is left is rounding, and becomes zero:
- * blown up it would lie along the others. */
-static void orthogonalise(float *p, size_t n, size_t r)
-{
-    for (size_t j = 0; j < r; j++) {
-        double before = dot(p, n, r, j, j);
-        project(p, n, r, j);
-        bool is_noise = dot(p, n, r, j, j) <= 1e-8 * before;
-        project(p, n, r, j);
-        double after = is_noise ? 0 : dot(p, n, r, j, j);
-        double scale = after > 0 ? 1 / sqrt(after) : 0;
-        for (size_t i = 0; i < n; i++)
-            p[i * r + j] = (float)(p[i * r + j] * scale);
-    }
+    BRG_TRY(brg__kernel_find(&brg__op_matmul, d, &run));
+    brg_attrs attrs = {.i = {is_transposed}};
+    brg_tensor *in[] = {matrix_of(&a, d, p->error, p->n, p->m),
+                        matrix_of(&b, d, q, is_transposed ? p->n : p->m, r)};
+    brg_op_call call = {
+        .op = &brg__op_matmul,
+        .n_in = 2,
+        .n_out = 1,
+        .in = in,
+        .attrs = &attrs,
+        .out = {matrix_of(&c, d, out, is_transposed ? p->m : p->n, r)}};
+    return run(&call);
 }
 
 /* ---- A bucket ------------------------------------------------------------------------ */
 
-/* Walks the parts of a bucket and their places on the wire. */
-typedef struct walk {
-    float *p;
-    float *rest;
-    float *q;
-    size_t n_first; /* elements of the first round */
-    size_t n_second;
-} walk;
+/* Elements of what a bucket has on the wire. */
+typedef struct sizes {
+    size_t first, second; /* round */
+    size_t n_p;           /* of the first */
+    size_t n_matrices;
+} sizes;
 
-static walk walk_begin(const powersgd *h, const brg_hook_bucket *b)
+static sizes sizes_of(const powersgd *h, const brg_hook_bucket *b)
 {
-    size_t n_p = 0, n_rest = 0, n_q = 0, r = (size_t)h->options.rank;
+    sizes s = {0};
+    size_t r = (size_t)h->options.rank;
     for (size_t k = 0; k < b->n_params; k++) {
-        const part *p = &h->parts.at[b->params[k]];
-        n_p += p->n * r;
-        n_q += p->m * r;
-        n_rest += p->n ? 0 : p->count;
+        const brg_compress_part *p = &h->parts.all.at[b->params[k]];
+        s.n_p += p->n * r;
+        s.first += p->n ? p->n * r : p->count;
+        s.second += p->m * r;
+        s.n_matrices += p->n > 0;
     }
-    float *wire = b->wire;
-    return (walk){.p = wire,
-                  .rest = wire ? wire + n_p : NULL,
-                  .q = wire ? wire + n_p + n_rest : NULL,
-                  .n_first = n_p + n_rest,
-                  .n_second = n_q};
-}
-
-static void walk_past(walk *w, const powersgd *h, const part *p)
-{
-    w->p += p->n * (size_t)h->options.rank;
-    w->q += p->m * (size_t)h->options.rank;
-    w->rest += p->n ? 0 : p->count;
+    return s;
 }
 
 static bool is_compressed(const powersgd *h, const brg_hook_bucket *b)
 {
     return !h->is_plain && b->dtype == BRG_DTYPE_F32 &&
-           walk_begin(h, b).n_second > 0;
+           sizes_of(h, b).n_matrices > 0;
 }
 
 static size_t powersgd_wire_bytes(void *user, const brg_hook_bucket *b)
 {
     const powersgd *h = user;
-    if (b->dtype != BRG_DTYPE_F32)
-        return 0;
-    walk w = walk_begin(h, b);
-    return w.n_second ? (w.n_first + w.n_second) * sizeof(float) : 0;
+    sizes s = sizes_of(h, b);
+    return b->dtype == BRG_DTYPE_F32 && s.n_matrices > 0
+               ? (s.first + s.second + s.n_matrices) * sizeof(float)
+               : 0;
 }
 
-static void compress(const powersgd *h, const part *p, float *to,
-                     const float *gradient)
+/* The bucket's parts with their places on the wire. */
+static sizes begin(powersgd *h, const brg_hook_bucket *b, brg_compress_job *job)
 {
+    sizes s = sizes_of(h, b);
     size_t r = (size_t)h->options.rank;
-    bool feeds_back = !h->options.no_error_feedback;
-    if (h->options.no_warm_start)
-        draw(p->q, p->m * r, p->seed + (uint64_t)*h->steps * 7919u);
-    for (size_t i = 0; i < p->count; i++)
-        p->error[i] = gradient[i] + (feeds_back ? p->error[i] : 0);
-    times(to, p->error, p->q, p->n, p->m, r);
+    float *left = b->wire, *rest = left + s.n_p, *right = left + s.first,
+          *finite = right + s.second;
+    brg_compress_part *parts = brg__hook_parts_of(&h->parts, b, job);
+    for (size_t k = 0; k < b->n_params; k++) {
+        brg_compress_part *p = &parts[k];
+        p->wire = rest;
+        p->left = left;
+        p->right = right;
+        p->finite = finite;
+        rest += p->n ? 0 : p->count;
+        left += p->n * r;
+        right += p->m * r;
+        finite += p->n > 0;
+    }
+    job->rank = h->options.rank;
+    return s;
+}
+
+static brg_status pass(const brg_hook_bucket *b, brg_compress_job *job,
+                       brg_compress_rule rule, bool is_kept)
+{
+    job->rule = rule;
+    job->is_kept = is_kept;
+    return brg__compress(b->device, job);
+}
+
+/* For this step alone: seeds are turned by it. */
+static brg_status draw_anew(const powersgd *h, const brg_hook_bucket *b,
+                            brg_compress_job *job)
+{
+    const uint64_t turn = (uint64_t)*h->steps * 7919u;
+    brg_compress_part *parts = h->parts.now.at;
+    for (size_t k = 0; k < b->n_params; k++)
+        parts[k].seed += turn;
+    brg_status status = pass(b, job, BRG_COMPRESS_DRAW, false);
+    for (size_t k = 0; k < b->n_params; k++)
+        parts[k].seed -= turn;
+    return status;
 }
 
 static brg_status powersgd_start(void *user, const brg_hook_bucket *b)
 {
     powersgd *h = user;
+    brg_compress_job job;
     if (b->index == 0)
         h->is_plain = (*h->steps)++ < h->options.start_step;
     if (!is_compressed(h, b))
         return brg__hook_plain_start(b);
-    walk w = walk_begin(h, b);
-    size_t n = w.n_first;
+    sizes s = begin(h, b, &job);
+    if (h->options.no_warm_start)
+        BRG_TRY(draw_anew(h, b, &job));
+    BRG_TRY(pass(b, &job, BRG_COMPRESS_ADD, !h->options.no_error_feedback));
     for (size_t k = 0; k < b->n_params; k++) {
-        const part *p = &h->parts.at[b->params[k]];
-        const float *gradient = (const float *)b->data + b->offsets[k];
+        const brg_compress_part *p = &job.parts[k];
         if (p->n)
-            compress(h, p, w.p, gradient);
-        else if (p->count)
-            memcpy(w.rest, gradient, p->count * sizeof *gradient);
-        walk_past(&w, h, p);
+            BRG_TRY(product(h, p, p->left, p->q, false));
     }
-    return brg_all_reduce(b->pg, b->work, b->wire, n, BRG_DTYPE_F32, b->op);
+    return brg_all_reduce(b->pg, b->work, b->wire, s.first, BRG_DTYPE_F32,
+                          b->op);
 }
 
 static brg_status powersgd_again(void *user, const brg_hook_bucket *b)
 {
-    const powersgd *h = user;
+    powersgd *h = user;
+    brg_compress_job job;
     if (!is_compressed(h, b))
         return BRG_OK;
     BRG_TRY(brg__hook_wait(b));
-    walk w = walk_begin(h, b);
-    float *second = w.q;
-    size_t n = w.n_second, r = (size_t)h->options.rank;
+    sizes s = begin(h, b, &job);
+    BRG_TRY(pass(b, &job, BRG_COMPRESS_ORTHO, false));
     for (size_t k = 0; k < b->n_params; k++) {
-        const part *p = &h->parts.at[b->params[k]];
-        if (p->n) {
-            orthogonalise(w.p, p->n, r);
-            transposed_times(w.q, p->error, w.p, p->n, p->m, r);
-        }
-        walk_past(&w, h, p);
+        const brg_compress_part *p = &job.parts[k];
+        if (p->n)
+            BRG_TRY(product(h, p, p->right, p->left, true));
     }
-    return brg_all_reduce(b->pg, b->work, second, n, BRG_DTYPE_F32, b->op);
-}
-
-static bool are_finite(const float *x, size_t n)
-{
-    float sum = 0;
-    for (size_t i = 0; i < n; i++)
-        sum += 0 * x[i];
-    return sum == 0;
+    return brg_all_reduce(b->pg, b->work, (float *)b->wire + s.first, s.second,
+                          BRG_DTYPE_F32, b->op);
 }
 
 /* The error of an average; a sum is world_size times that. After a gradient
  * that was not finite on some rank, all begin anew: nothing else would ever be
  * finite again. */
-static void decompress(const powersgd *h, const part *p, float *result,
-                       const float *left, const float *right, float share)
-{
-    size_t r = (size_t)h->options.rank;
-    for (size_t i = 0; i < p->n; i++)
-        for (size_t k = 0; k < p->m; k++) {
-            float sum = 0;
-            for (size_t j = 0; j < r; j++)
-                sum += left[i * r + j] * right[k * r + j];
-            result[i * p->m + k] = sum;
-            p->error[i * p->m + k] -= share * sum;
-        }
-    if (!are_finite(left, p->n * r) || !are_finite(right, p->m * r)) {
-        memset(p->error, 0, p->count * sizeof *p->error);
-        draw(p->q, p->m * r, p->seed);
-    } else if (!h->options.no_warm_start) {
-        for (size_t i = 0; i < p->m * r; i++)
-            p->q[i] = share * right[i];
-    }
-}
-
 static brg_status powersgd_finish(void *user, const brg_hook_bucket *b)
 {
-    const powersgd *h = user;
+    powersgd *h = user;
+    brg_compress_job job;
     BRG_TRY(brg__hook_wait(b));
     if (!is_compressed(h, b))
         return BRG_OK;
-    walk w = walk_begin(h, b);
-    float share =
+    (void)begin(h, b, &job);
+    job.share =
         b->op == BRG_REDUCE_SUM ? 1.0f / (float)brg_pg_world_size(b->pg) : 1.0f;
-    for (size_t k = 0; k < b->n_params; k++) {
-        const part *p = &h->parts.at[b->params[k]];
-        float *result = (float *)b->data + b->offsets[k];
-        if (p->n)
-            decompress(h, p, result, w.p, w.q, share);
-        else if (p->count)
-            memcpy(result, w.rest, p->count * sizeof *result);
-        walk_past(&w, h, p);
-    }
+    BRG_TRY(pass(b, &job, BRG_COMPRESS_JUDGE, false));
+    BRG_TRY(pass(b, &job, BRG_COMPRESS_EXPAND, false));
+    return pass(b, &job, BRG_COMPRESS_WARM, !h->options.no_warm_start);
+}
+
+/* ---- Steps launched again ----------------------------------------------------------------- */
+
+/* Steps are counted on the host, which decides by them. */
+static brg_status powersgd_version(void *user, uint64_t *version)
+{
+    const powersgd *h = user;
+    if (h->options.no_warm_start)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "%s: Q is drawn anew in each step (no_warm_start)",
+                        h->name);
+    *version = *h->steps < h->options.start_step;
     return BRG_OK;
+}
+
+static void powersgd_launched(void *user)
+{
+    const powersgd *h = user;
+    ++*h->steps;
 }
 
 /* ---- The hook ------------------------------------------------------------------------- */
@@ -328,7 +328,7 @@ static void powersgd_destroy(void *user)
 {
     powersgd *h = user;
     brg__hook_state_deinit(&h->state);
-    brg__array_deinit(&h->parts);
+    brg__hook_parts_deinit(&h->parts);
     brg__mem_free(h);
 }
 
@@ -372,7 +372,10 @@ brg_status brg_comm_hook_create_powersgd(brg_comm_hook **out,
                              .again = powersgd_again,
                              .finish = powersgd_finish,
                              .state_at = powersgd_state_at,
-                             .destroy = powersgd_destroy};
+                             .destroy = powersgd_destroy,
+                             .works_on_devices = true,
+                             .version = powersgd_version,
+                             .launched = powersgd_launched};
     brg_status status = brg_comm_hook_create(out, &ops, h);
     if (status != BRG_OK)
         powersgd_destroy(h);

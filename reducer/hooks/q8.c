@@ -2,40 +2,41 @@
  * The hook that sends gradients in 8 bits: blocks of comm/q8.h, which one
  * all-reduce sums. A parameter begins a block of its own, so that no two share
  * a scale; gaps between parameters are not sent. */
-#include <string.h>
-
 #include "comm/pg.h"
 #include "comm/q8.h"
 #include "core/base/alloc.h"
-#include "core/ops/convert.h"
-#include "core/tensor/tensor.h"
-#include "reducer/hooks/hook.h"
-
-#define BATCH (32 * BRG__Q8_N) /* elements on the stack at once */
+#include "core/ops/op.h"
+#include "reducer/hooks/compress.h"
 
 typedef struct q8 {
     bool feeds_back;
     brg__hook_state state;
     brg__hook_parts parts; /* by parameter */
-    int64_t *steps;        /* of the state: begun so far */
+    brg_tensor *steps;     /* of the state: begun so far; with the gradients */
 } q8;
 
 static brg_status q8_attach(void *user, const brg_hook_param *params, size_t n)
 {
     q8 *h = user;
-    brg_tensor *steps;
     bool is_new;
-    BRG_TRY(brg__hook_state_get(&h->state, &steps, "steps", "", BRG_DTYPE_I64,
-                                1, &is_new));
-    h->steps = brg_tensor_data(steps);
-    return brg__hook_parts_make(&h->parts, &h->state, params, n, h->feeds_back);
+    BRG_TRY(brg__hook_parts_make(&h->parts, params, n));
+    BRG_TRY(brg__hook_state_get(&h->state, &h->steps,
+                                &(brg__hook_entry){.kind = "steps",
+                                                   .name = "",
+                                                   .dtype = BRG_DTYPE_I64,
+                                                   .count = 1,
+                                                   .device = h->parts.device},
+                                &is_new));
+    return h->feeds_back
+               ? brg__hook_parts_feed_back(&h->parts, &h->state, params)
+               : BRG_OK;
 }
 
 static size_t n_blocks(const q8 *h, const brg_hook_bucket *b)
 {
     size_t n = 0;
     for (size_t k = 0; k < b->n_params; k++)
-        n += brg__q8_blocks(h->parts.at[b->params[k]].count);
+        n += brg__q8_blocks(h->parts.all.at[b->params[k]].count);
     return n;
 }
 
@@ -44,70 +45,40 @@ static size_t q8_wire_bytes(void *user, const brg_hook_bucket *b)
     return brg__hook_is_wide(b->dtype) ? n_blocks(user, b) * BRG__Q8_NBYTES : 0;
 }
 
-/* One parameter's gradient and the error of the steps before. */
-static void send_part(const q8 *h, const brg__hook_part *p, char *blocks,
-                      const char *from, brg_dtype dtype)
+/* All parameters of a bucket, to blocks or back. */
+static brg_status convert(q8 *h, const brg_hook_bucket *b,
+                          brg_compress_rule rule)
 {
-    float x[BATCH];
-    for (size_t i = 0; i < p->count; i += BATCH) {
-        size_t m = p->count - i < BATCH ? p->count - i : BATCH;
-        float *error = p->error ? p->error + i : NULL;
-        brg__convert_row(x, BRG_DTYPE_F32, from + i * brg_dtype_size(dtype),
-                         dtype, m);
-        for (size_t k = 0; error && k < m; k++)
-            x[k] += error[k];
-        brg__q8_store(blocks, x, error, m, (uint16_t)*h->steps);
-        blocks += brg__q8_blocks(m) * BRG__Q8_NBYTES;
+    brg_compress_job job;
+    brg_compress_part *parts = brg__hook_parts_of(&h->parts, b, &job);
+    char *blocks = b->wire;
+    job.rule = rule;
+    job.steps = brg_tensor_data(h->steps);
+    for (size_t k = 0; k < b->n_params; k++) {
+        parts[k].wire = blocks;
+        blocks += brg__q8_blocks(parts[k].count) * BRG__Q8_NBYTES;
     }
+    return brg__compress(b->device, &job);
 }
 
 static brg_status q8_start(void *user, const brg_hook_bucket *b)
 {
-    const q8 *h = user;
-    if (b->index == 0)
-        ++*h->steps;
+    q8 *h = user;
+    const brg_tensor *steps = h->steps;
+    if (b->index == 0) /* by the device, whose count it is */
+        BRG_TRY(brg__pointwise_now(&brg__op_add_scalar, &steps, steps,
+                                   (double[2]){1}));
     if (!brg__hook_is_wide(b->dtype))
         return brg__hook_plain_start(b);
-    char *blocks = b->wire;
-    for (size_t k = 0; k < b->n_params; k++) {
-        const brg__hook_part *p = &h->parts.at[b->params[k]];
-        send_part(h, p, blocks,
-                  (const char *)b->data +
-                      b->offsets[k] * brg_dtype_size(b->dtype),
-                  b->dtype);
-        blocks += brg__q8_blocks(p->count) * BRG__Q8_NBYTES;
-    }
+    BRG_TRY(convert(h, b, BRG_COMPRESS_TO_Q8));
     return brg__all_reduce_q8(b->pg, b->work, b->wire, n_blocks(h, b), b->op);
-}
-
-static void take_part(const brg__hook_part *p, const char *blocks, char *to,
-                      brg_dtype dtype)
-{
-    float x[BATCH];
-    for (size_t i = 0; i < p->count; i += BATCH) {
-        size_t m = p->count - i < BATCH ? p->count - i : BATCH;
-        brg__q8_load(x, blocks, m);
-        brg__convert_row(to + i * brg_dtype_size(dtype), dtype, x,
-                         BRG_DTYPE_F32, m);
-        blocks += brg__q8_blocks(m) * BRG__Q8_NBYTES;
-    }
 }
 
 static brg_status q8_finish(void *user, const brg_hook_bucket *b)
 {
-    const q8 *h = user;
     BRG_TRY(brg__hook_wait(b));
-    if (!brg__hook_is_wide(b->dtype))
-        return BRG_OK;
-    const char *blocks = b->wire;
-    for (size_t k = 0; k < b->n_params; k++) {
-        const brg__hook_part *p = &h->parts.at[b->params[k]];
-        take_part(p, blocks,
-                  (char *)b->data + b->offsets[k] * brg_dtype_size(b->dtype),
-                  b->dtype);
-        blocks += brg__q8_blocks(p->count) * BRG__Q8_NBYTES;
-    }
-    return BRG_OK;
+    return brg__hook_is_wide(b->dtype) ? convert(user, b, BRG_COMPRESS_FROM_Q8)
+                                       : BRG_OK;
 }
 
 static const brg_named_tensor *q8_state_at(void *user, size_t i)
@@ -120,7 +91,7 @@ static void q8_destroy(void *user)
 {
     q8 *h = user;
     brg__hook_state_deinit(&h->state);
-    brg__array_deinit(&h->parts);
+    brg__hook_parts_deinit(&h->parts);
     brg__mem_free(h);
 }
 
@@ -140,7 +111,9 @@ brg_status brg_comm_hook_create_q8(brg_comm_hook **out, bool error_feedback)
                              .start = q8_start,
                              .finish = q8_finish,
                              .state_at = q8_state_at,
-                             .destroy = q8_destroy};
+                             .destroy = q8_destroy,
+                             .works_on_devices = true,
+                             .version = brg__hook_version};
     brg_status status = brg_comm_hook_create(out, &ops, h);
     if (status != BRG_OK)
         q8_destroy(h);

@@ -27,6 +27,7 @@ typedef struct model {
     bool looks;    /* at gradients, when they are reduced */
     bool keeps;    /* gradients become zeros where they are */
     bool may_skip; /* steps whose gradients were not finite */
+    brg_comm_hook *hook;
 } model;
 
 static brg_tensor *there(brg_tensor *t)
@@ -112,20 +113,28 @@ typedef struct history {
     float loss[N_STEPS];
     double norm[N_STEPS]; /* of the reducer's gradients */
     int bad[N_STEPS];     /* 1 + the parameter whose gradient was not finite */
-    float end[64];
+    float end[256];
     size_t n;
 } history;
+
+static void read_one(history *h, brg_tensor *of)
+{
+    brg_tensor *t = assert_brg_some(brg_to(
+        of->dtype == BRG_DTYPE_F32 ? of : brg_cast(of, BRG_DTYPE_F32), HOME));
+    assert_true(h->n + (size_t)brg_tensor_numel(t) <= 256);
+    memcpy(h->end + h->n, brg_tensor_data(t), brg_tensor_nbytes(t));
+    h->n += (size_t)brg_tensor_numel(t);
+}
 
 static void read_all(history *h, const model *m)
 {
     brg_tensor *tensors[N_PARAMS + 1] = {m->p[0], m->p[1], m->p[2], m->p[3],
                                          m->seen};
     h->n = 0;
-    for (int i = 0; i <= N_PARAMS; i++) {
-        brg_tensor *t = assert_brg_some(brg_to(tensors[i], HOME));
-        memcpy(h->end + h->n, brg_tensor_data(t), brg_tensor_nbytes(t));
-        h->n += (size_t)brg_tensor_numel(t);
-    }
+    for (int i = 0; i <= N_PARAMS; i++)
+        read_one(h, tensors[i]);
+    for (size_t i = 0; i < brg_comm_hook_state_count(m->hook); i++)
+        read_one(h, brg_comm_hook_state_at(m->hook, i)->tensor);
 }
 
 #define BAD_STEP 5 /* is launched */
@@ -177,6 +186,7 @@ static void distribute(model *m, brg_ddp_buffers sync)
     options.sync_buffers = sync;
     options.check_finite = m->looks || m->may_skip;
     options.measure_norm = m->looks;
+    options.hook = m->hook;
     m->pg = group_there();
     assert_brg_ok(
         brg_ddp_create(&m->ddp, m->pg, m->p, N_PARAMS, &m->seen, 1, &options));
@@ -195,6 +205,7 @@ static void end_distribution(model *m)
     assert_int_equal(stats.n_steps, N_STEPS);
     assert_true(stats.n_buckets > 1);
     brg_ddp_destroy(m->ddp);
+    brg_comm_hook_destroy(m->hook);
     brg_pg_destroy(m->pg);
 }
 
@@ -203,6 +214,7 @@ typedef struct variant {
     brg_ddp_buffers sync;
     double dropout;
     brg_status (*end)(model *m);
+    brg_status (*hook)(brg_comm_hook **out); /* with has_ddp; or NULL */
 } variant;
 
 static void run(const variant *v, bool is_compiled, history *h)
@@ -215,6 +227,8 @@ static void run(const variant *v, bool is_compiled, history *h)
     m.looks = v->looks;
     m.may_skip = v->may_skip;
     m.end = v->end ? v->end : end_plainly;
+    if (v->hook)
+        assert_brg_ok(v->hook(&m.hook));
     if (v->has_ddp)
         distribute(&m, v->sync);
     brg_compiled *compiled = is_compiled ? compile(&m) : NULL;
@@ -312,6 +326,63 @@ static void test_relaunch__gradients_are_looked_at(void **state)
     assert_int_equal(s.replay_skips, 0);
     assert_int_equal(s.replay_recordings, 1);
     assert_int_equal(s.replay_launches, N_STEPS - 3);
+}
+
+static brg_status make_cast(brg_comm_hook **out)
+{
+    return brg_comm_hook_create_cast(out, BRG_DTYPE_BF16, false);
+}
+
+static brg_status make_fed_back(brg_comm_hook **out)
+{
+    return brg_comm_hook_create_cast(out, BRG_DTYPE_BF16, true);
+}
+
+static brg_status make_q8(brg_comm_hook **out)
+{
+    return brg_comm_hook_create_q8(out, true);
+}
+
+static brg_status make_powersgd(brg_comm_hook **out, int64_t start, bool cold)
+{
+    brg_powersgd_options options = BRG_POWERSGD_OPTIONS_INIT;
+    options.min_saving = 1;
+    options.start_step = start;
+    options.no_warm_start = cold;
+    return brg_comm_hook_create_powersgd(out, &options);
+}
+
+static brg_status make_warm(brg_comm_hook **out)
+{
+    return make_powersgd(out, 0, false);
+}
+
+static brg_status make_later(brg_comm_hook **out)
+{
+    return make_powersgd(out, 4, false);
+}
+
+static brg_status make_cold(brg_comm_hook **out)
+{
+    return make_powersgd(out, 0, true);
+}
+
+/* Errors fed back and counts of steps, too, are those of eager steps. */
+static void test_relaunch__with_communication_hooks(void **state)
+{
+    (void)state;
+    static const struct {
+        brg_status (*make)(brg_comm_hook **out);
+        uint64_t n_recordings;
+    } hooks[] = {{make_cast, 1}, {make_fed_back, 1}, {make_q8, 1},
+                 {make_warm, 1}, {make_later, 2},    {make_cold, 0}};
+    for (size_t i = 0; i < sizeof hooks / sizeof *hooks; i++) {
+        const uint64_t n = hooks[i].n_recordings;
+        brg_compile_stats s =
+            check(&(variant){.has_ddp = true, .hook = hooks[i].make});
+        assert_int_equal(s.replay_recordings, n);
+        assert_int_equal(s.replay_launches, n ? N_STEPS - 2 - n : 0);
+    }
 }
 
 static brg_status end_clipped_there(model *m)
@@ -671,6 +742,7 @@ int main(void)
         scoped_test(test_relaunch__with_a_reducer),
         scoped_test(test_relaunch__with_buffers),
         scoped_test(test_relaunch__gradients_are_looked_at),
+        scoped_test(test_relaunch__with_communication_hooks),
         scoped_test(test_relaunch__clipping_on_the_device),
         scoped_test(test_relaunch__gradients_dropped_first),
         scoped_test(test_relaunch__the_host_calls_no_kernel),

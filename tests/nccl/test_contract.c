@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The NCCL backend on made-up GPUs: the contract of backends, sums in a fixed
  * order, memory. What NCCL and a GPU do themselves is tests/cuda's. */
+#include "comm/q8.h"
 #include "core/base/dtype.h"
 #include "tests/nccl/fake_stream.h"
 #include "tests/nccl/forked.h"
@@ -248,6 +249,59 @@ static void test_nccl__reduces_what_the_compute_stream_makes(void **state)
         forked_check(worlds[i], run_queued, NULL);
 }
 
+/* Sums of 8-bit blocks: the bytes that the host's loops make of all ranks'
+ * blocks. */
+static brg_status check_blocks(const forked_rank *me, brg_pg *pg, size_t n,
+                               brg_reduce_op op)
+{
+    enum { MOST = 300 };
+    static _Alignas(64) unsigned char blocks[4][MOST][BRG__Q8_NBYTES];
+    static _Alignas(64) unsigned char want[MOST][BRG__Q8_NBYTES];
+    static float x[MOST * BRG__Q8_N];
+    const void *src[4];
+    void *dst[1] = {want};
+    brg_work *work;
+    for (int r = 0; r < me->n; r++) {
+        for (size_t i = 0; i < n * BRG__Q8_N; i++)
+            x[i] = (float)(value_of(r, i) - 18);
+        brg__q8_store(blocks[r], x, NULL, n * BRG__Q8_N, 7);
+        src[r] = blocks[r];
+    }
+    brg_host_get()->reduce(&(brg_reduction){.src = src,
+                                            .dst = dst,
+                                            .n_src = (size_t)me->n,
+                                            .n_dst = 1,
+                                            .count = n,
+                                            .dtype = BRG__DTYPE_Q8,
+                                            .op = op,
+                                            .divisor = me->n});
+    BRG_TRY(brg__all_reduce_q8(pg, &work, blocks[me->rank], n, op));
+    BRG_TRY(brg_work_wait(work));
+    RANK_CHECK(memcmp(blocks[me->rank], want, n * BRG__Q8_NBYTES) == 0,
+               "rank %d of %d: %zu blocks differ", me->rank, me->n, n);
+    return BRG_OK;
+}
+
+static brg_status run_blocks(forked_rank *me)
+{
+    static const size_t sizes[] = {1, 2, 3, 70, 300};
+    brg_pg *pg;
+    BRG_TRY(forked_group(me, 60, &pg));
+    for (size_t i = 0; i < 5; i++) {
+        BRG_TRY(check_blocks(me, pg, sizes[i], BRG_REDUCE_AVG));
+        BRG_TRY(check_blocks(me, pg, sizes[i], BRG_REDUCE_SUM));
+    }
+    brg_pg_destroy(pg);
+    return BRG_OK;
+}
+
+static void test_nccl__sums_blocks_of_8_bits(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < 4; i++)
+        forked_check(worlds[i], run_blocks, NULL);
+}
+
 /* Blocks come and go, with the group and before it. */
 static brg_status run_registered(forked_rank *me)
 {
@@ -304,6 +358,7 @@ int main(void)
         cmocka_unit_test(test_nccl__sums_leaves_in_the_tree),
         cmocka_unit_test(test_nccl__sums_halves_in_f32),
         cmocka_unit_test(test_nccl__reduces_what_the_compute_stream_makes),
+        cmocka_unit_test(test_nccl__sums_blocks_of_8_bits),
         cmocka_unit_test(test_nccl__takes_memory_from_nccl),
         cmocka_unit_test(test_nccl__sums_without_nccl),
         cmocka_unit_test(test_nccl__sums_by_nccl_where_a_rank_refuses),

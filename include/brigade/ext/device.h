@@ -9,6 +9,7 @@
 #define BRG_EXT_DEVICE_H
 
 #include <brigade/device.h>
+#include <brigade/ext/compress.h>
 #include <brigade/ext/op.h>
 #include <brigade/runtime.h>
 #include <brigade/status.h>
@@ -260,6 +261,10 @@ typedef struct brg_device_vtable {
                            double *total);
     brg_status (*norm_clip)(brg_device device, const brg_device_array *arrays,
                             size_t n, const double *total, double max_norm);
+
+    /* (optional) One pass over the gradients of a bucket; waits for nothing and
+     * may be recorded. Absent: hooks that compress are refused there. */
+    brg_status (*compress)(brg_device device, const brg_compress_job *job);
 
     /* (optional) What it has done so far. */
     brg_status (*counts)(brg_device device, brg_device_counts *filled);
