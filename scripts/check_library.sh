@@ -1,7 +1,7 @@
 #!/bin/sh
 # What a built library weighs and needs. libbrigade must not need MPI, CUDA or
 # Python; stripped, it is about 1.15 MB: 1.2 at most (checked for Release builds), 0.45 more
-# with libxsmm in it; the cuda component, which holds kernels for GPUs, at most 12 MB.
+# with libxsmm in it; the cuda component, which holds kernels for GPUs, at most 6 MB.
 #   check_library.sh <build type> <libbrigade.so>...
 set -u
 build_type=$1

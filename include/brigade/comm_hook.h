@@ -25,7 +25,8 @@ BRG_API const char *brg_comm_hook_name(const brg_comm_hook *hook);
  * was made with the hook; borrowed; may be written between steps. Names that
  * begin with "error/" differ between ranks: each rank keeps its own. The
  * state stays with the hook, so a reducer made later with the same parameters
- * (names and counts) goes on with it. */
+ * (names and counts) goes on with it. It lies where the gradients do, and moves
+ * to those of a later reducer (the count of PowerSGD's steps: in host memory). */
 BRG_API size_t brg_comm_hook_state_count(const brg_comm_hook *hook);
 BRG_API const brg_named_tensor *
 brg_comm_hook_state_at(const brg_comm_hook *hook, size_t i);
@@ -35,8 +36,8 @@ brg_comm_hook_state_at(const brg_comm_hook *hook, size_t i);
 /* f32 and f64 gradients travel as `wire`, BRG_DTYPE_F16 or BRG_DTYPE_BF16:
  * rounded once before the sum, which is made in f32, and once after it. With
  * error_feedback, what the first rounding took is added to the next step's
- * gradient (one f32 an element, state "error/<name>"). Without that it works
- * on GPUs too, where NCCL sums as BRG_NCCL_WIDE_SUMS says. *out: owned. */
+ * gradient (one f32 an element, state "error/<name>"). On GPUs NCCL sums as
+ * BRG_NCCL_WIDE_SUMS says. *out: owned. */
 BRG_API BRG_NODISCARD brg_status brg_comm_hook_create_cast(brg_comm_hook **out,
                                                            brg_dtype wire,
                                                            bool error_feedback);
@@ -49,8 +50,8 @@ BRG_API BRG_NODISCARD brg_status brg_comm_hook_create_cast(brg_comm_hook **out,
  * the first rounding took is added to the next step's gradient (state
  * "error/<name>", one f32 an element; "steps"). An element that is not finite
  * is NaN in the result, alone, and leaves no error behind. Sums and averages
- * on hosts only: reducers of gradients on GPUs, and groups whose backend does
- * not sum such blocks, refuse it. *out: owned. */
+ * only; groups whose backend does not sum such blocks fail. On GPUs over NCCL
+ * the bits are those of hosts. *out: owned. */
 BRG_API BRG_NODISCARD brg_status brg_comm_hook_create_q8(brg_comm_hook **out,
                                                          bool error_feedback);
 
