@@ -141,6 +141,9 @@ static void open_trainer(trainer *t, hook_kind which, brg_pg *pg,
                                         .device = device};
     }
     options.hook = t->hook = make_hook(which);
+    /* Where in a bucket an element lies decides on last bits of NCCL's sums of
+     * 16 bits: a run that goes on is to have the buckets it had. */
+    options.keep_order = true;
     options.first_bucket_bytes = 700000; /* two buckets and the tail */
     options.bucket_bytes = 700000;
     assert_brg_ok(brg_reducer_create(&t->reducer, pg, params, N, &options));
