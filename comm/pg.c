@@ -282,8 +282,9 @@ uint64_t brg__pg_clock_ns(const brg_pg *pg)
     return ops->clock_ns ? ops->clock_ns(pg->end.group) : brg__clock_ns();
 }
 
-void brg__pg_launched(const brg_pg *pg)
+void brg__pg_launched(brg_pg *pg, uint64_t n_calls)
 {
+    pg->n_started += n_calls;
     if (pg->end.ops->launched && pg->error.code == BRG_OK)
         pg->end.ops->launched(pg->end.group);
 }

@@ -73,8 +73,9 @@ static inline brg_device brg__pg_device(const brg_pg *pg)
     return pg->end.device;
 }
 
-/* Recorded calls of this group were launched again. */
-void brg__pg_launched(const brg_pg *pg);
+/* So many recorded calls of this group were launched again: what comes next has
+ * the number that it has on ranks that made them. */
+void brg__pg_launched(brg_pg *pg, uint64_t n_calls);
 
 /* Time as the group has it: virtual in a simulated world. */
 uint64_t brg__pg_clock_ns(const brg_pg *pg);

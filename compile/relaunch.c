@@ -2,6 +2,7 @@
  * Steps that are launched again: see relaunch.h. */
 #include "compile/relaunch.h"
 
+#include <pthread.h>
 #include <string.h>
 
 #include "compile/relaunch_note.h"
@@ -11,10 +12,27 @@
 
 /* ---- Life ---------------------------------------------------------------------- */
 
+static struct {
+    pthread_mutex_t lock;
+    brg__relauncher *first;
+} all = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static uintptr_t this_thread(void)
+{
+    static _Thread_local char mine;
+    return (uintptr_t)&mine;
+}
+
 brg_status brg__relauncher_create(brg__relauncher **out)
 {
-    *out = BRG__NEW(brg__relauncher);
-    return *out ? BRG_OK : BRG_ERR_NOMEM;
+    brg__relauncher *r = *out = BRG__NEW(brg__relauncher);
+    if (!r)
+        return BRG_ERR_NOMEM;
+    pthread_mutex_lock(&all.lock);
+    r->next = all.first;
+    all.first = r;
+    pthread_mutex_unlock(&all.lock);
+    return BRG_OK;
 }
 
 static void release_outputs(brg__relauncher *r)
@@ -25,15 +43,38 @@ static void release_outputs(brg__relauncher *r)
     }
 }
 
+/* What is in use of its memory (gradients) lives on. */
+static void drop_graph(brg__relauncher *r)
+{
+    r->is_recorded = false;
+    release_outputs(r);
+    if (r->graph)
+        r->vtable->graph_free(r->device, r->graph);
+    r->graph = NULL;
+}
+
+static void drop_others(const brg__relauncher *r)
+{
+    pthread_mutex_lock(&all.lock);
+    for (brg__relauncher *other = all.first; other; other = other->next)
+        if (other != r && atomic_load(&other->thread) == this_thread())
+            drop_graph(other);
+    pthread_mutex_unlock(&all.lock);
+}
+
 void brg__relauncher_destroy(brg__relauncher *r)
 {
     if (!r)
         return;
-    release_outputs(r);
+    pthread_mutex_lock(&all.lock);
+    brg__relauncher **at = &all.first;
+    while (*at != r)
+        at = &(*at)->next;
+    *at = r->next;
+    pthread_mutex_unlock(&all.lock);
+    drop_graph(r);
     for (size_t i = 0; r->inputs && i < r->n_inputs; i++)
         brg_release(r->inputs[i]);
-    if (r->graph)
-        r->vtable->graph_free(r->device, r->graph);
     brg__mem_free(r->outputs);
     brg__mem_free(r->inputs);
     brg__array_deinit(&r->state);
@@ -42,12 +83,11 @@ void brg__relauncher_destroy(brg__relauncher *r)
     brg__mem_free(r);
 }
 
-/* From now on as without. What the graph held may be in use (gradients). */
+/* From now on as without. */
 static void turn_off(brg__relauncher *r, const char *why)
 {
     r->is_off = true;
-    r->is_recorded = false;
-    release_outputs(r);
+    drop_graph(r);
     brg__compiler_mine()->stats.replay_skips++;
     brg__reason_of_skip(brg__compiler_mine(), NULL, why);
 }
@@ -143,12 +183,32 @@ static brg_status end_recording(brg__relauncher *r, brg_status run)
     return run != BRG_OK ? run : status;
 }
 
+/* It has run, but there is no graph. */
+static void end_without(brg__relauncher *r, brg_status status)
+{
+    if (status == BRG_ERR_NOMEM && !r->has_room)
+        r->lacks_room = true;
+    else
+        turn_off(r, brg_error_message());
+}
+
+static void make_room(brg__relauncher *r)
+{
+    if (!r->lacks_room)
+        return;
+    r->lacks_room = false;
+    r->has_room = true;
+    drop_graph(r);
+    drop_others(r);
+}
+
 static brg_status record(brg__relauncher *r, brg__segment *s,
                          brg_tensor *const *inputs, size_t n_inputs)
 {
     brg_compile_stats *stats = &brg__compiler_mine()->stats;
     r->is_recorded = false;
     release_outputs(r);
+    make_room(r);
     BRG_TRY(make_places(r, s, inputs, n_inputs));
     BRG_TRY(bring(r, inputs));
     BRG_TRY(r->vtable->graph_record(r->device, &r->graph));
@@ -157,9 +217,9 @@ static brg_status record(brg__relauncher *r, brg__segment *s,
     brg_status status = brg__segment_run_forward(s, r->inputs, n_inputs);
     const bool is_run = status == BRG_OK;
     status = end_recording(r, status);
-    if (is_run && status == BRG_ERR_UNSUPPORTED) {
-        turn_off(r, brg_error_message());
-        return BRG_OK; /* it has run */
+    if (is_run && (status == BRG_ERR_UNSUPPORTED || status == BRG_ERR_NOMEM)) {
+        end_without(r, status);
+        return BRG_OK;
     }
     BRG_TRY(status);
     BRG_TRY(keep_outputs(r, s));
@@ -234,6 +294,7 @@ brg_status brg__relaunch_step(brg__segment *s, brg_tensor *const *inputs,
                               size_t n_inputs)
 {
     brg__relauncher *r = s->relauncher;
+    atomic_store(&r->thread, this_thread());
     memset(s->outputs, 0, (size_t)s->captured.n_outputs * sizeof *s->outputs);
     if (!r->is_judged)
         judge(r, s, inputs, n_inputs);

@@ -13,10 +13,15 @@
  *             queues. Inputs are copied to where the graph reads them, results
  *             from where it writes them.
  *
+ * Where the device has no memory for a graph, the call runs as without; for the
+ * next one the graphs of the thread's other steps are given up, once.
+ *
  * A call that no graph serves runs as without. Gradients that another holder
  * keeps make it differ, so that nothing is overwritten under him. */
 #ifndef BRG_COMPILE_RELAUNCH_H
 #define BRG_COMPILE_RELAUNCH_H
+
+#include <stdatomic.h>
 
 #include "compile/compiler.h"
 #include "compile/segment.h"
@@ -27,12 +32,16 @@
 #define BRG__RELAUNCH_UNFIT 16     /* calls in a row that cannot be noted */
 
 typedef struct brg__relauncher {
+    struct brg__relauncher *next; /* of all there are */
+    _Atomic uintptr_t thread;     /* that calls it */
     brg_device device;
     const brg_device_vtable *vtable;
     void *graph;
     bool is_judged;
     bool is_off;      /* for good */
     bool is_recorded; /* the graph serves calls that begin as `state` */
+    bool lacks_room;  /* the device had no memory for the last recording; */
+    bool has_room;    /* the graphs of others were given up for the next */
     int n_runs, n_recordings, n_unfit;
     brg_tensor **inputs; /* where the graph reads them; owned */
     size_t n_inputs;

@@ -264,7 +264,7 @@ static brg_status record(brg__running *r)
         return run;
     }
     a->is_recorded = status == BRG_OK;
-    if (status != BRG_ERR_UNSUPPORTED)
+    if (status != BRG_ERR_UNSUPPORTED && status != BRG_ERR_NOMEM)
         return status;
     turn_off(a, brg_error_message());
     return BRG_OK; /* it has run */

@@ -60,6 +60,9 @@ typedef struct brg__device_tail {
     uint64_t n_sent;  /* steps */
     uint64_t n_known; /* of these, the first ones: they have been reduced */
     brg__error_record verdict; /* on the last step, not told yet */
+    bool is_ready;       /* the next step may be recorded, or is launched: */
+    uint64_t first_call; /* of the group, in it; */
+    uint64_t n_calls;    /* in such a step */
 } brg__device_tail;
 
 /* What the device itself finds out about gradients (look_device.c). */

@@ -237,6 +237,7 @@ brg_status brg__tail_judge(brg_reducer *r)
 
 brg_status brg__device_tail_launched(brg_reducer *r)
 {
-    brg__pg_launched(r->pg);
+    r->tail.is_ready = false;
+    brg__pg_launched(r->pg, r->tail.n_calls);
     return brg__device_tail_next(r, tail_of(r));
 }

@@ -74,6 +74,8 @@ static brg_status send(brg_reducer *r, const float *next)
 brg_status brg__device_tail_ready(brg_reducer *r)
 {
     float *next = r->tail.values + BRG__N_TAIL(r);
+    r->tail.is_ready = true;
+    r->tail.first_call = r->pg->n_started;
     brg__tail_fill(r, next);
     for (size_t i = 0; i < r->n_params; i++)
         next[i] = 1;
@@ -233,6 +235,9 @@ brg_status brg__device_tail_judge(brg_reducer *r, void *tail)
     brg__error_record kept;
     if (before != BRG_OK)
         brg__error_save(&kept);
+    if (r->tail.is_ready)
+        r->tail.n_calls = r->pg->n_started - r->tail.first_call;
+    r->tail.is_ready = false;
     BRG_TRY(brg__look_keep(r, tail));
     BRG_TRY(fetch(r, tail));
     const bool all_used = assume_used(r);

@@ -2,14 +2,16 @@
  * Calls of a group over NCCL: see group.h for the order of things.
  *
  * Of a call, `state` is its event; mark[0] and mark[1] are device copies of
- * host buffers (send, recv) or 0; mark[2] says that the host has to wait. */
+ * host buffers (send, recv) or 0; mark[2] says that the host has to wait;
+ * mark[3] that the event was recorded into a graph, where alone it has a
+ * meaning. */
 #include "comm/nccl/group.h"
 
 #include <sched.h>
 
 #include "core/base/dtype.h"
 
-enum { SEND_COPY, RECV_COPY, HOST_WAITS };
+enum { SEND_COPY, RECV_COPY, HOST_WAITS, RECORDED };
 
 static bool is_p2p(brg_coll coll)
 {
@@ -71,6 +73,17 @@ bool brg__nccl_is_recorded(const brg__nccl_group *g)
     enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     return cudaStreamIsCapturing(g->compute, &status) == cudaSuccess &&
            status != cudaStreamCaptureStatusNone;
+}
+
+/* A recording that has ended was launched on the compute stream, which waits for
+ * all of it (core/cuda/graph_join.c): there its calls end, too. */
+static brg_status bring_out(brg__nccl_group *g, brg_call *call)
+{
+    if (!call->mark[RECORDED] || brg__nccl_is_recorded(g))
+        return BRG_OK;
+    call->mark[RECORDED] = 0;
+    return brg__nccl_check_cuda(
+        g, cudaEventRecord(event_of(call)->event, g->compute), "an event");
 }
 
 brg_status brg__nccl_fail_recorded(const brg__nccl_group *g, const char *what)
@@ -238,6 +251,7 @@ static brg_status mark_end(brg__nccl_group *g, brg_call *call)
 {
     BRG__NCCL_TRY(brg__nccl_check_cuda(
         g, cudaEventRecord(event_of(call)->event, g->own), "an event"));
+    call->mark[RECORDED] = brg__nccl_is_recorded(g);
     enqueue(g, call);
     return BRG_OK;
 }
@@ -285,12 +299,15 @@ static brg_status flush_held(brg__nccl_group *g)
         return BRG_OK;
     g->held = NULL;
     g->held_last = &g->held;
-    BRG__NCCL_TRY(queue(g, first));
+    brg_status status = queue(g, first);
     for (brg_call *call = first, *next; call; call = next) {
         next = call->next;
-        BRG__NCCL_TRY(mark_end(g, call));
+        if (status == BRG_OK)
+            status = mark_end(g, call);
+        if (status != BRG_OK)
+            let_go(g, call);
     }
-    return BRG_OK;
+    return status;
 }
 
 static brg_status start_now(brg__nccl_group *g, brg_call *call)
@@ -378,6 +395,7 @@ brg_status brg__nccl_progress(void *group)
     if (brg__nccl_is_recorded(g))
         return BRG_OK;
     while (g->first) {
+        BRG__NCCL_TRY(bring_out(g, g->first));
         cudaError_t state = cudaEventQuery(event_of(g->first)->event);
         if (state == cudaErrorNotReady) {
             (void)cudaGetLastError();
@@ -425,6 +443,12 @@ brg_status brg__nccl_wait(void *group, brg_call *call)
     BRG__NCCL_TRY(brg__nccl_heed(g));
     BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaSetDevice(g->device), "the GPU"));
     BRG__NCCL_TRY(flush_held(g));
+    if (!event_of(call))
+        return g->host->fail(BRG_ERR_STATE, __FILE__, __LINE__,
+                             "rank %d: nccl: this call was given up when one "
+                             "that was to start with it failed",
+                             g->rank);
+    BRG__NCCL_TRY(bring_out(g, call));
     if (call->mark[HOST_WAITS] && brg__nccl_is_recorded(g))
         return brg__nccl_fail_recorded(g, "a barrier");
     if (call->mark[HOST_WAITS])

@@ -116,15 +116,15 @@ static brg_status make_ready(brg__cu *cu, int index)
     return BRG_OK;
 }
 
-static _Thread_local int current = -1;
-
+/* Asked each time: the program, or a group, may have chosen another. */
 static brg_status make_current(int index)
 {
-    if (current == index)
-        return BRG_OK;
-    BRG__CU_TRY(brg__cu_check(cudaSetDevice(index), "cuda: choosing the GPU"));
-    current = index;
-    return BRG_OK;
+    int current = -1;
+    BRG__CU_TRY(
+        brg__cu_check(cudaGetDevice(&current), "cuda: choosing the GPU"));
+    return current == index
+               ? BRG_OK
+               : brg__cu_check(cudaSetDevice(index), "cuda: choosing the GPU");
 }
 
 brg_status brg__cu_enter(brg_device device, brg__cu **out)
@@ -205,15 +205,12 @@ static brg_status cu_copy(brg_device to, void *dst, brg_device from,
     const bool reads = to.type != BRG_DEVICE_CUDA;
     const bool is_pageable =
         !reads && from.type != BRG_DEVICE_CUDA && !is_pinned(src);
-    bool is_done = false;
     if (is_pageable)
-        BRG__CU_TRY(brg__cu_stage(cu, dst, src, nbytes, &is_done));
-    if (is_done)
-        return BRG_OK;
+        return brg__cu_stage(cu, dst, src, nbytes);
     BRG__CU_TRY(brg__cu_check(
         cudaMemcpyAsync(dst, src, nbytes, cudaMemcpyDefault, cu->stream),
         "cuda: a copy"));
-    if (is_pageable || (!reads && from.type == BRG_DEVICE_CUDA))
+    if (!reads && from.type == BRG_DEVICE_CUDA)
         return BRG_OK;
     BRG__CU_TRY(brg__cu_begin_wait(cu));
     BRG__CU_TRY(

@@ -83,6 +83,9 @@ bool brg__cu_repeats(void);
 brg_status brg__cu_alloc(brg_device device, void **out, size_t nbytes);
 void brg__cu_free(brg_device device, void *ptr, size_t nbytes);
 
+/* What nothing uses goes from the pool to the driver. */
+void brg__cu_pool_trim(const brg__cu *cu);
+
 /* The slots of the table (memory.c). */
 brg_status brg__cu_fetch(brg_device device, void **fetch, const void *src,
                          size_t nbytes);
@@ -118,13 +121,16 @@ static inline brg__cu_graph *brg__cu_recording(brg__cu *cu)
     return atomic_load_explicit(&cu->graphs.recording, memory_order_relaxed);
 }
 
-/* Memory of the graph that is being recorded. */
+/* Memory of the graph that is being recorded; *out NULL: the driver has no more,
+ * and nothing is recorded now. */
 brg_status brg__cu_graph_alloc(brg__cu *cu, void **out, size_t nbytes);
 /* Takes the memory back if a graph holds it or is being recorded; else false. */
 bool brg__cu_graph_take_back(brg__cu *cu, void *ptr);
 /* A fetch to be made after the launch. */
 brg_status brg__cu_graph_fetch(brg__cu *cu, void *fetch, const void *src,
                                size_t nbytes);
+/* That fetch waits for the launch. */
+bool brg__cu_graph_is_later(const brg__cu_graph *g, const void *fetch);
 /* Records an optimizer's step. */
 brg_status brg__cu_graph_update(brg__cu *cu, const brg_device_update *updates,
                                 size_t n);
@@ -174,10 +180,10 @@ static inline brg_device brg__cu_device(const brg__cu *cu)
     return (brg_device){BRG_DEVICE_CUDA, (int16_t)cu->index};
 }
 
-/* Copies from pageable memory, which is read before the call returns, without a
- * wait for the queue; *is_done false: too much for that (staging.c). */
-brg_status brg__cu_stage(brg__cu *cu, void *dst, const void *src, size_t nbytes,
-                         bool *is_done);
+/* Copies from pageable memory, which is read before the call returns; 8 MiB at a
+ * time without a wait for the queue (staging.c). */
+brg_status brg__cu_stage(brg__cu *cu, void *dst, const void *src,
+                         size_t nbytes);
 /* Waits for the queue and for nbytes of the GPU's memory (context.c). */
 brg_status brg__cu_read(brg__cu *cu, void *host, const void *src,
                         size_t nbytes);

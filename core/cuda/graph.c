@@ -14,15 +14,20 @@
 
 /* ---- What a recording leaves behind -------------------------------------------- */
 
+static void free_step(brg__cu_step *s)
+{
+    if (s->there)
+        (void)cudaFree(s->there);
+    brg__cu_host->free(s->updates);
+    brg__cu_host->free(s->numbers);
+    brg__cu_host->free(s);
+}
+
 static void free_steps(brg__cu_graph *g)
 {
     for (brg__cu_step *s = g->steps, *next; s; s = next) {
         next = s->next;
-        if (s->there)
-            (void)cudaFree(s->there);
-        brg__cu_host->free(s->updates);
-        brg__cu_host->free(s->numbers);
-        brg__cu_host->free(s);
+        free_step(s);
     }
     g->steps = NULL;
     g->last_step = &g->steps;
@@ -66,6 +71,8 @@ static brg_status do_later(brg__cu *cu, brg__cu_graph *g)
     return status;
 }
 
+static brg_status give_up(brg__cu *cu, brg_status code, const char *why);
+
 /* ---- Recording ------------------------------------------------------------------- */
 
 static brg_status make(brg__cu *cu, brg__cu_graph **out)
@@ -92,7 +99,11 @@ brg_status brg__cu_graph_record(brg_device device, void **graph)
         BRG__CU_TRY(make(cu, &g));
     *graph = g;
     clear(g);
-    g->is_given_up = false;
+    g->given_up = BRG_OK;
+    BRG__CU_TRY(brg__cu_begin_wait(cu));
+    BRG__CU_TRY(
+        brg__cu_check(cudaStreamSynchronize(cu->stream), "cuda: queued work"));
+    brg__cu_pool_trim(cu);
     BRG__CU_TRY(brg__cu_check(
         cudaStreamBeginCapture(cu->stream, cudaStreamCaptureModeRelaxed),
         "cuda: recording a graph"));
@@ -100,14 +111,29 @@ brg_status brg__cu_graph_record(brg_device device, void **graph)
     return BRG_OK;
 }
 
+/* Unused memory that the pool keeps may be what the driver lacks. */
+static int instantiate(brg__cu *cu, brg__cu_graph *g, cudaGraph_t graph)
+{
+    const unsigned flags = cudaGraphInstantiateFlagUseNodePriority;
+    int error = cudaGraphInstantiate(&g->exec, graph, flags);
+    if (error != cudaErrorMemoryAllocation)
+        return error;
+    (void)cudaGetLastError();
+    (void)cudaStreamSynchronize(cu->stream);
+    brg__cu_pool_trim(cu);
+    return cudaGraphInstantiate(&g->exec, graph, flags);
+}
+
 static brg_status end_recording(brg__cu *cu, brg__cu_graph *g)
 {
     cudaGraph_t graph = NULL;
     atomic_store(&cu->graphs.recording, NULL);
+    brg_status joined = brg__cu_graph_join(cu);
     int error = cudaStreamEndCapture(cu->stream, &graph);
+    if (joined != BRG_OK && error != cudaSuccess)
+        return joined; /* which says more */
     if (error == cudaSuccess)
-        error = cudaGraphInstantiate(&g->exec, graph,
-                                     cudaGraphInstantiateFlagUseNodePriority);
+        error = instantiate(cu, g, graph);
     if (graph)
         (void)cudaGraphDestroy(graph);
     return brg__cu_check(error, "cuda: recording a graph");
@@ -118,14 +144,19 @@ brg_status brg__cu_graph_recorded(brg_device device, void *graph)
     brg__cu *cu;
     brg__cu_graph *g = graph;
     BRG__CU_TRY(brg__cu_enter(device, &cu));
-    if (g->is_given_up)
-        return BRG__CU_FAIL(BRG_ERR_UNSUPPORTED, "%s", g->why);
+    if (g->given_up != BRG_OK)
+        return BRG__CU_FAIL(g->given_up, "%s", g->why);
     return end_recording(cu, g);
 }
 
+/* Without memory for it the step goes on without a graph. */
 brg_status brg__cu_graph_alloc(brg__cu *cu, void **out, size_t nbytes)
 {
-    return brg__cu_block_alloc(cu, brg__cu_recording(cu), out, nbytes);
+    brg_status status =
+        brg__cu_block_alloc(cu, brg__cu_recording(cu), out, nbytes);
+    return status == BRG_ERR_NOMEM
+               ? give_up(cu, BRG_ERR_NOMEM, "no memory for a graph")
+               : status;
 }
 
 bool brg__cu_graph_take_back(brg__cu *cu, void *ptr)
@@ -143,28 +174,53 @@ brg_status brg__cu_graph_fetch(brg__cu *cu, void *fetch, const void *src,
                     nbytes);
 }
 
+bool brg__cu_graph_is_later(const brg__cu_graph *g, const void *fetch)
+{
+    const brg__cu_later *l = g->later;
+    while (l && l->fetch != fetch)
+        l = l->next;
+    return l != NULL;
+}
+
 /* ---- The optimizer's step ---------------------------------------------------------- */
+
+/* Its numbers are written before each launch: no memory that the graph writes
+ * before. */
+static brg_status make_step(brg__cu_step **out, size_t n)
+{
+    brg__cu_step *s = brg__cu_host->alloc(sizeof *s, "a recorded step");
+    *out = s;
+    if (!s)
+        return BRG_ERR_NOMEM;
+    s->n = n;
+    s->updates = brg__cu_host->alloc(n * sizeof *s->updates, "a recorded step");
+    s->numbers = brg__cu_host->alloc(n * N_NUMBERS * sizeof *s->numbers,
+                                     "a recorded step");
+    brg_status status = BRG_ERR_NOMEM;
+    if (s->updates && s->numbers)
+        status = brg__cu_check(
+            cudaMalloc((void **)&s->there, n * N_NUMBERS * sizeof *s->numbers),
+            "cuda: memory of a graph");
+    if (status != BRG_OK)
+        free_step(s);
+    return status;
+}
 
 brg_status brg__cu_graph_update(brg__cu *cu, const brg_device_update *updates,
                                 size_t n)
 {
     brg__cu_graph *g = brg__cu_recording(cu);
-    brg__cu_step *s = brg__cu_host->alloc(sizeof *s, "a recorded step");
-    if (!s)
-        return BRG_ERR_NOMEM;
+    brg__cu_step *s;
+    brg_status status = make_step(&s, n);
+    if (status == BRG_ERR_NOMEM) {
+        BRG__CU_TRY(give_up(cu, BRG_ERR_NOMEM, "no memory for a graph"));
+        return brg__cu_check(brg__cu_update(&cu->queue, updates, n, NULL),
+                             "optimizer");
+    }
+    BRG__CU_TRY(status);
+    memcpy(s->updates, updates, n * sizeof *updates);
     *g->last_step = s;
     g->last_step = &s->next;
-    s->n = n;
-    s->updates = brg__cu_host->alloc(n * sizeof *s->updates, "a recorded step");
-    s->numbers = brg__cu_host->alloc(n * N_NUMBERS * sizeof *s->numbers,
-                                     "a recorded step");
-    if (!s->updates || !s->numbers)
-        return BRG_ERR_NOMEM;
-    memcpy(s->updates, updates, n * sizeof *updates);
-    /* Written before the launch: no memory that the graph writes before. */
-    BRG__CU_TRY(brg__cu_check(
-        cudaMalloc((void **)&s->there, n * N_NUMBERS * sizeof *s->numbers),
-        "cuda: memory of a graph"));
     return brg__cu_check(brg__cu_update(&cu->queue, updates, n, s->there),
                          "optimizer");
 }
@@ -221,15 +277,20 @@ brg_status brg__cu_graph_launch(brg_device device, void *graph)
     return launch(cu, g);
 }
 
-brg_status brg__cu_graph_give_up(brg__cu *cu, const char *why)
+static brg_status give_up(brg__cu *cu, brg_status code, const char *why)
 {
     brg__cu_graph *g = brg__cu_recording(cu);
     if (!g)
         return BRG_OK;
-    g->is_given_up = true;
+    g->given_up = code;
     (void)snprintf(g->why, sizeof g->why, "%s", why);
     BRG__CU_TRY(end_recording(cu, g));
     return launch(cu, g);
+}
+
+brg_status brg__cu_graph_give_up(brg__cu *cu, const char *why)
+{
+    return give_up(cu, BRG_ERR_UNSUPPORTED, why);
 }
 
 brg_status brg__cu_begin_wait(brg__cu *cu)

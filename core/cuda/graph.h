@@ -46,13 +46,17 @@ struct brg__cu_graph {
     brg__cu_graph *next; /* of the GPU */
     cudaGraphExec_t exec;
     brg__cu_chunk *chunks;
-    size_t n_used;  /* blocks */
-    bool is_orphan; /* freed, but for memory in use */
-    bool is_given_up;
+    size_t n_used;       /* blocks */
+    bool is_orphan;      /* freed, but for memory in use */
+    brg_status given_up; /* while it was recorded, for what; or BRG_OK */
     char why[80];
     brg__cu_step *steps, **last_step;
     brg__cu_later *later, **last_later;
 };
+
+/* Before the recording ends: nothing of it is left out of the stream
+ * (graph_join.c). */
+brg_status brg__cu_graph_join(brg__cu *cu);
 
 /* Puts it into the list of the GPU's graphs; takes it from there and frees it,
  * now or with its last block. */

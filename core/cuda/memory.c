@@ -14,13 +14,23 @@ static brg_status fail_memory(const brg__cu *cu, size_t nbytes)
                         cu->index, nbytes, free_bytes, total);
 }
 
+void brg__cu_pool_trim(const brg__cu *cu)
+{
+    cudaMemPool_t pool;
+    if (cudaDeviceGetDefaultMemPool(&pool, cu->index) == cudaSuccess)
+        (void)cudaMemPoolTrimTo(pool, 0);
+    (void)cudaGetLastError();
+}
+
 brg_status brg__cu_alloc(brg_device device, void **out, size_t nbytes)
 {
     brg__cu *cu;
     *out = NULL;
     BRG__CU_TRY(brg__cu_enter(device, &cu));
     if (brg__cu_recording(cu))
-        return brg__cu_graph_alloc(cu, out, nbytes);
+        BRG__CU_TRY(brg__cu_graph_alloc(cu, out, nbytes));
+    if (*out)
+        return BRG_OK;
     atomic_fetch_add_explicit(&cu->n_allocs, 1, memory_order_relaxed);
     int error = cudaMallocAsync(out, nbytes, cu->stream);
     if (error == cudaSuccess)
@@ -120,6 +130,9 @@ brg_status brg__cu_fetched(brg_device device, void *fetch, const void **out)
     fetch_state *f = fetch;
     *out = NULL;
     BRG__CU_TRY(brg__cu_enter(device, &cu));
+    if (brg__cu_recording(cu) &&
+        brg__cu_graph_is_later(brg__cu_recording(cu), fetch))
+        BRG__CU_TRY(brg__cu_graph_give_up(cu, "a value is waited for"));
     int state = cudaEventQuery(f->event);
     if (state == cudaErrorNotReady) {
         (void)cudaGetLastError();

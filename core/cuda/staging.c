@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Copies of small pieces of pageable memory to the GPU: through pinned memory
- * of our own, since the driver may wait for the whole queue before it copies
- * pageable memory. */
+ * Copies of pageable memory to the GPU: through pinned memory of our own, since
+ * the driver may wait for the whole queue before it copies pageable memory. A
+ * copy of more than all slots hold waits for its own beginning, which is
+ * counted. */
 #include "core/cuda/cu.h"
 
 #include <string.h>
@@ -39,14 +40,15 @@ static brg_status stage(brg__cu *cu, void *dst, const void *src, size_t nbytes)
                          "cuda: an event");
 }
 
-brg_status brg__cu_stage(brg__cu *cu, void *dst, const void *src, size_t nbytes,
-                         bool *is_done)
+brg_status brg__cu_stage(brg__cu *cu, void *dst, const void *src, size_t nbytes)
 {
-    *is_done = nbytes <= SLOT_BYTES;
-    if (!*is_done)
-        return BRG_OK;
+    brg_status status = BRG_OK;
     pthread_mutex_lock(&cu->lock);
-    brg_status status = stage(cu, dst, src, nbytes);
+    for (size_t at = 0; at < nbytes && status == BRG_OK; at += SLOT_BYTES) {
+        const size_t left = nbytes - at;
+        status = stage(cu, (char *)dst + at, (const char *)src + at,
+                       left < SLOT_BYTES ? left : SLOT_BYTES);
+    }
     pthread_mutex_unlock(&cu->lock);
     return status;
 }

@@ -49,6 +49,17 @@ static void confirm(brg_ddp *ddp)
     assert_non_null(strstr(brg_error_message(), "are out of step in step"));
 }
 
+/* A parameter that no step uses: what a step came to is asked for at its end,
+ * while the last reductions are under way. */
+static bool has_unused;
+
+static void add_unused(model *m, brg_dtype dtype)
+{
+    brg_tensor *t = brg_ones(dtype, BRG_SHAPE(5));
+    assert_brg_ok(brg_set_requires_grad(t, true));
+    assert_brg_ok(brg_params_add(m->params, "unused", t, BRG_PARAM_TRAINED));
+}
+
 static void run(kind k, way w, brg_dtype dtype, brg_pg *pg, outcome *o)
 {
     model m;
@@ -64,6 +75,9 @@ static void run(kind k, way w, brg_dtype dtype, brg_pg *pg, outcome *o)
     brg_scope *scope = brg_scope_begin();
     assert_brg_ok(brg_device_set(mine()));
     model_init(&m, k, dtype, &plain);
+    if (has_unused)
+        add_unused(&m, dtype);
+    options.allow_unused = has_unused;
     brg_tensor *const *tensors =
         brg_params_tensors(m.params, BRG_PARAM_TRAINED, &n);
     brg_tensor *const *buffers =
@@ -143,6 +157,24 @@ static void test_compile__behind_micro_batches(void **state)
     before_step = NULL;
 }
 
+/* The recording ends before they do; nothing of it is lost. */
+static void test_compile__a_recording_that_ends_early(void **state)
+{
+    static outcome want, got;
+    brg_pg *pg;
+    (void)state;
+    assert_brg_ok(brg_nccl_create(&pg, over, mine()));
+    has_unused = true;
+    run(MLP, EAGER, BRG_DTYPE_F32, pg, &want);
+    run(MLP, LAUNCHED, BRG_DTYPE_F32, pg, &got);
+    has_unused = false;
+    check_bits(MLP, LAUNCHED, &got, &want);
+    assert_int_equal(got.stats.replay_recordings, 1);
+    assert_int_equal(got.stats.replay_launches, 0);
+    assert_int_equal(got.stats.replay_skips, 1);
+    brg_pg_destroy(pg);
+}
+
 static void test_compile__a_rank_that_is_out_of_step(void **state)
 {
     static outcome got;
@@ -169,6 +201,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_compile__cnn_with_buffers),
         cmocka_unit_test(test_compile__gradients_are_looked_at),
         cmocka_unit_test(test_compile__behind_micro_batches),
+        cmocka_unit_test(test_compile__a_recording_that_ends_early),
         cmocka_unit_test(test_compile__a_rank_that_is_out_of_step),
     };
     return gpu_ranks_end(

@@ -13,7 +13,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "tests/nccl/fake_stream.h"
+#include "tests/nccl/fake_graph.h"
 
 /* ---- Streams ----------------------------------------------------------------- */
 
@@ -42,6 +42,8 @@ static void *work(void *given)
 void fake_push(fake_stream *s, void (*run)(void *), const void *args,
                size_t nbytes)
 {
+    if (fake_graph_push(s, run, args, nbytes))
+        return;
     fake_op *op = calloc(1, sizeof *op + nbytes);
     op->run = run;
     memcpy(op + 1, args, nbytes);
@@ -147,22 +149,20 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
+    const cudaError_t error = fake_graph_forbid(of(stream));
+    if (error != cudaSuccess)
+        return error;
     await(of(stream), last_of(of(stream)));
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamQuery(cudaStream_t stream)
 {
+    const cudaError_t error = fake_graph_forbid(of(stream));
+    if (error != cudaSuccess)
+        return error;
     return is_done(of(stream), last_of(of(stream))) ? cudaSuccess
                                                     : cudaErrorNotReady;
-}
-
-cudaError_t cudaStreamIsCapturing(cudaStream_t stream,
-                                  enum cudaStreamCaptureStatus *status)
-{
-    (void)stream;
-    *status = cudaStreamCaptureStatusNone;
-    return cudaSuccess;
 }
 
 cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest)
@@ -177,6 +177,7 @@ typedef struct fake_event {
     pthread_mutex_t lock; /* two threads of the group use one */
     fake_stream *stream;  /* NULL: never recorded */
     unsigned long ticket;
+    fake_place place; /* of what was captured */
 } fake_event;
 
 static fake_event read_event(cudaEvent_t event)
@@ -186,6 +187,7 @@ static fake_event read_event(cudaEvent_t event)
     pthread_mutex_lock(&e->lock);
     copy.stream = e->stream;
     copy.ticket = e->ticket;
+    copy.place = e->place;
     pthread_mutex_unlock(&e->lock);
     return copy;
 }
@@ -205,10 +207,21 @@ cudaError_t cudaEventDestroy(cudaEvent_t event)
     return cudaSuccess;
 }
 
+static long failing_record;
+
+void fake_gpu_fail_record(long n)
+{
+    failing_record = n;
+}
+
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 {
     fake_event *e = (fake_event *)(void *)event;
+    const fake_place *place = fake_graph_place(of(stream));
+    if (failing_record > 0 && --failing_record == 0)
+        return cudaErrorMemoryAllocation;
     pthread_mutex_lock(&e->lock);
+    e->place = place ? *place : (fake_place){0};
     e->stream = of(stream);
     e->ticket = last_of(e->stream);
     pthread_mutex_unlock(&e->lock);
@@ -218,6 +231,8 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 cudaError_t cudaEventQuery(cudaEvent_t event)
 {
     const fake_event e = read_event(event);
+    if (e.place.capture)
+        return cudaErrorCapturedEvent;
     return !e.stream || is_done(e.stream, e.ticket) ? cudaSuccess
                                                     : cudaErrorNotReady;
 }
@@ -225,6 +240,8 @@ cudaError_t cudaEventQuery(cudaEvent_t event)
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
     const fake_event e = read_event(event);
+    if (e.place.capture)
+        return cudaErrorCapturedEvent;
     if (e.stream)
         await(e.stream, e.ticket);
     return cudaSuccess;
@@ -241,6 +258,8 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event,
 {
     const fake_event e = read_event(event);
     (void)flags;
+    if (e.stream && (e.place.capture || fake_graph_place(of(stream))))
+        return fake_graph_wait(of(stream), &e.place);
     if (e.stream && e.stream != of(stream))
         fake_push(of(stream), run_wait, &e, sizeof e);
     return cudaSuccess;
@@ -248,12 +267,16 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event,
 
 /* ---- Memory ----------------------------------------------------------------------- */
 
-/* Blocks of the GPU are told from the host's by a list. */
+/* Blocks of the GPU, and pinned ones, are told from others by a list. */
 typedef struct block {
     struct block *next;
     char *at;
     size_t nbytes;
     int fd; /* of memory that other processes may map; -1: the heap's */
+    enum cudaMemoryType type;
+    bool is_pooled;
+    bool is_counted;
+    bool is_borrowed;
 } block;
 
 #define MADE_DIRTY ((size_t)1 << 20)
@@ -268,16 +291,7 @@ void fake_gpu_set_no_peers(void)
 static block *blocks;
 static pthread_mutex_t blocks_lock = PTHREAD_MUTEX_INITIALIZER;
 
-static void *add_block(void *at, size_t nbytes, int fd)
-{
-    block *b = calloc(1, sizeof *b);
-    *b = (block){.at = at, .nbytes = nbytes, .fd = fd};
-    pthread_mutex_lock(&blocks_lock);
-    b->next = blocks;
-    blocks = b;
-    pthread_mutex_unlock(&blocks_lock);
-    return at;
-}
+static void free_block(void *at);
 
 static void *map(int fd, size_t nbytes)
 {
@@ -285,17 +299,94 @@ static void *map(int fd, size_t nbytes)
     return at == MAP_FAILED ? NULL : at;
 }
 
+static void add_block(const block *made)
+{
+    block *b = calloc(1, sizeof *b);
+    *b = *made;
+    b->next = blocks;
+    blocks = b;
+}
+
+/* What was freed in order of a stream stays with the pool until it is trimmed. */
+static struct {
+    size_t all; /* 0: as much as one likes */
+    size_t n_used, n_pooled, n_spare;
+} memory;
+
+void fake_gpu_set_memory(size_t nbytes)
+{
+    memory.all = nbytes;
+}
+
+size_t fake_gpu_used(void)
+{
+    return memory.n_used + memory.n_pooled + memory.n_spare;
+}
+
+static bool take(size_t nbytes, bool is_pooled)
+{
+    const size_t spare = !is_pooled                ? 0
+                         : nbytes < memory.n_spare ? nbytes
+                                                   : memory.n_spare;
+    if (memory.all && fake_gpu_used() + nbytes - spare > memory.all)
+        return false;
+    memory.n_spare -= spare;
+    *(is_pooled ? &memory.n_pooled : &memory.n_used) += nbytes;
+    return true;
+}
+
+static void give_back(const block *b)
+{
+    if (!b->is_counted)
+        return;
+    *(b->is_pooled ? &memory.n_pooled : &memory.n_used) -= b->nbytes;
+    memory.n_spare += b->is_pooled ? b->nbytes : 0;
+}
+
+/* What is not the pool's may be mapped by other processes. */
+static bool make_block(block *b)
+{
+    const size_t n = b->nbytes;
+    if (b->is_pooled || b->type != cudaMemoryTypeDevice) {
+        b->at = aligned_alloc(256, (n + 255) / 256 * 256 + 256);
+    } else {
+        b->fd = memfd_create("fake gpu", MFD_CLOEXEC);
+        b->at = b->fd >= 0 && ftruncate(b->fd, (off_t)n) == 0 ? map(b->fd, n)
+                                                              : NULL;
+    }
+    if (b->at && n <= MADE_DIRTY)
+        memset(b->at, 0xcd, n);
+    return b->at != NULL;
+}
+
+static cudaError_t new_block(void **out, size_t nbytes,
+                             enum cudaMemoryType type, bool is_pooled)
+{
+    block b = {.nbytes = nbytes,
+               .fd = -1,
+               .type = type,
+               .is_pooled = is_pooled,
+               .is_counted = type == cudaMemoryTypeDevice};
+    *out = NULL;
+    pthread_mutex_lock(&blocks_lock);
+    const bool is_there =
+        (!b.is_counted || take(nbytes, is_pooled)) && make_block(&b);
+    if (is_there)
+        add_block(&b);
+    pthread_mutex_unlock(&blocks_lock);
+    *out = b.at;
+    return is_there ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+
 cudaError_t cudaMalloc(void **out, size_t nbytes)
 {
-    const int fd = memfd_create("fake gpu", MFD_CLOEXEC);
-    void *at =
-        fd >= 0 && ftruncate(fd, (off_t)nbytes) == 0 ? map(fd, nbytes) : NULL;
-    if (!at)
-        return cudaErrorMemoryAllocation;
-    if (nbytes <= MADE_DIRTY)
-        memset(at, 0xcd, nbytes);
-    *out = add_block(at, nbytes, fd);
-    return cudaSuccess;
+    return new_block(out, nbytes, cudaMemoryTypeDevice, false);
+}
+
+cudaError_t cudaHostAlloc(void **out, size_t nbytes, unsigned int flags)
+{
+    (void)flags;
+    return new_block(out, nbytes, cudaMemoryTypeHost, false);
 }
 
 /* ---- Memory of other processes ----------------------------------------------- */
@@ -331,7 +422,11 @@ cudaError_t cudaIpcOpenMemHandle(void **out, cudaIpcMemHandle_t handle,
     void *at = fd >= 0 ? map(fd, h.nbytes) : NULL;
     if (!at)
         return cudaErrorPeerAccessUnsupported;
-    *out = add_block(at, h.nbytes, fd);
+    pthread_mutex_lock(&blocks_lock);
+    add_block(&(block){
+        .at = at, .nbytes = h.nbytes, .fd = fd, .type = cudaMemoryTypeDevice});
+    pthread_mutex_unlock(&blocks_lock);
+    *out = at;
     return cudaSuccess;
 }
 
@@ -342,15 +437,20 @@ cudaError_t cudaIpcCloseMemHandle(void *at)
 
 cudaError_t cudaHostRegister(void *at, size_t nbytes, unsigned int flags)
 {
-    (void)at;
-    (void)nbytes;
     (void)flags;
+    pthread_mutex_lock(&blocks_lock);
+    add_block(&(block){.at = at,
+                       .nbytes = nbytes,
+                       .fd = -1,
+                       .type = cudaMemoryTypeHost,
+                       .is_borrowed = true});
+    pthread_mutex_unlock(&blocks_lock);
     return cudaSuccess;
 }
 
 cudaError_t cudaHostUnregister(void *at)
 {
-    (void)at;
+    free_block(at);
     return cudaSuccess;
 }
 
@@ -370,7 +470,10 @@ static void free_block(void *at)
         if ((*b)->at == at) {
             block *gone = *b;
             *b = gone->next;
-            if (gone->fd >= 0) {
+            give_back(gone);
+            if (gone->is_borrowed) {
+                ; /* the program's */
+            } else if (gone->fd >= 0) {
                 (void)munmap(gone->at, gone->nbytes);
                 (void)close(gone->fd);
             } else {
@@ -390,6 +493,11 @@ cudaError_t cudaFree(void *at)
     return cudaSuccess;
 }
 
+cudaError_t cudaFreeHost(void *at)
+{
+    return cudaFree(at);
+}
+
 static long slow_ms;
 
 void fake_gpu_set_slow_ms(long ms)
@@ -403,10 +511,7 @@ cudaError_t cudaMallocAsync(void **out, size_t nbytes, cudaStream_t stream)
     (void)stream;
     if (slow_ms > 0)
         (void)nanosleep(&pause, NULL);
-    void *at = aligned_alloc(256, (nbytes + 255) / 256 * 256 + 256);
-    memset(at, 0xcd, nbytes);
-    *out = add_block(at, nbytes, -1);
-    return cudaSuccess;
+    return new_block(out, nbytes, cudaMemoryTypeDevice, true);
 }
 
 static void run_free(void *args)
@@ -429,10 +534,58 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *out,
     pthread_mutex_lock(&blocks_lock);
     for (const block *b = blocks; b; b = b->next)
         if ((const char *)at >= b->at && (const char *)at < b->at + b->nbytes)
-            out->type = cudaMemoryTypeDevice;
+            out->type = b->type;
     pthread_mutex_unlock(&blocks_lock);
     return cudaSuccess;
 }
+
+cudaError_t cudaMemGetInfo(size_t *n_free, size_t *all)
+{
+    *all = memory.all;
+    *n_free = memory.all - fake_gpu_used();
+    return cudaSuccess;
+}
+
+/* There is one pool. */
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *out, int device)
+{
+    (void)device;
+    *out = (cudaMemPool_t)(void *)&memory;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool,
+                                    enum cudaMemPoolAttr which, void *value)
+{
+    (void)pool;
+    (void)which;
+    (void)value;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool,
+                                    enum cudaMemPoolAttr which, void *value)
+{
+    const uint64_t n = memory.n_pooled + memory.n_spare;
+    (void)pool;
+    if (which != cudaMemPoolAttrReservedMemCurrent)
+        return cudaErrorNotSupported;
+    memcpy(value, &n, sizeof n);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, size_t n_kept)
+{
+    (void)pool;
+    pthread_mutex_lock(&blocks_lock);
+    if (memory.n_pooled + memory.n_spare > n_kept)
+        memory.n_spare =
+            n_kept > memory.n_pooled ? n_kept - memory.n_pooled : 0;
+    pthread_mutex_unlock(&blocks_lock);
+    return cudaSuccess;
+}
+
+/* ---- Copies ------------------------------------------------------------------------- */
 
 typedef struct copy {
     void *dst;
@@ -450,13 +603,39 @@ static void run_copy(void *args)
         memset(c->dst, c->value, c->nbytes);
 }
 
+static _Atomic long n_pageable;
+
+long fake_gpu_n_pageable(void)
+{
+    return n_pageable;
+}
+
+/* Pageable memory is read before the call returns, behind all that is queued. */
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t nbytes,
                             enum cudaMemcpyKind kind, cudaStream_t stream)
 {
-    const copy c = {dst, src, 0, nbytes};
+    copy c = {dst, src, 0, nbytes};
+    struct cudaPointerAttributes a;
     (void)kind;
+    (void)cudaPointerGetAttributes(&a, src);
+    if (a.type == cudaMemoryTypeUnregistered) {
+        const cudaError_t error = cudaStreamSynchronize(stream);
+        if (error != cudaSuccess)
+            return error;
+        n_pageable++;
+        run_copy(&c);
+        return cudaSuccess;
+    }
     fake_push(of(stream), run_copy, &c, sizeof c);
     return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyPeerAsync(void *dst, int to, const void *src, int from,
+                                size_t nbytes, cudaStream_t stream)
+{
+    (void)to;
+    (void)from;
+    return cudaMemcpyAsync(dst, src, nbytes, cudaMemcpyDeviceToDevice, stream);
 }
 
 cudaError_t cudaMemsetAsync(void *dst, int value, size_t nbytes,
@@ -464,6 +643,12 @@ cudaError_t cudaMemsetAsync(void *dst, int value, size_t nbytes,
 {
     const copy c = {dst, NULL, value, nbytes};
     fake_push(of(stream), run_copy, &c, sizeof c);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemset(void *dst, int value, size_t nbytes)
+{
+    memset(dst, value, nbytes);
     return cudaSuccess;
 }
 
@@ -489,6 +674,32 @@ cudaError_t cudaDeviceGetPCIBusId(char *out, int size, int device)
 cudaError_t cudaSetDevice(int device)
 {
     __atomic_store_n(&device_index, device, __ATOMIC_RELAXED);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDevice(int *device)
+{
+    *device = __atomic_load_n(&device_index, __ATOMIC_RELAXED);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceCount(int *n)
+{
+    *n = FAKE_MAX_RANKS;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDriverGetVersion(int *version)
+{
+    *version = CUDART_VERSION;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr which,
+                                   int device)
+{
+    (void)device;
+    *value = which == cudaDevAttrMultiProcessorCount ? 2 : 0;
     return cudaSuccess;
 }
 

@@ -41,6 +41,19 @@ unsigned long fake_nccl_n_queued(void);
 /* No GPU reaches the memory of another from now on. */
 void fake_gpu_set_no_peers(void);
 
+/* The GPU has so much memory, of which so much is in use, or kept by the pool. */
+void fake_gpu_set_memory(size_t nbytes);
+size_t fake_gpu_used(void);
+/* Copies from pageable memory so far: the host waited for each. */
+long fake_gpu_n_pageable(void);
+
+/* The op's next kernel cannot be launched; the n-th graph from now on cannot be
+ * made for want of memory. NULL, 0: none. */
+void fake_gpu_fail_op(const char *name);
+void fake_gpu_fail_graph(long n);
+/* So does the n-th event that is recorded. */
+void fake_gpu_fail_record(long n);
+
 /* The GPU is said to be this one, whatever the device. */
 void fake_gpu_set_bus(const char *bus);
 

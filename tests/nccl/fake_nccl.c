@@ -17,7 +17,7 @@
 #include <brigade/ext/backend.h>
 
 #include "tests/nccl/fake_gpu.h"
-#include "tests/nccl/fake_stream.h"
+#include "tests/nccl/fake_graph.h"
 
 #define N_COMMS 64 /* of a world's life */
 #define TRAY ((size_t)8 << 20)
@@ -276,7 +276,7 @@ typedef struct job {
     brg_dtype dtype;
     brg_reduce_op op;
     int root;
-    unsigned long k;
+    bool is_recorded; /* not counted */
 } job;
 
 static brg_dtype dtype_of(ncclDataType_t type)
@@ -345,18 +345,20 @@ static void run_collective(void *args)
 {
     const job *j = args;
     struct ncclComm *c = j->comm;
+    const unsigned long k = ++c->n_started; /* a graph runs it again */
     size_t nbytes = j->count * brg_dtype_size(j->dtype);
     if (j->coll == BRG_COLL_REDUCE_SCATTER)
         nbytes *= (size_t)c->n;
-    if (nbytes <= TRAY && await_all(c, c->s->taken, j->k - 1)) {
+    if (nbytes <= TRAY && await_all(c, c->s->taken, k - 1)) {
         memcpy(c->s->trays[c->rank], j->send, nbytes);
-        atomic_store(&c->s->posted[c->rank], j->k);
-        if (await_all(c, c->s->posted, j->k)) {
+        atomic_store(&c->s->posted[c->rank], k);
+        if (await_all(c, c->s->posted, k)) {
             take_result(j);
-            atomic_store(&c->s->taken[c->rank], j->k);
+            atomic_store(&c->s->taken[c->rank], k);
         }
     }
-    atomic_fetch_sub(&c->n_ops, 1);
+    if (!j->is_recorded)
+        atomic_fetch_sub(&c->n_ops, 1);
 }
 
 static _Atomic unsigned long n_queued;
@@ -371,8 +373,9 @@ static ncclResult_t start(job j, cudaStream_t stream)
     n_queued++;
     if (!j.comm->is_blocking) /* the host would have to wait for it */
         return ncclInvalidUsage;
-    j.k = ++j.comm->n_started;
-    atomic_fetch_add(&j.comm->n_ops, 1);
+    j.is_recorded = fake_graph_place((fake_stream *)(void *)stream) != NULL;
+    if (!j.is_recorded)
+        atomic_fetch_add(&j.comm->n_ops, 1);
     fake_push((fake_stream *)(void *)stream, run_collective, &j, sizeof j);
     return ncclSuccess;
 }
@@ -382,7 +385,7 @@ ncclResult_t ncclAllReduce(const void *send, void *recv, size_t count,
                            cudaStream_t stream)
 {
     return start((job){comm, BRG_COLL_ALL_REDUCE, send, recv, count,
-                       dtype_of(type), op_of(op), 0, 0},
+                       dtype_of(type), op_of(op), 0, false},
                  stream);
 }
 
@@ -391,7 +394,7 @@ ncclResult_t ncclReduceScatter(const void *send, void *recv, size_t count,
                                ncclComm_t comm, cudaStream_t stream)
 {
     return start((job){comm, BRG_COLL_REDUCE_SCATTER, send, recv, count,
-                       dtype_of(type), op_of(op), 0, 0},
+                       dtype_of(type), op_of(op), 0, false},
                  stream);
 }
 
@@ -400,7 +403,7 @@ ncclResult_t ncclAllGather(const void *send, void *recv, size_t count,
                            cudaStream_t stream)
 {
     return start((job){comm, BRG_COLL_ALL_GATHER, send, recv, count,
-                       dtype_of(type), BRG_REDUCE_SUM, 0, 0},
+                       dtype_of(type), BRG_REDUCE_SUM, 0, false},
                  stream);
 }
 
@@ -409,7 +412,7 @@ ncclResult_t ncclBroadcast(const void *send, void *recv, size_t count,
                            cudaStream_t stream)
 {
     return start((job){comm, BRG_COLL_BROADCAST, send, recv, count,
-                       dtype_of(type), BRG_REDUCE_SUM, root, 0},
+                       dtype_of(type), BRG_REDUCE_SUM, root, false},
                  stream);
 }
 

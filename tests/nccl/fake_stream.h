@@ -6,6 +6,15 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
+
+#define FAKE_MAX_NODES 2048
+
+/* In a capture (fake_graph.h): the nodes that come before. */
+typedef struct fake_place {
+    unsigned long capture; /* its number; 0: none */
+    uint64_t before[FAKE_MAX_NODES / 64];
+} fake_place;
 
 /* Its arguments lie behind it. */
 typedef struct fake_op {
@@ -20,6 +29,7 @@ typedef struct fake_stream {
     fake_op *first; /* not done yet */
     unsigned long n_queued, n_done;
     bool is_over;
+    fake_place place;
 } fake_stream;
 
 /* `args` are copied. */

@@ -304,7 +304,7 @@ static brg_status run_launches(forked_rank *me)
     BRG_TRY(brg_pg_alloc(pg, &data, n_summed * sizeof(float)));
     BRG_TRY(reduce_there(me, pg, data));
     fake_nccl_set_graphs(1);
-    brg__pg_launched(pg);
+    brg__pg_launched(pg, 0);
     if (me->rank == 1)
         forked_sleep_ms(1500);
     else { /* what hangs in the queue stands for the graph */
@@ -313,7 +313,7 @@ static brg_status run_launches(forked_rank *me)
         BRG_TRY(brg_work_wait(work));
     }
     for (int i = 0; i < 3 && status == BRG_OK; i++) {
-        brg__pg_launched(pg);
+        brg__pg_launched(pg, 0);
         forked_synchronize(me);
         brg_pg_progress(pg);
         status =

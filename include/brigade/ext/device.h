@@ -196,8 +196,9 @@ typedef struct brg_device_vtable {
      *               instead of run; memory that alloc gives meanwhile belongs
      *               to *graph (made if it is NULL, else it records anew and
      *               keeps what is still in use)
-     *     recorded  ends that; a failure says what could not be written down:
-     *               all has run then, and there is nothing to launch
+     *     recorded  ends that; a failure says what could not be written down
+     *               (BRG_ERR_NOMEM: there was no memory for it): all has run
+     *               then, and there is nothing to launch
      *     updates   what the i-th call of update was given (*n 0: there was
      *               none); the numbers in f[] may be changed and go with the
      *               next launch

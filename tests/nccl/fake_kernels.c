@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * core/cuda without its kernels: those of ops are the CPU's, on the stream; an
+ * optimizer's step is SGD with momentum, on f32. */
+#include <string.h>
+
+#include "core/cuda/cu.h"
+#include "core/ops/op.h"
+#include "tests/nccl/fake_gpu.h"
+#include "tests/nccl/fake_stream.h"
+
+/* ---- Ops -------------------------------------------------------------------------- */
+
+typedef struct kernel {
+    brg_op_call call;
+    brg_attrs attrs;
+    int n_in;
+    bool has[BRG_MAX_OP_INPUTS];
+    brg_tensor in[BRG_MAX_OP_INPUTS], out[BRG_MAX_OP_OUTPUTS];
+    brg__storage in_storage[BRG_MAX_OP_INPUTS];
+    brg__storage out_storage[BRG_MAX_OP_OUTPUTS];
+} kernel;
+
+static void copy_tensor(brg_tensor *t, brg__storage *s, const brg_tensor *from)
+{
+    memcpy(t, from, sizeof *t);
+    t->device = (brg_device){BRG_DEVICE_CPU, 0};
+    if (!from->storage)
+        return;
+    memcpy(s, from->storage, sizeof *s);
+    s->device = t->device;
+}
+
+static void run_kernel(void *args)
+{
+    kernel *k = args;
+    brg_tensor *in[BRG_MAX_OP_INPUTS];
+    for (int i = 0; i < k->n_in; i++) {
+        in[i] = k->has[i] ? &k->in[i] : NULL;
+        if (k->in[i].storage)
+            k->in[i].storage = &k->in_storage[i];
+    }
+    for (int i = 0; i < k->call.n_out; i++) {
+        k->call.out[i] = &k->out[i];
+        if (k->out[i].storage)
+            k->out[i].storage = &k->out_storage[i];
+    }
+    k->call.in = in;
+    k->call.attrs = &k->attrs;
+    if (k->call.op == &brg__op_full_like)
+        (void)brg__fill_now(k->call.out[0], k->attrs.f[0]);
+    else
+        (void)k->call.op->run[BRG_DEVICE_CPU](&k->call);
+}
+
+static const char *failing_op; /* its next kernel fails; or NULL */
+
+void fake_gpu_fail_op(const char *name)
+{
+    failing_op = name;
+}
+
+static brg_status push_kernel(brg_op_call *call)
+{
+    kernel k = {.call = *call, .attrs = *call->attrs, .n_in = call->n_in};
+    brg__cu *cu;
+    BRG__CU_TRY(brg__cu_enter(call->out[0]->device, &cu));
+    if (failing_op && strcmp(failing_op, call->op->name) == 0) {
+        failing_op = NULL;
+        return BRG__CU_FAIL(BRG_ERR_DEVICE, "a kernel that fails");
+    }
+    for (int i = 0; i < call->n_in; i++) {
+        k.has[i] = call->in[i] != NULL;
+        if (k.has[i])
+            copy_tensor(&k.in[i], &k.in_storage[i], call->in[i]);
+    }
+    for (int i = 0; i < call->n_out; i++)
+        copy_tensor(&k.out[i], &k.out_storage[i], call->out[i]);
+    fake_push((fake_stream *)(void *)cu->stream, run_kernel, &k, sizeof k);
+    return BRG_OK;
+}
+
+brg__cu_run_fn brg__cu_kernel(const brg_op *op)
+{
+    (void)op;
+    return push_kernel;
+}
+
+/* ---- Optimizers -------------------------------------------------------------------- */
+
+typedef struct update {
+    brg_device_update of;
+    const double *numbers; /* of a graph; or NULL */
+} update;
+
+static void run_update(void *args)
+{
+    const update *given = args;
+    const brg_device_update *u = &given->of;
+    const double *f = given->numbers ? given->numbers : u->f;
+    const float *g = u->grad;
+    float *p = u->param, *b = u->state[0];
+    for (size_t k = 0; k < u->numel; k++) {
+        b[k] = (float)f[1] * b[k] + (float)f[2] * (g[k] + (float)f[3] * p[k]);
+        p[k] -= (float)f[0] * b[k];
+    }
+}
+
+int brg__cu_update(const brg__cu_queue *q, const brg_device_update *updates,
+                   uint64_t n, const double *numbers)
+{
+    for (uint64_t i = 0; i < n; i++) {
+        const update u = {updates[i], numbers ? numbers + 6 * i : NULL};
+        if (u.of.rule != BRG_UPDATE_SGD || u.of.dtype != BRG_DTYPE_F32 ||
+            !u.of.state[0])
+            return cudaErrorNotSupported;
+        fake_push(q->stream, run_update, &u, sizeof u);
+    }
+    return cudaSuccess;
+}
+
+typedef struct stored {
+    double *to;
+    double value;
+} stored;
+
+static void run_store(void *args)
+{
+    const stored *s = args;
+    *s->to = s->value;
+}
+
+int brg__cu_store(const brg__cu_queue *q, double *to, const double *from,
+                  uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++)
+        fake_push(q->stream, run_store, &(stored){to + i, from[i]},
+                  sizeof(stored));
+    return cudaSuccess;
+}
+
+/* ---- What tests do without ---------------------------------------------------------- */
+
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+
+#define REFUSED(name, args)                                                    \
+    brg_status name args                                                       \
+    {                                                                          \
+        return BRG__CU_FAIL(BRG_ERR_UNSUPPORTED, "%s on a made-up GPU",        \
+                            #name);                                            \
+    }
+
+REFUSED(brg__cu_run_clip, (brg_device d, const brg_device_update *u, size_t n,
+                           double max, double *norm))
+REFUSED(brg__cu_run_cargo_load,
+        (brg_device d, const brg_device_cargo *c, size_t n))
+REFUSED(brg__cu_run_cargo_unload,
+        (brg_device d, const brg_device_cargo *c, size_t n))
+REFUSED(brg__cu_kernel_compiler, (brg_device d, brg_device_compiler *c))
+REFUSED(brg__cu_kernel_compile, (brg_device d, const char *source, double s,
+                                 void **binary, size_t *nbytes))
+REFUSED(brg__cu_kernel_load,
+        (brg_device d, const void *binary, size_t nbytes, void **module))
+REFUSED(brg__cu_kernel_find,
+        (brg_device d, void *module, const char *name, void **found))
+REFUSED(brg__cu_kernel_launch, (brg_device d, const brg_device_launch *l))
+REFUSED(brg__cu_run_look,
+        (brg_device d, const brg_device_array *a, size_t n, uint64_t *found))
+REFUSED(brg__cu_run_look_tell,
+        (brg_device d, const uint64_t *found, int rank, float *to))
+REFUSED(brg__cu_run_norm_squares,
+        (brg_device d, const brg_device_array *a, size_t n, double *partials))
+REFUSED(brg__cu_run_norm_add,
+        (brg_device d, const double *partials, size_t n, double *total))
+REFUSED(brg__cu_run_norm_clip, (brg_device d, const brg_device_array *a,
+                                size_t n, const double *total, double max))
+
+void brg__cu_kernel_unload(brg_device device, void *module)
+{
+}
