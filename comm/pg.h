@@ -36,6 +36,7 @@ struct brg_pg {
     uint8_t pace;
     uint16_t plan;
     int32_t bucket;
+    bool is_last;   /* of calls to come: see brg_call */
     uint8_t number; /* among the groups of this rank, in its trace */
     brg__record_ring *trace;
     bool is_coalescing;

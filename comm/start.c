@@ -107,6 +107,7 @@ static brg_status start(brg_pg *pg, brg_work **out, brg_call call)
     call.pace = pg->pace;
     call.plan = pg->plan;
     call.bucket = pg->bucket;
+    call.is_last = pg->is_last;
     brg_work *work = brg__work_create(pg, &call);
     if (!work)
         return BRG_ERR_NOMEM;

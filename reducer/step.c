@@ -165,7 +165,9 @@ static brg_status reduce_bucket(brg_reducer *r, size_t k)
 static brg_status start_bucket(brg_reducer *r, size_t k)
 {
     brg__pg_label(r->pg, r->number, pace_of(r), label_of(r), (int32_t)k);
+    r->pg->is_last = k + 1 == r->plan.n_buckets;
     brg_status status = reduce_bucket(r, k);
+    r->pg->is_last = false;
     brg__reducer_unsign(r);
     return status;
 }

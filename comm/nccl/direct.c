@@ -11,10 +11,11 @@
 
 /* Tests have smaller ones. */
 #ifndef BRG__NCCL_TURN_NBYTES
-#define BRG__NCCL_TURN_NBYTES ((size_t)4 << 20)
+#define BRG__NCCL_TURN_NBYTES ((size_t)16 << 20)
 #define BRG__NCCL_SLOT_NBYTES ((size_t)16 << 20)
 #endif
 
+#define LAST_TURNS 2       /* of a kernel for what nothing runs beside */
 #define LINE ((size_t)256) /* sources begin at a multiple of it */
 #define FLAGS_NBYTES                                                           \
     ((size_t)BRG__NCCL_NEAR * BRG__NCCL_PUSH_BLOCKS * sizeof(uint64_t))
@@ -25,6 +26,7 @@
 #define LIMIT_NS                                                               \
     20000000000u /* past the time-out, when the watch has not come */
 #define RELEASE_NS 100000
+#define RESCUE_NS 50000000u /* for a word to come to the GPU */
 
 /* ---- Making ------------------------------------------------------------------- */
 
@@ -66,18 +68,20 @@ static bool make_events(brg__nccl_direct *d)
     const unsigned flags = cudaEventDisableTiming;
     bool ok = cudaEventCreateWithFlags(&d->began, flags) == cudaSuccess;
     for (int k = 0; ok && k < BRG__NCCL_SLOTS; k++)
-        ok = cudaEventCreateWithFlags(&d->pushed[k], flags) == cudaSuccess &&
+        ok = cudaEventCreateWithFlags(&d->credited[k], flags) == cudaSuccess &&
+             cudaEventCreateWithFlags(&d->copied[k], flags) == cudaSuccess &&
              cudaEventCreateWithFlags(&d->summed[k], flags) == cudaSuccess;
     return ok;
 }
 
-static bool make_lanes(brg__nccl_direct *d)
+static bool make_streams(brg__nccl_direct *d)
 {
+    cudaStream_t *const streams[] = {&d->credits, &d->copies, &d->rescue};
     int least, greatest;
     bool ok =
         cudaDeviceGetStreamPriorityRange(&least, &greatest) == cudaSuccess;
-    for (int k = 0; ok && k < BRG__NCCL_LANES; k++)
-        ok = cudaStreamCreateWithPriority(&d->lanes[k], cudaStreamNonBlocking,
+    for (int k = 0; ok && k < 3; k++)
+        ok = cudaStreamCreateWithPriority(streams[k], cudaStreamNonBlocking,
                                           greatest) == cudaSuccess;
     return ok;
 }
@@ -110,7 +114,7 @@ static bool make_memory(brg__nccl_group *g)
 static bool make_mine(brg__nccl_group *g, near_card *mine)
 {
     brg__nccl_direct *d = &g->direct;
-    return find_queue_ops(d) && make_events(d) && make_lanes(d) &&
+    return find_queue_ops(d) && make_events(d) && make_streams(d) &&
            make_memory(g) &&
            cudaIpcGetMemHandle(&mine->handle, d->memory) == cudaSuccess;
 }
@@ -183,13 +187,30 @@ static void *release(void *group)
     return NULL;
 }
 
+/* Sums that are released have nothing to sum: they read a word in the GPU's
+ * memory, since one in the host's is slow for a thousand blocks. That it comes
+ * late, if at all, costs what is summed into its meaning, which it has lost. */
+static void stop_sums(brg__nccl_group *g)
+{
+    brg__nccl_direct *d = &g->direct;
+    brg__nccl_desk *desk = brg__nccl_desk_of_mine(&g->board);
+    const uint64_t start = g->host->clock_ns();
+    atomic_store(&desk->stop, 1);
+    if (cudaMemcpyAsync(&d->turns->stop, &desk->stop, sizeof(uint32_t),
+                        cudaMemcpyHostToDevice, d->rescue) != cudaSuccess)
+        return;
+    while (cudaStreamQuery(d->rescue) == cudaErrorNotReady &&
+           g->host->clock_ns() - start < RESCUE_NS)
+        (void)nanosleep(&(struct timespec){0, RELEASE_NS}, NULL);
+}
+
 /* A thread, since whoever ends the group may wait for the GPU meanwhile. */
 void brg__nccl_direct_stop(brg__nccl_group *g)
 {
     brg__nccl_direct *d = &g->direct;
     if (!d->is_on || d->is_releasing)
         return;
-    atomic_store(&brg__nccl_desk_of_mine(&g->board)->stop, 1);
+    stop_sums(g);
     d->is_releasing = pthread_create(&d->releaser, NULL, release, g) == 0;
     if (!d->is_releasing)
         raise_all(brg__nccl_desk_of_mine(&g->board));
@@ -201,19 +222,29 @@ bool brg__nccl_direct_gave_up(const brg__nccl_group *g)
            atomic_load(&brg__nccl_desk_of_mine(&g->board)->gave_up) != 0;
 }
 
-static void free_events(brg__nccl_direct *d)
+static void free_event(cudaEvent_t event)
 {
-    if (d->began)
-        (void)cudaEventDestroy(d->began);
+    if (event)
+        (void)cudaEventDestroy(event);
+}
+
+static void free_stream(cudaStream_t stream)
+{
+    if (stream)
+        (void)cudaStreamDestroy(stream);
+}
+
+static void free_queues(brg__nccl_direct *d)
+{
+    free_event(d->began);
     for (int k = 0; k < BRG__NCCL_SLOTS; k++) {
-        if (d->pushed[k])
-            (void)cudaEventDestroy(d->pushed[k]);
-        if (d->summed[k])
-            (void)cudaEventDestroy(d->summed[k]);
+        free_event(d->credited[k]);
+        free_event(d->copied[k]);
+        free_event(d->summed[k]);
     }
-    for (int k = 0; k < BRG__NCCL_LANES; k++)
-        if (d->lanes[k])
-            (void)cudaStreamDestroy(d->lanes[k]);
+    free_stream(d->credits);
+    free_stream(d->copies);
+    free_stream(d->rescue);
 }
 
 void brg__nccl_direct_close(brg__nccl_group *g)
@@ -221,8 +252,8 @@ void brg__nccl_direct_close(brg__nccl_group *g)
     brg__nccl_direct *d = &g->direct;
     if (d->is_releasing) {
         (void)cudaStreamSynchronize(g->own);
-        for (int k = 0; k < BRG__NCCL_LANES; k++)
-            (void)cudaStreamSynchronize(d->lanes[k]);
+        (void)cudaStreamSynchronize(d->copies);
+        (void)cudaStreamSynchronize(d->credits);
         (void)cudaStreamSynchronize(g->compute); /* recorded calls */
         atomic_store(&d->is_over, true);
         (void)pthread_join(d->releaser, NULL);
@@ -230,7 +261,7 @@ void brg__nccl_direct_close(brg__nccl_group *g)
     for (int r = 0; r < g->n_ranks && r < BRG__NCCL_NEAR; r++)
         if (d->near[r] && r != g->rank)
             (void)cudaIpcCloseMemHandle(d->near[r]);
-    free_events(d);
+    free_queues(d);
     (void)cudaFree(d->turns);
     (void)cudaFree(d->memory);
     if (d->board)
@@ -252,12 +283,11 @@ static size_t round_up(size_t n, size_t unit)
     return (n + unit - 1) / unit * unit;
 }
 
-static bool by_kernel(const brg__nccl_group *g, size_t most, size_t count,
-                      size_t each)
+static bool fits_turns(size_t n_turns, size_t most, size_t count, size_t each)
 {
-    return g->way != BRG__NCCL_BY_COPY &&
-           count <= BRG__NCCL_TURN_NBYTES && /* no product wraps */
-           most * round_up(count * each, LINE) <= BRG__NCCL_TURN_NBYTES;
+    const size_t nbytes = n_turns * BRG__NCCL_TURN_NBYTES;
+    return count <= nbytes && /* no product wraps */
+           most * round_up(count * each, LINE) <= nbytes;
 }
 
 /* Few, where the latency of flags is all that counts. */
@@ -268,15 +298,17 @@ static int n_blocks_for(size_t nbytes)
     return (int)(n < BRG__NCCL_PUSH_BLOCKS ? n : BRG__NCCL_PUSH_BLOCKS);
 }
 
-static brg_status sum_small(brg__nccl_group *g, const brg__nccl_near_sum *s)
+static brg_status push_piece(brg__nccl_group *g, const brg__nccl_near_sum *s,
+                             brg__slice piece)
 {
     const brg__nccl_direct *d = &g->direct;
     brg__nccl_desk *desk = desk_there(g);
+    const size_t count = piece.end - piece.begin;
     brg__nccl_push_job job = {
         .sum = *s->job,
         .rank = g->rank,
         .n_ranks = g->n_ranks,
-        .n_blocks = n_blocks_for(s->count * s->each),
+        .n_blocks = n_blocks_for(count * s->each),
         .turn_stride = BRG__NCCL_TURN_NBYTES,
         .turns = d->turns,
         .stop = (const uint32_t *)(void *)&desk->stop,
@@ -288,13 +320,25 @@ static brg_status sum_small(brg__nccl_group *g, const brg__nccl_near_sum *s)
         job.flags[r] = (uint64_t *)(void *)d->near[r];
         job.places[r] = s->places[r];
     }
-    job.sum.own = s->send;
+    job.sum.own = s->send + piece.begin * s->each;
     job.sum.room = d->memory + TURNS_AT;
-    job.sum.room_stride = round_up(s->count * s->each, LINE);
-    job.sum.dst = s->recv;
-    job.sum.count = s->count;
+    job.sum.room_stride = round_up(count * s->each, LINE);
+    job.sum.dst = s->recv + piece.begin * s->out_each;
+    job.sum.count = count;
     return brg__nccl_check_cuda(
         g, (cudaError_t)brg__nccl_push_launch(&job, g->own), "a sum");
+}
+
+/* Equal pieces that fit into a turn. */
+static brg_status sum_small(brg__nccl_group *g, const brg__nccl_near_sum *s)
+{
+    const size_t most = BRG__NCCL_TURN_NBYTES / s->most / LINE * LINE / s->each;
+    const size_t n = brg__n_pieces(s->count, most);
+    const size_t each =
+        round_up(brg__n_pieces(s->count, n) * s->each, LINE) / s->each;
+    for (size_t k = 0; k < brg__n_pieces(s->count, each); k++)
+        BRG__NCCL_TRY(push_piece(g, s, brg__piece_of(s->count, each, k)));
+    return BRG_OK;
 }
 
 /* ---- Large sums ---------------------------------------------------------------------- */
@@ -406,33 +450,23 @@ static brg_status record_event(brg__nccl_group *g, cudaEvent_t event,
 }
 
 /* Behind the sum that last used the slot: where streams share a queue of the
- * GPU, no wait may come before what the other ranks wait for in turn. */
-static brg_status push_chunk(brg__nccl_group *g, const brg__nccl_near_sum *s,
+ * GPU, no wait may come before what the other ranks wait for in turn. A stream
+ * of its own waits for the credit, so that copies follow each other at once. */
+static brg_status copy_chunk(brg__nccl_group *g, const brg__nccl_near_sum *s,
                              const chunk *c)
 {
     brg__nccl_direct *d = &g->direct;
-    const cudaStream_t lane = d->lanes[c->number % BRG__NCCL_LANES];
-    BRG__NCCL_TRY(wait_event(
-        g, lane, c->number < BRG__NCCL_SLOTS ? d->began : d->summed[c->slot]));
-    BRG__NCCL_TRY(await_flags(g, lane, BRG__NCCL_CREDIT, c->slot));
-    BRG__NCCL_TRY(copy_to_others(g, s, c, lane));
-    BRG__NCCL_TRY(raise_flags(g, lane, BRG__NCCL_DATA, c->slot));
-    return record_event(g, d->pushed[c->slot], lane);
+    BRG__NCCL_TRY(wait_event(g, d->credits,
+                             c->number < BRG__NCCL_SLOTS ? d->began
+                                                         : d->summed[c->slot]));
+    BRG__NCCL_TRY(await_flags(g, d->credits, BRG__NCCL_CREDIT, c->slot));
+    BRG__NCCL_TRY(record_event(g, d->credited[c->slot], d->credits));
+    BRG__NCCL_TRY(wait_event(g, d->copies, d->credited[c->slot]));
+    BRG__NCCL_TRY(copy_to_others(g, s, c, d->copies));
+    return record_event(g, d->copied[c->slot], d->copies);
 }
 
-/* The host may have raised the flags: then nothing is to be summed. A copy,
- * since a word in host memory is slow to read for a thousand blocks. */
-static brg_status fetch_stop(brg__nccl_group *g)
-{
-    return brg__nccl_check_cuda(
-        g,
-        cudaMemcpyAsync(&g->direct.turns->stop,
-                        &brg__nccl_desk_of_mine(&g->board)->stop,
-                        sizeof(uint32_t), cudaMemcpyHostToDevice, g->own),
-        "a flag");
-}
-
-/* Behind the push, which reads what may be overwritten here. */
+/* Behind the copy, which reads what may be overwritten here. */
 static brg_status sum_chunk(brg__nccl_group *g, const brg__nccl_near_sum *s,
                             const chunk *c)
 {
@@ -444,9 +478,9 @@ static brg_status sum_chunk(brg__nccl_group *g, const brg__nccl_near_sum *s,
     job.dst = s->recv + c->begin * s->out_each;
     job.count = c->count;
     job.stop = &d->turns->stop;
-    BRG__NCCL_TRY(wait_event(g, g->own, d->pushed[c->slot]));
+    BRG__NCCL_TRY(wait_event(g, g->own, d->copied[c->slot]));
+    BRG__NCCL_TRY(raise_flags(g, g->own, BRG__NCCL_DATA, c->slot));
     BRG__NCCL_TRY(await_flags(g, g->own, BRG__NCCL_DATA, c->slot));
-    BRG__NCCL_TRY(fetch_stop(g));
     BRG__NCCL_TRY(brg__nccl_check_cuda(
         g, (cudaError_t)brg__nccl_sum_launch(&job, g->own), "a sum"));
     BRG__NCCL_TRY(raise_flags(g, g->own, BRG__NCCL_CREDIT, c->slot));
@@ -474,7 +508,7 @@ static brg_status sum_large(brg__nccl_group *g, const brg__nccl_near_sum *s)
                          .stride = round_up(each * s->each, LINE),
                          .number = (int)k,
                          .slot = (int)(k % BRG__NCCL_SLOTS)};
-        BRG__NCCL_TRY(push_chunk(g, s, &c));
+        BRG__NCCL_TRY(copy_chunk(g, s, &c));
         BRG__NCCL_TRY(sum_chunk(g, s, &c));
     }
     return BRG_OK;
@@ -490,15 +524,22 @@ bool brg__nccl_direct_takes(const brg__nccl_group *g, size_t n_src, size_t most,
     const size_t n = (size_t)g->n_ranks;
     if (!g->direct.is_on)
         return false;
-    if (by_kernel(g, most, count, each))
-        return true;
-    return g->way != BRG__NCCL_BY_KERNEL &&
-           2 * n * n_src * each <= 3 * (n_src * each + n * out_each) &&
-           most * LINE <= BRG__NCCL_SLOT_NBYTES;
+    return fits_turns(1, most, count, each) ||
+           (2 * n * n_src * each <= 3 * (n_src * each + n * out_each) &&
+            most * LINE <= BRG__NCCL_TURN_NBYTES);
+}
+
+/* Copies leave the multiprocessors alone, which is worth nothing where nothing
+ * else is to run on them, until they are the quicker ones. */
+static bool by_kernel(const brg__nccl_group *g, const brg__nccl_near_sum *s)
+{
+    const size_t n_turns = s->is_last ? LAST_TURNS : 1;
+    return g->way == BRG__NCCL_BY_KERNEL ||
+           (g->way == BRG__NCCL_BY_SIZE &&
+            fits_turns(n_turns, s->most, s->count, s->each));
 }
 
 brg_status brg__nccl_direct_sum(brg__nccl_group *g, const brg__nccl_near_sum *s)
 {
-    return by_kernel(g, s->most, s->count, s->each) ? sum_small(g, s)
-                                                    : sum_large(g, s);
+    return by_kernel(g, s) ? sum_small(g, s) : sum_large(g, s);
 }

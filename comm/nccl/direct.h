@@ -8,8 +8,10 @@
  * theirs and sums (sum.h). Large sums: copy engines do the writing, a chunk to a
  * slot, and the multiprocessors only what must be added:
  *
- *     lanes   wait CREDIT  copy to the others  raise DATA there
- *     own                                      wait DATA  sum  raise CREDIT there
+ *     credits  wait CREDIT
+ *     copies               copy to the others
+ *     own                             raise DATA there  wait DATA  sum  raise
+ *                                                               CREDIT there
  *
  * A flag is raised by one rank and lowered by the one that waited for it, so that
  * a recorded call may be launched again and again. Flags of slots are on the
@@ -30,8 +32,6 @@
 #include "comm/nccl/board.h"
 #include "comm/nccl/sum.h"
 
-#define BRG__NCCL_LANES 2
-
 /* Of sums: BRG_NCCL_SUMS. */
 typedef enum brg__nccl_way {
     BRG__NCCL_BY_NCCL,
@@ -46,9 +46,9 @@ typedef struct brg__nccl_direct {
     char *near[BRG__NCCL_NEAR]; /* of each rank, mapped here */
     char *board;                /* as the GPU sees it; NULL: it does not */
     brg__nccl_turns *turns;
-    cudaStream_t lanes[BRG__NCCL_LANES];
-    cudaEvent_t began;
-    cudaEvent_t pushed[BRG__NCCL_SLOTS], summed[BRG__NCCL_SLOTS];
+    cudaStream_t credits, copies, rescue;
+    cudaEvent_t began, credited[BRG__NCCL_SLOTS];
+    cudaEvent_t copied[BRG__NCCL_SLOTS], summed[BRG__NCCL_SLOTS];
     CUresult (*queue_ops)(CUstream, unsigned, CUstreamBatchMemOpParams *,
                           unsigned);
     pthread_t releaser;
@@ -57,13 +57,15 @@ typedef struct brg__nccl_direct {
 } brg__nccl_direct;
 
 /* What is summed: `send` holds job->own_n sources of `count` elements, one every
- * job->own_stride bytes; `each` bytes an element, of the result out_each.
+ * job->own_stride bytes; `each` bytes an element, of the result out_each. Nothing
+ * else of the step is left to be computed beside it: is_last.
  * places[r]: where they are among those that rank r gets; `most`: how many any
  * rank gets. */
 typedef struct brg__nccl_near_sum {
     const char *send;
     char *recv;
     size_t count, each, out_each, most;
+    bool is_last;
     int places[BRG__NCCL_NEAR];
     const brg__nccl_sum_job *job;
 } brg__nccl_near_sum;

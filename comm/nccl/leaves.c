@@ -246,6 +246,7 @@ static void describe_near(const brg__nccl_group *g, const sum *s,
                                  .count = s->call->count,
                                  .each = s->each,
                                  .out_each = s->out_each,
+                                 .is_last = s->call->is_last,
                                  .job = &s->job};
     for (int r = 0; r < g->n_ranks && r < BRG__NCCL_NEAR; r++) {
         const size_t n = n_parts(g, s, r);

@@ -10,11 +10,11 @@
 static const int worlds[] = {1, 2, 3, 4};
 
 /* Sums by NCCL, and without it. */
-static const char *const ways[] = {"nccl", "auto", "copy"};
+static const char *const ways[] = {"nccl", "auto", "copy", "kernel"};
 
 static void check_ways(int n, forked_fn fn)
 {
-    for (size_t k = 0; k < 3; k++)
+    for (size_t k = 0; k < 4; k++)
         forked_check(n, fn, ways[k]);
 }
 

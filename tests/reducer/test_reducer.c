@@ -4,6 +4,7 @@
 #include "tests/reducer/trainer.h"
 #include "tests/support/fail_alloc.h"
 
+#include "comm/pg.h"
 #include "reducer/reducer.h"
 
 static brg_status three_steps(trainer *t, const run *r)
@@ -372,6 +373,51 @@ static void test_reducer__may_be_destroyed_in_flight(void **state)
     brg_pg_destroy(pg);
 }
 
+/* ---- What the group is told of a call ------------------------------------------- */
+
+static brg_status (*start_of_group)(void *group, brg_call *call);
+static bool hints[64];
+static size_t n_hints;
+
+static brg_status note_hint(void *group, brg_call *call)
+{
+    if (n_hints < 64)
+        hints[n_hints++] = call->is_last;
+    return start_of_group(group, call);
+}
+
+/* The last bucket of a step, and nothing else. */
+static void test_reducer__says_which_bucket_is_the_last(void **state)
+{
+    (void)state;
+    brg_pg *pg;
+    trainer t;
+    brg_work *work;
+    assert_brg_ok(brg_pg_create_fake(&pg, 0, 2));
+    brg_group_ops ops = *pg->end.ops;
+    start_of_group = ops.start;
+    ops.start = note_hint;
+    pg->end.ops = &ops;
+    trainer_init(&t, pg);
+    brg_reducer_options options = BRG_REDUCER_OPTIONS_INIT;
+    options.first_bucket_bytes = options.bucket_bytes = 1;
+    assert_brg_ok(trainer_create(&t, &options));
+    const size_t n = brg_reducer_n_buckets(t.reducer);
+    n_hints = 0;
+    for (size_t i = 0; i < t.n; i++)
+        assert_brg_ok(brg_reducer_mark_ready(t.reducer, i));
+    assert_true(n > 1 && n_hints == n);
+    for (size_t k = 0; k < n; k++)
+        assert_int_equal(hints[k], k + 1 == n);
+    assert_brg_ok(brg_reducer_wait(t.reducer));
+    n_hints = 0;
+    assert_brg_ok(brg_barrier(pg, &work));
+    assert_brg_ok(brg_work_wait(work));
+    assert_true(n_hints == 1 && !hints[0]);
+    brg_reducer_destroy(t.reducer);
+    brg_pg_destroy(pg);
+}
+
 int main(void)
 {
     fail_alloc_install();
@@ -388,6 +434,7 @@ int main(void)
         cmocka_unit_test(test_reducer__is_not_rebuilt_without_memory),
         cmocka_unit_test(test_reducer__a_steady_step_allocates_nothing),
         cmocka_unit_test(test_reducer__may_be_destroyed_in_flight),
+        cmocka_unit_test(test_reducer__says_which_bucket_is_the_last),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

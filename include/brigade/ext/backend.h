@@ -68,6 +68,8 @@ typedef struct brg_call {
     uint16_t plan;
     int32_t bucket; /* -1: none */
     bool is_done;   /* set by the backend, last */
+    bool is_last;   /* of a reducer's step: no gradients are computed beside it;
+                       alike on all ranks, a hint for what is quickest */
 
     /* The backend's own; zero at the start. */
     struct brg_call *next;
