@@ -112,11 +112,8 @@ BRG_API void brg_reducer_destroy(brg_reducer *reducer);
  * reducer belongs to the thread that last created, polled or waited for it;
  * what another one marks is copied by that thread, and its bucket starts when
  * the owner next marks, polls or waits. All marks of a step must have returned
- * before the wait that ends it is called.
- *
- * On a GPU the gradient is read behind what the device's queue holds at this
- * moment (brg_device_stream). What another stream writes must come before it:
- * cudaEventRecord there, cudaStreamWaitEvent on the queue. */
+ * before the wait that ends it is called. On a GPU the gradient is read behind
+ * what brg_device_stream holds by then: order your own streams before it. */
 BRG_API BRG_NODISCARD brg_status brg_reducer_mark_ready(brg_reducer *reducer,
                                                         size_t i);
 
@@ -126,9 +123,8 @@ BRG_API BRG_NODISCARD brg_status brg_reducer_poll(brg_reducer *reducer);
 
 /* Gradient i lies at `grad` from now on. Between steps; not for gradients that
  * live in their slots. Builds with BRG_DEBUG > 0 check that a buffer is still
- * there when it is marked or written, and fail with BRG_ERR_STATE if its
- * pages were given back to the system (under the address sanitizer: always if
- * it was freed; memory of a GPU is not looked at). */
+ * there when it is marked or written: BRG_ERR_STATE if its pages are gone
+ * (under the address sanitizer if it was freed; GPUs' memory: not looked at). */
 BRG_API BRG_NODISCARD brg_status brg_reducer_set_grad(brg_reducer *reducer,
                                                       size_t i, void *grad);
 

@@ -271,7 +271,7 @@ static brg_status norm_body(brg_pg *pg)
 {
     double norms[2] = {0};
     for (int k = 0; k < 2; k++) {
-        model m = {NULL};
+        model m = {0};
         brg_status status = model_make(&m, pg, k ? 0 : 30000);
         for (int step = 0; status == BRG_OK && step < 3; step++)
             status = clip_alike(&m, step, &norms[k]);
@@ -345,7 +345,7 @@ static brg_status left_out_body(brg_pg *pg)
     memset(by_ddp, 0, sizeof by_ddp);
     memset(by_all, 0, sizeof by_all);
     for (int k = 0; k < 2; k++) {
-        model m = {NULL};
+        model m = {0};
         brg_status status = model_make(&m, pg, 30000);
         if (status == BRG_OK)
             status = train(&m, k == 0, k == 0 ? by_all : by_ddp);

@@ -129,6 +129,13 @@ static void run_store(void *args)
     *s->to = s->value;
 }
 
+int brg__cu_compress(const brg__cu_queue *q, const struct brg_compress_job *job)
+{
+    (void)q;
+    (void)job;
+    return cudaErrorNotSupported;
+}
+
 int brg__cu_store(const brg__cu_queue *q, double *to, const double *from,
                   uint64_t n)
 {
