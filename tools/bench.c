@@ -8,7 +8,7 @@
 
 #include "tools/commands.h"
 
-static const char help[] =
+const char tool_bench_help[] =
     "usage: [mpirun -n <ranks>] brigade bench [option...]\n"
     "Times all-reduces of f32 in memory of the group, as buckets are.\n"
     "  --min <bytes>     smallest (4K)\n"
@@ -123,10 +123,6 @@ int tool_bench(int argc, char **argv)
 {
     options o = {.min = 4096, .max = (size_t)64 << 20, .rounds = 15};
     brg_pg *pg = NULL;
-    if (argc > 1 && strcmp(argv[1], "--help") == 0) {
-        printf("%s", help);
-        return 0;
-    }
     int code = parse(argc, argv, &o);
     if (code != 0)
         return code;

@@ -8,12 +8,12 @@
 
 typedef struct command {
     const char *name;
-    const char *text;
+    const char *text, *help;
     int (*run)(int argc, char **argv);
 } command;
 
 static const command commands[] = {
-#define TOOL_ROW(name, text) {#name, text, tool_##name},
+#define TOOL_ROW(name, text) {#name, text, tool_##name##_help, tool_##name},
     TOOL_COMMANDS(TOOL_ROW)
 #undef TOOL_ROW
 };
@@ -58,6 +58,14 @@ static int print_help(FILE *file)
     return file == stdout ? 0 : 2;
 }
 
+static int run(const command *c, int argc, char **argv)
+{
+    if (argc < 2 || strcmp(argv[1], "--help") != 0)
+        return c->run(argc, argv);
+    printf("%s", c->help);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2)
@@ -70,7 +78,7 @@ int main(int argc, char **argv)
     }
     for (size_t i = 0; i < N_COMMANDS; i++)
         if (strcmp(argv[1], commands[i].name) == 0)
-            return commands[i].run(argc - 1, argv + 1);
+            return run(&commands[i], argc - 1, argv + 1);
     fprintf(stderr, "brigade: unknown command '%s'\n", argv[1]);
     return print_help(stderr);
 }

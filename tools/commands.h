@@ -13,7 +13,10 @@
     X(plan, "the buckets that a model's gradients would travel in")            \
     X(trace, "what the traces of several ranks say together")
 
-#define TOOL_DECLARE(name, text) int tool_##name(int argc, char **argv);
+/* What --help prints; the command does not see that option. */
+#define TOOL_DECLARE(name, text)                                               \
+    extern const char tool_##name##_help[];                                    \
+    int tool_##name(int argc, char **argv);
 TOOL_COMMANDS(TOOL_DECLARE)
 #undef TOOL_DECLARE
 

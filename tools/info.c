@@ -7,6 +7,12 @@
 
 #include "tools/commands.h"
 
+const char tool_info_help[] =
+    "usage: brigade info\n"
+    "Prints key=value lines: version and build, backends and devices that can "
+    "be\nloaded here (and why not), and the environment variables that the "
+    "library reads.\n";
+
 static void print_backend(const char *name)
 {
     bool is_there = brg_backend_load(name) == BRG_OK;
@@ -37,13 +43,6 @@ static void print_environment(void)
 
 int tool_info(int argc, char **argv)
 {
-    if (argc > 1 && strcmp(argv[1], "--help") == 0) {
-        printf("usage: brigade info\n"
-               "Prints key=value lines: version and build, backends and "
-               "devices that can be\nloaded here (and why not), and the "
-               "environment variables that the library reads.\n");
-        return 0;
-    }
     if (argc > 1)
         return tool_usage("info", "unexpected argument", argv[1]);
     printf("%s", brg_build_info());

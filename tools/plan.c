@@ -8,7 +8,7 @@
 #include "tools/commands.h"
 #include "tools/simulate.h"
 
-static const char help[] =
+const char tool_plan_help[] =
     "usage: brigade plan [option...] <file.safetensors>\n"
     "       brigade plan --simulate [option...] <profile>\n"
     "Prints the buckets in which the gradients of the file's float tensors "
@@ -218,10 +218,6 @@ int tool_plan(int argc, char **argv)
                        .worlds = {2, 4, 8, 16, 32, 64},
                        .n_worlds = 6}};
     brg_safetensors *file;
-    if (argc > 1 && strcmp(argv[1], "--help") == 0) {
-        printf("%s", help);
-        return 0;
-    }
     int code = parse(argc, argv, &o);
     if (code != 0)
         return code;

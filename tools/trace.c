@@ -7,7 +7,7 @@
 #include "tools/commands.h"
 #include "tools/trace_view.h"
 
-static const char help[] =
+const char tool_trace_help[] =
     "usage: brigade trace [option...] <folder or file...>\n"
     "Puts the traces of several ranks on one clock and says what they show:\n"
     "steps and how long they waited, who was last to start collectives, and\n"
@@ -285,10 +285,6 @@ int tool_trace(int argc, char **argv)
 {
     options o = {0};
     view v;
-    if (argc > 1 && strcmp(argv[1], "--help") == 0) {
-        printf("%s", help);
-        return 0;
-    }
     o.paths = calloc((size_t)argc, sizeof *o.paths);
     if (!o.paths)
         return 1;
