@@ -14,6 +14,7 @@
 
 #include "tests/autograd/graph.h"
 #include "tests/support/fail_alloc.h"
+#include "tests/support/plain_pack.h"
 #include "tests/support/temp_dir.h"
 
 static brg_offload_options disk(void)
@@ -304,27 +305,14 @@ static void test_offload__a_file_cut_short_is_detected(void **state)
     assert_null(brg_tensor_grad(x));
 }
 
-static brg_status pack_nothing(brg_tensor *t, void **packed, void *user)
-{
-    (void)user;
-    *packed = t;
-    return BRG_OK;
-}
-
-static brg_status unpack_nothing(void *packed, brg_tensor **out, void *user)
-{
-    (void)user;
-    *out = packed;
-    return BRG_OK;
-}
-
 static void test_offload__ends_in_order(void **state)
 {
     (void)state;
     assert_brg_fails_with(brg_offload_end(), BRG_ERR_STATE, "no offload");
     brg_pack_hooks hooks = BRG_PACK_HOOKS_INIT;
-    hooks.pack = pack_nothing;
-    hooks.unpack = unpack_nothing;
+    hooks.pack = plain_pack;
+    hooks.unpack = plain_unpack;
+    hooks.free = plain_free;
     assert_brg_ok(brg_offload_begin(NULL));
     assert_brg_ok(brg_pack_hooks_push(&hooks));
     assert_brg_fails_with(brg_offload_end(), BRG_ERR_STATE, "still in force");

@@ -6,6 +6,7 @@
 #include "tests/compile/failing_step.h"
 #include "tests/compile/functions.h"
 #include "tests/support/fail_alloc.h"
+#include "tests/support/plain_pack.h"
 
 /* Two leaves, products and reductions, a hook. */
 static brg_status doubled(brg_tensor *grad, brg_tensor **replacement,
@@ -137,26 +138,6 @@ static brg_tensor *squared(brg_tensor *x, brg_function_tracing tracing)
     return y;
 }
 
-static brg_status pack(brg_tensor *t, void **packed, void *user)
-{
-    (void)user;
-    *packed = brg_retain(t);
-    return BRG_OK;
-}
-
-static brg_status unpack(void *packed, brg_tensor **out, void *user)
-{
-    (void)user;
-    *out = packed;
-    return BRG_OK;
-}
-
-static void free_packed(void *packed, void *user)
-{
-    (void)user;
-    brg_release(packed);
-}
-
 /* Hooks of each kind, called and captured; functions, called and captured;
  * packed tensors; broadcasting; a gradient from two sides. */
 static brg_tensor *rich_loss(brg_tensor *x, brg_tensor *w)
@@ -164,9 +145,9 @@ static brg_tensor *rich_loss(brg_tensor *x, brg_tensor *w)
     brg_node *node;
     brg_hook *hook;
     brg_pack_hooks packing = BRG_PACK_HOOKS_INIT;
-    packing.pack = pack;
-    packing.unpack = unpack;
-    packing.free = free_packed;
+    packing.pack = plain_pack;
+    packing.unpack = plain_unpack;
+    packing.free = plain_free;
     brg_tensor *h = brg_tanh(brg_linear(x, w, NULL));
     assert_brg_ok(brg_tensor_add_hook(NULL, h, doubled, NULL, NULL));
     assert_brg_ok(brg_tensor_node(&node, h));

@@ -2,6 +2,7 @@
  * What decides which plan a backward needs, and what does not: each case is a
  * backward of two kinds, run in turn. Gradients are those of eager backwards. */
 #include "tests/rows/both.h"
+#include "tests/support/plain_pack.h"
 
 typedef void (*variant)(yields *y, int k);
 
@@ -310,32 +311,12 @@ static void a_real_number(yields *y, int k)
 
 /* ---- Packed ----------------------------------------------------------------------------- */
 
-static brg_status pack(brg_tensor *t, void **packed, void *user)
-{
-    (void)user;
-    *packed = brg_retain(t);
-    return BRG_OK;
-}
-
-static brg_status unpack(void *packed, brg_tensor **out, void *user)
-{
-    (void)user;
-    *out = packed;
-    return BRG_OK;
-}
-
-static void drop(void *packed, void *user)
-{
-    (void)user;
-    brg_release(packed);
-}
-
 static brg_tensor *packed_exp(brg_tensor *x, bool is_packed)
 {
     brg_pack_hooks hooks = BRG_PACK_HOOKS_INIT;
-    hooks.pack = pack;
-    hooks.unpack = unpack;
-    hooks.free = drop;
+    hooks.pack = plain_pack;
+    hooks.unpack = plain_unpack;
+    hooks.free = plain_free;
     if (is_packed)
         assert_brg_ok(brg_pack_hooks_push(&hooks));
     brg_tensor *out = brg_sin(x);

@@ -4,6 +4,7 @@
 
 #include "core/base/options.h"
 #include "tests/support/brg_test.h"
+#include "tests/support/plain_pack.h"
 
 /* ---- The rule ---------------------------------------------------------------- */
 
@@ -238,20 +239,6 @@ static brg_status nothing_forward(brg_context *ctx, const brg_value *args,
     return BRG_OK;
 }
 
-static brg_status pack_nothing(brg_tensor *t, void **packed, void *user)
-{
-    (void)user;
-    *packed = t;
-    return BRG_OK;
-}
-
-static brg_status unpack_nothing(void *packed, brg_tensor **out, void *user)
-{
-    (void)user;
-    *out = packed;
-    return BRG_OK;
-}
-
 static const brg_backward_options backward_options = BRG_BACKWARD_OPTIONS_INIT;
 static const brg_gradcheck_options check_options = BRG_GRADCHECK_OPTIONS_INIT;
 static const brg_recompute_options stretch_options = BRG_RECOMPUTE_OPTIONS_INIT;
@@ -272,8 +259,9 @@ static const brg_function_def function_def = {.struct_size =
                                               .n_outputs = 1,
                                               .forward = nothing_forward};
 static const brg_pack_hooks pack_hooks = {.struct_size = sizeof pack_hooks,
-                                          .pack = pack_nothing,
-                                          .unpack = unpack_nothing};
+                                          .pack = plain_pack,
+                                          .unpack = plain_unpack,
+                                          .free = plain_free};
 static const brg_sgd_options sgd_options = BRG_SGD_OPTIONS_INIT;
 static const brg_adamw_options adamw_options = BRG_ADAMW_OPTIONS_INIT;
 static const brg_nn_options nn_options = BRG_NN_OPTIONS_INIT;
