@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The inside of a capture: symbols and how they become values. capture.c walks
- * the graph and calls the rules of its ops; functions, segments and what hangs
+ * the graph, capture_rule.c calls the rules of its ops; functions, segments and what hangs
  * on nodes are written down in files of their own. */
 #ifndef BRG_COMPILE_CAPTURE_INSIDE_H
 #define BRG_COMPILE_CAPTURE_INSIDE_H
@@ -34,6 +34,10 @@ static inline int brg__capture_value_of(const brg_tensor *symbol)
 /* A value with these sizes as its example. */
 brg_status brg__capture_value(brg__capturing *c, brg__ir_value value,
                               const brg__layout *layout, int *id);
+/* The same of a sparse tensor, with n_sparse dims of indices. */
+brg_status brg__capture_sparse_value(brg__capturing *c, brg__ir_value value,
+                                     const brg__layout *layout, int n_sparse,
+                                     int *id);
 /* The value of an op's operand: a symbol's, or a constant. */
 brg_status brg__capture_operand(brg__capturing *c, brg_tensor *t, int *id);
 
@@ -49,6 +53,12 @@ brg_status brg__capture_input(brg__capturing *c, int input, int *id);
 /* A value that stands for the sizes of a slot of a visit's node. */
 brg_status brg__capture_like_slot(brg__capturing *c, uint32_t visit,
                                   uint32_t slot, int *id);
+
+/* ---- capture_rule.c ------------------------------------------------------------ */
+
+/* The backward of the node of c->visit. */
+brg_status brg__capture_rule(brg__capturing *c, brg_node *node,
+                             const int *grads, int *grad_in);
 /* What the node of c->visit saved: tensor k, a packed one being unpacked here
  * when the plan runs; behind the tensors, the attributes of its function. NULL
  * where nothing was saved. */
