@@ -359,6 +359,110 @@ static inline brg_status check_collectives(brg_pg *pg)
     return check_modes(pg, N_RUNNERS);
 }
 
+/* ---- A tail without a bucket of f32 ------------------------------------------------------ */
+
+#define TAIL_PARAMS 2
+#define TAIL_NUMEL 9
+
+typedef struct tail_case {
+    const char *name;
+    brg_dtype dtypes[TAIL_PARAMS]; /* the first one's gradients go last */
+    char special;                  /* c cast hook, s shards; 0: none */
+    size_t n_more; /* buckets beside those of the two parameters */
+} tail_case;
+
+static const tail_case tail_cases[] = {
+    {"f32", {BRG_DTYPE_F32, BRG_DTYPE_F32}, 0, 0},
+    {"bf16, then f32", {BRG_DTYPE_F32, BRG_DTYPE_BF16}, 0, 0},
+    {"f32, then bf16", {BRG_DTYPE_BF16, BRG_DTYPE_F32}, 0, 1},
+    {"bf16", {BRG_DTYPE_BF16, BRG_DTYPE_BF16}, 0, 1},
+    {"f16", {BRG_DTYPE_F16, BRG_DTYPE_F16}, 0, 1},
+    {"f64", {BRG_DTYPE_F64, BRG_DTYPE_F64}, 0, 1},
+    {"f32, a hook", {BRG_DTYPE_F32, BRG_DTYPE_F32}, 'c', 1},
+    {"f32, shards", {BRG_DTYPE_F32, BRG_DTYPE_F32}, 's', 1},
+};
+#define N_TAIL_CASES (sizeof tail_cases / sizeof tail_cases[0])
+
+/* Each rank's gradients are its number and one more. */
+static inline brg_status tail_step(brg_tensor *const *params, int rank)
+{
+    for (size_t i = 0; i < TAIL_PARAMS; i++)
+        BRG_TRY(brg_tensor_set_grad(params[i], NULL));
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *loss = brg_zeros(BRG_DTYPE_F32, BRG_SCALAR);
+    for (size_t i = 0; i < TAIL_PARAMS; i++) {
+        brg_tensor *x = brg_cast(params[i], BRG_DTYPE_F32);
+        loss = brg_add(loss, brg_sum_all(brg_mul_scalar(x, rank + 1)));
+    }
+    brg_status status = brg_backward(loss);
+    brg_scope_end(scope);
+    return status;
+}
+
+static inline brg_status tail_steps(const tail_case *c, brg_pg *pg,
+                                    brg_tensor *const *params)
+{
+    int rank = brg_pg_rank(pg), n = brg_pg_world_size(pg);
+    for (int step = 0; step < 4; step++) {
+        brg_pg_stats before, after;
+        char value[8 * TAIL_NUMEL];
+        brg_pg_get_stats(pg, &before);
+        BRG_TRY(tail_step(params, rank));
+        brg_pg_get_stats(pg, &after);
+        size_t found = (size_t)(after.n_collectives - before.n_collectives);
+        RANK_CHECK(step == 0 || found == TAIL_PARAMS + c->n_more,
+                   "%s: %zu collectives, expected %zu", c->name, found,
+                   TAIL_PARAMS + c->n_more);
+        if (c->special == 's')
+            continue; /* this rank's part only */
+        for (size_t i = 0; i < TAIL_PARAMS; i++) {
+            brg_tensor *grad = brg_tensor_grad(params[i]);
+            BRG_TRY(brg_tensor_read(grad, value, brg_tensor_nbytes(grad)));
+            for (size_t k = 0; k < TAIL_NUMEL; k++)
+                RANK_CHECK(ranks_load(value, k, c->dtypes[i]) == (n + 1) / 2.0,
+                           "%s: gradient %zu", c->name, i);
+        }
+    }
+    return BRG_OK;
+}
+
+static inline brg_status tail_check(brg_pg *pg, const tail_case *c)
+{
+    brg_scope *scope = brg_scope_begin();
+    brg_comm_hook *hook = NULL;
+    brg_ddp *ddp = NULL;
+    brg_tensor *params[TAIL_PARAMS];
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    brg_status status = BRG_OK;
+    for (size_t i = 0; i < TAIL_PARAMS && status == BRG_OK; i++) {
+        params[i] = brg_ones(c->dtypes[i], BRG_SHAPE(TAIL_NUMEL));
+        status = brg_set_requires_grad(params[i], true);
+    }
+    if (status == BRG_OK && c->special == 'c')
+        status = brg_comm_hook_create_cast(&hook, BRG_DTYPE_BF16, false);
+    options.hook = hook;
+    options.shard = c->special == 's';
+    options.keep_order = true;
+    options.first_bucket_bytes = options.bucket_bytes = 1;
+    if (status == BRG_OK)
+        status =
+            brg_ddp_create(&ddp, pg, params, TAIL_PARAMS, NULL, 0, &options);
+    if (status == BRG_OK)
+        status = tail_steps(c, pg, params);
+    brg_ddp_destroy(ddp);
+    brg_comm_hook_destroy(hook);
+    brg_scope_end(scope);
+    return status;
+}
+
+/* The tail is f32: where the last bucket is not, it is one more. */
+static inline brg_status check_tails(brg_pg *pg)
+{
+    for (size_t i = 0; i < N_TAIL_CASES; i++)
+        BRG_TRY(tail_check(pg, &tail_cases[i]));
+    return BRG_OK;
+}
+
 /* ---- Buffers of every dtype and layout -------------------------------------------------- */
 
 #define RIDERS 9
