@@ -170,6 +170,10 @@ static brg_status measure(bench *b, int n_steps, int n_repeats)
         fflush(stdout);
     }
     BRG_TRY(run_steps(b, 1, &loss));
+    brg_device_counts counts;
+    BRG_TRY(brg_device_get_counts(device, &counts));
+    if (brg_pg_rank(b->over) == 0)
+        printf("memory_mib %zu\n", counts.reserved >> 20);
     brg_compile_stats stats;
     brg_compile_get_stats(&stats);
     if (brg_pg_rank(b->over) == 0)

@@ -15,14 +15,16 @@ typedef enum kind { MLP, CNN, GPT, N_KINDS } kind;
 static const char *const kind_names[N_KINDS] = {"mlp", "cnn", "gpt"};
 
 typedef struct model_options {
-    int64_t padding, groups; /* of the second convolution */
-    double dropout;          /* of the MLP; 0: none */
-    double eps;              /* of AdamW; 0: its default */
+    int64_t padding, groups;       /* of the second convolution */
+    double dropout;                /* of the MLP; 0: none */
+    double eps;                    /* of AdamW; 0: its default */
+    int64_t context, dim, n_heads; /* of the GPT; 0: CONTEXT, DIM, 4 */
 } model_options;
 
 typedef struct model {
     kind kind;
     double dropout;
+    int64_t context, dim, n_heads;
     brg_params *params;
     brg_optim *optim;
     brg_nn_linear linear[3];
@@ -64,19 +66,23 @@ static inline void init_cnn(model *m, const brg_nn_options *nn,
 static inline void init_gpt(model *m, const brg_nn_options *nn)
 {
     const brg_nn_block_options block = {
-        .dim = DIM, .n_heads = 4, .n_blocks = 2};
-    assert_brg_ok(brg_nn_embedding_init(&m->tokens, nn, "wte", VOCAB, DIM));
+        .dim = m->dim, .n_heads = m->n_heads, .n_blocks = 2};
+    assert_brg_ok(brg_nn_embedding_init(&m->tokens, nn, "wte", VOCAB, m->dim));
     assert_brg_ok(
-        brg_nn_embedding_init(&m->positions, nn, "wpe", CONTEXT, DIM));
+        brg_nn_embedding_init(&m->positions, nn, "wpe", m->context, m->dim));
     assert_brg_ok(brg_nn_block_init(&m->blocks[0], nn, "h.0", &block));
     assert_brg_ok(brg_nn_block_init(&m->blocks[1], nn, "h.1", &block));
-    assert_brg_ok(brg_nn_layer_norm_init(&m->last, nn, "ln_f", DIM));
+    assert_brg_ok(brg_nn_layer_norm_init(&m->last, nn, "ln_f", m->dim));
 }
 
 static inline void model_init(model *m, kind k, brg_dtype dtype,
                               const model_options *o)
 {
-    *m = (model){.kind = k, .dropout = o->dropout};
+    *m = (model){.kind = k,
+                 .dropout = o->dropout,
+                 .context = o->context ? o->context : CONTEXT,
+                 .dim = o->dim ? o->dim : DIM,
+                 .n_heads = o->n_heads ? o->n_heads : 4};
     assert_brg_ok(brg_params_create(&m->params));
     brg_nn_options nn = BRG_NN_OPTIONS_INIT;
     nn.params = m->params;

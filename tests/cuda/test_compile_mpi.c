@@ -60,30 +60,39 @@ static void add_unused(model *m, brg_dtype dtype)
     assert_brg_ok(brg_params_add(m->params, "unused", t, BRG_PARAM_TRAINED));
 }
 
-static void run(kind k, way w, brg_dtype dtype, brg_pg *pg, outcome *o)
+/* Of the models. */
+static const model_options *shape = &plain;
+
+static brg_ddp *distribute(const model *m, brg_pg *pg)
 {
-    model m;
     brg_ddp *ddp;
     size_t n = 0, n_buffers = 0;
-    brg_reducer_stats stats;
     brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
     options.first_bucket_bytes = 4096; /* several buckets */
     options.bucket_bytes = 16384;
     options.sync_buffers = sync_buffers;
     options.check_finite = options.measure_norm = looks;
+    options.allow_unused = has_unused;
+    brg_tensor *const *tensors =
+        brg_params_tensors(m->params, BRG_PARAM_TRAINED, &n);
+    brg_tensor *const *buffers =
+        brg_params_tensors(m->params, BRG_PARAM_BUFFER, &n_buffers);
+    assert_brg_ok(
+        brg_ddp_create(&ddp, pg, tensors, n, buffers, n_buffers, &options));
+    return ddp;
+}
+
+static void run(kind k, way w, brg_dtype dtype, brg_pg *pg, outcome *o)
+{
+    model m;
+    brg_reducer_stats stats;
     memset(o, 0, sizeof *o);
     brg_scope *scope = brg_scope_begin();
     assert_brg_ok(brg_device_set(mine()));
-    model_init(&m, k, dtype, &plain);
+    model_init(&m, k, dtype, shape);
     if (has_unused)
         add_unused(&m, dtype);
-    options.allow_unused = has_unused;
-    brg_tensor *const *tensors =
-        brg_params_tensors(m.params, BRG_PARAM_TRAINED, &n);
-    brg_tensor *const *buffers =
-        brg_params_tensors(m.params, BRG_PARAM_BUFFER, &n_buffers);
-    assert_brg_ok(
-        brg_ddp_create(&ddp, pg, tensors, n, buffers, n_buffers, &options));
+    brg_ddp *ddp = distribute(&m, pg);
     of_run = ddp;
     dtype_of_run = dtype;
     run_steps(&m, w, dtype, rank, n_ranks, o);
@@ -126,6 +135,38 @@ static void test_compile__gpt(void **state)
     (void)state;
     check(GPT, BRG_DTYPE_F32);
     check(GPT, BRG_DTYPE_BF16);
+}
+
+static void test_compile__attention_of_long_rows(void **state)
+{
+    (void)state;
+    shape = &longer;
+    check(GPT, BRG_DTYPE_BF16);
+    shape = &plain;
+}
+
+static void test_compile__a_launched_step_does_not_wait(void **state)
+{
+    brg_pg *pg;
+    (void)state;
+    assert_brg_ok(brg_nccl_create(&pg, over, mine()));
+    for (int i = 0; i < 2; i++) {
+        model m;
+        const brg_dtype dtype = i ? BRG_DTYPE_BF16 : BRG_DTYPE_F32;
+        brg_scope *scope = brg_scope_begin();
+        assert_brg_ok(brg_device_set(mine()));
+        model_init(&m, GPT, dtype, &plain);
+        brg_ddp *ddp = distribute(&m, pg);
+        clips = true;
+        launch_without_waits(&m, dtype, rank, n_ranks);
+        clips = false;
+        assert_brg_ok(brg_ddp_confirm(ddp));
+        brg_ddp_destroy(ddp);
+        model_free(&m);
+        assert_brg_ok(brg_device_set(CPU));
+        brg_scope_end(scope);
+    }
+    brg_pg_destroy(pg);
 }
 
 /* The statistics of its batch norm ride on the last bucket. */
@@ -198,6 +239,8 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_compile__mlp),
         cmocka_unit_test(test_compile__gpt),
+        cmocka_unit_test(test_compile__attention_of_long_rows),
+        cmocka_unit_test(test_compile__a_launched_step_does_not_wait),
         cmocka_unit_test(test_compile__cnn_with_buffers),
         cmocka_unit_test(test_compile__gradients_are_looked_at),
         cmocka_unit_test(test_compile__behind_micro_batches),
