@@ -116,15 +116,19 @@ static brg_status make_ready(brg__cu *cu, int index)
     return BRG_OK;
 }
 
-/* Asked each time: the program, or a group, may have chosen another. */
+/* Asked each time: the program, or a group, may have chosen another. A thread
+ * that never chose has a current GPU, but no context of the driver's. */
 static brg_status make_current(int index)
 {
+    static _Thread_local bool has_chosen;
     int current = -1;
     BRG__CU_TRY(
         brg__cu_check(cudaGetDevice(&current), "cuda: choosing the GPU"));
-    return current == index
-               ? BRG_OK
-               : brg__cu_check(cudaSetDevice(index), "cuda: choosing the GPU");
+    if (has_chosen && current == index)
+        return BRG_OK;
+    BRG__CU_TRY(brg__cu_check(cudaSetDevice(index), "cuda: choosing the GPU"));
+    has_chosen = true;
+    return BRG_OK;
 }
 
 brg_status brg__cu_enter(brg_device device, brg__cu **out)

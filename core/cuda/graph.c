@@ -124,19 +124,26 @@ static int instantiate(brg__cu *cu, brg__cu_graph *g, cudaGraph_t graph)
     return cudaGraphInstantiate(&g->exec, graph, flags);
 }
 
+/* Where it fails nothing has run: no code that says that all has. */
 static brg_status end_recording(brg__cu *cu, brg__cu_graph *g)
 {
     cudaGraph_t graph = NULL;
     atomic_store(&cu->graphs.recording, NULL);
-    brg_status joined = brg__cu_graph_join(cu);
+    brg_status status = brg__cu_graph_join(cu);
     int error = cudaStreamEndCapture(cu->stream, &graph);
-    if (joined != BRG_OK && error != cudaSuccess)
-        return joined; /* which says more */
     if (error == cudaSuccess)
         error = instantiate(cu, g, graph);
     if (graph)
         (void)cudaGraphDestroy(graph);
-    return brg__cu_check(error, "cuda: recording a graph");
+    if (error == cudaSuccess)
+        return BRG_OK;
+    if (status == BRG_OK) /* else that says more */
+        status = brg__cu_check(error, "cuda: recording a graph");
+    return status == BRG_ERR_NOMEM
+               ? BRG__CU_FAIL(BRG_ERR_DEVICE,
+                              "cuda: what was recorded is lost: no memory for "
+                              "a graph")
+               : status;
 }
 
 brg_status brg__cu_graph_recorded(brg_device device, void *graph)
