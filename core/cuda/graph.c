@@ -124,7 +124,16 @@ static int instantiate(brg__cu *cu, brg__cu_graph *g, cudaGraph_t graph)
     return cudaGraphInstantiate(&g->exec, graph, flags);
 }
 
-/* Where it fails nothing has run: no code that says that all has. */
+/* Nothing has run: no code that says that all has. */
+static brg_status lost(brg_status status)
+{
+    return status == BRG_ERR_NOMEM
+               ? BRG__CU_FAIL(BRG_ERR_DEVICE,
+                              "cuda: what was recorded is lost: no memory for "
+                              "a graph")
+               : status;
+}
+
 static brg_status end_recording(brg__cu *cu, brg__cu_graph *g)
 {
     cudaGraph_t graph = NULL;
@@ -139,11 +148,7 @@ static brg_status end_recording(brg__cu *cu, brg__cu_graph *g)
         return BRG_OK;
     if (status == BRG_OK) /* else that says more */
         status = brg__cu_check(error, "cuda: recording a graph");
-    return status == BRG_ERR_NOMEM
-               ? BRG__CU_FAIL(BRG_ERR_DEVICE,
-                              "cuda: what was recorded is lost: no memory for "
-                              "a graph")
-               : status;
+    return lost(status);
 }
 
 brg_status brg__cu_graph_recorded(brg_device device, void *graph)
@@ -270,8 +275,8 @@ static brg_status send_numbers(brg__cu *cu, brg__cu_graph *g)
 static brg_status launch(brg__cu *cu, brg__cu_graph *g)
 {
     BRG__CU_TRY(send_numbers(cu, g));
-    BRG__CU_TRY(brg__cu_check(cudaGraphLaunch(g->exec, cu->stream),
-                              "cuda: launching a graph"));
+    BRG__CU_TRY(lost(brg__cu_check(cudaGraphLaunch(g->exec, cu->stream),
+                                   "cuda: launching a graph")));
     atomic_fetch_add_explicit(&cu->n_launches, 1, memory_order_relaxed);
     return do_later(cu, g);
 }

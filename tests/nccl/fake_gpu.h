@@ -48,7 +48,7 @@ size_t fake_gpu_used(void);
 long fake_gpu_n_pageable(void);
 
 /* The op's next kernel cannot be launched; the n-th graph from now on cannot be
- * made for want of memory. NULL, 0: none. */
+ * made for want of memory (-1: each). NULL, 0: none. */
 void fake_gpu_fail_op(const char *name);
 void fake_gpu_fail_graph(long n);
 /* So does the n-th event that is recorded. */

@@ -266,7 +266,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph,
     const fake_graph *g = (fake_graph *)(void *)graph;
     if (flags != cudaGraphInstantiateFlagUseNodePriority)
         return cudaErrorInvalidValue; /* NCCL's kernels have a priority */
-    if (failing_graph > 0 && --failing_graph == 0)
+    if (failing_graph < 0 || (failing_graph > 0 && --failing_graph == 0))
         return cudaErrorMemoryAllocation;
     fake_graph *copy = calloc(1, sizeof *copy);
     copy->n = g->n;

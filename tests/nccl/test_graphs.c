@@ -326,6 +326,31 @@ static void test_graphs__memory_of_the_pool(void **state)
     forked_check(1, run_trimmed, &(variant){4, false, 1, N_STEPS - 3, 0});
 }
 
+/* A step that was recorded and could not be made a graph has not run, and says
+ * so. */
+static brg_status run_lost(forked_rank *me)
+{
+    model m;
+    double loss;
+    BRG_TRY(model_make(&m, me, 4));
+    brg_compiled *compiled = compile(&m);
+    for (int k = 0; k < 2; k++)
+        BRG_TRY(one_step(&m, compiled, k, 4, &loss));
+    fake_gpu_fail_graph(-1);
+    RANK_FAILS(one_step(&m, compiled, 2, 4, &loss), BRG_ERR_DEVICE,
+               "what was recorded is lost: no memory for a graph");
+    fake_gpu_fail_graph(0);
+    brg_compiled_destroy(compiled);
+    model_free(&m);
+    return BRG_OK;
+}
+
+static void test_graphs__no_memory_for_what_was_recorded(void **state)
+{
+    (void)state;
+    forked_check(1, run_lost, NULL);
+}
+
 /* ---- Copies, the current GPU --------------------------------------------------------- */
 
 /* The host does not wait, and goes on with its own memory. */
@@ -429,6 +454,7 @@ int main(void)
         cmocka_unit_test(test_graphs__a_kernel_fails_behind_a_bucket),
         cmocka_unit_test(test_graphs__memory_for_one_of_two),
         cmocka_unit_test(test_graphs__memory_of_the_pool),
+        cmocka_unit_test(test_graphs__no_memory_for_what_was_recorded),
         cmocka_unit_test(test_graphs__copies_of_some_megabytes),
         cmocka_unit_test(test_graphs__another_gpu_was_chosen),
         cmocka_unit_test(test_graphs__held_calls_that_fail),
