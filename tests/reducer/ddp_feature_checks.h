@@ -60,12 +60,30 @@ static inline brg_status apart_body(ddp_model *m)
     return ddp_model_check(m, 4, 6);
 }
 
+/* A rank without a gradient gets one if another rank has it. */
+static inline brg_status apart_and_unused(ddp_model *m)
+{
+    const unsigned lacking = 1u << 5;
+    BRG_TRY(ddp_model_backward(m, 0, DDP_MODEL_ALL & ~lacking));
+    RANK_CHECK(!brg_tensor_grad(m->params[5]), "nobody's gradient");
+    BRG_TRY(ddp_model_zero(m, false));
+    BRG_TRY(ddp_model_backward(m, 1,
+                               DDP_MODEL_ALL & ~(m->rank == 0 ? 0 : lacking)));
+    RANK_CHECK(brg_tensor_grad(m->params[5]), "rank %d: no gradient", m->rank);
+    RANK_CHECK(brg_tensor_data(brg_tensor_grad(m->params[5])) !=
+                   brg_reducer_slot(brg_ddp_reducer(m->ddp), 5),
+               "it is its slot");
+    return ddp_model_check_param(m, 5, 1, 2, 1u);
+}
+
 static inline brg_status check_grads_apart(brg_pg *pg)
 {
     brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
     options.grads_apart = true;
     options.first_bucket_bytes = options.bucket_bytes = 200;
-    return with_model(pg, &options, apart_body);
+    BRG_TRY(with_model(pg, &options, apart_body));
+    options.allow_unused = true;
+    return with_model(pg, &options, apart_and_unused);
 }
 
 /* ---- Static graph ---------------------------------------------------------------- */

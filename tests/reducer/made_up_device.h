@@ -499,14 +499,19 @@ static inline brg_status learn_ops(brg_pg *pg, void *user)
     return BRG_OK;
 }
 
-/* Before the first run of on_rank. */
-static inline void learn(void)
+static inline void take_ops(void)
 {
-    assert_brg_ok(brg_sim_run(1, NULL, learn_ops, NULL));
     ops = *plain;
     ops.start = group_start;
     ops.alloc = group_alloc;
     ops.free = group_free;
+}
+
+/* Before the first run of on_rank. */
+static inline void learn(void)
+{
+    assert_brg_ok(brg_sim_run(1, NULL, learn_ops, NULL));
+    take_ops();
 }
 
 static inline void set_fetch(bool later)

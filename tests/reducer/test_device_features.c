@@ -562,6 +562,43 @@ static void test_device_features__sharded_optimizer_state(void **state)
     fake.update = NULL;
 }
 
+/* ---- A copy that never ends ---------------------------------------------------------------- */
+
+static brg_status never_fetched(brg_device device, void *fetch,
+                                const void **out)
+{
+    (void)device;
+    (void)fetch;
+    *out = NULL;
+    return BRG_OK;
+}
+
+/* The group says nothing: the reducer does, 2 s after it should have. */
+static brg_status waits_in_vain(world *w, const run *r)
+{
+    (void)r;
+    w->pg->timeout_ns = 1000000;
+    RANK_FAILS(backward(w, 0, ALL), BRG_ERR_TIMEOUT,
+               "the gradients of step 1 were not reduced within 0.001 s");
+    RANK_CHECK(brg_pg_error(w->pg) != BRG_OK, "the group lives");
+    return BRG_OK;
+}
+
+static void test_device_features__a_copy_that_never_ends(void **state)
+{
+    (void)state;
+    run r = make_run(waits_in_vain);
+    brg_pg *pg; /* a simulated world would see that nothing moves */
+    assert_brg_ok(brg_pg_create(&pg, "self", NULL));
+    assert_brg_ok(learn_ops(pg, NULL));
+    take_ops();
+    set_fetch(true);
+    fake.fetched = never_fetched;
+    assert_brg_ok(on_rank(pg, &r));
+    set_fetch(true);
+    brg_pg_destroy(pg);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -574,6 +611,7 @@ int main(void)
         TEST(test_device_features__the_ranks_left_go_on),
         TEST(test_device_features__regrouping_may_be_refused),
         TEST(test_device_features__sharded_optimizer_state),
+        TEST(test_device_features__a_copy_that_never_ends),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

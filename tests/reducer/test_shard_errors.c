@@ -303,6 +303,49 @@ static brg_status while_gathering(brg_pg *pg, void *user)
     return BRG_OK;
 }
 
+/* No memory to move parameters out of the arena: they stay there, which goes
+ * with the last of them. */
+static brg_status stay_in_the_arena(brg_pg *pg, void *user)
+{
+    shard_run r = {.is_sharded = true};
+    float before[61 * 13];
+    (void)user;
+    BRG_TRY(shard_run_init(&r, pg));
+    BRG_TRY(shard_step(&r, 0, 0, NULL));
+    BRG_TRY(brg_ddp_wait_params(r.ddp, NULL));
+    brg_tensor *p = brg_params_at(r.params, 0)->tensor;
+    memcpy(before, brg_tensor_data(p), sizeof before);
+    const void *at = brg_tensor_data(p);
+    brg_memory_trim(); /* no block is kept for reuse */
+    fail_alloc_arm(0);
+    brg_ddp_destroy(r.ddp);
+    const int64_t n_refused = fail_alloc_disarm();
+    r.ddp = NULL;
+    RANK_CHECK(n_refused >= SHARD_N - 2, "%d allocations were refused",
+               (int)n_refused);
+    RANK_CHECK(brg_tensor_data(p) == at, "it has moved");
+    RANK_CHECK(memcmp(before, at, sizeof before) == 0, "it has changed");
+    shard_run_deinit(&r);
+    return BRG_OK;
+}
+
+static brg_status stay_in_world(void *n_ranks)
+{
+    return brg_sim_run(*(int *)n_ranks, NULL, stay_in_the_arena, NULL);
+}
+
+static void test_shard_errors__without_memory_to_move_out(void **state)
+{
+    (void)state;
+    for (int n = 1; n <= 3; n++) {
+        brg_memory_trim();
+        const int64_t before = fail_alloc_live();
+        assert_brg_ok(stay_in_world(&n));
+        brg_memory_trim();
+        assert_int_equal(fail_alloc_live(), before);
+    }
+}
+
 static void test_shard_errors__in_any_order_of_going(void **state)
 {
     (void)state;
@@ -378,6 +421,7 @@ int main(void)
         cmocka_unit_test(test_shard_errors__a_ddp_without_shards),
         cmocka_unit_test(test_shard_errors__frozen_between_steps),
         cmocka_unit_test(test_shard_errors__in_any_order_of_going),
+        cmocka_unit_test(test_shard_errors__without_memory_to_move_out),
         cmocka_unit_test(test_shard_errors__out_of_memory_on_some_rank),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
