@@ -402,6 +402,8 @@ brg_status brg__nccl_progress(void *group)
             return BRG_OK;
         }
         BRG__NCCL_TRY(brg__nccl_check_cuda(g, state, "a collective"));
+        BRG__NCCL_TRY(
+            brg__nccl_heed(g)); /* it may have ended by being aborted */
         BRG__NCCL_TRY(finish(g, g->first));
     }
     return BRG_OK;
