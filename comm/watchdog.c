@@ -119,14 +119,23 @@ static void add_late(brg__text *text, const brg_pg *pg, int rank,
     brg__text_add(text, ")");
 }
 
-/* "ranks 0, 3 and 5 more" that have come, or that are late. */
-static void add_ranks(brg__text *text, const view *v, bool wants_late,
-                      int first)
+typedef enum standing { HAS_COME, IS_LATE, IS_UNSEEN } standing;
+
+static standing standing_of(const view *v, int rank)
+{
+    brg_peer peer;
+    if (!look(v, rank, &peer))
+        return IS_UNSEEN;
+    return is_late(v, &peer) ? IS_LATE : HAS_COME;
+}
+
+/* "rank 0, 3 and 5 more": the others that stand so. */
+static void add_ranks(brg__text *text, const view *v, standing which, int first)
 {
     size_t n = 0;
     for (int r = first; r < v->pg->end.world_size; r++) {
-        brg_peer peer;
-        if (!look(v, r, &peer) || is_late(v, &peer) != wants_late)
+        const bool is_mine = r == v->pg->end.rank;
+        if (standing_of(v, r) != which || (is_mine && which == IS_UNSEEN))
             continue;
         if (n < 8)
             brg__text_add(text, "%s %d", n == 0 ? " rank" : ",", r);
@@ -150,7 +159,7 @@ static void add_all_late(brg__text *text, const view *v)
     }
     if (n_late > MAX_DETAILS) {
         brg__text_add(text, ", nor have come:");
-        add_ranks(text, v, true, rest);
+        add_ranks(text, v, IS_LATE, rest);
     }
 }
 
@@ -158,11 +167,13 @@ static void add_peers(brg__text *text, const view *v)
 {
     if (v->n_come > 0 && v->n_missing > 0 && !brg__coll_is_p2p(v->call->coll)) {
         brg__text_add(text, "; here:");
-        add_ranks(text, v, false, 0);
+        add_ranks(text, v, HAS_COME, 0);
     }
     add_all_late(text, v);
-    if (v->n_missing == 0 && v->n_unseen > 0)
-        brg__text_add(text, "; a rank of another node has not come");
+    if (v->n_missing == 0 && v->n_unseen > 0) {
+        brg__text_add(text, "; of other nodes one has not come:");
+        add_ranks(text, v, IS_UNSEEN, 0);
+    }
 }
 
 brg_status brg__work_fail_timeout(const brg_work *work)

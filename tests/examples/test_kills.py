@@ -168,7 +168,8 @@ class Kills(ProgramTest):
         names = [f"rank {kill.victim}, which has died",
                  f"rank {kill.victim} has died",
                  f"rank {kill.victim} has not ",
-                 f"nor have come:.*rank {kill.victim}\\b"]
+                 f"nor have come:.*rank {kill.victim}\\b",
+                 f"one has not come: rank[ 0-9,]* {kill.victim}\\b"]
         lines = err.splitlines()
         if not kill.recovers:
             # mpirun does not always say whose end it was.
