@@ -5,6 +5,7 @@
  *     alone     no communication
  *     sizes     brg_ddp, buckets by size
  *     measured  brg_ddp, buckets by measurement
+ *     whole     the same, the step compiled as one plan
  *     blocking  all gradients in one MPI_Allreduce after the backward
  *     layers    MPI_Iallreduce of each gradient from its hook, all requests
  *               tested in each hook, waited for after the backward
@@ -12,7 +13,7 @@
  *               hooks only mark
  *
  *   bench_link <model> thread         alone and thread
- *   bench_link <model> row            measured only, step after step, by rank
+ *   bench_link <model> row            measured and whole, step after step, by rank
  *                                     0's clock: as bench/torch/step.py does
  *   bench_link <model>                the others
  *
@@ -49,11 +50,12 @@ typedef enum way {
     WAY_THREAD,
     WAY_SIZES,
     WAY_MEASURED,
+    WAY_WHOLE,
     N_WAYS
 } way;
 
-static const char *const way_names[N_WAYS] = {"alone",  "blocking", "layers",
-                                              "thread", "sizes",    "measured"};
+static const char *const way_names[N_WAYS] = {
+    "alone", "blocking", "layers", "thread", "sizes", "measured", "whole"};
 
 /* A model whose gradients the program itself sends: all ways but brg_ddp. */
 typedef struct by_hand {
@@ -261,7 +263,7 @@ static void stop_helper(by_hand *h)
 
 typedef struct contest {
     by_hand by_hand;
-    bench_model ddp[2]; /* by size, measured */
+    bench_model ddp[N_WAYS - WAY_SIZES];
     bool has[N_WAYS];
     double *times[N_WAYS];
     size_t n;
@@ -273,7 +275,9 @@ static double time_step(contest *c, way w)
     MPI_Barrier(MPI_COMM_WORLD);
     const double start = bench_seconds();
     if (w >= WAY_SIZES) {
-        bench_model_step(&c->ddp[w - WAY_SIZES]);
+        (void)bench_model_time_as(&c->ddp[w - WAY_SIZES],
+                                  w == WAY_WHOLE ? BENCH_WHOLE : BENCH_EAGER,
+                                  1);
     } else {
         c->by_hand.way = w;
         step_by_hand(&c->by_hand);
@@ -286,7 +290,7 @@ static double time_step(contest *c, way w)
 static void run_rounds(contest *c)
 {
     for (int w = 0; w < N_WAYS; w++) {
-        int n = w == WAY_MEASURED ? N_UNTIL_MEASURED : N_WARM_UP;
+        int n = w >= WAY_MEASURED ? N_UNTIL_MEASURED : N_WARM_UP;
         for (int i = 0; i < n && c->has[w]; i++)
             (void)time_step(c, (way)w);
     }
@@ -391,7 +395,7 @@ static void print_hidden(const contest *c, brg_pg *pg, const char *model)
         print_predicted(c, profile, &link, prefix);
         bench_print(bench_name(prefix, "transfer"), 1e3 * transfer, "ms");
         bench_print(bench_name(prefix, "could_be_hidden"), 1e3 * could, "ms");
-        for (int w = WAY_SIZES; w <= WAY_MEASURED; w++) {
+        for (int w = WAY_SIZES; w <= WAY_WHOLE; w++) {
             snprintf(name, sizeof name, "hidden_%s", way_names[w]);
             bench_print(bench_name(prefix, name),
                         100 * (transfer - over_alone(c, (way)w)) / could, "%");
@@ -400,15 +404,16 @@ static void print_hidden(const contest *c, brg_pg *pg, const char *model)
     brg_profile_destroy(profile);
 }
 
-/* The others' steps as multiples of ours, pass by pass. */
-static void print_ratios(const contest *c, const char *prefix)
+/* The others' steps as multiples of one of ours, pass by pass. */
+static void print_ratios(const contest *c, const char *prefix, way ours,
+                         const char *suffix)
 {
     for (int w = WAY_BLOCKING; w <= WAY_LAYERS && is_first(); w++) {
         char name[32];
         double values[BENCH_MAX_PASSES];
         for (size_t k = 0; k < c->n; k++)
-            values[k] = c->times[w][k] / c->times[WAY_MEASURED][k];
-        snprintf(name, sizeof name, "%s_ratio", way_names[w]);
+            values[k] = c->times[w][k] / c->times[ours][k];
+        snprintf(name, sizeof name, "%s_%s", way_names[w], suffix);
         bench_print(bench_name(prefix, name), bench_median(values, c->n), "x");
     }
 }
@@ -418,7 +423,9 @@ static void print_times(contest *c, const char *model)
     char prefix[40], name[32];
     snprintf(prefix, sizeof prefix, "link.%s", model);
     if (c->has[WAY_MEASURED])
-        print_ratios(c, prefix);
+        print_ratios(c, prefix, WAY_MEASURED, "ratio");
+    if (c->has[WAY_WHOLE])
+        print_ratios(c, prefix, WAY_WHOLE, "whole_ratio");
     for (int w = 0; w < N_WAYS && is_first(); w++) {
         if (!c->has[w])
             continue;
@@ -443,20 +450,20 @@ static void open_ddp(bench_model *m, const char *name, brg_pg *pg,
         brg_ddp_create(&m->ddp, pg, m->p, m->n_params, NULL, 0, &options));
 }
 
-static void run_row(brg_pg *pg, const char *name, uint64_t seed)
+static void run_row(brg_pg *pg, const char *name, bench_mode mode,
+                    uint64_t seed)
 {
     bench_model m;
     char prefix[40];
     double values[N_IN_ROW];
     open_ddp(&m, name, pg, BRG_BUCKETS_MEASURED, seed);
     for (int i = -N_UNTIL_MEASURED - N_WARM_UP; i < N_IN_ROW; i++) {
-        const double start = bench_seconds();
-        bench_model_step(&m);
-        values[i < 0 ? 0 : i] = bench_seconds() - start;
+        values[i < 0 ? 0 : i] = bench_model_time_as(&m, mode, 1);
     }
     snprintf(prefix, sizeof prefix, "link.%s", name);
     if (is_first())
-        bench_print(bench_name(prefix, "in_a_row"),
+        bench_print(bench_name(prefix, mode == BENCH_WHOLE ? "whole_in_a_row"
+                                                           : "in_a_row"),
                     1e3 * bench_median(values, N_IN_ROW), "ms");
     bench_model_deinit(&m);
 }
@@ -474,8 +481,11 @@ static void run_contest(const char *name, bool has_thread, brg_pg *pg,
     if (has_thread) {
         start_helper(&c.by_hand);
     } else {
-        open_ddp(&c.ddp[0], name, pg, BRG_BUCKETS_BY_SIZE, seed);
-        open_ddp(&c.ddp[1], name, pg, BRG_BUCKETS_MEASURED, seed);
+        for (int w = WAY_SIZES; w < N_WAYS; w++)
+            open_ddp(&c.ddp[w - WAY_SIZES], name, pg,
+                     w == WAY_SIZES ? BRG_BUCKETS_BY_SIZE
+                                    : BRG_BUCKETS_MEASURED,
+                     seed);
     }
     run_rounds(&c);
     print_times(&c, name);
@@ -483,8 +493,8 @@ static void run_contest(const char *name, bool has_thread, brg_pg *pg,
         stop_helper(&c.by_hand);
     } else {
         print_hidden(&c, pg, name);
-        bench_model_deinit(&c.ddp[0]);
-        bench_model_deinit(&c.ddp[1]);
+        for (int w = WAY_SIZES; w < N_WAYS; w++)
+            bench_model_deinit(&c.ddp[w - WAY_SIZES]);
     }
     free(c.by_hand.flat);
     bench_model_deinit(&c.by_hand.model);
@@ -503,10 +513,12 @@ int main(int argc, char **argv)
     const uint64_t seed = is_first() ? 1 : 2;
     if (!has_thread)
         bench_must(brg_pg_create(&pg, "mpi", NULL));
-    if (strcmp(mode, "row") == 0)
-        run_row(pg, argv[1], seed);
-    else
+    if (strcmp(mode, "row") == 0) {
+        run_row(pg, argv[1], BENCH_EAGER, seed);
+        run_row(pg, argv[1], BENCH_WHOLE, seed);
+    } else {
         run_contest(argv[1], has_thread, pg, seed);
+    }
     brg_pg_destroy(pg);
     MPI_Finalize();
     return 0;

@@ -157,6 +157,16 @@ sort -k2,2 -k3,3g "$tmp/lines" | awk -v models="$models" '
         printf "bench: %s %.6g %s target=%g %s\n", name, value, unit, target,
             good ? "ok" : "miss"
     }
+    # The others are as many times as slow, the best of them included.
+    function against_the_best(p, suffix, name, best) {
+        for (name in median) {
+            if (index(name, p) != 1 || name !~ suffix "$") continue
+            if (suffix == "_ratio" && name ~ /_whole_ratio$/) continue
+            if (best == "" || median[name] < median[best]) best = name
+        }
+        if (best == "") print "bench_link: no figures for " p
+        else judge(best ".least", median[best], "x", 1, median[best] > 1)
+    }
     END {
         flush()
         n_models = split(models, model, " ")
@@ -167,16 +177,13 @@ sort -k2,2 -k3,3g "$tmp/lines" | awk -v models="$models" '
                 if (index(name, p "torch_") == 1 &&
                     (torch == 0 || median[name] < torch))
                     torch = median[name]
-            if (torch > 0)
+            if (torch > 0) {
                 median[p "torch_ratio"] = torch / median[p "in_a_row"]
-            best = ""
-            for (name in median) {
-                if (index(name, p) != 1 || name !~ /_ratio$/) continue
-                if (best == "" || median[name] < median[best]) best = name
+                median[p "torch_whole_ratio"] = torch / median[p "whole_in_a_row"]
             }
-            if (best == "") { print "bench_link: no figures for " model[m]; continue }
             hidden = median[p "hidden_measured"]
             judge(p "hidden", hidden, "%", 60, hidden >= 60)
-            judge(best ".least", median[best], "x", 1, median[best] > 1)
+            against_the_best(p, "_ratio")
+            against_the_best(p, "_whole_ratio")
         }
     }'

@@ -479,9 +479,9 @@ static void test_compiled__groups_have_a_stable_text(void **state)
     assert_string_equal(
         text, "v2 f32/2 = unsqueeze(in0)\n"
               "v3 f32/2 = expand_like(v2, in1)\n"
-              "v7 f32/2 = matmul(v3, in3)\n"
               "v8 f32/2 = contract_rows(v3, in2)\n"
               "accumulate@3(v8)\n"
+              "v7 f32/2 = matmul(v3, in3)\n"
               "v29 f32/2, v30 f32/1 = fused(v7, in4, in5, slot8.0) "
               "{t0 = tanh_grad(a0, a1); t1 = mul(a0, a2); t2 = add(t0, t1); "
               "t3 = add(t2, t1) -> o0; t4 = sum_to_like(t3, a3) -> o1}\n"
