@@ -6,6 +6,7 @@
  *     sizes     brg_ddp, buckets by size
  *     measured  brg_ddp, buckets by measurement
  *     whole     the same, the step compiled as one plan
+ *     whole_alone   such a step without communication
  *     blocking  all gradients in one MPI_Allreduce after the backward
  *     layers    MPI_Iallreduce of each gradient from its hook, all requests
  *               tested in each hook, waited for after the backward
@@ -51,11 +52,13 @@ typedef enum way {
     WAY_SIZES,
     WAY_MEASURED,
     WAY_WHOLE,
+    WAY_WHOLE_ALONE,
     N_WAYS
 } way;
 
 static const char *const way_names[N_WAYS] = {
-    "alone", "blocking", "layers", "thread", "sizes", "measured", "whole"};
+    "alone", "blocking", "layers", "thread",
+    "sizes", "measured", "whole",  "whole_alone"};
 
 /* A model whose gradients the program itself sends: all ways but brg_ddp. */
 typedef struct by_hand {
@@ -276,7 +279,7 @@ static double time_step(contest *c, way w)
     const double start = bench_seconds();
     if (w >= WAY_SIZES) {
         (void)bench_model_time_as(&c->ddp[w - WAY_SIZES],
-                                  w == WAY_WHOLE ? BENCH_WHOLE : BENCH_EAGER,
+                                  w >= WAY_WHOLE ? BENCH_WHOLE : BENCH_EAGER,
                                   1);
     } else {
         c->by_hand.way = w;
@@ -306,12 +309,14 @@ static void run_rounds(contest *c)
     }
 }
 
-/* Of the times beside `alone`: the median of the differences. */
+/* Of the times beside those of the same step without communication: the median
+ * of the differences. */
 static double over_alone(const contest *c, way w)
 {
+    const way alone = w >= WAY_WHOLE ? WAY_WHOLE_ALONE : WAY_ALONE;
     double values[BENCH_MAX_PASSES];
     for (size_t k = 0; k < c->n; k++)
-        values[k] = c->times[w][k] - c->times[WAY_ALONE][k];
+        values[k] = c->times[w][k] - c->times[alone][k];
     return bench_median(values, c->n);
 }
 
@@ -430,7 +435,7 @@ static void print_times(contest *c, const char *model)
         if (!c->has[w])
             continue;
         snprintf(name, sizeof name, "%s_over", way_names[w]);
-        if (w != WAY_ALONE)
+        if (w != WAY_ALONE && w != WAY_WHOLE_ALONE)
             bench_print(bench_name(prefix, name), 1e3 * over_alone(c, (way)w),
                         "ms");
         double values[BENCH_MAX_PASSES];
@@ -481,11 +486,12 @@ static void run_contest(const char *name, bool has_thread, brg_pg *pg,
     if (has_thread) {
         start_helper(&c.by_hand);
     } else {
-        for (int w = WAY_SIZES; w < N_WAYS; w++)
+        for (int w = WAY_SIZES; w <= WAY_WHOLE; w++)
             open_ddp(&c.ddp[w - WAY_SIZES], name, pg,
                      w == WAY_SIZES ? BRG_BUCKETS_BY_SIZE
                                     : BRG_BUCKETS_MEASURED,
                      seed);
+        bench_model_init(&c.ddp[WAY_WHOLE_ALONE - WAY_SIZES], name, seed);
     }
     run_rounds(&c);
     print_times(&c, name);
