@@ -299,7 +299,7 @@ static brg_status complete_options(brg_ddp_options *filled,
                                      !filled->grads_apart),
                   "brg_ddp_create: a hook, grads_apart and "
                   "BRG_REDUCTION_REPRODUCIBLE do not go with shard");
-    BRG_CHECK_ARG(filled->buckets == BRG_BUCKETS_BY_SIZE ||
+    BRG_CHECK_ARG(filled->buckets != BRG_BUCKETS_MEASURED ||
                       (filled->n_leaves == 0 && !filled->shard),
                   "brg_ddp_create: shard and BRG_REDUCTION_REPRODUCIBLE do not "
                   "go with BRG_BUCKETS_MEASURED");

@@ -11,15 +11,20 @@
 #define CLOSES 0x80000000u /* with a parameter's number: a part ends here */
 #define MOST_MEASURED ((size_t)16 << 20)
 
-brg_status brg__measured_check(const brg_reducer *r)
+brg_status brg__measured_check(brg_reducer *r)
 {
+    const bool has_leaves = r->options.reduction == BRG_REDUCTION_REPRODUCIBLE;
     const char *what = r->options.hook         ? "a communication hook"
+                       : has_leaves            ? "BRG_REDUCTION_REPRODUCIBLE"
+                       : r->is_sharded         ? "shard"
                        : r->options.keep_order ? "keep_order"
                        : r->has_groups         ? "bucket_groups"
                        : r->is_rebuilt         ? "gradients that live in slots"
                        : r->device.type != BRG_DEVICE_CPU
                            ? "gradients on a device"
                            : NULL;
+    if (what && r->is_default_choice)
+        r->options.buckets = BRG_BUCKETS_BY_SIZE;
     if (r->options.buckets == BRG_BUCKETS_BY_SIZE || !what)
         return BRG_OK;
     return BRG_FAIL(BRG_ERR_UNSUPPORTED,

@@ -34,20 +34,35 @@ static char *make_name(const char *given, size_t i)
 
 /* ---- Making: what needs no other rank ------------------------------------------ */
 
-static brg_status complete_options(brg_reducer_options *filled,
+/* Sizes that the caller gives are meant. */
+static void choose_buckets(brg_reducer *r)
+{
+    brg_reducer_options *o = &r->options;
+    r->is_default_choice = o->buckets == BRG_BUCKETS_DEFAULT;
+    if (r->is_default_choice)
+        o->buckets = r->pg->end.n_machines > 1 && o->bucket_bytes == 0 &&
+                             o->first_bucket_bytes == 0
+                         ? BRG_BUCKETS_MEASURED
+                         : BRG_BUCKETS_BY_SIZE;
+}
+
+static brg_status complete_options(brg_reducer *r,
                                    const brg_reducer_options *options)
 {
+    brg_reducer_options *filled = &r->options;
     *filled = (brg_reducer_options)BRG_REDUCER_OPTIONS_INIT;
     BRG_TRY(BRG_TAKE_OPTIONS(filled, options, "brg_reducer_create",
                              BRG_REDUCER_OPTIONS_INIT));
+    BRG_CHECK_ARG((unsigned)filled->buckets <= BRG_BUCKETS_MEASURED,
+                  "brg_reducer_create: buckets %d is none of "
+                  "BRG_BUCKETS_DEFAULT, BRG_BUCKETS_BY_SIZE and "
+                  "BRG_BUCKETS_MEASURED",
+                  (int)filled->buckets);
+    choose_buckets(r);
     if (filled->first_bucket_bytes == 0)
         filled->first_bucket_bytes = BRG__FIRST_BUCKET_BYTES;
     if (filled->bucket_bytes == 0)
         filled->bucket_bytes = BRG__BUCKET_BYTES;
-    BRG_CHECK_ARG((unsigned)filled->buckets <= BRG_BUCKETS_MEASURED,
-                  "brg_reducer_create: buckets %d is none of "
-                  "BRG_BUCKETS_BY_SIZE and BRG_BUCKETS_MEASURED",
-                  (int)filled->buckets);
     BRG_CHECK_ARG((unsigned)filled->reduction <= BRG_REDUCTION_REPRODUCIBLE,
                   "brg_reducer_create: reduction %d is none of "
                   "BRG_REDUCTION_DEFAULT and BRG_REDUCTION_REPRODUCIBLE",
@@ -59,7 +74,8 @@ static brg_status complete_options(brg_reducer_options *filled,
                       filled->n_leaves);
         return BRG_OK;
     }
-    BRG_CHECK_ARG(!filled->hook && filled->buckets == BRG_BUCKETS_BY_SIZE,
+    BRG_CHECK_ARG(!filled->hook && (r->is_default_choice ||
+                                    filled->buckets != BRG_BUCKETS_MEASURED),
                   "brg_reducer_create: a communication hook and "
                   "BRG_BUCKETS_MEASURED do not go with "
                   "BRG_REDUCTION_REPRODUCIBLE");
@@ -193,7 +209,7 @@ brg_status brg__reducer_prepare(brg_reducer **out, brg_pg *pg,
     r->world_size = brg_pg_world_size(pg);
     r->n_params = n_params;
     r->device = brg__pg_device(pg);
-    BRG_TRY_GOTO(complete_options(&r->options, options), out);
+    BRG_TRY_GOTO(complete_options(r, options), out);
     r->has_groups = r->options.bucket_groups != NULL;
     brg__finite_end(r, 0, 0, 0);
     r->is_rebuilt = r->options.keep_order;

@@ -138,12 +138,13 @@ struct brg_reducer {
     bool is_sharded;  /* a bucket is reduced to each rank's shard of it */
     bool has_halves;  /* gradients whose partial sums are wider; with leaves */
 
-    bool is_running;    /* a step has begun */
-    bool is_closing;    /* what arrives now is late */
-    bool has_failed;    /* this rank has given the last step up */
-    bool is_shadow;     /* this rank takes part in the step without data */
-    uint32_t n_shadows; /* ranks that did, in the last step */
-    bool is_rebuilt;    /* or never to be */
+    bool is_running;        /* a step has begun */
+    bool is_closing;        /* what arrives now is late */
+    bool has_failed;        /* this rank has given the last step up */
+    bool is_shadow;         /* this rank takes part in the step without data */
+    uint32_t n_shadows;     /* ranks that did, in the last step */
+    bool is_rebuilt;        /* or never to be */
+    bool is_default_choice; /* options.buckets was BRG_BUCKETS_DEFAULT */
     brg__recording recording;
     bool *closes;        /* owned, by place in arrivals; see bucket_plan.h */
     bool has_closes;     /* they hold; else sizes decide */

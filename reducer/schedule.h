@@ -26,8 +26,9 @@ brg_status brg__schedule_plan(uint32_t *buckets, const brg_profile *profile,
 /* All-reduces that brg_link_measure has in flight at once. */
 #define BRG__LINK_WORKS 4
 
-/* Can buckets be chosen by measurement? BRG_ERR_UNSUPPORTED if not. */
-brg_status brg__measured_check(const brg_reducer *r);
+/* Can buckets be chosen by measurement? If not: by size where the program left
+ * it open, else BRG_ERR_UNSUPPORTED. */
+brg_status brg__measured_check(brg_reducer *r);
 
 /* Collective: measures and decides; arrivals and closes are filled alike on all
  * ranks. *is_settled: false if a rank has no memory for it. */

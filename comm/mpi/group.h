@@ -271,6 +271,7 @@ typedef struct mpi_group {
     int n_local;
     int my_node;
     int n_nodes;
+    bool is_split;   /* a node is not a machine, but a part of one */
     int n_places;    /* that every node has: the ranks of the smallest */
     int max_local;   /* ranks of the largest */
     int *rank_at;    /* [node_begin[node] + local] */

@@ -305,7 +305,8 @@ brg_status brg__mpi_create(const brg_host *host, const brg_pg_options *options,
                           .wants_polls = true,
                           .sums_leaves = true,
                           .place = g->shared[g->local]->place,
-                          .sums_blocks = true};
+                          .sums_blocks = true,
+                          .n_machines = g->is_split ? 0 : g->n_nodes};
     return BRG_OK;
 }
 

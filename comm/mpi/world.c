@@ -150,6 +150,7 @@ static brg_status split_node(mpi_group *g)
     MPI_CHECK(g, MPI_Comm_split(g->node, place / limit, g->rank, &part));
     MPI_CHECK(g, MPI_Comm_free(&g->node));
     g->node = part;
+    g->is_split = true;
     return BRG_OK;
 }
 

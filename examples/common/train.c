@@ -257,6 +257,8 @@ static brg_status open_ddp(run *r)
         options.reduction = BRG_REDUCTION_REPRODUCIBLE;
     if (r->options->has_measured_buckets)
         options.buckets = BRG_BUCKETS_MEASURED;
+    else if (r->options->profile)
+        options.buckets = BRG_BUCKETS_BY_SIZE;
     brg_pg *pg = NULL;
     BRG_TRY(world_gradients(r->w, &pg));
     BRG_TRY(

@@ -37,6 +37,9 @@ typedef struct brg_reducer_param {
 
 /* Which gradients travel together. */
 typedef enum brg_bucket_choice {
+    /* MEASURED where the ranks are on several machines, no size of buckets is
+     * given and nothing that it does not go with; otherwise BY_SIZE. */
+    BRG_BUCKETS_DEFAULT,
     BRG_BUCKETS_BY_SIZE, /* a bucket closes once it holds so many bytes */
     /* After the sixth step: the cut of the order that leaves least exposed, by
      * when gradients were ready in steps two to six on the slowest rank and by

@@ -246,7 +246,7 @@ static void test_registry__refuses_what_it_cannot_use(void **state)
                          .name = "wrong",
                          .create = never_create};
     assert_brg_fails_with(brg_backend_register(&wrong), BRG_ERR_ABI,
-                          "expected ABI 5");
+                          "expected ABI 6");
     wrong.abi = BRG_BACKEND_ABI;
     wrong.name = "Not A Name";
     assert_brg_fails_with(brg_backend_register(&wrong), BRG_ERR_ARG,

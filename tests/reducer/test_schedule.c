@@ -5,6 +5,7 @@
 
 #include <brigade/schedule.h>
 
+#include "comm/pg.h"
 #include "tests/reducer/timed_step.h"
 #include "tests/support/brg_test.h"
 #include "tests/support/fail_alloc.h"
@@ -513,6 +514,53 @@ static void test_schedule__options_that_do_not_go_together(void **state)
     assert_brg_ok(brg_sim_run(3, NULL, differing_rank, NULL));
 }
 
+/* Of a world of so many machines; the steps after which buckets are chosen, and
+ * one more. */
+typedef struct left_open {
+    int n_machines;
+    size_t bucket_bytes;
+    bool keep_order;
+    bool is_measured;
+} left_open;
+
+static brg_status leave_open(brg_pg *pg, void *user)
+{
+    left_open *o = user;
+    brg_reducer_options options = BRG_REDUCER_OPTIONS_INIT;
+    brg_reducer_stats stats;
+    brg_reducer *r;
+    uint64_t ns;
+    pg->end.n_machines = o->n_machines;
+    options.bucket_bytes = o->bucket_bytes;
+    options.keep_order = o->keep_order;
+    BRG_TRY(timed_create(&r, pg, &options));
+    for (int step = 0; step < N_STEPS; step++)
+        BRG_TRY(timed_step(pg, r, &ns));
+    brg_reducer_get_stats(r, &stats);
+    o->is_measured = stats.predicted_wait_ns > 0;
+    brg_reducer_destroy(r);
+    return BRG_OK;
+}
+
+static void test_schedule__between_machines_buckets_are_measured(void **state)
+{
+    (void)state;
+    static const left_open cases[] = {{0, 0, false, false},
+                                      {1, 0, false, false},
+                                      {2, 0, false, true},
+                                      {2, 100000, false, false},
+                                      {2, 0, true, false}};
+    brg_sim_options world = BRG_SIM_OPTIONS_INIT;
+    world.latency_ns = 20000;
+    world.bytes_per_s = 1e9;
+    for (size_t k = 0; k < sizeof cases / sizeof cases[0]; k++) {
+        left_open o = cases[k];
+        o.is_measured = !cases[k].is_measured;
+        assert_brg_ok(brg_sim_run(2, &world, leave_open, &o));
+        assert_true(o.is_measured == cases[k].is_measured);
+    }
+}
+
 int main(void)
 {
     fail_alloc_install();
@@ -527,6 +575,7 @@ int main(void)
         cmocka_unit_test(test_schedule__virtual_step_is_as_predicted),
         cmocka_unit_test(test_schedule__survives_want_of_memory),
         cmocka_unit_test(test_schedule__options_that_do_not_go_together),
+        cmocka_unit_test(test_schedule__between_machines_buckets_are_measured),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -13,7 +13,7 @@ BRG_BEGIN_DECLS
  * one function, brg_comm_<name>, and calls back through brg_host. See
  * docs/adding-a-backend.md. */
 
-#define BRG_BACKEND_ABI 5
+#define BRG_BACKEND_ABI 6
 
 /* ---- Calls ----------------------------------------------------------------
  * X(NAME, value, text, send, recv, reduces, peer): how many times `count`
@@ -252,6 +252,9 @@ typedef struct brg_group {
      * BRG_DTYPE_MAP: blocks of 8-bit numbers, 64 bytes each, which only
      * host->reduce can sum, partials as large as they. */
     bool sums_blocks;
+    /* On how many machines its ranks are, which reach each other by a network;
+     * 0: not known. */
+    int n_machines;
 } brg_group;
 
 struct brg_backend {
