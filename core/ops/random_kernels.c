@@ -7,8 +7,8 @@
 #include <Random123/philox.h>
 
 #include "core/ops/isa.h"
+#include "core/ops/normal.h"
 #include "core/ops/random.h"
-#include "core/ops/vmath.h"
 
 #define N BRG__RANDOM_COUNTERS
 
@@ -63,15 +63,9 @@ static void uniform(size_t n, const uint32_t *words_in,
 static void normal(const uint32_t words_in[BRG__RANDOM_WORDS],
                    float out[BRG__RANDOM_WORDS])
 {
-    for (int j = 0; j < BRG__RANDOM_WORDS / 2; j++) {
-        uint32_t first = words_in[2 * j], second = words_in[2 * j + 1];
-        /* in (0, 1], so that the logarithm is finite */
-        float u = ((float)(int32_t)(first >> 8) + 1.0f) * 0x1p-24f;
-        float angle = (float)(int32_t)(second >> 8) * (0x1p-24f * 6.2831853f);
-        float radius = sqrtf(-2.0f * brg__f32_log(u));
-        out[2 * j] = radius * brg__f32_cos(angle);
-        out[2 * j + 1] = radius * brg__f32_sin(angle);
-    }
+    for (int j = 0; j < BRG__RANDOM_WORDS / 2; j++)
+        brg__normal_pair(words_in[2 * j], words_in[2 * j + 1], &out[2 * j],
+                         &out[2 * j + 1]);
 }
 
 static void mask_f32(size_t n, const uint32_t *words_in, uint32_t threshold,

@@ -4,7 +4,7 @@
  * Each thread has a state: a seed and how many counters were used. A draw of n
  * elements uses ceil(n / 4) counters: element k takes lane k % 4 of counter
  * offset + k / 4, in row-major order whatever the memory layout, so every
- * device and every memory layout gives the same numbers. */
+ * device, processor and memory layout gives the same numbers, to the bit. */
 #ifndef BRG_RANDOM_H
 #define BRG_RANDOM_H
 

@@ -103,6 +103,29 @@ static void test_random__state_continues_a_sequence(void **state)
     brg_scope_end(scope);
 }
 
+/* Of the best set that there is here and the plain one. */
+static void test_random__same_bits_in_all_instruction_sets(void **state)
+{
+    (void)state;
+    const brg__random_kernels *best = BRG__ISA_PICK(brg__random);
+    const brg__random_kernels *plain = &brg__random_base;
+    const brg__random_unit unit = {0.3f, 1.7f, 24};
+    const uint64_t seed = brg_test_seed(5);
+    for (uint32_t k = 0; k < 20000; k++) {
+        uint32_t words[BRG__RANDOM_WORDS];
+        float want[BRG__RANDOM_WORDS], got[BRG__RANDOM_WORDS];
+        brg__random_block block = {{k * BRG__RANDOM_COUNTERS, 0, 0, 0},
+                                   {(uint32_t)seed, (uint32_t)(seed >> 32)}};
+        plain->words(&block, words);
+        plain->normal(words, want);
+        best->normal(words, got);
+        assert_memory_equal(got, want, sizeof want);
+        plain->uniform(BRG__RANDOM_WORDS, words, &unit, want);
+        best->uniform(BRG__RANDOM_WORDS, words, &unit, got);
+        assert_memory_equal(got, want, sizeof want);
+    }
+}
+
 /* ---- Distributions ------------------------------------------------------- */
 
 typedef struct moments {
@@ -256,6 +279,7 @@ int main(void)
         cmocka_unit_test(test_random__element_k_is_lane_k_mod_4_of_its_counter),
         cmocka_unit_test(test_random__same_numbers_in_any_memory_layout),
         cmocka_unit_test(test_random__state_continues_a_sequence),
+        cmocka_unit_test(test_random__same_bits_in_all_instruction_sets),
         cmocka_unit_test(test_random__moments),
         cmocka_unit_test(test_random__integers_and_permutations),
         cmocka_unit_test(
