@@ -312,6 +312,15 @@ static brg_status cu_compress(brg_device device, const brg_compress_job *job)
                          "a communication hook");
 }
 
+/* A launch would draw the recorded numbers again. */
+static brg_status cu_draw(brg_device device, const brg_draw *draw)
+{
+    brg__cu *cu;
+    BRG__CU_TRY(brg__cu_enter(device, &cu));
+    BRG__CU_TRY(brg__cu_graph_give_up(cu, "random numbers"));
+    return brg__cu_check(brg__cu_draw(&cu->queue, draw), "random numbers");
+}
+
 /* Memory of the pool counts as reserved also while nothing uses it. */
 static brg_status cu_counts(brg_device device, brg_device_counts *filled)
 {
@@ -371,6 +380,7 @@ static const brg_device_vtable table = {
     .norm_add = brg__cu_run_norm_add,
     .norm_clip = brg__cu_run_norm_clip,
     .compress = cu_compress,
+    .draw = cu_draw,
     .counts = cu_counts,
 };
 

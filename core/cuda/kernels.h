@@ -334,6 +334,11 @@ struct brg_compress_job;
 int brg__cu_compress(const brg__cu_queue *q,
                      const struct brg_compress_job *job);
 
+/* ---- Random numbers (random.cu) ---------------------------------------------------------- */
+
+struct brg_draw;
+int brg__cu_draw(const brg__cu_queue *q, const struct brg_draw *draw);
+
 /* ---- Optimizers (optim.cu) --------------------------------------------------------------- */
 
 /* numbers: on the device, f[] of each update one after another; NULL: those of

@@ -16,6 +16,7 @@
 #include "core/ops/op.h"
 #include "core/ops/random.h"
 #include "core/ops/tiles.h"
+#include "core/tensor/device.h"
 
 #define WORDS BRG__RANDOM_WORDS
 
@@ -99,21 +100,14 @@ static size_t stream_next(stream *s, size_t n, size_t *at)
 
 /* ---- Filling ------------------------------------------------------------- */
 
-typedef enum distribution { UNIFORM, NORMAL } distribution;
+/* A brg_draw says what (ext/random.h), the stream from where. */
 
-/* Values are a + b u; u is normal, or in [0, 1) of n_bits (f64: 32). */
-typedef struct recipe {
-    distribution distribution;
-    double a, b;
-    int n_bits;
-} recipe;
-
-static void make_f32(stream *s, const recipe *r, size_t n, float *out)
+static void make_f32(stream *s, const brg_draw *r, size_t n, float *out)
 {
     brg__random_unit unit = {(float)r->a, (float)r->b, r->n_bits};
     for (size_t at, count; n > 0; n -= count, out += count) {
         count = stream_next(s, n, &at);
-        if (r->distribution == UNIFORM)
+        if (r->kind == BRG_DRAW_UNIFORM)
             s->kernels->uniform(count, s->words + at, &unit, out);
         else
             for (size_t i = 0; i < count; i++)
@@ -121,12 +115,12 @@ static void make_f32(stream *s, const recipe *r, size_t n, float *out)
     }
 }
 
-static void make_f64(stream *s, const recipe *r, size_t n, double *out)
+static void make_f64(stream *s, const brg_draw *r, size_t n, double *out)
 {
     for (size_t at, count; n > 0; n -= count, out += count) {
         count = stream_next(s, n, &at);
         for (size_t i = 0; i < count; i++) {
-            double unit = r->distribution == UNIFORM
+            double unit = r->kind == BRG_DRAW_UNIFORM
                               ? s->words[at + i] * 0x1p-32
                               : (double)s->normal[at + i];
             out[i] = r->a + r->b * unit;
@@ -134,10 +128,19 @@ static void make_f64(stream *s, const recipe *r, size_t n, double *out)
     }
 }
 
-static void fill_host(const brg_tensor *t, const recipe *r)
+static void make_i64(stream *s, const brg_draw *r, size_t n, int64_t *out)
+{
+    for (size_t at, count; n > 0; n -= count, out += count) {
+        count = stream_next(s, n, &at);
+        for (size_t i = 0; i < count; i++)
+            out[i] = r->low + (int64_t)((s->words[at + i] * r->range) >> 32);
+    }
+}
+
+static void fill_host(const brg_tensor *t, const brg_draw *r)
 {
     stream s;
-    stream_init(&s, take(t->numel), r->distribution == NORMAL);
+    stream_init(&s, take(t->numel), r->kind == BRG_DRAW_NORMAL);
     brg__tiles tiles;
     brg__tile_buffer buffer;
     brg__ctype type = brg__ctype_of((brg_dtype)t->dtype);
@@ -147,6 +150,8 @@ static void fill_host(const brg_tensor *t, const recipe *r)
         void *values = brg__tiles_target(&tiles, 0, &buffer);
         if (type == BRG__F64)
             make_f64(&s, r, tiles.n, values);
+        else if (type == BRG__I64)
+            make_i64(&s, r, tiles.n, values);
         else
             make_f32(&s, r, tiles.n, values);
         brg__tiles_write(&tiles, 0, values);
@@ -154,23 +159,65 @@ static void fill_host(const brg_tensor *t, const recipe *r)
     }
 }
 
-/* Elsewhere: drawn here and copied, so that the numbers are the same. */
-static brg_status fill_float(const brg_tensor *t, const recipe *r)
+/* Row-major, of t's shape, on that device; the caller owns it. */
+static brg_status new_rows(brg_tensor **out, const brg_tensor *t,
+                           brg_device device)
 {
-    if (t->numel == 0)
-        return BRG_OK;
-    if (t->device.type == BRG_DEVICE_CPU) {
-        fill_host(t, r);
-        return BRG_OK;
-    }
     brg__layout layout = brg__layout_row_major(t);
-    layout.device = BRG_CPU;
+    layout.device = device;
+    return brg__tensor_new(out, &layout);
+}
+
+/* Without such a slot: drawn here and copied. */
+static brg_status fill_from_host(const brg_tensor *t, const brg_draw *r)
+{
     brg_tensor *drawn;
-    BRG_TRY(brg__tensor_new(&drawn, &layout));
+    BRG_TRY(new_rows(&drawn, t, BRG_CPU));
     fill_host(drawn, r);
     brg_status status = brg__copy_now(t, drawn);
     brg_release(drawn);
     return status;
+}
+
+/* By the device, into t, which is row-major. */
+static brg_status draw_there(const brg_device_vtable *vtable,
+                             const brg_tensor *t, const brg_draw *r)
+{
+    brg_random_state from = take(t->numel);
+    brg_draw draw = *r;
+    draw.dtype = (brg_dtype)t->dtype;
+    draw.numel = (size_t)t->numel;
+    draw.out = brg__tensor_ptr(t);
+    draw.seed = from.seed;
+    draw.offset = from.offset;
+    return vtable->draw(t->device, &draw);
+}
+
+static brg_status fill_there(const brg_tensor *t, const brg_draw *r)
+{
+    const brg_device_vtable *vtable;
+    brg_tensor *rows;
+    BRG_TRY(brg__device_find(t->device, &vtable));
+    if (!vtable->draw)
+        return fill_from_host(t, r);
+    if (t->is_contiguous)
+        return draw_there(vtable, t, r);
+    BRG_TRY(new_rows(&rows, t, t->device));
+    brg_status status = draw_there(vtable, rows, r);
+    if (status == BRG_OK)
+        status = brg__copy_now(t, rows);
+    brg_release(rows);
+    return status;
+}
+
+static brg_status fill(const brg_tensor *t, const brg_draw *r)
+{
+    if (t->numel == 0)
+        return BRG_OK;
+    if (t->device.type != BRG_DEVICE_CPU)
+        return fill_there(t, r);
+    fill_host(t, r);
+    return BRG_OK;
 }
 
 static int bits_of(brg_dtype dtype)
@@ -200,18 +247,19 @@ brg_tensor *brg_rand(brg_dtype dtype, int ndim, const int64_t *shape)
     brg_tensor *t = new_float("brg_rand", dtype, ndim, shape);
     if (!t)
         return NULL;
-    const recipe r = {UNIFORM, 0.0, 1.0, bits_of(dtype)};
-    return fill_float(t, &r) == BRG_OK ? t : NULL;
+    const brg_draw r = {
+        .kind = BRG_DRAW_UNIFORM, .b = 1.0, .n_bits = bits_of(dtype)};
+    return fill(t, &r) == BRG_OK ? t : NULL;
 }
 
 brg_tensor *brg_randn(brg_dtype dtype, int ndim, const int64_t *shape)
 {
     brg_tensor *t = new_float("brg_randn", dtype, ndim, shape);
-    const recipe r = {NORMAL, 0.0, 1.0, 0};
-    return t && fill_float(t, &r) == BRG_OK ? t : NULL;
+    const brg_draw r = {.kind = BRG_DRAW_NORMAL, .b = 1.0};
+    return t && fill(t, &r) == BRG_OK ? t : NULL;
 }
 
-static brg_status change(const char *name, brg_tensor *t, const recipe *r)
+static brg_status change(const char *name, brg_tensor *t, const brg_draw *r)
 {
     char text[BRG_TENSOR_TEXT_MAX];
     if (!t)
@@ -230,7 +278,7 @@ static brg_status change(const char *name, brg_tensor *t, const recipe *r)
                         "recorded; turn recording off with "
                         "brg_grad_mode_set(false)",
                         name, brg__tensor_text(t, text));
-    BRG_TRY(fill_float(t, r));
+    BRG_TRY(fill(t, r));
     brg_tensor_touch(t);
     return BRG_OK;
 }
@@ -239,12 +287,17 @@ brg_status brg_uniform_(brg_tensor *t, double low, double high)
 {
     BRG_CHECK_ARG(low <= high, "brg_uniform_: low is %g, above high, %g", low,
                   high);
-    return change("brg_uniform_", t, &(recipe){UNIFORM, low, high - low, 24});
+    return change(
+        "brg_uniform_", t,
+        &(brg_draw){
+            .kind = BRG_DRAW_UNIFORM, .a = low, .b = high - low, .n_bits = 24});
 }
 
 brg_status brg_normal_(brg_tensor *t, double mean, double deviation)
 {
-    return change("brg_normal_", t, &(recipe){NORMAL, mean, deviation, 0});
+    return change(
+        "brg_normal_", t,
+        &(brg_draw){.kind = BRG_DRAW_NORMAL, .a = mean, .b = deviation});
 }
 
 /* ---- Integers ------------------------------------------------------------ */
@@ -259,19 +312,9 @@ brg_tensor *brg_randint(int64_t low, int64_t high, int ndim,
     if (brg__is_traced() &&
         brg__tracer_settle("brg_randint", INSTEAD) != BRG_OK)
         return NULL;
-    brg_tensor *t = brg__empty_host(BRG_DTYPE_I64, ndim, shape);
-    if (!t || t->numel == 0)
-        return brg__to_current(t);
-    stream s;
-    stream_init(&s, take(t->numel), false);
-    int64_t *out = brg__tensor_ptr(t);
-    size_t left = (size_t)t->numel;
-    for (size_t at, count; left > 0; left -= count, out += count) {
-        count = stream_next(&s, left, &at);
-        for (size_t i = 0; i < count; i++)
-            out[i] = low + (int64_t)((s.words[at + i] * range) >> 32);
-    }
-    return brg__to_current(t);
+    brg_tensor *t = brg_empty(BRG_DTYPE_I64, ndim, shape);
+    const brg_draw r = {.kind = BRG_DRAW_INTEGERS, .low = low, .range = range};
+    return t && fill(t, &r) == BRG_OK ? t : NULL;
 }
 
 /* Fisher and Yates, from the end. */

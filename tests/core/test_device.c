@@ -121,6 +121,51 @@ static void test_device__random_numbers_are_the_same(void **state)
     assert_memory_equal(here, there, sizeof here);
 }
 
+static brg_draw draw_seen;
+
+/* 0, 1, 2, ... */
+static brg_status count_up(brg_device device, const brg_draw *draw)
+{
+    (void)device;
+    draw_seen = *draw;
+    for (size_t i = 0; i < draw->numel; i++)
+        if (draw->dtype == BRG_DTYPE_F32)
+            ((float *)draw->out)[i] = (float)i;
+        else
+            ((int64_t *)draw->out)[i] = (int64_t)i;
+    return BRG_OK;
+}
+
+static void test_device__draws_itself_where_it_can(void **state)
+{
+    (void)state;
+    brg_device_vtable drawing = fake;
+    drawing.draw = count_up;
+    assert_brg_ok(brg_device_register(BRG_DEVICE_CUDA, &drawing));
+    brg_tensor *x = make(THERE);
+    brg_random_set_state(&(brg_random_state){9, 100});
+    seen.n_copies = 0;
+    assert_brg_ok(brg_normal_(brg_transpose(x, 0, 1), 2.0, 3.0));
+    assert_int_equal(draw_seen.kind, BRG_DRAW_NORMAL);
+    assert_int_equal(draw_seen.seed, 9);
+    assert_int_equal(draw_seen.offset, 100);
+    assert_float_equal(draw_seen.a, 2.0, 0);
+    assert_float_equal(draw_seen.b, 3.0, 0);
+    assert_int_equal(seen.n_copies, 0); /* none from the host */
+    ASSERT_VALUES(x, 0, 2, 4, 1, 3, 5);
+    int64_t got[5];
+    brg_tensor *i = assert_brg_some(brg_randint(-4, 9, BRG_SHAPE(5)));
+    assert_brg_ok(brg_tensor_read(i, got, sizeof got));
+    assert_int_equal(got[4], 4);
+    assert_int_equal(draw_seen.offset, 102); /* after 6 numbers */
+    assert_int_equal(draw_seen.low, -4);
+    assert_int_equal(draw_seen.range, 13);
+    brg_random_state after;
+    brg_random_get_state(&after);
+    assert_int_equal(after.offset, 104);
+    assert_brg_ok(brg_device_register(BRG_DEVICE_CUDA, &fake));
+}
+
 static void test_device__to_copies_any_layout(void **state)
 {
     (void)state;
@@ -411,6 +456,7 @@ int main(void)
         TEST(test_device__to_needs_one),
         TEST(test_device__new_tensors_are_there),
         TEST(test_device__random_numbers_are_the_same),
+        TEST(test_device__draws_itself_where_it_can),
         TEST(test_device__to_copies_any_layout),
         TEST(test_device__gradient_comes_back),
         TEST(test_device__in_place),

@@ -16,6 +16,70 @@ static void test_cuda__dropout_draws_the_numbers_of_the_cpu(void **state)
     assert_float_equal(distance(got, want), 0.0, 0.0);
 }
 
+static brg_tensor *drawn(int what, brg_dtype dtype, int64_t n)
+{
+    const int64_t shape[] = {n, 3};
+    brg_tensor *t = brg_zeros(dtype, 2, shape);
+    switch (what) {
+    case 0:
+        return brg_rand(dtype, 2, shape);
+    case 1:
+        return brg_randn(dtype, 2, shape);
+    case 2:
+        assert_brg_ok(brg_uniform_(t, -0.3, 1.4));
+        return t;
+    case 3:
+        assert_brg_ok(brg_normal_(t, 0.7, 1.9));
+        return t;
+    case 4: /* row-major order, whatever the layout */
+        t = brg_zeros(dtype, BRG_SHAPE(3, n));
+        assert_brg_ok(brg_normal_(brg_transpose(t, 0, 1), 0.7, 1.9));
+        return t;
+    case 5:
+        return brg_randint(-5, 1000000007, 2, shape);
+    default:
+        return brg_randperm(n);
+    }
+}
+
+static void assert_same_draws(int what, brg_dtype dtype, int64_t n,
+                              brg_random_state from)
+{
+    static char bytes[2][8 * 3 * 10007];
+    brg_random_state after[2];
+    size_t size = 0;
+    brg_scope *scope = brg_scope_begin();
+    for (int k = 0; k < 2; k++) {
+        assert_brg_ok(brg_device_set(k ? GPU : CPU));
+        brg_random_set_state(&from);
+        brg_tensor *t = assert_brg_some(drawn(what, dtype, n));
+        brg_random_get_state(&after[k]);
+        size = brg_tensor_nbytes(t);
+        assert_int_equal(brg_tensor_device(t).type, k ? GPU.type : CPU.type);
+        assert_true(size <= sizeof *bytes);
+        assert_brg_ok(brg_tensor_read(t, bytes[k], size));
+    }
+    if (memcmp(bytes[0], bytes[1], size) != 0)
+        fail_msg("draw %d of %s, %lld rows, differs", what,
+                 brg_dtype_name(dtype), (long long)n);
+    assert_memory_equal(&after[0], &after[1], sizeof *after);
+    assert_brg_ok(brg_device_set(CPU));
+    brg_scope_end(scope);
+}
+
+static void test_cuda__draws_have_the_bits_of_the_cpu(void **state)
+{
+    (void)state;
+    static const int64_t rows[] = {1, 2, 5, 21, 10007};
+    static const brg_random_state from[] = {
+        {0, 0}, {0x123456789abcdefu, 0xfffffffeu}, {~(uint64_t)0, 1}};
+    for (int what = 0; what < 7; what++)
+        for (int dtype = BRG_DTYPE_F64; dtype <= BRG_DTYPE_BF16; dtype++)
+            for (size_t k = 0; k < 15; k++)
+                assert_same_draws(what, (brg_dtype)dtype, rows[k % 5],
+                                  from[k / 5]);
+}
+
 /* ---- Errors ------------------------------------------------------------------------------ */
 
 static void test_cuda__id_out_of_range_is_told_by_the_next_read(void **state)
@@ -225,6 +289,7 @@ int main(void)
         return missing;
     const struct CMUnitTest tests[] = {
         gpu_test(test_cuda__dropout_draws_the_numbers_of_the_cpu),
+        gpu_test(test_cuda__draws_have_the_bits_of_the_cpu),
         gpu_test(test_cuda__id_out_of_range_is_told_by_the_next_read),
         gpu_test(test_cuda__out_of_memory_names_the_tensor),
         gpu_test(test_cuda__no_such_gpu),

@@ -3,6 +3,8 @@
  * optimizer's step is SGD with momentum, on f32. */
 #include <string.h>
 
+#include <brigade/random.h>
+
 #include "core/cuda/cu.h"
 #include "core/ops/op.h"
 #include "tests/nccl/fake_gpu.h"
@@ -134,6 +136,34 @@ int brg__cu_compress(const brg__cu_queue *q, const struct brg_compress_job *job)
     (void)q;
     (void)job;
     return cudaErrorNotSupported;
+}
+
+/* By the CPU's functions, from the state that is given. */
+static void run_draw(void *args)
+{
+    const brg_draw *d = args;
+    brg__storage storage = {.data = d->out};
+    brg_tensor t = {.dtype = BRG_DTYPE_F32,
+                    .ndim = 1,
+                    .numel = (int64_t)d->numel,
+                    .shape = {(int64_t)d->numel},
+                    .stride = {1},
+                    .is_contiguous = true,
+                    .storage = &storage};
+    brg_random_state kept;
+    brg_random_get_state(&kept);
+    brg_random_set_state(&(brg_random_state){d->seed, d->offset});
+    if (brg_normal_(&t, d->a, d->b) != BRG_OK)
+        memset(d->out, 0xFF, d->numel * sizeof(float)); /* shows in the sums */
+    brg_random_set_state(&kept);
+}
+
+int brg__cu_draw(const brg__cu_queue *q, const struct brg_draw *draw)
+{
+    if (draw->kind != BRG_DRAW_NORMAL || draw->dtype != BRG_DTYPE_F32)
+        return cudaErrorNotSupported;
+    fake_push(q->stream, run_draw, draw, sizeof *draw);
+    return cudaSuccess;
 }
 
 int brg__cu_store(const brg__cu_queue *q, double *to, const double *from,

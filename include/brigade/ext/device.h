@@ -11,13 +11,14 @@
 #include <brigade/device.h>
 #include <brigade/ext/compress.h>
 #include <brigade/ext/op.h>
+#include <brigade/ext/random.h>
 #include <brigade/runtime.h>
 #include <brigade/status.h>
 #include <brigade/types.h>
 
 BRG_BEGIN_DECLS
 
-#define BRG_DEVICE_ABI 8
+#define BRG_DEVICE_ABI 9
 
 /* ---- What the library lends ------------------------------------------------ */
 
@@ -266,6 +267,11 @@ typedef struct brg_device_vtable {
     /* (optional) One pass over the gradients of a bucket; waits for nothing and
      * may be recorded. Absent: hooks that compress are refused there. */
     brg_status (*compress)(brg_device device, const brg_compress_job *job);
+
+    /* (optional) Fills a tensor with random numbers; waits for nothing. What is
+     * being recorded is given up: the next launch needs others. Absent: they are
+     * drawn on the CPU and copied. */
+    brg_status (*draw)(brg_device device, const brg_draw *draw);
 
     /* (optional) What it has done so far. */
     brg_status (*counts)(brg_device device, brg_device_counts *filled);
