@@ -40,10 +40,11 @@ struct brg_pg {
     uint8_t number; /* among the groups of this rank, in its trace */
     brg__record_ring *trace;
     bool is_coalescing;
-    bool is_registered; /* with the thread's progress hook */
-    bool is_borrowed;   /* by the user: brg_pg_destroy does nothing */
-    bool is_unwanted;   /* destroyed while held */
-    uint32_t n_holders; /* reducers */
+    uint64_t n_coalesced; /* begins so far */
+    bool is_registered;   /* with the thread's progress hook */
+    bool is_borrowed;     /* by the user: brg_pg_destroy does nothing */
+    bool is_unwanted;     /* destroyed while held */
+    uint32_t n_holders;   /* reducers */
     brg_pg_stats stats;
     BRG__ARRAY(brg__pg_block) blocks;
     brg__error_record error; /* sticky; code BRG_OK while healthy */

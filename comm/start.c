@@ -111,6 +111,7 @@ static brg_status start(brg_pg *pg, brg_work **out, brg_call call)
     brg_work *work = brg__work_create(pg, &call);
     if (!work)
         return BRG_ERR_NOMEM;
+    work->coalesced_by = pg->is_coalescing ? pg->n_coalesced : 0;
     BRG_TRY(submit(pg, work));
     ++*counter;
     pg->stats.n_collectives++;
@@ -278,9 +279,9 @@ static brg_status coalesce(brg_pg *pg, bool is_begin)
     brg_status status = slot ? slot(pg->end.group) : BRG_OK;
     if (brg__status_is_fatal(status))
         brg__pg_kill(pg);
-    BRG_TRY(status);
-    pg->is_coalescing = is_begin;
-    return BRG_OK;
+    pg->is_coalescing = is_begin && status == BRG_OK;
+    pg->n_coalesced += is_begin;
+    return status;
 }
 
 brg_status brg_coalesce_begin(brg_pg *pg)

@@ -204,9 +204,31 @@ static brg_status fail_orphan(const brg_work *work)
                     "%s was in flight when its group was destroyed", call);
 }
 
+/* The backend may hold it back until the end, for which the caller would wait. */
+static bool is_held_back(const brg_work *work)
+{
+    const brg_pg *pg = work->pg;
+    return pg && pg->is_coalescing && pg->error.code == BRG_OK &&
+           work->coalesced_by == pg->n_coalesced && !work->call.is_done;
+}
+
+static brg_status fail_held_back(brg_work *work)
+{
+    char call[120];
+    brg__call_describe(&work->call, call, sizeof call);
+    const int rank = work->pg->end.rank;
+    brg_work_release(work);
+    return BRG_FAIL(BRG_ERR_STATE,
+                    "rank %d: brg_work_wait: %s is coalesced: expected "
+                    "brg_coalesce_end before",
+                    rank, call);
+}
+
 brg_status brg_work_wait(brg_work *work)
 {
     BRG_CHECK_ARG(work, "brg_work_wait: the work is NULL");
+    if (is_held_back(work))
+        return fail_held_back(work);
     brg_pg *pg = work->pg;
     brg_status status = BRG_OK;
     if (!work->call.is_done) {

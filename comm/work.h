@@ -10,7 +10,8 @@
 
 struct brg_work {
     brg_call call;
-    brg_pg *pg; /* NULL once the group was destroyed */
+    brg_pg *pg;            /* NULL once the group was destroyed */
+    uint64_t coalesced_by; /* which begin; 0: none */
     bool is_released;
     bool is_noted; /* in the trace: that it is complete */
     brg_work *prev;

@@ -161,8 +161,10 @@ BRG_API BRG_NODISCARD brg_status brg_sum_leaves(brg_pg *pg, brg_work **out,
                                                 brg_reduce_op op);
 
 /* Several collectives as one submission: those started between begin and end
- * may be merged on the wire. They are started in order, at the latest by
- * end. */
+ * may be launched as one, at the latest by end, on all ranks the same ones. A
+ * buffer that one of them writes is used by no other of them. None is waited
+ * for before end (BRG_ERR_STATE, and the work is released). An end that fails is
+ * one all the same; waits for what was not launched fail then. */
 BRG_API BRG_NODISCARD brg_status brg_coalesce_begin(brg_pg *pg);
 BRG_API BRG_NODISCARD brg_status brg_coalesce_end(brg_pg *pg);
 

@@ -496,6 +496,94 @@ static brg_status try_many(const suite *s, size_t count, bool coalesced)
     return check_many(s, data, count);
 }
 
+/* ---- Coalesced calls of all kinds ---------------------------------------------- */
+
+static const trial coalesced[] = {
+    {.coll = BRG_COLL_ALL_REDUCE, .count = 17, .dtype = BRG_DTYPE_F32},
+    {.coll = BRG_COLL_ALL_REDUCE, .count = 0, .dtype = BRG_DTYPE_F32},
+    {.coll = BRG_COLL_BROADCAST, .count = 1029, .dtype = BRG_DTYPE_I32},
+    {.coll = BRG_COLL_ALL_REDUCE,
+     .count = 1029,
+     .dtype = BRG_DTYPE_I64,
+     .op = BRG_REDUCE_MAX},
+    {.coll = BRG_COLL_BARRIER, .dtype = BRG_DTYPE_U8},
+    {.coll = BRG_COLL_REDUCE_SCATTER,
+     .count = 100,
+     .dtype = BRG_DTYPE_F16,
+     .op = BRG_REDUCE_AVG},
+    {.coll = BRG_COLL_ALL_GATHER, .count = 33, .dtype = BRG_DTYPE_F64},
+    {.coll = BRG_COLL_ALL_REDUCE, .count = 4096, .dtype = BRG_DTYPE_BF16},
+    {.coll = BRG_COLL_ALL_REDUCE, .count = 8000, .dtype = BRG_DTYPE_F32}};
+#define N_COALESCED (sizeof coalesced / sizeof coalesced[0])
+#define ROOM ((size_t)65536) /* of each */
+
+/* The suite with buffers for the k-th trial. */
+static suite room_of(const suite *s, size_t k, trial *filled)
+{
+    suite own = *s;
+    own.send += k * ROOM;
+    own.recv += k * ROOM;
+    *filled = coalesced[k];
+    filled->salt = 7000 + k;
+    filled->root = s->n - 1;
+    return own;
+}
+
+static brg_status start_coalesced(const suite *s, brg_work **works)
+{
+    for (size_t k = 0; k < N_COALESCED; k++) {
+        trial t;
+        unsigned char *send, *recv;
+        const suite own = room_of(s, k, &t);
+        place(&own, &t, &send, &recv);
+        memset(recv, GUARD_BYTE,
+               n_recv(s, &t) * brg_dtype_size(t.dtype) + GUARD);
+        fill(&own, &t, send, n_send(s, &t));
+        BRG_TRY(start(s, &t, &works[k], recv, send));
+    }
+    return BRG_OK;
+}
+
+/* Beside messages of a ring, which start between two of them. */
+static brg_status try_coalesced(const suite *s, bool with_ring)
+{
+    brg_work *works[N_COALESCED], *sent = NULL, *got = NULL, *early;
+    const int next = (s->rank + 1) % s->n;
+    const int before = (s->rank + s->n - 1) % s->n;
+    int32_t out = 100 + s->rank, in = -1;
+    BRG_TRY(brg_coalesce_begin(s->pg));
+    BRG_TRY(brg_barrier(s->pg, &early));
+    if (with_ring) {
+        BRG_TRY(brg_send(s->pg, &sent, &out, 1, BRG_DTYPE_I32, next));
+        BRG_TRY(brg_recv(s->pg, &got, &in, 1, BRG_DTYPE_I32, before));
+    }
+    BRG_TRY(start_coalesced(s, works));
+    if (brg_work_test(early)) /* it need not be held back */
+        BRG_TRY(brg_work_wait(early));
+    else
+        BRG_TRY(brg_suite_expect(brg_work_wait(early), BRG_ERR_STATE,
+                                 "expected brg_coalesce_end before",
+                                 "a wait before the end"));
+    BRG_TRY(brg_coalesce_end(s->pg));
+    for (size_t k = N_COALESCED; k-- > 0;)
+        BRG_TRY(brg_work_wait(works[k]));
+    for (size_t k = 0; k < N_COALESCED; k++) {
+        trial t;
+        unsigned char *send, *recv;
+        const suite own = room_of(s, k, &t);
+        place(&own, &t, &send, &recv);
+        expect(&own, &t);
+        BRG_TRY(compare(&own, &t, recv));
+    }
+    if (!with_ring)
+        return BRG_OK;
+    BRG_TRY(brg_work_wait(got));
+    BRG_TRY(brg_work_wait(sent));
+    return in == 100 + before
+               ? BRG_OK
+               : BRG_FAIL(BRG_ERR_INTERNAL, "rank %d: %d came", s->rank, in);
+}
+
 /* ---- Errors ------------------------------------------------------------------------ */
 
 brg_status brg_suite_expect(brg_status status, brg_status code,
@@ -542,6 +630,8 @@ static brg_status run_on(const suite *s)
     BRG_TRY(try_many(s, 3, false));
     BRG_TRY(try_many(s, 2500, false));
     BRG_TRY(try_many(s, 700, true));
+    BRG_TRY(try_coalesced(s, false));
+    BRG_TRY(try_coalesced(s, s->n > 1));
     return try_bad_arguments(s);
 }
 

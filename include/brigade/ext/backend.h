@@ -215,7 +215,8 @@ typedef struct brg_group_ops {
     void (*free)(void *group, void *ptr);
 
     /* Optional, both or neither. Calls started in between may be held back
-     * until end. Absent: each is started at once. */
+     * until end: none is waited for before. An end that fails is one all the
+     * same. Absent: each is started at once. */
     brg_status (*coalesce_begin)(void *group);
     brg_status (*coalesce_end)(void *group);
 
