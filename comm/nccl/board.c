@@ -204,24 +204,25 @@ void brg__nccl_board_close(brg__nccl_group *g)
 
 /* ---- Lines ------------------------------------------------------------------------ */
 
-void brg__nccl_board_write(brg__nccl_board *b, const brg_signature *mine)
+void brg__nccl_board_write(brg__nccl_board *b, const brg__nccl_said *mine)
 {
     brg__nccl_desk *desk = brg__nccl_desk_of_mine(b);
     if (!desk)
         return;
-    brg__nccl_line *line = &desk->lines[mine->seq % BRG__NCCL_LINES];
+    brg__nccl_line *line = &desk->lines[mine->call.seq % BRG__NCCL_LINES];
     uint64_t words[BRG__NCCL_WORDS] = {0};
-    memcpy(words, mine, sizeof *mine);
+    memcpy(words, &mine->call, sizeof mine->call);
     atomic_store(&line->stamp, 0);
     for (size_t k = 0; k < BRG__NCCL_WORDS; k++)
         atomic_store_explicit(&line->signature[k], words[k],
                               memory_order_release);
-    atomic_store(&line->stamp, mine->seq + 1);
-    atomic_store(&desk->started, mine->seq + 1);
+    atomic_store_explicit(&line->place, mine->place, memory_order_release);
+    atomic_store(&line->stamp, mine->call.seq + 1);
+    atomic_store(&desk->started, mine->call.seq + 1);
 }
 
 bool brg__nccl_board_read(const brg__nccl_board *b, int desk, uint64_t seq,
-                          brg_signature *filled)
+                          brg__nccl_said *filled)
 {
     brg__nccl_line *line = &b->desks[desk].lines[seq % BRG__NCCL_LINES];
     uint64_t words[BRG__NCCL_WORDS];
@@ -230,31 +231,32 @@ bool brg__nccl_board_read(const brg__nccl_board *b, int desk, uint64_t seq,
     for (size_t k = 0; k < BRG__NCCL_WORDS; k++)
         words[k] =
             atomic_load_explicit(&line->signature[k], memory_order_acquire);
-    memcpy(filled, words, sizeof *filled);
+    memcpy(&filled->call, words, sizeof filled->call);
+    filled->place = atomic_load_explicit(&line->place, memory_order_acquire);
     return atomic_load(&line->stamp) == seq + 1;
 }
 
-/* Whether some rank has another call at the place of `one`, which is of a
- * desk. */
+/* Whether some rank says something else than `one`, which is of a desk. */
 static bool differs(const brg__nccl_group *g, int desk,
-                    const brg_signature *one, brg_signature *other)
+                    const brg__nccl_said *one, brg__nccl_said *other)
 {
     const brg__nccl_board *b = &g->board;
     for (int i = 0; b->desks && i < b->n; i++)
-        if (i != desk && brg__nccl_board_read(b, i, one->seq, other) &&
-            !g->host->signatures_match(one, other))
+        if (i != desk && brg__nccl_board_read(b, i, one->call.seq, other) &&
+            (one->place != other->place ||
+             !g->host->signatures_match(&one->call, &other->call)))
             return true;
     return false;
 }
 
 bool brg__nccl_board_differs(const brg__nccl_group *g,
-                             const brg_signature *mine, brg_signature *theirs)
+                             const brg__nccl_said *mine, brg__nccl_said *theirs)
 {
     return differs(g, g->board.mine, mine, theirs);
 }
 
-static bool find_at(const brg__nccl_group *g, int desk, brg_signature *one,
-                    brg_signature *other)
+static bool find_at(const brg__nccl_group *g, int desk, brg__nccl_said *one,
+                    brg__nccl_said *other)
 {
     const brg__nccl_board *b = &g->board;
     const uint64_t n = atomic_load(&b->desks[desk].started);
@@ -265,8 +267,8 @@ static bool find_at(const brg__nccl_group *g, int desk, brg_signature *one,
     return false;
 }
 
-bool brg__nccl_board_find(const brg__nccl_group *g, brg_signature *mine,
-                          brg_signature *theirs)
+bool brg__nccl_board_find(const brg__nccl_group *g, brg__nccl_said *mine,
+                          brg__nccl_said *theirs)
 {
     const brg__nccl_board *b = &g->board;
     if (!b->desks)

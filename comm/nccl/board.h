@@ -6,7 +6,7 @@
  *                                it alone, read by all
  *
  * A rank writes line seq % BRG__NCCL_LINES of its desk before it hands a
- * collective to NCCL, then looks whether the others wrote the same. Of two
+ * collective to NCCL (of coalesced ones, before it hands over the first), then looks whether the others wrote the same. Of two
  * ranks that start calls which do not match, the later one sees it before data
  * moves, the earlier one when its watch looks. */
 #ifndef BRG_COMM_NCCL_BOARD_H
@@ -18,15 +18,22 @@
 
 #include "comm/nccl/sum.h"
 
-#define BRG__NCCL_LINES 32
+#define BRG__NCCL_LINES 128
 #define BRG__NCCL_WHY 400  /* bytes of a reason */
 #define BRG__NCCL_NOTE 256 /* ... of what ranks gather in shrink.c */
 
 /* Words, since it may be written while somebody reads it. */
 #define BRG__NCCL_WORDS ((sizeof(brg_signature) + 7) / 8)
 
+/* What a rank says of a call. */
+typedef struct brg__nccl_said {
+    brg_signature call;
+    uint32_t place; /* from 1, among those that are coalesced; 0: it is not */
+} brg__nccl_said;
+
 typedef struct brg__nccl_line {
     _Alignas(64) _Atomic uint64_t stamp; /* seq + 1; 0: being written */
+    _Atomic uint32_t place;
     _Atomic uint64_t signature[BRG__NCCL_WORDS];
 } brg__nccl_line;
 
@@ -87,17 +94,17 @@ static inline brg__nccl_desk *brg__nccl_desk_of_mine(const brg__nccl_board *b)
 }
 
 /* The call is about to start. */
-void brg__nccl_board_write(brg__nccl_board *b, const brg_signature *mine);
-/* The signature that a desk has for the collective, if it is still there. */
+void brg__nccl_board_write(brg__nccl_board *b, const brg__nccl_said *mine);
+/* What a desk says of the collective, if it is still there. */
 bool brg__nccl_board_read(const brg__nccl_board *b, int desk, uint64_t seq,
-                          brg_signature *filled);
-/* Whether some rank has another call at place seq than `mine`: fills its
- * signature. */
+                          brg__nccl_said *filled);
+/* Whether some rank says something else of the call than `mine`: fills that. */
 bool brg__nccl_board_differs(const struct brg__nccl_group *g,
-                             const brg_signature *mine, brg_signature *theirs);
+                             const brg__nccl_said *mine,
+                             brg__nccl_said *theirs);
 /* The same for all lines that this rank has; then for those of ranks that have
  * failed for it, with others than this one. */
-bool brg__nccl_board_find(const struct brg__nccl_group *g, brg_signature *mine,
-                          brg_signature *theirs);
+bool brg__nccl_board_find(const struct brg__nccl_group *g, brg__nccl_said *mine,
+                          brg__nccl_said *theirs);
 
 #endif

@@ -1,10 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Calls of a group over NCCL: see group.h for the order of things.
  *
+ * What is given to NCCL is a chain of calls, most often of one. A run of
+ * calls in it that NCCL carries out is one launch; sums of our own are launched
+ * by themselves. Sends and recvs wait in a chain for what must run beside them,
+ * coalesced collectives for the end; sends and recvs in between come before the
+ * collectives if they were started before the first of them, else behind all,
+ * so that a launch is the same on ranks that have none.
+ *
  * Of a call, `state` is its event; mark[0] and mark[1] are device copies of
  * host buffers (send, recv) or 0; mark[2] says that the host has to wait;
  * mark[3] that the event was recorded into a graph, where alone it has a
- * meaning. */
+ * meaning, or will be. */
 #include "comm/nccl/group.h"
 
 #include <sched.h>
@@ -35,6 +42,7 @@ static brg_status take_event(brg__nccl_group *g, brg_call *call)
     brg__nccl_event *event = g->spare;
     if (event) {
         g->spare = event->next;
+        event->n_users = 1;
         call->state = event;
         return BRG_OK;
     }
@@ -48,8 +56,28 @@ static brg_status take_event(brg__nccl_group *g, brg_call *call)
         g->host->free(event);
         return status;
     }
+    event->n_users = 1;
     call->state = event;
     return BRG_OK;
+}
+
+static void give_event(brg__nccl_group *g, brg_call *call)
+{
+    brg__nccl_event *event = event_of(call);
+    call->state = NULL;
+    if (!event || --event->n_users > 0)
+        return;
+    event->next = g->spare;
+    g->spare = event;
+}
+
+static brg_status record_event(brg__nccl_group *g, brg_call *call,
+                               cudaStream_t stream)
+{
+    brg__nccl_event *event = event_of(call);
+    event->is_awaited = false;
+    return brg__nccl_check_cuda(g, cudaEventRecord(event->event, stream),
+                                "an event");
 }
 
 /* What the call held goes back; the buffers are the caller's again. */
@@ -60,12 +88,7 @@ static void let_go(brg__nccl_group *g, brg_call *call)
             (i == RECV_COPY || call->mark[SEND_COPY] != call->mark[RECV_COPY]))
             (void)cudaFreeAsync(copy_of(call, i), g->own);
     call->mark[SEND_COPY] = call->mark[RECV_COPY] = 0;
-    brg__nccl_event *event = event_of(call);
-    if (!event)
-        return;
-    call->state = NULL;
-    event->next = g->spare;
-    g->spare = event;
+    give_event(g, call);
 }
 
 bool brg__nccl_is_recorded(const brg__nccl_group *g)
@@ -82,8 +105,7 @@ static brg_status bring_out(brg__nccl_group *g, brg_call *call)
     if (!call->mark[RECORDED] || brg__nccl_is_recorded(g))
         return BRG_OK;
     call->mark[RECORDED] = 0;
-    return brg__nccl_check_cuda(
-        g, cudaEventRecord(event_of(call)->event, g->compute), "an event");
+    return record_event(g, call, g->compute);
 }
 
 brg_status brg__nccl_fail_recorded(const brg__nccl_group *g, const char *what)
@@ -140,8 +162,7 @@ static brg_status stage(brg__nccl_group *g, brg_call *call, int which,
     if (!from)
         return BRG_OK;
     /* The pool's memory may be in use by what own has queued. */
-    BRG__NCCL_TRY(brg__nccl_check_cuda(
-        g, cudaEventRecord(event_of(call)->event, g->own), "an event"));
+    BRG__NCCL_TRY(record_event(g, call, g->own));
     BRG__NCCL_TRY(brg__nccl_check_cuda(
         g, cudaEventSynchronize(event_of(call)->event), "an event"));
     BRG__NCCL_TRY(brg__nccl_check_cuda(
@@ -220,24 +241,50 @@ static ncclResult_t hand_over(brg__nccl_group *g, const brg_call *call)
     }
 }
 
-static void enqueue(brg__nccl_group *g, brg_call *call)
+/* ---- Chains ---------------------------------------------------------------------- */
+
+static void add(brg__nccl_calls *calls, brg_call *call)
 {
     call->next = NULL;
-    *g->last = call;
-    g->last = &call->next;
+    *calls->last = call;
+    calls->last = &call->next;
 }
 
-static void dequeue(brg__nccl_group *g, brg_call *call)
+static brg_call *take_all(brg__nccl_calls *calls)
 {
-    brg_call **at = &g->first;
+    brg_call *first = calls->first;
+    calls->first = NULL;
+    calls->last = &calls->first;
+    return first;
+}
+
+static void take(brg__nccl_calls *calls, brg_call *call)
+{
+    brg_call **at = &calls->first;
     while (*at && *at != call)
         at = &(*at)->next;
     if (!*at)
         return;
     *at = call->next;
-    if (g->last == &call->next)
-        g->last = at;
+    if (calls->last == &call->next)
+        calls->last = at;
 }
+
+static void let_go_until(brg__nccl_group *g, brg_call *first,
+                         const brg_call *end)
+{
+    for (brg_call *call = first, *next; call != end; call = next) {
+        next = call->next;
+        let_go(g, call);
+    }
+}
+
+static bool is_empty(const brg_call *call)
+{
+    return call->count == 0 && call->coll != BRG_COLL_BARRIER;
+}
+
+/* ---- Launches ---------------------------------------------------------------------- */
 
 static brg_status order_behind_compute(brg__nccl_group *g)
 {
@@ -247,90 +294,144 @@ static brg_status order_behind_compute(brg__nccl_group *g)
                                 "an event");
 }
 
-static brg_status mark_end(brg__nccl_group *g, brg_call *call)
+/* All calls of one launch end together. */
+static brg_status mark_end(brg__nccl_group *g, brg_call *first,
+                           const brg_call *end)
 {
-    BRG__NCCL_TRY(brg__nccl_check_cuda(
-        g, cudaEventRecord(event_of(call)->event, g->own), "an event"));
-    call->mark[RECORDED] = brg__nccl_is_recorded(g);
-    enqueue(g, call);
+    brg__nccl_event *event = event_of(first);
+    const bool is_recorded = brg__nccl_is_recorded(g);
+    BRG__NCCL_TRY(record_event(g, first, g->own));
+    for (brg_call *call = first, *next; call != end; call = next) {
+        next = call->next;
+        if (call != first) {
+            give_event(g, call);
+            call->state = event;
+            event->n_users++;
+        }
+        call->mark[RECORDED] = is_recorded;
+        add(&g->flying, call);
+    }
     return BRG_OK;
 }
 
-/* Under the lock, with a communicator. */
-static ncclResult_t hand_over_all(brg__nccl_group *g, const brg_call *first)
+/* What is launched with it: up to the next sum of our own. */
+static brg_call *end_of_launch(const brg__nccl_group *g, const brg_call *first)
 {
-    ncclResult_t result = ncclGroupStart();
-    for (const brg_call *call = first; call && result == ncclSuccess;
-         call = call->next)
-        result = hand_over(g, call);
-    const ncclResult_t end = ncclGroupEnd();
-    return result != ncclSuccess ? result : end;
+    brg_call *end = first->next;
+    while (end && !brg__nccl_sums(g, first) && !brg__nccl_sums(g, end))
+        end = end->next;
+    return end;
 }
 
-static brg_status queue_calls(brg__nccl_group *g, const brg_call *first)
+/* Under the lock, with a communicator. */
+static ncclResult_t hand_over_all(brg__nccl_group *g, const brg_call *first,
+                                  const brg_call *end)
+{
+    ncclResult_t result = ncclGroupStart();
+    for (const brg_call *call = first; call != end && result == ncclSuccess;
+         call = call->next)
+        result = hand_over(g, call);
+    const ncclResult_t ended = ncclGroupEnd();
+    return result != ncclSuccess ? result : ended;
+}
+
+static brg_status queue_calls(brg__nccl_group *g, const brg_call *first,
+                              const brg_call *end)
 {
     if (brg__nccl_sums(g, first))
         return brg__nccl_sum(g, first, send_of(first), recv_of(first));
     if (is_p2p(first->coll))
-        return brg__nccl_check(g, hand_over_all(g, first), "send and recv");
+        return brg__nccl_check(g, hand_over_all(g, first, end),
+                               "send and recv");
+    if (first->next != end)
+        return brg__nccl_check(g, hand_over_all(g, first, end),
+                               "coalesced collectives");
     return brg__nccl_check(g, hand_over(g, first), "a collective");
 }
 
 /* The communicator is the watch's to end: the wait says why it has. */
-static brg_status queue(brg__nccl_group *g, const brg_call *first)
+static brg_status launch(brg__nccl_group *g, brg_call *first,
+                         const brg_call *end)
 {
     brg_status status = BRG_OK;
-    BRG__NCCL_TRY(order_behind_compute(g));
     pthread_mutex_lock(&g->lock);
     if (g->comm)
-        status = queue_calls(g, first);
-    if (g->comm && status == BRG_OK && !brg__nccl_is_recorded(g))
-        brg__nccl_watch_call(g, first);
+        status = queue_calls(g, first, end);
     pthread_mutex_unlock(&g->lock);
+    return status == BRG_OK ? mark_end(g, first, end) : status;
+}
+
+static void have_watched(brg__nccl_group *g, const brg_call *first, int n_calls)
+{
+    if (brg__nccl_is_recorded(g))
+        return;
+    pthread_mutex_lock(&g->lock);
+    if (g->comm)
+        brg__nccl_watch_call(g, first, n_calls);
+    pthread_mutex_unlock(&g->lock);
+}
+
+/* Where it fails, the calls that were not launched are let go. */
+static brg_status launch_all(brg__nccl_group *g, brg_call *first)
+{
+    int n_calls = 0;
+    brg_status status = order_behind_compute(g);
+    for (const brg_call *call = first; call; call = call->next)
+        n_calls++;
+    for (brg_call *call = first, *end; call; call = end) {
+        end = end_of_launch(g, call);
+        if (status == BRG_OK)
+            status = launch(g, call, end);
+        if (status != BRG_OK)
+            let_go_until(g, call, end);
+    }
+    have_watched(g, first, n_calls);
     return status;
 }
 
-/* All that were held, as one: a send and a recv that wait for each other must
- * run together. */
+/* ---- Calls that wait for others to be launched with --------------------------------- */
+
+static void hold(brg__nccl_group *g, brg__nccl_calls *calls, brg_call *call)
+{
+    call->mark[RECORDED] = brg__nccl_is_recorded(g);
+    add(calls, call);
+}
+
+/* A graph would hold calls that were started before it, or lack some. */
+static brg_status check_recorded(const brg__nccl_group *g,
+                                 const brg_call *first)
+{
+    const bool is_recorded = brg__nccl_is_recorded(g);
+    for (const brg_call *call = first; call; call = call->next)
+        if ((call->mark[RECORDED] != 0) != is_recorded)
+            return g->host->fail(
+                BRG_ERR_STATE, __FILE__, __LINE__,
+                "rank %d: nccl: calls that are launched together were started "
+                "before a graph was recorded, and meanwhile or after",
+                g->rank);
+    return BRG_OK;
+}
+
+/* A send and a recv that wait for each other must run together. */
 static brg_status flush_held(brg__nccl_group *g)
 {
-    brg_call *first = g->held;
+    brg_call *first = take_all(&g->held);
     if (!first)
         return BRG_OK;
-    g->held = NULL;
-    g->held_last = &g->held;
-    brg_status status = queue(g, first);
-    for (brg_call *call = first, *next; call; call = next) {
-        next = call->next;
-        if (status == BRG_OK)
-            status = mark_end(g, call);
-        if (status != BRG_OK)
-            let_go(g, call);
-    }
+    brg_status status = check_recorded(g, first);
+    if (status == BRG_OK)
+        return launch_all(g, first);
+    let_go_until(g, first, NULL);
     return status;
-}
-
-static brg_status start_now(brg__nccl_group *g, brg_call *call)
-{
-    BRG__NCCL_TRY(flush_held(g));
-    BRG__NCCL_TRY(queue(g, call));
-    return mark_end(g, call);
-}
-
-static void hold(brg__nccl_group *g, brg_call *call)
-{
-    call->next = NULL;
-    *g->held_last = call;
-    g->held_last = &call->next;
 }
 
 /* False: another rank does something else, and no data may move. */
-static bool announce(brg__nccl_group *g, const brg_call *call)
+static bool announce(brg__nccl_group *g, const brg_call *call, uint32_t place)
 {
-    brg_signature mine, theirs;
+    brg__nccl_said mine = {.place = place}, theirs;
     if (!g->board.desks)
         return true;
-    g->host->sign(call, g->rank, &mine);
+    g->host->sign(call, g->rank, &mine.call);
     brg__nccl_board_write(&g->board, &mine);
     if (!brg__nccl_board_differs(g, &mine, &theirs))
         return true;
@@ -338,29 +439,103 @@ static bool announce(brg__nccl_group *g, const brg_call *call)
     return false;
 }
 
+/* All are said before one is launched; those of nothing end here. */
+static bool announce_all(brg__nccl_group *g, brg_call **first)
+{
+    uint32_t place = 0;
+    bool is_alike = true;
+    for (brg_call **at = first, *call; (call = *at);) {
+        is_alike = is_alike && announce(g, call, ++place);
+        if (!is_empty(call)) {
+            at = &call->next;
+            continue;
+        }
+        *at = call->next;
+        let_go(g, call);
+        call->is_done = is_alike;
+    }
+    return is_alike;
+}
+
+static brg_status flush_coalesced(brg__nccl_group *g)
+{
+    brg_call *first = take_all(&g->coalesced);
+    if (!first)
+        return BRG_OK;
+    brg_status status = check_recorded(g, first);
+    const bool is_alike = status == BRG_OK && announce_all(g, &first);
+    if (is_alike && first)
+        return launch_all(g, first);
+    let_go_until(g, first, NULL);
+    return status;
+}
+
+/* ---- Starting ------------------------------------------------------------------------ */
+
+static brg_status start_now(brg__nccl_group *g, brg_call *call)
+{
+    BRG__NCCL_TRY(flush_held(g));
+    call->next = NULL;
+    return launch_all(g, call);
+}
+
+static brg_status start_coalesced(brg__nccl_group *g, brg_call *call)
+{
+    if (!g->coalesced.first)
+        BRG__NCCL_TRY(flush_held(g));
+    hold(g, &g->coalesced, call);
+    return BRG_OK;
+}
+
+static brg_status start_it(brg__nccl_group *g, brg_call *call)
+{
+    BRG__NCCL_TRY(stage_buffers(g, call));
+    if (g->is_coalescing && !is_p2p(call->coll))
+        return start_coalesced(g, call);
+    if (!is_p2p(call->coll))
+        return start_now(g, call);
+    hold(g, &g->held, call);
+    return BRG_OK;
+}
+
 brg_status brg__nccl_start(void *group, brg_call *call)
 {
     brg__nccl_group *g = group;
+    const bool waits = g->is_coalescing || is_p2p(call->coll);
     if (brg__nccl_is_judged(g) && g->verdict.has_pair)
         return BRG_OK; /* its wait says why */
     BRG__NCCL_TRY(brg__nccl_heed(g));
-    if (!is_p2p(call->coll) && !announce(g, call))
+    if (!waits && !announce(g, call, 0))
         return BRG_OK;
-    if (call->count == 0 && call->coll != BRG_COLL_BARRIER) {
+    if (is_empty(call) && (!waits || is_p2p(call->coll))) {
         call->is_done = true;
         return BRG_OK;
     }
     BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaSetDevice(g->device), "the GPU"));
     BRG__NCCL_TRY(take_event(g, call));
     call->mark[HOST_WAITS] = call->coll == BRG_COLL_BARRIER;
-    brg_status status = stage_buffers(g, call);
-    if (status == BRG_OK && is_p2p(call->coll))
-        hold(g, call);
-    else if (status == BRG_OK)
-        status = start_now(g, call);
+    brg_status status = start_it(g, call);
     if (status != BRG_OK)
         let_go(g, call);
     return status;
+}
+
+brg_status brg__nccl_coalesce_begin(void *group)
+{
+    brg__nccl_group *g = group;
+    BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaSetDevice(g->device), "the GPU"));
+    BRG__NCCL_TRY(flush_held(g));
+    g->is_coalescing = true;
+    return BRG_OK;
+}
+
+brg_status brg__nccl_coalesce_end(void *group)
+{
+    brg__nccl_group *g = group;
+    g->is_coalescing = false;
+    BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaSetDevice(g->device), "the GPU"));
+    BRG__NCCL_TRY(flush_coalesced(g));
+    return flush_held(g);
 }
 
 /* ---- Ends ------------------------------------------------------------------------------ */
@@ -378,7 +553,7 @@ static brg_status finish(brg__nccl_group *g, brg_call *call)
             error = cudaStreamSynchronize(g->copies);
         status = brg__nccl_check_cuda(g, error, "a host buffer");
     }
-    dequeue(g, call);
+    take(&g->flying, call);
     let_go(g, call);
     call->is_done = status == BRG_OK;
     return status;
@@ -388,15 +563,16 @@ brg_status brg__nccl_progress(void *group)
 {
     brg__nccl_group *g = group;
     BRG__NCCL_TRY(brg__nccl_heed(g));
-    if (!g->first && !g->held)
+    if (!g->flying.first && !g->held.first)
         return BRG_OK;
     BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaSetDevice(g->device), "the GPU"));
-    BRG__NCCL_TRY(flush_held(g));
+    if (!g->is_coalescing)
+        BRG__NCCL_TRY(flush_held(g));
     if (brg__nccl_is_recorded(g))
         return BRG_OK;
-    while (g->first) {
-        BRG__NCCL_TRY(bring_out(g, g->first));
-        cudaError_t state = cudaEventQuery(event_of(g->first)->event);
+    while (g->flying.first) {
+        BRG__NCCL_TRY(bring_out(g, g->flying.first));
+        cudaError_t state = cudaEventQuery(event_of(g->flying.first)->event);
         if (state == cudaErrorNotReady) {
             (void)cudaGetLastError();
             return BRG_OK;
@@ -404,7 +580,7 @@ brg_status brg__nccl_progress(void *group)
         BRG__NCCL_TRY(brg__nccl_check_cuda(g, state, "a collective"));
         BRG__NCCL_TRY(
             brg__nccl_heed(g)); /* it may have ended by being aborted */
-        BRG__NCCL_TRY(finish(g, g->first));
+        BRG__NCCL_TRY(finish(g, g->flying.first));
     }
     return BRG_OK;
 }
@@ -444,7 +620,8 @@ brg_status brg__nccl_wait(void *group, brg_call *call)
         return BRG_OK;
     BRG__NCCL_TRY(brg__nccl_heed(g));
     BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaSetDevice(g->device), "the GPU"));
-    BRG__NCCL_TRY(flush_held(g));
+    if (!g->is_coalescing)
+        BRG__NCCL_TRY(flush_held(g));
     if (!event_of(call))
         return g->host->fail(BRG_ERR_STATE, __FILE__, __LINE__,
                              "rank %d: nccl: this call was given up when one "
@@ -455,23 +632,19 @@ brg_status brg__nccl_wait(void *group, brg_call *call)
         return brg__nccl_fail_recorded(g, "a barrier");
     if (call->mark[HOST_WAITS])
         return wait_on_host(g, call);
-    BRG__NCCL_TRY(brg__nccl_check_cuda(
-        g, cudaStreamWaitEvent(g->compute, event_of(call)->event, 0),
-        "a collective"));
+    brg__nccl_event *event = event_of(call);
+    if (!event->is_awaited)
+        BRG__NCCL_TRY(brg__nccl_check_cuda(
+            g, cudaStreamWaitEvent(g->compute, event->event, 0),
+            "a collective"));
+    event->is_awaited = true;
     return finish(g, call);
 }
 
 void brg__nccl_forget(brg__nccl_group *g)
 {
-    for (brg_call *call = g->first, *next; call; call = next) {
-        next = call->next;
-        let_go(g, call);
-    }
-    for (brg_call *call = g->held, *next; call; call = next) {
-        next = call->next;
-        let_go(g, call);
-    }
-    g->first = g->held = NULL;
-    g->last = &g->first;
-    g->held_last = &g->held;
+    let_go_until(g, take_all(&g->flying), NULL);
+    let_go_until(g, take_all(&g->held), NULL);
+    let_go_until(g, take_all(&g->coalesced), NULL);
+    g->is_coalescing = false;
 }

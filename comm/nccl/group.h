@@ -30,10 +30,19 @@
 #include "comm/nccl/direct.h"
 #include "comm/patterns/tree.h"
 
+/* Calls that were launched as one share one. */
 typedef struct brg__nccl_event {
     struct brg__nccl_event *next;
     cudaEvent_t event;
+    int n_users;
+    bool is_awaited; /* by the compute stream */
 } brg__nccl_event;
+
+/* In order. */
+typedef struct brg__nccl_calls {
+    brg_call *first;
+    brg_call **last; /* where the next one goes */
+} brg__nccl_calls;
 
 /* What was queued and may still run: a call, or a graph that holds calls. */
 typedef struct brg__nccl_beat {
@@ -41,6 +50,7 @@ typedef struct brg__nccl_beat {
     cudaEvent_t event;
     uint64_t start_ns;
     uint64_t n_launched; /* of a graph; 0: a call */
+    int n_calls;         /* coalesced with it, itself included */
     brg_signature signature;
 } brg__nccl_beat;
 
@@ -61,7 +71,7 @@ typedef struct brg__nccl_watch {
 typedef struct brg__nccl_verdict {
     _Atomic int code; /* brg_status; last to be set */
     bool has_pair;    /* of a mismatch */
-    brg_signature mine, theirs;
+    brg__nccl_said mine, theirs;
     char text[BRG__NCCL_WHY];
 } brg__nccl_verdict;
 
@@ -97,10 +107,10 @@ typedef struct brg__nccl_group {
     cudaEvent_t ready;      /* E1, recorded anew by each start */
     brg__nccl_event *spare; /* E2 of calls to come */
     void *byte;             /* on the device: what a barrier sums */
-    brg_call *first;        /* in flight, oldest first */
-    brg_call **last;
-    brg_call *held; /* send and recv not yet given to NCCL, oldest first */
-    brg_call **held_last;
+    brg__nccl_calls flying;
+    brg__nccl_calls held;      /* send and recv not yet given to NCCL */
+    brg__nccl_calls coalesced; /* collectives not yet said or given to it */
+    bool is_coalescing;
     brg__nccl_block *blocks;
     brg__nccl_leaves leaves;
     brg__nccl_direct direct;
@@ -130,6 +140,8 @@ brg_status brg__nccl_shrink(void *group, brg_group *filled);
 brg_status brg__nccl_start(void *group, brg_call *call);
 brg_status brg__nccl_progress(void *group);
 brg_status brg__nccl_wait(void *group, brg_call *call);
+brg_status brg__nccl_coalesce_begin(void *group);
+brg_status brg__nccl_coalesce_end(void *group);
 /* What is queued is recorded, to be launched later (ext/device.h): nothing
  * ends meanwhile, and events may not be asked for. */
 bool brg__nccl_is_recorded(const brg__nccl_group *g);
@@ -166,10 +178,12 @@ static inline bool brg__nccl_is_judged(const brg__nccl_group *g)
            BRG_OK;
 }
 /* Two ranks do not agree; the first verdict stays. */
-void brg__nccl_judge_pair(brg__nccl_group *g, const brg_signature *mine,
-                          const brg_signature *theirs);
-/* A call was queued (not recorded); a graph that holds calls was launched. */
-void brg__nccl_watch_call(brg__nccl_group *g, const brg_call *call);
+void brg__nccl_judge_pair(brg__nccl_group *g, const brg__nccl_said *mine,
+                          const brg__nccl_said *theirs);
+/* A call, or so many coalesced ones of which it is the first, was queued (not
+ * recorded); a graph that holds calls was launched. */
+void brg__nccl_watch_call(brg__nccl_group *g, const brg_call *call,
+                          int n_calls);
 void brg__nccl_launched(void *group); /* a slot */
 /* What the other ranks are to know of this one; the first word stays. */
 void brg__nccl_say_gone(brg__nccl_group *g, int32_t gone, const char *why);

@@ -227,7 +227,8 @@ static void nccl_destroy(void *group)
 {
     brg__nccl_group *g = group;
     (void)cudaSetDevice(g->device);
-    const bool is_over = !g->first && !g->held && settle(g);
+    const bool is_over =
+        !g->flying.first && !g->held.first && !g->coalesced.first && settle(g);
     brg__nccl_watch_stop(g);
     brg__nccl_say_gone(g, BRG__NCCL_LEFT, "");
     if (!is_over)
@@ -244,6 +245,7 @@ static void nccl_look(void *group, const brg_call *call, int rank,
 {
     const brg__nccl_group *g = group;
     const brg__nccl_board *b = &g->board;
+    brg__nccl_said last;
     int i = 0;
     while (b->desks && i < b->n && b->ranks[i] != rank)
         i++;
@@ -255,7 +257,9 @@ static void nccl_look(void *group, const brg_call *call, int rank,
     filled->has_come = started > call->seq;
     filled->owes = filled->has_come ? NULL : "has not started it";
     filled->has_last =
-        started > 0 && brg__nccl_board_read(b, i, started - 1, &filled->last);
+        started > 0 && brg__nccl_board_read(b, i, started - 1, &last);
+    if (filled->has_last)
+        filled->last = last.call;
     filled->place = b->desks[i].place;
 }
 
@@ -267,6 +271,8 @@ static const brg_group_ops nccl_ops = {
     .wait = brg__nccl_wait,
     .look = nccl_look,
     .launched = brg__nccl_launched,
+    .coalesce_begin = brg__nccl_coalesce_begin,
+    .coalesce_end = brg__nccl_coalesce_end,
     .abort = nccl_abort,
     .shrink = brg__nccl_shrink,
     .alloc = nccl_alloc,
@@ -288,8 +294,9 @@ static void fill_group(brg__nccl_group *g, const brg_host *host,
     g->is_bounded = strcmp(host->env("BRG_NCCL_BOUNDED_INIT"), "0") != 0;
     g->sums_wide = strcmp(host->env("BRG_NCCL_WIDE_SUMS"), "1") == 0;
     g->way = brg__nccl_direct_way(host->env("BRG_NCCL_SUMS"));
-    g->last = &g->first;
-    g->held_last = &g->held;
+    g->flying.last = &g->flying.first;
+    g->held.last = &g->held.first;
+    g->coalesced.last = &g->coalesced.first;
     (void)pthread_mutex_init(&g->lock, NULL);
     (void)pthread_mutex_init(&g->watch.sleep_lock, NULL);
     (void)pthread_cond_init(&g->watch.wake, NULL);

@@ -17,6 +17,34 @@
 
 /* ---- Verdicts ------------------------------------------------------------------ */
 
+static void describe_place(uint32_t place, char *text, size_t size)
+{
+    if (place == 0)
+        snprintf(text, size, "not coalesced");
+    else
+        snprintf(text, size, "number %u of coalesced ones", (unsigned)place);
+}
+
+/* NCCL takes another way for calls that are launched together: all ranks must
+ * begin and end at the same ones. */
+static brg_status fail_pair(const brg__nccl_group *g,
+                            const brg__nccl_said *mine,
+                            const brg__nccl_said *theirs)
+{
+    char call[160], here[40], there[40];
+    if (!g->host->signatures_match(&mine->call, &theirs->call))
+        return g->host->fail_mismatch(&mine->call, &theirs->call);
+    g->host->describe(&mine->call, call, sizeof call);
+    describe_place(mine->place, here, sizeof here);
+    describe_place(theirs->place, there, sizeof there);
+    return g->host->fail(BRG_ERR_MISMATCH, __FILE__, __LINE__,
+                         "rank %d: %s is %s, but %s on rank %d: expected "
+                         "brg_coalesce_begin and brg_coalesce_end at the same "
+                         "calls on all ranks",
+                         (int)mine->call.rank, call, here, there,
+                         (int)theirs->call.rank);
+}
+
 brg_status brg__nccl_heed(const brg__nccl_group *g)
 {
     const brg__nccl_verdict *v = &g->verdict;
@@ -25,7 +53,7 @@ brg_status brg__nccl_heed(const brg__nccl_group *g)
     if (code == BRG_OK)
         return BRG_OK;
     if (v->has_pair)
-        return g->host->fail_mismatch(&v->mine, &v->theirs);
+        return fail_pair(g, &v->mine, &v->theirs);
     return g->host->fail(code, __FILE__, __LINE__, "%s", v->text);
 }
 
@@ -48,8 +76,8 @@ static void wake(brg__nccl_watch *w, bool is_over)
     pthread_mutex_unlock(&w->sleep_lock);
 }
 
-void brg__nccl_judge_pair(brg__nccl_group *g, const brg_signature *mine,
-                          const brg_signature *theirs)
+void brg__nccl_judge_pair(brg__nccl_group *g, const brg__nccl_said *mine,
+                          const brg__nccl_said *theirs)
 {
     pthread_mutex_lock(&g->lock);
     if (!brg__nccl_is_judged(g)) {
@@ -89,12 +117,13 @@ static brg__nccl_beat *take_beat(brg__nccl_group *g, uint64_t now)
     return beat;
 }
 
-void brg__nccl_watch_call(brg__nccl_group *g, const brg_call *call)
+void brg__nccl_watch_call(brg__nccl_group *g, const brg_call *call, int n_calls)
 {
     brg__nccl_beat *beat = take_beat(g, g->host->clock_ns());
     if (!beat)
         return;
     beat->n_launched = 0;
+    beat->n_calls = n_calls;
     g->host->sign(call, g->rank, &beat->signature);
     beat->is_open = cudaEventRecord(beat->event, g->own) == cudaSuccess;
 }
@@ -148,6 +177,10 @@ static void describe_beat(const brg__nccl_group *g, const brg__nccl_beat *beat,
                  (unsigned long long)beat->n_launched);
     else
         g->host->describe(&beat->signature, text, size);
+    const size_t n = strlen(text);
+    if (!beat->n_launched && beat->n_calls > 1)
+        snprintf(text + n, size - n, ", the first of %d coalesced ones,",
+                 beat->n_calls);
 }
 
 /* " waits for rank 2, which has died", or the latter alone. */
@@ -175,7 +208,7 @@ static void add_late(const brg__nccl_group *g, const brg__nccl_beat *beat,
     for (int i = 0; b->desks && i < b->n && n < size; i++) {
         const uint64_t launched = atomic_load(&b->desks[i].launched);
         const uint64_t started = atomic_load(&b->desks[i].started);
-        brg_signature last;
+        brg__nccl_said last;
         char name[140] = "nothing";
         if (i == b->mine)
             continue;
@@ -184,7 +217,7 @@ static void add_late(const brg__nccl_group *g, const brg__nccl_beat *beat,
             continue;
         is_somebody = true;
         if (started > 0 && brg__nccl_board_read(b, i, started - 1, &last))
-            g->host->describe(&last, name, sizeof name);
+            g->host->describe(&last.call, name, sizeof name);
         if (beat->n_launched)
             n += (size_t)snprintf(text + n, size - n,
                                   "; rank %d has launched %llu (its last "
@@ -307,7 +340,7 @@ static void look(brg__nccl_group *g)
 {
     const uint64_t now = g->host->clock_ns();
     const brg__nccl_beat *beat = oldest_beat(g, now);
-    brg_signature mine, theirs;
+    brg__nccl_said mine, theirs;
     if (brg__nccl_is_judged(g))
         return;
     /* Before the calls are compared: one that failed for them had made its own. */

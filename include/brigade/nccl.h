@@ -19,6 +19,11 @@ BRG_BEGIN_DECLS
  * everywhere. Sums that BRG_NCCL_SUMS takes from NCCL are in the order of the
  * ranks, of 16-bit floats in f32.
  *
+ * Between brg_coalesce_begin and brg_coalesce_end collectives are kept, then
+ * launched as one: for many small ones, whose launches are what takes time. Sums
+ * that BRG_NCCL_SUMS takes from NCCL, reproducible ones too, are launched by
+ * themselves, behind those before them.
+ *
  * A thread of the group looks, 20 times a second, whether the ranks of this
  * machine are alive and make the same calls (those of other machines: only what
  * NCCL notices), and whether what was queued ends within the time-out, which

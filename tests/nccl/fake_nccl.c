@@ -2,10 +2,12 @@
  * An NCCL between forked processes. A collective is one operation of a stream:
  * each rank puts what it sends into its tray, waits for all trays, and makes
  * the result of them. Send and recv go through a box for each pair of ranks, in
- * pieces. */
+ * pieces. Collectives of a group are one operation, in an order that is not the
+ * program's; where ranks group them differently, it hangs. */
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +34,7 @@ typedef struct shared_comm {
     _Atomic int n_joined, n_final;
     _Atomic int child; /* 1 + the place of what is split from it; 0: none */
     _Atomic unsigned long posted[FAKE_MAX_RANKS], taken[FAKE_MAX_RANKS];
+    _Atomic int n_grouped[FAKE_MAX_RANKS];     /* with what was posted last */
     box boxes[FAKE_MAX_RANKS][FAKE_MAX_RANKS]; /* from, to */
     char trays[FAKE_MAX_RANKS][TRAY];
 } shared_comm;
@@ -341,9 +344,17 @@ static void take_result(const job *j)
             memcpy((char *)j->recv + (size_t)r * nbytes, s->trays[r], nbytes);
 }
 
-static void run_collective(void *args)
+static bool are_grouped_alike(const struct ncclComm *c)
 {
-    const job *j = args;
+    for (int r = 1; r < c->n; r++)
+        if (atomic_load(&c->s->n_grouped[r]) !=
+            atomic_load(&c->s->n_grouped[0]))
+            return false;
+    return true;
+}
+
+static void run_job(const job *j, int n_grouped)
+{
     struct ncclComm *c = j->comm;
     const unsigned long k = ++c->n_started; /* a graph runs it again */
     size_t nbytes = j->count * brg_dtype_size(j->dtype);
@@ -351,14 +362,32 @@ static void run_collective(void *args)
         nbytes *= (size_t)c->n;
     if (nbytes <= TRAY && await_all(c, c->s->taken, k - 1)) {
         memcpy(c->s->trays[c->rank], j->send, nbytes);
+        atomic_store(&c->s->n_grouped[c->rank], n_grouped);
         atomic_store(&c->s->posted[c->rank], k);
         if (await_all(c, c->s->posted, k)) {
+            while (!are_grouped_alike(c) && !c->is_aborted)
+                sched_yield();
             take_result(j);
             atomic_store(&c->s->taken[c->rank], k);
         }
     }
-    if (!j->is_recorded)
-        atomic_fetch_sub(&c->n_ops, 1);
+}
+
+#define MAX_JOBS 256
+
+typedef struct jobs {
+    int n;
+    job list[MAX_JOBS];
+} jobs;
+
+static void run_jobs(void *args)
+{
+    const jobs *all_jobs = args;
+    const job *first = all_jobs->list;
+    for (int k = all_jobs->n; k-- > 0;)
+        run_job(&all_jobs->list[k], all_jobs->n);
+    if (!first->is_recorded)
+        atomic_fetch_sub(&first->comm->n_ops, 1);
 }
 
 static _Atomic unsigned long n_queued;
@@ -368,15 +397,31 @@ unsigned long fake_nccl_n_queued(void)
     return n_queued;
 }
 
+static _Thread_local int depth; /* of groups */
+static _Thread_local jobs grouped;
+static _Thread_local fake_stream *grouped_stream;
+
+static void launch_grouped(void)
+{
+    const size_t nbytes =
+        offsetof(jobs, list) + (size_t)grouped.n * sizeof grouped.list[0];
+    n_queued++;
+    if (!grouped.list[0].is_recorded)
+        atomic_fetch_add(&grouped.list[0].comm->n_ops, 1);
+    fake_push(grouped_stream, run_jobs, &grouped, nbytes);
+    grouped.n = 0;
+}
+
 static ncclResult_t start(job j, cudaStream_t stream)
 {
-    n_queued++;
-    if (!j.comm->is_blocking) /* the host would have to wait for it */
+    if (!j.comm->is_blocking || /* the host would have to wait for it */
+        grouped.n == MAX_JOBS)
         return ncclInvalidUsage;
-    j.is_recorded = fake_graph_place((fake_stream *)(void *)stream) != NULL;
-    if (!j.is_recorded)
-        atomic_fetch_add(&j.comm->n_ops, 1);
-    fake_push((fake_stream *)(void *)stream, run_collective, &j, sizeof j);
+    grouped_stream = (fake_stream *)(void *)stream;
+    j.is_recorded = fake_graph_place(grouped_stream) != NULL;
+    grouped.list[grouped.n++] = j;
+    if (depth == 0)
+        launch_grouped();
     return ncclSuccess;
 }
 
@@ -434,7 +479,6 @@ typedef struct parcels {
     parcel list[MAX_PARCELS];
 } parcels;
 
-static _Thread_local int depth;
 static _Thread_local parcels group;
 
 /* One piece, if the box allows. */
@@ -496,7 +540,11 @@ ncclResult_t ncclGroupStart(void)
 
 ncclResult_t ncclGroupEnd(void)
 {
-    if (--depth > 0 || group.n == 0)
+    if (--depth > 0)
+        return ncclSuccess;
+    if (grouped.n > 0)
+        launch_grouped();
+    if (group.n == 0)
         return ncclSuccess;
     n_queued++;
     atomic_fetch_add(&group.comm->n_ops, 1);
