@@ -3,7 +3,9 @@
  * all-reduce as it is, in memory that is registered with NCCL, of bf16 (as it
  * is, and summed in f32), and the reproducible sum of one part for each rank;
  * "direct": without NCCL (BRG_NCCL_SUMS). All in turn, calls one after the
- * other; medians over the rounds.
+ * other; medians over the rounds. Then 16 all-reduces of f32 in turns one by
+ * one and coalesced: until the GPU is done, and what the host takes to queue
+ * them.
  *     mpirun -n 2 bench_nccl [rounds] */
 #include <stdio.h>
 #include <stdlib.h>
@@ -97,6 +99,62 @@ static void run_size(way *ways, size_t nbytes, int n_rounds, bool prints)
     printf("\n");
 }
 
+/* ---- Many at once ------------------------------------------------------------ */
+
+enum { N_MANY = 16, N_REPEATS = 30 };
+
+static void call_many(const way *w, size_t nbytes, bool is_coalesced)
+{
+    brg_work *works[N_MANY];
+    if (is_coalesced)
+        bench_must(brg_coalesce_begin(w->pg));
+    for (size_t k = 0; k < N_MANY; k++)
+        bench_must(brg_all_reduce(
+            w->pg, &works[k], (char *)w->data + k * nbytes,
+            nbytes / sizeof(float), BRG_DTYPE_F32, BRG_REDUCE_AVG));
+    if (is_coalesced)
+        bench_must(brg_coalesce_end(w->pg));
+    for (size_t k = 0; k < N_MANY; k++)
+        bench_must(brg_work_wait(works[k]));
+}
+
+/* us of all 16; *host: of the calls alone, with an idle GPU. */
+static double time_many(const way *w, size_t nbytes, bool is_coalesced,
+                        double *host)
+{
+    call_many(w, nbytes, is_coalesced);
+    bench_must(brg_device_synchronize(gpu));
+    bench_barrier();
+    double start = bench_seconds();
+    call_many(w, nbytes, is_coalesced);
+    *host = 1e6 * bench_max(bench_seconds() - start);
+    bench_must(brg_device_synchronize(gpu));
+    bench_barrier();
+    start = bench_seconds();
+    for (int i = 0; i < N_REPEATS; i++)
+        call_many(w, nbytes, is_coalesced);
+    bench_must(brg_device_synchronize(gpu));
+    return 1e6 * bench_max(bench_seconds() - start) / N_REPEATS;
+}
+
+static void run_many(const way *w, const char *name, int n_rounds, bool prints)
+{
+    static double us[2][MAX_ROUNDS], host[2][MAX_ROUNDS];
+    for (size_t nbytes = 4096; nbytes <= (1 << 20); nbytes *= 16) {
+        for (int round = 0; round < 2 * n_rounds; round++) {
+            const bool is_coalesced = round % 2;
+            us[is_coalesced][round / 2] = time_many(
+                w, nbytes, is_coalesced, &host[is_coalesced][round / 2]);
+        }
+        if (prints)
+            printf("%6s %10zu %13.1f %13.1f %13.1f %13.1f\n", name, nbytes,
+                   bench_median(us[0], (size_t)n_rounds),
+                   bench_median(us[1], (size_t)n_rounds),
+                   bench_median(host[0], (size_t)n_rounds),
+                   bench_median(host[1], (size_t)n_rounds));
+    }
+}
+
 int main(int argc, char **argv)
 {
     static way ways[N_WAYS];
@@ -116,6 +174,11 @@ int main(int argc, char **argv)
     }
     for (size_t nbytes = 4096; nbytes <= MAX_BYTES; nbytes *= 4)
         run_size(ways, nbytes, n_rounds, rank == 0);
+    if (rank == 0)
+        printf("%17s %13s %13s %13s %13s\n", "16 x bytes", "one by one us",
+               "coalesced us", "host", "host");
+    run_many(&ways[PLAIN], "nccl", n_rounds, rank == 0);
+    run_many(&ways[DIRECT], "direct", n_rounds, rank == 0);
     for (int k = 0; k < N_WAYS; k++)
         brg_pg_destroy(ways[k].pg);
     bench_ranks_end(over);
