@@ -69,7 +69,8 @@ typedef struct brg__ir_node {
     int lifted;       /* OP: attrs come from this visit's node, or NONE */
     int draw;         /* OP: the attrs are those of this draw of random numbers,
                          counted from 1; 0: of none */
-    bool is_drawing;  /* it draws them */
+    bool is_drawing;  /* it draws them, */
+    int64_t n_drawn;  /* so many when it was captured */
     int visit;        /* of the others: the node they speak of, or NONE */
     int slot;         /* TENSOR_HOOKS, RETAIN; DELIVER: which output;
                          UNPACK: which saved tensor of the node;

@@ -65,6 +65,7 @@ typedef struct brg__step {
 typedef struct brg__run_io {
     brg_tensor **outputs; /* filled; owned by the caller */
     brg_attrs *draws;     /* of random numbers: filled where they are drawn */
+    bool is_drawn;        /* or filled by the caller */
 } brg__run_io;
 
 typedef struct brg__exec_again brg__exec_again;

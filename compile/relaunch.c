@@ -62,6 +62,16 @@ static void drop_others(const brg__relauncher *r)
     pthread_mutex_unlock(&all.lock);
 }
 
+static void drop_places(brg__relauncher *r)
+{
+    for (size_t i = 0; r->inputs && i < r->n_inputs; i++)
+        brg_release(r->inputs[i]);
+    brg__mem_free(r->outputs);
+    brg__mem_free(r->inputs);
+    r->inputs = r->outputs = NULL;
+    brg__numbers_deinit(&r->numbers);
+}
+
 void brg__relauncher_destroy(brg__relauncher *r)
 {
     if (!r)
@@ -73,10 +83,7 @@ void brg__relauncher_destroy(brg__relauncher *r)
     *at = r->next;
     pthread_mutex_unlock(&all.lock);
     drop_graph(r);
-    for (size_t i = 0; r->inputs && i < r->n_inputs; i++)
-        brg_release(r->inputs[i]);
-    brg__mem_free(r->outputs);
-    brg__mem_free(r->inputs);
+    drop_places(r);
     brg__array_deinit(&r->state);
     brg__array_deinit(&r->now);
     brg__array_deinit(&r->reducers);
@@ -106,11 +113,9 @@ static brg_status new_like(brg_tensor **out, const brg_tensor *t)
     return brg__tensor_new(out, &layout);
 }
 
-static brg_status make_places(brg__relauncher *r, const brg__segment *s,
+static brg_status fill_places(brg__relauncher *r, const brg__segment *s,
                               brg_tensor *const *inputs, size_t n_inputs)
 {
-    if (r->inputs)
-        return BRG_OK;
     r->outputs = brg__mem_alloc_array((size_t)s->captured.n_outputs + 1,
                                       sizeof *r->outputs, "results");
     brg_tensor **made =
@@ -119,7 +124,9 @@ static brg_status make_places(brg__relauncher *r, const brg__segment *s,
     r->n_inputs = n_inputs;
     if (!made || !r->outputs)
         return BRG_ERR_NOMEM;
+    BRG_TRY(brg__numbers_init(&r->numbers, s, inputs, n_inputs, r->device));
     for (size_t i = 0; i < n_inputs; i++) {
+        made[i] = brg_retain(brg__numbers_place(&r->numbers, i));
         for (size_t k = 0; k < i && !made[i]; k++)
             made[i] = inputs[k] == inputs[i] ? brg_retain(made[k]) : NULL;
         if (inputs[i] && !made[i])
@@ -128,13 +135,23 @@ static brg_status make_places(brg__relauncher *r, const brg__segment *s,
     return BRG_OK;
 }
 
-static brg_status put_inputs(const brg__relauncher *r,
-                             brg_tensor *const *inputs)
+static brg_status make_places(brg__relauncher *r, const brg__segment *s,
+                              brg_tensor *const *inputs, size_t n_inputs)
+{
+    if (r->inputs)
+        return BRG_OK;
+    brg_status status = fill_places(r, s, inputs, n_inputs);
+    if (status != BRG_OK)
+        drop_places(r);
+    return status;
+}
+
+static brg_status put_inputs(brg__relauncher *r, brg_tensor *const *inputs)
 {
     for (size_t i = 0; i < r->n_inputs; i++)
-        if (inputs[i])
+        if (inputs[i] && !brg__is_number(inputs[i]))
             BRG_TRY(copy(r->inputs[i], inputs[i]));
-    return BRG_OK;
+    return brg__numbers_bring(&r->numbers, inputs);
 }
 
 /* The next launch overwrites them: the caller gets copies. */
@@ -157,7 +174,7 @@ static brg_status keep_outputs(brg__relauncher *r, brg__segment *s)
 }
 
 /* All that the work reads of this call. */
-static brg_status bring(const brg__relauncher *r, brg_tensor *const *inputs)
+static brg_status bring(brg__relauncher *r, brg_tensor *const *inputs)
 {
     BRG_TRY(put_inputs(r, inputs));
     for (size_t i = 0; i < r->reducers.n; i++) {
@@ -214,7 +231,9 @@ static brg_status record(brg__relauncher *r, brg__segment *s,
     BRG_TRY(r->vtable->graph_record(r->device, &r->graph));
     r->n_recordings++;
     stats->replay_recordings++;
+    brg__numbers_enter(&r->numbers, s);
     brg_status status = brg__segment_run_forward(s, r->inputs, n_inputs);
+    brg__numbers_leave(&r->numbers, s);
     const bool is_run = status == BRG_OK;
     status = end_recording(r, status);
     if (is_run && (status == BRG_ERR_UNSUPPORTED || status == BRG_ERR_NOMEM)) {
@@ -244,7 +263,8 @@ static void run_on_host(const brg__relauncher *r, const brg__segment *s)
         const brg__ir_node *node = &ir->nodes.at[n];
         if (node->kind == BRG__IR_EFFECT)
             node->effect->relaunch(node->effect, &launch);
-        else if (node->kind == BRG__IR_OP && (node->op->flags & BRG_OP_IMPURE))
+        else if (node->kind == BRG__IR_OP && node->draw == 0 &&
+                 (node->op->flags & BRG_OP_IMPURE))
             brg__relaunch_touch(ir, node);
     }
 }

@@ -11,7 +11,7 @@
  *             and end where they started.
  *   recorded  the plan runs once more while the device writes down what it
  *             queues. Inputs are copied to where the graph reads them, results
- *             from where it writes them.
+ *             from where it writes them. Numbers of the host go along.
  *
  * Where the device has no memory for a graph, the call runs as without; for the
  * next one the graphs of the thread's other steps are given up, once.
@@ -24,6 +24,7 @@
 #include <stdatomic.h>
 
 #include "compile/compiler.h"
+#include "compile/relaunch_numbers.h"
 #include "compile/segment.h"
 #include "core/tensor/device.h"
 
@@ -45,6 +46,7 @@ typedef struct brg__relauncher {
     int n_runs, n_recordings, n_unfit;
     brg_tensor **inputs; /* where the graph reads them; owned */
     size_t n_inputs;
+    brg__relaunch_numbers numbers;
     brg_tensor **outputs; /* where it leaves results; owned */
     brg__words state, now;
     BRG__ARRAY(brg__reduction_part) reducers; /* of the call at hand */

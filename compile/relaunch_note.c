@@ -28,19 +28,23 @@ static const char *check_tensors(brg__relauncher *r, const brg__segment *s,
         return "no tensor on a device";
     for (size_t id = 0; id < ir->values.n; id++) {
         const brg_tensor *t = ir->values.at[id].constant;
-        if (t && t->storage && !is_there(r, t))
+        if (t && t->storage && !is_there(r, t) && !brg__is_number(t))
             return "tensors on several devices";
     }
     for (size_t i = 0; i < n_inputs; i++) {
-        if (inputs[i] && !is_there(r, inputs[i]))
+        if (inputs[i] && !is_there(r, inputs[i]) && !brg__is_number(inputs[i]))
             return "an input on another device";
         if (inputs[i] && !inputs[i]->is_contiguous)
             return "an input that is not row-major";
     }
-    for (size_t i = 0; i < s->captured.edges.n; i++)
-        if (!s->captured.edges.at[i].tensor)
+    for (size_t i = 0; i < s->captured.edges.n; i++) {
+        const brg_tensor *leaf = s->captured.edges.at[i].tensor;
+        if (!leaf)
             return "the gradient of an input";
-    return NULL;
+        if (!is_there(r, leaf))
+            return "a gradient on the host";
+    }
+    return brg__numbers_check(s, inputs, r->device);
 }
 
 static const char *check_node(const brg__relauncher *r,
@@ -50,9 +54,8 @@ static const char *check_node(const brg__relauncher *r,
     switch ((int)node->kind) {
     case BRG__IR_OP:
         *of = node->op->name;
-        return node->lifted != BRG__IR_NONE || node->draw > 0
-                   ? "attributes read at each run: "
-                   : NULL;
+        return node->lifted != BRG__IR_NONE ? "attributes read at each run: "
+                                            : NULL;
     case BRG__IR_EFFECT:
         *of = node->effect->name;
         if (!node->effect->relaunch)
@@ -175,9 +178,11 @@ brg_status brg__relaunch_note(brg__relauncher *r, const brg__segment *s)
 {
     const brg__captured *c = &s->captured;
     r->now.n = r->reducers.n = 0;
-    for (size_t id = 0; id < c->forward.values.n; id++)
-        if (c->forward.values.at[id].constant)
-            BRG_TRY(put(r, address_of(c->forward.values.at[id].constant)));
+    for (size_t id = 0; id < c->forward.values.n; id++) {
+        const brg_tensor *t = c->forward.values.at[id].constant;
+        if (t && !brg__is_number(t))
+            BRG_TRY(put(r, address_of(t)));
+    }
     for (size_t i = 0; i < c->edges.n; i++)
         BRG_TRY(note_leaf(r, c->edges.at[i].tensor));
     for (size_t i = 0; i < c->effects.n; i++)

@@ -43,7 +43,7 @@ static void set_attrs(brg__running *r, brg__step *step)
         step->attrs = *brg__segment_attrs(from, node->draw);
     } else if (node->draw) {
         brg_attrs *drawn = &r->exec->io->draws[node->draw - 1];
-        if (node->is_drawing) {
+        if (node->is_drawing && !r->exec->io->is_drawn) {
             *drawn = node->attrs;
             brg__dropout_redraw(drawn, n_drawn(r, step));
         }

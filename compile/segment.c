@@ -90,7 +90,7 @@ static brg_status make_ready(brg__segment *s, brg_tensor *const *inputs,
                                     "a segment's random numbers");
     if (!s->outputs || !s->draws)
         return BRG_ERR_NOMEM;
-    s->io = (brg__run_io){s->outputs, s->draws};
+    s->io = (brg__run_io){.outputs = s->outputs, .draws = s->draws};
     BRG_TRY(give_inputs(s, inputs, n_inputs));
     BRG_TRY(brg__exec_create(&s->forward, &c->forward, &s->task, &s->given));
     s->forward->io = &s->io;

@@ -79,7 +79,7 @@ static brg_status run_backward(brg__segment *s, brg_node *node,
     if (!s->backward)
         BRG_TRY(brg__exec_create(&s->backward, &s->captured.backward, NULL,
                                  &s->given_back));
-    brg__run_io io = {grad_in, p->draws};
+    brg__run_io io = {.outputs = grad_in, .draws = p->draws};
     brg__task none = {0};
     s->backward->io = &io;
     brg_status status = brg__exec_run(s->backward, &none, &s->given_back);

@@ -208,6 +208,7 @@ static brg_status find_draw(brg__tracing *t, const brg_op_call *call,
     BRG_TRY(brg__array_push(&t->draws, *call->attrs));
     node->draw = (int)t->draws.n;
     node->is_drawing = true;
+    node->n_drawn = call->in[0]->numel;
     return BRG_OK;
 }
 

@@ -207,8 +207,11 @@ static brg_status cu_copy(brg_device to, void *dst, brg_device from,
     if (to.type != from.type)
         BRG__CU_TRY(brg__cu_graph_give_up(cu, "a copy to or from the host"));
     const bool reads = to.type != BRG_DEVICE_CUDA;
-    const bool is_pageable =
-        !reads && from.type != BRG_DEVICE_CUDA && !is_pinned(src);
+    const bool brings = !reads && from.type != BRG_DEVICE_CUDA;
+    if (brings && nbytes <= BRG__CU_BY_VALUE) /* in a kernel's arguments */
+        return brg__cu_check(brg__cu_store_bytes(&cu->queue, dst, src, nbytes),
+                             "cuda: a copy");
+    const bool is_pageable = brings && !is_pinned(src);
     if (is_pageable)
         return brg__cu_stage(cu, dst, src, nbytes);
     BRG__CU_TRY(brg__cu_check(

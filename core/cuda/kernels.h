@@ -218,6 +218,8 @@ typedef struct brg__cu_dropout {
     int dtype;
     int64_t n;
     uint64_t seed, offset;
+    const uint64_t *from; /* on the device: these two, to which the offset is
+                             added; or NULL */
     double p;
     const void *x;
     void *y;
@@ -349,6 +351,10 @@ int brg__cu_update(const brg__cu_queue *q,
 /* to[i] = from[i], which is read before the call returns. */
 int brg__cu_store(const brg__cu_queue *q, double *to, const double *from,
                   uint64_t n);
+/* The same with bytes; n <= BRG__CU_BY_VALUE. */
+#define BRG__CU_BY_VALUE 512
+int brg__cu_store_bytes(const brg__cu_queue *q, void *to, const void *from,
+                        uint64_t n);
 
 #ifdef __cplusplus
 }

@@ -44,9 +44,11 @@ template <typename T, typename C>
 __global__ void dropout_kernel(const __grid_constant__ brg__cu_dropout a,
                                uint32_t threshold, C scale)
 {
+    const uint64_t seed = a.from ? a.from[0] : a.seed;
+    const uint64_t first = a.offset + (a.from ? a.from[1] : 0);
     FOR_EACH(j, (a.n + 3) / 4)
     {
-        const uint4 words = philox(a.offset + (uint64_t)j, a.seed);
+        const uint4 words = philox(first + (uint64_t)j, seed);
         const uint32_t w[4] = {words.x, words.y, words.z, words.w};
         for (int k = 0; k < 4 && 4 * j + k < a.n; k++) {
             const int64_t i = 4 * j + k;

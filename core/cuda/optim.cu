@@ -3,6 +3,8 @@
  * arguments, and a block takes one piece of one parameter. */
 #include "core/cuda/element.cuh"
 
+#include <string.h>
+
 #include <brigade/ext/device.h>
 
 /* Arguments may have 4 KB, or 32 KB from CUDA 12.1 on. */
@@ -217,5 +219,25 @@ int brg__cu_store(const brg__cu_queue *q, double *to, const double *from,
             some.at[i] = from[done + i];
         store_kernel<<<1, AT_ONCE, 0, stream_of(q)>>>(some, to + done);
     }
+    return (int)cudaGetLastError();
+}
+
+typedef struct bytes {
+    unsigned char at[BRG__CU_BY_VALUE];
+} bytes;
+
+__global__ void __launch_bounds__(BRG__CU_BY_VALUE)
+    store_bytes_kernel(const __grid_constant__ bytes from, unsigned char *to)
+{
+    to[threadIdx.x] = from.at[threadIdx.x];
+}
+
+int brg__cu_store_bytes(const brg__cu_queue *q, void *to, const void *from,
+                        uint64_t n)
+{
+    bytes some;
+    memcpy(some.at, from, n);
+    store_bytes_kernel<<<1, (unsigned)n, 0, stream_of(q)>>>(
+        some, (unsigned char *)to);
     return (int)cudaGetLastError();
 }

@@ -235,7 +235,7 @@ brg_status brg__cu_run_tril(brg_op_call *call)
     return brg__cu_temps_end(&temps, status);
 }
 
-/* ---- Dropout: i = seed, offset; f = p --------------------------------------------------- */
+/* ---- Dropout: i = seed, offset, from; f = p --------------------------------------------------- */
 
 brg_status brg__cu_run_dropout(brg_op_call *call)
 {
@@ -248,6 +248,7 @@ brg_status brg__cu_run_dropout(brg_op_call *call)
                          .n = out->numel,
                          .seed = (uint64_t)call->attrs->i[0],
                          .offset = (uint64_t)call->attrs->i[1],
+                         .from = (const uint64_t *)(uintptr_t)call->attrs->i[2],
                          .p = call->attrs->f[0],
                          .y = brg__tensor_ptr(out)};
     brg_status status = brg__cu_rows_of(&temps, call->in[0], &a.x);

@@ -49,12 +49,22 @@ void brg_random_set_state(const brg_random_state *new_state)
     state = *new_state;
 }
 
+uint64_t brg__random_counters(int64_t n)
+{
+    return ((uint64_t)n + 3) / 4;
+}
+
+brg_random_state brg__random_take(uint64_t n_counters)
+{
+    brg_random_state taken = state;
+    state.offset += n_counters;
+    return taken;
+}
+
 /* Takes the counters for n elements; returns the first. */
 static brg_random_state take(int64_t n)
 {
-    brg_random_state taken = state;
-    state.offset += ((uint64_t)n + 3) / 4;
-    return taken;
+    return brg__random_take(brg__random_counters(n));
 }
 
 /* ---- Streams ------------------------------------------------------------- */
@@ -345,7 +355,9 @@ brg_tensor *brg_randperm(int64_t n)
     return brg__to_current(t);
 }
 
-/* ---- Dropout: attrs i = {seed, offset}, f = {p} -------------------------- */
+/* ---- Dropout: attrs i = {seed, offset, from}, f = {p} ---------------------
+ * from: 0, or where {seed, offset} lie on the tensor's device when the kernel
+ * runs; the offset in i[1] is added to that one. */
 
 static void mask_f64(size_t n, const uint32_t *words, uint32_t threshold,
                      double scale, const double *x, double *out)
@@ -372,16 +384,21 @@ static void mask_tile(stream *s, double p, size_t n, const void *x, void *out,
     }
 }
 
+static brg_random_state drawn(const brg_attrs *attrs)
+{
+    const uint64_t *from = (const uint64_t *)(uintptr_t)attrs->i[2];
+    const uint64_t offset = (uint64_t)attrs->i[1];
+    return from ? (brg_random_state){from[0], from[1] + offset}
+                : (brg_random_state){(uint64_t)attrs->i[0], offset};
+}
+
 brg_status brg__dropout_run(brg_op_call *call)
 {
     const brg_tensor *x = call->in[0], *y = call->out[0];
     if (y->numel == 0)
         return BRG_OK;
     stream s;
-    stream_init(&s,
-                (brg_random_state){(uint64_t)call->attrs->i[0],
-                                   (uint64_t)call->attrs->i[1]},
-                false);
+    stream_init(&s, drawn(call->attrs), false);
     brg__ctype type = brg__ctype_of((brg_dtype)x->dtype);
     brg__tiles t;
     brg__tile_buffer buffers[2];

@@ -10,6 +10,10 @@
 
 /* As brg_random_set_state, of what the library itself puts back. */
 void brg__random_set_state(const brg_random_state *state);
+/* The counters that a draw of n elements takes; takes so many, returns the
+ * first. */
+uint64_t brg__random_counters(int64_t n);
+brg_random_state brg__random_take(uint64_t n_counters);
 
 /* Counters are handled in blocks, four words each. */
 #define BRG__RANDOM_COUNTERS 16

@@ -280,6 +280,18 @@ static void test_relaunch__a_step_is_recorded_once(void **state)
     }
 }
 
+/* More of it in test_relaunch_numbers.c. */
+static void test_relaunch__dropout_draws_at_each_run(void **state)
+{
+    (void)state;
+    for (int has_ddp = 0; has_ddp < 2; has_ddp++) {
+        brg_compile_stats s =
+            check(&(variant){.dropout = 0.25, .has_ddp = has_ddp});
+        assert_int_equal(s.replay_skips, 0);
+        assert_int_equal(s.replay_launches, N_STEPS - 3);
+    }
+}
+
 /* Packing and reductions are part of the launch; the reducer counts its steps
  * and asks after each what the one before came to. */
 static void test_relaunch__with_a_reducer(void **state)
@@ -640,15 +652,6 @@ static void test_relaunch__steps_that_may_be_left_out(void **state)
     expect_skip("the host has to act: optim_step");
 }
 
-static void test_relaunch__dropout_draws_at_each_run(void **state)
-{
-    (void)state;
-    brg_compile_stats s = check(&(variant){.dropout = 0.25});
-    assert_int_equal(s.replay_launches, 0);
-    assert_int_equal(s.replay_skips, 1);
-    expect_skip("attributes read at each run: dropout");
-}
-
 static brg_status there_and_back(brg_tensor *const *in, size_t n_in,
                                  brg_tensor **out, size_t n_out, void *user)
 {
@@ -739,6 +742,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         scoped_test(test_relaunch__a_step_is_recorded_once),
+        scoped_test(test_relaunch__dropout_draws_at_each_run),
         scoped_test(test_relaunch__with_a_reducer),
         scoped_test(test_relaunch__with_buffers),
         scoped_test(test_relaunch__gradients_are_looked_at),
@@ -754,7 +758,6 @@ int main(void)
         scoped_test(test_relaunch__a_gradient_of_a_backward_stays),
         scoped_test(test_relaunch__clipping_needs_the_host),
         scoped_test(test_relaunch__steps_that_may_be_left_out),
-        scoped_test(test_relaunch__dropout_draws_at_each_run),
         scoped_test(test_relaunch__a_copy_to_the_host_in_the_middle),
         scoped_test(test_relaunch__a_hook_at_a_leaf),
     };

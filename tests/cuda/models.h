@@ -17,6 +17,7 @@ static const char *const kind_names[N_KINDS] = {"mlp", "cnn", "gpt"};
 typedef struct model_options {
     int64_t padding, groups;       /* of the second convolution */
     double dropout;                /* of the MLP; 0: none */
+    double gpt_dropout;            /* of the GPT */
     double eps;                    /* of AdamW; 0: its default */
     int64_t context, dim, n_heads; /* of the GPT; 0: CONTEXT, DIM, 4 */
 } model_options;
@@ -79,7 +80,7 @@ static inline void model_init(model *m, kind k, brg_dtype dtype,
                               const model_options *o)
 {
     *m = (model){.kind = k,
-                 .dropout = o->dropout,
+                 .dropout = k == GPT ? o->gpt_dropout : o->dropout,
                  .context = o->context ? o->context : CONTEXT,
                  .dim = o->dim ? o->dim : DIM,
                  .n_heads = o->n_heads ? o->n_heads : 4};
@@ -110,16 +111,21 @@ static inline void model_free(model *m)
     brg_params_destroy(m->params);
 }
 
+static inline brg_tensor *forward_gpt(model *m, brg_tensor *x)
+{
+    x = brg_add(brg_nn_embedding_forward(&m->tokens, x), m->positions.weight);
+    x = brg_dropout(x, m->dropout, true);
+    for (int i = 0; i < 2; i++)
+        x = brg_dropout(brg_nn_block_forward(&m->blocks[i], x), m->dropout,
+                        true);
+    x = brg_nn_layer_norm_forward(&m->last, x);
+    return brg_linear(x, m->tokens.weight, NULL);
+}
+
 static inline brg_tensor *forward(model *m, brg_tensor *x)
 {
-    if (m->kind == GPT) {
-        x = brg_add(brg_nn_embedding_forward(&m->tokens, x),
-                    m->positions.weight);
-        for (int i = 0; i < 2; i++)
-            x = brg_nn_block_forward(&m->blocks[i], x);
-        x = brg_nn_layer_norm_forward(&m->last, x);
-        return brg_linear(x, m->tokens.weight, NULL);
-    }
+    if (m->kind == GPT)
+        return forward_gpt(m, x);
     if (m->kind == CNN) {
         const brg_pool2d_options pool = {.struct_size = sizeof pool,
                                          .kernel = {2, 2}};

@@ -47,6 +47,15 @@ static void test_compile__attention_of_long_rows(void **state)
     check_shape(GPT, BRG_DTYPE_F32, &longer);
 }
 
+/* Each launch draws anew. */
+static void test_compile__dropout(void **state)
+{
+    (void)state;
+    check_shape(MLP, BRG_DTYPE_F32, &dropping);
+    check_shape(GPT, BRG_DTYPE_F32, &dropping);
+    check_shape(GPT, BRG_DTYPE_BF16, &dropping);
+}
+
 /* The losses of some steps; as BRG_COMPILE_BACKEND_FUSED, or eager. */
 static void run_fused(brg_dtype dtype, bool is_fused, double losses[N_STEPS])
 {
@@ -173,6 +182,7 @@ int main(void)
         cmocka_unit_test(test_compile__cnn),
         cmocka_unit_test(test_compile__gpt),
         cmocka_unit_test(test_compile__attention_of_long_rows),
+        cmocka_unit_test(test_compile__dropout),
         cmocka_unit_test(test_compile__fused_steps_are_near_eager_ones),
         cmocka_unit_test(test_compile__a_launched_step_does_not_wait),
         cmocka_unit_test(test_compile__what_cannot_be_recorded),

@@ -145,6 +145,14 @@ static void test_compile__attention_of_long_rows(void **state)
     shape = &plain;
 }
 
+static void test_compile__dropout(void **state)
+{
+    (void)state;
+    shape = &dropping;
+    check(GPT, BRG_DTYPE_BF16);
+    shape = &plain;
+}
+
 static void test_compile__a_launched_step_does_not_wait(void **state)
 {
     brg_pg *pg;
@@ -240,6 +248,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_compile__mlp),
         cmocka_unit_test(test_compile__gpt),
         cmocka_unit_test(test_compile__attention_of_long_rows),
+        cmocka_unit_test(test_compile__dropout),
         cmocka_unit_test(test_compile__a_launched_step_does_not_wait),
         cmocka_unit_test(test_compile__cnn_with_buffers),
         cmocka_unit_test(test_compile__gradients_are_looked_at),

@@ -175,6 +175,27 @@ int brg__cu_store(const brg__cu_queue *q, double *to, const double *from,
     return cudaSuccess;
 }
 
+typedef struct stored_bytes {
+    void *to;
+    size_t n;
+    char at[BRG__CU_BY_VALUE];
+} stored_bytes;
+
+static void run_store_bytes(void *args)
+{
+    const stored_bytes *s = args;
+    memcpy(s->to, s->at, s->n);
+}
+
+int brg__cu_store_bytes(const brg__cu_queue *q, void *to, const void *from,
+                        uint64_t n)
+{
+    stored_bytes s = {.to = to, .n = n};
+    memcpy(s.at, from, n);
+    fake_push(q->stream, run_store_bytes, &s, sizeof s);
+    return cudaSuccess;
+}
+
 /* ---- What tests do without ---------------------------------------------------------- */
 
 #pragma GCC diagnostic ignored "-Wunused-parameter"
