@@ -247,84 +247,6 @@ static void test_logs_aot_bwd_reuse(void **state)
     brg_compiled_destroy(c);
 }
 
-/* ---- Attention with scores changed by a callback ----------------------------------------------- */
-
-typedef brg_tensor *(*score_fn)(brg_tensor *scores);
-
-typedef struct attention {
-    score_fn score;
-} attention;
-
-static brg_tensor *squared(brg_tensor *scores)
-{
-    return brg_square(scores);
-}
-
-static brg_tensor *cubed(brg_tensor *scores)
-{
-    return brg_mul(brg_square(scores), scores);
-}
-
-static brg_status attend(brg_tensor *const *in, size_t n_in, brg_tensor **out,
-                         size_t n_out, void *user)
-{
-    const attention *a = user;
-    (void)n_in;
-    (void)n_out;
-    brg_tensor *scores = brg_matmul(in[0], brg_transpose(in[1], 1, 2));
-    scores = brg_mul_scalar(scores, 0.25);
-    out[0] = brg_matmul(brg_softmax(a->score(scores), 2), in[2]);
-    return out[0] ? BRG_OK : brg_error_code();
-}
-
-static void attention_inputs(brg_tensor **in, int64_t n)
-{
-    brg_seed((uint64_t)n);
-    for (int i = 0; i < 3; i++) {
-        in[i] = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(2, n, 16));
-        assert_brg_ok(brg_set_requires_grad(in[i], true));
-    }
-}
-
-static void check_attention(brg_compiled *c, attention *a, int64_t n)
-{
-    brg_tensor *in[3], *same[3], *out;
-    yields x = {0}, y = {0};
-    attention_inputs(in, n);
-    attention_inputs(same, n);
-    assert_brg_ok(attend(in, 3, &out, 1, a));
-    yield(&x, out);
-    backward_of_sum(out);
-    out = run(c, same, 3);
-    yield(&y, out);
-    backward_with(BRG_COMPILE_BACKEND_PASSES, out); /* counts its pieces */
-    for (int i = 0; i < 3; i++) {
-        yield_grad(&x, in[i]);
-        yield_grad(&y, same[i]);
-    }
-    assert_int_equal(x.n, y.n);
-    assert_memory_equal(x.at, y.at, x.n);
-    free(x.at);
-    free(y.at);
-}
-
-static void test_flex_attention(void **state)
-{
-    (void)state;
-    attention square = {squared}, cube = {cubed};
-    brg_compiled *c = compile_whole(attend, &square),
-                 *d = compile_whole(attend, &cube);
-    for (int64_t n = 8; n <= 24; n += 8)
-        check_attention(c, &square, n);
-    assert_int_equal(both_stats().captures, 2); /* static, then dynamic */
-    assert_int_equal(both_stats().compiles, 2);
-    check_attention(d, &cube, 8); /* another callback: another segment */
-    assert_int_equal(both_stats().captures, 3);
-    assert_int_equal(both_stats().compiles, 3);
-    brg_compiled_destroy(c);
-    brg_compiled_destroy(d);
-}
-
 /* ---- Control flow inside a backward ----------------------------------------------------------- */
 
 #define REGION(name)                                                           \
@@ -438,7 +360,6 @@ int main(void)
         scoped_test(test_aot_bwd_gm_runnable),
         scoped_test(test_compiled_autograd_does_not_specialize_on_bw_symints),
         scoped_test(test_logs_aot_bwd_reuse),
-        scoped_test(test_flex_attention),
         scoped_test(test_hops_in_bwd),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
