@@ -116,8 +116,8 @@ int main(void)
     if (missing)
         return missing;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_numbers__go_with_each_launch),
-        cmocka_unit_test(test_numbers__small_copies),
+        gpu_test(test_numbers__go_with_each_launch),
+        gpu_test(test_numbers__small_copies),
     };
     return cmocka_run_group_tests_name("numbers", tests, NULL, NULL);
 }

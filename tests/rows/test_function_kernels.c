@@ -2,7 +2,7 @@
  * Rows of the suite `function` on kernels of the user inside a function, on the
  * host and on a device. */
 #include "tests/rows/checks.h"
-#include "tests/support/fake_device.h"
+#include "tests/support/recording_device.h"
 
 static void add_kernel(const float *a, const float *b, float *y, int64_t n)
 {
@@ -43,14 +43,34 @@ static void test_triton_kernel_basic_checks(void)
     brg_function_release(f);
 }
 
-/* The same kernel where the tensors are: launched on the device's queue. */
+/* The same kernel where the tensors are: launched on the device's queue, which
+ * may be recording. */
+typedef struct launch {
+    const float *a, *b;
+    float *y;
+    int64_t n;
+} launch;
+
+static void run_launch(const void *bytes)
+{
+    const launch *l = bytes;
+    seen.n_launches++;
+    add_kernel(l->a, l->b, l->y, l->n);
+}
+
+static int64_t n_host_calls;
+
 static brg_status launch_add(void *queue, const float *a, const float *b,
                              float *y, int64_t n)
 {
+    const launch l = {a, b, y, n};
     if (queue != &seen)
         return brg_error_set(BRG_ERR_INTERNAL, __FILE__, __LINE__, "queue");
-    seen.n_launches++;
-    add_kernel(a, b, y, n);
+    n_host_calls++;
+    if (recording)
+        record_work(run_launch, &l, sizeof l);
+    else
+        run_launch(&l);
     return BRG_OK;
 }
 
@@ -135,7 +155,7 @@ static void kernel_step_there(void)
 /* On a device with a queue, which the kernel is launched on. */
 static void check_there(void (*step)(void))
 {
-    assert_brg_ok(brg_device_register(BRG_DEVICE_CUDA, &fake));
+    assert_brg_ok(brg_device_register(BRG_DEVICE_CUDA, &recording_device));
     assert_brg_ok(brg_device_set(THERE));
     seen.n_launches = 0;
     brg_scope *scope = assert_brg_some(brg_scope_begin());
@@ -183,12 +203,100 @@ static void check_kernel_whole(void)
     brg_function_release(f);
 }
 
+/* ---- In compiled steps on a device -------------------------------------------------- */
+
+#define N_STEPS 7
+
+typedef struct stepper {
+    brg_function *function;
+    size_t n_out;
+    brg_tensor *p;
+    brg_params *params;
+    brg_optim *optim;
+} stepper;
+
+static brg_status kernel_step(brg_tensor *const *in, size_t n_in,
+                              brg_tensor **out, size_t n_out, void *user)
+{
+    stepper *s = user;
+    brg_value args[] = {brg_value_tensor(in[0]), brg_value_tensor(s->p)};
+    brg_value made[2] = {{0}};
+    (void)n_in;
+    (void)n_out;
+    BRG_TRY(brg_function_apply(s->function, args, 2, made));
+    brg_tensor *y = made[0].as.tensor;
+    if (s->n_out == 2) /* the second is the first argument */
+        y = brg_add(y, brg_mul_scalar(made[1].as.tensor, 10));
+    out[0] = brg_mean_all(brg_square(y));
+    BRG_TRY(out[0] ? brg_backward(out[0]) : brg_error_code());
+    BRG_TRY(brg_optim_step(s->optim));
+    return brg_optim_zero_grad(s->optim, true);
+}
+
+typedef enum way { EAGER, BACKWARD, STEP, LAUNCHED, N_WAYS } way;
+
+static void kernel_steps(brg_function *f, size_t n_out, way w,
+                         float got[N_STEPS + 4])
+{
+    stepper s = {f, n_out, leaf_full(3, BRG_SHAPE(4)), NULL, NULL};
+    brg_compiled *c = NULL;
+    brg_sgd_options sgd = BRG_SGD_OPTIONS_INIT;
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    options.whole = options.fullgraph = w >= STEP;
+    options.replay = w == LAUNCHED;
+    assert_brg_ok(brg_params_create(&s.params));
+    assert_brg_ok(brg_params_add(s.params, "p", s.p, BRG_PARAM_TRAINED));
+    assert_brg_ok(brg_optim_create_sgd(&s.optim, s.params, &sgd));
+    assert_brg_ok(brg_compile_reset());
+    if (w != EAGER)
+        assert_brg_ok(brg_compiled_create(&c, kernel_step, &s, &options));
+    for (int k = 0; k < N_STEPS; k++) {
+        brg_tensor *x = brg_full(BRG_DTYPE_F32, BRG_SHAPE(4), k), *out;
+        assert_brg_ok(c ? brg_compiled_call(c, &x, 1, &out, 1)
+                        : kernel_step(&x, 1, &out, 1, &s));
+        assert_brg_ok(brg_tensor_read(out, &got[k], sizeof *got));
+    }
+    assert_brg_ok(brg_tensor_read(s.p, got + N_STEPS, 4 * sizeof *got));
+    brg_compiled_destroy(c);
+    brg_optim_destroy(s.optim);
+    brg_params_destroy(s.params);
+}
+
+/* The same bits in each way; a launched step calls nothing of the user's. */
+static void check_steps_there(row_forward forward, row_backward backward,
+                              size_t n_out)
+{
+    float want[N_STEPS + 4], got[N_STEPS + 4];
+    brg_function *f = function_traced(BRG_FUNCTION_TRACEABLE, "Add", forward,
+                                      backward, n_out);
+    assert_brg_ok(brg_device_register(BRG_DEVICE_CUDA, &recording_device));
+    assert_brg_ok(brg_device_set(THERE));
+    for (way w = EAGER; w < N_WAYS; w++) {
+        brg_scope *scope = assert_brg_some(brg_scope_begin());
+        seen.n_launches = n_host_calls = 0;
+        kernel_steps(f, n_out, w, w == EAGER ? want : got);
+        if (w != EAGER)
+            assert_memory_equal(got, want, sizeof want);
+        assert_int_equal(seen.n_launches, N_STEPS);
+        assert_int_equal(n_host_calls, w == LAUNCHED ? 3 : N_STEPS);
+        assert_int_equal(both_stats().replay_launches,
+                         w == LAUNCHED ? N_STEPS - 3 : 0);
+        assert_int_equal(both_stats().replay_skips, 0);
+        brg_scope_end(scope);
+    }
+    assert_true(want[0] != want[N_STEPS - 1]);
+    assert_brg_ok(brg_device_set(HOME));
+    brg_function_release(f);
+    assert_int_equal(seen.n_blocks, 0);
+}
+
 static void test_triton_kernel_basic(void **state)
 {
     (void)state;
     check_both(test_triton_kernel_basic_checks, 1);
     check_kernel_whole();
     check_there(kernel_step_there);
+    check_steps_there(launch_forward, kernel_backward, 1);
 }
 
 FORWARD(kernel_multi_forward)
@@ -266,6 +374,7 @@ static void test_triton_kernel_multiple_out(void **state)
     }
     assert_true(plan_has(0, "in2")); /* x, y, the root's gradient */
     check_there(kernel_multi_step_there);
+    check_steps_there(launch_multi_forward, kernel_multi_backward, 2);
 }
 
 int main(void)
