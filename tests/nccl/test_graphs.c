@@ -24,6 +24,7 @@ typedef struct model {
     brg_ddp *ddp;
     brg_scope *scope;
     bool crosses; /* through the host */
+    bool draws;   /* drops some, and scales its loss by a number of the host */
 } model;
 
 static brg_status begin(forked_rank *me)
@@ -82,7 +83,7 @@ static void model_free(model *m)
     brg_scope_end(m->scope);
 }
 
-/* in: x (n, 5). The gradients of p[2] and p[3] come first, in a bucket. */
+/* in: x (n, 5), a number on the host. The gradients of p[2] and p[3] come first, in a bucket. */
 static brg_status step(brg_tensor *const *in, size_t n_in, brg_tensor **out,
                        size_t n_out, void *user)
 {
@@ -92,7 +93,11 @@ static brg_status step(brg_tensor *const *in, size_t n_in, brg_tensor **out,
     brg_tensor *h = brg_relu(brg_linear(in[0], m->p[0], m->p[1]));
     if (m->crosses)
         h = brg_to(brg_to(h, m->home), m->there);
+    if (m->draws)
+        h = brg_dropout(h, 0.25, true);
     out[0] = brg_mean_all(brg_square(brg_linear(h, m->p[2], m->p[3])));
+    if (m->draws)
+        out[0] = brg_mul(out[0], brg_to(in[1], m->there));
     if (!out[0])
         return brg_error_code();
     BRG_TRY(brg_backward(out[0]));
@@ -130,11 +135,12 @@ static brg_status one_step(model *m, brg_compiled *compiled, int k, int n,
                            double *loss)
 {
     brg_scope *scope = brg_scope_begin();
-    brg_tensor *out = NULL;
+    brg_tensor *in[2], *out = NULL;
     brg_seed((uint64_t)(100 * k + m->me->rank));
-    brg_tensor *x = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(n, 5));
-    brg_status status = compiled ? brg_compiled_call(compiled, &x, 1, &out, 1)
-                                 : step(&x, 1, &out, 1, m);
+    in[0] = brg_randn(BRG_DTYPE_F32, BRG_SHAPE(n, 5));
+    in[1] = brg_to(brg_full(BRG_DTYPE_F32, BRG_SHAPE(), 1 + k), m->home);
+    brg_status status = compiled ? brg_compiled_call(compiled, in, 2, &out, 1)
+                                 : step(in, 2, &out, 1, m);
     if (status == BRG_OK)
         status = brg_tensor_item(out, loss);
     brg_scope_end(scope);
@@ -154,6 +160,7 @@ typedef struct variant {
     int n_params;
     bool crosses;
     uint64_t n_recordings, n_launches, n_skips;
+    bool draws;
 } variant;
 
 static brg_status run_way(forked_rank *me, const variant *v, bool is_compiled,
@@ -163,6 +170,7 @@ static brg_status run_way(forked_rank *me, const variant *v, bool is_compiled,
     BRG_TRY(brg_compile_reset());
     BRG_TRY(model_make(&m, me, v->n_params));
     m.crosses = v->crosses;
+    m.draws = v->draws;
     brg_compiled *compiled = is_compiled ? compile(&m) : NULL;
     for (int k = 0; k < N_STEPS; k++)
         BRG_TRY(one_step(&m, compiled, k, 4, &h->losses[k]));
@@ -197,7 +205,19 @@ static void test_graphs__steps_are_launched(void **state)
 {
     (void)state;
     for (int n = 1; n <= 4; n++)
-        forked_check(n, run_both, &(variant){4, false, 1, N_STEPS - 3, 0});
+        forked_check(n, run_both,
+                     &(variant){4, false, 1, N_STEPS - 3, 0, false});
+}
+
+/* Each launch with numbers of its own, as the one that ends early. */
+static void test_graphs__numbers_of_each_launch(void **state)
+{
+    (void)state;
+    for (int n = 1; n <= 2; n++) {
+        forked_check(n, run_both,
+                     &(variant){4, false, 1, N_STEPS - 3, 0, true});
+        forked_check(n, run_both, &(variant){4, true, 1, 0, 1, true});
+    }
 }
 
 /* ---- Recordings that end early, with a reduction in flight --------------------------- */
@@ -206,7 +226,7 @@ static void test_graphs__a_copy_to_the_host(void **state)
 {
     (void)state;
     for (int n = 1; n <= 4; n++)
-        forked_check(n, run_both, &(variant){4, true, 1, 0, 1});
+        forked_check(n, run_both, &(variant){4, true, 1, 0, 1, false});
 }
 
 /* What such a step came to is asked for at once. */
@@ -214,7 +234,7 @@ static void test_graphs__a_parameter_that_nobody_uses(void **state)
 {
     (void)state;
     for (int n = 1; n <= 4; n++)
-        forked_check(n, run_both, &(variant){N_PARAMS, false, 1, 0, 1});
+        forked_check(n, run_both, &(variant){N_PARAMS, false, 1, 0, 1, false});
 }
 
 /* In the recording a kernel of rank 0 fails behind the first bucket: it says so,
@@ -323,7 +343,8 @@ static brg_status run_trimmed(forked_rank *me)
 static void test_graphs__memory_of_the_pool(void **state)
 {
     (void)state;
-    forked_check(1, run_trimmed, &(variant){4, false, 1, N_STEPS - 3, 0});
+    forked_check(1, run_trimmed,
+                 &(variant){4, false, 1, N_STEPS - 3, 0, false});
 }
 
 /* A step that was recorded and could not be made a graph has not run, and says
@@ -449,6 +470,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_graphs__steps_are_launched),
+        cmocka_unit_test(test_graphs__numbers_of_each_launch),
         cmocka_unit_test(test_graphs__a_copy_to_the_host),
         cmocka_unit_test(test_graphs__a_parameter_that_nobody_uses),
         cmocka_unit_test(test_graphs__a_kernel_fails_behind_a_bucket),
