@@ -255,34 +255,47 @@ static brg_status record(brg__relauncher *r, brg__segment *s,
 
 /* ---- Launching ------------------------------------------------------------------------ */
 
-static void run_on_host(const brg__relauncher *r, const brg__segment *s)
+static brg_status run_on_host(const brg__relauncher *r, const brg__segment *s)
 {
     const brg__ir *ir = &s->captured.forward;
     brg__relaunch launch = {r->device, r->vtable, r->graph, 0};
     for (size_t n = 0; n < ir->nodes.n; n++) {
         const brg__ir_node *node = &ir->nodes.at[n];
         if (node->kind == BRG__IR_EFFECT)
-            node->effect->relaunch(node->effect, &launch);
+            BRG_TRY(node->effect->relaunch(node->effect, &launch));
         else if (node->kind == BRG__IR_OP && node->draw == 0 &&
                  (node->op->flags & BRG_OP_IMPURE))
             brg__relaunch_touch(ir, node);
     }
+    return BRG_OK;
 }
 
-static brg_status launch(brg__relauncher *r, brg__segment *s,
-                         brg_tensor *const *inputs)
+/* What the host wants to know of it later. */
+static brg_status ask(const brg__relauncher *r, const brg__segment *s)
 {
-    BRG_TRY(bring(r, inputs));
-    run_on_host(r, s);
-    BRG_TRY(r->vtable->graph_launch(r->device, r->graph));
-    brg__compiler_mine()->stats.replay_launches++;
-    brg_status status = copy_outputs(r, s);
+    brg_status status = BRG_OK;
+    for (size_t i = 0; i < s->captured.effects.n && status == BRG_OK; i++) {
+        const brg__effect *effect = s->captured.effects.at[i];
+        status = effect->launched ? effect->launched(effect) : BRG_OK;
+    }
     for (size_t i = 0; i < r->reducers.n; i++) {
         const brg__reduction_part *part = &r->reducers.at[i];
         brg_status ended = part->relaunch->launched(part->relaunch_self);
         status = status == BRG_OK ? ended : status;
     }
     return status;
+}
+
+static brg_status launch(brg__relauncher *r, brg__segment *s,
+                         brg_tensor *const *inputs)
+{
+    BRG_TRY(bring(r, inputs));
+    BRG_TRY(run_on_host(r, s));
+    BRG_TRY(r->vtable->graph_launch(r->device, r->graph));
+    brg__compiler_mine()->stats.replay_launches++;
+    brg_status status = copy_outputs(r, s);
+    const brg_status asked = ask(r, s);
+    return status == BRG_OK ? asked : status;
 }
 
 /* ---- A call ----------------------------------------------------------------------------- */

@@ -43,10 +43,11 @@ static brg_status end_backward(const brg__effect *effect, brg_tensor *in)
 }
 
 /* What both leave is noted and told by reducers. */
-static void again(const brg__effect *effect, brg__relaunch *launch)
+static brg_status again(const brg__effect *effect, brg__relaunch *launch)
 {
     (void)effect;
     (void)launch;
+    return BRG_OK;
 }
 
 static brg_status note_constants(brg__segment *s)

@@ -102,10 +102,12 @@ static brg_status drop_grad(const brg__effect *effect, brg_tensor *in)
 }
 
 /* Gradients are again what they were. */
-static void drop_grad_again(const brg__effect *effect, brg__relaunch *launch)
+static brg_status drop_grad_again(const brg__effect *effect,
+                                  brg__relaunch *launch)
 {
     (void)effect;
     (void)launch;
+    return BRG_OK;
 }
 
 brg_status brg_tensor_set_grad(brg_tensor *t, brg_tensor *grad)

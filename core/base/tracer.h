@@ -32,7 +32,9 @@ struct brg__effect {
     brg_status (*run)(const brg__effect *effect, brg_tensor *in);
     /* (optional) Before a launch: what else than work of the device run would
      * have done. Absent: it must run each time. */
-    void (*relaunch)(const brg__effect *effect, brg__relaunch *launch);
+    brg_status (*relaunch)(const brg__effect *effect, brg__relaunch *launch);
+    /* (optional) Behind a launch. */
+    brg_status (*launched)(const brg__effect *effect);
     /* (optional) All that the work which it queues depends on but the values
      * on the device: its addresses. */
     brg_status (*note)(const brg__effect *effect, brg__words *state);

@@ -206,10 +206,11 @@ static brg_status scale_later(const brg__effect *effect, brg_tensor *in)
     return brg_mul_scalar_(effect->target, effect->f);
 }
 
-static void change_again(const brg__effect *effect, brg__relaunch *launch)
+static brg_status change_again(const brg__effect *effect, brg__relaunch *launch)
 {
     (void)launch;
     brg_tensor_touch(effect->target);
+    return BRG_OK;
 }
 
 /* The plan will change dst, a tensor from outside. */

@@ -272,10 +272,11 @@ static brg_status note_grads(const brg__effect *effect, brg__words *state)
 }
 
 /* All of it is work of the device. */
-static void clip_norm_again(const brg__effect *effect, brg__relaunch *launch)
+static brg_status change_again(const brg__effect *effect, brg__relaunch *launch)
 {
     (void)effect;
     (void)launch;
+    return BRG_OK;
 }
 
 static brg_status clip_value_later(const brg__effect *effect, brg_tensor *in)
@@ -302,15 +303,15 @@ brg_status brg_clip_grad_norm(double *total_norm, const brg_params *params,
     if (brg__is_traced() && total_norm)
         BRG_TRY(brg__tracer_flush());
     else if (brg__is_traced())
-        return brg__tracer_defer(&(brg__effect){
-            .name = "clip_grad_norm",
-            .run = clip_norm_later,
-            /* an error needs the norm, on the host */
-            .relaunch = error_if_nonfinite ? NULL : clip_norm_again,
-            .note = note_grads,
-            .object = (void *)(uintptr_t)params,
-            .f = max_norm,
-            .i = error_if_nonfinite});
+        return brg__tracer_defer(
+            &(brg__effect){.name = "clip_grad_norm",
+                           .run = clip_norm_later,
+                           /* an error needs the norm, on the host */
+                           .relaunch = error_if_nonfinite ? NULL : change_again,
+                           .note = note_grads,
+                           .object = (void *)(uintptr_t)params,
+                           .f = max_norm,
+                           .i = error_if_nonfinite});
     double norm = 0.0;
     const char *culprit;
     bool is_done, is_wanted = total_norm || error_if_nonfinite;
@@ -343,6 +344,8 @@ brg_status brg_clip_grad_value(const brg_params *params, double limit)
         return brg__tracer_defer(
             &(brg__effect){.name = "clip_grad_value",
                            .run = clip_value_later,
+                           .relaunch = change_again,
+                           .note = note_grads,
                            .object = (void *)(uintptr_t)params,
                            .f = limit});
     return change_all(params, LIMIT, limit);
@@ -357,6 +360,8 @@ brg_status brg_scale_grad(const brg_params *params, double factor)
         return brg__tracer_defer(
             &(brg__effect){.name = "scale_grad",
                            .run = scale_later,
+                           .relaunch = change_again,
+                           .note = note_grads,
                            .object = (void *)(uintptr_t)params,
                            .f = factor});
     return change_all(params, SCALE, factor);

@@ -42,6 +42,7 @@ static void fill_update(brg_optim *optim, size_t i, const brg_tensor *grad,
     optim->rule->describe(brg__optim_scalars(optim, i), u);
     steps[i]++;
     slot->is_counted = true;
+    slot->follows = u->follows;
     for (int k = 0; k < BRG__OPTIM_MAX_STATE; k++)
         if (slot->state[k])
             u->state[k] = brg__tensor_ptr(slot->state[k]);
@@ -85,11 +86,24 @@ static brg_status note(brg__words *to, const brg_tensor *t)
                            t && t->storage ? (uintptr_t)brg__tensor_ptr(t) : 0);
 }
 
-brg_status brg__optim_note(const brg_optim *optim, brg__words *state)
+/* A step that was left out may leave a master copy behind its parameter, which
+ * has to be known before a launch is chosen. */
+static bool is_in_doubt(const brg_optim *optim)
 {
-    if (optim->skip.found_inf)
+    bool follows = false;
+    for (size_t i = 0; optim->skip.is_pending && i < optim->n_slots; i++)
+        follows |= optim->slots[i].is_counted && optim->slots[i].follows;
+    return follows;
+}
+
+brg_status brg__optim_note(brg_optim *optim, brg__words *state)
+{
+    if (!brg__optim_skip_is_there(optim))
         return BRG_FAIL(BRG_ERR_UNSUPPORTED,
-                        "an optimizer whose steps may be left out");
+                        "an optimizer of whose steps the host decides");
+    if (is_in_doubt(optim))
+        BRG_TRY(brg__optim_skip_settle(optim));
+    BRG_TRY(note(state, optim->skip.found_inf));
     for (size_t i = 0; i < optim->n_slots; i++) {
         const brg__optim_slot *slot = &optim->slots[i];
         const bool follows = brg_tensor_version(slot->param) != slot->version;
@@ -108,11 +122,14 @@ brg_status brg__optim_note(const brg_optim *optim, brg__words *state)
     return BRG_OK;
 }
 
-void brg__optim_relaunch(brg_optim *optim, brg__relaunch *launch)
+brg_status brg__optim_relaunch(brg_optim *optim, brg__relaunch *launch)
 {
     int64_t *steps = brg__tensor_ptr(optim->steps);
     brg_device_update *updates;
     size_t n;
+    BRG_TRY(brg__optim_skip_settle(optim));
+    for (size_t i = 0; i < optim->n_slots; i++)
+        optim->slots[i].is_counted = false;
     launch->vtable->graph_updates(launch->device, launch->graph,
                                   launch->n_updates++, &updates, &n);
     optim->n_shared = 0;
@@ -121,7 +138,10 @@ void brg__optim_relaunch(brg_optim *optim, brg__relaunch *launch)
         brg__optim_slot *slot = &optim->slots[i];
         optim->rule->describe(brg__optim_scalars(optim, i), &updates[k]);
         steps[i]++;
+        slot->is_counted = true;
+        slot->follows = updates[k].follows;
         brg_tensor_touch(slot->param);
         slot->version = brg_tensor_version(slot->param);
     }
+    return BRG_OK;
 }

@@ -41,7 +41,8 @@ typedef struct brg__optim_slot {
     uint32_t version;
     bool is_part; /* a range was given */
     bool has_copy;
-    bool is_counted; /* in the last step, which may have been left out */
+    bool is_counted; /* in the last step, which may have been left out, */
+    bool follows;    /* and in which the master copy followed the parameter */
     brg_dtype dtype; /* as they were at the start */
     int ndim;
     int64_t shape[BRG_MAX_DIMS];
@@ -117,6 +118,10 @@ brg_status brg__optim_check_device(const brg__optim_slot *slot,
 
 /* Before a step: *is_left_out if the host can tell already. */
 brg_status brg__optim_skip_begin(brg_optim *optim, bool *is_left_out);
+/* Whether the device leaves steps out, if any are. */
+bool brg__optim_skip_is_there(const brg_optim *optim);
+/* Behind a step on a device: its number comes to the host. */
+brg_status brg__optim_skip_ask(brg_optim *optim);
 /* Takes back what the last step counted, if the device has left it out. */
 brg_status brg__optim_skip_settle(brg_optim *optim);
 /* From now on all steps are made. */
@@ -128,9 +133,10 @@ void brg__optim_step_places(const brg_optim *optim, const brg__optim_slot *slot,
                             const brg__run *run);
 
 /* The same when what it queues is launched again: rates and counts of steps go
- * into the launch. All parameters are on one device. */
-brg_status brg__optim_note(const brg_optim *optim, brg__words *state);
-void brg__optim_relaunch(brg_optim *optim, brg__relaunch *launch);
+ * into the launch. All parameters are on one device. If steps may be left out,
+ * the host waits for what became of the last one. */
+brg_status brg__optim_note(brg_optim *optim, brg__words *state);
+brg_status brg__optim_relaunch(brg_optim *optim, brg__relaunch *launch);
 
 extern const brg__optim_rule brg__optim_sgd;
 extern const brg__optim_rule brg__optim_adamw;

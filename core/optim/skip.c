@@ -21,7 +21,8 @@ static void take_back(brg_optim *optim)
         if (!slot->is_counted)
             continue;
         steps[i]--;
-        slot->version = brg_tensor_version(slot->param) - 1;
+        if (slot->follows)
+            slot->version = brg_tensor_version(slot->param) - 1;
     }
     brg_tensor_touch(optim->steps);
     optim->skip.n++;
@@ -56,6 +57,24 @@ static brg_status ask(const brg__optim_skip *s, bool *is_left_out)
     return BRG_OK;
 }
 
+bool brg__optim_skip_is_there(const brg_optim *optim)
+{
+    const brg__optim_skip *s = &optim->skip;
+    return !s->found_inf ||
+           (s->vtable->fetch && s->device.type != BRG_DEVICE_CPU);
+}
+
+brg_status brg__optim_skip_ask(brg_optim *optim)
+{
+    brg__optim_skip *s = &optim->skip;
+    if (!s->found_inf)
+        return BRG_OK;
+    BRG_TRY(s->vtable->fetch(s->device, &s->fetch,
+                             brg__tensor_ptr(s->found_inf), sizeof(float)));
+    s->is_pending = true;
+    return BRG_OK;
+}
+
 brg_status brg__optim_skip_begin(brg_optim *optim, bool *is_left_out)
 {
     brg__optim_skip *s = &optim->skip;
@@ -64,14 +83,10 @@ brg_status brg__optim_skip_begin(brg_optim *optim, bool *is_left_out)
         return BRG_OK;
     for (size_t i = 0; i < optim->n_slots; i++)
         optim->slots[i].is_counted = false;
-    if (!s->vtable->fetch || s->device.type == BRG_DEVICE_CPU) {
-        BRG_TRY(ask(s, is_left_out));
-        s->n += *is_left_out;
-        return BRG_OK;
-    }
-    BRG_TRY(s->vtable->fetch(s->device, &s->fetch,
-                             brg__tensor_ptr(s->found_inf), sizeof(float)));
-    s->is_pending = true;
+    if (brg__optim_skip_is_there(optim))
+        return brg__optim_skip_ask(optim);
+    BRG_TRY(ask(s, is_left_out));
+    s->n += *is_left_out;
     return BRG_OK;
 }
 

@@ -307,28 +307,34 @@ static brg_status note_step(const brg__effect *effect, brg__words *state)
     return brg__optim_note(effect->object, state);
 }
 
-static void step_again(const brg__effect *effect, brg__relaunch *launch)
+static brg_status step_again(const brg__effect *effect, brg__relaunch *launch)
 {
-    brg__optim_relaunch(effect->object, launch);
+    return brg__optim_relaunch(effect->object, launch);
+}
+
+static brg_status step_launched(const brg__effect *effect)
+{
+    return brg__optim_skip_ask(effect->object);
 }
 
 /* Gradients are again what they were. */
-static void zero_again(const brg__effect *effect, brg__relaunch *launch)
+static brg_status zero_again(const brg__effect *effect, brg__relaunch *launch)
 {
     (void)effect;
     (void)launch;
+    return BRG_OK;
 }
 
 brg_status brg_optim_step(brg_optim *optim)
 {
     if (brg__is_traced() && optim)
-        return brg__tracer_defer(&(brg__effect){
-            .name = "optim_step",
-            .run = step_later,
-            .changes = changes_param,
-            .relaunch = optim->skip.found_inf ? NULL : step_again,
-            .note = note_step,
-            .object = optim});
+        return brg__tracer_defer(&(brg__effect){.name = "optim_step",
+                                                .run = step_later,
+                                                .changes = changes_param,
+                                                .relaunch = step_again,
+                                                .launched = step_launched,
+                                                .note = note_step,
+                                                .object = optim});
     BRG_CHECK_ARG(optim, "brg_optim_step: optim is NULL");
     const brg_status status = step(optim);
     drop_copies(optim);

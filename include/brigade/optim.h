@@ -89,8 +89,8 @@ BRG_API BRG_NODISCARD brg_status brg_optim_step(brg_optim *optim);
  * count) if found_inf, one f32 on the device of the parameters, is not 0 when
  * they run. With that of brg_ddp_found_inf: on all ranks alike, if gradients of
  * the step were not finite, and on a GPU without a wait (docs/autocast.md).
- * Retained; NULL: all steps are made, as at first. Steps are not launched again
- * as one graph then. */
+ * Retained; NULL: all steps are made, as at first. A step that is launched again
+ * as one graph waits for what became of the one before. */
 BRG_API BRG_NODISCARD brg_status brg_optim_set_found_inf(brg_optim *optim,
                                                          brg_tensor *found_inf);
 /* How many were left out. On a GPU the last step is not known yet: it is taken

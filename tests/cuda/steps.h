@@ -27,6 +27,9 @@ static bool clips;
 /* That compiled ways run with. */
 static brg_compile_backend backend_of_ways;
 
+/* In this step the first part of the data is infinite; or -1. */
+static int bad_step = -1;
+
 /* Before each step; or NULL. Gradients then become zeros where they are. */
 static void (*before_step)(model *m, int step);
 
@@ -113,6 +116,8 @@ static inline void run_steps(model *m, way w, brg_dtype dtype, int part, int n,
         if (before_step)
             before_step(m, step);
         make_data(m, step, dtype, part, n, in);
+        if (step == bad_step && part == 0)
+            assert_brg_ok(brg_fill_(in[0], INFINITY));
         if (step == N_STEPS - 3)
             assert_brg_ok(brg_device_get_counts(brg_device_get(), &before));
         assert_brg_ok(brg_optim_set_lr(m->optim, 0.05 / (1 + step)));

@@ -18,6 +18,9 @@ static void look(brg_ddp *ddp)
     assert_true(brg_ddp_grads_finite(ddp, NULL));
 }
 
+/* Steps whose gradients were not finite are left out. */
+static bool leaves_out;
+
 /* Micro-batches that are not reduced, before steps that are. */
 static brg_ddp *of_run;
 static brg_dtype dtype_of_run;
@@ -71,7 +74,8 @@ static brg_ddp *distribute(const model *m, brg_pg *pg)
     options.first_bucket_bytes = 4096; /* several buckets */
     options.bucket_bytes = 16384;
     options.sync_buffers = sync_buffers;
-    options.check_finite = options.measure_norm = looks;
+    options.check_finite = looks || leaves_out;
+    options.measure_norm = looks;
     options.allow_unused = has_unused;
     brg_tensor *const *tensors =
         brg_params_tensors(m->params, BRG_PARAM_TRAINED, &n);
@@ -93,12 +97,15 @@ static void run(kind k, way w, brg_dtype dtype, brg_pg *pg, outcome *o)
     if (has_unused)
         add_unused(&m, dtype);
     brg_ddp *ddp = distribute(&m, pg);
+    if (leaves_out)
+        assert_brg_ok(brg_optim_set_found_inf(m.optim, brg_ddp_found_inf(ddp)));
     of_run = ddp;
     dtype_of_run = dtype;
     run_steps(&m, w, dtype, rank, n_ranks, o);
     if (looks)
         look(ddp);
     confirm(ddp);
+    assert_int_equal(brg_optim_n_skipped(m.optim), leaves_out);
     brg_ddp_get_stats(ddp, &stats);
     assert_int_equal(stats.n_steps, N_STEPS);
     assert_true(stats.n_buckets > 1);
@@ -197,6 +204,19 @@ static void test_compile__gradients_are_looked_at(void **state)
     looks = false;
 }
 
+/* The GPU leaves it out; the host hears of it before it launches the next. */
+static void test_compile__a_step_that_is_left_out(void **state)
+{
+    (void)state;
+    leaves_out = true;
+    bad_step = 5;
+    check(MLP, BRG_DTYPE_F32);
+    check(MLP, BRG_DTYPE_BF16);
+    check(CNN, BRG_DTYPE_F32);
+    leaves_out = false;
+    bad_step = -1;
+}
+
 static void test_compile__behind_micro_batches(void **state)
 {
     (void)state;
@@ -252,6 +272,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_compile__a_launched_step_does_not_wait),
         cmocka_unit_test(test_compile__cnn_with_buffers),
         cmocka_unit_test(test_compile__gradients_are_looked_at),
+        cmocka_unit_test(test_compile__a_step_that_is_left_out),
         cmocka_unit_test(test_compile__behind_micro_batches),
         cmocka_unit_test(test_compile__a_recording_that_ends_early),
         cmocka_unit_test(test_compile__a_rank_that_is_out_of_step),
