@@ -16,6 +16,8 @@
     }
 
 MPI_TEST(grads_apart)
+MPI_TEST(unused_params)
+MPI_TEST(accumulation)
 MPI_TEST(static_graph)
 MPI_TEST(static_accumulation)
 MPI_TEST(join)
@@ -55,6 +57,8 @@ int main(int argc, char **argv)
         return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_features_mpi__grads_apart),
+        cmocka_unit_test(test_features_mpi__unused_params),
+        cmocka_unit_test(test_features_mpi__accumulation),
         cmocka_unit_test(test_features_mpi__static_graph),
         cmocka_unit_test(test_features_mpi__static_accumulation),
         cmocka_unit_test(test_features_mpi__join),

@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0
- * core/cuda without its kernels: those of ops are the CPU's, on the stream; an
- * optimizer's step is SGD with momentum, on f32. */
+ * core/cuda without its kernels: those of ops are the CPU's, on the stream, and so
+ * are an optimizer's step and what looks at gradients. */
 #include <string.h>
 
 #include <brigade/random.h>
 
 #include "core/cuda/cu.h"
 #include "core/ops/op.h"
+#include "core/tensor/device.h"
 #include "tests/nccl/fake_gpu.h"
 #include "tests/nccl/fake_stream.h"
+#include "tests/support/device_looks.h"
+#include "tests/support/device_update.h"
 
 /* ---- Ops -------------------------------------------------------------------------- */
 
@@ -96,15 +99,8 @@ typedef struct update {
 
 static void run_update(void *args)
 {
-    const update *given = args;
-    const brg_device_update *u = &given->of;
-    const double *f = given->numbers ? given->numbers : u->f;
-    const float *g = u->grad;
-    float *p = u->param, *b = u->state[0];
-    for (size_t k = 0; k < u->numel; k++) {
-        b[k] = (float)f[1] * b[k] + (float)f[2] * (g[k] + (float)f[3] * p[k]);
-        p[k] -= (float)f[0] * b[k];
-    }
+    const update *u = args;
+    device_update_run(&u->of, u->numbers ? u->numbers : u->of.f);
 }
 
 int brg__cu_update(const brg__cu_queue *q, const brg_device_update *updates,
@@ -112,9 +108,6 @@ int brg__cu_update(const brg__cu_queue *q, const brg_device_update *updates,
 {
     for (uint64_t i = 0; i < n; i++) {
         const update u = {updates[i], numbers ? numbers + 6 * i : NULL};
-        if (u.of.rule != BRG_UPDATE_SGD || u.of.dtype != BRG_DTYPE_F32 ||
-            !u.of.state[0])
-            return cudaErrorNotSupported;
         fake_push(q->stream, run_update, &u, sizeof u);
     }
     return cudaSuccess;
@@ -196,6 +189,131 @@ int brg__cu_store_bytes(const brg__cu_queue *q, void *to, const void *from,
     return cudaSuccess;
 }
 
+/* ---- Tensors that go along, what is in gradients ------------------------------------ */
+
+/* Each array of a call is work of its own. */
+typedef struct piece {
+    brg_device_cargo cargo;
+    brg_device_array array;
+    uint64_t *found;
+    double *partials;
+    const double *total;
+    const uint64_t *is_found;
+    float *to;
+    double max;
+    size_t n;
+    int rank;
+} piece;
+
+static brg_status push_piece(brg_device device, void (*run)(void *),
+                             const piece *p)
+{
+    brg__cu *cu;
+    BRG__CU_TRY(brg__cu_enter(device, &cu));
+    fake_push((fake_stream *)(void *)cu->stream, run, p, sizeof *p);
+    return BRG_OK;
+}
+
+static void run_load(void *args)
+{
+    const piece *p = args;
+    (void)brg__cpu_cargo_load((brg_device){BRG_DEVICE_CPU, 0}, &p->cargo, 1);
+}
+
+static void run_unload(void *args)
+{
+    const piece *p = args;
+    (void)brg__cpu_cargo_unload((brg_device){BRG_DEVICE_CPU, 0}, &p->cargo, 1);
+}
+
+brg_status brg__cu_run_cargo_load(brg_device d, const brg_device_cargo *c,
+                                  size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        BRG__CU_TRY(push_piece(d, run_load, &(piece){.cargo = c[i]}));
+    return BRG_OK;
+}
+
+brg_status brg__cu_run_cargo_unload(brg_device d, const brg_device_cargo *c,
+                                    size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        BRG__CU_TRY(push_piece(d, run_unload, &(piece){.cargo = c[i]}));
+    return BRG_OK;
+}
+
+static void run_look(void *args)
+{
+    const piece *p = args;
+    looks_look(&p->array, 1, p->found);
+}
+
+brg_status brg__cu_run_look(brg_device d, const brg_device_array *a, size_t n,
+                            uint64_t *found)
+{
+    for (size_t i = 0; i < n; i++)
+        BRG__CU_TRY(
+            push_piece(d, run_look, &(piece){.array = a[i], .found = found}));
+    return BRG_OK;
+}
+
+static void run_tell(void *args)
+{
+    const piece *p = args;
+    looks_tell(p->is_found, p->rank, p->to);
+}
+
+brg_status brg__cu_run_look_tell(brg_device d, const uint64_t *found, int rank,
+                                 float *to)
+{
+    return push_piece(d, run_tell,
+                      &(piece){.is_found = found, .rank = rank, .to = to});
+}
+
+static void run_squares(void *args)
+{
+    const piece *p = args;
+    looks_squares(&p->array, 1, p->partials);
+}
+
+brg_status brg__cu_run_norm_squares(brg_device d, const brg_device_array *a,
+                                    size_t n, double *partials)
+{
+    for (size_t i = 0; i < n; i++)
+        BRG__CU_TRY(push_piece(d, run_squares,
+                               &(piece){.array = a[i], .partials = partials}));
+    return BRG_OK;
+}
+
+static void run_add(void *args)
+{
+    const piece *p = args;
+    looks_add(p->total, p->n, p->partials);
+}
+
+brg_status brg__cu_run_norm_add(brg_device d, const double *partials, size_t n,
+                                double *total)
+{
+    return push_piece(d, run_add,
+                      &(piece){.total = partials, .n = n, .partials = total});
+}
+
+static void run_norm_clip(void *args)
+{
+    const piece *p = args;
+    looks_clip(&p->array, 1, p->total, p->max);
+}
+
+brg_status brg__cu_run_norm_clip(brg_device d, const brg_device_array *a,
+                                 size_t n, const double *total, double max)
+{
+    for (size_t i = 0; i < n; i++)
+        BRG__CU_TRY(
+            push_piece(d, run_norm_clip,
+                       &(piece){.array = a[i], .total = total, .max = max}));
+    return BRG_OK;
+}
+
 /* ---- What tests do without ---------------------------------------------------------- */
 
 #pragma GCC diagnostic ignored "-Wunused-parameter"
@@ -209,10 +327,6 @@ int brg__cu_store_bytes(const brg__cu_queue *q, void *to, const void *from,
 
 REFUSED(brg__cu_run_clip, (brg_device d, const brg_device_update *u, size_t n,
                            double max, double *norm))
-REFUSED(brg__cu_run_cargo_load,
-        (brg_device d, const brg_device_cargo *c, size_t n))
-REFUSED(brg__cu_run_cargo_unload,
-        (brg_device d, const brg_device_cargo *c, size_t n))
 REFUSED(brg__cu_kernel_compiler, (brg_device d, brg_device_compiler *c))
 REFUSED(brg__cu_kernel_compile, (brg_device d, const char *source, double s,
                                  void **binary, size_t *nbytes))
@@ -221,16 +335,6 @@ REFUSED(brg__cu_kernel_load,
 REFUSED(brg__cu_kernel_find,
         (brg_device d, void *module, const char *name, void **found))
 REFUSED(brg__cu_kernel_launch, (brg_device d, const brg_device_launch *l))
-REFUSED(brg__cu_run_look,
-        (brg_device d, const brg_device_array *a, size_t n, uint64_t *found))
-REFUSED(brg__cu_run_look_tell,
-        (brg_device d, const uint64_t *found, int rank, float *to))
-REFUSED(brg__cu_run_norm_squares,
-        (brg_device d, const brg_device_array *a, size_t n, double *partials))
-REFUSED(brg__cu_run_norm_add,
-        (brg_device d, const double *partials, size_t n, double *total))
-REFUSED(brg__cu_run_norm_clip, (brg_device d, const brg_device_array *a,
-                                size_t n, const double *total, double max))
 
 void brg__cu_kernel_unload(brg_device device, void *module)
 {

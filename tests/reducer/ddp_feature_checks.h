@@ -5,13 +5,28 @@
 #define BRG_TESTS_REDUCER_DDP_FEATURE_CHECKS_H
 
 #include <math.h>
+#include <string.h>
 
 #include <brigade/ops.h>
 #include <brigade/recompute.h>
 
+#include "core/base/error.h"
 #include "tests/support/brg_test.h"
 #include "tests/support/ddp_model.h"
 #include "tests/support/ranks.h"
+
+/* What a backward came to, of this rank and of all: on a GPU the latter is known
+ * later. */
+static inline brg_status settled(brg_ddp *ddp, brg_status status)
+{
+    brg__error_record own;
+    brg__error_save(&own);
+    const brg_status of_all = brg_ddp_confirm(ddp);
+    if (status == BRG_OK)
+        return of_all;
+    brg__error_restore(&own);
+    return status;
+}
 
 typedef brg_status (*feature_body)(ddp_model *m);
 
@@ -86,6 +101,108 @@ static inline brg_status check_grads_apart(brg_pg *pg)
     return with_model(pg, &options, apart_and_unused);
 }
 
+/* ---- Unused parameters ---------------------------------------------------------- */
+
+#define UNUSED_PARAMS ((1u << 1) | (1u << 5)) /* fc1.weight, fc2.bias */
+
+/* Where they may not be left out, a step without them names both, on all ranks,
+ * whoever lacks them; the next step is good. */
+static inline brg_status unused_refused(ddp_model *m)
+{
+    for (int step = 0; step < 6; step++) {
+        const bool lacks = step % 2 && (step == 3 || m->rank == 0);
+        BRG_TRY(ddp_model_zero(m, step < 3));
+        const brg_status status = settled(
+            m->ddp, ddp_model_backward(
+                        m, step, DDP_MODEL_ALL & ~(lacks ? UNUSED_PARAMS : 0)));
+        if (step % 2 == 0) {
+            BRG_TRY(status);
+            BRG_TRY(ddp_model_check(m, step, step + 1));
+            continue;
+        }
+        RANK_FAILS(status, BRG_ERR_STATE, "no gradient in ");
+        RANK_CHECK(strstr(brg_error_message(), "fc1.weight on ") &&
+                       strstr(brg_error_message(), "fc2.bias on ") &&
+                       strstr(brg_error_message(), "set options.allow_unused"),
+                   "it says: %s", brg_error_message());
+    }
+    return BRG_OK;
+}
+
+/* Where they may: of those of some ranks the average, with zeros for the others;
+ * of those of no rank none. */
+static inline brg_status unused_allowed(ddp_model *m)
+{
+    for (int step = 0; step < 6; step++) {
+        const unsigned who = step % 3 == 0   ? DDP_MODEL_EVERY_RANK
+                             : step % 3 == 1 ? 1u
+                                             : 0u;
+        const bool lacks = !(who >> m->rank & 1);
+        BRG_TRY(ddp_model_zero(m, false));
+        BRG_TRY(settled(
+            m->ddp,
+            ddp_model_backward(m, step,
+                               DDP_MODEL_ALL & ~(lacks ? UNUSED_PARAMS : 0))));
+        for (size_t i = 0; i < DDP_MODEL_N; i++) {
+            const bool may_lack = UNUSED_PARAMS >> i & 1;
+            const size_t n_used =
+                brg_reducer_n_used(brg_ddp_reducer(m->ddp), i);
+            const size_t want = !may_lack || step % 3 == 0
+                                    ? (size_t)m->world_size
+                                    : step % 3 == 1;
+            RANK_CHECK(n_used == want, "step %d: %zu ranks used %zu, not %zu",
+                       step, n_used, i, want);
+            if (may_lack && who == 0)
+                RANK_CHECK(!brg_tensor_grad(m->params[i]),
+                           "step %d: a gradient of %zu", step, i);
+            else
+                BRG_TRY(ddp_model_check_param(m, i, step, step + 1,
+                                              may_lack ? who
+                                                       : DDP_MODEL_EVERY_RANK));
+        }
+    }
+    return BRG_OK;
+}
+
+static inline brg_status check_unused_params(brg_pg *pg)
+{
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    options.first_bucket_bytes = options.bucket_bytes = 200;
+    BRG_TRY(with_model(pg, &options, unused_refused));
+    options.allow_unused = true;
+    BRG_TRY(with_model(pg, &options, unused_allowed));
+    options.grads_apart = true;
+    return with_model(pg, &options, unused_allowed);
+}
+
+/* ---- Accumulation ---------------------------------------------------------------- */
+
+/* Micro-batches, of which the last reduces the sum of all: into gradients that
+ * stay and into new ones. */
+static inline brg_status accumulates(ddp_model *m)
+{
+    for (int round = 0, step = 0; round < 5; round++) {
+        const int first = step, last = first + 1 + round % 3;
+        for (; step < last; step++) {
+            (void)brg_ddp_set_sync(m->ddp, step == last - 1);
+            BRG_TRY(ddp_model_backward(m, step, DDP_MODEL_ALL));
+        }
+        BRG_TRY(ddp_model_check(m, first, last));
+        BRG_TRY(ddp_model_zero(m, round % 2));
+    }
+    return settled(m->ddp, BRG_OK);
+}
+
+static inline brg_status check_accumulation(brg_pg *pg)
+{
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    BRG_TRY(with_model(pg, &options, accumulates));
+    options.first_bucket_bytes = options.bucket_bytes = 1;
+    BRG_TRY(with_model(pg, &options, accumulates));
+    options.grads_apart = options.allow_unused = true;
+    return with_model(pg, &options, accumulates);
+}
+
 /* ---- Static graph ---------------------------------------------------------------- */
 
 static inline brg_status times_w(brg_tensor *const *in, brg_tensor **out,
@@ -125,7 +242,9 @@ static inline brg_status nested_backward(brg_tensor *w, brg_tensor *v, int rank,
 static inline brg_status check_w(const brg_tensor *w, int n_ranks, int first,
                                  int last, int n)
 {
-    const float *grad = brg_tensor_data(brg_tensor_grad(w));
+    float grad[4];
+    RANK_CHECK(brg_tensor_grad(w), "step %d: no gradient", first);
+    BRG_TRY(brg_tensor_read(brg_tensor_grad(w), grad, sizeof grad));
     for (size_t e = 0; e < 4; e++) {
         double expected = 0;
         for (int step = first; step < last; step++)
@@ -169,14 +288,16 @@ static inline brg_status static_steps(brg_pg *pg, brg_ddp *ddp,
     }
     /* Another count, on the last rank or on all. */
     bool is_odd = rank == n - 1;
-    brg_status status = nested_backward(p[0], p[1], rank, 4, is_odd ? 2 : 3);
+    brg_status status =
+        settled(ddp, nested_backward(p[0], p[1], rank, 4, is_odd ? 2 : 3));
     if (is_odd)
         RANK_FAILS(status, BRG_ERR_STATE,
                    "static_graph: w got 2 gradients in this step, 3 in the "
                    "first");
     else
-        RANK_FAILS(status, BRG_ERR_PEER, "backward failed on rank");
-    RANK_FAILS(nested_backward(p[0], p[1], rank, 5, 4), BRG_ERR_STATE,
+        RANK_FAILS(status, BRG_ERR_PEER, "backward failed ");
+    RANK_FAILS(settled(ddp, nested_backward(p[0], p[1], rank, 5, 4)),
+               BRG_ERR_STATE,
                "static_graph: w got another gradient after the 3");
     for (int i = 0; i < 3; i++)
         BRG_TRY(brg_tensor_set_grad(p[i], NULL));
@@ -303,8 +424,12 @@ static inline brg_status buffers_run(brg_pg *pg, brg_ddp_buffers mode)
                           : mode == BRG_DDP_BUFFERS_BROADCAST
                               ? step
                               : (m.world_size - 1) / 2.0 + step;
-        const float *data = brg_tensor_data(mean);
-        const int64_t *count = brg_tensor_data(m.buffer);
+        float data[6] = {0};
+        int64_t count[4] = {0};
+        if (status == BRG_OK)
+            status = brg_tensor_read(mean, data, sizeof data);
+        if (status == BRG_OK)
+            status = brg_tensor_read(m.buffer, count, sizeof count);
         int64_t whole =
             10 * step + (mode == BRG_DDP_BUFFERS_LEAVE ? m.rank : 0);
         if (status == BRG_OK && (fabs((double)data[4] - expected) > 1e-6 ||

@@ -22,6 +22,7 @@
 #include "core/tensor/tensor.h"
 #include "tests/support/brg_test.h"
 #include "tests/support/device_looks.h"
+#include "tests/support/device_update.h"
 #include "tests/support/ranks.h"
 
 /* Each rank has a device of its own; the memory is one. */
@@ -193,6 +194,22 @@ fake_cargo_unload(brg_device device, const brg_device_cargo *cargo, size_t n)
     return status;
 }
 
+static inline brg_status fake_update(brg_device device,
+                                     const brg_device_update *updates, size_t n)
+{
+    (void)device;
+    for (size_t i = 0; i < n; i++) {
+        brg_device_update u = updates[i];
+        u.param = at(u.param);
+        u.grad = at(u.grad);
+        u.state[0] = at(u.state[0]);
+        u.state[1] = at(u.state[1]);
+        u.master = at(u.master);
+        device_update_run(&u, u.f);
+    }
+    return BRG_OK;
+}
+
 /* ---- What is in gradients ---------------------------------------------------------- */
 
 #define MAX_ARRAYS 16
@@ -275,6 +292,7 @@ static brg_device_vtable fake = {
     .fill_zero = fake_zero,
     .count = fake_count,
     .kernel = fake_kernel,
+    .update = fake_update,
     .cargo_load = fake_cargo_load,
     .cargo_unload = fake_cargo_unload,
     .look = fake_look,

@@ -12,6 +12,18 @@ static void test_ddp_features__gradients_apart_from_buckets(void **state)
     in_all_worlds(check_grads_apart);
 }
 
+static void test_ddp_features__unused_parameters(void **state)
+{
+    (void)state;
+    in_all_worlds(check_unused_params);
+}
+
+static void test_ddp_features__micro_batches(void **state)
+{
+    (void)state;
+    in_all_worlds(check_accumulation);
+}
+
 static void test_ddp_features__static_graph(void **state)
 {
     (void)state;
@@ -64,6 +76,7 @@ static void test_ddp_features__micro_batches_of_halves_in_f32(void **state)
 static brg_status compiled_features(brg_pg *pg)
 {
     BRG_TRY(check_grads_apart(pg));
+    BRG_TRY(check_accumulation(pg));
     BRG_TRY(check_static_graph(pg));
     BRG_TRY(check_static_accumulation(pg));
     BRG_TRY(check_join(pg));
@@ -155,6 +168,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ddp_features__gradients_apart_from_buckets),
+        cmocka_unit_test(test_ddp_features__unused_parameters),
+        cmocka_unit_test(test_ddp_features__micro_batches),
         cmocka_unit_test(test_ddp_features__static_graph),
         cmocka_unit_test(test_ddp_features__static_graph_with_micro_batches),
         cmocka_unit_test(test_ddp_features__join_for_uneven_inputs),

@@ -469,22 +469,6 @@ static void test_device_features__regrouping_may_be_refused(void **state)
 
 #define N_SHARDED 3 /* the last parameter is not row-major */
 
-/* p -= lr g, where the rank owns p: what a device's kernel would do. */
-static brg_status sgd_there(brg_device device, const brg_device_update *updates,
-                            size_t n)
-{
-    (void)device;
-    for (size_t i = 0; i < n; i++) {
-        const brg_device_update *u = &updates[i];
-        for (size_t k = 0; k < u->numel; k++) {
-            const double p = ranks_load(at(u->param), k, u->dtype);
-            const double g = ranks_load(at(u->grad), k, u->dtype);
-            ranks_store(at(u->param), k, u->dtype, p - u->f[0] * g);
-        }
-    }
-    return BRG_OK;
-}
-
 static brg_status read_there(double *to, brg_tensor *t)
 {
     brg_scope *scope = brg_scope_begin();
@@ -557,9 +541,7 @@ static void test_device_features__sharded_optimizer_state(void **state)
     (void)state;
     run r = make_run(shards_there);
     r.is_bare = true;
-    fake.update = sgd_there;
     run_worlds(&r);
-    fake.update = NULL;
 }
 
 /* ---- A copy that never ends ---------------------------------------------------------------- */
