@@ -308,8 +308,9 @@ brg_status brg_add_(brg_tensor *dst, brg_tensor *src, double alpha)
     bool is_recorded;
     BRG_TRY(check_change("brg_add_", dst, src, &is_recorded));
     if (!brg__device_equal(dst->device, src->device))
-        return BRG_FAIL(BRG_ERR_DEVICE,
-                        "brg_add_: dst and src are on different devices");
+        return BRG_FAIL(BRG_ERR_DEVICE, "brg_add_: dst is on %s, src on %s",
+                        brg__device_text(dst->device, (char[24]){0}),
+                        brg__device_text(src->device, (char[24]){0}));
     if (dst->dtype != src->dtype)
         return BRG_FAIL(BRG_ERR_DTYPE, "brg_add_: dst is %s, src is %s",
                         brg_dtype_name((brg_dtype)dst->dtype),

@@ -209,7 +209,8 @@ static void test_device__in_place(void **state)
     double item;
     assert_brg_ok(brg_tensor_item(brg_sum_all(x), &item));
     assert_float_equal(item, 21.0, 0);
-    assert_brg_fails(brg_add_(x, make(HOME), 1.0), BRG_ERR_DEVICE);
+    assert_brg_fails_with(brg_add_(x, make(HOME), 1.0), BRG_ERR_DEVICE,
+                          "dst is on cuda:0, src on cpu:0");
 }
 
 static void test_device__mixed_devices_are_named(void **state)

@@ -9,6 +9,7 @@
 #include "tests/core/op_ref_pointwise.h"
 #include "tests/core/op_ref_shape.h"
 #include "tests/core/op_ref_sparse.h"
+#include "tests/support/fake_device.h"
 
 #define OP(name, ...) OP_MORE(name, , __VA_ARGS__)
 
@@ -93,6 +94,8 @@ int main(int argc, char **argv)
     static struct CMUnitTest tests[N_CASES * 16 + 1];
     size_t n = 0;
     assert_true(op_n_modes <= 16);
+    if (brg_device_get().type == BRG_DEVICE_CPU) /* for mixed_devices */
+        assert_brg_ok(brg_device_register(BRG_DEVICE_CUDA, &fake));
     for (size_t k = 0; k < N_CASES; k++)
         for (size_t m = 0; m < op_n_modes; m++, n++) {
             planned_test *test = &planned[n];

@@ -163,6 +163,49 @@ static void run_wrong_shape(const op_case *c)
     brg_scope_end(scope);
 }
 
+/* A row of ops.def, of which the case is or which it calls before it, and both
+ * devices. */
+static bool names_devices(const char *message)
+{
+    char name[64];
+    const char *end = strchr(message, ':');
+    snprintf(name, sizeof name, "%.*s", end ? (int)(end - message) : 0,
+             message);
+    return brg_op_find(name) && strstr(message, "cpu:0") &&
+           strstr(message, "cuda:0");
+}
+
+/* Of several inputs one is on another device. */
+static void check_elsewhere(const op_case *c, brg_dtype dtype, int i)
+{
+    const brg_device gpu = {BRG_DEVICE_CUDA, 0}, cpu = {BRG_DEVICE_CPU, 0};
+    const bool is_there = brg_device_get().type == BRG_DEVICE_CUDA;
+    char where[MAX_LABEL];
+    snprintf(where, sizeof where, "input %d elsewhere", i);
+    brg_scope *scope = brg_scope_begin();
+    op_inputs in;
+    op_inputs_make(&in, c, c->in, dtype, OP_ROW_MAJOR);
+    in.x[i] = assert_brg_some(brg_to(in.x[i], is_there ? cpu : gpu));
+    brg_error_clear();
+    if (c->call(in.x) || brg_error_code() != BRG_ERR_DEVICE ||
+        !names_devices(brg_error_message()))
+        op_fail(c, where, "gave %s (%s), expected an error with both devices",
+                brg_status_name(brg_error_code()), brg_error_message());
+    op_inputs_free(&in, c);
+    brg_scope_end(scope);
+}
+
+static void run_mixed_devices(const op_case *c)
+{
+    int dtype = BRG_DTYPE_F32;
+    while (!op_allows(c, (brg_dtype)dtype))
+        dtype = (dtype + 1) % BRG_N_DTYPES;
+    if (brg_device_count(BRG_DEVICE_CUDA) == 0)
+        op_fail(c, "devices", "the program has registered none but the CPU");
+    for (int i = 0; c->n_in > 1 && i < c->n_in; i++)
+        check_elsewhere(c, (brg_dtype)dtype, i);
+}
+
 /* ---- Gradients ----------------------------------------------------------- */
 
 /* Which inputs are differentiated, and the others, held constant. */
@@ -426,6 +469,7 @@ const op_mode op_modes[] = {
     {"zero_size", run_zero_size},
     {"wrong_dtype", run_wrong_dtype},
     {"wrong_shape", run_wrong_shape},
+    {"mixed_devices", run_mixed_devices},
     {"gradient", run_gradient},
     {"one_gradient", run_one_gradient},
     {"fused_gradient", run_fused_gradient},
