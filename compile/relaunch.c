@@ -226,7 +226,10 @@ static brg_status record(brg__relauncher *r, brg__segment *s,
     r->is_recorded = false;
     release_outputs(r);
     make_room(r);
-    BRG_TRY(make_places(r, s, inputs, n_inputs));
+    if (make_places(r, s, inputs, n_inputs) == BRG_ERR_NOMEM) {
+        turn_off(r, brg_error_message());
+        return brg__segment_run_forward(s, inputs, n_inputs);
+    }
     BRG_TRY(bring(r, inputs));
     BRG_TRY(r->vtable->graph_record(r->device, &r->graph));
     r->n_recordings++;
