@@ -270,14 +270,32 @@ void brg__reducer_lay_out(brg_reducer *r)
     r->stats.n_buckets = r->plan.n_buckets;
 }
 
+/* Says how much, and whose gradients the largest bucket holds. */
+static brg_status take_arena(brg_reducer *r, void **arena)
+{
+    size_t nbytes, largest = 0;
+    BRG_TRY(brg__leaves_arena(r, &nbytes));
+    const brg_status status = brg_pg_alloc(r->pg, arena, nbytes);
+    if (status != BRG_ERR_NOMEM)
+        return status;
+    const brg__plan_bucket *b = r->plan.buckets;
+    for (size_t k = 1; k < r->plan.n_buckets; k++)
+        largest = b[k].nbytes > b[largest].nbytes ? k : largest;
+    const size_t n = b[largest].n_params;
+    return brg__error_prefix(
+        "%zu bytes for %zu buckets of %zu parameters, the largest %zu bytes "
+        "(bucket %zu, %s%s): ",
+        nbytes, r->plan.n_buckets, r->n_params, b[largest].nbytes, largest,
+        n ? brg__member_name(r, r->plan.order[b[largest].first]) : "empty",
+        n > 1 ? " and others" : "");
+}
+
 /* What one rank may fail at alone. */
 static brg_status take_memory(brg_reducer *r)
 {
     void *arena;
-    size_t nbytes;
     r->number = brg__pg_number_reducer(r->pg);
-    BRG_TRY(brg__leaves_arena(r, &nbytes));
-    BRG_TRY(brg_pg_alloc(r->pg, &arena, nbytes));
+    BRG_TRY(take_arena(r, &arena));
     r->arena = arena;
     for (size_t i = 0; i < r->n_params; i++)
         brg__record_define(r->pg->trace, "param\t%u\t%u\t%zu\t%s",

@@ -34,11 +34,43 @@ brg_status brg__nccl_check(brg__nccl_group *g, ncclResult_t result,
 
 /* ---- Memory -------------------------------------------------------------------- */
 
+/* What tensors have given back is the pool's until it is asked for it. */
+static void trim_pool(const brg__nccl_group *g)
+{
+    cudaMemPool_t pool;
+    if (cudaStreamSynchronize(g->compute) == cudaSuccess &&
+        cudaDeviceGetDefaultMemPool(&pool, g->device) == cudaSuccess)
+        (void)cudaMemPoolTrimTo(pool, 0);
+    (void)cudaGetLastError();
+}
+
+/* For what NCCL takes by itself. */
+#define NCCL_ROOM ((size_t)1 << 30)
+
+static void make_room(const brg__nccl_group *g)
+{
+    size_t n_free, all;
+    if (cudaMemGetInfo(&n_free, &all) == cudaSuccess && n_free < NCCL_ROOM)
+        trim_pool(g);
+    (void)cudaGetLastError();
+}
+
+static cudaError_t take_memory(const brg__nccl_group *g, void **at,
+                               size_t nbytes)
+{
+    const cudaError_t error = cudaMalloc(at, nbytes);
+    if (error != cudaErrorMemoryAllocation)
+        return error;
+    (void)cudaGetLastError();
+    trim_pool(g);
+    return cudaMalloc(at, nbytes);
+}
+
 static brg_status alloc_block(brg__nccl_group *g, void **at, size_t nbytes)
 {
     if (g->is_registering)
         return brg__nccl_check(g, ncclMemAlloc(at, nbytes), "memory");
-    return brg__nccl_check_cuda(g, cudaMalloc(at, nbytes), "memory");
+    return brg__nccl_check_cuda(g, take_memory(g, at, nbytes), "memory");
 }
 
 static void free_block(brg__nccl_group *g, brg__nccl_block *block)
@@ -129,6 +161,7 @@ static brg_status make_streams(brg__nccl_group *g)
 {
     int least, greatest;
     BRG__NCCL_TRY(brg__nccl_check_cuda(g, cudaSetDevice(g->device), "the GPU"));
+    make_room(g);
     BRG__NCCL_TRY(brg__nccl_check_cuda(
         g, cudaDeviceGetStreamPriorityRange(&least, &greatest), "a stream"));
     BRG__NCCL_TRY(brg__nccl_check_cuda(

@@ -89,7 +89,7 @@ static brg_status get_scratch(scratch *s, brg__cu *cu,
     const size_t n = (size_t)(a->n_heads * a->t * a->s);
     const size_t wide = a->dtype == BRG_DTYPE_F64 ? 8 : 4;
     const size_t item = (size_t)item_of(a->dtype);
-    *s = (scratch){.temps = {.cu = cu}};
+    *s = (scratch){.temps = {.cu = cu, .op = "attention"}};
     BRG__CU_TRY(brg__cu_temp(&s->temps, &s->scores, n * wide));
     BRG__CU_TRY(brg__cu_temp(&s->temps, &s->p, n * item));
     if (!is_backward)

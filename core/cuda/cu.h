@@ -147,6 +147,7 @@ brg_status brg__cu_begin_wait(brg__cu *cu);
 #define BRG__CU_MAX_TEMPS 8
 typedef struct brg__cu_temps {
     brg__cu *cu;
+    const char *op; /* of that, for errors */
     int n;
     void *at[BRG__CU_MAX_TEMPS];
 } brg__cu_temps;

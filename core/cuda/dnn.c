@@ -275,7 +275,7 @@ static brg_status run_locked(brg__cu *cu, brg__cu_conv_kind kind,
     plan *p = s ? find_plan(s, kind, v) : NULL;
     if (!p || !p->is_usable)
         return BRG_OK;
-    brg__cu_temps temps = {.cu = cu};
+    brg__cu_temps temps = {.cu = cu, .op = "a convolution"};
     void *workspace;
     BRG__CU_TRY(brg__cu_temp(&temps, &workspace, p->workspace));
     cudnnStatus_t status = launch(s->handle, p, v, workspace);

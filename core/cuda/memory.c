@@ -3,15 +3,17 @@
  * out again at once, since all work of a GPU is in one stream. */
 #include "core/cuda/cu.h"
 
-static brg_status fail_memory(const brg__cu *cu, size_t nbytes)
+/* op: whose temporary it would be; NULL: a tensor, which the caller names. */
+static brg_status fail_memory(const brg__cu *cu, size_t nbytes, const char *op)
 {
     size_t free_bytes = 0, total = 0;
     (void)cudaGetLastError();
     (void)cudaMemGetInfo(&free_bytes, &total);
     return BRG__CU_FAIL(BRG_ERR_NOMEM,
-                        "out of memory on cuda:%d: %zu bytes for a tensor, %zu "
+                        "out of memory on cuda:%d: %zu bytes for a %s%s, %zu "
                         "of %zu are free outside the pool",
-                        cu->index, nbytes, free_bytes, total);
+                        cu->index, nbytes, op ? "temporary of " : "tensor",
+                        op ? op : "", free_bytes, total);
 }
 
 void brg__cu_pool_trim(const brg__cu *cu)
@@ -22,7 +24,8 @@ void brg__cu_pool_trim(const brg__cu *cu)
     (void)cudaGetLastError();
 }
 
-brg_status brg__cu_alloc(brg_device device, void **out, size_t nbytes)
+static brg_status alloc(brg_device device, void **out, size_t nbytes,
+                        const char *op)
 {
     brg__cu *cu;
     *out = NULL;
@@ -37,8 +40,13 @@ brg_status brg__cu_alloc(brg_device device, void **out, size_t nbytes)
         return BRG_OK;
     *out = NULL;
     return error == cudaErrorMemoryAllocation
-               ? fail_memory(cu, nbytes)
+               ? fail_memory(cu, nbytes, op)
                : brg__cu_check(error, "cuda: memory");
+}
+
+brg_status brg__cu_alloc(brg_device device, void **out, size_t nbytes)
+{
+    return alloc(device, out, nbytes, NULL);
 }
 
 void brg__cu_free(brg_device device, void *ptr, size_t nbytes)
@@ -57,7 +65,8 @@ brg_status brg__cu_temp(brg__cu_temps *temps, void **out, size_t nbytes)
         return BRG_OK;
     if (temps->n == BRG__CU_MAX_TEMPS)
         return BRG__CU_FAIL(BRG_ERR_INTERNAL, "cuda: too many temporaries");
-    BRG__CU_TRY(brg__cu_alloc(brg__cu_device(temps->cu), out, nbytes));
+    BRG__CU_TRY(alloc(brg__cu_device(temps->cu), out, nbytes,
+                      temps->op ? temps->op : "the library"));
     temps->at[temps->n++] = *out;
     return BRG_OK;
 }
@@ -145,7 +154,7 @@ brg_status brg__cu_fetched(brg_device device, void *fetch, const void **out)
 
 brg_status brg__cu_temps_begin(brg__cu_temps *temps, const brg_op_call *call)
 {
-    *temps = (brg__cu_temps){0};
+    *temps = (brg__cu_temps){.op = call->op->name};
     return brg__cu_enter(call->out[0]->device, &temps->cu);
 }
 

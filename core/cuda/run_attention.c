@@ -113,7 +113,7 @@ static brg_status backward_of(brg__cu *cu, const brg_op_call *call,
 static brg_status backward(brg__cu *cu, const brg_op_call *call,
                            const brg_tensor *lse, brg__cu_attention *a)
 {
-    brg__cu_temps temps = {.cu = cu};
+    brg__cu_temps temps = {.cu = cu, .op = call->op->name};
     const void *at;
     BRG__CU_TRY(check_size(call, a));
     bool is_f64 = a->dtype == BRG_DTYPE_F64;

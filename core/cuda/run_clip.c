@@ -16,7 +16,7 @@ static brg_status clip(brg__cu_temps *temps, const brg_device_update *grads,
 brg_status brg__cu_run_clip(brg_device device, const brg_device_update *grads,
                             size_t n, double max_norm, double *norm)
 {
-    brg__cu_temps temps = {0};
+    brg__cu_temps temps = {.op = "clipping"};
     BRG__CU_TRY(brg__cu_enter(device, &temps.cu));
     brg_status status = clip(&temps, grads, n, max_norm, norm);
     return brg__cu_temps_end(&temps, status);

@@ -56,7 +56,7 @@ static brg_status finish(brg__cu_temps *temps, const brg_op_call *call,
 
 brg_status brg__cu_run_conv2d(brg_op_call *call)
 {
-    brg__cu_temps temps = {0};
+    brg__cu_temps temps = {.op = call->op->name};
     const brg_tensor *x = call->in[0], *w = call->in[1], *out = call->out[0];
     BRG__CU_TRY(brg__cu_enter(out->device, &temps.cu));
     if (out->numel == 0)
@@ -74,7 +74,7 @@ brg_status brg__cu_run_conv2d(brg_op_call *call)
 /* Of g, w, like x. */
 brg_status brg__cu_run_conv2d_grad_input(brg_op_call *call)
 {
-    brg__cu_temps temps = {0};
+    brg__cu_temps temps = {.op = call->op->name};
     const brg_tensor *g = call->in[0], *w = call->in[1], *out = call->out[0];
     BRG__CU_TRY(brg__cu_enter(out->device, &temps.cu));
     if (out->numel == 0)
@@ -90,7 +90,7 @@ brg_status brg__cu_run_conv2d_grad_input(brg_op_call *call)
 /* Of g, x, like w. */
 brg_status brg__cu_run_conv2d_grad_weight(brg_op_call *call)
 {
-    brg__cu_temps temps = {0};
+    brg__cu_temps temps = {.op = call->op->name};
     const brg_tensor *g = call->in[0], *x = call->in[1], *out = call->out[0];
     BRG__CU_TRY(brg__cu_enter(out->device, &temps.cu));
     if (out->numel == 0)

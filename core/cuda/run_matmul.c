@@ -140,7 +140,7 @@ static brg_status run_sides(brg__cu_temps *temps, const brg_op_call *call)
 
 brg_status brg__cu_run_matmul(brg_op_call *call)
 {
-    brg__cu_temps temps = {0};
+    brg__cu_temps temps = {.op = call->op->name};
     const brg_tensor *out = call->out[0];
     BRG__CU_TRY(brg__cu_enter(out->device, &temps.cu));
     if (out->numel == 0)
@@ -184,7 +184,7 @@ static brg__cu_mat flipped(brg__cu_mat m)
 /* out (i,j) = sum over rows of a (..,i) b (..,j) */
 brg_status brg__cu_run_contract_rows(brg_op_call *call)
 {
-    brg__cu_temps temps = {0};
+    brg__cu_temps temps = {.op = call->op->name};
     const brg_tensor *a = call->in[0], *b = call->in[1], *out = call->out[0];
     BRG__CU_TRY(brg__cu_enter(out->device, &temps.cu));
     if (out->numel == 0)
@@ -248,7 +248,7 @@ static brg_status run_linear(brg__cu_temps *temps, const brg_op_call *call)
 
 brg_status brg__cu_run_linear(brg_op_call *call)
 {
-    brg__cu_temps temps = {0};
+    brg__cu_temps temps = {.op = call->op->name};
     const brg_tensor *out = call->out[0];
     BRG__CU_TRY(brg__cu_enter(out->device, &temps.cu));
     if (out->numel == 0)
@@ -272,7 +272,7 @@ static bool has_epilogue(const brg_tensor *out)
 
 static brg_status try_linear(const brg_op_call *call, bool *is_done)
 {
-    brg__cu_temps temps = {0};
+    brg__cu_temps temps = {.op = call->op->name};
     brg__cu_gemm g;
     const brg_tensor *out = call->out[0];
     const bool has_gelu = call->n_out > 1;
@@ -326,7 +326,7 @@ brg_status brg__cu_run_linear_add(brg_op_call *call)
 
 static brg_status try_gelu_grad(const brg_op_call *call, bool *is_done)
 {
-    brg__cu_temps temps = {0};
+    brg__cu_temps temps = {.op = call->op->name};
     const brg_tensor *w = call->in[1], *out = call->out[0];
     const bool is_t = call->attrs->i[1] != 0;
     const void *y = NULL;

@@ -77,7 +77,7 @@ static brg_status reduce(brg_op_call *call, const brg_tensor *x, uint32_t mask,
                          brg__cu_reduce_kind kind, double scale)
 {
     const brg_tensor *out = call->out[0];
-    brg__cu_temps temps = {0};
+    brg__cu_temps temps = {.op = call->op->name};
     BRG__CU_TRY(brg__cu_enter(out->device, &temps.cu));
     if (out->numel == 0)
         return BRG_OK;

@@ -196,7 +196,7 @@ static brg_status run_locked(brg__cu *cu, const brg__cu_attention *a,
     plan *p = find_plan(cu, handle, a, is_backward);
     if (!p || !p->is_usable)
         return p ? BRG_OK : BRG_ERR_NOMEM;
-    brg__cu_temps temps = {.cu = cu};
+    brg__cu_temps temps = {.cu = cu, .op = "attention"};
     void *workspace;
     pack values;
     void *sum = NULL;

@@ -323,8 +323,22 @@ size_t fake_gpu_used(void)
     return memory.n_used + memory.n_pooled + memory.n_spare;
 }
 
+static long failing_alloc;
+
+void fake_gpu_fail_alloc(long n)
+{
+    failing_alloc = n;
+}
+
+long fake_gpu_allocs_left(void)
+{
+    return failing_alloc;
+}
+
 static bool take(size_t nbytes, bool is_pooled)
 {
+    if (failing_alloc > 0 && --failing_alloc == 0)
+        return false;
     const size_t spare = !is_pooled                ? 0
                          : nbytes < memory.n_spare ? nbytes
                                                    : memory.n_spare;

@@ -47,6 +47,11 @@ size_t fake_gpu_used(void);
 /* Copies from pageable memory so far: the host waited for each. */
 long fake_gpu_n_pageable(void);
 
+/* The n-th memory that is asked for from now on is not there; what is left of n,
+ * 0 when that has been. 0: none. */
+void fake_gpu_fail_alloc(long n);
+long fake_gpu_allocs_left(void);
+
 /* The op's next kernel cannot be launched; the n-th graph from now on cannot be
  * made for want of memory (-1: each). NULL, 0: none. */
 void fake_gpu_fail_op(const char *name);
