@@ -38,22 +38,30 @@ if grep -q Skipped "$log"; then echo "NOT TESTED: what is marked Skipped above";
 
 if test -n "$sanitizer" && command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
-        # racecheck takes the ways of cuDNN's kernels for races
-        programs="cuda_test_cuda cuda_test_rows cuda_test_groups"
-        options="--kernel-name-exclude kns=cudnn"
+        # racecheck takes the ways of cuDNN's kernels for races, and minutes for
+        # derivatives of the second order
+        programs="cuda_test_cuda cuda_test_rows cuda_test_groups core_test_ops"
+        options="--kernel-name-exclude kns=cudnn" pattern="*__forward"
         if test $tool = memcheck; then
-            programs="$programs cuda_test_train" options=""
+            programs="$programs cuda_test_train" options="" pattern="*"
         fi
         for program in $programs; do
             echo "== compute-sanitizer $tool, $program"
             result=0
+            argument="" device=""
+            if test "$program" = core_test_ops; then
+                argument=$pattern device=cuda
+            fi
             # shellcheck disable=SC2086
-            BRG_BACKEND_PATH=$build compute-sanitizer --tool $tool $options \
+            BRG_BACKEND_PATH=$build BRG_TEST_DEVICE=$device timeout 900 \
+                compute-sanitizer --tool $tool $options \
                 --report-api-errors no --error-exitcode 9 \
-                "$build/tests/$program" >"$build/$tool.log" 2>&1 || result=$?
+                "$build/tests/$program" ${argument:+"$argument"} \
+                >"$build/$tool.log" 2>&1 || result=$?
             case $result in
             0) tail -1 "$build/$tool.log" ;;
             77) echo "NOT TESTED: no GPU" ;;
+            124) echo "NOT TESTED: stopped after 900 s"; failed=1 ;;
             *) tail -40 "$build/$tool.log"; failed=1 ;;
             esac
         done
