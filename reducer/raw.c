@@ -78,35 +78,38 @@ static brg_status claim(brg_reducer *r, size_t i)
                                           : brg__reducer_fail_twice(r, i);
 }
 
-static brg_status pack(const brg_reducer *r, size_t i)
+/* What the device's queue gets from now on comes behind `event`, if not NULL. */
+static brg_status pack(const brg_reducer *r, size_t i, void *event)
 {
     const brg__member *m = &r->members[i];
+    if (event)
+        BRG_TRY(r->tail.vtable->event_wait(r->device, event));
     if (!m->grad)
         return BRG_OK;
     return brg__device_copy(r->device, brg__leaf_home(r, i), r->device, m->grad,
                             m->nbytes);
 }
 
-static brg_status mark_from_afar(brg_reducer *r, size_t i)
+static brg_status mark_from_afar(brg_reducer *r, size_t i, void *event)
 {
     BRG_TRY(claim(r, i));
-    brg_status status = pack(r, i);
+    brg_status status = pack(r, i, event);
     brg__inbox_put(&r->inbox, i); /* the others wait for it */
     return status;
 }
 
-brg_status brg_reducer_mark_ready(brg_reducer *r, size_t i)
+static brg_status mark(brg_reducer *r, size_t i, void *event)
 {
-    BRG_TRY(check_index(r, i, "brg_reducer_mark_ready"));
     bool is_mine = is_owner(r);
     brg__arrival own =
         r->members[i].grad ? BRG__ARRIVES_COPIED : BRG__ARRIVES_IN_PLACE;
     brg__reducer_trace_hook(r, i, is_mine ? own : BRG__ARRIVES_LATER);
     if (!is_mine)
-        return mark_from_afar(r, i);
+        return mark_from_afar(r, i, event);
     BRG_TRY(brg__reducer_check(r));
     BRG_TRY(claim(r, i));
-    brg_status packed = pack(r, i); /* it arrives: the others wait for it */
+    brg_status packed =
+        pack(r, i, event); /* it arrives: the others wait for it */
     BRG_TRY(brg__reducer_expect(r, i));
     if (r->members[i].grad)
         r->stats.n_packed_bytes += r->members[i].nbytes;
@@ -114,6 +117,29 @@ brg_status brg_reducer_mark_ready(brg_reducer *r, size_t i)
     BRG_TRY(brg__reducer_drain(r));
     brg__progress_poll();
     return packed;
+}
+
+brg_status brg_reducer_mark_ready(brg_reducer *r, size_t i)
+{
+    BRG_TRY(check_index(r, i, "brg_reducer_mark_ready"));
+    return mark(r, i, NULL);
+}
+
+brg_status brg_reducer_mark_ready_after(brg_reducer *r, size_t i, void *event)
+{
+    static const char what[] = "brg_reducer_mark_ready_after";
+    char text[24];
+    BRG_TRY(check_index(r, i, what));
+    BRG_CHECK_ARG(event, "rank %d: %s: the event of %s is NULL", r->rank, what,
+                  brg__member_name(r, i));
+    if (!r->tail.vtable || !r->tail.vtable->event_wait)
+        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                        "rank %d: %s: %s is on %s, where no event can be "
+                        "waited for; call brg_reducer_mark_ready when it is "
+                        "there",
+                        r->rank, what, brg__member_name(r, i),
+                        brg__device_text(r->device, text));
+    return mark(r, i, event);
 }
 
 brg_status brg_reducer_poll(brg_reducer *r)

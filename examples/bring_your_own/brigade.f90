@@ -65,6 +65,14 @@ module brigade
       integer(c_size_t), value :: i
     end function
 
+    ! On a GPU: behind a cudaEvent_t of a stream of your own.
+    integer(c_int) function brg_reducer_mark_ready_after(reducer, i, event) &
+        bind(C)
+      import
+      type(c_ptr), value :: reducer, event
+      integer(c_size_t), value :: i
+    end function
+
     ! For the thread that waits, while others (OpenMP) compute and mark.
     integer(c_int) function brg_reducer_poll(reducer) bind(C)
       import

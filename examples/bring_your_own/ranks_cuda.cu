@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * ranks.c on GPUs, one for each rank: parameters, gradients and the backward are
- * CUDA memory and kernels of one's own, the reducer's all-reduces run between
- * them. Nothing waits until the error is read at the end.
+ * CUDA memory and kernels of one's own, in a stream of one's own; the reducer's
+ * all-reduces run beside them, ordered by events. The host waits for nothing
+ * until the error is read at the end.
  *
  *     mpirun -n 2 byo_ranks_cuda */
 #include <math.h>
@@ -30,7 +31,8 @@ struct net {
 };
 static brg_pg *over, *pg;
 static brg_reducer *reducer;
-static cudaStream_t queue; /* Brigade's: the reducer works in it too */
+static cudaStream_t queue, brigades; /* ours; where the reducer works */
+static cudaEvent_t written, reduced;
 
 static void die(const char *why)
 {
@@ -124,16 +126,30 @@ static void make_net(struct net *t)
     must_cuda(cudaMalloc(&t->error, BATCH * sizeof(double)));
 }
 
+/* These two are there when what `queue` holds has run. */
+static void mark(int a, int b)
+{
+    must_cuda(cudaEventRecord(written, queue));
+    must(brg_reducer_mark_ready_after(reducer, a, written));
+    must(brg_reducer_mark_ready_after(reducer, b, written));
+}
+
+/* What is queued next sees the average. */
+static void wait_for_average(void)
+{
+    must(brg_reducer_wait(reducer));
+    must_cuda(cudaEventRecord(reduced, brigades));
+    must_cuda(cudaStreamWaitEvent(queue, reduced, 0));
+}
+
 static void step(struct net *t, int number, int first, int n)
 {
     forward<<<1, BATCH, 0, queue>>>(*t, number, first, n);
     backward_output<<<1, N_HIDDEN, 0, queue>>>(*t, n);
-    must(brg_reducer_mark_ready(reducer, W2));
-    must(brg_reducer_mark_ready(reducer, B2));
+    mark(W2, B2);
     backward_hidden<<<1, N_HIDDEN, 0, queue>>>(*t, n);
-    must(brg_reducer_mark_ready(reducer, W1));
-    must(brg_reducer_mark_ready(reducer, B1));
-    must(brg_reducer_wait(reducer)); /* what is queued next sees the average */
+    mark(W1, B1);
+    wait_for_average();
     for (int p = 0; p < N_PARAMS; p++)
         update<<<1, (unsigned)sizes[p], 0, queue>>>(t->param[p], t->grad[p]);
     must_cuda(cudaGetLastError());
@@ -151,8 +167,11 @@ static void connect(brg_device *device)
     must(brg_device_set(*device));
     must(brg_nccl_create(&pg, over, *device));
     must(brg_device_stream(*device, &stream));
-    queue = (cudaStream_t)stream;
+    brigades = (cudaStream_t)stream;
     must_cuda(cudaSetDevice(device->index));
+    must_cuda(cudaStreamCreateWithFlags(&queue, cudaStreamNonBlocking));
+    must_cuda(cudaEventCreateWithFlags(&written, cudaEventDisableTiming));
+    must_cuda(cudaEventCreateWithFlags(&reduced, cudaEventDisableTiming));
 }
 
 static void print_result(const struct net *t, int first)
@@ -199,5 +218,8 @@ int main(void)
     (void)cudaFree(t.x);
     (void)cudaFree(t.h);
     (void)cudaFree(t.error);
+    (void)cudaEventDestroy(written);
+    (void)cudaEventDestroy(reduced);
+    (void)cudaStreamDestroy(queue);
     return EXIT_SUCCESS;
 }

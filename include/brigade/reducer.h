@@ -5,6 +5,7 @@
 
 #include <brigade/comm.h>
 #include <brigade/comm_hook.h>
+#include <brigade/reducer_info.h>
 #include <brigade/tensor.h>
 
 BRG_BEGIN_DECLS
@@ -116,9 +117,18 @@ BRG_API void brg_reducer_destroy(brg_reducer *reducer);
  * what another one marks is copied by that thread, and its bucket starts when
  * the owner next marks, polls or waits. All marks of a step must have returned
  * before the wait that ends it is called. On a GPU the gradient is read behind
- * what brg_device_stream holds by then: order your own streams before it. */
+ * what brg_device_stream holds by then, and the result is written there. */
 BRG_API BRG_NODISCARD brg_status brg_reducer_mark_ready(brg_reducer *reducer,
                                                         size_t i);
+
+/* The same for a gradient that a stream of your own writes: it is read behind
+ * `event` as well (CUDA: a cudaEvent_t of that GPU, recorded there once the
+ * gradient was queued; yours again when the call returns). The host does not
+ * wait; what brg_device_stream gets from now on does. After brg_reducer_wait
+ * let your streams wait for an event recorded in brg_device_stream. Fails with
+ * BRG_ERR_UNSUPPORTED on a CPU, and marks nothing. */
+BRG_API BRG_NODISCARD brg_status
+brg_reducer_mark_ready_after(brg_reducer *reducer, size_t i, void *event);
 
 /* Starts the buckets that other threads have completed and moves messages,
  * without waiting: for the owner, while others compute. */
@@ -210,30 +220,7 @@ BRG_API bool brg_reducer_next_leaf(const brg_reducer *reducer, uint32_t *leaf);
  * leaf, as brg_reducer_wait does in another, and changes nothing then. */
 BRG_API BRG_NODISCARD brg_status brg_reducer_end_leaf(brg_reducer *reducer);
 
-/* ---- Looking inside ------------------------------------------------------------ */
-
-typedef struct brg_bucket_info {
-    brg_dtype dtype;
-    size_t n_params;
-    const uint32_t *params; /* borrowed until the first wait: which ones */
-    size_t nbytes;          /* reduced for it, padding included */
-    const void *data;       /* borrowed */
-    uint64_t launch_ns;     /* last step: when it was started, ... */
-    uint64_t done_ns; /* ... and known to be done, after the first gradient */
-} brg_bucket_info;
-
-BRG_API size_t brg_reducer_n_buckets(const brg_reducer *reducer);
-BRG_API BRG_NODISCARD brg_status brg_reducer_get_bucket(
-    const brg_reducer *reducer, size_t bucket, brg_bucket_info *filled);
-/* Which bucket holds gradient i, and at which byte. */
-BRG_API BRG_NODISCARD brg_status brg_reducer_find(const brg_reducer *reducer,
-                                                  size_t i, size_t *bucket,
-                                                  size_t *offset);
-
-/* How many ranks marked gradient i in the last step that ended well. */
-/* On a GPU before the first brg_reducer_confirm after a step: all ranks, if
- * this one did. */
-BRG_API size_t brg_reducer_n_used(const brg_reducer *reducer, size_t i);
+/* ---- Norm, finite or not ------------------------------------------------------ */
 
 /* With measure_norm: the Euclidean norm of all gradients after the last step,
  * of those that some rank used; each bucket was measured when it came, while
@@ -269,32 +256,6 @@ BRG_API bool brg_reducer_grads_finite(const brg_reducer *reducer,
 /* The same as one f32 where the gradients are, 0 if they were finite, set without
  * a wait: for brg_optim_set_found_inf. Borrowed; NULL without check_finite. */
 BRG_API brg_tensor *brg_reducer_found_inf(const brg_reducer *reducer);
-
-/* Bytes and times of the last step count from its first gradient. */
-typedef struct brg_reducer_stats {
-    size_t n_params;
-    size_t n_buckets;
-    uint64_t n_bytes;         /* all-reduced in one step */
-    uint64_t n_steps;         /* that ended well */
-    uint64_t n_rebuilds;      /* 0 or 1 */
-    uint64_t n_packed_bytes;  /* copied into slots, last step */
-    uint64_t first_launch_ns; /* the first bucket was started */
-    uint64_t last_ready_ns;   /* the last gradient was there, or the end */
-    size_t n_early;           /* buckets started before that */
-    uint64_t wait_ns;         /* then waited: communication not hidden */
-    uint64_t total_wait_ns;   /* of all steps */
-    /* With BRG_BUCKETS_MEASURED, once buckets were chosen: the wait of a step as
-     * predicted for them, and for buckets by size. */
-    uint64_t predicted_wait_ns;
-    uint64_t predicted_by_size_ns;
-} brg_reducer_stats;
-
-BRG_API void brg_reducer_get_stats(const brg_reducer *reducer,
-                                   brg_reducer_stats *filled);
-
-/* The bucket plan as text, as snprintf does. */
-BRG_API size_t brg_reducer_describe(const brg_reducer *reducer, char *filled,
-                                    size_t size);
 
 BRG_END_DECLS
 

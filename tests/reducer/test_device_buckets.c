@@ -277,6 +277,132 @@ static void test_device_buckets__raw_buffers(void **state)
     run_worlds(&r);
 }
 
+/* ---- Streams of the user's -------------------------------------------------------------- */
+
+enum { N_LATE = 3, LATE = 50 };
+
+/* What a stream has not written yet: the gradient is there once the device's
+ * queue has waited for it. */
+typedef struct late {
+    const world *w;
+    void *grad;
+    size_t i;
+    int step;
+} late;
+
+static brg_status fake_event_wait(brg_device device, void *event)
+{
+    const late *l = event;
+    float *x = at(l->grad);
+    if (l->step < 0)
+        return brg_error_set(BRG_ERR_DEVICE, __FILE__, __LINE__,
+                             "an event of another device than %d",
+                             device.index);
+    for (size_t k = 0; k < LATE; k++)
+        x[k] = (float)ranks_gradient(l->w->rank, l->step, l->i, k);
+    return BRG_OK;
+}
+
+typedef struct late_run {
+    world *w;
+    brg_reducer *reducer;
+    late all[N_LATE]; /* in slots: grad is set for each mark */
+    bool in_slots;
+} late_run;
+
+static brg_status mark_late(void *user, size_t i)
+{
+    late_run *x = user;
+    late *l = &x->all[i];
+    if (x->in_slots)
+        l->grad = brg_reducer_slot(x->reducer, i);
+    return brg_reducer_mark_ready_after(x->reducer, i, l);
+}
+
+static brg_status check_late(const late_run *x, int step)
+{
+    for (size_t i = 0; i < N_LATE; i++)
+        for (size_t k = 0; k < LATE; k++) {
+            double got = ((float *)at(x->all[i].grad))[k];
+            double d = got - ranks_average(x->w->n, step, i, k);
+            RANK_CHECK(d < 1e-6 && d > -1e-6, "step %d: %zu[%zu] %g", step, i,
+                       k, got);
+        }
+    return BRG_OK;
+}
+
+/* Marks of the thread that waits, and of others. */
+static brg_status late_steps(late_run *x)
+{
+    for (int step = 0; step < 5; step++) {
+        for (size_t i = 0; i < N_LATE; i++)
+            x->all[i].step = step;
+        for (size_t i = 0; i < N_LATE && step % 2 == 0; i++)
+            BRG_TRY(mark_late(x, i));
+        if (step % 2)
+            BRG_TRY(ranks_by_threads(N_LATE, mark_late, NULL, x));
+        BRG_TRY(brg_reducer_wait(x->reducer));
+        BRG_TRY(check_late(x, step));
+    }
+    return brg_reducer_confirm(x->reducer);
+}
+
+/* An event that cannot be waited for: this rank's own error, the others get no
+ * wait for ever. */
+static brg_status late_mistakes(late_run *x)
+{
+    for (size_t i = 0; i < N_LATE; i++)
+        x->all[i].step = i == 1 && x->w->rank == 0 ? -1 : 5;
+    RANK_FAILS(brg_reducer_mark_ready_after(x->reducer, 0, NULL), BRG_ERR_ARG,
+               "the event of parameter 0 is NULL");
+    RANK_FAILS(brg_reducer_mark_ready_after(x->reducer, N_LATE, x), BRG_ERR_ARG,
+               "no parameter 3");
+    BRG_TRY(mark_late(x, 0));
+    RANK_FAILS(mark_late(x, 0), BRG_ERR_STATE, "only once");
+    for (size_t i = 1; i < N_LATE; i++)
+        if (x->all[i].step < 0)
+            RANK_FAILS(mark_late(x, i), BRG_ERR_DEVICE, "another device");
+        else
+            BRG_TRY(mark_late(x, i));
+    return brg_reducer_wait(x->reducer);
+}
+
+static brg_status late_body(world *w, const run *r)
+{
+    brg_reducer_param params[N_LATE];
+    late_run x = {.w = w, .in_slots = r->options.grads_apart};
+    for (size_t i = 0; i < N_LATE; i++) {
+        params[i] = (brg_reducer_param){
+            .count = LATE, .dtype = BRG_DTYPE_F32, .device = THERE(w->rank)};
+        if (!x.in_slots)
+            BRG_TRY(fake_alloc(THERE(w->rank), &params[i].grad,
+                               LATE * sizeof(float)));
+        x.all[i] = (late){.w = w, .grad = params[i].grad, .i = i};
+    }
+    brg_reducer_options options = BRG_REDUCER_OPTIONS_INIT;
+    options.first_bucket_bytes = options.bucket_bytes = 300;
+    BRG_TRY(brg_reducer_create(&x.reducer, w->pg, params, N_LATE, &options));
+    brg_status status = late_steps(&x);
+    if (status == BRG_OK)
+        status = late_mistakes(&x);
+    brg_reducer_destroy(x.reducer);
+    for (size_t i = 0; i < N_LATE && !x.in_slots; i++)
+        fake_free(THERE(w->rank), params[i].grad, LATE * sizeof(float));
+    return status;
+}
+
+static void test_device_buckets__streams_of_the_users_own(void **state)
+{
+    (void)state;
+    run r = make_run(late_body);
+    r.is_bare = true;
+    fake.event_wait = fake_event_wait;
+    run_worlds(&r);
+    r.options.grads_apart = true; /* here: gradients live in slots */
+    run_worlds(&r);
+    fake.event_wait = NULL;
+}
+
 /* ---- What cannot be ------------------------------------------------------------------- */
 
 static brg_status refuses(world *w, const run *r)
@@ -326,6 +452,7 @@ int main(void)
         TEST(test_device_buckets__parameters_may_be_left_out),
         TEST(test_device_buckets__ranks_may_run_out_of_data),
         TEST(test_device_buckets__raw_buffers),
+        TEST(test_device_buckets__streams_of_the_users_own),
         TEST(test_device_buckets__refusals_say_why),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -95,6 +95,22 @@ static void test_raw__a_mark_of_two_threads_is_found(void **state)
     brg_pg_destroy(pg);
 }
 
+/* On a CPU there is no event to wait for, and nothing is marked. */
+static void test_raw__a_cpu_has_no_events(void **state)
+{
+    (void)state;
+    brg_pg *pg;
+    trainer t;
+    assert_brg_ok(brg_pg_create_self(&pg));
+    trainer_init(&t, pg);
+    assert_brg_ok(trainer_create(&t, NULL));
+    assert_brg_fails_with(brg_reducer_mark_ready_after(t.reducer, 2, &t),
+                          BRG_ERR_UNSUPPORTED, "fc1.bias is on cpu:0");
+    assert_brg_ok(run_step(&t, 0, 1));
+    brg_reducer_destroy(t.reducer);
+    brg_pg_destroy(pg);
+}
+
 /* Marks come from one thread, then the reducer is driven by another. */
 static void *drive(void *user)
 {
@@ -408,6 +424,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_raw__gradients_may_be_marked_by_any_thread),
         cmocka_unit_test(test_raw__a_mark_of_two_threads_is_found),
+        cmocka_unit_test(test_raw__a_cpu_has_no_events),
         cmocka_unit_test(test_raw__the_thread_that_waits_becomes_the_owner),
         cmocka_unit_test(test_raw__buckets_can_be_waited_for_one_by_one),
         cmocka_unit_test(test_raw__a_callback_gets_every_bucket_in_order),
