@@ -2,7 +2,7 @@
  * The simulated world: the contract, determinism, and ways to fail. */
 #include "tests/support/backend_suite.h"
 #include "tests/support/brg_test.h"
-#include "tests/support/ranks.h"
+#include "tests/support/half_range.h"
 
 static const int world_sizes[] = {1, 2, 3, 4, 7, 8};
 #define N_WORLDS 6
@@ -39,6 +39,24 @@ static void test_sim__sums_within_nodes_first(void **state)
         options.seed = i;
         assert_brg_ok(brg_sim_run(worlds[i][0], &options, run_suite, &c));
     }
+}
+
+static brg_status run_half_range(brg_pg *pg, void *user)
+{
+    (void)user;
+    return half_check(pg, HALF_SUMS_WIDE);
+}
+
+static void test_sim__averages_of_halves_do_not_overflow(void **state)
+{
+    (void)state;
+    for (int i = 0; i < N_WORLDS; i++)
+        for (int node_size = 0; node_size < 4; node_size++) {
+            brg_sim_options options = BRG_SIM_OPTIONS_INIT;
+            options.node_size = node_size;
+            assert_brg_ok(
+                brg_sim_run(world_sizes[i], &options, run_half_range, NULL));
+        }
 }
 
 static brg_status run_leaves(brg_pg *pg, void *user)
@@ -276,6 +294,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sim__keeps_the_contract),
         cmocka_unit_test(test_sim__sums_within_nodes_first),
+        cmocka_unit_test(test_sim__averages_of_halves_do_not_overflow),
         cmocka_unit_test(test_sim__sums_leaves_in_one_tree),
         cmocka_unit_test(test_sim__steady_state_allocates_nothing),
         cmocka_unit_test(test_sim__mismatch_fails_on_every_rank),

@@ -4,6 +4,7 @@
 #include "core/tensor/device.h"
 #include "tests/cuda/gpu_ranks.h"
 #include "tests/support/backend_suite.h"
+#include "tests/support/half_range.h"
 
 static brg_pg *make_group(void)
 {
@@ -86,6 +87,20 @@ static void test_nccl__memory_of_the_group(void **state)
     brg_pg_destroy(pg);
 }
 
+/* NCCL divides before it adds. */
+static void test_nccl__averages_of_halves_do_not_overflow(void **state)
+{
+    (void)state;
+    brg_pg *pg = make_group();
+    assert_brg_ok(half_check(pg, HALF_SUMS_STEPPED));
+    brg_pg_destroy(pg);
+    (void)setenv("BRG_NCCL_WIDE_SUMS", "1", 1);
+    pg = make_group();
+    assert_brg_ok(half_check(pg, HALF_SUMS_WIDE));
+    brg_pg_destroy(pg);
+    (void)unsetenv("BRG_NCCL_WIDE_SUMS");
+}
+
 static void test_nccl__options_are_checked(void **state)
 {
     (void)state;
@@ -102,6 +117,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_nccl__device_memory_in_stream_order),
         cmocka_unit_test(test_nccl__memory_of_the_group),
+        cmocka_unit_test(test_nccl__averages_of_halves_do_not_overflow),
         cmocka_unit_test(test_nccl__options_are_checked),
         cmocka_unit_test(test_nccl__steady_state_allocates_nothing),
         cmocka_unit_test(test_nccl__keeps_the_contract),

@@ -4,6 +4,7 @@
  * fail. */
 #include "comm/patterns/tree.h"
 #include "tests/support/backend_suite.h"
+#include "tests/support/half_range.h"
 #include "tests/support/mpi_ranks.h"
 
 static int rank, n_ranks;
@@ -150,6 +151,16 @@ static void test_mpi__collectives_in_a_row_over_nodes(void **state)
     (void)state;
     for (int node_size = 0; node_size < mpi_n_shapes(); node_size++)
         check_rows(node_size);
+}
+
+static void test_mpi__averages_of_halves_do_not_overflow(void **state)
+{
+    (void)state;
+    for (int node_size = 0; node_size < 4; node_size++) {
+        brg_pg *pg = mpi_group(node_size, 60);
+        assert_brg_ok(half_check(pg, HALF_SUMS_WIDE));
+        brg_pg_destroy(pg);
+    }
 }
 
 static void test_mpi__sums_leaves_in_one_tree(void **state)
@@ -362,6 +373,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_mpi__keeps_the_contract_on_nodes_of_two),
         cmocka_unit_test(test_mpi__keeps_the_contract_on_uneven_nodes),
         cmocka_unit_test(test_mpi__collectives_in_a_row_over_nodes),
+        cmocka_unit_test(test_mpi__averages_of_halves_do_not_overflow),
         cmocka_unit_test(test_mpi__sums_leaves_in_one_tree),
         cmocka_unit_test(test_mpi__steady_state_allocates_nothing),
         cmocka_unit_test(test_mpi__mismatch_fails_on_every_rank),

@@ -32,6 +32,10 @@ void fake_nccl_set_fault(fake_step step, bool kills);
  * freed by an abort until they are gone. */
 void fake_nccl_set_graphs(int n);
 
+/* From now on it sums 16-bit floats as NCCL does: averages by numbers that are
+ * divided first, rounded at each step. Else in f32, rounded once. */
+void fake_nccl_set_stepped(void);
+
 /* Every memory that is asked for in a stream takes so long. */
 void fake_gpu_set_slow_ms(long ms);
 

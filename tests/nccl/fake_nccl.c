@@ -18,6 +18,7 @@
 
 #include <brigade/ext/backend.h>
 
+#include "core/base/dtype.h"
 #include "tests/nccl/fake_gpu.h"
 #include "tests/nccl/fake_graph.h"
 
@@ -314,11 +315,51 @@ static bool await_all(struct ncclComm *c, _Atomic unsigned long *counts,
     return true;
 }
 
+static bool is_stepped;
+
+void fake_nccl_set_stepped(void)
+{
+    is_stepped = true;
+}
+
+static float rounded(float x, brg_dtype dtype)
+{
+    return dtype == BRG_DTYPE_F16 ? brg__f16_to_f32(brg__f32_to_f16(x))
+                                  : brg__bf16_to_f32(brg__f32_to_bf16(x));
+}
+
+static float half_at(const void *from, size_t i, brg_dtype dtype)
+{
+    const uint16_t x = ((const uint16_t *)from)[i];
+    return dtype == BRG_DTYPE_F16 ? brg__f16_to_f32(x) : brg__bf16_to_f32(x);
+}
+
+static void reduce_stepped(const job *j, const void *const *src, uint16_t *dst)
+{
+    const float scale = j->op == BRG_REDUCE_AVG
+                            ? rounded(1.0f / (float)j->comm->n, j->dtype)
+                            : 1.0f;
+    for (size_t i = 0; i < j->count; i++) {
+        float sum = rounded(scale * half_at(src[0], i, j->dtype), j->dtype);
+        for (int r = 1; r < j->comm->n; r++) {
+            const float x = half_at(src[r], i, j->dtype);
+            sum = rounded(sum + rounded(scale * x, j->dtype), j->dtype);
+        }
+        dst[i] = j->dtype == BRG_DTYPE_F16 ? brg__f32_to_f16(sum)
+                                           : brg__f32_to_bf16(sum);
+    }
+}
+
 static void reduce(const job *j, size_t skip, void *dst)
 {
     const void *src[FAKE_MAX_RANKS];
     for (int r = 0; r < j->comm->n; r++)
         src[r] = j->comm->s->trays[r] + skip;
+    if (is_stepped && brg_dtype_size(j->dtype) == 2 &&
+        (j->op == BRG_REDUCE_SUM || j->op == BRG_REDUCE_AVG)) {
+        reduce_stepped(j, src, dst);
+        return;
+    }
     brg_host_get()->reduce(&(brg_reduction){.src = src,
                                             .dst = &dst,
                                             .n_src = (size_t)j->comm->n,

@@ -6,6 +6,7 @@
 #include "tests/nccl/fake_stream.h"
 #include "tests/nccl/forked.h"
 #include "tests/support/backend_suite.h"
+#include "tests/support/half_range.h"
 
 static const int worlds[] = {1, 2, 3, 4};
 
@@ -107,6 +108,29 @@ static void test_nccl__sums_halves_in_f32(void **state)
     (void)state;
     for (size_t i = 0; i < 4; i++)
         check_ways(worlds[i], run_wide);
+}
+
+/* By NCCL, which rounds at each step, and in f32. */
+static brg_status run_half_range(forked_rank *me)
+{
+    brg_pg *pg;
+    fake_nccl_set_stepped();
+    (void)setenv("BRG_NCCL_SUMS", me->data, 1);
+    BRG_TRY(forked_group(me, 60, &pg));
+    BRG_TRY(half_check(pg, HALF_SUMS_STEPPED));
+    brg_pg_destroy(pg);
+    (void)setenv("BRG_NCCL_WIDE_SUMS", "1", 1);
+    BRG_TRY(forked_group(me, 60, &pg));
+    BRG_TRY(half_check(pg, HALF_SUMS_WIDE));
+    brg_pg_destroy(pg);
+    return BRG_OK;
+}
+
+static void test_nccl__averages_of_halves_do_not_overflow(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < 4; i++)
+        check_ways(worlds[i], run_half_range);
 }
 
 /* Of all sizes, in memory of the host and of the GPU; `direct`: NCCL has no part
@@ -357,6 +381,7 @@ int main(void)
         cmocka_unit_test(test_nccl__keeps_the_contract),
         cmocka_unit_test(test_nccl__sums_leaves_in_the_tree),
         cmocka_unit_test(test_nccl__sums_halves_in_f32),
+        cmocka_unit_test(test_nccl__averages_of_halves_do_not_overflow),
         cmocka_unit_test(test_nccl__reduces_what_the_compute_stream_makes),
         cmocka_unit_test(test_nccl__sums_blocks_of_8_bits),
         cmocka_unit_test(test_nccl__takes_memory_from_nccl),
