@@ -10,7 +10,8 @@
 brg_status brg__guard_distinct(const brg_reducer *r);
 
 /* Fails with BRG_ERR_STATE if the buffer of gradient i is no memory any more;
- * BRG_OK where that cannot be told. */
+ * BRG_OK where that cannot be told: pages that are gone, memory that the device
+ * no longer knows and what the address sanitizer has seen freed are found. */
 brg_status brg__guard_buffer(const brg_reducer *r, size_t i);
 
 #endif

@@ -289,6 +289,25 @@ static brg_status cu_stream(brg_device device, void **out)
     return BRG_OK;
 }
 
+static bool is_here(const void *at, int index)
+{
+    struct cudaPointerAttributes a;
+    if (cudaPointerGetAttributes(&a, at) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return false;
+    }
+    return (a.type == cudaMemoryTypeDevice && a.device == index) ||
+           a.type == cudaMemoryTypeManaged;
+}
+
+static bool cu_holds(brg_device device, const void *ptr, size_t nbytes)
+{
+    brg__cu *cu;
+    return brg__cu_enter(device, &cu) != BRG_OK || nbytes == 0 ||
+           (is_here(ptr, device.index) &&
+            is_here((const char *)ptr + nbytes - 1, device.index));
+}
+
 /* ---- The table ------------------------------------------------------------------------- */
 
 static int cu_count(void)
@@ -363,6 +382,7 @@ static const brg_device_vtable table = {
     .cargo_load = brg__cu_run_cargo_load,
     .cargo_unload = brg__cu_run_cargo_unload,
     .stream = cu_stream,
+    .holds = cu_holds,
     .fetch = brg__cu_fetch,
     .fetched = brg__cu_fetched,
     .fetch_free = brg__cu_fetch_free,

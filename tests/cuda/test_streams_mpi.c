@@ -3,6 +3,7 @@
  * reducer reads them when they are there, which is long after they were marked. */
 #include <cuda_runtime_api.h>
 
+#include "core/tensor/device.h"
 #include "tests/cuda/gpu_ranks.h"
 #include "tests/support/ranks.h"
 
@@ -146,6 +147,27 @@ static void test_streams__gradients_are_waited_for(void **state)
     trainer_free(&t);
 }
 
+/* What the checks of debug builds ask. */
+static void test_streams__freed_memory_is_known(void **state)
+{
+    const size_t nbytes = (size_t)64 << 20;
+    const brg_device_vtable *table;
+    char here;
+    (void)state;
+    assert_brg_ok(brg__device_find(mine(), &table));
+    must(cudaSetDevice(rank));
+    char *memory = device_memory(nbytes);
+    assert_true(table->holds(mine(), memory, nbytes));
+    assert_true(table->holds(mine(), memory + 100, nbytes - 100));
+    assert_false(table->holds(mine(), &here, 1));
+    must(cudaFree(memory));
+    assert_false(table->holds(mine(), memory, nbytes));
+    void *own = NULL; /* of the pool, as tensors have it */
+    assert_brg_ok(table->alloc(mine(), &own, 1000));
+    assert_true(table->holds(mine(), own, 1000));
+    table->free(mine(), own, 1000);
+}
+
 int main(int argc, char **argv)
 {
     int status = gpu_ranks_begin(argc, argv);
@@ -153,6 +175,7 @@ int main(int argc, char **argv)
         return status;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_streams__gradients_are_waited_for),
+        cmocka_unit_test(test_streams__freed_memory_is_known),
     };
     return gpu_ranks_end(
         cmocka_run_group_tests_name("streams", tests, NULL, NULL));

@@ -545,6 +545,7 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *out,
                                      const void *at)
 {
     out->type = cudaMemoryTypeUnregistered;
+    (void)cudaGetDevice(&out->device);
     pthread_mutex_lock(&blocks_lock);
     for (const block *b = blocks; b; b = b->next)
         if ((const char *)at >= b->at && (const char *)at < b->at + b->nbytes)

@@ -164,10 +164,45 @@ static void test_streams__gradients_are_waited_for(void **state)
         forked_check(n, run_streams, NULL);
 }
 
+#if BRG_DEBUG >= 1
+/* Memory that was given back is found when it is marked; with other memory the
+ * step goes on. */
+static brg_status run_freed(forked_rank *me)
+{
+    trainer t = {.me = me};
+    BRG_TRY(trainer_make(&t));
+    BRG_TRY(step(&t, 0));
+    BRG_TRY(check_step(&t, 0));
+    (void)cudaFree(t.grads[1]);
+    RANK_FAILS(brg_reducer_mark_ready(t.reducer, 1), BRG_ERR_STATE,
+               "the buffer of parameter 1 (2004 bytes at");
+    RANK_CHECK(cudaMalloc((void **)&t.grads[1], COUNT * sizeof(float)) ==
+                   cudaSuccess,
+               "no memory");
+    BRG_TRY(brg_reducer_set_grad(t.reducer, 1, t.grads[1]));
+    BRG_TRY(step(&t, 1));
+    BRG_TRY(check_step(&t, 1));
+    trainer_free(&t);
+    return BRG_OK;
+}
+#endif
+
+static void test_streams__freed_memory_is_found_in_debug_builds(void **state)
+{
+    (void)state;
+#if BRG_DEBUG >= 1
+    for (int n = 1; n <= 2; n++)
+        forked_check(n, run_freed, NULL);
+#else
+    skip();
+#endif
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_streams__gradients_are_waited_for),
+        cmocka_unit_test(test_streams__freed_memory_is_found_in_debug_builds),
     };
     return cmocka_run_group_tests_name("streams", tests, NULL, NULL);
 }

@@ -385,6 +385,44 @@ static void check_gone(trainer *t, size_t i)
     t->params[i].grad = t->memory[i];
     assert_brg_ok(run_step(t, 1, 1));
 }
+
+/* The system moves the block, as a realloc of a large one does. */
+static void check_moved(trainer *t)
+{
+    size_t nbytes = MAX_COUNT * sizeof(double);
+    void *block = mmap(NULL, nbytes, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *free_place =
+        mmap(NULL, nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_true(block != MAP_FAILED && free_place != MAP_FAILED);
+    t->params[3].grad = block;
+    assert_brg_ok(trainer_create(t, NULL));
+    assert_brg_ok(run_step(t, 0, 1));
+    void *moved = mremap(block, nbytes, nbytes, MREMAP_MAYMOVE | MREMAP_FIXED,
+                         free_place);
+    assert_ptr_equal(moved, free_place);
+    assert_brg_fails_with(brg_reducer_mark_ready(t->reducer, 3), BRG_ERR_STATE,
+                          "was freed or has moved");
+    assert_brg_ok(brg_reducer_set_grad(t->reducer, 3, moved));
+    t->params[3].grad = moved;
+    assert_brg_ok(run_step(t, 1, 1));
+    brg_reducer_destroy(t->reducer);
+    t->params[3].grad = t->memory[3];
+    munmap(moved, nbytes);
+}
+
+/* malloc takes this much from the system, and free gives it back. */
+static void check_large(trainer *t)
+{
+    char *block = malloc((size_t)40 << 20);
+    assert_non_null(block);
+    t->params[3].grad = block;
+    assert_brg_ok(trainer_create(t, NULL));
+    assert_brg_ok(run_step(t, 0, 1));
+    free(block);
+    check_gone(t, 3);
+    brg_reducer_destroy(t->reducer);
+}
 #endif
 
 static void test_raw__a_buffer_that_went_is_found_in_debug_builds(void **state)
@@ -405,6 +443,8 @@ static void test_raw__a_buffer_that_went_is_found_in_debug_builds(void **state)
     munmap(block, nbytes);
     check_gone(&t, 3);
     brg_reducer_destroy(t.reducer);
+    check_moved(&t);
+    check_large(&t);
 #if defined(__SANITIZE_ADDRESS__)
     t.params[2].grad = block = malloc(nbytes);
     assert_brg_ok(trainer_create(&t, NULL));

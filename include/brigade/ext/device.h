@@ -179,6 +179,9 @@ typedef struct brg_device_vtable {
     /* (optional) The device's own handle of the queue that kernels go to (a
      * cudaStream_t), for code that shares it. */
     brg_status (*stream)(brg_device device, void **out);
+    /* (optional) Are the first and the last of `nbytes` bytes memory of this
+     * device, as far as can be told? For checks of debug builds. */
+    bool (*holds)(brg_device device, const void *ptr, size_t nbytes);
 
     /* (optional, all or none) Values that the host looks at later. fetch queues
      * a copy of `nbytes`, the same in each call, into host memory that belongs
