@@ -118,10 +118,7 @@ int main(void)
     make_params();
     brg_reducer_param list[N_PARAMS];
     for (int p = 0; p < N_PARAMS; p++)
-        list[p] = (brg_reducer_param){.name = names[p],
-                                      .grad = grad[p],
-                                      .count = sizes[p],
-                                      .dtype = BRG_DTYPE_F64};
+        list[p] = brg_reducer_raw(names[p], grad[p], sizes[p], BRG_DTYPE_F64);
     must(brg_pg_create(&pg, "auto", NULL));
     must(brg_reducer_create(&reducer, pg, list, N_PARAMS, NULL));
     int n = BATCH / brg_pg_world_size(pg), first = n * brg_pg_rank(pg);

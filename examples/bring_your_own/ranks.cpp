@@ -42,9 +42,8 @@ class Network
             grad[p].resize(sizes[p]);
             for (std::size_t k = 0; (p == w1 || p == w2) && k < sizes[p]; k++)
                 param[p][k] = std::sin(9.7 * static_cast<double>(k) + p);
-            list[p].grad = grad[p].data();
-            list[p].count = sizes[p];
-            list[p].dtype = BRG_DTYPE_F64;
+            list[p] = brg_reducer_raw(nullptr, grad[p].data(), sizes[p],
+                                      BRG_DTYPE_F64);
         }
         brg_reducer_options options = BRG_REDUCER_OPTIONS_INIT;
         options.first_bucket_bytes = options.bucket_bytes = 64; // several

@@ -197,10 +197,7 @@ int main(void)
     make_net(&t);
     brg_reducer_param list[N_PARAMS] = {};
     for (int p = 0; p < N_PARAMS; p++) {
-        list[p].name = names[p];
-        list[p].grad = t.grad[p];
-        list[p].count = sizes[p];
-        list[p].dtype = BRG_DTYPE_F64;
+        list[p] = brg_reducer_raw(names[p], t.grad[p], sizes[p], BRG_DTYPE_F64);
         list[p].device = device;
     }
     must(brg_reducer_create(&reducer, pg, list, N_PARAMS, NULL));

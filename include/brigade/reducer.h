@@ -36,6 +36,14 @@ typedef struct brg_reducer_param {
     size_t n_rows;     /* of a matrix, for hooks that compress; 0: none */
 } brg_reducer_param;
 
+/* One in host memory; set what else it has. */
+static inline brg_reducer_param brg_reducer_raw(const char *name, void *grad,
+                                                size_t count, brg_dtype dtype)
+{
+    brg_reducer_param p = {name, grad, count, dtype, {BRG_DEVICE_CPU, 0}, 0};
+    return p;
+}
+
 /* Which gradients travel together. */
 typedef enum brg_bucket_choice {
     /* MEASURED where the ranks are on several machines, no size of buckets is
