@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * What the reducer costs a parameter, from the mark or the hook to the start
- * of its bucket, without any communication (a group of one). */
+ * of its bucket, without any communication (a group of one); under mpirun -n 2
+ * with it, the wait at the end left out. */
+#include <stdio.h>
 #include <stdlib.h>
 
 #include <brigade/brigade.h>
@@ -9,8 +11,25 @@
 
 #define N_PARAMS 1024
 #define COUNT 16
-#define N_ROUNDS 400
+#define N_ROUNDS 120
+#define N_REPEATS 5
+#define N_BUCKETS 8
 #define TARGET_NS 100.0
+
+static bool is_alone; /* else only rank 0 prints */
+static int rank;
+
+/* The median of the repeats, and their range. */
+static void print_cost(const char *name, double ns[N_REPEATS])
+{
+    const double middle = bench_median(ns, N_REPEATS); /* sorts */
+    if (rank != 0)
+        return;
+    name = bench_name(is_alone ? "reducer" : "reducer.ranks", name);
+    bench_at_most(name, middle, "ns", TARGET_NS);
+    printf("  (%.0f to %.0f in %d repeats)\n", ns[0], ns[N_REPEATS - 1],
+           N_REPEATS);
+}
 
 /* ---- Marks of a hand-written backward ------------------------------------------- */
 
@@ -26,7 +45,7 @@ static brg_reducer *make_reducer(brg_pg *pg, float *memory)
                                 .count = COUNT,
                                 .dtype = BRG_DTYPE_F32};
     options.first_bucket_bytes = options.bucket_bytes =
-        N_PARAMS * COUNT * sizeof(float) / 8;
+        N_PARAMS * COUNT * sizeof(float) / N_BUCKETS;
     bench_must(brg_reducer_create(&reducer, pg, params, N_PARAMS, &options));
     return reducer;
 }
@@ -46,9 +65,12 @@ static double time_marks(brg_reducer *reducer)
 
 static void run_marks(brg_pg *pg, const char *name, float *memory)
 {
+    double ns[N_REPEATS];
     brg_reducer *reducer = make_reducer(pg, memory);
     time_marks(reducer);
-    bench_at_most(name, time_marks(reducer), "ns", TARGET_NS);
+    for (int k = 0; k < N_REPEATS; k++)
+        ns[k] = time_marks(reducer);
+    print_cost(name, ns);
     brg_reducer_destroy(reducer);
 }
 
@@ -62,7 +84,7 @@ typedef struct leaves {
     brg_ddp *ddp;
 } leaves;
 
-static void leaves_init(leaves *l, brg_pg *pg)
+static void leaves_init(leaves *l, brg_pg *pg, size_t n_buckets)
 {
     l->scope = brg_scope_begin();
     for (size_t i = 0; i < N_LEAVES; i++) {
@@ -72,16 +94,21 @@ static void leaves_init(leaves *l, brg_pg *pg)
     l->ddp = NULL;
     brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
     options.keep_order = true;
+    if (n_buckets > 1) /* 0: the default, one bucket here */
+        options.first_bucket_bytes = options.bucket_bytes =
+            N_LEAVES * COUNT * sizeof(float) / n_buckets;
     if (pg)
         bench_must(
             brg_ddp_create(&l->ddp, pg, l->at, N_LEAVES, NULL, 0, &options));
 }
 
 /* A backward, and its gradients given back: a hook gives back what it has
- * copied, which has to be done without it as well. */
+ * copied, which has to be done without it as well. The wait at its end is no
+ * part of it. */
 static double time_backward(leaves *l)
 {
     brg_scope *scope = brg_scope_begin();
+    brg_reducer_stats stats = {0};
     brg_tensor *sum = l->at[0];
     for (size_t i = 1; i < N_LEAVES; i++)
         sum = bench_some(brg_mul(sum, l->at[i]));
@@ -91,24 +118,35 @@ static double time_backward(leaves *l)
     for (size_t i = 0; i < N_LEAVES; i++)
         bench_must(brg_tensor_set_grad(l->at[i], NULL));
     double seconds = bench_seconds() - start;
+    if (l->ddp)
+        brg_ddp_get_stats(l->ddp, &stats);
     brg_scope_end(scope);
-    return seconds;
+    return seconds - 1e-9 * (double)stats.wait_ns;
 }
 
-/* In turn, so that both see the same machine: the median difference. */
-static void run_hooks(brg_pg *pg)
+/* With hooks and without, in turn, so that both see the same machine. */
+static double time_hooks(leaves *with, leaves *without)
+{
+    static bench_pairs pairs;
+    pairs.n = 0;
+    for (size_t k = 0; k < N_ROUNDS; k++) {
+        double before = bench_switches();
+        double a = time_backward(with);
+        double b = time_backward(without);
+        bench_pairs_add(&pairs, a, b, bench_switches() - before);
+    }
+    return 1e9 * (bench_pairs_a(&pairs) - bench_pairs_b(&pairs)) / N_LEAVES;
+}
+
+static void run_hooks(brg_pg *pg, const char *name, size_t n_buckets)
 {
     static leaves with, without;
-    static double seconds[N_ROUNDS];
-    leaves_init(&with, pg);
-    leaves_init(&without, NULL);
-    for (size_t k = 0; k < N_ROUNDS; k++) {
-        double a = time_backward(&with);
-        seconds[k] = a - time_backward(&without);
-    }
-    bench_at_most("reducer.hook",
-                  1e9 * bench_median(seconds, N_ROUNDS) / N_LEAVES, "ns",
-                  TARGET_NS);
+    double ns[N_REPEATS];
+    leaves_init(&with, pg, n_buckets);
+    leaves_init(&without, NULL, 0);
+    for (int k = 0; k < N_REPEATS; k++)
+        ns[k] = time_hooks(&with, &without);
+    print_cost(name, ns);
     brg_ddp_destroy(with.ddp);
     brg_scope_end(without.scope);
     brg_scope_end(with.scope);
@@ -169,11 +207,15 @@ int main(void)
 {
     brg_pg *pg;
     float *memory = calloc(N_PARAMS * COUNT, sizeof *memory);
-    bench_must(brg_pg_create_self(&pg));
-    run_marks(pg, "reducer.mark_in_slot", NULL);
-    run_marks(pg, "reducer.mark_and_copy", memory);
-    run_hooks(pg);
-    run_finite(pg);
+    bench_must(brg_pg_create(&pg, "auto", NULL));
+    is_alone = brg_pg_world_size(pg) == 1;
+    rank = brg_pg_rank(pg);
+    run_marks(pg, "mark_in_slot", NULL);
+    run_marks(pg, "mark_and_copy", memory);
+    run_hooks(pg, "hook", 0);
+    run_hooks(pg, "hook_of_8_buckets", N_BUCKETS);
+    if (is_alone)
+        run_finite(pg);
     brg_pg_destroy(pg);
     free(memory);
     return 0;
