@@ -89,20 +89,20 @@ static bool is_unmapped(void *at, size_t nbytes)
     return msync((void *)begin, length, MS_ASYNC) != 0 && errno == ENOMEM;
 }
 
-static bool is_there(const brg_reducer *r, const brg__member *m)
+static bool is_there(const brg__member *m)
 {
-    const brg_device_vtable *table = r->tail.vtable;
+    const brg_device_vtable *table;
     if (m->device.type == BRG_DEVICE_CPU)
         return !is_unmapped(m->grad, m->nbytes) &&
                !is_freed(m->grad, m->nbytes);
-    return !table || !table->holds ||
+    return brg__device_find(m->device, &table) != BRG_OK || !table->holds ||
            table->holds(m->device, m->grad, m->nbytes);
 }
 
 brg_status brg__guard_buffer(const brg_reducer *r, size_t i)
 {
     const brg__member *m = &r->members[i];
-    if (!m->grad || m->nbytes == 0 || is_there(r, m))
+    if (!m->grad || m->nbytes == 0 || is_there(m))
         return BRG_OK;
     return BRG_FAIL(BRG_ERR_STATE,
                     "rank %d: the buffer of %s (%zu bytes at %p) was freed or "

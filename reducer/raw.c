@@ -78,15 +78,19 @@ static brg_status claim(brg_reducer *r, size_t i)
                                           : brg__reducer_fail_twice(r, i);
 }
 
-/* What the device's queue gets from now on comes behind `event`, if not NULL. */
+/* What the device's queue gets from now on comes behind `event`, if not NULL. A
+ * copy from a device to the host waits for it. */
 static brg_status pack(const brg_reducer *r, size_t i, void *event)
 {
     const brg__member *m = &r->members[i];
-    if (event)
-        BRG_TRY(r->tail.vtable->event_wait(r->device, event));
+    const brg_device_vtable *table;
+    if (event) {
+        BRG_TRY(brg__device_find(m->device, &table));
+        BRG_TRY(table->event_wait(m->device, event));
+    }
     if (!m->grad)
         return BRG_OK;
-    return brg__device_copy(r->device, brg__leaf_home(r, i), r->device, m->grad,
+    return brg__device_copy(r->device, brg__leaf_home(r, i), m->device, m->grad,
                             m->nbytes);
 }
 
@@ -128,17 +132,19 @@ brg_status brg_reducer_mark_ready(brg_reducer *r, size_t i)
 brg_status brg_reducer_mark_ready_after(brg_reducer *r, size_t i, void *event)
 {
     static const char what[] = "brg_reducer_mark_ready_after";
+    const brg_device_vtable *table;
     char text[24];
     BRG_TRY(check_index(r, i, what));
     BRG_CHECK_ARG(event, "rank %d: %s: the event of %s is NULL", r->rank, what,
                   brg__member_name(r, i));
-    if (!r->tail.vtable || !r->tail.vtable->event_wait)
+    BRG_TRY(brg__device_find(r->members[i].device, &table));
+    if (!table->event_wait)
         return BRG_FAIL(BRG_ERR_UNSUPPORTED,
                         "rank %d: %s: %s is on %s, where no event can be "
                         "waited for; call brg_reducer_mark_ready when it is "
                         "there",
                         r->rank, what, brg__member_name(r, i),
-                        brg__device_text(r->device, text));
+                        brg__device_text(r->members[i].device, text));
     return mark(r, i, event);
 }
 
@@ -226,7 +232,7 @@ static void copy_back(brg_reducer *r, size_t i)
     if (r->options.keep_in_slots || !m->grad || m->nbytes == 0)
         return;
     if (brg__guard_buffer(r, i) != BRG_OK ||
-        brg__device_copy(r->device, m->grad, r->device, m->slot, m->nbytes) !=
+        brg__device_copy(m->device, m->grad, r->device, m->slot, m->nbytes) !=
             BRG_OK)
         refuse(r);
 }

@@ -82,6 +82,25 @@ static brg_status complete_options(brg_reducer *r,
     return BRG_OK;
 }
 
+/* Where the group reduces; or on a device whose gradients go through the host. */
+static brg_status check_place(const brg_reducer *r, size_t i,
+                              const brg_reducer_param *param)
+{
+    char there[24], here[24];
+    if (brg__device_equal(param->device, r->device))
+        return BRG_OK;
+    if (r->device.type == BRG_DEVICE_CPU && param->grad)
+        return brg__device_check("brg_reducer_create", param->device);
+    return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                    "brg_reducer_create: parameter %zu is on %s, the group "
+                    "reduces on %s (for GPUs: brg_nccl_create%s)",
+                    i, brg__device_text(param->device, there),
+                    brg__device_text(r->device, here),
+                    r->device.type == BRG_DEVICE_CPU
+                        ? ", or a `grad` that is not NULL"
+                        : "");
+}
+
 static brg_status set_member(brg_reducer *r, size_t i,
                              const brg_reducer_param *param)
 {
@@ -90,13 +109,7 @@ static brg_status set_member(brg_reducer *r, size_t i,
                   "brg_reducer_create: parameter %zu has dtype %d, which does "
                   "not exist",
                   i, (int)param->dtype);
-    char there[24], here[24];
-    if (!brg__device_equal(param->device, r->device))
-        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
-                        "brg_reducer_create: parameter %zu is on %s, the group "
-                        "reduces on %s (for GPUs: brg_nccl_create)",
-                        i, brg__device_text(param->device, there),
-                        brg__device_text(r->device, here));
+    BRG_TRY(check_place(r, i, param));
     BRG_CHECK_ARG(
         brg__mul_size(param->count, brg_dtype_size(param->dtype), &m->nbytes),
         "brg_reducer_create: parameter %zu has %zu elements", i, param->count);
@@ -126,7 +139,7 @@ brg_status brg__reducer_plan(const brg_reducer *r, const uint32_t *order,
     for (size_t i = 0; i < r->n_params; i++)
         params[i] = (brg__plan_param){.nbytes = r->members[i].nbytes,
                                       .dtype = r->members[i].dtype,
-                                      .device = r->members[i].device,
+                                      .device = r->device,
                                       .group = r->members[i].group};
     brg_status status = brg__plan_make(
         out, &(brg__plan_request){

@@ -32,8 +32,11 @@ typedef struct brg_reducer_param {
     void *grad;
     size_t count;
     brg_dtype dtype;
-    brg_device device; /* where the group reduces: its GPU, or the CPU */
-    size_t n_rows;     /* of a matrix, for hooks that compress; 0: none */
+    /* Where the group reduces: its GPU, or the CPU. Of a group that reduces on
+     * the CPU also a GPU: the gradient is copied to its slot and back, for which
+     * the host waits. */
+    brg_device device;
+    size_t n_rows; /* of a matrix, for hooks that compress; 0: none */
 } brg_reducer_param;
 
 /* One in host memory; set what else it has. */

@@ -403,6 +403,34 @@ static void test_device_buckets__streams_of_the_users_own(void **state)
     fake.event_wait = NULL;
 }
 
+/* ---- Through the host -------------------------------------------------------------------- */
+
+/* The group reduces in host memory, over MPI for example. */
+static brg_status staged_body(world *w, const run *r)
+{
+    brg_reducer *reducer;
+    brg_reducer_param bare = {
+        .count = 3, .dtype = BRG_DTYPE_F32, .device = THERE(w->rank)};
+    w->pg->end.device = HOME;
+    w->pg->end.ops = plain;
+    RANK_FAILS(brg_reducer_create(&reducer, w->pg, &bare, 1, NULL),
+               BRG_ERR_UNSUPPORTED, "a `grad` that is not NULL");
+    const int before = n_crossings;
+    BRG_TRY(late_body(w, r));
+    RANK_CHECK(n_crossings > before, "nothing went through the host");
+    return BRG_OK;
+}
+
+static void test_device_buckets__gradients_go_through_the_host(void **state)
+{
+    (void)state;
+    run r = make_run(staged_body);
+    r.is_bare = true;
+    fake.event_wait = fake_event_wait;
+    run_worlds(&r);
+    fake.event_wait = NULL;
+}
+
 /* ---- What cannot be ------------------------------------------------------------------- */
 
 static brg_status refuses(world *w, const run *r)
@@ -453,6 +481,7 @@ int main(void)
         TEST(test_device_buckets__ranks_may_run_out_of_data),
         TEST(test_device_buckets__raw_buffers),
         TEST(test_device_buckets__streams_of_the_users_own),
+        TEST(test_device_buckets__gradients_go_through_the_host),
         TEST(test_device_buckets__refusals_say_why),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
