@@ -6,11 +6,12 @@
  *     add(r, linear)                                 linear_add
  *     gelu_grad(matmul(g, w), y)                     matmul_gelu_grad
  *     add(r, layer_norm_grad)                        layer_norm_grad_add
+ *     cross_entropy, its gradient by a backward      cross_entropy_with_grad
  *
  * What is merged runs where the first of its ops was, so the others move up: not
  * past what makes their operands, nor past an effect if an operand is memory
- * that it may change. The last has the bits of what it stands for; the others
- * round once instead of twice and are for the backend FUSED. */
+ * that it may change. The last two have the bits of what they stand for; the
+ * others round once instead of twice and are for the backend FUSED. */
 #include "compile/passes/passes.h"
 
 #include <string.h>
@@ -295,6 +296,31 @@ static brg_status merge_layer_norm_grad(merger *m, int at)
     return merge(m, at, next, &what);
 }
 
+/* The gradient is read where the loss is if a backward begins with the loss: it
+ * is then a number that the plan knows. */
+static brg_status merge_cross_entropy(merger *m, int at)
+{
+    const brg__ir_node *node = node_at(m, at);
+    const int loss = node->first_out, *in = in_of(m, at);
+    const int next = user_of(m, at, loss + 1, &brg__op_cross_entropy_grad);
+    if (next == NONE || !has_kernel(m, &brg__op_cross_entropy_with_grad))
+        return BRG_OK;
+    const int *of = in_of(m, next), seed = brg__ir_maker(m->ir, of[0]);
+    if (of[1] != in[0] || of[2] != in[1] || of[3] != loss + 1 ||
+        memcmp(&node_at(m, next)->attrs, &node->attrs, sizeof node->attrs) !=
+            0 ||
+        !is_there(m, in[0], at, next) || !is_there(m, in[1], at, next) ||
+        seed == NONE || !is_op(m, seed, &brg__op_full_like) ||
+        in_of(m, seed)[0] != loss)
+        return BRG_OK;
+    merged what = begin(m, at, &brg__op_cross_entropy_with_grad, NONE);
+    what.attrs.f[1] = (double)(float)node_at(m, seed)->attrs.f[0];
+    what.out[2] = node_at(m, next)->first_out;
+    if (m->n_uses[of[0]] == 1)
+        m->becomes[seed] = NONE;
+    return merge(m, at, next, &what);
+}
+
 static brg_status merge_node(merger *m, int at)
 {
     const brg__ir_node *node = node_at(m, at);
@@ -303,6 +329,8 @@ static brg_status merge_node(merger *m, int at)
         return BRG_OK;
     if (is_op(m, at, &brg__op_layer_norm_grad))
         return merge_layer_norm_grad(m, at);
+    if (is_op(m, at, &brg__op_cross_entropy))
+        return merge_cross_entropy(m, at);
     if (!m->ir->wants_kernels)
         return BRG_OK;
     return is_op(m, at, &brg__op_linear)   ? merge_linear(m, at)

@@ -153,6 +153,7 @@ typedef struct brg__cu_entropy {
     int dtype, target_dtype, loss_dtype;   /* of loss and of g */
     int64_t rows, width, classes, ignored; /* width: classes and padding */
     double smoothing;
+    double seed; /* the gradient of the loss if g is NULL */
     const void *logits, *targets, *g;
     void *loss, *lse, *out, *weight;
     double *scratch;
@@ -161,6 +162,9 @@ typedef struct brg__cu_entropy {
 int brg__cu_cross_entropy(const brg__cu_queue *q, const brg__cu_entropy *a);
 int brg__cu_cross_entropy_grad(const brg__cu_queue *q,
                                const brg__cu_entropy *a);
+/* Both at once, of rows > 0: the bits of the two. */
+int brg__cu_cross_entropy_with_grad(const brg__cu_queue *q,
+                                    const brg__cu_entropy *a);
 int brg__cu_cross_entropy_targets(const brg__cu_queue *q,
                                   const brg__cu_entropy *a);
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Losses. Cross entropy reads the logits once forward and once backward, and
- * keeps nothing of their size: the gradient is made from the log-sum-exp. */
+ * Losses. Cross entropy reads the logits once forward and once backward, or once
+ * for both, and keeps nothing of their size: the gradient is made from the
+ * log-sum-exp. */
 #include "core/cuda/element.cuh"
 
 /* ---- Cross entropy ------------------------------------------------------------- */
@@ -129,23 +130,12 @@ static __device__ __forceinline__ void take(running<C> &r, const pack<T, V> &x)
     r.sum += sum[0] + sum[1];
 }
 
-/* One read of the row. scratch[row]: the row's loss; scratch[rows + row]: 1 if
- * it counts. */
+/* What a row of logits comes to, the same in every thread; `top` and `sum` are
+ * of all classes, `plain` too if it is asked for. */
 template <bool IS_SMOOTH, typename T, typename C, int V>
-__global__ void __launch_bounds__(512, 3)
-    entropy_kernel(const __grid_constant__ brg__cu_entropy a,
-                   brg__cu_fault *fault)
+static __device__ __forceinline__ running<C> walk(const brg__cu_entropy &a,
+                                                  const T *x)
 {
-    const int64_t row = blockIdx.x;
-    const T *x = (const T *)a.logits + row * a.width;
-    const int64_t t = target_of(a, row, fault);
-    if (t < 0) {
-        if (threadIdx.x == 0) {
-            a.scratch[row] = a.scratch[a.rows + row] = 0.0;
-            ((C *)a.lse)[row] = 0;
-        }
-        return;
-    }
     running<C> r = {-INFINITY, 0, 0};
     const int step = blockDim.x * V, n = (int)a.classes;
     int i = threadIdx.x * V;
@@ -166,16 +156,52 @@ __global__ void __launch_bounds__(512, 3)
     const C top = over_block<max_of>(r.top);
     if (top != -INFINITY)
         r.sum *= grown<T>::of(r.top, grown<T>::prepare(top));
-    const C sum = over_block<sum_of>(r.sum);
-    const C plain = over_block<sum_of>(r.plain);
-    if (threadIdx.x != 0)
-        return;
-    const double lse = (double)top + log((double)sum), e = a.smoothing;
+    return {top, over_block<sum_of>(r.sum),
+            IS_SMOOTH ? over_block<sum_of>(r.plain) : (C)0};
+}
+
+/* One thread's: scratch[row]: the row's loss; scratch[rows + row]: 1 if it
+ * counts. Returns its log-sum-exp. */
+template <typename T, typename C>
+static __device__ __forceinline__ C note_row(const brg__cu_entropy &a,
+                                             int64_t row, int64_t t,
+                                             const running<C> &r)
+{
+    const T *x = (const T *)a.logits + row * a.width;
+    const double lse = (double)r.top + log((double)r.sum), e = a.smoothing;
     a.scratch[row] =
         (1.0 - e) * (lse - get<double>(x + t)) +
-        (e != 0 ? e * (lse - (double)plain / (double)a.classes) : 0.0);
+        (e != 0 ? e * (lse - (double)r.plain / (double)a.classes) : 0.0);
     a.scratch[a.rows + row] = 1.0;
-    ((C *)a.lse)[row] = (C)lse;
+    return ((C *)a.lse)[row] = (C)lse;
+}
+
+/* The same of a row that is ignored. */
+template <typename C>
+static __device__ __forceinline__ void note_none(const brg__cu_entropy &a,
+                                                 int64_t row)
+{
+    a.scratch[row] = a.scratch[a.rows + row] = 0.0;
+    ((C *)a.lse)[row] = 0;
+}
+
+/* One read of the row. */
+template <bool IS_SMOOTH, typename T, typename C, int V>
+__global__ void __launch_bounds__(512, 3)
+    entropy_kernel(const __grid_constant__ brg__cu_entropy a,
+                   brg__cu_fault *fault)
+{
+    const int64_t row = blockIdx.x;
+    const int64_t t = target_of(a, row, fault);
+    if (t < 0) {
+        if (threadIdx.x == 0)
+            note_none<C>(a, row);
+        return;
+    }
+    const running<C> r =
+        walk<IS_SMOOTH, T, C, V>(a, (const T *)a.logits + row * a.width);
+    if (threadIdx.x == 0)
+        note_row<T>(a, row, t, r);
 }
 
 __global__ void __launch_bounds__(1024)
@@ -239,7 +265,7 @@ int brg__cu_cross_entropy(const brg__cu_queue *q, const brg__cu_entropy *a)
     return (int)cudaGetLastError();
 }
 
-/* scratch[0]: how many rows count. */
+/* scratch[2 rows]: how many rows count. */
 __global__ void __launch_bounds__(1024)
     count_kernel(const __grid_constant__ brg__cu_entropy a,
                  brg__cu_fault *fault)
@@ -249,7 +275,67 @@ __global__ void __launch_bounds__(1024)
         count += target_of(a, i, fault) >= 0;
     count = over_block<sum_of>(count);
     if (threadIdx.x == 0)
-        a.scratch[0] = count;
+        a.scratch[2 * a.rows] = count;
+}
+
+/* Multiplied and subtracted apart, wherever it is compiled into. */
+static __device__ __forceinline__ float less(float a, float factor, float b)
+{
+    return __fsub_rn(__fmul_rn(a, factor), b);
+}
+
+static __device__ __forceinline__ double less(double a, double factor, double b)
+{
+    return __dsub_rn(__dmul_rn(a, factor), b);
+}
+
+/* What the elements of a row's gradient are made from. */
+template <typename T, typename C> struct slope {
+    C lse, factor, base, taken;
+
+    __device__ slope(const brg__cu_entropy &a, C log_sum_exp, double scale)
+        : lse(grown<T>::prepare(log_sum_exp)), factor((C)scale),
+          base((C)(a.smoothing / (double)a.classes)),
+          taken((C)((1.0 - a.smoothing) * scale))
+    {
+    }
+    __device__ __forceinline__ T at(const T &x) const
+    {
+        return as<T>::of((grown<T>::of(get<C>(&x), lse) - base) * factor);
+    }
+    __device__ __forceinline__ T at_target(const T &x) const
+    {
+        return as<T>::of(
+            less(grown<T>::of(get<C>(&x), lse) - base, factor, taken));
+    }
+};
+
+/* V elements of a row from i on; t < 0: of one that is ignored. */
+template <typename T, typename C, int V>
+static __device__ __forceinline__ pack<T, V>
+slope_at(const brg__cu_entropy &a, const slope<T, C> &s, const pack<T, V> &x,
+         int64_t i, int64_t t)
+{
+    pack<T, V> to;
+    if (t >= 0 && i + V <= a.classes && (t < i || t >= i + V)) {
+#pragma unroll
+        for (int k = 0; k < V; k++)
+            to.at[k] = s.at(x.at[k]);
+        return to;
+    }
+#pragma unroll
+    for (int k = 0; k < V; k++)
+        to.at[k] = t < 0 || i + k >= a.classes ? as<T>::of((C)0)
+                   : i + k == t                ? s.at_target(x.at[k])
+                                               : s.at(x.at[k]);
+    return to;
+}
+
+/* g / how many rows count. */
+static __device__ __forceinline__ double scale_of(const brg__cu_entropy &a)
+{
+    const double g = a.g ? load<double>(a.g, a.loss_dtype, 0) : a.seed;
+    return g / a.scratch[2 * a.rows];
 }
 
 template <typename T, typename C, int V>
@@ -260,22 +346,10 @@ __global__ void entropy_grad_kernel(const __grid_constant__ brg__cu_entropy a,
     const T *x = (const T *)a.logits + row * a.width;
     T *out = (T *)a.out + row * a.width;
     const int64_t t = target_of(a, row, fault);
-    const double scale = load<double>(a.g, a.loss_dtype, 0) / a.scratch[0];
-    const C lse = grown<T>::prepare(((const C *)a.lse)[row]);
-    const C factor = (C)scale;
-    const C base = (C)(a.smoothing / (double)a.classes);
-    const C taken = (C)((1.0 - a.smoothing) * scale);
-    for (int64_t i = threadIdx.x * V; i < a.width; i += blockDim.x * V) {
-        const pack<T, V> from = *(const pack<T, V> *)(x + i);
-        pack<T, V> to;
-#pragma unroll
-        for (int k = 0; k < V; k++) {
-            C v = (grown<T>::of(get<C>(&from.at[k]), lse) - base) * factor;
-            v = i + k == t ? v - taken : v;
-            to.at[k] = as<T>::of(t < 0 || i + k >= a.classes ? (C)0 : v);
-        }
-        *(pack<T, V> *)(out + i) = to;
-    }
+    const slope<T, C> s(a, ((const C *)a.lse)[row], scale_of(a));
+    for (int64_t i = threadIdx.x * V; i < a.width; i += blockDim.x * V)
+        *(pack<T, V> *)(out + i) =
+            slope_at<T, C, V>(a, s, *(const pack<T, V> *)(x + i), i, t);
 }
 
 int brg__cu_cross_entropy_grad(const brg__cu_queue *q, const brg__cu_entropy *a)
@@ -292,6 +366,62 @@ int brg__cu_cross_entropy_grad(const brg__cu_queue *q, const brg__cu_entropy *a)
     return (int)cudaGetLastError();
 }
 
+/* Writes what is not read again soon, to leave the caches to what is. */
+template <typename P>
+static __device__ __forceinline__ void store_past(P *at, const P &v)
+{
+    if constexpr (sizeof(P) == sizeof(int4))
+        __stcs((int4 *)at, *(const int4 *)&v);
+    else
+        *at = v;
+}
+
+/* The row is read twice, the second time from the cache and backwards: what was
+ * read last is there for certain. */
+template <bool IS_SMOOTH, typename T, typename C, int V>
+__global__ void __launch_bounds__(512, 2)
+    entropy_with_grad_kernel(const __grid_constant__ brg__cu_entropy a,
+                             brg__cu_fault *fault)
+{
+    __shared__ C lse;
+    const int64_t row = blockIdx.x;
+    const T *x = (const T *)a.logits + row * a.width;
+    T *out = (T *)a.out + row * a.width;
+    const int64_t t = target_of(a, row, fault);
+    running<C> r = {};
+    if (t >= 0)
+        r = walk<IS_SMOOTH, T, C, V>(a, x);
+    else if (threadIdx.x == 0)
+        note_none<C>(a, row);
+    if (t >= 0 && threadIdx.x == 0)
+        lse = note_row<T>(a, row, t, r);
+    __syncthreads();
+    const slope<T, C> s(a, t < 0 ? (C)0 : lse, scale_of(a));
+    const int step = blockDim.x * V, n = (int)a.width;
+    for (int i = (n - 1) / step * step + threadIdx.x * V; i >= 0; i -= step)
+        if (i < n)
+            store_past(
+                (pack<T, V> *)(out + i),
+                slope_at<T, C, V>(a, s, *(const pack<T, V> *)(x + i), i, t));
+}
+
+int brg__cu_cross_entropy_with_grad(const brg__cu_queue *q,
+                                    const brg__cu_entropy *a)
+{
+    count_kernel<<<1, 1024, 0, stream_of(q)>>>(*a, q->fault);
+#define LAUNCH(T, C, V)                                                        \
+    (a->smoothing != 0 ? entropy_with_grad_kernel<true, T, C, V>               \
+                       : entropy_with_grad_kernel<false, T, C, V>)<<<          \
+        (unsigned)a->rows, threads_for(a->classes), 0, stream_of(q)>>>(        \
+        *a, q->fault)
+#define LAUNCH_1(T, C) LAUNCH(T, C, 1)
+    WITH_ENTROPY(a, LAUNCH);
+#undef LAUNCH
+#undef LAUNCH_1
+    entropy_join_kernel<<<1, 1024, 0, stream_of(q)>>>(*a);
+    return (int)cudaGetLastError();
+}
+
 __global__ void targets_kernel(const __grid_constant__ brg__cu_entropy a,
                                brg__cu_fault *fault)
 {
@@ -299,7 +429,7 @@ __global__ void targets_kernel(const __grid_constant__ brg__cu_entropy a,
     {
         const int64_t row = i / a.width, c = i % a.width;
         const int64_t t = target_of(a, row, fault);
-        const double w = t < 0 ? 0.0 : 1.0 / a.scratch[0];
+        const double w = t < 0 ? 0.0 : 1.0 / a.scratch[2 * a.rows];
         const double rest = w * a.smoothing / (double)a.classes;
         store<double>(a.out, a.dtype, i,
                       c >= a.classes ? 0.0

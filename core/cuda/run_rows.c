@@ -312,6 +312,25 @@ brg_status brg__cu_run_cross_entropy_grad(brg_op_call *call)
                               "cross_entropy_grad"));
 }
 
+/* f[1]: the gradient of the loss. */
+brg_status brg__cu_run_cross_entropy_with_grad(brg_op_call *call)
+{
+    brg__cu_temps temps;
+    brg__cu_entropy a;
+    BRG__CU_TRY(brg__cu_temps_begin(&temps, call));
+    brg_status status = entropy_of(&temps, call, call->in[0], call->in[1], &a);
+    if (status != BRG_OK)
+        return brg__cu_temps_end(&temps, status);
+    a.seed = call->attrs->f[1];
+    a.loss = data_of(call->out[0]);
+    a.loss_dtype = call->out[0]->dtype;
+    a.lse = data_of(call->out[1]);
+    a.out = data_of(call->out[2]);
+    int error = a.out ? brg__cu_cross_entropy_with_grad(&temps.cu->queue, &a)
+                      : brg__cu_cross_entropy(&temps.cu->queue, &a);
+    return brg__cu_temps_end(&temps, brg__cu_check(error, call->op->name));
+}
+
 brg_status brg__cu_run_cross_entropy_targets(brg_op_call *call)
 {
     brg__cu_temps temps;

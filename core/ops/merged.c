@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/ops/op.h"
+#include "core/ops/rows.h"
 
 /* out[0..n_out) = op(in...), in memory that is there. */
 static brg_status run_part(const brg_op *op, int n_in, brg_tensor *const *in,
@@ -92,4 +93,29 @@ brg_status brg__layer_norm_grad_add_run(brg_op_call *call)
                      call->out));
     const brg_tensor *both[] = {call->out[0], call->in[5]};
     return brg__pointwise_now(&brg__op_add, both, call->out[0], NULL);
+}
+
+/* ---- cross_entropy_with_grad: of logits, targets: what cross_entropy gives, and
+ * cross_entropy_grad if f[1] is the gradient of the loss; the rest of the
+ * attributes as of those ------------------------------------------------------------ */
+
+brg_status brg__cross_entropy_with_grad_infer(brg_op_call *call)
+{
+    BRG_TRY(brg__cross_entropy_infer(call));
+    brg__infer_like(call, 2, call->in[0]);
+    return BRG_OK;
+}
+
+brg_status brg__cross_entropy_with_grad_run(brg_op_call *call)
+{
+    const brg_dtype dtype = (brg_dtype)call->out[0]->dtype;
+    brg_tensor *g = brg__empty_host(dtype, 0, NULL);
+    if (!g)
+        return brg_error_code();
+    brg__put_f64(brg__tensor_ptr(g), dtype, 0, call->attrs->f[1]);
+    brg_tensor *in[] = {g, call->in[0], call->in[1], call->out[1]};
+    BRG_TRY(
+        run_part(&brg__op_cross_entropy, 2, call->in, call->attrs, call->out));
+    return run_part(&brg__op_cross_entropy_grad, 4, in, call->attrs,
+                    &call->out[2]);
 }

@@ -161,6 +161,58 @@ static void test_pass_merge__a_gradient_that_meets_a_norms(void **state)
     }
 }
 
+/* The loss is read, too. */
+static void test_pass_merge__a_backward_from_a_cross_entropy(void **state)
+{
+    (void)state;
+    brg__ir ir = {0};
+    int x = ir_input(&ir), t = ir_input(&ir);
+    int y = ir_op(&ir, "sin", IN(x));
+    int loss = ir_op(&ir, "cross_entropy", IN(y, t));
+    int g = ir_op(&ir, "full_like", IN(loss));
+    ir.nodes.at[ir.nodes.n - 1].attrs.f[0] = 0.5;
+    int gy = ir_op(&ir, "cross_entropy_grad", IN(g, y, t, loss + 1));
+    ir_of(&ir, BRG__IR_LEAF, 0, 0, IN(gy));
+    ir_of(&ir, BRG__IR_ACCUMULATE, 0, 0, IN(loss));
+    merge(&ir, false);
+    expect_plan(&ir, "v2 f32/2 = sin(in0)\n"
+                     "v7 f32/2, v8 f32/2, v9 f32/2 = "
+                     "cross_entropy_with_grad(v2, in1)\n"
+                     "leaf@0(v9)\n"
+                     "accumulate@0(v7)\n");
+    assert_true(ir.nodes.at[1].attrs.f[1] == 0.5);
+    brg__ir_deinit(&ir);
+}
+
+/* What the backward begins with is not known, or not the loss; the losses differ;
+ * code of the user runs in between, which may change the targets. */
+static void test_pass_merge__cross_entropies_that_stay_apart(void **state)
+{
+    (void)state;
+    for (int k = 0; k < 6; k++) {
+        brg__ir ir = {0};
+        int x = ir_input(&ir), t = ir_input(&ir), other = ir_input(&ir);
+        int y = ir_op(&ir, "sin", IN(x));
+        int loss = ir_op(&ir, "cross_entropy", IN(y, t));
+        int g = k == 0   ? other
+                : k == 1 ? ir_op(&ir, "sin", IN(loss))
+                         : ir_op(&ir, "full_like", IN(k == 2 ? other : loss));
+        if (k == 3)
+            ir_of(&ir, BRG__IR_LEAF, 1, 0, IN(other));
+        int gy = ir_op(&ir, "cross_entropy_grad",
+                       IN(g, k == 4 ? x : y, t, loss + 1));
+        if (k == 5)
+            ir.nodes.at[ir.nodes.n - 1].attrs.f[0] = 0.1;
+        ir_of(&ir, BRG__IR_LEAF, 0, 0, IN(gy));
+        size_t n = ir.nodes.n;
+        merge(&ir, true);
+        assert_int_equal(ir.nodes.n, n);
+        for (size_t i = 0; i < n; i++)
+            assert_true(ir.nodes.at[i].op != &brg__op_cross_entropy_with_grad);
+        brg__ir_deinit(&ir);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -172,6 +224,8 @@ int main(void)
         cmocka_unit_test(test_pass_merge__a_gradient_through_gelu),
         cmocka_unit_test(test_pass_merge__what_may_be_changed_stays_behind),
         cmocka_unit_test(test_pass_merge__a_gradient_that_meets_a_norms),
+        cmocka_unit_test(test_pass_merge__a_backward_from_a_cross_entropy),
+        cmocka_unit_test(test_pass_merge__cross_entropies_that_stay_apart),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

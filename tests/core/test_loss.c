@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Losses beyond op_cases_shape.def: options, targets out of range, large
  * logits. */
+#include "core/ops/op.h"
 #include "tests/support/values.h"
 
 static brg_tensor *logits_of(brg_dtype dtype)
@@ -106,6 +107,39 @@ static void test_cross_entropy__recorded_gradients_at_any_width(void **state)
     }
 }
 
+/* The merged row gives what the two give; a row is ignored, columns are padding,
+ * the loss is weighted. */
+static void test_cross_entropy__with_its_gradient(void **state)
+{
+    (void)state;
+    const brg_attrs attrs = {.i = {2, 3}, .f = {0.1, 0.25}};
+    for (int d = 0; d <= BRG_DTYPE_BF16; d++) {
+        if (!brg_dtype_is_float((brg_dtype)d))
+            continue;
+        brg_tensor *x = brg_detach(logits_of((brg_dtype)d));
+        brg_tensor *two[2], *both[3], *one;
+        brg_tensor *t =
+            TENSOR_OF(BRG_DTYPE_I64, int64_t, BRG_SHAPE(3), 1, 2, 0);
+        assert_brg_ok(brg_op_apply(&brg__op_cross_entropy, 2,
+                                   (brg_tensor *[]){x, t}, &attrs, two));
+        brg_tensor *g = brg_full_like(two[0], 0.25);
+        assert_brg_ok(brg_op_apply(&brg__op_cross_entropy_grad, 4,
+                                   (brg_tensor *[]){g, x, t, two[1]}, &attrs,
+                                   &one));
+        assert_brg_ok(brg_op_apply(&brg__op_cross_entropy_with_grad, 2,
+                                   (brg_tensor *[]){x, t}, &attrs, both));
+        brg_tensor *want[] = {two[0], two[1], one};
+        for (int k = 0; k < 3; k++) {
+            assert_int_equal(brg_tensor_dtype(both[k]),
+                             brg_tensor_dtype(want[k]));
+            assert_int_equal(brg_tensor_numel(both[k]),
+                             brg_tensor_numel(want[k]));
+            for (int64_t i = 0; i < brg_tensor_numel(want[k]); i++)
+                assert_true(value_at(both[k], i) == value_at(want[k], i));
+        }
+    }
+}
+
 static void test_mse__has_both_gradients(void **state)
 {
     (void)state;
@@ -168,6 +202,7 @@ int main(void)
         IN_SCOPE(test_cross_entropy__of_large_logits),
         IN_SCOPE(test_cross_entropy__equals_nll_of_log_softmax),
         IN_SCOPE(test_cross_entropy__recorded_gradients_at_any_width),
+        IN_SCOPE(test_cross_entropy__with_its_gradient),
         IN_SCOPE(test_mse__has_both_gradients),
         IN_SCOPE(test_binary_cross_entropy__of_logits),
         IN_SCOPE(test_losses__say_which_targets_they_expect),

@@ -83,6 +83,17 @@ static brg_tensor *call_cross_entropy_grad(brg_tensor *const *x)
                      (brg_tensor *[]){made[0], x[0], x[1], made[1]}, &attrs);
 }
 
+/* The same at once, beside the log-sum-exps: of a loss whose gradient is 1.5. */
+static brg_tensor *call_cross_entropy_with_grad(brg_tensor *const *x)
+{
+    const brg_attrs attrs = {.i = {-100, 4990}, .f = {0.1, 1.5}};
+    brg_tensor *made[BRG_MAX_OP_OUTPUTS] = {0};
+    return brg_op_apply(&brg__op_cross_entropy_with_grad, 2, x, &attrs, made) ==
+                   BRG_OK
+               ? made[2]
+               : NULL;
+}
+
 /* Of qkv, out, lse, g. */
 static brg_tensor *call_attention_grad(brg_tensor *const *x)
 {
@@ -315,6 +326,13 @@ static const example examples[] = {
      {{300, 5008}, {300}},
      4990,
      {1e-12, 1e-6, 5e-3}},
+    {"cross_entropy_with_grad",
+     call_cross_entropy_with_grad,
+     2,
+     {2, 1},
+     {{300, 5008}, {300}},
+     4990,
+     {1e-12, 1e-6, 5e-3}},
     {"mse",
      call_mse,
      2,
@@ -441,6 +459,51 @@ static void test_rows__that_need_not_repeat(void **state)
     assert_int_equal(unsetenv("BRG_CUDA_REPEATABLE"), 0);
 }
 
+/* Cross entropy and its gradient at once have the bits of the two: of padding, of
+ * rows that are ignored, with and without smoothing, of rows that lie on bounds of
+ * 16 bytes and of others. */
+static void check_both_entropies(brg_dtype dtype, int64_t width,
+                                 double smoothing)
+{
+    const int64_t n = 70, shape[] = {n, width}, classes = width - width / 9;
+    int64_t ids[70];
+    brg_attrs attrs = {.i = {0, classes}, .f = {smoothing, 0.75}};
+    brg_scope *scope = brg_scope_begin();
+    brg_tensor *x[] = {normal(dtype, 2, shape), brg_randint(0, classes, 1, &n)};
+    brg_tensor *made[3], *both[3];
+    assert_brg_ok(brg_tensor_read(x[1], ids, sizeof ids));
+    attrs.i[0] = ids[0];
+    for (int i = 0; i < 2; i++)
+        x[i] = assert_brg_some(brg_to(x[i], GPU));
+    assert_brg_ok(brg_op_apply(&brg__op_cross_entropy, 2, x, &attrs, made));
+    brg_tensor *of[] = {brg_full_like(made[0], attrs.f[1]), x[0], x[1],
+                        made[1]};
+    assert_brg_ok(
+        brg_op_apply(&brg__op_cross_entropy_grad, 4, of, &attrs, &made[2]));
+    assert_brg_ok(
+        brg_op_apply(&brg__op_cross_entropy_with_grad, 2, x, &attrs, both));
+    for (int i = 0; i < 3; i++)
+        if (distance(both[i], made[i]) != 0.0) {
+            print_error("%s, %d columns: output %d differs\n",
+                        brg_dtype_name(dtype), (int)width, i);
+            fail();
+        }
+    brg_scope_end(scope);
+}
+
+static void test_rows__both_entropies_at_once(void **state)
+{
+    (void)state;
+    static const brg_dtype dtypes[] = {BRG_DTYPE_F64, BRG_DTYPE_F32,
+                                       BRG_DTYPE_F16, BRG_DTYPE_BF16};
+    static const int64_t widths[] = {17, 40, 1003, 5008, 50304};
+    brg_seed(brg_test_seed(23));
+    for (int d = 0; d < 4; d++)
+        for (int w = 0; w < 5; w++)
+            for (int is_smooth = 0; is_smooth < 2; is_smooth++)
+                check_both_entropies(dtypes[d], widths[w], 0.1 * is_smooth);
+}
+
 static void repeat(const example *e, brg_dtype dtype)
 {
     brg_scope *scope = brg_scope_begin();
@@ -478,6 +541,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         gpu_test(test_rows__at_larger_sizes),
         gpu_test(test_rows__that_need_not_repeat),
+        gpu_test(test_rows__both_entropies_at_once),
         gpu_test(test_rows__repeat_bit_for_bit),
     };
     return cmocka_run_group_tests_name("rows", tests, NULL, NULL);
