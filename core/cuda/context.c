@@ -9,6 +9,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#ifndef BRG__CU_ARCHITECTURES /* the build says */
+#define BRG__CU_ARCHITECTURES "other GPUs"
+#endif
+
 const brg_device_host *brg__cu_host;
 
 static struct {
@@ -80,11 +84,34 @@ static brg_status keep_pool(int index)
         "cuda: the memory pool");
 }
 
+/* Said now, once, and not by the first op. */
+static brg_status check_kernels(int index)
+{
+    int major = 0, minor = 0;
+    const int error = brg__cu_try_kernels();
+    if (error != cudaErrorNoKernelImageForDevice &&
+        error != cudaErrorInvalidDeviceFunction &&
+        error != cudaErrorUnsupportedPtxVersion)
+        return brg__cu_check(error, "cuda: the kernels of this library");
+    (void)cudaGetLastError();
+    (void)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor,
+                                 index);
+    (void)cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor,
+                                 index);
+    return BRG__CU_FAIL(
+        BRG_ERR_DEVICE,
+        "cuda:%d has compute capability %d.%d, this library was built for %s: "
+        "build it with -DBRG_CUDA_ARCHITECTURES=%d%d (several: "
+        "\"80;90\")",
+        index, major, minor, BRG__CU_ARCHITECTURES, major, minor);
+}
+
 static brg_status make_ready(brg__cu *cu, int index)
 {
     int n_sm = 0;
     void *seen = NULL;
     cu->index = index;
+    BRG__CU_TRY(check_kernels(index));
     BRG__CU_TRY(keep_pool(index));
     if (!cu->stream)
         BRG__CU_TRY(brg__cu_check(
@@ -407,25 +434,39 @@ static const brg_device_vtable table = {
     .counts = cu_counts,
 };
 
+/* A driver of the same major version will do. */
+static brg_status fail_too_old(int driver)
+{
+    const int major = CUDART_VERSION / 1000;
+    const int minor = CUDART_VERSION % 1000 / 10;
+    if (driver == 0)
+        return BRG__CU_FAIL(BRG_ERR_DEVICE,
+                            "cuda: no NVIDIA driver was found (libcuda.so.1): "
+                            "expected one that supports CUDA %d; install it, "
+                            "or stay on the CPU",
+                            major);
+    return BRG__CU_FAIL(BRG_ERR_DEVICE,
+                        "cuda: the driver is too old: it supports CUDA %d.%d, "
+                        "this library was built with %d.%d; install a driver "
+                        "that supports CUDA %d, or build with an older CUDA",
+                        driver / 1000, driver % 1000 / 10, major, minor, major);
+}
+
 /* What the driver can do, and what this was built for. */
 static brg_status fail_driver(int error)
 {
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
     int driver = 0;
     (void)cudaDriverGetVersion(&driver);
     (void)cudaGetLastError();
-    if (error == cudaErrorInsufficientDriver && driver == 0)
-        return BRG__CU_FAIL(BRG_ERR_DEVICE,
-                            "cuda: no NVIDIA driver is installed");
     if (error == cudaErrorInsufficientDriver)
-        return BRG__CU_FAIL(BRG_ERR_DEVICE,
-                            "cuda: the driver is too old: it supports CUDA "
-                            "%d.%d, this library was built with %d.%d",
-                            driver / 1000, driver % 1000 / 10,
-                            CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+        return fail_too_old(driver);
     if (error == cudaErrorNoDevice || error == cudaSuccess)
         return BRG__CU_FAIL(BRG_ERR_DEVICE,
-                            "cuda: the driver finds no GPU (is it hidden by "
-                            "CUDA_VISIBLE_DEVICES?)");
+                            "cuda: the driver finds no GPU%s%s%s; expected at "
+                            "least one: nvidia-smi lists those there are",
+                            visible ? " (CUDA_VISIBLE_DEVICES is \"" : "",
+                            visible ? visible : "", visible ? "\")" : "");
     return brg__cu_check(error, "cuda: looking for GPUs");
 }
 

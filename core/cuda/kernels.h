@@ -40,6 +40,10 @@ typedef struct brg__cu_queue {
     int n_sm;
 } brg__cu_queue;
 
+/* Whether the current GPU can run the kernels of this library: an error if they
+ * were compiled for none of its kind (misc.cu). */
+int brg__cu_try_kernels(void);
+
 /* ---- Pointwise (pointwise_*.cu) ------------------------------------------------ */
 
 typedef struct brg__cu_operand {

@@ -38,6 +38,13 @@ int brg__cu_tril_launch(const brg__cu_queue *q, const brg__cu_tril *a)
     return (int)cudaGetLastError();
 }
 
+/* All files are compiled for the same GPUs. */
+int brg__cu_try_kernels(void)
+{
+    cudaFuncAttributes found;
+    return (int)cudaFuncGetAttributes(&found, tril_kernel<uint8_t>);
+}
+
 /* ---- Dropout: one counter for four elements ---------------------------------------- */
 
 template <typename T, typename C>

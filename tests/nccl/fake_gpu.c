@@ -698,15 +698,37 @@ cudaError_t cudaGetDevice(int *device)
     return cudaSuccess;
 }
 
+static int no_gpu; /* a cudaError_t */
+static int driver_version = CUDART_VERSION;
+static int capability = 90;
+static int no_kernels;
+
+void fake_gpu_set_none(int error, int driver)
+{
+    no_gpu = error;
+    driver_version = driver;
+}
+
+void fake_gpu_set_kernels(int error, int of_gpu)
+{
+    no_kernels = error;
+    capability = of_gpu;
+}
+
+int fake_gpu_kernels(void)
+{
+    return no_kernels;
+}
+
 cudaError_t cudaGetDeviceCount(int *n)
 {
-    *n = FAKE_MAX_RANKS;
-    return cudaSuccess;
+    *n = no_gpu ? 0 : FAKE_MAX_RANKS;
+    return (cudaError_t)no_gpu;
 }
 
 cudaError_t cudaDriverGetVersion(int *version)
 {
-    *version = CUDART_VERSION;
+    *version = driver_version;
     return cudaSuccess;
 }
 
@@ -714,7 +736,10 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr which,
                                    int device)
 {
     (void)device;
-    *value = which == cudaDevAttrMultiProcessorCount ? 2 : 0;
+    *value = which == cudaDevAttrMultiProcessorCount      ? 2
+             : which == cudaDevAttrComputeCapabilityMajor ? capability / 10
+             : which == cudaDevAttrComputeCapabilityMinor ? capability % 10
+                                                          : 0;
     return cudaSuccess;
 }
 

@@ -63,6 +63,14 @@ void fake_gpu_fail_graph(long n);
 /* So does the n-th event that is recorded. */
 void fake_gpu_fail_record(long n);
 
+/* The CUDA runtime finds no GPU for this reason (a cudaError_t), with a driver of
+ * that version (12040; 0: none). */
+void fake_gpu_set_none(int error, int driver);
+/* Kernels are not for this GPU (a cudaError_t; 0: they are); what it is (89 for
+ * 8.9). */
+void fake_gpu_set_kernels(int error, int capability);
+int fake_gpu_kernels(void);
+
 /* The GPU is said to be this one, whatever the device. */
 void fake_gpu_set_bus(const char *bus);
 

@@ -90,6 +90,11 @@ brg__cu_run_fn brg__cu_kernel(const brg_op *op)
     return push_kernel;
 }
 
+int brg__cu_try_kernels(void)
+{
+    return fake_gpu_kernels();
+}
+
 /* ---- Optimizers -------------------------------------------------------------------- */
 
 typedef struct update {
