@@ -6,7 +6,7 @@
  * other; medians over the rounds. Then 16 all-reduces of f32 in turns one by
  * one and coalesced: until the GPU is done, and what the host takes to queue
  * them.
- *     mpirun -n 2 bench_nccl [rounds] */
+ *     mpirun -n 2 bench_nccl [rounds [many]]     many: only that */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -99,6 +99,16 @@ static void run_size(way *ways, size_t nbytes, int n_rounds, bool prints)
     printf("\n");
 }
 
+static void run_sizes(way *ways, int n_rounds, bool prints)
+{
+    if (prints)
+        printf("%10s", "bytes");
+    for (int k = 0; k < N_WAYS && prints; k++)
+        printf(" %13s%s", names[k], k == N_WAYS - 1 ? "\n" : "");
+    for (size_t nbytes = 4096; nbytes <= MAX_BYTES; nbytes *= 4)
+        run_size(ways, nbytes, n_rounds, prints);
+}
+
 /* ---- Many at once ------------------------------------------------------------ */
 
 enum { N_MANY = 16, N_REPEATS = 30 };
@@ -166,14 +176,8 @@ int main(int argc, char **argv)
     bench_must(brg_device_load("cuda"));
     bench_must(brg_device_set(gpu));
     open_ways(over, ways);
-    if (rank == 0) {
-        printf("%10s", "bytes");
-        for (int k = 0; k < N_WAYS; k++)
-            printf(" %13s", names[k]);
-        printf("\n");
-    }
-    for (size_t nbytes = 4096; nbytes <= MAX_BYTES; nbytes *= 4)
-        run_size(ways, nbytes, n_rounds, rank == 0);
+    if (argc <= 2)
+        run_sizes(ways, n_rounds, rank == 0);
     if (rank == 0)
         printf("%17s %13s %13s %13s %13s\n", "16 x bytes", "one by one us",
                "coalesced us", "host", "host");
