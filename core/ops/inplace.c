@@ -122,6 +122,9 @@ static brg_status check_sparse(const char *name, brg_tensor *dst,
                         "dims must be equal",
                         name, brg__tensor_text(dst, a),
                         brg__tensor_text(src, b));
+    if (!brg__device_equal(dst->device, src->device))
+        return BRG_FAIL(BRG_ERR_DEVICE,
+                        "%s: dst and src are on different devices", name);
     return brg__inplace_begin(name, dst, src, is_recorded);
 }
 

@@ -3,12 +3,9 @@
  * and shapes, never values. A gradient that arrives here may be dense or
  * sparse itself. */
 #include <inttypes.h>
-#include <string.h>
 
 #include <brigade/ops.h>
 
-#include "core/ops/convert.h"
-#include "core/ops/pointwise.h"
 #include "core/ops/sparse.h"
 
 /* ---- What the rows share ---------------------------------------------- */
@@ -34,11 +31,13 @@ static brg_status infer_like_input(brg_op_call *call)
     return BRG_OK;
 }
 
-/* Hands over a tensor just made. */
+/* Hands over a tensor just made, or gives it up. */
 static brg_status finish(brg_op_call *call, brg_status status, brg_tensor *t)
 {
-    if (status != BRG_OK)
+    if (status != BRG_OK) {
+        brg_release(t);
         return brg__error_prefix("%s: ", call->op->name);
+    }
     call->out[0] = brg__scope_adopt(t);
     return call->out[0] ? BRG_OK : brg_error_code();
 }
@@ -81,6 +80,8 @@ brg_status brg__sparse_coo_infer(brg_op_call *call)
 static brg_status check_range(const brg_op_call *call,
                               const brg_tensor *indices)
 {
+    if (brg__sparse_is_there(indices))
+        return brg__sparse_check_there(indices, call->in[2]);
     const int64_t *index = brg__tensor_ptr(indices);
     int64_t nnz = indices->shape[1];
     for (int64_t d = 0; d < indices->shape[0]; d++)
@@ -157,8 +158,7 @@ brg_status brg__sparse_take_run(brg_op_call *call)
     brg_tensor *indices = brg__contiguous_now(call->in[1]);
     if (!indices)
         return brg_error_code();
-    brg__sparse_take(call->out[0], call->in[0], indices);
-    return BRG_OK;
+    return brg__sparse_take(call->out[0], call->in[0], indices);
 }
 
 /* Dense, since it goes on to ops that take no other. */
@@ -185,7 +185,7 @@ brg_status brg__to_dense_run(brg_op_call *call)
     brg_tensor *out = call->out[0];
     if (out->numel == 0)
         return BRG_OK;
-    memset(brg__tensor_ptr(out), 0, brg_tensor_nbytes(out));
+    BRG_TRY(brg__fill_now(out, 0.0));
     return brg__sparse_add_to(out, call->in[0], 1.0);
 }
 
@@ -279,7 +279,7 @@ brg_status brg__sparse_add_run(brg_op_call *call)
         brg_status status = brg__sparse_join(&t, a, b, 1.0);
         return finish(call, status, t);
     }
-    brg__copy_strided(call->out[0], a->sparse ? b : a);
+    BRG_TRY(brg__copy_now(call->out[0], a->sparse ? b : a));
     return brg__sparse_add_to(call->out[0], a->sparse ? a : b, 1.0);
 }
 
@@ -326,9 +326,9 @@ brg_status brg__sparse_mul_scalar_run(brg_op_call *call)
     brg_tensor *t;
     brg_status status = new_values(&t, x, (brg_dtype)x->dtype);
     if (status == BRG_OK)
-        brg__pw_apply(&brg__op_mul_scalar,
-                      (const brg_tensor *[]){x->sparse->values},
-                      t->sparse->values, call->attrs->f);
+        status = brg__pointwise_now(&brg__op_mul_scalar,
+                                    (const brg_tensor *[]){x->sparse->values},
+                                    t->sparse->values, call->attrs->f);
     return finish(call, status, t);
 }
 
@@ -359,7 +359,7 @@ brg_status brg__sparse_cast_run(brg_op_call *call)
     brg_tensor *t;
     brg_status status = new_values(&t, x, call->info[0].dtype);
     if (status == BRG_OK)
-        brg__copy_strided(t->sparse->values, x->sparse->values);
+        status = brg__copy_now(t->sparse->values, x->sparse->values);
     return finish(call, status, t);
 }
 

@@ -111,6 +111,25 @@ static brg_status new_places(brg_tensor **out, const brg_op_call *call,
     return BRG_OK;
 }
 
+/* The same on another device: all ids, those of padding nowhere. */
+static brg_status new_places_there(brg_tensor **out, const brg_op_call *call,
+                                   const brg_tensor *ids)
+{
+    brg__layout layout;
+    *out = NULL;
+    BRG_TRY(brg__layout_init(&layout, call->op->name, BRG_DTYPE_I64, 2,
+                             (int64_t[]){1, ids->numel}));
+    layout.device = ids->device;
+    BRG_TRY(brg__tensor_new(out, &layout));
+    brg_status status =
+        brg__sparse_places_there(*out, ids, call->in[2], call->attrs->i[2] - 1);
+    if (status != BRG_OK) {
+        brg_release(*out);
+        *out = NULL;
+    }
+    return status;
+}
+
 /* The rows (n, D) of g that are not padding: g itself under another shape, or
  * copies. The caller owns *out. */
 static brg_status new_rows(brg_tensor **out, const brg_op_call *call,
@@ -121,6 +140,7 @@ static brg_status new_rows(brg_tensor **out, const brg_op_call *call,
     brg__layout layout;
     BRG_TRY(brg__layout_init(&layout, call->op->name, (brg_dtype)g->dtype, 2,
                              (int64_t[]){n, size}));
+    layout.device = g->device;
     if (n == ids->numel) {
         layout.offset = g->offset;
         return brg__tensor_new_view(out, &layout, g->storage);
@@ -145,7 +165,8 @@ brg_status brg__embedding_sparse_grad_run(brg_op_call *call)
     if (!g)
         return brg_error_code();
     brg_tensor *places, *rows = NULL, *t = NULL;
-    BRG_TRY(new_places(&places, call, ids));
+    BRG_TRY((brg__sparse_is_there(ids) ? new_places_there
+                                       : new_places)(&places, call, ids));
     brg_status status = new_rows(&rows, call, g, ids, places->shape[1]);
     if (status == BRG_OK)
         status = brg__sparse_new(&t, call->in[2], places, rows, false);

@@ -42,32 +42,49 @@ static brg_tensor values_part(const brg_tensor *t, int64_t first, int64_t n)
     return part;
 }
 
-/* dst[first..] = alpha src. */
-static void put_entries(const brg_tensor *dst, int64_t first,
-                        const brg_tensor *src, double alpha)
+/* The same entries of the indices. */
+static brg_tensor indices_part(const brg_tensor *t, int64_t first, int64_t n)
 {
-    int64_t n = brg__sparse_nnz(src), ld = brg__sparse_nnz(dst);
+    brg_tensor part = *t->sparse->indices;
+    part.offset += first;
+    part.is_contiguous = n == part.shape[1];
+    part.shape[1] = n;
+    part.numel = part.shape[0] * n;
+    return part;
+}
+
+/* dst[first..] = alpha src. */
+static brg_status put_entries(const brg_tensor *dst, int64_t first,
+                              const brg_tensor *src, double alpha)
+{
+    int64_t n = brg__sparse_nnz(src);
     if (n == 0)
-        return;
-    int64_t *to = brg__tensor_ptr(dst->sparse->indices);
-    const int64_t *from = brg__tensor_ptr(src->sparse->indices);
-    for (int d = 0; d < brg__sparse_n_dims(dst); d++)
-        memcpy(to + d * ld + first, from + d * n, (size_t)n * sizeof *to);
-    brg_tensor part = values_part(dst, first, n);
+        return BRG_OK;
+    brg_tensor part = indices_part(dst, first, n);
+    BRG_TRY(brg__copy_now(&part, src->sparse->indices));
+    part = values_part(dst, first, n);
     if (alpha == 1.0)
-        brg__copy_strided(&part, src->sparse->values);
-    else
-        brg__pw_apply(&brg__op_mul_scalar,
-                      (const brg_tensor *[]){src->sparse->values}, &part,
-                      (const double[2]){alpha});
+        return brg__copy_now(&part, src->sparse->values);
+    return brg__pointwise_now(&brg__op_mul_scalar,
+                              (const brg_tensor *[]){src->sparse->values},
+                              &part, (const double[2]){alpha});
+}
+
+/* *out, or nothing if it failed. */
+static brg_status keep_if(brg_status status, brg_tensor **out)
+{
+    if (status == BRG_OK)
+        return BRG_OK;
+    brg_release(*out);
+    *out = NULL;
+    return status;
 }
 
 brg_status brg__sparse_clone(brg_tensor **out, const brg_tensor *t)
 {
     BRG_TRY(brg__sparse_empty(out, t, brg__sparse_nnz(t), (brg_dtype)t->dtype));
-    put_entries(*out, 0, t, 1.0);
     (*out)->sparse->is_coalesced = t->sparse->is_coalesced;
-    return BRG_OK;
+    return keep_if(put_entries(*out, 0, t, 1.0), out);
 }
 
 brg_status brg__sparse_join(brg_tensor **out, const brg_tensor *a,
@@ -75,11 +92,12 @@ brg_status brg__sparse_join(brg_tensor **out, const brg_tensor *a,
 {
     int64_t n_a = brg__sparse_nnz(a), n_b = brg__sparse_nnz(b);
     BRG_TRY(brg__sparse_empty(out, a, n_a + n_b, (brg_dtype)a->dtype));
-    put_entries(*out, 0, a, 1.0);
-    put_entries(*out, n_a, b, alpha);
     (*out)->sparse->is_coalesced = (n_a == 0 && b->sparse->is_coalesced) ||
                                    (n_b == 0 && a->sparse->is_coalesced);
-    return BRG_OK;
+    brg_status status = put_entries(*out, 0, a, 1.0);
+    if (status == BRG_OK)
+        status = put_entries(*out, n_a, b, alpha);
+    return keep_if(status, out);
 }
 
 /* ---- Places ----------------------------------------------------------- */
@@ -124,11 +142,13 @@ static int64_t offset_at(const brg_tensor *t, const brg_tensor *indices,
     return offset;
 }
 
-void brg__sparse_take(const brg_tensor *dst, const brg_tensor *x,
-                      const brg_tensor *indices)
+brg_status brg__sparse_take(const brg_tensor *dst, const brg_tensor *x,
+                            const brg_tensor *indices)
 {
     if (dst->numel == 0)
-        return;
+        return BRG_OK;
+    if (brg__sparse_is_there(dst))
+        return brg__sparse_take_there(dst, x, indices);
     brg_tensor from = block_of(x, (int)indices->shape[0]);
     brg_tensor to = from;
     to.storage = dst->storage;
@@ -141,6 +161,7 @@ void brg__sparse_take(const brg_tensor *dst, const brg_tensor *x,
         brg__copy_strided(&to, &from);
         brg__poll_after(&polls, from.numel);
     }
+    return BRG_OK;
 }
 
 /* ---- Into dense tensors ----------------------------------------------- */
@@ -195,12 +216,15 @@ brg_status brg__sparse_add_to(const brg_tensor *dst, const brg_tensor *src,
                               double alpha)
 {
     brg_tensor *own = NULL;
+    bool is_there = brg__sparse_is_there(dst);
     bool is_16 = brg__tensor_item_size(dst) == 2;
-    if (dst->storage == src->sparse->values->storage)
-        BRG_TRY(brg__sparse_clone(&own, src));
-    else if (is_16 && !src->sparse->is_coalesced)
+    if (is_16 && !src->sparse->is_coalesced && !is_there)
         BRG_TRY(brg__sparse_coalesce(&own, src));
-    brg_status status = add_entries(dst, own ? own : src, alpha);
+    else if (dst->storage == src->sparse->values->storage)
+        BRG_TRY(brg__sparse_clone(&own, src));
+    const brg_tensor *from = own ? own : src;
+    brg_status status = is_there ? brg__sparse_add_there(dst, from, alpha)
+                                 : add_entries(dst, from, alpha);
     brg_release(own);
     return status;
 }
@@ -325,16 +349,13 @@ brg_status brg__sparse_coalesce(brg_tensor **out, const brg_tensor *t)
         (*out)->sparse->is_coalesced = true;
         return BRG_OK;
     }
+    if (brg__sparse_is_there(t))
+        return brg__sparse_coalesce_there(out, t);
     int64_t n_places;
     const entry *entries = sorted_entries(t, &n_places);
     if (!entries)
         return brg_error_code();
     BRG_TRY(brg__sparse_empty(out, t, n_places, (brg_dtype)t->dtype));
     (*out)->sparse->is_coalesced = true;
-    brg_status status = sum_places(*out, t, entries);
-    if (status != BRG_OK) {
-        brg_release(*out);
-        *out = NULL;
-    }
-    return status;
+    return keep_if(sum_places(*out, t, entries), out);
 }

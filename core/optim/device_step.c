@@ -5,6 +5,7 @@
 
 #include "core/base/error.h"
 #include "core/ops/op.h"
+#include "core/ops/sparse.h"
 #include "core/optim/optim.h"
 #include "core/tensor/device.h"
 
@@ -12,14 +13,16 @@ brg_status brg__optim_check_device(const brg__optim_slot *slot,
                                    const brg_tensor *grad)
 {
     char text[BRG_TENSOR_TEXT_MAX];
-    if (grad->sparse || !grad->is_contiguous)
-        return BRG_FAIL(BRG_ERR_UNSUPPORTED,
-                        "brg_optim_step: the gradient of '%s' (%s) is %s, on "
-                        "%s only dense row-major ones are taken",
-                        slot->name, brg__tensor_text(grad, text),
-                        grad->sparse ? "sparse" : "strided",
-                        brg__device_text(grad->device, (char[24]){0}));
-    return BRG_OK;
+    const bool is_taken =
+        grad->sparse ? brg__sparse_has_slot(grad->device) : grad->is_contiguous;
+    if (is_taken)
+        return BRG_OK;
+    return BRG_FAIL(BRG_ERR_UNSUPPORTED,
+                    "brg_optim_step: the gradient of '%s' (%s) is %s, which %s "
+                    "does not take",
+                    slot->name, brg__tensor_text(grad, text),
+                    grad->sparse ? "sparse" : "strided",
+                    brg__device_text(grad->device, (char[24]){0}));
 }
 
 static void fill_update(brg_optim *optim, size_t i, const brg_tensor *grad,
@@ -33,7 +36,7 @@ static void fill_update(brg_optim *optim, size_t i, const brg_tensor *grad,
         .dtype = slot->dtype,
         .numel = slot->n,
         .param = (char *)brg__tensor_ptr(slot->param) + at,
-        .grad = (const char *)brg__tensor_ptr(grad) + at,
+        .grad = grad->sparse ? NULL : (const char *)brg__tensor_ptr(grad) + at,
         .master = slot->master ? brg__tensor_ptr(slot->master) : NULL,
         .found_inf = optim->skip.found_inf
                          ? brg__tensor_ptr(optim->skip.found_inf)
@@ -72,8 +75,12 @@ brg_status brg__optim_step_devices(brg_optim *optim)
         if (!brg__device_equal(device, slot->param->device))
             BRG_TRY(flush(optim, device, &n));
         device = slot->param->device;
-        fill_update(optim, i, slot->grad, &optim->updates[n]);
-        n += slot->n > 0;
+        brg_device_update *next = &optim->updates[n];
+        fill_update(optim, i, slot->grad, next);
+        if (!slot->grad->sparse)
+            n += slot->n > 0;
+        else if (slot->n > 0)
+            BRG_TRY(brg__sparse_update_there(slot->grad, next, slot->first));
     }
     return flush(optim, device, &n);
 }

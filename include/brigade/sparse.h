@@ -14,9 +14,12 @@ BRG_BEGIN_DECLS
  * place, zero where none has. It has no memory of its own: brg_tensor_data is
  * NULL, and an op that is not listed here fails with BRG_ERR_UNSUPPORTED. */
 
+/* The index, on GPUs, of an entry that lies nowhere and counts for nothing. */
+#define BRG_SPARSE_NO_PLACE INT64_MIN
+
 /* indices (d, n), i64, each in [0, shape[its row]); values (n, shape[d], ...),
  * float. Shares row-major arguments and copies others. The gradient goes to
- * values. */
+ * values. On a GPU an index out of range is told by the next read. */
 BRG_API brg_tensor *brg_sparse_coo(brg_tensor *indices, brg_tensor *values,
                                    int ndim, const int64_t *shape);
 
@@ -34,7 +37,7 @@ BRG_API bool brg_sparse_is_coalesced(const brg_tensor *t);
  * Results are borrowed from the scope, NULL on failure. */
 
 /* Entries sorted by place, those of one place added up in their order. Shares
- * the parts if there is nothing to do. */
+ * the parts if there is nothing to do. Waits for a GPU: how many there are. */
 BRG_API brg_tensor *brg_sparse_coalesce(brg_tensor *t);
 /* Dense tensors are returned as they are. */
 BRG_API brg_tensor *brg_to_dense(brg_tensor *t);
@@ -58,7 +61,9 @@ typedef struct brg_embedding_options {
     size_t struct_size;
     /* The gradient of weight is sparse: one entry per id, in their order. */
     bool sparse_grad;
-    int64_t padding_idx; /* this id gives no gradient; -1: none */
+    /* This id gives no gradient and no entry (on a GPU one that lies nowhere);
+     * -1: none. */
+    int64_t padding_idx;
 } brg_embedding_options;
 
 #define BRG_EMBEDDING_OPTIONS_INIT                                             \

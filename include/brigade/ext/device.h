@@ -12,6 +12,7 @@
 #include <brigade/ext/compress.h>
 #include <brigade/ext/op.h>
 #include <brigade/ext/random.h>
+#include <brigade/ext/sparse.h>
 #include <brigade/runtime.h>
 #include <brigade/status.h>
 #include <brigade/types.h>
@@ -275,6 +276,9 @@ typedef struct brg_device_vtable {
      * being recorded is given up: the next launch needs others. Absent: they are
      * drawn on the CPU and copied. */
     brg_status (*draw)(brg_device device, const brg_draw *draw);
+
+    /* (optional) Waits for nothing. Absent: there are no sparse tensors there. */
+    brg_status (*sparse)(brg_device device, const brg_sparse_job *job);
 
     /* (optional) What it has done so far. */
     brg_status (*counts)(brg_device device, brg_device_counts *filled);
