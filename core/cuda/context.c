@@ -47,6 +47,8 @@ static const char *const fault_names[] = {
     [BRG__CU_FAULT_EMBEDDING] = "embedding",
     [BRG__CU_FAULT_GATHER] = "gather",
     [BRG__CU_FAULT_ONE_HOT] = "one_hot",
+    [BRG__CU_FAULT_SPARSE_COO] = "sparse_coo",
+    [BRG__CU_FAULT_EMBEDDING_GRAD] = "embedding_sparse_grad",
     [BRG__CU_FAULT_CROSS_ENTROPY] = "cross_entropy",
 };
 
@@ -61,12 +63,15 @@ static brg_status check_fault(brg__cu *cu)
     BRG__CU_TRY(brg__cu_check(
         cudaMemsetAsync(fault->claim, 0, sizeof *fault->claim, cu->stream),
         "cuda: the fault record"));
-    bool is_target = seen.op == BRG__CU_FAULT_CROSS_ENTROPY;
-    return BRG__CU_FAIL(
-        BRG_ERR_ARG, "%s: %s %lld %s %lld is out of range [0, %lld)",
-        fault_names[seen.op], is_target ? "target" : "id", (long long)seen.id,
-        is_target ? "of row" : "at position", (long long)seen.at,
-        (long long)seen.size);
+    const char *what = "id", *where = "at position";
+    if (seen.op == BRG__CU_FAULT_CROSS_ENTROPY)
+        what = "target", where = "of row";
+    else if (seen.op == BRG__CU_FAULT_SPARSE_COO)
+        what = "index", where = "of entry";
+    return BRG__CU_FAIL(BRG_ERR_ARG,
+                        "%s: %s %lld %s %lld is out of range [0, %lld)",
+                        fault_names[seen.op], what, (long long)seen.id, where,
+                        (long long)seen.at, (long long)seen.size);
 }
 
 /* ---- Contexts ------------------------------------------------------------------- */
@@ -431,6 +436,7 @@ static const brg_device_vtable table = {
     .norm_clip = brg__cu_run_norm_clip,
     .compress = cu_compress,
     .draw = cu_draw,
+    .sparse = brg__cu_run_sparse,
     .counts = cu_counts,
 };
 

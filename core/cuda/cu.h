@@ -193,6 +193,9 @@ brg_status brg__cu_read(brg__cu *cu, void *host, const void *src,
 brg_status brg__cu_run_clip(brg_device device, const brg_device_update *grads,
                             size_t n, double max_norm, double *norm);
 
+/* The slot of the table (run_sparse.c). */
+brg_status brg__cu_run_sparse(brg_device device, const brg_sparse_job *job);
+
 /* Slots of the table (run_cargo.c). */
 brg_status brg__cu_run_cargo_load(brg_device device,
                                   const brg_device_cargo *cargo, size_t n);

@@ -30,6 +30,8 @@ typedef enum brg__cu_fault_op {
     BRG__CU_FAULT_EMBEDDING,
     BRG__CU_FAULT_GATHER,
     BRG__CU_FAULT_ONE_HOT,
+    BRG__CU_FAULT_SPARSE_COO,
+    BRG__CU_FAULT_EMBEDDING_GRAD,
     BRG__CU_FAULT_CROSS_ENTROPY
 } brg__cu_fault_op;
 
@@ -348,6 +350,14 @@ int brg__cu_compress(const brg__cu_queue *q,
 
 struct brg_draw;
 int brg__cu_draw(const brg__cu_queue *q, const struct brg_draw *draw);
+
+/* ---- Sparse tensors (sparse.cu): see ext/sparse.h ----------------------------------------- */
+
+struct brg_sparse_job;
+/* Bytes for ORDER; 0 for others. */
+uint64_t brg__cu_sparse_scratch(const struct brg_sparse_job *job);
+int brg__cu_sparse(const brg__cu_queue *q, const struct brg_sparse_job *job,
+                   void *scratch);
 
 /* ---- Optimizers (optim.cu) --------------------------------------------------------------- */
 

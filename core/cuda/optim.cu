@@ -1,11 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * One step of many parameters: each launch takes up to MANY of them in its
  * arguments, and a block takes one piece of one parameter. */
-#include "core/cuda/element.cuh"
+#include "core/cuda/optim.cuh"
 
 #include <string.h>
-
-#include <brigade/ext/device.h>
 
 /* Arguments may have 4 KB, or 32 KB from CUDA 12.1 on. */
 #if CUDART_VERSION >= 12010
@@ -21,70 +19,6 @@ typedef struct batch {
     brg_device_update update[MANY];
     const double *f[MANY]; /* on the device, in the place of update[].f */
 } batch;
-
-template <typename C> static __device__ __forceinline__ C root(C x)
-{
-    return (C)sqrt(x);
-}
-
-template <> __device__ __forceinline__ float root<float>(float x)
-{
-    return sqrtf(x);
-}
-
-/* The numbers of AdamW's step. */
-template <typename C> struct adamw {
-    C decay, b1, b2, rest1, rest2, size, root, eps;
-
-    __device__ __forceinline__ explicit adamw(const double *f)
-        : decay((C)f[0]), b1((C)f[1]), b2((C)f[2]), rest1((C)(1.0 - f[1])),
-          rest2((C)(1.0 - f[2])), size((C)f[3]), root((C)f[4]), eps((C)f[5])
-    {
-    }
-
-    __device__ __forceinline__ C step(C p, C g, C *m, C *v) const
-    {
-        *m = b1 * *m + rest1 * g;
-        *v = b2 * *v + rest2 * g * g;
-        return decay * p - size * *m / (::root(*v) * root + eps);
-    }
-};
-
-template <typename C>
-static __device__ __forceinline__ C step(const brg_device_update &u,
-                                         const double *f, int64_t i, C p, C g)
-{
-    C *m = (C *)u.state[0], *v = (C *)u.state[1];
-    if (u.rule == BRG_UPDATE_ADAMW)
-        return adamw<C>(f).step(p, g, m + i, v + i);
-    const C lr = (C)f[0], d = g + (C)f[3] * p;
-    if (!m)
-        return p - lr * d;
-    const C b = (C)f[1] * m[i] + (C)f[2] * d;
-    m[i] = b;
-    return p - lr * (u.rule == BRG_UPDATE_SGD ? b : d + (C)f[1] * b);
-}
-
-/* The parameter itself, or its master copy. */
-template <typename T, typename C>
-static __device__ __forceinline__ void update(const brg_device_update &u,
-                                              const double *f, int64_t i)
-{
-    T *param = (T *)u.param;
-    const C g = get<C>((const T *)u.grad + i);
-    if (sizeof(T) == sizeof(C)) {
-        param[i] = as<T>::of(step<C>(u, f, i, get<C>(param + i), g));
-        return;
-    }
-    C *master = (C *)u.master;
-    C p = master[i];
-    const T rounded = as<T>::of(p);
-    if (u.follows && get<C>(&rounded) != get<C>(param + i))
-        p = get<C>(param + i);
-    p = step<C>(u, f, i, p, g);
-    master[i] = p;
-    param[i] = as<T>::of(p);
-}
 
 /* Four elements at once. */
 template <typename T> struct alignas(4 * sizeof(T)) quad {
@@ -141,6 +75,13 @@ update_quads(const brg_device_update &u, const double *f, int64_t from,
     return end;
 }
 
+template <typename T, typename C>
+static __device__ __forceinline__ void update_at(const brg_device_update &u,
+                                                 const double *f, int64_t i)
+{
+    update<T, C>(u, f, i, get<C>((const T *)u.grad + i));
+}
+
 __global__ void __launch_bounds__(THREADS)
     update_kernel(const __grid_constant__ batch b)
 {
@@ -158,13 +99,13 @@ __global__ void __launch_bounds__(THREADS)
                                            : update_quads<f16>(u, f, from, to);
     for (int64_t i = from + threadIdx.x; i < to; i += THREADS) {
         if (u.dtype == BRG_DTYPE_F32)
-            update<float, float>(u, f, i);
+            update_at<float, float>(u, f, i);
         else if (u.dtype == BRG_DTYPE_BF16)
-            update<bf16, float>(u, f, i);
+            update_at<bf16, float>(u, f, i);
         else if (u.dtype == BRG_DTYPE_F16)
-            update<f16, float>(u, f, i);
+            update_at<f16, float>(u, f, i);
         else
-            update<double, double>(u, f, i);
+            update_at<double, double>(u, f, i);
     }
 }
 

@@ -105,6 +105,11 @@ brg_status brg__cu_run_embedding(brg_op_call *call)
     return run_take(call, BRG__CU_FAULT_EMBEDDING);
 }
 
+brg_status brg__cu_run_embedding_with(brg_op_call *call)
+{
+    return run_take(call, BRG__CU_FAULT_EMBEDDING);
+}
+
 brg_status brg__cu_run_embedding_grad(brg_op_call *call)
 {
     return run_add(call, BRG__CU_FAULT_EMBEDDING);

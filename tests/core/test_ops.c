@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Every row of op_cases.def in every mode. An argument filters the tests by
  * name: core_test_ops 'matmul*'. */
-#include <brigade/device.h>
 
 #include "tests/core/op_rows.h"
 #include "tests/core/op_ref_dense.h"
@@ -56,19 +55,9 @@ typedef struct planned_test {
     char name[NAME_MAX_LENGTH];
 } planned_test;
 
-/* Sparse tensors are on the CPU only. */
-static bool is_of_cpu(const char *op)
-{
-    return strncmp(op, "sparse_", 7) == 0 || strcmp(op, "to_dense") == 0 ||
-           strcmp(op, "embedding_with") == 0 ||
-           strcmp(op, "embedding_sparse_grad") == 0;
-}
-
 static void run_planned(void **state)
 {
     const planned_test *test = *state;
-    if (brg_device_get().type != BRG_DEVICE_CPU && is_of_cpu(test->c->op))
-        skip();
     test->run(test->c);
 }
 
