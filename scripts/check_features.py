@@ -2,7 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every test that docs/features.md, docs/communication-hooks.md and docs/compiled.md
 name exists, every yes of Brigade's names one, and every no a reason; and
-docs/README.md leads to every page."""
+docs/README.md leads to every page.
+
+    check_features.py [--ran LOG...]
+
+With LastTest.log of one or more runs of all tests: every test that features.md
+names ran and passed in one of them. Those that could not (cuda/ without a GPU, a
+folder of which the logs have nothing, checks of debug builds, what is run by
+hand) are listed."""
+import argparse
 import pathlib
 import re
 import sys
@@ -55,9 +63,71 @@ def check_index():
                 yield f"docs/{page.name}: there is no {link}"
 
 
+class Logs:
+    """What ran, by the logs of ctest: tests of C by their line, those of Python
+    by their file, of which only the whole is known."""
+
+    def __init__(self, paths):
+        text = "\n".join(pathlib.Path(p).read_text(errors="replace")
+                         for p in paths)
+        self.passed = set(re.findall(r"^\[ +OK \] (test_\w+)", text, re.M))
+        self.bad = set(re.findall(r"^\[ +(?:SKIPPED|FAILED) +\] (test_\w+)", text,
+                                  re.M)) - self.passed
+        self.folders, self.programs, self.partly = set(), set(), set()
+        for part in re.split(r"^\d+/\d+ Testing: ", text, flags=re.M)[1:]:
+            name = part.split("\n", 1)[0]
+            file = re.search(r"/(test_\w+)\.py\"", part)
+            if "\nTest Passed." not in part or "\nSKIPPED" in part:
+                continue
+            if file and re.search(r"^OK \(.*skipped", part, re.M):
+                self.partly.add(f"{file[1]}.py")
+            else:
+                self.folders.add(name.split("/")[0])
+                self.passed |= {f"{file[1]}.py"} if file else set()
+                self.programs.add(re.sub(r"_\d+$", "", name))
+
+
+def places_of(name):
+    """The files of tests that define it."""
+    for path in (ROOT / "tests").rglob("*"):
+        if path.suffix in (".c", ".h", ".py") and (
+                path.stem == name or re.search(
+                    rf"(void\s+|def ){name}\(", path.read_text())):
+            yield path
+
+
+def check_ran(text, logs):
+    """Yields problems, and prints what could not run."""
+    by_hand = set()
+    for line in text.splitlines():
+        if "by hand" in line or "as row 61" in line:
+            by_hand |= set(re.findall(r"`(test_\w+)`", line))
+    for name in sorted(set(re.findall(r"`(test_\w+)`", text))):
+        files = list(places_of(name))
+        if name in logs.passed or any(f.name in logs.passed for f in files):
+            continue
+        programs = {f"{f.parent.name}/{f.stem}" for f in files}
+        if programs & logs.programs and name in {f.stem for f in files}:
+            continue  # it names the program
+        folders = {f.parent.name for f in files}
+        if name in by_hand or name.endswith("_in_debug_builds") or \
+                not folders & logs.folders or \
+                any(f.name in logs.partly for f in files) or \
+                (folders == {"cuda"} and not programs & logs.programs):
+            print(f"docs/features.md: {name} did not run here")
+        else:
+            why = "was skipped or failed" if name in logs.bad else "did not run"
+            yield f"docs/features.md: {name} {why}"
+
+
 def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--ran", nargs="+", default=[], metavar="LOG")
+    ran = parser.parse_args().ran
     known = known_tests()
     problems = list(check_compiled(known)) + list(check_index())
+    if ran:
+        problems += check_ran((ROOT / "docs/features.md").read_text(), Logs(ran))
     for page in "features.md", "communication-hooks.md":
         text = (ROOT / "docs" / page).read_text()
         for name in sorted(set(re.findall(r"`(test_\w+)`", text))):

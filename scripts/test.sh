@@ -88,4 +88,8 @@ say "running the tests"
 ctest --test-dir "$folder" --output-on-failure --no-tests=error \
     --parallel "$(env -u OMP_NUM_THREADS nproc)" "${tests[@]}" ||
     die "tests failed; the list is above, full output in $folder/Testing/Temporary/LastTest.log"
+if test "$folder" = build/test && test ${#tests[@]} -eq 0; then
+    python3 scripts/check_features.py --ran "$folder/Testing/Temporary/LastTest.log" ||
+        die "docs/features.md names tests that did not run"
+fi
 say "all tests passed"
