@@ -82,6 +82,17 @@ typedef struct brg_powersgd_options {
 BRG_API BRG_NODISCARD brg_status brg_comm_hook_create_powersgd(
     brg_comm_hook **out, const brg_powersgd_options *options);
 
+/* Adasum (S. Maleki et al., "Scaling Distributed Training with Adaptive
+ * Summation", 2020): gradients of f32, parameter by parameter, are added in
+ * pairs of ranks, then pairs of these, rank r + 2^k to rank r:
+ *     a + b - (a.b / 2 a.a) a - (a.b / 2 b.b) b
+ * so equal ones become their average, orthogonal ones their sum. Other dtypes
+ * are averaged; options.sum is refused in the first step. By one all-gather:
+ * (world size - 1) times the bytes of a rank are received, and so much group
+ * memory is taken. Not on GPUs. *out: owned. */
+BRG_API BRG_NODISCARD brg_status
+brg_comm_hook_create_adasum(brg_comm_hook **out);
+
 /* ---- Hooks of your own ------------------------------------------------------------ */
 
 typedef struct brg_hook_param {

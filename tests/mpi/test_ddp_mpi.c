@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The reducer over MPI: every rank runs every test. Nodes of one rank make
  * the ranks exchange messages instead of sharing memory. */
+#include "tests/reducer/adasum_checks.h"
 #include "tests/reducer/average_checks.h"
 #include "tests/reducer/hook_checks.h"
 #include "tests/reducer/lacking_checks.h"
@@ -108,6 +109,7 @@ static void test_ddp_mpi__communication_hooks(void **state)
         brg_pg *pg = mpi_group(node_size, 60);
         assert_brg_ok(check_hooks(pg));
         assert_brg_ok(check_powersgd(pg));
+        assert_brg_ok(check_adasum(pg));
         brg_pg_destroy(pg);
     }
 }

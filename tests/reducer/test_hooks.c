@@ -4,6 +4,7 @@
 #include "tests/reducer/q8_checks.h"
 
 #include "core/base/dtype.h"
+#include "tests/reducer/adasum_checks.h"
 #include "tests/support/fail_alloc.h"
 
 static brg_status all_hooks(brg_pg *pg, void *user)
@@ -29,6 +30,20 @@ static void test_hooks__average_within_what_they_round(void **state)
 {
     (void)state;
     ranks_in_worlds(1, NULL, all_hooks, NULL);
+}
+
+static brg_status adasum(brg_pg *pg, void *user)
+{
+    (void)user;
+    BRG_TRY(check_adasum(pg));
+    return check_adasum_of_sums(pg);
+}
+
+static void test_hooks__add_what_others_do_not_say(void **state)
+{
+    (void)state;
+    ranks_in_worlds(1, NULL, adasum, NULL);
+    assert_brg_ok(brg_sim_run(7, NULL, adasum, NULL));
 }
 
 static void test_hooks__leave_nothing_of_what_is_not_finite(void **state)
@@ -545,6 +560,7 @@ int main(void)
     fail_alloc_install();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_hooks__average_within_what_they_round),
+        cmocka_unit_test(test_hooks__add_what_others_do_not_say),
         cmocka_unit_test(test_hooks__leave_nothing_of_what_is_not_finite),
         cmocka_unit_test(test_hooks__train_in_8_bits),
         cmocka_unit_test(test_hooks__send_less),
