@@ -130,8 +130,17 @@ static __device__ __forceinline__ void take(running<C> &r, const pack<T, V> &x)
     r.sum += sum[0] + sum[1];
 }
 
-/* What a row of logits comes to, the same in every thread; `top` and `sum` are
- * of all classes, `plain` too if it is asked for. */
+/* What the threads have of a row comes to; the same in every thread. */
+template <bool IS_SMOOTH, typename T, typename C>
+static __device__ __forceinline__ running<C> over_row(running<C> r)
+{
+    const C top = over_block<max_of>(r.top);
+    if (top != -INFINITY)
+        r.sum *= grown<T>::of(r.top, grown<T>::prepare(top));
+    return {top, over_block<sum_of>(r.sum),
+            IS_SMOOTH ? over_block<sum_of>(r.plain) : (C)0};
+}
+
 template <bool IS_SMOOTH, typename T, typename C, int V>
 static __device__ __forceinline__ running<C> walk(const brg__cu_entropy &a,
                                                   const T *x)
@@ -153,11 +162,7 @@ static __device__ __forceinline__ running<C> walk(const brg__cu_entropy &a,
     for (int k = i; k < n && k < i + V;
          k++) /* the last V are not all classes */
         take<IS_SMOOTH, T, C, 1>(r, {{x[k]}});
-    const C top = over_block<max_of>(r.top);
-    if (top != -INFINITY)
-        r.sum *= grown<T>::of(r.top, grown<T>::prepare(top));
-    return {top, over_block<sum_of>(r.sum),
-            IS_SMOOTH ? over_block<sum_of>(r.plain) : (C)0};
+    return over_row<IS_SMOOTH, T>(r);
 }
 
 /* One thread's: scratch[row]: the row's loss; scratch[rows + row]: 1 if it
@@ -366,7 +371,19 @@ int brg__cu_cross_entropy_grad(const brg__cu_queue *q, const brg__cu_entropy *a)
     return (int)cudaGetLastError();
 }
 
-/* Writes what is not read again soon, to leave the caches to what is. */
+/* ---- Both at once --------------------------------------------------------------- */
+
+/* Reads and writes what is not read again soon, to leave the caches to what is. */
+template <typename P> static __device__ __forceinline__ P load_past(const P *at)
+{
+    P v;
+    if constexpr (sizeof(P) == sizeof(int4))
+        *(int4 *)&v = __ldcs((const int4 *)at);
+    else
+        v = *at;
+    return v;
+}
+
 template <typename P>
 static __device__ __forceinline__ void store_past(P *at, const P &v)
 {
@@ -376,6 +393,21 @@ static __device__ __forceinline__ void store_past(P *at, const P &v)
         *at = v;
 }
 
+/* What the row's gradient is made from, for all threads. */
+template <typename T, typename C>
+static __device__ __forceinline__ slope<T, C>
+slope_of(const brg__cu_entropy &a, int64_t row, int64_t t, const running<C> &r)
+{
+    __shared__ C lse;
+    if (threadIdx.x == 0) {
+        if (t < 0)
+            note_none<C>(a, row);
+        lse = t < 0 ? (C)0 : note_row<T>(a, row, t, r);
+    }
+    __syncthreads();
+    return slope<T, C>(a, lse, scale_of(a));
+}
+
 /* The row is read twice, the second time from the cache and backwards: what was
  * read last is there for certain. */
 template <bool IS_SMOOTH, typename T, typename C, int V>
@@ -383,7 +415,6 @@ __global__ void __launch_bounds__(512, 2)
     entropy_with_grad_kernel(const __grid_constant__ brg__cu_entropy a,
                              brg__cu_fault *fault)
 {
-    __shared__ C lse;
     const int64_t row = blockIdx.x;
     const T *x = (const T *)a.logits + row * a.width;
     T *out = (T *)a.out + row * a.width;
@@ -391,33 +422,163 @@ __global__ void __launch_bounds__(512, 2)
     running<C> r = {};
     if (t >= 0)
         r = walk<IS_SMOOTH, T, C, V>(a, x);
-    else if (threadIdx.x == 0)
-        note_none<C>(a, row);
-    if (t >= 0 && threadIdx.x == 0)
-        lse = note_row<T>(a, row, t, r);
-    __syncthreads();
-    const slope<T, C> s(a, t < 0 ? (C)0 : lse, scale_of(a));
+    const slope<T, C> s = slope_of<T, C>(a, row, t, r);
     const int step = blockDim.x * V, n = (int)a.width;
     for (int i = (n - 1) / step * step + threadIdx.x * V; i >= 0; i -= step)
         if (i < n)
-            store_past(
-                (pack<T, V> *)(out + i),
-                slope_at<T, C, V>(a, s, *(const pack<T, V> *)(x + i), i, t));
+            store_past((pack<T, V> *)(out + i),
+                       slope_at<T, C, V>(
+                           a, s, load_past((const pack<T, V> *)(x + i)), i, t));
+}
+
+extern __shared__ __align__(16) char row_bytes[];
+
+static __device__ __forceinline__ void copy_ahead(void *to, const void *from)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                     (unsigned)__cvta_generic_to_shared(to)),
+                 "l"(from)
+                 : "memory");
+}
+
+/* The vectors of a row that a thread works on lie in shared memory. As one is used
+ * for the last time, that of the block's next row takes its place; nobody else reads
+ * it, so nobody waits. They come in two halves. */
+template <typename T, int V> struct held_row {
+    pack<T, V> *mine;
+    int step, classes;
+    int half; /* vectors */
+
+    __device__ __forceinline__ explicit held_row(const brg__cu_entropy &a)
+        : mine((pack<T, V> *)row_bytes + threadIdx.x), step(blockDim.x * V),
+          classes((int)a.classes), half((classes / step + 1) / 2)
+    {
+    }
+    __device__ __forceinline__ pack<T, V> &at(int k) const
+    {
+        return mine[k * blockDim.x];
+    }
+    /* Vector k of the row that begins at x; NULL: there is none. */
+    __device__ __forceinline__ void fetch(const T *x, int k) const
+    {
+        const int i = k * step + threadIdx.x * V;
+        if (x && i < classes)
+            copy_ahead(&at(k), x + i);
+        if (k == half - 1)
+            asm volatile("cp.async.commit_group;" ::: "memory");
+    }
+    __device__ __forceinline__ void fetch_done() const
+    {
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    }
+};
+
+template <bool IS_SMOOTH, typename T, typename C, int V>
+static __device__ __forceinline__ running<C> walk_held(const brg__cu_entropy &a,
+                                                       const held_row<T, V> &h)
+{
+    running<C> r = {-INFINITY, 0, 0};
+    int i = threadIdx.x * V, k = 0;
+    asm volatile("cp.async.wait_group 1;" ::: "memory");
+    for (; k < h.half && i + V <= h.classes; k++, i += h.step)
+        take<IS_SMOOTH, T, C, V>(r, h.at(k));
+    asm volatile("cp.async.wait_group 0;" ::: "memory");
+    for (; i + V <= h.classes; k++, i += h.step)
+        take<IS_SMOOTH, T, C, V>(r, h.at(k));
+    for (int j = 0; j < V && i + j < h.classes; j++)
+        take<IS_SMOOTH, T, C, 1>(r, {{h.at(k).at[j]}});
+    return over_row<IS_SMOOTH, T>(r);
+}
+
+/* A block takes rows one after the other. */
+template <bool IS_SMOOTH, typename T, typename C, int V>
+__global__ void __launch_bounds__(512, 2)
+    entropy_held_kernel(const __grid_constant__ brg__cu_entropy a,
+                        brg__cu_fault *fault)
+{
+    const held_row<T, V> held(a);
+    const int width = (int)a.width;
+    int64_t row = blockIdx.x;
+    const T *x = (const T *)a.logits + row * a.width;
+    for (int k = 0; k * held.step < width; k++)
+        held.fetch(x, k);
+    held.fetch_done();
+    for (; row < a.rows; row += gridDim.x) {
+        T *out = (T *)a.out + row * a.width;
+        const int64_t t = target_of(a, row, fault), next = row + gridDim.x;
+        const slope<T, C> s =
+            slope_of<T, C>(a, row, t, walk_held<IS_SMOOTH, T, C, V>(a, held));
+        x = next < a.rows ? (const T *)a.logits + next * a.width : NULL;
+        for (int k = 0; k * held.step < width; k++) {
+            const int i = k * held.step + threadIdx.x * V;
+            if (i < width)
+                store_past((pack<T, V> *)(out + i),
+                           slope_at<T, C, V>(a, s, held.at(k), i, t));
+            held.fetch(x, k);
+        }
+        held.fetch_done();
+    }
+}
+
+/* Long rows, of which at least two fit into a multiprocessor. Others: *is_done is
+ * false. */
+template <bool IS_SMOOTH, typename T, typename C, int V>
+static int launch_held(const brg__cu_queue *q, const brg__cu_entropy *a,
+                       bool *is_done)
+{
+    const int threads = threads_for(a->classes), step = threads * V;
+    const int64_t bytes = (a->width + step - 1) / step * step * sizeof(T);
+    int n_blocks = 0;
+    *is_done = false;
+    void (*kernel)(brg__cu_entropy, brg__cu_fault *) =
+        entropy_held_kernel<IS_SMOOTH, T, C, V>;
+    if (threads < 512 || bytes > INT32_MAX ||
+        cudaFuncSetAttribute((const void *)kernel,
+                             cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             (int)bytes) != cudaSuccess ||
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+            &n_blocks, kernel, threads, (size_t)bytes) != cudaSuccess ||
+        n_blocks < 2) {
+        (void)cudaGetLastError();
+        return 0;
+    }
+    int64_t blocks = n_blocks * (int64_t)q->n_sm;
+    blocks = blocks < a->rows ? blocks : a->rows;
+    kernel<<<(unsigned)blocks, threads, (size_t)bytes, stream_of(q)>>>(
+        *a, q->fault);
+    *is_done = true;
+    return (int)cudaGetLastError();
+}
+
+template <bool IS_SMOOTH, typename T, typename C, int V>
+static int launch_both(const brg__cu_queue *q, const brg__cu_entropy *a)
+{
+    if constexpr (sizeof(pack<T, V>) == 16) {
+        bool is_done;
+        const int error = launch_held<IS_SMOOTH, T, C, V>(q, a, &is_done);
+        if (is_done)
+            return error;
+    }
+    entropy_with_grad_kernel<IS_SMOOTH, T, C, V>
+        <<<(unsigned)a->rows, threads_for(a->classes), 0, stream_of(q)>>>(
+            *a, q->fault);
+    return (int)cudaGetLastError();
 }
 
 int brg__cu_cross_entropy_with_grad(const brg__cu_queue *q,
                                     const brg__cu_entropy *a)
 {
+    int error;
     count_kernel<<<1, 1024, 0, stream_of(q)>>>(*a, q->fault);
 #define LAUNCH(T, C, V)                                                        \
-    (a->smoothing != 0 ? entropy_with_grad_kernel<true, T, C, V>               \
-                       : entropy_with_grad_kernel<false, T, C, V>)<<<          \
-        (unsigned)a->rows, threads_for(a->classes), 0, stream_of(q)>>>(        \
-        *a, q->fault)
+    error = a->smoothing != 0 ? launch_both<true, T, C, V>(q, a)               \
+                              : launch_both<false, T, C, V>(q, a)
 #define LAUNCH_1(T, C) LAUNCH(T, C, 1)
     WITH_ENTROPY(a, LAUNCH);
 #undef LAUNCH
 #undef LAUNCH_1
+    if (error != 0)
+        return error;
     entropy_join_kernel<<<1, 1024, 0, stream_of(q)>>>(*a);
     return (int)cudaGetLastError();
 }
