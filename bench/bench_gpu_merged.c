@@ -12,7 +12,7 @@
 #include "bench/bench.h"
 
 enum { APART, MERGED, N_WAYS };
-enum { N_CALLS = 10, MAX_ROUNDS = 200, TOKENS = 16 * 1024 };
+enum { N_CALLS = 20, MAX_ROUNDS = 200, TOKENS = 16 * 1024 };
 
 typedef struct example {
     const char *name;
@@ -61,10 +61,53 @@ static void entropy_merged(brg_tensor *const *in)
     apply("cross_entropy_with_grad", 2, in, &entropy, out);
 }
 
+/* ---- Layer norm's gradient: g, x, w, mean, rstd, what is added, a bias ------------- */
+
+static const brg_attrs last_dim = {.i = {1}};
+
+static void make_norm(brg_tensor **in)
+{
+    for (int i = 0; i < 6; i++)
+        in[i] = i < 2 || i == 5 ? normal(TOKENS, 768) : NULL;
+    in[2] = bench_some(brg_ones(BRG_DTYPE_BF16, BRG_SHAPE(768)));
+    for (int i = 3; i < 5; i++)
+        in[i] = bench_some(
+            brg_full(BRG_DTYPE_F32, 1, (const int64_t[]){TOKENS}, i - 3.0));
+    in[6] = in[2];
+}
+
+static void norm_add_apart(brg_tensor *const *in)
+{
+    brg_tensor *out[3], *all;
+    apply("layer_norm_grad", 5, in, &last_dim, out);
+    apply("add", 2, (brg_tensor *[]){in[5], out[0]}, NULL, &all);
+}
+
+static void norm_add_merged(brg_tensor *const *in)
+{
+    brg_tensor *out[3];
+    apply("layer_norm_grad_add", 6, in, &last_dim, out);
+}
+
+static void norm_sum_apart(brg_tensor *const *in)
+{
+    brg_tensor *out[3], *sum;
+    apply("layer_norm_grad_add", 6, in, &last_dim, out);
+    apply("sum_to_like", 2, (brg_tensor *[]){out[0], in[6]}, NULL, &sum);
+}
+
+static void norm_sum_merged(brg_tensor *const *in)
+{
+    brg_tensor *out[4];
+    apply("layer_norm_grad_sum", 6, in, &last_dim, out);
+}
+
 /* ---- Measuring --------------------------------------------------------------------- */
 
 static const example examples[] = {
     {"cross_entropy_with_grad", entropy_apart, entropy_merged, make_logits},
+    {"layer_norm_grad_add", norm_add_apart, norm_add_merged, make_norm},
+    {"layer_norm_grad_sum", norm_sum_apart, norm_sum_merged, make_norm},
 };
 
 static double time_calls(const example *e, int way, brg_tensor *const *in)

@@ -6,12 +6,14 @@
  *     add(r, linear)                                 linear_add
  *     gelu_grad(matmul(g, w), y)                     matmul_gelu_grad
  *     add(r, layer_norm_grad)                        layer_norm_grad_add
+ *     either, and the sum of its rows                layer_norm_grad_sum
  *     cross_entropy, its gradient by a backward      cross_entropy_with_grad
  *
  * What is merged runs where the first of its ops was, so the others move up: not
  * past what makes their operands, nor past an effect if an operand is memory
- * that it may change. The last two have the bits of what they stand for; the
- * others round once instead of twice and are for the backend FUSED. */
+ * that it may change. layer_norm_grad_add and cross_entropy_with_grad have the bits
+ * of what they stand for; the others round once instead of twice, or sum in another
+ * order, and are for the backend FUSED. */
 #include "compile/passes/passes.h"
 
 #include <string.h>
@@ -214,6 +216,13 @@ static bool has_kernel(const merger *m, const brg_op *op)
     return brg__kernel_exists(op, m->device);
 }
 
+/* The node's results are made by what runs at `at`. */
+static void drop(merger *m, int node, int at)
+{
+    m->becomes[node] = NONE;
+    m->place[node] = at;
+}
+
 /* The op at `gone` goes, too. */
 static brg_status merge(merger *m, int at, int gone, const merged *what)
 {
@@ -231,8 +240,7 @@ static brg_status merge(merger *m, int at, int gone, const merged *what)
         BRG_TRY(brg__ir_add_value(m->ir, &value, &m->to[what->out[j]]));
     }
     m->becomes[at] = number;
-    m->becomes[gone] = NONE;
-    m->place[gone] = at;
+    drop(m, gone, at);
     return BRG_OK;
 }
 
@@ -283,17 +291,40 @@ static brg_status merge_matmul(merger *m, int at)
     return merge(m, at, next, &what);
 }
 
+/* The op that sums a gradient of rows of one dim over them, for a bias; or NONE. */
+static int sum_of_rows(const merger *m, int at, int g)
+{
+    const int sum = user_of(m, at, g, &brg__op_sum_to_like);
+    if (sum == NONE || !m->ir->wants_kernels || in_of(m, sum)[0] != g ||
+        node_at(m, at)->attrs.i[0] != 1 ||
+        !has_kernel(m, &brg__op_layer_norm_grad_sum))
+        return NONE;
+    const brg__ir_value *like = value_at(m, in_of(m, sum)[1]);
+    return like->ndim == 1 && like->ones == 0 ? sum : NONE;
+}
+
 static brg_status merge_layer_norm_grad(merger *m, int at)
 {
     const int gx = node_at(m, at)->first_out;
-    int r;
-    const int next = sum_of(m, at, gx, &r);
+    int r = NONE, next = sum_of(m, at, gx, &r);
     if (next == NONE || !is_alike(m, r, gx) || !is_there(m, r, at, next) ||
         !has_kernel(m, &brg__op_layer_norm_grad_add))
+        next = r = NONE;
+    const int made = next == NONE ? gx : node_at(m, next)->first_out;
+    const int sum = sum_of_rows(m, at, made);
+    if (next == NONE && sum == NONE)
         return BRG_OK;
     merged what = begin(m, at, &brg__op_layer_norm_grad_add, r);
-    what.out[0] = node_at(m, next)->first_out;
-    return merge(m, at, next, &what);
+    what.out[0] = made;
+    if (sum == NONE)
+        return merge(m, at, next, &what);
+    what.op = &brg__op_layer_norm_grad_sum;
+    what.in[5] = r;
+    what.n_in = 6;
+    what.out[3] = node_at(m, sum)->first_out;
+    if (next != NONE)
+        drop(m, next, at);
+    return merge(m, at, sum, &what);
 }
 
 /* The gradient is read where the loss is if a backward begins with the loss: it
@@ -317,7 +348,7 @@ static brg_status merge_cross_entropy(merger *m, int at)
     what.attrs.f[1] = (double)(float)node_at(m, seed)->attrs.f[0];
     what.out[2] = node_at(m, next)->first_out;
     if (m->n_uses[of[0]] == 1)
-        m->becomes[seed] = NONE;
+        drop(m, seed, at);
     return merge(m, at, next, &what);
 }
 

@@ -127,13 +127,16 @@ typedef struct brg__cu_norm {
     const void *add; /* to the rounded gx; or NULL */
     void *y, *mean, *rstd;
     void *gx, *gw, *gb;
+    void *sum; /* of gx over the rows; or NULL: none */
     int n_splits;
-    void *partials; /* n_splits * 2 * n doubles */
+    void *partials; /* n_splits * 3 * n doubles */
 } brg__cu_norm;
 
 int brg__cu_layer_norm(const brg__cu_queue *q, const brg__cu_norm *a);
 /* Of the complete problem but `partials`. */
 int brg__cu_layer_norm_splits(const brg__cu_queue *q, const brg__cu_norm *a);
+/* Whether its gradient can be summed on the way: else `sum` must be NULL. */
+bool brg__cu_layer_norm_has_sum(const brg__cu_norm *a);
 int brg__cu_layer_norm_grad(const brg__cu_queue *q, const brg__cu_norm *a);
 
 /* x (n, channels, inner). */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Layer norm. Rows of up to 2048 16-bit (1024 32-bit) elements stay in the
- * registers of a warp, so that each element is read once; the gradient adds up
- * those of weight and bias on the way. Other rows: a block per row, read two or
+ * registers of a warp, those of the gradient up to half of that in shared memory,
+ * so that each element is read once; the gradient adds up those of weight and bias
+ * on the way. Other rows: a block per row, read two or
  * three times, mostly from the cache. 16-bit floats are computed in f32; sums
  * over rows in a fixed order, those of many rows in f64. */
 #include "core/cuda/element.cuh"
@@ -98,14 +99,13 @@ __global__ void __launch_bounds__(32 * WARPS)
     }
 }
 
-/* The sums of the block's warps to `out`, added up in the order of the warps. */
-template <int CHUNKS, int V>
+/* The sums of the block's warps to `out`, added up in the order of the warps.
+ * all: WARPS * AT_ONCE chunks of 32 V floats. */
+template <int CHUNKS, int AT_ONCE, int V>
 static __device__ __forceinline__ void
-join_warps(const float sums[CHUNKS][V], int64_t n, double *out)
+join_in(float *all, const float sums[CHUNKS][V], int64_t n, double *out)
 {
-    constexpr int AT_ONCE = CHUNKS * V > 48 ? CHUNKS / 2 : CHUNKS;
     constexpr int WIDTH = AT_ONCE * 32 * V;
-    __shared__ float all[WARPS][WIDTH];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
 #pragma unroll
     for (int from = 0; from < CHUNKS; from += AT_ONCE) {
@@ -114,18 +114,27 @@ join_warps(const float sums[CHUNKS][V], int64_t n, double *out)
         for (int c = 0; c < AT_ONCE; c++)
 #pragma unroll
             for (int k = 0; k < V; k++)
-                all[warp][(c * V + k) * 32 + lane] = sums[from + c][k];
+                all[warp * WIDTH + (c * V + k) * 32 + lane] = sums[from + c][k];
         __syncthreads();
         for (int at = threadIdx.x; at < WIDTH; at += blockDim.x) {
             const int64_t i = from * 32 * V + (at / (32 * V)) * 32 * V +
                               (at & 31) * V + (at >> 5) % V;
-            float sum = all[0][at];
+            float sum = all[at];
             for (int w = 1; w < WARPS; w++)
-                sum += all[w][at];
+                sum += all[w * WIDTH + at];
             if (i < n)
                 out[i] = (double)sum;
         }
     }
+}
+
+template <int CHUNKS, int V>
+static __device__ __forceinline__ void join_warps(const float sums[CHUNKS][V],
+                                                  int64_t n, double *out)
+{
+    constexpr int AT_ONCE = CHUNKS * V > 48 ? CHUNKS / 2 : CHUNKS;
+    __shared__ float all[WARPS * AT_ONCE * 32 * V];
+    join_in<CHUNKS, AT_ONCE, V>(all, sums, n, out);
 }
 
 /* The gradient of an element, rounded, plus r. */
@@ -140,8 +149,8 @@ static __device__ __forceinline__ T plus(C gx, T r)
 template <typename T> static __device__ __forceinline__ void forget(vec<T> &v)
 {
     uint4 *bits = (uint4 *)&v;
-    asm volatile("" : "+r"(bits->x), "+r"(bits->y), "+r"(bits->z),
-                      "+r"(bits->w));
+    asm volatile(""
+                 : "+r"(bits->x), "+r"(bits->y), "+r"(bits->z), "+r"(bits->w));
 }
 
 /* From the nearest cache: registers are for what differs from row to row. */
@@ -152,8 +161,69 @@ static __device__ __forceinline__ vec<T> weights_at(const brg__cu_norm &a,
     return a.w && i < a.n ? *(const vec<T> *)((const T *)a.w + i) : vec<T>{};
 }
 
-/* gx = rstd (g w - s0 - xhat s1), and `add`; the block's sums of g xhat and of g
- * go to its partials. */
+/* What a row, or a chunk of it, is worked on with. */
+struct row_of {
+    float mean, rstd;
+    float s0, s1; /* the means of g w and of g w xhat */
+    bool has_w, has_add;
+};
+
+/* Adds a chunk to s0 and s1 and to the sums of g xhat and of g. */
+template <typename T>
+static __device__ __forceinline__ void
+take(row_of &row, const vec<T> &x, const vec<T> &g, const vec<T> &w,
+     float gw[vec<T>::n], float gb[vec<T>::n])
+{
+#pragma unroll
+    for (int k = 0; k < vec<T>::n; k++) {
+        const float h = (get<float>(&x.at[k]) - row.mean) * row.rstd;
+        const float v = get<float>(&g.at[k]);
+        const float vw = row.has_w ? v * get<float>(&w.at[k]) : v;
+        row.s0 += vw;
+        row.s1 += vw * h;
+        gw[k] += v * h;
+        gb[k] += v;
+    }
+}
+
+/* rstd (g w - s0 - xhat s1), and r. */
+template <typename T>
+static __device__ __forceinline__ vec<T>
+slope_of(const row_of &row, const vec<T> &x, const vec<T> &g, const vec<T> &w,
+         const vec<T> &r)
+{
+    vec<T> out;
+#pragma unroll
+    for (int k = 0; k < vec<T>::n; k++) {
+        const float h = (get<float>(&x.at[k]) - row.mean) * row.rstd;
+        const float v = get<float>(&g.at[k]);
+        const float vw = row.has_w ? v * get<float>(&w.at[k]) : v;
+        const float made = row.rstd * (vw - row.s0 - h * row.s1);
+        out.at[k] = row.has_add ? plus<T>(made, r.at[k]) : as<T>::of(made);
+    }
+    return out;
+}
+
+static __device__ __forceinline__ row_of row_at(const brg__cu_norm &a,
+                                                int64_t row)
+{
+    if (row >= a.rows)
+        return {};
+    return {((const float *)a.mean)[row],
+            ((const float *)a.rstd)[row],
+            0,
+            0,
+            a.w != NULL,
+            a.add != NULL};
+}
+
+static __device__ __forceinline__ void finish_sums(row_of &row, int64_t n)
+{
+    row.s0 = over_warp<sum_of>(row.s0) / (float)n;
+    row.s1 = over_warp<sum_of>(row.s1) / (float)n;
+}
+
+/* gx; the block's sums of g xhat and of g go to its partials. */
 template <typename T, int CHUNKS>
 __global__ void __launch_bounds__(32 * WARPS, CHUNKS <= 3 ? 2 : 1)
     norm_grad_in_registers(const __grid_constant__ brg__cu_norm a)
@@ -161,56 +231,139 @@ __global__ void __launch_bounds__(32 * WARPS, CHUNKS <= 3 ? 2 : 1)
     constexpr int V = vec<T>::n;
     const int lane = threadIdx.x & 31;
     float gw[CHUNKS][V] = {}, gb[CHUNKS][V] = {};
-    for (int64_t row = blockIdx.x * (int64_t)WARPS + (threadIdx.x >> 5);
-         row < a.rows; row += (int64_t)gridDim.x * WARPS) {
-        const float mean = ((const float *)a.mean)[row];
-        const float rstd = ((const float *)a.rstd)[row];
+    for (int64_t at = blockIdx.x * (int64_t)WARPS + (threadIdx.x >> 5);
+         at < a.rows; at += (int64_t)gridDim.x * WARPS) {
+        row_of row = row_at(a, at);
         vec<T> x[CHUNKS], g[CHUNKS], r[CHUNKS];
-        load_row<T, CHUNKS>(x, (const T *)a.x + row * a.n, a.n, lane);
-        load_row<T, CHUNKS>(g, (const T *)a.g + row * a.n, a.n, lane);
+        load_row<T, CHUNKS>(x, (const T *)a.x + at * a.n, a.n, lane);
+        load_row<T, CHUNKS>(g, (const T *)a.g + at * a.n, a.n, lane);
         if (a.add)
-            load_row<T, CHUNKS>(r, (const T *)a.add + row * a.n, a.n, lane);
-        float s0 = 0, s1 = 0;
+            load_row<T, CHUNKS>(r, (const T *)a.add + at * a.n, a.n, lane);
 #pragma unroll
-        for (int c = 0; c < CHUNKS; c++) {
-            const vec<T> w = weights_at<T>(a, c * vec<T>::warp + lane * V);
-#pragma unroll
-            for (int k = 0; k < V; k++) {
-                const float h = (get<float>(&x[c].at[k]) - mean) * rstd;
-                const float v = get<float>(&g[c].at[k]);
-                const float vw = a.w ? v * get<float>(&w.at[k]) : v;
-                s0 += vw;
-                s1 += vw * h;
-                gw[c][k] += v * h;
-                gb[c][k] += v;
-            }
-        }
-        s0 = over_warp<sum_of>(s0) / (float)a.n;
-        s1 = over_warp<sum_of>(s1) / (float)a.n;
+        for (int c = 0; c < CHUNKS; c++)
+            take<T>(row, x[c], g[c],
+                    weights_at<T>(a, c * vec<T>::warp + lane * V), gw[c],
+                    gb[c]);
+        finish_sums(row, a.n);
 #pragma unroll
         for (int c = 0; c < CHUNKS; c++) {
             const int64_t i = c * vec<T>::warp + lane * V;
             if (i >= a.n)
                 continue;
-            const vec<T> w = weights_at<T>(a, i);
             forget(x[c]);
             forget(g[c]);
-            vec<T> out;
-#pragma unroll
-            for (int k = 0; k < V; k++) {
-                const float h = (get<float>(&x[c].at[k]) - mean) * rstd;
-                const float v = get<float>(&g[c].at[k]);
-                const float vw = a.w ? v * get<float>(&w.at[k]) : v;
-                const float made = rstd * (vw - s0 - h * s1);
-                out.at[k] =
-                    a.add ? plus<T>(made, r[c].at[k]) : as<T>::of(made);
-            }
-            *(vec<T> *)((T *)a.gx + row * a.n + i) = out;
+            *(vec<T> *)((T *)a.gx + at * a.n + i) =
+                slope_of<T>(row, x[c], g[c], weights_at<T>(a, i), r[c]);
         }
     }
     double *partials = (double *)a.partials + 2 * blockIdx.x * a.n;
     join_warps<CHUNKS, V>(gw, a.n, partials);
     join_warps<CHUNKS, V>(gb, a.n, partials + a.n);
+}
+
+/* ---- The gradient of rows that are read ahead ------------------------------------------- */
+
+#define STAGES 2 /* rows of a warp that are on their way at once */
+
+extern __shared__ __align__(16) char staged_bytes[];
+
+static __device__ __forceinline__ void copy_ahead(void *to, const void *from)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                     (unsigned)__cvta_generic_to_shared(to)),
+                 "l"(from));
+}
+
+/* A lane reads what it has copied itself, so nobody waits for others. */
+template <typename T, int CHUNKS>
+static __device__ __forceinline__ void fetch(const brg__cu_norm &a, int64_t row,
+                                             vec<T> *to)
+{
+    const void *from[] = {a.x, a.g, a.add};
+#pragma unroll
+    for (int k = 0; k < 3; k++)
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c++) {
+            const int64_t i = c * vec<T>::warp + (threadIdx.x & 31) * vec<T>::n;
+            if (row < a.rows && i < a.n && from[k])
+                copy_ahead(to + (k * CHUNKS + c) * 32,
+                           (const T *)from[k] + row * a.n + i);
+        }
+    asm volatile("cp.async.commit_group;");
+}
+
+/* The same as norm_grad_in_registers, and the sums of gx. */
+template <typename T, int CHUNKS, bool HAS_SUM>
+__global__ void __launch_bounds__(32 * WARPS, CHUNKS <= 3 ? 2 : 1)
+    norm_grad_ahead(const __grid_constant__ brg__cu_norm a)
+{
+    constexpr int V = vec<T>::n, ROW = 3 * CHUNKS * 32, SUMS = 2 + HAS_SUM;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int64_t step = (int64_t)gridDim.x * WARPS;
+    vec<T> *mine = (vec<T> *)staged_bytes + warp * STAGES * ROW + lane;
+    float gw[CHUNKS][V] = {}, gb[CHUNKS][V] = {}, sum[CHUNKS][V] = {};
+    vec<T> w[CHUNKS];
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++)
+        w[c] = weights_at<T>(a, c * vec<T>::warp + lane * V);
+    int64_t at = blockIdx.x * (int64_t)WARPS + warp;
+    for (int k = 0; k < STAGES; k++)
+        fetch<T, CHUNKS>(a, at + k * step, mine + k * ROW);
+    row_of row = row_at(a, at);
+    for (int stage = 0; at < a.rows; at += step) {
+        const row_of next = row_at(a, at + step);
+        vec<T> *from = mine + stage * ROW;
+        asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1) : "memory");
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c++) {
+            const int64_t i = c * vec<T>::warp + lane * V;
+            if (i < a.n)
+                take<T>(row, from[c * 32], from[(CHUNKS + c) * 32], w[c], gw[c],
+                        gb[c]);
+        }
+        finish_sums(row, a.n);
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c++) {
+            const int64_t i = c * vec<T>::warp + lane * V;
+            if (i >= a.n)
+                continue;
+            vec<T> x = from[c * 32], g = from[(CHUNKS + c) * 32];
+            forget(x);
+            forget(g);
+            const vec<T> out =
+                slope_of<T>(row, x, g, w[c], from[(2 * CHUNKS + c) * 32]);
+            *(vec<T> *)((T *)a.gx + at * a.n + i) = out;
+            if (HAS_SUM)
+#pragma unroll
+                for (int k = 0; k < V; k++)
+                    sum[c][k] += get<float>(&out.at[k]);
+        }
+        fetch<T, CHUNKS>(a, at + STAGES * step, from);
+        stage = (stage + 1) % STAGES;
+        row = next;
+    }
+    asm volatile("cp.async.wait_group 0;" ::: "memory");
+    double *partials = (double *)a.partials + SUMS * blockIdx.x * a.n;
+    float *all = (float *)staged_bytes;
+    join_in<CHUNKS, CHUNKS, V>(all, gw, a.n, partials);
+    join_in<CHUNKS, CHUNKS, V>(all, gb, a.n, partials + a.n);
+    if (HAS_SUM)
+        join_in<CHUNKS, CHUNKS, V>(all, sum, a.n, partials + 2 * a.n);
+}
+
+template <typename T, int CHUNKS>
+static int launch_ahead(const brg__cu_queue *q, const brg__cu_norm *a)
+{
+    const size_t bytes = WARPS * STAGES * 3 * CHUNKS * 32 * sizeof(vec<T>);
+    void (*kernel)(brg__cu_norm) = a->sum ? norm_grad_ahead<T, CHUNKS, true>
+                                          : norm_grad_ahead<T, CHUNKS, false>;
+    const cudaError_t error = cudaFuncSetAttribute(
+        (const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+        (int)bytes);
+    if (error != cudaSuccess)
+        return (int)error;
+    kernel<<<(unsigned)a->n_splits, 32 * WARPS, bytes, stream_of(q)>>>(*a);
+    return (int)cudaGetLastError();
 }
 
 #define WITH_CHUNKS(T, n, LAUNCH)                                              \
@@ -234,6 +387,12 @@ __global__ void __launch_bounds__(32 * WARPS, CHUNKS <= 3 ? 2 : 1)
     default:                                                                   \
         LAUNCH(T, MOST_CHUNKS);                                                \
     }
+
+#define WITH_WIDE(T, n, LAUNCH)                                                \
+    if ((n) <= 6)                                                              \
+        LAUNCH(T, 6);                                                          \
+    else                                                                       \
+        LAUNCH(T, MOST_CHUNKS);
 
 #define WITH_TYPE(dtype, n, LAUNCH)                                            \
     if ((dtype) == F32) {                                                      \
@@ -357,25 +516,28 @@ __global__ void __launch_bounds__(COLUMNS *DEPTH)
         all;
 }
 
-/* blockIdx.y: 0 for gw, 1 for gb. */
+#define JOINED 32 /* partial sums that are read at once */
+
+/* blockIdx.y: 0 for gw, 1 for gb, 2 for the sum of gx. */
 template <typename T, typename C>
-__global__ void __launch_bounds__(COLUMNS *DEPTH)
+__global__ void __launch_bounds__(COLUMNS *JOINED)
     layer_norm_join_kernel(const __grid_constant__ brg__cu_norm a)
 {
     const int64_t i = blockIdx.x * (int64_t)COLUMNS + threadIdx.x;
     const double *from = (const double *)a.partials + blockIdx.y * a.n + i;
     double sum = 0;
-    for (int64_t s = threadIdx.y; i < a.n && s < a.n_splits; s += DEPTH)
-        sum += from[2 * s * a.n];
-    __shared__ double part[DEPTH][COLUMNS];
+    for (int64_t s = threadIdx.y; i < a.n && s < a.n_splits; s += JOINED)
+        sum += from[gridDim.y * s * a.n];
+    __shared__ double part[JOINED][COLUMNS];
     part[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
     if (threadIdx.y > 0 || i >= a.n)
         return;
     double all = 0;
-    for (int k = 0; k < DEPTH; k++)
+    for (int k = 0; k < JOINED; k++)
         all += part[k][threadIdx.x];
-    (blockIdx.y == 0 ? (T *)a.gw : (T *)a.gb)[i] = as<T>::of((C)all);
+    void *to = blockIdx.y == 0 ? a.gw : blockIdx.y == 1 ? a.gb : a.sum;
+    ((T *)to)[i] = as<T>::of((C)all);
 }
 
 int brg__cu_layer_norm_splits(const brg__cu_queue *q, const brg__cu_norm *a)
@@ -392,24 +554,51 @@ int brg__cu_layer_norm_splits(const brg__cu_queue *q, const brg__cu_norm *a)
     return splits < 1 ? 1 : (int)splits;
 }
 
+/* Wider rows do not leave room for others in shared memory. */
+static bool is_read_ahead(const brg__cu_norm *a)
+{
+    const int chunks = chunks_of(a);
+    return chunks > 0 && chunks <= 4;
+}
+
+bool brg__cu_layer_norm_has_sum(const brg__cu_norm *a)
+{
+    return is_read_ahead(a);
+}
+
 int brg__cu_layer_norm_grad(const brg__cu_queue *q, const brg__cu_norm *a)
 {
     const unsigned columns = (unsigned)((a->n + COLUMNS - 1) / COLUMNS);
-    const dim3 grid(columns, (unsigned)a->n_splits), both(columns, 2);
-    const dim3 block(COLUMNS, DEPTH);
-    const int chunks = chunks_of(a);
-    if (chunks > 0) {
+    const dim3 grid(columns, (unsigned)a->n_splits);
+    const dim3 all(columns, a->sum ? 3 : 2);
+    const dim3 block(COLUMNS, DEPTH), joined(COLUMNS, JOINED);
+    int chunks = chunks_of(a), error = 0;
+    if (is_read_ahead(a)) {
+#define AHEAD(T)                                                               \
+    error = chunks == 1   ? launch_ahead<T, 1>(q, a)                           \
+            : chunks == 2 ? launch_ahead<T, 2>(q, a)                           \
+            : chunks == 3 ? launch_ahead<T, 3>(q, a)                           \
+                          : launch_ahead<T, 4>(q, a)
+        if (a->dtype == F32)
+            AHEAD(float);
+        else if (a->dtype == BF16)
+            AHEAD(bf16);
+        else
+            AHEAD(f16);
+#undef AHEAD
+    } else if (chunks > 0) {
 #define LAUNCH(T, N)                                                           \
-    do {                                                                       \
-        norm_grad_in_registers<T, N>                                           \
-            <<<(unsigned)a->n_splits, 32 * WARPS, 0, stream_of(q)>>>(*a);      \
-        layer_norm_join_kernel<T, float>                                       \
-            <<<both, block, 0, stream_of(q)>>>(*a);                            \
-    } while (0)
-        WITH_TYPE(a->dtype, chunks, LAUNCH)
+    norm_grad_in_registers<T, N>                                               \
+        <<<(unsigned)a->n_splits, 32 * WARPS, 0, stream_of(q)>>>(*a)
+        if (a->dtype == F32) {
+            WITH_WIDE(float, chunks, LAUNCH)
+        } else if (a->dtype == BF16) {
+            WITH_WIDE(bf16, chunks, LAUNCH)
+        } else {
+            WITH_WIDE(f16, chunks, LAUNCH)
+        }
 #undef LAUNCH
-        return (int)cudaGetLastError();
-    }
+    } else {
 #define LAUNCH(T, C)                                                           \
     do {                                                                       \
         if (a->rows > 0)                                                       \
@@ -417,8 +606,14 @@ int brg__cu_layer_norm_grad(const brg__cu_queue *q, const brg__cu_norm *a)
                 <<<(unsigned)a->rows, threads_for(a->n), 0, stream_of(q)>>>(   \
                     *a);                                                       \
         layer_norm_sums_kernel<T, C><<<grid, block, 0, stream_of(q)>>>(*a);    \
-        layer_norm_join_kernel<T, C><<<both, block, 0, stream_of(q)>>>(*a);    \
     } while (0)
+        WITH_FLOAT(a->dtype, LAUNCH);
+#undef LAUNCH
+    }
+    if (error != 0)
+        return error;
+#define LAUNCH(T, C)                                                           \
+    layer_norm_join_kernel<T, C><<<all, joined, 0, stream_of(q)>>>(*a)
     WITH_FLOAT(a->dtype, LAUNCH);
 #undef LAUNCH
     return (int)cudaGetLastError();

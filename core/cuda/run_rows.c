@@ -110,8 +110,9 @@ brg_status brg__cu_run_layer_norm(brg_op_call *call)
         brg__cu_check(brg__cu_layer_norm(&temps.cu->queue, &a), "layer_norm"));
 }
 
-/* Of g, x, w, mean, rstd and what is added to gx, or nothing. */
-static brg_status run_norm_grad(const brg_op_call *call)
+/* Of g, x, w, mean, rstd and what is added to gx, or nothing. With *has_sum gx is
+ * summed over the rows, too, if it can be done on the way. */
+static brg_status run_norm_grad(const brg_op_call *call, bool *has_sum)
 {
     brg__cu_temps temps;
     const void *in[5];
@@ -120,7 +121,7 @@ static brg_status run_norm_grad(const brg_op_call *call)
     if (a.n == 0)
         return BRG_OK;
     brg_status status = grad_rows(&temps, call->in, in);
-    if (status == BRG_OK && call->n_in > 5)
+    if (status == BRG_OK && call->n_in > 5 && call->in[5])
         status = brg__cu_rows_of(&temps, call->in[5], &a.add);
     if (status != BRG_OK)
         return brg__cu_temps_end(&temps, status);
@@ -132,9 +133,11 @@ static brg_status run_norm_grad(const brg_op_call *call)
     a.gx = data_of(call->out[0]);
     a.gw = data_of(call->out[1]);
     a.gb = data_of(call->out[2]);
+    *has_sum = *has_sum && brg__cu_layer_norm_has_sum(&a);
+    a.sum = *has_sum ? data_of(call->out[3]) : NULL;
     a.n_splits = brg__cu_layer_norm_splits(&temps.cu->queue, &a);
     status = brg__cu_temp(&temps, &a.partials,
-                          (size_t)a.n_splits * 2 * (size_t)a.n * 8);
+                          (size_t)a.n_splits * 3 * (size_t)a.n * 8);
     if (status != BRG_OK)
         return brg__cu_temps_end(&temps, status);
     return brg__cu_temps_end(
@@ -144,12 +147,30 @@ static brg_status run_norm_grad(const brg_op_call *call)
 
 brg_status brg__cu_run_layer_norm_grad(brg_op_call *call)
 {
-    return run_norm_grad(call);
+    bool has_sum = false;
+    return run_norm_grad(call, &has_sum);
 }
 
 brg_status brg__cu_run_layer_norm_grad_add(brg_op_call *call)
 {
-    return run_norm_grad(call);
+    return brg__cu_run_layer_norm_grad(call);
+}
+
+brg_status brg__cu_run_layer_norm_grad_sum(brg_op_call *call)
+{
+    bool has_sum = true;
+    BRG__CU_TRY(run_norm_grad(call, &has_sum));
+    if (has_sum)
+        return BRG_OK;
+    const int n_rows = call->out[0]->ndim - (int)call->attrs->i[0]; /* dims */
+    const brg_attrs attrs = {.i = {(1 << n_rows) - 1}};
+    brg_op_call sum = {.op = call->op,
+                       .n_in = 1,
+                       .n_out = 1,
+                       .in = call->out,
+                       .attrs = &attrs,
+                       .out = {call->out[3]}};
+    return brg__cu_run_sum(&sum);
 }
 
 /* ---- Batch norm of x (n, channels, ..): i[0] training ------------------------------ */

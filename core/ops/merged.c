@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/ops/op.h"
+#include "core/ops/reduce.h"
 #include "core/ops/rows.h"
 
 /* out[0..n_out) = op(in...), in memory that is there. */
@@ -93,6 +94,29 @@ brg_status brg__layer_norm_grad_add_run(brg_op_call *call)
                      call->out));
     const brg_tensor *both[] = {call->out[0], call->in[5]};
     return brg__pointwise_now(&brg__op_add, both, call->out[0], NULL);
+}
+
+/* ---- layer_norm_grad_sum: of g, x, w, mean, rstd and r or nothing: that or
+ * layer_norm_grad, and the sum of gx over the rows ---------------------------------- */
+
+brg_status brg__layer_norm_grad_sum_infer(brg_op_call *call)
+{
+    BRG_TRY(brg__layer_norm_grad_infer(call));
+    call->info[3] = call->info[1];
+    return call->in[5] ? check_like_result(call, 5, "what is added") : BRG_OK;
+}
+
+brg_status brg__layer_norm_grad_sum_run(brg_op_call *call)
+{
+    const brg_tensor *gx = call->out[0];
+    const int n_rows = gx->ndim - (int)call->attrs->i[0]; /* dims */
+    BRG_TRY(run_part(&brg__op_layer_norm_grad, 5, call->in, call->attrs,
+                     call->out));
+    const brg_tensor *both[] = {gx, call->in[5]};
+    if (call->in[5])
+        BRG_TRY(brg__pointwise_now(&brg__op_add, both, call->out[0], NULL));
+    return brg__reduce_now(call->out[3], gx, (1u << n_rows) - 1,
+                           BRG__REDUCE_SUM, 1.0);
 }
 
 /* ---- cross_entropy_with_grad: of logits, targets: what cross_entropy gives, and

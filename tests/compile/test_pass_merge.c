@@ -161,6 +161,48 @@ static void test_pass_merge__a_gradient_that_meets_a_norms(void **state)
     }
 }
 
+/* Of the norm's gradient, or of what it meets; a bias of one element, or of two dims,
+ * is no sum over the rows. */
+static void test_pass_merge__a_norms_gradient_and_its_sum(void **state)
+{
+    (void)state;
+    for (int k = 0; k < 5; k++) {
+        brg__ir ir = {0};
+        int g = ir_input(&ir), x = ir_input(&ir), w = ir_input(&ir);
+        int mean = ir_input(&ir), rstd = ir_input(&ir), bias = ir_input(&ir);
+        ir.values.at[bias].ndim = k == 2 ? 2 : 1;
+        ir.values.at[bias].ones = k == 3;
+        int r = ir_op(&ir, "sin", IN(g));
+        int gx = ir_op(&ir, "layer_norm_grad", IN(g, x, w, mean, rstd));
+        ir.nodes.at[ir.nodes.n - 1].attrs.i[0] = 1;
+        int all = k == 1 ? gx : ir_of(&ir, BRG__IR_ADD, NO, 1, IN(r, gx));
+        ir_of(&ir, BRG__IR_LEAF, 0, 0, IN(gx + 1));
+        int sum = ir_op(&ir, "sum_to_like", IN(all, bias));
+        ir_of(&ir, BRG__IR_LEAF, 1, 0, IN(all));
+        ir_of(&ir, BRG__IR_LEAF, 2, 0, IN(sum));
+        merge(&ir, k != 4);
+        if (k == 0)
+            expect_plan(&ir, "v6 f32/2 = sin(in0)\n"
+                             "v12 f32/2, v13 f32/2, v14 f32/2, v15 f32/2 = "
+                             "layer_norm_grad_sum(in0, in1, in2, in3, in4, "
+                             "v6)\n"
+                             "leaf@0(v13)\n"
+                             "leaf@1(v12)\n"
+                             "leaf@2(v15)\n");
+        else if (k == 1)
+            expect_plan(&ir, "v6 f32/2 = sin(in0)\n"
+                             "v11 f32/2, v12 f32/2, v13 f32/2, v14 f32/2 = "
+                             "layer_norm_grad_sum(in0, in1, in2, in3, in4, "
+                             "none)\n"
+                             "leaf@0(v12)\n"
+                             "leaf@1(v11)\n"
+                             "leaf@2(v14)\n");
+        else
+            assert_true(ir.nodes.at[1].op == &brg__op_layer_norm_grad_add);
+        brg__ir_deinit(&ir);
+    }
+}
+
 /* The loss is read, too. */
 static void test_pass_merge__a_backward_from_a_cross_entropy(void **state)
 {
@@ -224,6 +266,7 @@ int main(void)
         cmocka_unit_test(test_pass_merge__a_gradient_through_gelu),
         cmocka_unit_test(test_pass_merge__what_may_be_changed_stays_behind),
         cmocka_unit_test(test_pass_merge__a_gradient_that_meets_a_norms),
+        cmocka_unit_test(test_pass_merge__a_norms_gradient_and_its_sum),
         cmocka_unit_test(test_pass_merge__a_backward_from_a_cross_entropy),
         cmocka_unit_test(test_pass_merge__cross_entropies_that_stay_apart),
     };

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Softmax, layer norm and batch norm beyond op_cases_shape.def: extreme
  * values, what a large mean does, running statistics, errors. */
+#include <brigade/random.h>
+
+#include "core/ops/op.h"
 #include "tests/support/values.h"
 
 /* ---- Softmax --------------------------------------------------------- */
@@ -87,6 +90,37 @@ static void test_layer_norm__gives_only_wanted_gradients(void **state)
     assert_null(brg_tensor_grad(w));
 }
 
+/* The merged row gives what its parts give, with and without what is added. */
+static void test_layer_norm__with_the_sum_of_its_gradient(void **state)
+{
+    (void)state;
+    const brg_attrs attrs = {.i = {1}};
+    for (int has_add = 0; has_add < 2; has_add++) {
+        brg_tensor *in[6], *out[3], *all[4];
+        brg_seed(brg_test_seed(31));
+        for (int i = 0; i < 6; i++)
+            in[i] = i == 2 ? brg_randn(BRG_DTYPE_F32, BRG_SHAPE(5))
+                    : i == 3 || i == 4
+                        ? brg_randn(BRG_DTYPE_F32, BRG_SHAPE(2, 3, 1))
+                    : i < 5 || has_add
+                        ? brg_randn(BRG_DTYPE_F32, BRG_SHAPE(2, 3, 5))
+                        : NULL;
+        assert_brg_ok(
+            brg_op_apply(&brg__op_layer_norm_grad, 5, in, &attrs, out));
+        assert_brg_ok(
+            brg_op_apply(&brg__op_layer_norm_grad_sum, 6, in, &attrs, all));
+        brg_tensor *gx = has_add ? brg_add(out[0], in[5]) : out[0];
+        brg_tensor *want[] = {gx, out[1], out[2],
+                              brg_sum(gx, BRG_DIMS(0, 1), false)};
+        for (int k = 0; k < 4; k++) {
+            assert_int_equal(brg_tensor_numel(all[k]),
+                             brg_tensor_numel(want[k]));
+            for (int64_t i = 0; i < brg_tensor_numel(want[k]); i++)
+                assert_true(value_at(all[k], i) == value_at(want[k], i));
+        }
+    }
+}
+
 /* ---- Batch norm ------------------------------------------------------ */
 
 static const brg_batch_norm_options training = {
@@ -162,6 +196,7 @@ int main(void)
         IN_SCOPE(test_softmax__of_extreme_values),
         IN_SCOPE(test_softmax__rows_add_up_to_one),
         IN_SCOPE(test_softmax__of_an_empty_dim),
+        IN_SCOPE(test_layer_norm__with_the_sum_of_its_gradient),
         IN_SCOPE(test_layer_norm__survives_a_large_mean),
         IN_SCOPE(test_layer_norm__names_what_does_not_fit),
         IN_SCOPE(test_layer_norm__gives_only_wanted_gradients),

@@ -153,6 +153,28 @@ CALL(layer_norm_grad_add,
                                brg_var(x[1], BRG_DIMS(1), 0.0, false), x[3]},
               &(brg_attrs){.i = {1}}, 0))
 
+/* With what is added, if it is given: gx, and the sums over its rows; each of the
+ * size of its spread. */
+static brg_tensor *norm_grad_sum(brg_tensor *const *x, brg_tensor *add)
+{
+    brg_tensor *out[BRG_MAX_OP_OUTPUTS] = {0};
+    brg_tensor *in[] = {x[0],
+                        x[1],
+                        x[2],
+                        brg_mean(x[1], BRG_DIMS(1), false),
+                        brg_var(x[1], BRG_DIMS(1), 0.0, false),
+                        add};
+    if (brg_op_apply(&brg__op_layer_norm_grad_sum, 6, in,
+                     &(brg_attrs){.i = {1}}, out) != BRG_OK)
+        return NULL;
+    out[0] = brg_flatten(out[0], 0, -1);
+    for (int i = 1; i < 4; i++)
+        out[i] = brg_mul_scalar(out[i], 8.0);
+    return brg_cat(out, 4, 0);
+}
+CALL(layer_norm_grad_sum, norm_grad_sum(x, x[3]))
+CALL(layer_norm_grad_sum_alone, norm_grad_sum(x, NULL))
+
 static const example examples[] = {
     {"sum_all", call_sum_all, 1, {2}, {{1200, 1111}}, 0, {1e-12, 1e-5, 1e-2}},
     {"sum_rows", call_sum_rows, 1, {2}, {{5000, 300}}, 0, {1e-12, 1e-6, 5e-3}},
@@ -244,6 +266,34 @@ static const example examples[] = {
      4,
      {2, 2, 1, 2},
      {{1500, 768}, {1500, 768}, {768}, {1500, 768}},
+     0,
+     {1e-10, 1e-5, 1e-2}},
+    {"layer_norm_grad_sum",
+     call_layer_norm_grad_sum,
+     4,
+     {2, 2, 1, 2},
+     {{1500, 768}, {1500, 768}, {768}, {1500, 768}},
+     0,
+     {1e-10, 1e-5, 1e-2}},
+    {"layer_norm_grad_sum_long",
+     call_layer_norm_grad_sum,
+     4,
+     {2, 2, 1, 2},
+     {{300, 2000}, {300, 2000}, {2000}, {300, 2000}},
+     0,
+     {1e-10, 1e-5, 1e-2}},
+    {"layer_norm_grad_sum_odd",
+     call_layer_norm_grad_sum,
+     4,
+     {2, 2, 1, 2},
+     {{300, 203}, {300, 203}, {203}, {300, 203}},
+     0,
+     {1e-10, 1e-5, 1e-2}},
+    {"layer_norm_grad_sum_alone",
+     call_layer_norm_grad_sum_alone,
+     3,
+     {2, 2, 1},
+     {{1500, 1024}, {1500, 1024}, {1024}},
      0,
      {1e-10, 1e-5, 1e-2}},
     {"sum_columns",
