@@ -189,6 +189,21 @@ static inline brg_tensor *case_padded(brg_dtype dtype)
     return brg_to_dense(looked_up(dtype, BRG_DTYPE_I32, true, 4));
 }
 
+/* In a plan, whose ops run one by one. */
+static inline brg_tensor *case_compiled(brg_dtype dtype)
+{
+    int scope;
+    brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
+    brg_compile_stats before, after;
+    brg_compile_get_stats(&before);
+    assert_brg_ok(brg_compile_begin(&scope, &options));
+    brg_tensor *grad = looked_up(dtype, BRG_DTYPE_I64, true, 4);
+    assert_brg_ok(brg_compile_end(scope));
+    brg_compile_get_stats(&after);
+    assert_int_equal(after.fallbacks, before.fallbacks);
+    return brg_to_dense(grad);
+}
+
 static inline brg_tensor *case_padded_dense(brg_dtype dtype)
 {
     return looked_up(dtype, BRG_DTYPE_I64, false, 4);
@@ -253,6 +268,7 @@ static void test_sparse_there__has_the_bits_of_the_cpu(void **state)
     SAME(embedding);
     SAME(padded);
     SAME(padded_dense);
+    SAME(compiled);
     SAME(padded_coalesced);
 #undef SAME
 }
