@@ -98,6 +98,12 @@ function(brg_add_test_file file)
   elseif(_layer STREQUAL "cuda")
     target_include_directories(${_target} SYSTEM PRIVATE
       ${CUDAToolkit_INCLUDE_DIRS})
+    if(TARGET CUDA::cupti)
+      target_include_directories(${_target} SYSTEM PRIVATE
+        $<TARGET_PROPERTY:CUDA::cupti,INTERFACE_INCLUDE_DIRECTORIES>)
+      target_compile_definitions(${_target} PRIVATE
+        BRG_TEST_CUPTI="$<TARGET_FILE:CUDA::cupti>")
+    endif()
   endif()
   if(_is_mpi)
     target_link_libraries(${_target} PRIVATE brigade_mpi_static MPI::MPI_C)

@@ -6,6 +6,7 @@
 #define BRG_TESTS_CUDA_STEPS_H
 
 #include "tests/cuda/models.h"
+#include "tests/cuda/outside.h"
 
 #define N_STEPS 10
 #define MAX_NUMEL (1 << 19)
@@ -173,25 +174,52 @@ static inline void run_way(kind k, way w, brg_dtype dtype,
     brg_scope_end(scope);
 }
 
-/* No wait, and nothing more from the driver, with data that is there. */
+/* That counting from outside sees what is there to be seen. */
+static inline void check_outside(outside *o)
+{
+    double value;
+    if (!outside_begin(o))
+        return;
+    brg_scope *scope = brg_scope_begin();
+    assert_brg_ok(
+        brg_tensor_item(brg_ones(BRG_DTYPE_F32, BRG_SHAPE()), &value));
+    brg_scope_end(scope);
+    outside_end();
+    assert_true(o->n_waits > 0);
+}
+
+/* No wait, and nothing more from the driver, with data that is there: counted by
+ * the library, and from outside. */
 static inline void launch_without_waits(model *m, brg_dtype dtype, int part,
                                         int n)
 {
     brg_compiled *compiled;
     brg_tensor *in[2], *out;
     brg_device_counts before, after;
+    outside seen;
+    bool is_seen = false;
     brg_compile_options options = BRG_COMPILE_OPTIONS_INIT;
     options.fullgraph = options.whole = options.replay = true;
     make_data(m, 0, dtype, part, n, in);
+    check_outside(&seen);
     assert_brg_ok(brg_compile_reset());
     assert_brg_ok(brg_compiled_create(&compiled, run_step, m, &options));
     for (int step = 0; step < 30; step++) {
         brg_scope *one = brg_scope_begin();
-        if (step == 10)
+        if (step == 10) {
             assert_brg_ok(brg_device_get_counts(brg_device_get(), &before));
+            is_seen = outside_begin(&seen);
+        }
         assert_brg_ok(brg_compiled_call(compiled, in, 2, &out, 1));
         brg_scope_end(one);
     }
+    if (is_seen)
+        outside_end();
+    if (seen.n_waits + seen.n_memory > 0)
+        print_error("%ld waits, %ld calls for memory: %s\n", seen.n_waits,
+                    seen.n_memory, seen.first);
+    assert_int_equal(seen.n_waits, 0);
+    assert_int_equal(seen.n_memory, 0);
     assert_brg_ok(brg_device_get_counts(brg_device_get(), &after));
     assert_int_equal(after.n_graphs - before.n_graphs, 20);
     assert_int_equal(after.n_waits - before.n_waits, 0);
