@@ -223,6 +223,7 @@ static brg_status record(brg__relauncher *r, brg__segment *s,
                          brg_tensor *const *inputs, size_t n_inputs)
 {
     brg_compile_stats *stats = &brg__compiler_mine()->stats;
+    const size_t n_lasting = r->n_lasting;
     r->is_recorded = false;
     release_outputs(r);
     make_room(r);
@@ -250,7 +251,7 @@ static brg_status record(brg__relauncher *r, brg__segment *s,
     r->now = r->state;
     r->state = began;
     if (brg__relaunch_note(r, s) == BRG_OK)
-        r->is_recorded = brg__relaunch_is_noted(r);
+        r->is_recorded = brg__relaunch_is_back(r, n_lasting);
     if (!r->is_recorded)
         release_outputs(r);
     return BRG_OK;

@@ -49,6 +49,7 @@ typedef struct brg__relauncher {
     brg__relaunch_numbers numbers;
     brg_tensor **outputs; /* where it leaves results; owned */
     brg__words state, now;
+    size_t n_lasting;                         /* of now */
     BRG__ARRAY(brg__reduction_part) reducers; /* of the call at hand */
 } brg__relauncher;
 

@@ -187,14 +187,27 @@ brg_status brg__relaunch_note(brg__relauncher *r, const brg__segment *s)
         BRG_TRY(note_leaf(r, c->edges.at[i].tensor));
     for (size_t i = 0; i < c->effects.n; i++)
         BRG_TRY(note_effect(r, c->effects.at[i]));
+    r->n_lasting = r->now.n;
+    for (size_t i = 0; i < r->reducers.n; i++) {
+        const brg__reduction_part *part = &r->reducers.at[i];
+        BRG_TRY(part->relaunch->find(part->relaunch_self, &r->now));
+    }
     return BRG_OK;
+}
+
+static bool is_equal(const brg__relauncher *r, size_t n)
+{
+    return n == 0 || memcmp(r->now.at, r->state.at, n * sizeof *r->now.at) == 0;
 }
 
 bool brg__relaunch_is_noted(const brg__relauncher *r)
 {
-    return r->now.n == r->state.n &&
-           (r->now.n == 0 ||
-            memcmp(r->now.at, r->state.at, r->now.n * sizeof *r->now.at) == 0);
+    return r->now.n == r->state.n && is_equal(r, r->now.n);
+}
+
+bool brg__relaunch_is_back(const brg__relauncher *r, size_t n_lasting)
+{
+    return r->n_lasting == n_lasting && is_equal(r, n_lasting);
 }
 
 void brg__relaunch_touch(const brg__ir *ir, const brg__ir_node *node)

@@ -74,8 +74,7 @@ static const char *in_the_way(const brg_ddp *ddp)
         return "the reducer's buckets are not final";
     if (!ddp->is_sync || r->broken.code != BRG_OK)
         return "reductions are off";
-    if (brg__has_leaves(r) || ddp->options.shard || ddp->options.grads_apart ||
-        ddp->options.accumulate_f32)
+    if (brg__has_leaves(r) || ddp->options.shard || ddp->options.grads_apart)
         return "the reducer's options need the host";
     return ddp->n_buffers > 0 && ddp->options.sync_buffers && r->n_cargo == 0
                ? "buffers are sent by themselves"
@@ -103,6 +102,18 @@ static brg_status note(void *self, brg__words *state)
     return brg__array_push(state, (uintptr_t)r->plan_hash);
 }
 
+static brg_status find(void *self, brg__words *state)
+{
+    const brg_ddp *ddp = self;
+    for (size_t i = 0; i < ddp->n_params; i++)
+        if (ddp->params[i].sum) {
+            const brg__ddp_param *p = &ddp->params[i];
+            BRG_TRY(brg__array_push(state, (uintptr_t)p->sum));
+            BRG_TRY(brg__array_push(state, (uintptr_t)p->has_sum));
+        }
+    return BRG_OK;
+}
+
 static brg_status ready(void *self)
 {
     return brg__device_tail_ready(((brg_ddp *)self)->reducer);
@@ -112,8 +123,11 @@ static brg_status launched(void *self)
 {
     brg_ddp *ddp = self;
     brg_reducer *r = ddp->reducer;
-    for (size_t i = 0; i < ddp->n_params; i++)
-        brg_tensor_touch(ddp->params[i].view);
+    for (size_t i = 0; i < ddp->n_params; i++) {
+        brg__ddp_param *p = &ddp->params[i];
+        brg_tensor_touch(p->view);
+        p->is_used = p->has_sum = false;
+    }
     for (size_t i = 0; r->n_cargo > 0 && i < ddp->n_buffers; i++)
         brg_tensor_touch(ddp->buffers[i]);
     r->stats.n_steps++;
@@ -123,7 +137,8 @@ static brg_status launched(void *self)
     return brg__device_tail_launched(r);
 }
 
-static const brg__reduction_relaunch relaunch_ops = {note, ready, launched};
+static const brg__reduction_relaunch relaunch_ops = {note, find, ready,
+                                                     launched};
 
 static uint32_t divisor_of(const brg_reducer *r)
 {

@@ -48,6 +48,8 @@ typedef struct brg__reduction_relaunch {
     /* All that the work depends on. BRG_ERR_UNSUPPORTED: it has to be done by
      * the host each time; the message says why. */
     brg_status (*note)(void *self, brg__words *state);
+    /* The same of what the step finds and uses up: sums of micro-batches. */
+    brg_status (*find)(void *self, brg__words *state);
     /* Before a recording or a launch: numbers that differ from step to step go
      * to where the work reads them. */
     brg_status (*ready)(void *self);

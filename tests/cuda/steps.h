@@ -31,8 +31,10 @@ static brg_compile_backend backend_of_ways;
 /* In this step the first part of the data is infinite; or -1. */
 static int bad_step = -1;
 
-/* Before each step; or NULL. Gradients then become zeros where they are. */
+/* Before each step; or NULL. Gradients then become zeros where they are, unless
+ * they are dropped all the same. */
 static void (*before_step)(model *m, int step);
+static bool drops;
 
 /* in: data, targets. */
 static inline brg_status run_step(brg_tensor *const *in, size_t n_in,
@@ -48,7 +50,7 @@ static inline brg_status run_step(brg_tensor *const *in, size_t n_in,
     if (clips)
         BRG_TRY(brg_clip_grad_norm(NULL, m->params, 0.5, false));
     BRG_TRY(brg_optim_step(m->optim));
-    return brg_optim_zero_grad(m->optim, before_step != NULL);
+    return brg_optim_zero_grad(m->optim, before_step != NULL && !drops);
 }
 
 /* Part `part` of `n` of the batch of a step, on the thread's device. */

@@ -24,12 +24,13 @@ static bool leaves_out;
 /* Micro-batches that are not reduced, before steps that are. */
 static brg_ddp *of_run;
 static brg_dtype dtype_of_run;
-static bool slips; /* the last rank has one more before the last step */
+static bool slips;   /* the last rank has one more before the last step */
+static bool adds_up; /* in f32; there are always two then */
 
 static void micro_batches(model *m, int step)
 {
     const bool does_slip = slips && step == N_STEPS - 1 && rank == n_ranks - 1;
-    for (int i = 0; i < step % 3 + does_slip; i++) {
+    for (int i = 0; i < (adds_up ? 2 : step % 3) + does_slip; i++) {
         brg_tensor *in[2];
         brg_scope *scope = brg_scope_begin();
         make_data(m, 100 * (i + 1) + step, dtype_of_run, rank, n_ranks, in);
@@ -77,6 +78,7 @@ static brg_ddp *distribute(const model *m, brg_pg *pg)
     options.check_finite = looks || leaves_out;
     options.measure_norm = looks;
     options.allow_unused = has_unused;
+    options.accumulate_f32 = adds_up;
     brg_tensor *const *tensors =
         brg_params_tensors(m->params, BRG_PARAM_TRAINED, &n);
     brg_tensor *const *buffers =
@@ -226,6 +228,16 @@ static void test_compile__behind_micro_batches(void **state)
     before_step = NULL;
 }
 
+static void test_compile__sums_of_micro_batches(void **state)
+{
+    (void)state;
+    before_step = micro_batches;
+    adds_up = drops = true;
+    check(GPT, BRG_DTYPE_BF16);
+    adds_up = drops = false;
+    before_step = NULL;
+}
+
 /* The recording ends before they do; nothing of it is lost. */
 static void test_compile__a_recording_that_ends_early(void **state)
 {
@@ -274,6 +286,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_compile__gradients_are_looked_at),
         cmocka_unit_test(test_compile__a_step_that_is_left_out),
         cmocka_unit_test(test_compile__behind_micro_batches),
+        cmocka_unit_test(test_compile__sums_of_micro_batches),
         cmocka_unit_test(test_compile__a_recording_that_ends_early),
         cmocka_unit_test(test_compile__a_rank_that_is_out_of_step),
     };
