@@ -19,7 +19,7 @@ typedef struct outside {
     char first[64];           /* of either, but elsewhere */
 } outside;
 
-#ifdef BRG_TEST_CUPTI
+#if defined BRG_TEST_CUPTI && __has_include(<cupti.h>)
 
 #include <cupti.h>
 
