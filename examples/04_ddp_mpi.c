@@ -42,7 +42,7 @@ static brg_status make_model(model *m)
     return brg_optim_create_adamw(&m->optim, m->params, &adamw);
 }
 
-/* README begin */
+/* shown begin */
 static brg_status train(brg_pg *pg, model *m, brg_ddp **ddp, double *last_loss)
 {
     size_t n;
@@ -62,7 +62,7 @@ static brg_status train(brg_pg *pg, model *m, brg_ddp **ddp, double *last_loss)
     }
     return BRG_OK;
 }
-/* README end */
+/* shown end */
 
 int main(void)
 {

@@ -20,6 +20,9 @@ set(_env
 if(BRG_HAVE_MPI)
   list(JOIN BRG_MPIRUN " " _mpirun)
   list(APPEND _env "BRG_MPIRUN=${_mpirun}")
+  if(BRG_MPI_ULFM_IN_mpi_ext)
+    list(APPEND _env BRG_SHRINKS=1)
+  endif()
 endif()
 
 # brg_example_test(<file> [class]): examples/<file>[_<class>]
