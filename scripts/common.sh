@@ -49,6 +49,7 @@ configure_and_build() {
     launcher=""
     if command -v ccache >/dev/null 2>&1; then
         launcher="-DCMAKE_C_COMPILER_LAUNCHER=ccache"
+        export CCACHE_BASEDIR="$PWD" # builds share what they compile alike
     fi
     say "configuring $folder"
     # shellcheck disable=SC2086

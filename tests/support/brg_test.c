@@ -91,7 +91,15 @@ double brg_test_uniform(uint64_t *state, double low, double high)
     return low + u * (high - low);
 }
 
-/* ---- Another device -------------------------------------------------------------- */
+/* ---- Some of the tests, another device ----------------------------------------- */
+
+/* BRG_TEST_FILTER: only tests with such a name, of every program. */
+__attribute__((constructor)) static void choose_tests(void)
+{
+    const char *pattern = getenv("BRG_TEST_FILTER");
+    if (pattern)
+        cmocka_set_test_filter(pattern);
+}
 
 /* Before main, so that every test program can run there. */
 __attribute__((constructor)) static void choose_device(void)
