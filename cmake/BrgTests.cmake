@@ -11,6 +11,8 @@
 #   nccl/test_<unit>.c  where brigade::nccl is built: its sources on made-up
 #                       GPUs; label unit
 #
+# Targets tests_<layer> and unit_tests build those programs and no others.
+#
 # A line "brg-test: slow" in the file adds the label slow and a longer timeout;
 # "brg-test: ranks 1 2 6" names other numbers of ranks; "brg-test: shrinks" has
 # mpirun let ranks live when others die, where the MPI can.
@@ -38,6 +40,12 @@ function(brg_set_test name label timeout)
   endif()
   set_tests_properties(${name} PROPERTIES
     TIMEOUT ${timeout} LABELS "${label}" ENVIRONMENT "${BRG_TEST_ENV}")
+endfunction()
+
+# brg_long_test(<name> <s>): takes so long; the longest begin first, so that none
+# is left to run alone at the end.
+function(brg_long_test name seconds)
+  set_tests_properties(${name} PROPERTIES COST ${seconds})
 endfunction()
 
 # brg_mpi_test(<name> <ranks> <command>...): a command under mpirun.
@@ -93,6 +101,13 @@ function(brg_add_test_file file)
   endif()
   add_executable(${_target} ${file})
   target_link_libraries(${_target} PRIVATE brg_test_support)
+  if(NOT TARGET tests_${_layer})
+    add_custom_target(tests_${_layer})
+  endif()
+  add_dependencies(tests_${_layer} ${_target})
+  if(NOT _is_mpi AND NOT _layer STREQUAL "cuda")
+    add_dependencies(unit_tests ${_target})
+  endif()
   if(_layer STREQUAL "nccl")
     target_link_libraries(${_target} PRIVATE brg_nccl_fake)
   elseif(_layer STREQUAL "cuda")
