@@ -51,7 +51,11 @@ endfunction()
 # brg_mpi_test(<name> <ranks> <command>...): a command under mpirun.
 function(brg_mpi_test name ranks)
   add_test(NAME ${name} COMMAND ${BRG_MPIRUN} ${ranks} ${ARGN})
-  brg_set_test(${name} mpi 180)
+  set(_timeout 180)
+  if(BRG_MPI STREQUAL "mpich" AND ranks GREATER 2)
+    set(_timeout 600) # its waits do not give their core away
+  endif()
+  brg_set_test(${name} mpi ${_timeout})
   # Open MPI unloads its parts at the end, so no suppression knows their leaks.
   set_property(TEST ${name} APPEND PROPERTY ENVIRONMENT ASAN_OPTIONS=detect_leaks=0)
   set_tests_properties(${name} PROPERTIES PROCESSORS ${ranks})
