@@ -10,16 +10,18 @@ set(_pc_dir ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 file(RELATIVE_PATH _up /prefix/${_pc_dir} /prefix)
 string(REGEX REPLACE "/$" "" BRG_PC_PREFIX "\${pcfiledir}/${_up}")
 
-function(_brg_export target export)
+function(_brg_export target export package)
   install(TARGETS ${target} EXPORT ${export}
-    LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
-    ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
-  install(EXPORT ${export} NAMESPACE brigade:: DESTINATION ${_package_dir})
+    LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT ${package}
+    ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT ${package})
+  install(EXPORT ${export} NAMESPACE brigade:: DESTINATION ${_package_dir}
+    COMPONENT ${package})
 endfunction()
 
-function(_brg_pkgconfig template name)
+function(_brg_pkgconfig template name package)
   configure_file(cmake/${template} ${name}.pc @ONLY)
-  install(FILES ${PROJECT_BINARY_DIR}/${name}.pc DESTINATION ${_pc_dir})
+  install(FILES ${PROJECT_BINARY_DIR}/${name}.pc DESTINATION ${_pc_dir}
+    COMPONENT ${package})
 endfunction()
 
 get_property(_components GLOBAL PROPERTY BRG_COMPONENTS)
@@ -29,8 +31,8 @@ foreach(_name ${_components})
   list(APPEND _component_headers ${_header})
 endforeach()
 
-_brg_export(brigade_shared brigade-shared-targets)
-_brg_export(brigade_static brigade-static-targets)
+_brg_export(brigade_shared brigade-shared-targets brigade)
+_brg_export(brigade_static brigade-static-targets brigade)
 # Headers of components that are not built here stay out of the tree.
 install(DIRECTORY include/brigade DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
   FILES_MATCHING PATTERN "*.h" PATTERN "*.hpp"
@@ -40,20 +42,23 @@ install(FILES ${PROJECT_BINARY_DIR}/include/brigade/version.h
 # The interface for Fortran is a source file: module files fit one compiler.
 install(FILES examples/bring_your_own/brigade.f90
   DESTINATION ${CMAKE_INSTALL_DATADIR}/brigade)
-_brg_pkgconfig(brigade.pc.in brigade)
-_brg_pkgconfig(brigade-static.pc.in brigade-static)
+_brg_pkgconfig(brigade.pc.in brigade brigade)
+_brg_pkgconfig(brigade-static.pc.in brigade-static brigade)
 
 foreach(BRG_PC_NAME ${_components})
-  _brg_export(brigade_${BRG_PC_NAME}_shared brigade-${BRG_PC_NAME}-shared-targets)
-  _brg_export(brigade_${BRG_PC_NAME}_static brigade-${BRG_PC_NAME}-static-targets)
+  foreach(_kind shared static)
+    _brg_export(brigade_${BRG_PC_NAME}_${_kind}
+      brigade-${BRG_PC_NAME}-${_kind}-targets ${BRG_PC_NAME})
+  endforeach()
   get_property(_header GLOBAL PROPERTY BRG_COMPONENT_HEADER_${BRG_PC_NAME})
   if(_header)
     install(FILES include/brigade/${_header}
-      DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/brigade)
+      DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/brigade COMPONENT ${BRG_PC_NAME})
   endif()
   get_property(BRG_PC_LIBS GLOBAL PROPERTY BRG_COMPONENT_PC_LIBS_${BRG_PC_NAME})
-  _brg_pkgconfig(brigade-component.pc.in brigade-${BRG_PC_NAME})
-  _brg_pkgconfig(brigade-component-static.pc.in brigade-${BRG_PC_NAME}-static)
+  _brg_pkgconfig(brigade-component.pc.in brigade-${BRG_PC_NAME} ${BRG_PC_NAME})
+  _brg_pkgconfig(brigade-component-static.pc.in brigade-${BRG_PC_NAME}-static
+    ${BRG_PC_NAME})
 endforeach()
 
 configure_package_config_file(cmake/brigade-config.cmake.in
