@@ -16,6 +16,8 @@
  *   bench_link <model> thread         alone and thread
  *   bench_link <model> row            measured and whole, step after step, by rank
  *                                     0's clock: as bench/torch/step.py does
+ *   bench_link <model> few [<file>]   alone, sizes and measured, and the link;
+ *                                     the profile of the gradients to the file
  *   bench_link <model>                the others
  *
  * bench/link/run.sh makes the network and runs this. */
@@ -409,6 +411,30 @@ static void print_hidden(const contest *c, brg_pg *pg, const char *model)
     brg_profile_destroy(profile);
 }
 
+/* What predictions for other networks are made of (link/predict.sh). */
+static void print_link(const contest *c, brg_pg *pg, const char *model,
+                       const char *path)
+{
+    char prefix[40];
+    brg_profile *profile;
+    brg_link ends; /* a short all-reduce, and one of all gradients */
+    (void)measure_best(pg, c->by_hand.n_bytes, &ends);
+    bench_must(
+        brg_reducer_get_profile(brg_ddp_reducer(c->ddp[0].ddp), &profile));
+    snprintf(prefix, sizeof prefix, "link.%s", model);
+    if (is_first()) {
+        if (path != NULL)
+            bench_must(brg_profile_write(profile, path));
+        bench_print(bench_name(prefix, "short"), 1e-6 * (double)ends.at[0].ns,
+                    "ms");
+        bench_print(bench_name(prefix, "transfer"),
+                    1e-6 * (double)ends.at[1].ns, "ms");
+        bench_print(bench_name(prefix, "gradients"),
+                    1e-6 * (double)c->by_hand.n_bytes, "MB");
+    }
+    brg_profile_destroy(profile);
+}
+
 /* The others' steps as multiples of one of ours, pass by pass. */
 static void print_ratios(const contest *c, const char *prefix, way ours,
                          const char *suffix)
@@ -416,6 +442,8 @@ static void print_ratios(const contest *c, const char *prefix, way ours,
     for (int w = WAY_BLOCKING; w <= WAY_LAYERS && is_first(); w++) {
         char name[32];
         double values[BENCH_MAX_PASSES];
+        if (!c->has[w])
+            continue;
         for (size_t k = 0; k < c->n; k++)
             values[k] = c->times[w][k] / c->times[ours][k];
         snprintf(name, sizeof name, "%s_%s", way_names[w], suffix);
@@ -473,34 +501,44 @@ static void run_row(brg_pg *pg, const char *name, bench_mode mode,
     bench_model_deinit(&m);
 }
 
-static void run_contest(const char *name, bool has_thread, brg_pg *pg,
-                        uint64_t seed)
+/* file: of mode few, or NULL. */
+static void run_contest(const char *name, const char *mode, brg_pg *pg,
+                        uint64_t seed, const char *file)
 {
+    const bool has_thread = strcmp(mode, "thread") == 0;
+    const bool is_few = strcmp(mode, "few") == 0;
     static contest c;
     static double times[N_WAYS][BENCH_MAX_PASSES];
     for (int w = 0; w < N_WAYS; w++) {
         c.times[w] = times[w];
-        c.has[w] = w == WAY_ALONE || (w == WAY_THREAD) == has_thread;
+        c.has[w] =
+            w == WAY_ALONE || (is_few ? w == WAY_SIZES || w == WAY_MEASURED
+                                      : (w == WAY_THREAD) == has_thread);
     }
     init_by_hand(&c.by_hand, name, seed);
     if (has_thread) {
         start_helper(&c.by_hand);
     } else {
-        for (int w = WAY_SIZES; w <= WAY_WHOLE; w++)
+        for (int w = WAY_SIZES; w <= (is_few ? WAY_MEASURED : WAY_WHOLE); w++)
             open_ddp(&c.ddp[w - WAY_SIZES], name, pg,
                      w == WAY_SIZES ? BRG_BUCKETS_BY_SIZE
                                     : BRG_BUCKETS_MEASURED,
                      seed);
-        bench_model_init(&c.ddp[WAY_WHOLE_ALONE - WAY_SIZES], name, seed);
+        if (!is_few)
+            bench_model_init(&c.ddp[WAY_WHOLE_ALONE - WAY_SIZES], name, seed);
     }
     run_rounds(&c);
     print_times(&c, name);
     if (has_thread) {
         stop_helper(&c.by_hand);
     } else {
-        print_hidden(&c, pg, name);
+        if (is_few)
+            print_link(&c, pg, name, file);
+        else
+            print_hidden(&c, pg, name);
         for (int w = WAY_SIZES; w < N_WAYS; w++)
-            bench_model_deinit(&c.ddp[w - WAY_SIZES]);
+            if (c.has[w])
+                bench_model_deinit(&c.ddp[w - WAY_SIZES]);
     }
     free(c.by_hand.flat);
     bench_model_deinit(&c.by_hand.model);
@@ -513,8 +551,8 @@ int main(int argc, char **argv)
     bool has_thread = strcmp(mode, "thread") == 0;
     MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &level);
     if (argc < 2 || (has_thread && level < MPI_THREAD_MULTIPLE))
-        bench_fail("usage: bench_link <model> [thread|row]; threads need "
-                   "MPI_THREAD_MULTIPLE");
+        bench_fail("usage: bench_link <model> [thread|row|few [<file>]]; "
+                   "threads need MPI_THREAD_MULTIPLE");
     brg_pg *pg = NULL;
     const uint64_t seed = is_first() ? 1 : 2;
     if (!has_thread)
@@ -523,7 +561,7 @@ int main(int argc, char **argv)
         run_row(pg, argv[1], BENCH_EAGER, seed);
         run_row(pg, argv[1], BENCH_WHOLE, seed);
     } else {
-        run_contest(argv[1], has_thread, pg, seed);
+        run_contest(argv[1], mode, pg, seed, argc > 3 ? argv[3] : NULL);
     }
     brg_pg_destroy(pg);
     MPI_Finalize();

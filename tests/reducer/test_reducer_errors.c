@@ -54,7 +54,8 @@ static void test_reducer_errors__refuses_bad_arguments(void **state)
     assert_brg_fails(trainer_create(&t, NULL), BRG_ERR_ARG);
     t.params[1].count = 1;
     t.params[1].device.type = BRG_DEVICE_CUDA;
-    assert_brg_fails(trainer_create(&t, NULL), BRG_ERR_UNSUPPORTED);
+    assert_brg_fails_with(trainer_create(&t, NULL), BRG_ERR_DEVICE,
+                          "brg_device_load");
     brg_reducer_options options = {0};
     trainer_init(&t, pg);
     assert_brg_fails_with(trainer_create(&t, &options), BRG_ERR_ARG,
