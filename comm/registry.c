@@ -15,8 +15,9 @@ static struct {
     pthread_mutex_t lock;
     const brg_backend *rows[MAX_BACKENDS];
     size_t n;
-} known = {
-    .lock = PTHREAD_MUTEX_INITIALIZER, .rows = {&brg__backend_self}, .n = 1};
+} known = {.lock = PTHREAD_MUTEX_INITIALIZER,
+           .rows = {&brg__backend_self, &brg__backend_file},
+           .n = 2};
 
 static const brg_backend *find_known(const char *name)
 {

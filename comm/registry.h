@@ -15,5 +15,6 @@ const char *brg__backend_choose(const char *name);
 brg_status brg__backend_check(const brg_backend *backend);
 
 extern const brg_backend brg__backend_self;
+extern const brg_backend brg__backend_file;
 
 #endif

@@ -14,6 +14,7 @@
 #include <brigade/debug.h>
 #include <brigade/device.h>
 #include <brigade/export.h>
+#include <brigade/file.h>
 #include <brigade/function.h>
 #include <brigade/io.h>
 #include <brigade/nn.h>

@@ -24,7 +24,7 @@ typedef struct brg_pg_options {
 #define BRG_PG_OPTIONS_INIT BRG_INIT(brg_pg_options)
 
 /* Makes this process's end of a group through a backend: "mpi", "self" (a group
- * of one), "auto" (mpi where a launcher started this process, see
+ * of one), "file" (file.h), "auto" (mpi where a launcher started this process, see
  * brg_launch_rank, else self), or what brg_backend_register named; a component
  * library is loaded if needed. *out: owned. Collective. */
 BRG_API BRG_NODISCARD brg_status brg_pg_create(brg_pg **out,
