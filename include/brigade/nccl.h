@@ -54,7 +54,7 @@ typedef struct brg_nccl_options {
     void *user; /* used while the group is made */
 } brg_nccl_options;
 
-/* These two over another group, for example one of MPI. */
+/* These two over another group: one of MPI, or of files (file.h). */
 static inline brg_status brg_nccl_broadcast_over(void *pg, void *data,
                                                  size_t nbytes)
 {
