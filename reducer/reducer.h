@@ -117,6 +117,7 @@ struct brg_reducer {
     brg_device device; /* of gradients, slots and buckets */
     brg__device_tail tail;
     brg__device_look look;
+    uint64_t *clocks; /* on the device, of the last waits; or NULL */
 
     size_t n_params;
     brg__member *members;
@@ -308,6 +309,13 @@ static inline bool brg__tail_is_late(const brg_reducer *r)
 {
     return r->tail.vtable && r->is_rebuilt;
 }
+
+/* ---- The device's waits (exposed.c) ------------------------------------------------ */
+
+/* Its queue begins to wait for buckets, or goes on. Nothing unless it is
+ * measured. */
+brg_status brg__exposed_mark(const brg_reducer *r, bool is_end);
+void brg__exposed_free(brg_reducer *r);
 
 /* ---- Norms (norm.c) ------------------------------------------------------------------ */
 

@@ -384,6 +384,14 @@ static brg_status wait_all(brg_reducer *r)
     return r->failure.code;
 }
 
+static brg_status wait_measured(brg_reducer *r)
+{
+    if (brg__exposed_mark(r, false) != BRG_OK)
+        keep_failure(r);
+    const brg_status status = wait_all(r);
+    return status == BRG_OK ? brg__exposed_mark(r, true) : status;
+}
+
 static void arm(brg_reducer *r)
 {
     for (size_t k = 0; k < r->plan.n_buckets; k++)
@@ -418,7 +426,7 @@ brg_status brg__reducer_complete(brg_reducer *r)
     brg_status status = launch_ready(r);
     if (status != BRG_OK)
         status = give_out(r);
-    else if ((status = wait_all(r)) == BRG_OK)
+    else if ((status = wait_measured(r)) == BRG_OK)
         status = brg__tail_judge(r);
     if (status == BRG_OK && !r->has_failed) {
         r->stats.n_steps++;

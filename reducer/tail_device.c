@@ -49,6 +49,7 @@ void brg__device_tail_free(brg_reducer *r)
     if (t->mine)
         t->vtable->free(r->device, t->mine, n_bytes(r));
     brg__look_free(r); /* the tail's size depends on it */
+    brg__exposed_free(r);
     if (t->fetch && t->vtable->fetch_free)
         t->vtable->fetch_free(r->device, t->fetch);
     brg__mem_free(t->values);

@@ -434,6 +434,7 @@ static const brg_device_vtable table = {
     .norm_squares = brg__cu_run_norm_squares,
     .norm_add = brg__cu_run_norm_add,
     .norm_clip = brg__cu_run_norm_clip,
+    .clock = brg__cu_run_clock,
     .compress = cu_compress,
     .draw = cu_draw,
     .sparse = brg__cu_run_sparse,

@@ -212,6 +212,7 @@ brg_status brg__cu_run_norm_squares(brg_device device,
                                     double *partials);
 brg_status brg__cu_run_norm_add(brg_device device, const double *partials,
                                 size_t n, double *total);
+brg_status brg__cu_run_clock(brg_device device, uint64_t *to);
 brg_status brg__cu_run_norm_clip(brg_device device,
                                  const brg_device_array *arrays, size_t n,
                                  const double *total, double max_norm);

@@ -334,6 +334,7 @@ int brg__cu_look(const brg__cu_queue *q, const struct brg_device_array *arrays,
                  uint64_t n, uint64_t *found);
 int brg__cu_look_tell(const brg__cu_queue *q, const uint64_t *found, int rank,
                       float *to);
+int brg__cu_clock(const brg__cu_queue *q, uint64_t *to);
 int brg__cu_norm_squares(const brg__cu_queue *q,
                          const struct brg_device_array *arrays, uint64_t n,
                          double *partials);

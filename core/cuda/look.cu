@@ -102,3 +102,17 @@ int brg__cu_look_tell(const brg__cu_queue *q, const uint64_t *found, int rank,
     tell_kernel<<<1, 1, 0, stream_of(q)>>>(found, (float)rank, to);
     return (int)cudaGetLastError();
 }
+
+/* ns; the host's clock is another. */
+__global__ void clock_kernel(uint64_t *to)
+{
+    uint64_t now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    *to = now;
+}
+
+int brg__cu_clock(const brg__cu_queue *q, uint64_t *to)
+{
+    clock_kernel<<<1, 1, 0, stream_of(q)>>>(to);
+    return (int)cudaGetLastError();
+}

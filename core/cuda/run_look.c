@@ -48,3 +48,10 @@ brg_status brg__cu_run_norm_clip(brg_device device,
     return brg__cu_check(
         brg__cu_norm_clip(&cu->queue, arrays, n, total, max_norm), "clipping");
 }
+
+brg_status brg__cu_run_clock(brg_device device, uint64_t *to)
+{
+    brg__cu *cu;
+    BRG__CU_TRY(brg__cu_enter(device, &cu));
+    return brg__cu_check(brg__cu_clock(&cu->queue, to), "the clock");
+}

@@ -143,6 +143,11 @@ BRG_API brg_tensor *brg_ddp_found_inf(const brg_ddp *ddp);
 
 /* Its reducer, for the queries above: parameters are counted without those
  * that require no gradient and those given twice. Borrowed from ddp. */
+/* brg_reducer_measure_exposed and brg_reducer_exposed_ns of its reducer. */
+BRG_API BRG_NODISCARD brg_status brg_ddp_measure_exposed(brg_ddp *ddp);
+BRG_API BRG_NODISCARD brg_status brg_ddp_exposed_ns(const brg_ddp *ddp,
+                                                    uint64_t *ns);
+
 BRG_API const brg_reducer *brg_ddp_reducer(const brg_ddp *ddp);
 BRG_API void brg_ddp_get_stats(const brg_ddp *ddp, brg_reducer_stats *filled);
 /* Which bucket holds the gradient of `param`, and at which byte. */

@@ -5,6 +5,7 @@
 
 #include <brigade/random.h>
 
+#include "core/base/clock.h"
 #include "core/cuda/cu.h"
 #include "core/ops/op.h"
 #include "core/tensor/device.h"
@@ -245,6 +246,17 @@ brg_status brg__cu_run_cargo_unload(brg_device d, const brg_device_cargo *c,
     for (size_t i = 0; i < n; i++)
         BRG__CU_TRY(push_piece(d, run_unload, &(piece){.cargo = c[i]}));
     return BRG_OK;
+}
+
+static void run_clock(void *args)
+{
+    const piece *p = args;
+    *p->found = brg__clock_ns();
+}
+
+brg_status brg__cu_run_clock(brg_device d, uint64_t *to)
+{
+    return push_piece(d, run_clock, &(piece){.found = to});
 }
 
 static void run_look(void *args)

@@ -280,6 +280,9 @@ typedef struct brg_device_vtable {
     /* (optional) Waits for nothing. Absent: there are no sparse tensors there. */
     brg_status (*sparse)(brg_device device, const brg_sparse_job *job);
 
+    /* (optional) Queues the writing of its clock, in ns, to `to` there. */
+    brg_status (*clock)(brg_device device, uint64_t *to);
+
     /* (optional) What it has done so far. */
     brg_status (*counts)(brg_device device, brg_device_counts *filled);
 } brg_device_vtable;
