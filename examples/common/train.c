@@ -263,6 +263,9 @@ static brg_status open_ddp(run *r)
     BRG_TRY(world_gradients(r->w, &pg));
     BRG_TRY(
         brg_ddp_create(&r->ddp, pg, tensors, n, buffers, n_buffers, &options));
+    r->is_timed = brg_device_get().type != BRG_DEVICE_CPU;
+    if (r->is_timed)
+        BRG_TRY(brg_ddp_measure_exposed(r->ddp));
     /* measured buckets record steps of their own */
     if (r->options->profile == NULL || r->options->has_measured_buckets)
         return BRG_OK;

@@ -43,7 +43,8 @@ typedef struct train_result {
     double loss; /* of the test data */
     int64_t n_steps;
     double step_ms;
-    double wait_share;           /* of a step, waiting for other ranks */
+    double wait_share;           /* of a step, waiting for other ranks; on GPUs
+                                    the GPU's, in steps whose loss is read */
     double overlap_first_launch; /* part of backward done when the first
                                     bucket started */
     double seconds;              /* of training, evaluation left out */

@@ -26,8 +26,10 @@ typedef struct run {
     progress progress;
     int64_t step;
     int64_t n_steps;
-    bool is_saved;  /* the checkpoint holds this step */
-    bool is_queued; /* on a GPU: steps run while the host goes on */
+    bool is_saved;       /* the checkpoint holds this step */
+    bool is_queued;      /* on a GPU: steps run while the host goes on */
+    bool is_timed;       /* there, with a reducer: by the GPU's clock */
+    uint64_t exposed_ns; /* of the last step that was looked at */
     double last_loss;
     eval_sums test;
     double first_launch; /* of backward, sums over the steps */

@@ -245,13 +245,19 @@ static brg_status eager_step(double *loss, run *r, const brg_batch *batch)
     return update(r);
 }
 
-/* Times of the step that has ended. */
-static brg_status measure(run *r, uint64_t started, double loss, int64_t epoch)
+/* Times of the step that has ended. Where steps are queued the GPU is asked how
+ * long it waited for others when the host has waited for it anyway. */
+static brg_status measure(run *r, uint64_t started, bool is_read, double loss,
+                          int64_t epoch)
 {
     brg_reducer_stats stats = {0};
     if (r->ddp != NULL)
         brg_ddp_get_stats(r->ddp, &stats);
     uint64_t step_ns = now_ns() - started;
+    if (r->is_timed && is_read)
+        BRG_TRY(brg_ddp_exposed_ns(r->ddp, &r->exposed_ns));
+    if (r->is_timed)
+        stats.wait_ns = r->exposed_ns;
     progress_step(&r->progress, step_ns, stats.wait_ns, loss, epoch);
     if (stats.last_ready_ns > 0)
         r->first_launch +=
@@ -279,7 +285,7 @@ brg_status train_step(run *r, const brg_batch *batch)
     brg_scope_end(scope);
     brg_trace_end("step");
     BRG_TRY(status);
-    BRG_TRY(measure(r, started, loss, batch->position.epoch));
+    BRG_TRY(measure(r, started, is_read, loss, batch->position.epoch));
     if (r->log != NULL && is_read)
         fprintf(r->log, "%" PRId64 " %.9g\n", r->step, loss);
     r->step++;

@@ -84,8 +84,9 @@ static const struct argp_option option_rows[] = {
     {"weights", KEY_WEIGHTS, "FILE", 0,
      "Start from these: safetensors with the names of the published GPT-2", -1},
     {"peak-tflops", KEY_PEAK, "X", 0,
-     "What a rank's processor can do: for the share of it that is used (989 on "
-     "a GPU: H100 or H200, dense bf16)",
+     "What a rank's processor can do: for the share of it that is used (on a "
+     "GPU what H100 and H200 do, dense and without TF32: 989 of 16 bits, 67 of "
+     "f32)",
      -1},
     {0, 0, 0, 0, "Learning:", 0},
     {"warm-up", KEY_WARM_UP, "N", 0, "Steps of rising learning rate (50)", 0},
@@ -355,14 +356,16 @@ static brg_status report(const trainer *t, const arguments *args, world *w,
                             result->step_ms;
     double peak = args->peak_tflops;
     if (peak == 0 && brg_device_get().type == BRG_DEVICE_CUDA)
-        peak = 989;
+        peak = t->model.config.dtype == BRG_DTYPE_F32 ? 67 : 989;
     int n =
         snprintf(first, sizeof first, "model=gpt val_loss=%.5f tokens_s=%.0f",
                  result->loss, tokens_s);
     if (peak > 0)
-        snprintf(first + n, sizeof first - (size_t)n, " mfu=%.4f",
+        snprintf(first + n, sizeof first - (size_t)n,
+                 " mfu=%.4f peak_tflops=%g",
                  tokens_s * gpt_flops_per_token(&t->model) /
-                     (peak * 1e12 * (double)w->size));
+                     (peak * 1e12 * (double)w->size),
+                 peak);
     train_print_result(result, w, first);
     return BRG_OK;
 }
