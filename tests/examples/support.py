@@ -3,6 +3,8 @@
 sets. Programs and mpirun come from the environment (examples/CMakeLists.txt
 sets it)."""
 import gzip
+import json
+import math
 import os
 import pathlib
 import random
@@ -90,6 +92,53 @@ class ProgramTest(unittest.TestCase):
         for step, x, y in zip(steps_a, losses_a, losses_b):
             self.assertLessEqual(abs(x - y), tolerance * (1 + abs(x)),
                                  f"step {step}: {x} and {y}")
+
+
+def gpt2_shapes(layers, dim, context, vocab):
+    """The names of the published GPT-2, with their shapes."""
+    yield "wte.weight", (vocab, dim)
+    yield "wpe.weight", (context, dim)
+    for i in range(layers):
+        for name, n_in, n_out in (("attn.c_attn", dim, 3 * dim),
+                                  ("attn.c_proj", dim, dim),
+                                  ("mlp.c_fc", dim, 4 * dim),
+                                  ("mlp.c_proj", 4 * dim, dim)):
+            yield f"h.{i}.{name}.weight", (n_in, n_out)
+            yield f"h.{i}.{name}.bias", (n_out,)
+        for name in "ln_1", "ln_2":
+            yield f"h.{i}.{name}.weight", (dim,)
+            yield f"h.{i}.{name}.bias", (dim,)
+    yield "ln_f.weight", (dim,)
+    yield "ln_f.bias", (dim,)
+
+
+def write_gpt2(path, layers, dim, context, vocab, seed=5):
+    """Weights of that model, large ones too: values are drawn once, and each
+    tensor begins at another place of them."""
+    draw = random.Random(seed)
+    n = 1 << 18
+    values = struct.pack(f"<{n}f", *(draw.gauss(0, 0.02) for _ in range(n)))
+    ones = struct.pack(f"<{dim}f", *[1.0] * dim)
+    header, size, tensors = {}, 0, []
+    for name, shape in gpt2_shapes(layers, dim, context, vocab):
+        nbytes = 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape,
+                        "data_offsets": [size, size + nbytes]}
+        size += nbytes
+        tensors.append((name, nbytes))
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, nbytes in tensors:
+            if ".ln_" in "." + name and name.endswith(".weight"):
+                file.write(ones)
+                continue
+            at = 4 * draw.randrange(n)
+            while nbytes > 0:
+                piece = values[at:at + nbytes]
+                file.write(piece)
+                nbytes -= len(piece)
+                at = 0
 
 
 def write_idx(path, shape, data):

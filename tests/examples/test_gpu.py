@@ -4,12 +4,14 @@
 under the reducer, and the trainers with --device cuda. Without a GPU it ends
 with 77; ranks that have none are left out, and that is said."""
 import os
+import random
+import struct
 import subprocess
 import sys
 import unittest
 
 from support import EXAMPLES, GPT, FASHION_MNIST, MPIRUN, ProgramTest
-from support import write_images, write_text
+from support import write_gpt2, write_images, write_text
 
 BYO_ALONE = os.environ.get("BRG_BYO_ALONE", "")
 BYO_CUDA = os.environ.get("BRG_BYO_CUDA", "")
@@ -84,6 +86,76 @@ class GpuTest(ProgramTest):
                                 model, "--batch", 96, "--steps", 8, *how,
                                 "--no-progress", "--device", "cuda")
             self.assertEqual(len(set(found.values())), 1, (model, found))
+
+
+    def test_ranks_say_what_is_exposed(self):
+        """By the GPU's clock, eager and in launched steps; the time of one
+        alone is not waited."""
+        text = write_text(self.folder / "text")
+        for ranks in RANKS:
+            for flag in (), ("--compile=step",):
+                run = self.good(GPT, "--data", text, *SMALL, "--steps", 40,
+                                *flag, ranks=ranks)
+                share = float(run.result["wait_share"])
+                print(f"{ranks} ranks, {flag}: wait_share {share}")
+                self.assertLess(share, 0.9)
+                if ranks > 1:
+                    self.assertGreater(share, 0)
+                self.assertEqual(float(run.result["peak_tflops"]), 67)
+
+
+class Gpt2Test(ProgramTest):
+    """--config gpt2-124m with weights in the published names."""
+    VOCAB = 50257
+
+    def write_tokens(self, n):
+        draw = random.Random(11)
+        path = self.folder / "tokens"
+        path.write_bytes(struct.pack(
+            f"<{n}H", *(draw.randrange(self.VOCAB) for _ in range(n))))
+        return path
+
+    def arguments(self, layers, context, windows, batch):
+        weights = self.folder / "model.safetensors"
+        write_gpt2(weights, layers, 768, context, self.VOCAB)
+        return ("--config", "gpt2-124m", "--layers", layers, "--context",
+                context, "--data", self.write_tokens(windows * context + 1),
+                "--weights", weights, "--batch", batch, "--warm-up", 1,
+                "--lr", 1e-4, "--no-progress")
+
+    def run_one(self, name, *arguments, ranks=0):
+        log = self.folder / name
+        run = self.good(GPT, *arguments, "--log-losses", log, ranks=ranks)
+        return run, log
+
+    def test_losses_are_those_of_the_cpu(self):
+        """Of the full width, with two blocks."""
+        how = *self.arguments(2, 64, 30, 4), "--steps", 4
+        want, here = self.run_one("cpu", *how)
+        for ranks in RANKS:
+            for dtype, most in ("f32", 2e-4), ("bf16", 5e-3):
+                run, there = self.run_one(f"{dtype}{ranks}", *how, "--device",
+                                          "cuda", "--dtype", dtype, ranks=ranks)
+                self.assert_losses_close(here, there, most)
+                self.assertAlmostEqual(float(run.result["val_loss"]),
+                                       float(want.result["val_loss"]),
+                                       delta=20 * most)
+                self.assertEqual(float(run.result["peak_tflops"]),
+                                 67 if dtype == "f32" else 989)
+
+    def test_of_the_published_size(self):
+        """Twelve blocks, 1024 tokens, in bf16 and f32."""
+        how = (*self.arguments(12, 1024, 22, 4), "--steps", 5, "--device",
+               "cuda")
+        wide, f32 = self.run_one("f32", *how)
+        for ranks in RANKS:
+            for flag in (), ("--compile=fused",):
+                run, bf16 = self.run_one(f"bf16{ranks}", *how, "--dtype",
+                                         "bf16", *flag, ranks=ranks)
+                self.assert_losses_close(f32, bf16, 5e-3)
+                self.assertGreater(float(run.result["mfu"]), 0)
+                print(f"gpt2-124m, bf16, {ranks} ranks, {flag}: "
+                      f"{run.result['step_ms']} ms")
 
 
 if __name__ == "__main__":
