@@ -8,7 +8,8 @@ FOLDER holds gpu_training. Each round runs every way of each model once, ours
 and PyTorch's in turn; what is printed are medians over all repeats of all
 rounds, then the ratios and the targets. MODEL-BATCH: gpt2-16, gpt2-4, mlp-128,
 gpt-8; the batch is that of each GPU. PyTorch: DistributedDataParallel, eager
-and compiled by torch.compile; of gpt2 with bf16 parameters and f32 copies in
+and compiled by torch.compile, the small ones also with its CUDA graphs (mode
+reduce-overhead); of gpt2 with bf16 parameters and f32 copies in
 the optimizer, as here, and (gpt2-amp) with f32 parameters under autocast."""
 import argparse
 import pathlib
@@ -62,6 +63,9 @@ def ways(folder, key, ranks, exposed):
     model = key.split("-")[0]
     found["torch"] = lambda: torch(key, model, ranks)
     found["torch compiled"] = lambda: torch(key, model, ranks, "--compile")
+    if model != "gpt2":  # bound by launches
+        found["torch reduce-overhead"] = lambda: torch(
+            key, model, ranks, "--compile", "--mode", "reduce-overhead")
     if key == "gpt2-16":
         found["torch amp compiled"] = lambda: torch(key, "gpt2-amp", ranks,
                                                     "--compile")

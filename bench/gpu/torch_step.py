@@ -3,7 +3,8 @@
 """The trainings of bench/gpu/run.sh in PyTorch: same shapes, same batch for each
 GPU, DistributedDataParallel over NCCL where there are more.
 
-    torch_step.py MODEL BATCH [--compile] [--ranks N] [--steps N] [--repeats N]
+    torch_step.py MODEL BATCH [--compile [--mode reduce-overhead]] [--ranks N]
+                  [--steps N] [--repeats N]
 
 MODEL: gpt2 (124M, T = 1024, bf16 parameters with f32 ones in the optimizer),
 gpt2-amp (f32 parameters, autocast to bf16), mlp (784-2048-2048-10, f32), gpt
@@ -72,19 +73,21 @@ class Mlp(nn.Module):
 
 
 class MasterAdamW:
-    """AdamW on f32 copies of bf16 parameters."""
+    """AdamW on f32 copies of bf16 parameters; all are cast in one call."""
 
     def __init__(self, params):
         self.params = list(params)
         self.masters = [p.detach().float() for p in self.params]
+        for master in self.masters:
+            master.grad = torch.empty_like(master)
+        self.grads = [master.grad for master in self.masters]
         self.inner = torch.optim.AdamW(self.masters, lr=1e-4, weight_decay=0.1,
                                        fused=True)
 
     def step(self):
-        for master, p in zip(self.masters, self.params):
-            master.grad = p.grad.float()
-        self.inner.step()
         with torch.no_grad():
+            torch._foreach_copy_(self.grads, [p.grad for p in self.params])
+            self.inner.step()
             torch._foreach_copy_(self.params, self.masters)
 
     def zero_grad(self):
@@ -114,7 +117,7 @@ def work(rank, args):
         model = nn.parallel.DistributedDataParallel(
             model, device_ids=[rank], gradient_as_bucket_view=True)
     if args.compile:
-        model = torch.compile(model)
+        model = torch.compile(model, mode=args.mode)
     params = list(model.parameters())
     if args.model == "gpt2":
         optim = MasterAdamW(params)
@@ -123,6 +126,8 @@ def work(rank, args):
     amp = torch.autocast("cuda", torch.bfloat16, enabled=args.model == "gpt2-amp")
 
     def step():
+        if args.mode == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
         with amp:
             loss = model(x, y)
         loss.backward()
@@ -151,6 +156,9 @@ def main():
     parser.add_argument("model", choices=["gpt2", "gpt2-amp", "mlp", "gpt"])
     parser.add_argument("batch", type=int)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--mode", default="default",
+                        choices=["default", "reduce-overhead"],
+                        help="of --compile; reduce-overhead: CUDA graphs")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=3)
