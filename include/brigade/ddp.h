@@ -143,17 +143,29 @@ BRG_API brg_tensor *brg_ddp_found_inf(const brg_ddp *ddp);
 
 /* Its reducer, for the queries above: parameters are counted without those
  * that require no gradient and those given twice. Borrowed from ddp. */
-/* brg_reducer_measure_exposed and brg_reducer_exposed_ns of its reducer. */
-BRG_API BRG_NODISCARD brg_status brg_ddp_measure_exposed(brg_ddp *ddp);
-BRG_API BRG_NODISCARD brg_status brg_ddp_exposed_ns(const brg_ddp *ddp,
-                                                    uint64_t *ns);
-
 BRG_API const brg_reducer *brg_ddp_reducer(const brg_ddp *ddp);
 BRG_API void brg_ddp_get_stats(const brg_ddp *ddp, brg_reducer_stats *filled);
 /* Which bucket holds the gradient of `param`, and at which byte. */
 BRG_API BRG_NODISCARD brg_status
 brg_ddp_gradient_bucket(const brg_ddp *ddp, const brg_tensor *param,
                         size_t *bucket, size_t *offset);
+
+/* Gradients on a GPU, where the host waits for nothing: from the next step on the
+ * GPU's clock is read where its queue begins to wait for the buckets and where it
+ * goes on (two small kernels). To be called before steps are recorded. Other
+ * devices: BRG_ERR_UNSUPPORTED. */
+BRG_API BRG_NODISCARD brg_status
+brg_reducer_measure_exposed(brg_reducer *reducer);
+/* Between the two in the last step, in ns: communication that the backward did
+ * not hide, with other ranks that came later, and norms if they are measured.
+ * Waits until the step is done; 0 before the first. BRG_ERR_STATE: it is not
+ * measured. */
+BRG_API BRG_NODISCARD brg_status
+brg_reducer_exposed_ns(const brg_reducer *reducer, uint64_t *ns);
+/* The same of its reducer. */
+BRG_API BRG_NODISCARD brg_status brg_ddp_measure_exposed(brg_ddp *ddp);
+BRG_API BRG_NODISCARD brg_status brg_ddp_exposed_ns(const brg_ddp *ddp,
+                                                    uint64_t *ns);
 
 BRG_END_DECLS
 

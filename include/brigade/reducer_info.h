@@ -52,19 +52,6 @@ typedef struct brg_reducer_stats {
 BRG_API void brg_reducer_get_stats(const brg_reducer *reducer,
                                    brg_reducer_stats *filled);
 
-/* Gradients on a GPU, where the host waits for nothing: from the next step on the
- * GPU's clock is read where its queue begins to wait for the buckets and where it
- * goes on (two small kernels). To be called before steps are recorded. Other
- * devices: BRG_ERR_UNSUPPORTED. */
-BRG_API BRG_NODISCARD brg_status
-brg_reducer_measure_exposed(brg_reducer *reducer);
-/* Between the two in the last step, in ns: communication that the backward did
- * not hide, with other ranks that came later, and norms if they are measured.
- * Waits until the step is done; 0 before the first. BRG_ERR_STATE: it is not
- * measured. */
-BRG_API BRG_NODISCARD brg_status
-brg_reducer_exposed_ns(const brg_reducer *reducer, uint64_t *ns);
-
 /* The bucket plan as text, as snprintf does. */
 BRG_API size_t brg_reducer_describe(const brg_reducer *reducer, char *filled,
                                     size_t size);
