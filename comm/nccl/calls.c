@@ -367,7 +367,7 @@ static void have_watched(brg__nccl_group *g, const brg_call *first, int n_calls)
         return;
     pthread_mutex_lock(&g->lock);
     if (g->comm)
-        brg__nccl_watch_call(g, first, n_calls);
+        brg__nccl_watch_call(g, first, is_p2p(first->coll) ? 1 : n_calls);
     pthread_mutex_unlock(&g->lock);
 }
 

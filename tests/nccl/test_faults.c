@@ -157,7 +157,7 @@ static void test_faults__a_rank_fails(void **state)
 static brg_status run_recv(forked_rank *me)
 {
     brg_pg *pg;
-    brg_work *work;
+    brg_work *work, *other;
     float data[N];
     BRG_TRY(forked_group(me, 0.5, &pg));
     if (me->rank == 1) {
@@ -165,6 +165,7 @@ static brg_status run_recv(forked_rank *me)
         return brg_pg_error(pg) == BRG_OK ? reduce(pg, data) : BRG_OK;
     }
     BRG_TRY(brg_recv(pg, &work, data, 10, BRG_DTYPE_F32, 1));
+    BRG_TRY(brg_recv(pg, &other, data + 10, 10, BRG_DTYPE_F32, 1));
     return brg_work_wait(work);
 }
 
