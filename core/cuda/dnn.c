@@ -65,25 +65,28 @@ typedef struct state {
 
 /* ---- Finding the library -------------------------------------------------------- */
 
-static void *library; /* stays loaded */
+/* Of all GPUs: found once, and loaded for good. */
+static void *library;
+static bool has_all;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 void *brg__cu_dnn_symbol(const char *name)
 {
     return library ? dlsym(library, name) : NULL;
 }
 
-static bool load_functions(void)
+static void load_functions(void)
 {
     library = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_LOCAL);
     if (!library)
-        return false;
+        return;
 #define LOAD(name)                                                             \
     *(void **)&dnn.name##_ = brg__cu_dnn_symbol(#name);                        \
     if (!dnn.name##_)                                                          \
-        return false;
+        return;
     FUNCTIONS(LOAD)
 #undef LOAD
-    return true;
+    has_all = true;
 }
 
 /* Under the lock; tried once per GPU. */
@@ -93,8 +96,8 @@ static state *state_of(brg__cu *cu)
         return cu->dnn;
     cu->dnn_is_tried = true;
     cudnnHandle_t handle;
-    if (!load_functions() ||
-        dnn.cudnnCreate_(&handle) != CUDNN_STATUS_SUCCESS ||
+    (void)pthread_once(&once, load_functions);
+    if (!has_all || dnn.cudnnCreate_(&handle) != CUDNN_STATUS_SUCCESS ||
         dnn.cudnnSetStream_(handle, cu->stream) != CUDNN_STATUS_SUCCESS) {
         brg__cu_host->log(BRG_LOG_INFO, "cuda",
                           "cuDNN 9 was not found: convolutions and "

@@ -16,17 +16,24 @@ typedef cudnnBackendDescriptor_t desc;
 
 brg__sdpa_functions brg__sdpa_dnn;
 
-bool brg__sdpa_load(void)
+static bool has_all;
+
+static void load_functions(void)
 {
-    if (dnn.cudnnBackendExecute_)
-        return true;
 #define LOAD(name)                                                             \
     *(void **)&dnn.name##_ = brg__cu_dnn_symbol(#name);                        \
     if (!dnn.name##_)                                                          \
-        return false;
+        return;
     BRG__SDPA_FUNCTIONS(LOAD)
 #undef LOAD
-    return true;
+    has_all = true;
+}
+
+bool brg__sdpa_load(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    (void)pthread_once(&once, load_functions);
+    return has_all;
 }
 
 /* ---- Describing ----------------------------------------------------------------- */
