@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(32 * WARPS)
 
 static unsigned grid_of(const brg__cu_attention *a, int64_t n_rows)
 {
-    return (unsigned)((a->n_batch * a->n_heads * n_rows + WARPS - 1) / WARPS);
+    return brg__cu_grid((a->n_batch * a->n_heads * n_rows + WARPS - 1) / WARPS);
 }
 
 int brg__cu_attention_forward(const brg__cu_queue *q,
@@ -329,7 +329,7 @@ int brg__cu_scores_softmax(const brg__cu_queue *q, const brg__cu_scores *a)
 {
 #define LAUNCH(T, C)                                                           \
     scores_kernel<T, C>                                                        \
-        <<<(unsigned)a->rows, threads_for(a->s), 0, stream_of(q)>>>(*a)
+        <<<brg__cu_grid(a->rows), threads_for(a->s), 0, stream_of(q)>>>(*a)
     WITH_FLOAT(a->dtype, LAUNCH);
 #undef LAUNCH
     return (int)cudaGetLastError();
@@ -339,7 +339,7 @@ int brg__cu_scores_grad(const brg__cu_queue *q, const brg__cu_scores *a)
 {
 #define LAUNCH(T, C)                                                           \
     scores_grad_kernel<T, C>                                                   \
-        <<<(unsigned)a->rows, threads_for(a->s), 0, stream_of(q)>>>(*a)
+        <<<brg__cu_grid(a->rows), threads_for(a->s), 0, stream_of(q)>>>(*a)
     WITH_FLOAT(a->dtype, LAUNCH);
 #undef LAUNCH
     return (int)cudaGetLastError();

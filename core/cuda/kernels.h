@@ -42,6 +42,12 @@ typedef struct brg__cu_queue {
     int n_sm;
 } brg__cu_queue;
 
+/* Blocks of a launch. 0, which CUDA refuses, where no launch takes so many. */
+static inline unsigned brg__cu_grid(int64_t n_blocks)
+{
+    return n_blocks > INT32_MAX ? 0 : (unsigned)n_blocks;
+}
+
 /* Whether the current GPU can run the kernels of this library: an error if they
  * were compiled for none of its kind (misc.cu). */
 int brg__cu_try_kernels(void);

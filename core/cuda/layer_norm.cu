@@ -443,7 +443,7 @@ int brg__cu_layer_norm(const brg__cu_queue *q, const brg__cu_norm *a)
     const int chunks = chunks_of(a);
     if (chunks > 0) {
 #define LAUNCH(T, N)                                                           \
-    norm_in_registers<T, N><<<(unsigned)((a->rows + WARPS - 1) / WARPS),       \
+    norm_in_registers<T, N><<<brg__cu_grid((a->rows + WARPS - 1) / WARPS),     \
                               32 * WARPS, 0, stream_of(q)>>>(*a)
         WITH_TYPE(a->dtype, chunks, LAUNCH)
 #undef LAUNCH
@@ -451,7 +451,7 @@ int brg__cu_layer_norm(const brg__cu_queue *q, const brg__cu_norm *a)
     }
 #define LAUNCH(T, C)                                                           \
     layer_norm_kernel<T, C>                                                    \
-        <<<(unsigned)a->rows, threads_for(a->n), 0, stream_of(q)>>>(*a)
+        <<<brg__cu_grid(a->rows), threads_for(a->n), 0, stream_of(q)>>>(*a)
     WITH_FLOAT(a->dtype, LAUNCH);
 #undef LAUNCH
     return (int)cudaGetLastError();
@@ -568,7 +568,7 @@ bool brg__cu_layer_norm_has_sum(const brg__cu_norm *a)
 
 int brg__cu_layer_norm_grad(const brg__cu_queue *q, const brg__cu_norm *a)
 {
-    const unsigned columns = (unsigned)((a->n + COLUMNS - 1) / COLUMNS);
+    const unsigned columns = brg__cu_grid((a->n + COLUMNS - 1) / COLUMNS);
     const dim3 grid(columns, (unsigned)a->n_splits);
     const dim3 all(columns, a->sum ? 3 : 2);
     const dim3 block(COLUMNS, DEPTH), joined(COLUMNS, JOINED);
@@ -603,8 +603,8 @@ int brg__cu_layer_norm_grad(const brg__cu_queue *q, const brg__cu_norm *a)
     do {                                                                       \
         if (a->rows > 0)                                                       \
             layer_norm_grad_kernel<T, C>                                       \
-                <<<(unsigned)a->rows, threads_for(a->n), 0, stream_of(q)>>>(   \
-                    *a);                                                       \
+                <<<brg__cu_grid(a->rows), threads_for(a->n), 0,                \
+                   stream_of(q)>>>(*a);                                        \
         layer_norm_sums_kernel<T, C><<<grid, block, 0, stream_of(q)>>>(*a);    \
     } while (0)
         WITH_FLOAT(a->dtype, LAUNCH);

@@ -259,7 +259,7 @@ int brg__cu_cross_entropy(const brg__cu_queue *q, const brg__cu_entropy *a)
 #define LAUNCH(T, C, V)                                                        \
     (a->smoothing != 0 ? entropy_kernel<true, T, C, V>                         \
                        : entropy_kernel<false, T, C, V>)<<<                    \
-        (unsigned)a->rows, threads_for(a->classes), 0, stream_of(q)>>>(        \
+        brg__cu_grid(a->rows), threads_for(a->classes), 0, stream_of(q)>>>(    \
         *a, q->fault)
 #define LAUNCH_1(T, C) LAUNCH(T, C, 1)
     if (a->rows > 0)
@@ -362,7 +362,7 @@ int brg__cu_cross_entropy_grad(const brg__cu_queue *q, const brg__cu_entropy *a)
     count_kernel<<<1, 1024, 0, stream_of(q)>>>(*a, q->fault);
 #define LAUNCH(T, C, V)                                                        \
     entropy_grad_kernel<T, C, V>                                               \
-        <<<(unsigned)a->rows, threads_for(a->width), 0, stream_of(q)>>>(       \
+        <<<brg__cu_grid(a->rows), threads_for(a->width), 0, stream_of(q)>>>(   \
             *a, q->fault)
 #define LAUNCH_1(T, C) LAUNCH(T, C, 1)
     WITH_ENTROPY(a, LAUNCH);

@@ -259,8 +259,8 @@ static void launch(const brg__cu_queue *q, const brg__cu_reduce *r)
     const unsigned splits = (unsigned)r->n_splits;
     const int v = columns_width(r);
     if (v > 0) {
-        const dim3 grid((unsigned)((r->kept + COLUMNS * v - 1) / (COLUMNS * v)),
-                        splits);
+        const dim3 grid(
+            brg__cu_grid((r->kept + COLUMNS * v - 1) / (COLUMNS * v)), splits);
         const dim3 block(COLUMNS, DEPTH);
         if (r->dtype == F32)
             columns_kernel<float><<<grid, block, 0, stream_of(q)>>>(*r);
@@ -269,15 +269,16 @@ static void launch(const brg__cu_queue *q, const brg__cu_reduce *r)
         else
             columns_kernel<bf16><<<grid, block, 0, stream_of(q)>>>(*r);
     } else if (is_across(r)) {
-        const dim3 grid((unsigned)((r->kept + COLUMNS - 1) / COLUMNS), splits);
+        const dim3 grid(brg__cu_grid((r->kept + COLUMNS - 1) / COLUMNS),
+                        splits);
         across_kernel<A, Kind>
             <<<grid, dim3(COLUMNS, DEPTH), 0, stream_of(q)>>>(*r);
     } else {
-        const dim3 grid((unsigned)r->kept, splits);
+        const dim3 grid(brg__cu_grid(r->kept), splits);
         along_kernel<A, Kind><<<grid, THREADS, 0, stream_of(q)>>>(*r);
     }
     if (splits > 1 && v > 0)
-        join_sums_kernel<<<(unsigned)((r->kept + COLUMNS - 1) / COLUMNS),
+        join_sums_kernel<<<brg__cu_grid((r->kept + COLUMNS - 1) / COLUMNS),
                            dim3(COLUMNS, DEPTH), 0, stream_of(q)>>>(*r);
     else if (splits > 1)
         join_kernel<A, Kind>
@@ -375,7 +376,7 @@ __global__ void __launch_bounds__(THREADS)
 template <typename A>
 static void launch_kind(const brg__cu_queue *q, const brg__cu_reduce *r)
 {
-    const unsigned grid = (unsigned)r->kept;
+    const unsigned grid = brg__cu_grid(r->kept);
     switch (r->kind) {
     case BRG__CU_SUM:
         launch<A, sum_kind>(q, r);

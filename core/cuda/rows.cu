@@ -80,7 +80,7 @@ int brg__cu_softmax(const brg__cu_queue *q, const brg__cu_lines *l,
 {
 #define LAUNCH(T, C)                                                           \
     softmax_kernel<T, C>                                                       \
-        <<<(unsigned)(l->outer * l->inner), threads_for(l->n), 0,              \
+        <<<brg__cu_grid(l->outer * l->inner), threads_for(l->n), 0,            \
            stream_of(q)>>>(*l, (const T *)x, (T *)y)
     WITH_FLOAT(l->dtype, LAUNCH);
 #undef LAUNCH
@@ -92,7 +92,7 @@ int brg__cu_softmax_grad(const brg__cu_queue *q, const brg__cu_lines *l,
 {
 #define LAUNCH(T, C)                                                           \
     softmax_grad_kernel<T, C>                                                  \
-        <<<(unsigned)(l->outer * l->inner), threads_for(l->n), 0,              \
+        <<<brg__cu_grid(l->outer * l->inner), threads_for(l->n), 0,            \
            stream_of(q)>>>(*l, (const T *)g, (const T *)y, (T *)gx)
     WITH_FLOAT(l->dtype, LAUNCH);
 #undef LAUNCH
@@ -164,7 +164,7 @@ int brg__cu_batch_norm_launch(const brg__cu_queue *q,
 {
 #define LAUNCH(T, C)                                                           \
     batch_norm_kernel<T, C>                                                    \
-        <<<(unsigned)a->channels, 256, 0, stream_of(q)>>>(*a)
+        <<<brg__cu_grid(a->channels), 256, 0, stream_of(q)>>>(*a)
     WITH_FLOAT(a->dtype, LAUNCH);
 #undef LAUNCH
     return (int)cudaGetLastError();
@@ -205,7 +205,7 @@ int brg__cu_batch_norm_grad_launch(const brg__cu_queue *q,
 {
 #define LAUNCH(T, C)                                                           \
     batch_norm_grad_kernel<T, C>                                               \
-        <<<(unsigned)a->channels, 256, 0, stream_of(q)>>>(*a)
+        <<<brg__cu_grid(a->channels), 256, 0, stream_of(q)>>>(*a)
     WITH_FLOAT(a->dtype, LAUNCH);
 #undef LAUNCH
     return (int)cudaGetLastError();

@@ -59,6 +59,13 @@ static brg_status add_up(brg__cu_temps *temps, const brg_op_call *call,
     const bool is_narrow =
         a->dtype == BRG_DTYPE_F16 || a->dtype == BRG_DTYPE_BF16;
     void *scratch = NULL;
+    if (!is_gather &&
+        (a->n >= INT32_MAX || a->size >= INT32_MAX)) /* it sorts */
+        return BRG__CU_FAIL(BRG_ERR_UNSUPPORTED,
+                            "%s: %lld ids into %lld places, expected at most "
+                            "%d of either",
+                            call->op->name, (long long)a->n, (long long)a->size,
+                            INT32_MAX - 1);
     if (!is_gather)
         BRG__CU_TRY(
             brg__cu_temp(temps, &scratch, brg__cu_add_slices_scratch(a)));

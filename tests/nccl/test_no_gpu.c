@@ -3,6 +3,7 @@
  * The texts say what was found, what was expected and what to do. */
 #include <brigade/cuda.h>
 
+#include "core/cuda/cu.h"
 #include "tests/nccl/forked.h"
 
 static brg_status load(const brg_device_vtable **table)
@@ -100,6 +101,21 @@ static void test_no_gpu__kernels_for_other_gpus(void **state)
     assert_brg_ok(table->stream(gpu, &stream));
 }
 
+/* More blocks than there can be: refused by CUDA, and said so. */
+static void test_no_gpu__more_rows_than_a_launch_takes(void **state)
+{
+    (void)state;
+    assert_int_equal(brg__cu_grid(1), 1);
+    assert_int_equal(brg__cu_grid(INT32_MAX), INT32_MAX);
+    assert_int_equal(brg__cu_grid((int64_t)INT32_MAX + 1), 0);
+    assert_int_equal(brg__cu_grid(((int64_t)1 << 32) + 5), 0);
+    assert_brg_fails_with(
+        brg__cu_check(cudaErrorInvalidConfiguration, "softmax"),
+        BRG_ERR_UNSUPPORTED,
+        "softmax: a tensor has more rows than one launch takes: expected at "
+        "most 2147483647");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -108,6 +124,7 @@ int main(void)
         cmocka_unit_test(test_no_gpu__none_to_be_seen),
         cmocka_unit_test(test_no_gpu__another_trouble_of_the_driver),
         cmocka_unit_test(test_no_gpu__kernels_for_other_gpus),
+        cmocka_unit_test(test_no_gpu__more_rows_than_a_launch_takes),
     };
     return cmocka_run_group_tests_name("no_gpu", tests, NULL, NULL);
 }
