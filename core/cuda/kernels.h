@@ -135,7 +135,7 @@ typedef struct brg__cu_norm {
     void *gx, *gw, *gb;
     void *sum; /* of gx over the rows; or NULL: none */
     int n_splits;
-    void *partials; /* n_splits * 3 * n doubles */
+    void *partials; /* room for n_splits * 3 * n doubles */
 } brg__cu_norm;
 
 int brg__cu_layer_norm(const brg__cu_queue *q, const brg__cu_norm *a);

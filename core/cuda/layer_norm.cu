@@ -100,10 +100,10 @@ __global__ void __launch_bounds__(32 * WARPS)
 }
 
 /* The sums of the block's warps to `out`, added up in the order of the warps.
- * all: WARPS * AT_ONCE chunks of 32 V floats. */
-template <int CHUNKS, int AT_ONCE, int V>
+ * all: N_WARPS * AT_ONCE chunks of 32 V floats. */
+template <int N_WARPS, int CHUNKS, int AT_ONCE, int V>
 static __device__ __forceinline__ void
-join_in(float *all, const float sums[CHUNKS][V], int64_t n, double *out)
+join_in(float *all, const float sums[CHUNKS][V], int64_t n, float *out)
 {
     constexpr int WIDTH = AT_ONCE * 32 * V;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -120,21 +120,21 @@ join_in(float *all, const float sums[CHUNKS][V], int64_t n, double *out)
             const int64_t i = from * 32 * V + (at / (32 * V)) * 32 * V +
                               (at & 31) * V + (at >> 5) % V;
             float sum = all[at];
-            for (int w = 1; w < WARPS; w++)
+            for (int w = 1; w < N_WARPS; w++)
                 sum += all[w * WIDTH + at];
             if (i < n)
-                out[i] = (double)sum;
+                out[i] = sum;
         }
     }
 }
 
 template <int CHUNKS, int V>
 static __device__ __forceinline__ void join_warps(const float sums[CHUNKS][V],
-                                                  int64_t n, double *out)
+                                                  int64_t n, float *out)
 {
     constexpr int AT_ONCE = CHUNKS * V > 48 ? CHUNKS / 2 : CHUNKS;
     __shared__ float all[WARPS * AT_ONCE * 32 * V];
-    join_in<CHUNKS, AT_ONCE, V>(all, sums, n, out);
+    join_in<WARPS, CHUNKS, AT_ONCE, V>(all, sums, n, out);
 }
 
 /* The gradient of an element, rounded, plus r. */
@@ -256,13 +256,15 @@ __global__ void __launch_bounds__(32 * WARPS, CHUNKS <= 3 ? 2 : 1)
                 slope_of<T>(row, x[c], g[c], weights_at<T>(a, i), r[c]);
         }
     }
-    double *partials = (double *)a.partials + 2 * blockIdx.x * a.n;
+    float *partials = (float *)a.partials + 2 * blockIdx.x * a.n;
     join_warps<CHUNKS, V>(gw, a.n, partials);
     join_warps<CHUNKS, V>(gb, a.n, partials + a.n);
 }
 
 /* ---- The gradient of rows that are read ahead ------------------------------------------- */
 
+/* Few warps to a multiprocessor, so that few blocks' sums are left to be joined. */
+#define AHEAD_WARPS 12
 #define STAGES 2 /* rows of a warp that are on their way at once */
 
 extern __shared__ __align__(16) char staged_bytes[];
@@ -294,19 +296,19 @@ static __device__ __forceinline__ void fetch(const brg__cu_norm &a, int64_t row,
 
 /* The same as norm_grad_in_registers, and the sums of gx. */
 template <typename T, int CHUNKS, bool HAS_SUM>
-__global__ void __launch_bounds__(32 * WARPS, CHUNKS <= 3 ? 2 : 1)
+__global__ void __launch_bounds__(32 * AHEAD_WARPS, 1)
     norm_grad_ahead(const __grid_constant__ brg__cu_norm a)
 {
     constexpr int V = vec<T>::n, ROW = 3 * CHUNKS * 32, SUMS = 2 + HAS_SUM;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int64_t step = (int64_t)gridDim.x * WARPS;
+    const int64_t step = (int64_t)gridDim.x * AHEAD_WARPS;
     vec<T> *mine = (vec<T> *)staged_bytes + warp * STAGES * ROW + lane;
     float gw[CHUNKS][V] = {}, gb[CHUNKS][V] = {}, sum[CHUNKS][V] = {};
     vec<T> w[CHUNKS];
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++)
         w[c] = weights_at<T>(a, c * vec<T>::warp + lane * V);
-    int64_t at = blockIdx.x * (int64_t)WARPS + warp;
+    int64_t at = blockIdx.x * (int64_t)AHEAD_WARPS + warp;
     for (int k = 0; k < STAGES; k++)
         fetch<T, CHUNKS>(a, at + k * step, mine + k * ROW);
     row_of row = row_at(a, at);
@@ -343,18 +345,42 @@ __global__ void __launch_bounds__(32 * WARPS, CHUNKS <= 3 ? 2 : 1)
         row = next;
     }
     asm volatile("cp.async.wait_group 0;" ::: "memory");
-    double *partials = (double *)a.partials + SUMS * blockIdx.x * a.n;
+    float *partials = (float *)a.partials + SUMS * blockIdx.x * a.n;
     float *all = (float *)staged_bytes;
-    join_in<CHUNKS, CHUNKS, V>(all, gw, a.n, partials);
-    join_in<CHUNKS, CHUNKS, V>(all, gb, a.n, partials + a.n);
+    join_in<AHEAD_WARPS, CHUNKS, CHUNKS, V>(all, gw, a.n, partials);
+    join_in<AHEAD_WARPS, CHUNKS, CHUNKS, V>(all, gb, a.n, partials + a.n);
     if (HAS_SUM)
-        join_in<CHUNKS, CHUNKS, V>(all, sum, a.n, partials + 2 * a.n);
+        join_in<AHEAD_WARPS, CHUNKS, CHUNKS, V>(all, sum, a.n,
+                                                partials + 2 * a.n);
+}
+
+/* Bytes of shared memory of a block. */
+static size_t ahead_bytes(int chunks)
+{
+    return (size_t)AHEAD_WARPS * STAGES * 3 * chunks * 32 * sizeof(int4);
+}
+
+/* Rows of up to 4 chunks, where a block may have so much. */
+static bool is_read_ahead(const brg__cu_norm *a)
+{
+    const int chunks = chunks_of(a);
+    int device, most;
+    if (chunks == 0 || chunks > 4 || cudaGetDevice(&device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                               device) != cudaSuccess)
+        return false;
+    return ahead_bytes(chunks) <= (size_t)most;
+}
+
+bool brg__cu_layer_norm_has_sum(const brg__cu_norm *a)
+{
+    return is_read_ahead(a);
 }
 
 template <typename T, int CHUNKS>
 static int launch_ahead(const brg__cu_queue *q, const brg__cu_norm *a)
 {
-    const size_t bytes = WARPS * STAGES * 3 * CHUNKS * 32 * sizeof(vec<T>);
+    const size_t bytes = ahead_bytes(CHUNKS);
     void (*kernel)(brg__cu_norm) = a->sum ? norm_grad_ahead<T, CHUNKS, true>
                                           : norm_grad_ahead<T, CHUNKS, false>;
     const cudaError_t error = cudaFuncSetAttribute(
@@ -362,7 +388,8 @@ static int launch_ahead(const brg__cu_queue *q, const brg__cu_norm *a)
         (int)bytes);
     if (error != cudaSuccess)
         return (int)error;
-    kernel<<<(unsigned)a->n_splits, 32 * WARPS, bytes, stream_of(q)>>>(*a);
+    kernel<<<(unsigned)a->n_splits, 32 * AHEAD_WARPS, bytes, stream_of(q)>>>(
+        *a);
     return (int)cudaGetLastError();
 }
 
@@ -518,16 +545,16 @@ __global__ void __launch_bounds__(COLUMNS *DEPTH)
 
 #define JOINED 32 /* partial sums that are read at once */
 
-/* blockIdx.y: 0 for gw, 1 for gb, 2 for the sum of gx. */
-template <typename T, typename C>
+/* Of partial sums of type P; blockIdx.y: 0 for gw, 1 for gb, 2 for the sum of gx. */
+template <typename T, typename C, typename P>
 __global__ void __launch_bounds__(COLUMNS *JOINED)
     layer_norm_join_kernel(const __grid_constant__ brg__cu_norm a)
 {
     const int64_t i = blockIdx.x * (int64_t)COLUMNS + threadIdx.x;
-    const double *from = (const double *)a.partials + blockIdx.y * a.n + i;
+    const P *from = (const P *)a.partials + blockIdx.y * a.n + i;
     double sum = 0;
     for (int64_t s = threadIdx.y; i < a.n && s < a.n_splits; s += JOINED)
-        sum += from[gridDim.y * s * a.n];
+        sum += (double)from[gridDim.y * s * a.n];
     __shared__ double part[JOINED][COLUMNS];
     part[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
@@ -543,8 +570,10 @@ __global__ void __launch_bounds__(COLUMNS *JOINED)
 int brg__cu_layer_norm_splits(const brg__cu_queue *q, const brg__cu_norm *a)
 {
     if (chunks_of(a) > 0) {
-        const int64_t blocks = (a->rows + 4 * WARPS - 1) / (4 * WARPS);
-        const int64_t most = 2 * (int64_t)q->n_sm;
+        const bool is_ahead = is_read_ahead(a);
+        const int at_once = 4 * (is_ahead ? AHEAD_WARPS : WARPS);
+        const int64_t blocks = (a->rows + at_once - 1) / at_once;
+        const int64_t most = (is_ahead ? 1 : 2) * (int64_t)q->n_sm;
         return (int)(blocks < 1 ? 1 : blocks > most ? most : blocks);
     }
     const int64_t blocks = (a->n + COLUMNS - 1) / COLUMNS;
@@ -554,25 +583,14 @@ int brg__cu_layer_norm_splits(const brg__cu_queue *q, const brg__cu_norm *a)
     return splits < 1 ? 1 : (int)splits;
 }
 
-/* Wider rows do not leave room for others in shared memory. */
-static bool is_read_ahead(const brg__cu_norm *a)
-{
-    const int chunks = chunks_of(a);
-    return chunks > 0 && chunks <= 4;
-}
-
-bool brg__cu_layer_norm_has_sum(const brg__cu_norm *a)
-{
-    return is_read_ahead(a);
-}
-
 int brg__cu_layer_norm_grad(const brg__cu_queue *q, const brg__cu_norm *a)
 {
     const unsigned columns = brg__cu_grid((a->n + COLUMNS - 1) / COLUMNS);
     const dim3 grid(columns, (unsigned)a->n_splits);
     const dim3 all(columns, a->sum ? 3 : 2);
     const dim3 block(COLUMNS, DEPTH), joined(COLUMNS, JOINED);
-    int chunks = chunks_of(a), error = 0;
+    const int chunks = chunks_of(a);
+    int error = 0;
     if (is_read_ahead(a)) {
 #define AHEAD(T)                                                               \
     error = chunks == 1   ? launch_ahead<T, 1>(q, a)                           \
@@ -613,7 +631,9 @@ int brg__cu_layer_norm_grad(const brg__cu_queue *q, const brg__cu_norm *a)
     if (error != 0)
         return error;
 #define LAUNCH(T, C)                                                           \
-    layer_norm_join_kernel<T, C><<<all, joined, 0, stream_of(q)>>>(*a)
+    (chunks > 0 ? layer_norm_join_kernel<T, C, float>                          \
+                : layer_norm_join_kernel<                                      \
+                      T, C, double>)<<<all, joined, 0, stream_of(q)>>>(*a)
     WITH_FLOAT(a->dtype, LAUNCH);
 #undef LAUNCH
     return (int)cudaGetLastError();
