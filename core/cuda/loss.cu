@@ -589,8 +589,10 @@ static int launch_both(const brg__cu_queue *q, const brg__cu_entropy *a)
 int brg__cu_cross_entropy_with_grad(const brg__cu_queue *q,
                                     const brg__cu_entropy *a)
 {
-    int error;
     count_kernel<<<1, 1024, 0, stream_of(q)>>>(*a, q->fault);
+    int error = (int)cudaGetLastError();
+    if (error != 0)
+        return error;
 #define LAUNCH(T, C, V)                                                        \
     error = a->smoothing != 0 ? launch_both<true, T, C, V>(q, a)               \
                               : launch_both<false, T, C, V>(q, a)

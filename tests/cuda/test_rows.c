@@ -703,10 +703,10 @@ static void test_rows__both_entropies_at_once(void **state)
     (void)state;
     static const brg_dtype dtypes[] = {BRG_DTYPE_F64, BRG_DTYPE_F32,
                                        BRG_DTYPE_F16, BRG_DTYPE_BF16};
-    static const int64_t widths[] = {17, 40, 1003, 5008, 50304};
+    static const int64_t widths[] = {17, 40, 1003, 5008, 20008, 50304};
     brg_seed(brg_test_seed(23));
     for (int d = 0; d < 4; d++)
-        for (int w = 0; w < 5; w++)
+        for (int w = 0; w < 6; w++)
             for (int is_smooth = 0; is_smooth < 2; is_smooth++)
                 check_both_entropies(dtypes[d], widths[w], 0.1 * is_smooth);
 }
