@@ -92,7 +92,7 @@ class GpuTest(ProgramTest):
         """By the GPU's clock, eager and in launched steps; the time of one
         alone is not waited."""
         text = write_text(self.folder / "text")
-        for ranks in RANKS:
+        for ranks in RANKS[-1:]:
             for flag in (), ("--compile=step",):
                 run = self.good(GPT, "--data", text, *SMALL, "--steps", 40,
                                 *flag, ranks=ranks)
@@ -132,7 +132,7 @@ class Gpt2Test(ProgramTest):
         """Of the full width, with two blocks."""
         how = *self.arguments(2, 64, 30, 4), "--steps", 4
         want, here = self.run_one("cpu", *how)
-        for ranks in RANKS:
+        for ranks in sorted({0, RANKS[-1]}):
             for dtype, most in ("f32", 2e-4), ("bf16", 5e-3):
                 run, there = self.run_one(f"{dtype}{ranks}", *how, "--device",
                                           "cuda", "--dtype", dtype, ranks=ranks)
@@ -147,8 +147,8 @@ class Gpt2Test(ProgramTest):
         """Twelve blocks, 1024 tokens, in bf16 and f32."""
         how = (*self.arguments(12, 1024, 22, 4), "--steps", 5, "--device",
                "cuda")
-        wide, f32 = self.run_one("f32", *how)
-        for ranks in RANKS:
+        _, f32 = self.run_one("f32", *how)
+        for ranks in RANKS[-1:]:
             for flag in (), ("--compile=fused",):
                 run, bf16 = self.run_one(f"bf16{ranks}", *how, "--dtype",
                                          "bf16", *flag, ranks=ranks)
