@@ -151,6 +151,14 @@ template <> struct piece_of<float> {
     static constexpr int rows = 4;
 };
 
+/* Rows of a split, so that no rest is read row by row but in the last one. */
+static __host__ __device__ __forceinline__ int64_t
+rows_of_split(int64_t rows, int64_t n_splits, int at_once)
+{
+    const int64_t share = (rows + n_splits - 1) / n_splits;
+    return (share + at_once - 1) / at_once * at_once;
+}
+
 /* A block takes 32 vectors of a row, 8 rows at a time. */
 template <typename T>
 __global__ void __launch_bounds__(COLUMNS *DEPTH)
@@ -159,8 +167,9 @@ __global__ void __launch_bounds__(COLUMNS *DEPTH)
     constexpr int V = vec<T>::n, ROWS = piece_of<T>::rows;
     typedef typename piece_of<T>::type C;
     const int64_t k = (blockIdx.x * (int64_t)COLUMNS + threadIdx.x) * V;
-    int64_t from, to;
-    split_of(r, blockIdx.y, &from, &to);
+    const int64_t share = rows_of_split(r.reduced, r.n_splits, ROWS * DEPTH);
+    const int64_t from = blockIdx.y * share;
+    const int64_t to = from + share < r.reduced ? from + share : r.reduced;
     const T *x = (const T *)r.x + k;
     double sum[V] = {};
     int64_t i = k < r.kept ? from + threadIdx.y : to;
@@ -298,6 +307,13 @@ int brg__cu_reduce_splits(const brg__cu_queue *q, const brg__cu_reduce *r)
     int64_t splits = 4 * (int64_t)q->n_sm / blocks;
     if (splits > r->reduced / least)
         splits = r->reduced / least;
+    if (v > 0 && splits > 1) {
+        const int rows =
+            (r->dtype == F32 ? piece_of<float>::rows : piece_of<bf16>::rows) *
+            DEPTH;
+        const int64_t share = rows_of_split(r->reduced, splits, rows);
+        splits = (r->reduced + share - 1) / share;
+    }
     return splits < 2 ? 1 : splits > 1024 ? 1024 : (int)splits;
 }
 
