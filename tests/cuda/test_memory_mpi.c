@@ -9,7 +9,8 @@
 #define MIB ((int64_t)1 << 20)
 #define WIDTH 1024
 #define SMALL 256
-#define N_TRIES 28
+#define N_LARGEST (128 * 1024)
+#define N_TRIES 36 /* each with 5% less */
 
 /* ---- Memory that others hold --------------------------------------------------------- */
 
@@ -23,12 +24,15 @@ typedef struct hog {
 static brg_status take_all(hog *h, int64_t nbytes)
 {
     while (h->n < MAX_PIECES) {
+        brg_scope *scope = brg_scope_begin();
         brg_tensor *t = brg_empty(BRG_DTYPE_U8, BRG_SHAPE(nbytes));
+        (void)brg_retain(t);
+        brg_scope_end(scope);
         if (!t)
             return ranks_expect(brg_error_code(), BRG_ERR_NOMEM,
                                 "out of memory on cuda:", "brg_empty",
                                 __LINE__);
-        h->pieces[h->n++] = brg_retain(t);
+        h->pieces[h->n++] = t;
     }
     return BRG_OK;
 }
@@ -37,20 +41,19 @@ static void give_back(hog *h, int64_t n)
 {
     while (h->n > 0 && n-- > 0)
         brg_release(h->pieces[--h->n]);
+    if (brg_device_synchronize(brg_device_get()) != BRG_OK)
+        print_error("%s\n", brg_error_message());
 }
 
 /* All of the GPU but so many MiB. */
 static brg_status fill(hog *h, int64_t left)
 {
     h->n = 0;
-    brg_scope *scope = brg_scope_begin();
-    brg_status status = take_all(h, 2048 * MIB);
+    BRG_TRY(take_all(h, 2048 * MIB));
     give_back(h, 2); /* small pieces for more than is to be left */
-    if (status == BRG_OK)
-        status = take_all(h, 32 * MIB);
-    brg_scope_end(scope);
+    BRG_TRY(take_all(h, 32 * MIB));
     give_back(h, left / 32);
-    return status;
+    return BRG_OK;
 }
 
 static void on_gpus(brg_status (*body)(brg_pg *pg))
@@ -85,7 +88,7 @@ static brg_status shrinking_batches(memory_model *m)
     hog h;
     memory_result r;
     int n_of[3] = {0};
-    int64_t n = 80 * 1024;
+    int64_t n = N_LARGEST;
     for (int step = 0; step < 3; step++) { /* all that NCCL needs is there */
         BRG_TRY(memory_step(m, step, SMALL, SMALL, &r));
         RANK_CHECK(r == MEMORY_DONE, "step %d failed", step);

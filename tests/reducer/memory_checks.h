@@ -154,8 +154,11 @@ static inline brg_status memory_step(const memory_model *m, int step,
         RANK_CHECK(*r == MEMORY_AGAIN || is_backward,
                    "lost before the backward");
     }
-    if (*r == MEMORY_AGAIN)
+    if (*r ==
+        MEMORY_AGAIN) { /* what was freed is free when the queue is there */
+        BRG_TRY(brg_device_synchronize(brg_device_get()));
         BRG_TRY(memory_backward(m, step, small));
+    }
     if (*r != MEMORY_LOST)
         status = brg_ddp_confirm(m->ddp);
     if (status == BRG_OK)
