@@ -2,16 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training steps on GPUs beside PyTorch, in one go on one machine:
 
-    run.py FOLDER [--ranks 2] [--rounds 2] [MODEL-BATCH...]
+    run.py FOLDER [--ranks 2] [--rounds 2] [--ways WAY,...] [MODEL-BATCH...]
 
 FOLDER holds gpu_training. Each round runs every way of each model once, ours
 and PyTorch's in turn; what is printed are medians over all repeats of all
 rounds, then the ratios and the targets. MODEL-BATCH: gpt2-16, gpt2-4, mlp-128,
-gpt-8; the batch is that of each GPU. PyTorch: DistributedDataParallel, eager
+gpt-8; the batch is that of each GPU. Ours: the modes of gpu_training; "fused
+auto": that with BRG_NCCL_SUMS=auto; "quickest": that with
+BRG_CUDA_REPEATABLE=0, too. PyTorch: DistributedDataParallel, eager
 and compiled by torch.compile, the small ones also with its CUDA graphs (mode
 reduce-overhead); of gpt2 with bf16 parameters and f32 copies in
 the optimizer, as here, and (gpt2-amp) with f32 parameters under autocast."""
 import argparse
+import os
 import pathlib
 import re
 import statistics
@@ -23,13 +26,18 @@ HERE = pathlib.Path(__file__).resolve().parent
 TARGETS = {"gpt2-16": (31.0, 1.18), "gpt2-4": (10.5, None),
            "mlp-128": (0.45, None), "gpt-8": (0.9, None)}
 STEPS = {"gpt2-16": 30, "gpt2-4": 60, "mlp-128": 400, "gpt-8": 200}
-OURS = "eager", "compiled", "graph", "fused"
+AUTO = {"BRG_NCCL_SUMS": "auto"}
+# name: the mode of gpu_training, and what is set for it
+OURS = {"eager": ("eager", {}), "compiled": ("compiled", {}),
+        "graph": ("graph", {}), "graph auto": ("graph", AUTO),
+        "fused": ("fused", {}), "fused auto": ("fused", AUTO),
+        "quickest": ("fused", {**AUTO, "BRG_CUDA_REPEATABLE": "0"})}
 
 
-def numbers(command, pattern):
+def numbers(command, pattern, settings=None):
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True,
                           stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-                          timeout=150)
+                          timeout=150, env={**os.environ, **(settings or {})})
     found = re.findall(pattern, done.stdout, re.M)
     if done.returncode or not found:
         print(f"FAILED ({done.returncode}): {' '.join(map(str, command))}\n"
@@ -37,15 +45,16 @@ def numbers(command, pattern):
     return found
 
 
-def ours(folder, key, mode, ranks):
+def ours(folder, key, name, ranks):
     model, batch = key.split("-")
+    mode, settings = OURS[name]
     command = [pathlib.Path(folder) / "gpu_training", model, batch, mode,
                STEPS[key]]
     if ranks > 1:
         command = ["mpirun", "--allow-run-as-root", "--oversubscribe",
                    "--bind-to", "none", "-n", ranks, *command]
     return numbers(list(map(str, command)),
-                   r"^step_ms ([\d.]+) queued_ms ([\d.]+)")
+                   r"^step_ms ([\d.]+) queued_ms ([\d.]+)", settings)
 
 
 def torch(key, model, ranks, *flags):
@@ -108,9 +117,12 @@ def main():
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--ways", help="of those, by name; all")
     args = parser.parse_args()
     for key in args.keys:
         found = ways(args.folder, key, args.ranks, True)
+        if args.ways:
+            found = {n: found[n] for n in args.ways.split(",")}
         times, queued = {n: [] for n in found}, {}
         for _ in range(args.rounds):
             for name, measure in found.items():
