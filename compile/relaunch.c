@@ -69,6 +69,7 @@ static void drop_places(brg__relauncher *r)
     brg__mem_free(r->outputs);
     brg__mem_free(r->inputs);
     r->inputs = r->outputs = NULL;
+    r->n_inputs = 0;
     brg__numbers_deinit(&r->numbers);
 }
 
@@ -200,7 +201,8 @@ static brg_status end_recording(brg__relauncher *r, brg_status run)
     return run != BRG_OK ? run : status;
 }
 
-/* It has run, but there is no graph. */
+/* There is no graph; for want of memory the next step makes room and tries
+ * again, once. */
 static void end_without(brg__relauncher *r, brg_status status)
 {
     if (status == BRG_ERR_NOMEM && !r->has_room)
@@ -227,10 +229,12 @@ static brg_status record(brg__relauncher *r, brg__segment *s,
     r->is_recorded = false;
     release_outputs(r);
     make_room(r);
-    if (make_places(r, s, inputs, n_inputs) == BRG_ERR_NOMEM) {
-        turn_off(r, brg_error_message());
+    brg_status placed = make_places(r, s, inputs, n_inputs);
+    if (placed == BRG_ERR_NOMEM) {
+        end_without(r, placed);
         return brg__segment_run_forward(s, inputs, n_inputs);
     }
+    BRG_TRY(placed);
     BRG_TRY(bring(r, inputs));
     BRG_TRY(r->vtable->graph_record(r->device, &r->graph));
     r->n_recordings++;

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training steps on GPUs beside PyTorch, in one go on one machine:
 
-    run.py FOLDER [--ranks 2] [--rounds 2] [--ways WAY,...] [MODEL-BATCH...]
+    run.py FOLDER [--ranks 2] [--rounds 2] [--ways WAY;...] [MODEL-BATCH...]
 
 FOLDER holds gpu_training. Each round runs every way of each model once, ours
 and PyTorch's in turn; what is printed are medians over all repeats of all
@@ -122,7 +122,7 @@ def main():
     for key in args.keys:
         found = ways(args.folder, key, args.ranks, True)
         if args.ways:
-            found = {n: found[n] for n in args.ways.split(",")}
+            found = {n: found[n] for n in args.ways.split(";")}
         times, queued = {n: [] for n in found}, {}
         for _ in range(args.rounds):
             for name, measure in found.items():

@@ -34,11 +34,13 @@ brg_status brg__nccl_check(brg__nccl_group *g, ncclResult_t result,
 
 /* ---- Memory -------------------------------------------------------------------- */
 
-/* What tensors have given back is the pool's until it is asked for it. */
+/* What tensors have given back is the pool's until it is asked for it; not while
+ * a graph is recorded, which a wait would end. */
 static void trim_pool(const brg__nccl_group *g)
 {
     cudaMemPool_t pool;
-    if (cudaStreamSynchronize(g->compute) == cudaSuccess &&
+    if (!brg__nccl_is_recorded(g) &&
+        cudaStreamSynchronize(g->compute) == cudaSuccess &&
         cudaDeviceGetDefaultMemPool(&pool, g->device) == cudaSuccess)
         (void)cudaMemPoolTrimTo(pool, 0);
     (void)cudaGetLastError();

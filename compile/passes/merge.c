@@ -21,6 +21,7 @@
 #include "core/base/tracer.h"
 #include "core/base/error.h"
 #include "core/ops/op.h"
+#include "core/ops/rows.h"
 #include "core/tensor/tensor.h"
 
 #define NONE BRG__IR_NONE
@@ -327,6 +328,14 @@ static brg_status merge_layer_norm_grad(merger *m, int at)
     return merge(m, at, sum, &what);
 }
 
+/* The number that a tensor of that dtype holds. */
+static double as_stored(brg_dtype dtype, double value)
+{
+    char at[sizeof(double)];
+    brg__put_f64(at, dtype, 0, value);
+    return brg__get_f64(at, dtype, 0);
+}
+
 /* The gradient is read where the loss is if a backward begins with the loss: it
  * is then a number that the plan knows. */
 static brg_status merge_cross_entropy(merger *m, int at)
@@ -345,7 +354,8 @@ static brg_status merge_cross_entropy(merger *m, int at)
         in_of(m, seed)[0] != loss)
         return BRG_OK;
     merged what = begin(m, at, &brg__op_cross_entropy_with_grad, NONE);
-    what.attrs.f[1] = (double)(float)node_at(m, seed)->attrs.f[0];
+    what.attrs.f[1] =
+        as_stored(value_at(m, loss)->dtype, node_at(m, seed)->attrs.f[0]);
     what.out[2] = node_at(m, next)->first_out;
     if (m->n_uses[of[0]] == 1)
         drop(m, seed, at);

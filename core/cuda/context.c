@@ -36,10 +36,11 @@ brg_status brg__cu_check(int error, const char *what)
         return BRG_OK;
     (void)cudaGetLastError(); /* told now, not again by the next call */
     if (error == cudaErrorInvalidConfiguration) /* brg__cu_grid */
-        return BRG__CU_FAIL(BRG_ERR_UNSUPPORTED,
-                            "%s: a tensor has more rows than one launch takes: "
-                            "expected at most %d",
-                            what, INT32_MAX);
+        return BRG__CU_FAIL(
+            BRG_ERR_UNSUPPORTED,
+            "%s: a launch of a size that the GPU does not take; "
+            "tensors may have up to %d rows",
+            what, INT32_MAX);
     brg_status code =
         error == cudaErrorMemoryAllocation ? BRG_ERR_NOMEM : BRG_ERR_DEVICE;
     return BRG__CU_FAIL(code, "%s: %s (%s)", what,

@@ -581,7 +581,7 @@ static int launch_both(const brg__cu_queue *q, const brg__cu_entropy *a)
             return error;
     }
     entropy_with_grad_kernel<IS_SMOOTH, T, C, V>
-        <<<(unsigned)a->rows, threads_for(a->classes), 0, stream_of(q)>>>(
+        <<<brg__cu_grid(a->rows), threads_for(a->classes), 0, stream_of(q)>>>(
             *a, q->fault);
     return (int)cudaGetLastError();
 }

@@ -226,6 +226,25 @@ static void test_pass_merge__a_backward_from_a_cross_entropy(void **state)
     brg__ir_deinit(&ir);
 }
 
+/* What the backward begins with is the number that a tensor of the loss's dtype
+ * would hold. */
+static void test_pass_merge__a_seed_is_rounded_to_the_loss(void **state)
+{
+    (void)state;
+    brg__ir ir = {0};
+    int x = ir_input(&ir), t = ir_input(&ir);
+    int loss = ir_op(&ir, "cross_entropy", IN(x, t));
+    int g = ir_op(&ir, "full_like", IN(loss));
+    ir.values.at[loss].dtype = BRG_DTYPE_BF16;
+    ir.nodes.at[ir.nodes.n - 1].attrs.f[0] = 0.1;
+    int gx = ir_op(&ir, "cross_entropy_grad", IN(g, x, t, loss + 1));
+    ir_of(&ir, BRG__IR_LEAF, 0, 0, IN(gx));
+    merge(&ir, false);
+    assert_true(ir.nodes.at[0].op == &brg__op_cross_entropy_with_grad);
+    assert_true(ir.nodes.at[0].attrs.f[1] == 0.10009765625);
+    brg__ir_deinit(&ir);
+}
+
 /* What the backward begins with is not known, or not the loss; the losses differ;
  * code of the user runs in between, which may change the targets. */
 static void test_pass_merge__cross_entropies_that_stay_apart(void **state)
@@ -268,6 +287,7 @@ int main(void)
         cmocka_unit_test(test_pass_merge__a_gradient_that_meets_a_norms),
         cmocka_unit_test(test_pass_merge__a_norms_gradient_and_its_sum),
         cmocka_unit_test(test_pass_merge__a_backward_from_a_cross_entropy),
+        cmocka_unit_test(test_pass_merge__a_seed_is_rounded_to_the_loss),
         cmocka_unit_test(test_pass_merge__cross_entropies_that_stay_apart),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

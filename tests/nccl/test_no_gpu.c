@@ -112,8 +112,8 @@ static void test_no_gpu__more_rows_than_a_launch_takes(void **state)
     assert_brg_fails_with(
         brg__cu_check(cudaErrorInvalidConfiguration, "softmax"),
         BRG_ERR_UNSUPPORTED,
-        "softmax: a tensor has more rows than one launch takes: expected at "
-        "most 2147483647");
+        "softmax: a launch of a size that the GPU does not take; tensors may "
+        "have up to 2147483647 rows");
 }
 
 int main(void)
