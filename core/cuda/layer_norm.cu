@@ -165,20 +165,19 @@ static __device__ __forceinline__ vec<T> weights_at(const brg__cu_norm &a,
 struct row_of {
     float mean, rstd;
     float s0, s1; /* the means of g w and of g w xhat */
-    bool has_w, has_add;
 };
 
 /* Adds a chunk to s0 and s1 and to the sums of g xhat and of g. */
 template <typename T>
 static __device__ __forceinline__ void
-take(row_of &row, const vec<T> &x, const vec<T> &g, const vec<T> &w,
-     float gw[vec<T>::n], float gb[vec<T>::n])
+take(const brg__cu_norm &a, row_of &row, const vec<T> &x, const vec<T> &g,
+     const vec<T> &w, float gw[vec<T>::n], float gb[vec<T>::n])
 {
 #pragma unroll
     for (int k = 0; k < vec<T>::n; k++) {
         const float h = (get<float>(&x.at[k]) - row.mean) * row.rstd;
         const float v = get<float>(&g.at[k]);
-        const float vw = row.has_w ? v * get<float>(&w.at[k]) : v;
+        const float vw = a.w ? v * get<float>(&w.at[k]) : v;
         row.s0 += vw;
         row.s1 += vw * h;
         gw[k] += v * h;
@@ -189,17 +188,17 @@ take(row_of &row, const vec<T> &x, const vec<T> &g, const vec<T> &w,
 /* rstd (g w - s0 - xhat s1), and r. */
 template <typename T>
 static __device__ __forceinline__ vec<T>
-slope_of(const row_of &row, const vec<T> &x, const vec<T> &g, const vec<T> &w,
-         const vec<T> &r)
+slope_of(const brg__cu_norm &a, const row_of &row, const vec<T> &x,
+         const vec<T> &g, const vec<T> &w, const vec<T> &r)
 {
     vec<T> out;
 #pragma unroll
     for (int k = 0; k < vec<T>::n; k++) {
         const float h = (get<float>(&x.at[k]) - row.mean) * row.rstd;
         const float v = get<float>(&g.at[k]);
-        const float vw = row.has_w ? v * get<float>(&w.at[k]) : v;
+        const float vw = a.w ? v * get<float>(&w.at[k]) : v;
         const float made = row.rstd * (vw - row.s0 - h * row.s1);
-        out.at[k] = row.has_add ? plus<T>(made, r.at[k]) : as<T>::of(made);
+        out.at[k] = a.add ? plus<T>(made, r.at[k]) : as<T>::of(made);
     }
     return out;
 }
@@ -209,12 +208,7 @@ static __device__ __forceinline__ row_of row_at(const brg__cu_norm &a,
 {
     if (row >= a.rows)
         return {};
-    return {((const float *)a.mean)[row],
-            ((const float *)a.rstd)[row],
-            0,
-            0,
-            a.w != NULL,
-            a.add != NULL};
+    return {((const float *)a.mean)[row], ((const float *)a.rstd)[row], 0, 0};
 }
 
 static __device__ __forceinline__ void finish_sums(row_of &row, int64_t n)
@@ -241,7 +235,7 @@ __global__ void __launch_bounds__(32 * WARPS, CHUNKS <= 3 ? 2 : 1)
             load_row<T, CHUNKS>(r, (const T *)a.add + at * a.n, a.n, lane);
 #pragma unroll
         for (int c = 0; c < CHUNKS; c++)
-            take<T>(row, x[c], g[c],
+            take<T>(a, row, x[c], g[c],
                     weights_at<T>(a, c * vec<T>::warp + lane * V), gw[c],
                     gb[c]);
         finish_sums(row, a.n);
@@ -253,7 +247,7 @@ __global__ void __launch_bounds__(32 * WARPS, CHUNKS <= 3 ? 2 : 1)
             forget(x[c]);
             forget(g[c]);
             *(vec<T> *)((T *)a.gx + at * a.n + i) =
-                slope_of<T>(row, x[c], g[c], weights_at<T>(a, i), r[c]);
+                slope_of<T>(a, row, x[c], g[c], weights_at<T>(a, i), r[c]);
         }
     }
     float *partials = (float *)a.partials + 2 * blockIdx.x * a.n;
@@ -273,7 +267,8 @@ static __device__ __forceinline__ void copy_ahead(void *to, const void *from)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
                      (unsigned)__cvta_generic_to_shared(to)),
-                 "l"(from));
+                 "l"(from)
+                 : "memory");
 }
 
 /* A lane reads what it has copied itself, so nobody waits for others. */
@@ -281,17 +276,18 @@ template <typename T, int CHUNKS>
 static __device__ __forceinline__ void fetch(const brg__cu_norm &a, int64_t row,
                                              vec<T> *to)
 {
-    const void *from[] = {a.x, a.g, a.add};
 #pragma unroll
-    for (int k = 0; k < 3; k++)
-#pragma unroll
-        for (int c = 0; c < CHUNKS; c++) {
-            const int64_t i = c * vec<T>::warp + (threadIdx.x & 31) * vec<T>::n;
-            if (row < a.rows && i < a.n && from[k])
-                copy_ahead(to + (k * CHUNKS + c) * 32,
-                           (const T *)from[k] + row * a.n + i);
-        }
-    asm volatile("cp.async.commit_group;");
+    for (int c = 0; c < CHUNKS; c++) {
+        const int64_t i = c * vec<T>::warp + (threadIdx.x & 31) * vec<T>::n;
+        if (row >= a.rows || i >= a.n)
+            continue;
+        const int64_t at = row * a.n + i;
+        copy_ahead(to + c * 32, (const T *)a.x + at);
+        copy_ahead(to + (CHUNKS + c) * 32, (const T *)a.g + at);
+        if (a.add)
+            copy_ahead(to + (2 * CHUNKS + c) * 32, (const T *)a.add + at);
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
 /* The same as norm_grad_in_registers, and the sums of gx. */
@@ -320,8 +316,8 @@ __global__ void __launch_bounds__(32 * AHEAD_WARPS, 1)
         for (int c = 0; c < CHUNKS; c++) {
             const int64_t i = c * vec<T>::warp + lane * V;
             if (i < a.n)
-                take<T>(row, from[c * 32], from[(CHUNKS + c) * 32], w[c], gw[c],
-                        gb[c]);
+                take<T>(a, row, from[c * 32], from[(CHUNKS + c) * 32], w[c],
+                        gw[c], gb[c]);
         }
         finish_sums(row, a.n);
 #pragma unroll
@@ -333,7 +329,7 @@ __global__ void __launch_bounds__(32 * AHEAD_WARPS, 1)
             forget(x);
             forget(g);
             const vec<T> out =
-                slope_of<T>(row, x, g, w[c], from[(2 * CHUNKS + c) * 32]);
+                slope_of<T>(a, row, x, g, w[c], from[(2 * CHUNKS + c) * 32]);
             *(vec<T> *)((T *)a.gx + at * a.n + i) = out;
             if (HAS_SUM)
 #pragma unroll

@@ -6,24 +6,18 @@
 
 /* ---- Cross entropy ------------------------------------------------------------- */
 
-/* The row's target t; -1 if it is ignored or out of range, which is noted. */
-static __device__ __forceinline__ int64_t check(const brg__cu_entropy &a,
-                                                int64_t t, int64_t row,
-                                                brg__cu_fault *fault)
+/* The row's target; -1 if it is ignored or out of range, which is noted. */
+static __device__ __forceinline__ int64_t target_of(const brg__cu_entropy &a,
+                                                    int64_t row,
+                                                    brg__cu_fault *fault)
 {
+    const int64_t t = load_id(a.targets, a.target_dtype, row);
     if (t == a.ignored)
         return -1;
     if (t >= 0 && t < a.classes)
         return t;
     report(fault, BRG__CU_FAULT_CROSS_ENTROPY, t, row, a.classes);
     return -1;
-}
-
-static __device__ __forceinline__ int64_t target_of(const brg__cu_entropy &a,
-                                                    int64_t row,
-                                                    brg__cu_fault *fault)
-{
-    return check(a, load_id(a.targets, a.target_dtype, row), row, fault);
 }
 
 /* exp(x - from), which may be prepared. Elements of 16 bits have no use for the
@@ -215,26 +209,13 @@ __global__ void __launch_bounds__(512, 3)
         note_row<T>(a, row, t, r);
 }
 
-/* Numbers that a thread of a single block has on their way at once. */
-#define AT_ONCE 8
-
 __global__ void __launch_bounds__(1024)
     entropy_join_kernel(const __grid_constant__ brg__cu_entropy a)
 {
     double sum = 0, count = 0;
-    for (int64_t i = threadIdx.x; i < a.rows; i += AT_ONCE * blockDim.x) {
-        double loss[AT_ONCE], counts[AT_ONCE];
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; k++) {
-            const int64_t at = i + k * blockDim.x;
-            loss[k] = at < a.rows ? a.scratch[at] : 0.0;
-            counts[k] = at < a.rows ? a.scratch[a.rows + at] : 0.0;
-        }
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; k++) {
-            sum += loss[k];
-            count += counts[k];
-        }
+    for (int64_t i = threadIdx.x; i < a.rows; i += blockDim.x) {
+        sum += a.scratch[i];
+        count += a.scratch[a.rows + i];
     }
     sum = over_block<sum_of>(sum);
     count = over_block<sum_of>(count);
@@ -295,18 +276,8 @@ __global__ void __launch_bounds__(1024)
                  brg__cu_fault *fault)
 {
     double count = 0;
-    for (int64_t i = threadIdx.x; i < a.rows; i += AT_ONCE * blockDim.x) {
-        int64_t t[AT_ONCE];
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; k++) {
-            const int64_t at = i + k * blockDim.x;
-            t[k] = at < a.rows ? load_id(a.targets, a.target_dtype, at)
-                               : a.ignored;
-        }
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; k++)
-            count += check(a, t[k], i + k * blockDim.x, fault) >= 0;
-    }
+    for (int64_t i = threadIdx.x; i < a.rows; i += blockDim.x)
+        count += target_of(a, i, fault) >= 0;
     count = over_block<sum_of>(count);
     if (threadIdx.x == 0)
         a.scratch[2 * a.rows] = count;
@@ -323,15 +294,24 @@ static __device__ __forceinline__ double less(double a, double factor, double b)
     return __dsub_rn(__dmul_rn(a, factor), b);
 }
 
-/* What the elements of a row's gradient are made from. */
+/* What the elements of a row's gradient are made from; scratch[2 rows] is
+ * there. */
 template <typename T, typename C> struct slope {
     C lse, factor, base, taken;
 
-    __device__ slope(const brg__cu_entropy &a, C log_sum_exp, double scale)
-        : lse(grown<T>::prepare(log_sum_exp)), factor((C)scale),
-          base((C)(a.smoothing / (double)a.classes)),
-          taken((C)((1.0 - a.smoothing) * scale))
+    /* Divides twice in f64: once for all rows. */
+    __device__ explicit slope(const brg__cu_entropy &a)
+        : lse(0), base((C)(a.smoothing / (double)a.classes))
     {
+        const double g = a.g ? load<double>(a.g, a.loss_dtype, 0) : a.seed;
+        const double scale = g / a.scratch[2 * a.rows];
+        factor = (C)scale;
+        taken = (C)((1.0 - a.smoothing) * scale);
+    }
+    /* For a row of this log-sum-exp. */
+    __device__ __forceinline__ void begin(C log_sum_exp)
+    {
+        lse = grown<T>::prepare(log_sum_exp);
     }
     __device__ __forceinline__ T at(const T &x) const
     {
@@ -365,13 +345,6 @@ slope_at(const brg__cu_entropy &a, const slope<T, C> &s, const pack<T, V> &x,
     return to;
 }
 
-/* g / how many rows count. */
-static __device__ __forceinline__ double scale_of(const brg__cu_entropy &a)
-{
-    const double g = a.g ? load<double>(a.g, a.loss_dtype, 0) : a.seed;
-    return g / a.scratch[2 * a.rows];
-}
-
 template <typename T, typename C, int V>
 __global__ void entropy_grad_kernel(const __grid_constant__ brg__cu_entropy a,
                                     brg__cu_fault *fault)
@@ -380,7 +353,8 @@ __global__ void entropy_grad_kernel(const __grid_constant__ brg__cu_entropy a,
     const T *x = (const T *)a.logits + row * a.width;
     T *out = (T *)a.out + row * a.width;
     const int64_t t = target_of(a, row, fault);
-    const slope<T, C> s(a, ((const C *)a.lse)[row], scale_of(a));
+    slope<T, C> s(a);
+    s.begin(((const C *)a.lse)[row]);
     for (int64_t i = threadIdx.x * V; i < a.width; i += blockDim.x * V)
         *(pack<T, V> *)(out + i) =
             slope_at<T, C, V>(a, s, *(const pack<T, V> *)(x + i), i, t);
@@ -422,10 +396,11 @@ static __device__ __forceinline__ void store_past(P *at, const P &v)
         *at = v;
 }
 
-/* What the row's gradient is made from, for all threads. */
+/* The row's log-sum-exp, noted, for all threads. */
 template <typename T, typename C>
-static __device__ __forceinline__ slope<T, C>
-slope_of(const brg__cu_entropy &a, int64_t row, int64_t t, const running<C> &r)
+static __device__ __forceinline__ C lse_of(const brg__cu_entropy &a,
+                                           int64_t row, int64_t t,
+                                           const running<C> &r)
 {
     __shared__ C lse;
     if (threadIdx.x == 0) {
@@ -434,7 +409,7 @@ slope_of(const brg__cu_entropy &a, int64_t row, int64_t t, const running<C> &r)
         lse = t < 0 ? (C)0 : note_row<T>(a, row, t, r);
     }
     __syncthreads();
-    return slope<T, C>(a, lse, scale_of(a));
+    return lse;
 }
 
 /* The row is read twice, the second time from the cache and backwards: what was
@@ -448,10 +423,11 @@ __global__ void __launch_bounds__(512, 2)
     const T *x = (const T *)a.logits + row * a.width;
     T *out = (T *)a.out + row * a.width;
     const int64_t t = target_of(a, row, fault);
+    slope<T, C> s(a);
     running<C> r = {};
     if (t >= 0)
         r = walk<IS_SMOOTH, T, C, V>(a, x);
-    const slope<T, C> s = slope_of<T, C>(a, row, t, r);
+    s.begin(lse_of<T>(a, row, t, r));
     const int step = blockDim.x * V, n = (int)a.width;
     for (int i = (n - 1) / step * step + threadIdx.x * V; i >= 0; i -= step)
         if (i < n)
@@ -470,9 +446,9 @@ static __device__ __forceinline__ void copy_ahead(void *to, const void *from)
                  : "memory");
 }
 
-/* The vectors of a row that a thread works on lie in shared memory; nobody else
- * reads them, so nobody waits. They come in two halves. The next row is asked for
- * when this one's gradient is written: memory does not like the two to mix. */
+/* The vectors of a row that a thread works on lie in shared memory. As one is used
+ * for the last time, that of the block's next row takes its place; nobody else reads
+ * it, so nobody waits. They come in two halves. */
 template <typename T, int V> struct held_row {
     pack<T, V> *mine;
     int step, classes;
@@ -487,15 +463,17 @@ template <typename T, int V> struct held_row {
     {
         return mine[k * blockDim.x];
     }
-    /* The row that begins at x. */
-    __device__ __forceinline__ void fetch(const T *x) const
+    /* Vector k of the row that begins at x; NULL: there is none. */
+    __device__ __forceinline__ void fetch(const T *x, int k) const
     {
-        int i = threadIdx.x * V, k = 0;
-        for (; k < half && i < classes; k++, i += step)
+        const int i = k * step + threadIdx.x * V;
+        if (x && i < classes)
             copy_ahead(&at(k), x + i);
-        asm volatile("cp.async.commit_group;" ::: "memory");
-        for (; i < classes; k++, i += step)
-            copy_ahead(&at(k), x + i);
+        if (k == half - 1)
+            asm volatile("cp.async.commit_group;" ::: "memory");
+    }
+    __device__ __forceinline__ void fetch_done() const
+    {
         asm volatile("cp.async.commit_group;" ::: "memory");
     }
 };
@@ -524,20 +502,26 @@ __global__ void __launch_bounds__(512, 2)
                         brg__cu_fault *fault)
 {
     const held_row<T, V> held(a);
-    const T *x = (const T *)a.logits;
     const int width = (int)a.width;
     int64_t row = blockIdx.x;
-    held.fetch(x + row * a.width);
+    const T *x = (const T *)a.logits + row * a.width;
+    for (int k = 0; k * held.step < width; k++)
+        held.fetch(x, k);
+    held.fetch_done();
+    slope<T, C> s(a);
     for (; row < a.rows; row += gridDim.x) {
         T *out = (T *)a.out + row * a.width;
         const int64_t t = target_of(a, row, fault), next = row + gridDim.x;
-        const slope<T, C> s =
-            slope_of<T, C>(a, row, t, walk_held<IS_SMOOTH, T, C, V>(a, held));
-        for (int k = 0, i = threadIdx.x * V; i < width; k++, i += held.step)
-            store_past((pack<T, V> *)(out + i),
-                       slope_at<T, C, V>(a, s, held.at(k), i, t));
-        if (next < a.rows)
-            held.fetch(x + next * a.width);
+        s.begin(lse_of<T>(a, row, t, walk_held<IS_SMOOTH, T, C, V>(a, held)));
+        x = next < a.rows ? (const T *)a.logits + next * a.width : NULL;
+        for (int k = 0; k * held.step < width; k++) {
+            const int i = k * held.step + threadIdx.x * V;
+            if (i < width)
+                store_past((pack<T, V> *)(out + i),
+                           slope_at<T, C, V>(a, s, held.at(k), i, t));
+            held.fetch(x, k);
+        }
+        held.fetch_done();
     }
 }
 
