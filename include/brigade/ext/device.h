@@ -272,9 +272,8 @@ typedef struct brg_device_vtable {
      * may be recorded. Absent: hooks that compress are refused there. */
     brg_status (*compress)(brg_device device, const brg_compress_job *job);
 
-    /* (optional) Fills a tensor with random numbers; waits for nothing. What is
-     * being recorded is given up: the next launch needs others. Absent: they are
-     * drawn on the CPU and copied. */
+    /* (optional) Random numbers; waits for nothing. What is being recorded is given
+     * up: the next launch needs others. Absent: drawn on the CPU and copied. */
     brg_status (*draw)(brg_device device, const brg_draw *draw);
 
     /* (optional) Waits for nothing. Absent: there are no sparse tensors there. */
