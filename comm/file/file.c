@@ -235,14 +235,31 @@ static brg_status look_for(brg__file_group *g, brg_call *call, int rank)
     if (!is_gone && !has_died)
         return BRG_OK;
     BRG_TRY(is_recv ? try_recv(g, call) : take_from(g, call, rank));
-    if (is_recv && call->is_done)
-        g->recvs = call->next; /* it is the first of all */
     if (is_recv ? call->is_done : g->parts[rank].has_come)
         return BRG_OK;
     return fail_gone(g, call, rank,
                      !is_gone      ? "has died"
                      : how == LEFT ? "has left the group"
                                    : "has failed");
+}
+
+static void drop_done(brg__file_group *g)
+{
+    for (brg_call **at = &g->recvs; *at;)
+        if ((*at)->is_done)
+            *at = (*at)->next;
+        else
+            at = &(*at)->next;
+}
+
+/* Whichever is waited for: one of a rank that is gone ends the group. */
+static brg_status look_for_senders(brg__file_group *g)
+{
+    for (brg_call *call = g->recvs; call; call = call->next)
+        if (is_first_of_peer(g, call))
+            BRG_TRY(look_for(g, call, call->peer));
+    drop_done(g);
+    return BRG_OK;
 }
 
 static brg_status file_idle(void *group, brg_call *call, uint64_t n)
@@ -257,7 +274,7 @@ static brg_status file_idle(void *group, brg_call *call, uint64_t n)
     for (int r = 0; r < g->n && g->queue; r++)
         if (r != g->rank && !g->parts[r].has_come)
             BRG_TRY(look_for(g, g->queue, r));
-    return g->recvs ? look_for(g, g->recvs, g->recvs->peer) : BRG_OK;
+    return look_for_senders(g);
 }
 
 static void file_look(void *group, const brg_call *call, int rank,

@@ -288,6 +288,44 @@ static void test_file__ranks_are_lost(void **state)
     }
 }
 
+/* Rank 0 receives from 1, which lives and is slow, and from 2, which dies, and
+ * waits for one of them. */
+static brg_status recv_from_both(forked_rank *me, brg_pg *pg)
+{
+    brg_work *works[2];
+    float x[2];
+    for (int i = 0; i < 2; i++)
+        BRG_TRY(brg_recv(pg, &works[i], &x[i], 1, BRG_DTYPE_F32, 1 + i));
+    const brg_status status = brg_work_wait(works[*(const int *)me->data]);
+    atomic_store(&me->world->noted[0], 1);
+    return status;
+}
+
+static brg_status run_slow_and_dead(forked_rank *me)
+{
+    brg_pg *pg;
+    BRG_TRY(make(me->rank, me->n, 5, &pg));
+    if (me->rank == 2)
+        (void)raise(SIGKILL);
+    if (me->rank == 0)
+        return recv_from_both(me, pg);
+    while (atomic_load(&me->world->noted[0]) == 0)
+        forked_sleep_ms(10);
+    return BRG_OK;
+}
+
+static void test_file__a_dead_rank_behind_a_slow_one(void **state)
+{
+    forked_result results[3];
+    (void)state;
+    new_folder("behind");
+    for (int waited = 0; waited < 2; waited++) {
+        forked_run(3, run_slow_and_dead, &waited, results);
+        forked_expect(&results[0], BRG_ERR_PEER,
+                      "waits for rank 2, which has died");
+    }
+}
+
 /* Seen to live, then dead, before all have come. */
 static brg_status run_dies_meeting(forked_rank *me)
 {
@@ -359,6 +397,7 @@ int main(void)
         cmocka_unit_test(test_file__two_processes_of_one_number),
         cmocka_unit_test(test_file__numbers_of_ranks_differ),
         cmocka_unit_test(test_file__ranks_are_lost),
+        cmocka_unit_test(test_file__a_dead_rank_behind_a_slow_one),
         cmocka_unit_test(test_file__a_rank_dies_while_all_meet),
         cmocka_unit_test(test_file__folders_that_cannot_be),
         cmocka_unit_test(test_file__bad_options),
