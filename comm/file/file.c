@@ -17,6 +17,7 @@
 
 #define LOOK_NS 50000000u /* between two looks for ranks that are gone */
 #define LEFT 1            /* in gone-<r>; else a brg_status */
+#define CARDS_EVERY 16    /* polls in vain, between two looks at cards */
 #define PAUSE_US 50
 #define LONG_PAUSE_US 2000
 
@@ -334,15 +335,28 @@ static void file_abort(void *group, brg_status why)
     say_gone(g, why);
 }
 
+/* One that failed while all met says so on its card. */
+static bool is_over(const brg__file_group *g, int rank)
+{
+    char path[BRG__FILE_PATH + 64];
+    brg__error_record kept;
+    gone_path(g, rank, path);
+    if (access(path, F_OK) == 0)
+        return true;
+    brg__error_save(&kept);
+    const brg_status status = brg__file_check_card(g, rank);
+    brg__error_restore(&kept);
+    return (status != BRG_OK && status != BRG_ERR_IO) ||
+           brg__file_has_died(g, &g->processes[rank]);
+}
+
 /* The last one takes away what is left. */
 static void clean_up(const brg__file_group *g)
 {
     char path[BRG__FILE_PATH + NAME_MAX + 64];
-    for (int r = 0; r < g->n; r++) {
-        gone_path(g, r, path);
-        if (access(path, F_OK) != 0)
+    for (int r = 0; r < g->n; r++)
+        if (!is_over(g, r))
             return;
-    }
     DIR *folder = opendir(g->run);
     for (struct dirent *e; folder && (e = readdir(folder));) {
         snprintf(path, sizeof path, "%s/%s", g->run, e->d_name);
@@ -358,6 +372,7 @@ static void free_group(brg__file_group *g)
     for (int r = 0; r < g->n && g->parts; r++)
         brg__mem_free(g->parts[r].data);
     brg__mem_free(g->parts);
+    brg__mem_free(g->nonces);
     brg__mem_free(g->processes);
     brg__mem_free(g->n_sent);
     brg__mem_free(g->n_received);
@@ -411,12 +426,22 @@ static brg_status fill_group(brg__file_group *g, const brg_pg_options *options)
     g->timeout_ns = (uint64_t)(options->timeout_s * 1e9);
     snprintf(g->folder, sizeof g->folder, "%s", o->folder);
     g->parts = brg__mem_alloc_array(n, sizeof *g->parts, "a group");
+    g->nonces = brg__mem_alloc_array(n, sizeof *g->nonces, "a group");
     g->processes = brg__mem_alloc_array(n, sizeof *g->processes, "a group");
     g->n_sent = brg__mem_alloc_array(n, sizeof *g->n_sent, "a group");
     g->n_received = brg__mem_alloc_array(n, sizeof *g->n_received, "a group");
-    return g->parts && g->processes && g->n_sent && g->n_received
+    return g->parts && g->nonces && g->processes && g->n_sent && g->n_received
                ? BRG_OK
                : BRG_ERR_NOMEM;
+}
+
+/* A rank that fails when this one has met it has only its card to say so. */
+static brg_status check_cards(const brg__file_group *g)
+{
+    for (int r = 0; r < g->n; r++)
+        if (r != g->rank)
+            BRG_TRY(brg__file_check_card(g, r));
+    return BRG_OK;
 }
 
 /* So that none takes its card away, or the whole run, before all have read
@@ -433,6 +458,8 @@ static brg_status await_all(brg__file_group *g)
         BRG_TRY(file_progress(g));
         if (call.is_done)
             break;
+        if (n % CARDS_EVERY == 0)
+            BRG_TRY(check_cards(g));
         BRG_TRY(file_idle(g, &call, n));
         if (brg__clock_ns() - start > g->timeout_ns)
             return BRG_FAIL(BRG_ERR_TIMEOUT,
@@ -443,17 +470,26 @@ static brg_status await_all(brg__file_group *g)
     return BRG_OK;
 }
 
+static brg_status go_on(brg__file_group *g)
+{
+    BRG_TRY(brg__file_make_folder(g, g->run));
+    return await_all(g);
+}
+
 static brg_status open_group(brg__file_group *g, const brg_pg_options *options)
 {
     BRG_TRY(fill_group(g, options));
-    BRG_TRY(brg__file_meet(g));
+    brg_status status = brg__file_meet(g);
     snprintf(g->run, sizeof g->run, "%s/run-%016llx", g->folder,
              (unsigned long long)g->id);
-    BRG_TRY(brg__file_make_folder(g, g->run));
-    const brg_status status = await_all(g);
-    if (status != BRG_OK)
+    if (status == BRG_OK) {
+        status = go_on(g);
+        brg__file_part_from_meeting(g, status);
+    }
+    if (status != BRG_OK && g->id) { /* others may have made the folder */
         say_gone(g, status);
-    brg__file_part_from_meeting(g);
+        clean_up(g);
+    }
     return status;
 }
 

@@ -44,8 +44,9 @@ typedef struct brg__file_group {
     uint64_t timeout_ns;
     char folder[PATH_MAX]; /* where all met */
     char run[BRG__FILE_PATH];
-    uint64_t nonce, id;
-    brg__file_process *processes; /* of each rank */
+    uint64_t nonce, id;           /* id 0: has never had a card of each rank */
+    uint64_t *nonces;             /* of each rank, as id has them */
+    brg__file_process *processes; /* likewise */
     brg__file_part *parts;
     brg_call *queue; /* collectives, oldest first */
     brg_call *recvs;
@@ -81,9 +82,13 @@ bool brg__file_has_died(const brg__file_group *g,
 
 /* ---- meet.c ------------------------------------------------------------------------ */
 
-/* Fills id and processes. */
+/* Fills id, nonces and processes. On failure this rank's card says why. */
 brg_status brg__file_meet(brg__file_group *g);
-/* All have met: what this rank wrote for that is no longer needed. */
-void brg__file_part_from_meeting(const brg__file_group *g);
+/* All have met: what this rank wrote for that is no longer needed; if what came
+ * then has failed, its card says so instead. */
+void brg__file_part_from_meeting(const brg__file_group *g, brg_status status);
+/* Fails if the card of that rank, of this run, says that it has failed, or with
+ * BRG_ERR_IO. */
+brg_status brg__file_check_card(const brg__file_group *g, int rank);
 
 #endif

@@ -98,14 +98,18 @@ static brg_status check_mine(meeting *m)
                     (int)there.process.pid, m->g->folder);
 }
 
+static brg_status fail_as(const brg__file_group *g, const card *theirs)
+{
+    return BRG_FAIL(theirs->status == BRG_ERR_ARG ? BRG_ERR_ARG : BRG_ERR_PEER,
+                    "rank %d: file: rank %d has failed: %s", g->rank,
+                    (int)theirs->rank, theirs->why);
+}
+
 static brg_status check_live(const meeting *m, int rank)
 {
     const seen *s = &m->others[rank];
     if (s->now.status != BRG_OK)
-        return BRG_FAIL(s->now.status == BRG_ERR_ARG ? BRG_ERR_ARG
-                                                     : BRG_ERR_PEER,
-                        "rank %d: file: rank %d has failed: %s", m->g->rank,
-                        rank, s->now.why);
+        return fail_as(m->g, &s->now);
     if (s->now.world_size != m->g->n)
         return BRG_FAIL(BRG_ERR_ARG,
                         "rank %d: file: rank %d is one of %d ranks, this one "
@@ -171,6 +175,21 @@ static uint64_t digest(const meeting *m)
     return h ? h : 1;
 }
 
+/* Kept where a card goes away again: others may have gone on with this. */
+static void agree(meeting *m)
+{
+    brg__file_group *g = m->g;
+    m->mine.agreed = digest(m);
+    if (m->mine.agreed == 0 || m->mine.agreed == g->id)
+        return;
+    g->id = m->mine.agreed;
+    for (int r = 0; r < g->n; r++) {
+        const card *c = r == g->rank ? &m->mine : &m->others[r].now;
+        g->nonces[r] = c->nonce;
+        g->processes[r] = c->process;
+    }
+}
+
 static bool all_agree(const meeting *m)
 {
     bool all = m->mine.agreed != 0;
@@ -189,7 +208,7 @@ static brg_status look_until_all_agree(meeting *m)
             if (r != m->g->rank)
                 BRG_TRY(look_at(m, r));
         const uint64_t before = m->mine.agreed, now = brg__clock_ns();
-        m->mine.agreed = digest(m);
+        agree(m);
         if (m->mine.agreed != before || now - m->wrote_ns > BEAT_NS)
             BRG_TRY(write_card(m));
         if (all_agree(m))
@@ -200,10 +219,20 @@ static brg_status look_until_all_agree(meeting *m)
     }
 }
 
+/* The others need not wait. */
+static void say_why(meeting *m, brg_status status)
+{
+    brg__error_record kept;
+    brg__error_save(&kept);
+    m->mine.status = status;
+    snprintf(m->mine.why, sizeof m->mine.why, "%s", brg_error_message());
+    (void)write_card(m);
+    brg__error_restore(&kept);
+}
+
 brg_status brg__file_meet(brg__file_group *g)
 {
     meeting m = {.g = g, .start_ns = brg__clock_ns()};
-    brg__error_record kept;
     g->nonce = draw();
     m.mine = (card){.magic = CARD_MAGIC,
                     .nonce = g->nonce,
@@ -216,31 +245,35 @@ brg_status brg__file_meet(brg__file_group *g)
                                     "ranks of a group");
     if (!m.others)
         return BRG_ERR_NOMEM;
-    brg_status status = look_until_all_agree(&m);
-    for (int r = 0; r < g->n && status == BRG_OK; r++)
-        if (r != g->rank)
-            g->processes[r] = m.others[r].now.process;
-    g->id = m.mine.agreed;
-    if (status != BRG_OK) { /* the others need not wait */
-        brg__error_save(&kept);
-        m.mine.status = status;
-        snprintf(m.mine.why, sizeof m.mine.why, "%s", brg_error_message());
-        (void)write_card(&m);
-        brg__error_restore(&kept);
-    }
+    const brg_status status = look_until_all_agree(&m);
+    if (status != BRG_OK)
+        say_why(&m, status);
     brg__mem_free(m.others);
     return status;
 }
 
-void brg__file_part_from_meeting(const brg__file_group *g)
+void brg__file_part_from_meeting(const brg__file_group *g, brg_status status)
 {
     char path[BRG__FILE_PATH];
-    const meeting m = {.g = (brg__file_group *)(uintptr_t)g};
-    card there;
+    meeting m = {.g = (brg__file_group *)(uintptr_t)g};
     brg__error_record kept;
     brg__error_save(&kept);
     card_path(g, g->rank, path);
-    if (read_card(&m, g->rank, &there) == BRG_OK && there.nonce == g->nonce)
-        (void)unlink(path);
+    const bool is_mine =
+        read_card(&m, g->rank, &m.mine) == BRG_OK && m.mine.nonce == g->nonce;
     brg__error_restore(&kept);
+    if (is_mine && status == BRG_OK)
+        (void)unlink(path);
+    else if (is_mine)
+        say_why(&m, status);
+}
+
+brg_status brg__file_check_card(const brg__file_group *g, int rank)
+{
+    const meeting m = {.g = (brg__file_group *)(uintptr_t)g};
+    card there;
+    BRG_TRY(read_card(&m, rank, &there));
+    return there.nonce == g->nonces[rank] && there.status != BRG_OK
+               ? fail_as(g, &there)
+               : BRG_OK;
 }

@@ -352,6 +352,100 @@ static void test_file__a_rank_dies_while_all_meet(void **state)
     forked_expect(&results[0], BRG_ERR_PEER, "rank 1 has died");
 }
 
+/* ---- Ranks that fail when others have met them --------------------------------------- */
+
+/* The head of a card (comm/file/meet.c); the process is its end. */
+typedef struct card {
+    uint64_t magic, nonce, agreed, beat;
+    int32_t rank, world_size, status, unused;
+    char why[320];
+    char process[112];
+} card;
+
+static bool read_card(int rank, card *filled)
+{
+    char path[400];
+    snprintf(path, sizeof path, "%s/rank-%d", folder, rank);
+    FILE *file = fopen(path, "rb");
+    const bool ok = file && fread(filled, sizeof *filled, 1, file) == 1;
+    if (file)
+        (void)fclose(file);
+    return ok;
+}
+
+static void write_card(const card *c)
+{
+    char path[400], beside[410];
+    snprintf(path, sizeof path, "%s/rank-%d", folder, (int)c->rank);
+    snprintf(beside, sizeof beside, "%s.new", path);
+    FILE *file = fopen(beside, "wb");
+    if (!file)
+        return;
+    (void)fwrite(c, sizeof *c, 1, file);
+    (void)fclose(file);
+    (void)rename(beside, path);
+}
+
+static bool has_run(void)
+{
+    bool has = false;
+    DIR *d = opendir(folder);
+    for (struct dirent *e; d && (e = readdir(d));)
+        has |= strncmp(e->d_name, "run-", 4) == 0;
+    if (d)
+        (void)closedir(d);
+    return has;
+}
+
+/* Agrees as a rank would, and fails once the others have gone on. */
+static brg_status agree_and_fail(int rank)
+{
+    card theirs, mine;
+    uint64_t beat = 0;
+    while (!read_card(0, &theirs))
+        forked_sleep_ms(2);
+    mine = theirs;
+    mine.rank = rank;
+    mine.nonce = 12345;
+    for (int k = 0; k < 2000 && !has_run(); k++) {
+        if (read_card(0, &theirs))
+            mine.agreed = theirs.agreed;
+        mine.beat = ++beat;
+        write_card(&mine);
+        forked_sleep_ms(5);
+    }
+    RANK_CHECK(has_run(), "rank %d: the others did not meet", rank);
+    mine.status = BRG_ERR_IO;
+    snprintf(mine.why, sizeof mine.why, "the disk is full");
+    write_card(&mine);
+    return BRG_OK;
+}
+
+static brg_status run_met_and_failed(forked_rank *me)
+{
+    brg_pg *pg;
+    return me->rank == me->n - 1 ? agree_and_fail(me->rank)
+                                 : make(me->rank, me->n, 20, &pg);
+}
+
+static void test_file__a_rank_fails_when_all_have_met(void **state)
+{
+    forked_result results[3];
+    (void)state;
+    new_folder("met");
+    const uint64_t start = brg__clock_ns();
+    forked_run(3, run_met_and_failed, NULL, results);
+    assert_true(brg__clock_ns() - start < 15000000000u);
+    assert_int_equal(results[2].status, BRG_OK);
+    for (int r = 0; r < 2; r++)
+        forked_expect(&results[r], BRG_ERR_PEER, "has failed");
+    assert_true(strstr(results[0].text, "2 has failed: the disk is full") ||
+                strstr(results[1].text, "2 has failed: the disk is full"));
+    assert_false(has_run());
+    forked_check(3, run_several, NULL);
+    assert_int_equal(count_files(), 0);
+}
+
 /* ---- Folders and options ----------------------------------------------------------------- */
 
 static void test_file__folders_that_cannot_be(void **state)
@@ -399,6 +493,7 @@ int main(void)
         cmocka_unit_test(test_file__ranks_are_lost),
         cmocka_unit_test(test_file__a_dead_rank_behind_a_slow_one),
         cmocka_unit_test(test_file__a_rank_dies_while_all_meet),
+        cmocka_unit_test(test_file__a_rank_fails_when_all_have_met),
         cmocka_unit_test(test_file__folders_that_cannot_be),
         cmocka_unit_test(test_file__bad_options),
     };
