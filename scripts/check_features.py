@@ -7,15 +7,18 @@ docs/README.md leads to every page.
     check_features.py [--ran LOG...]
 
 With LastTest.log of one or more runs of all tests: every test that features.md
-names ran and passed in one of them. Those that could not (cuda/ without a GPU, a
-folder of which the logs have nothing, checks of debug builds, what is run by
-hand) are listed."""
+names ran and passed in one of them. Those that could not (cuda/ without a GPU,
+nccl/ in a build without it, checks of debug builds, what is run by hand) are
+listed, with the reason."""
 import argparse
 import pathlib
 import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Folders of which the logs may have nothing. Any other is one that should have
+# been configured.
+LEFT_OUT = {"cuda": "a build without CUDA", "nccl": "a build without NCCL"}
 
 
 def known_tests():
@@ -74,17 +77,22 @@ class Logs:
         self.bad = set(re.findall(r"^\[ +(?:SKIPPED|FAILED) +\] (test_\w+)", text,
                                   re.M)) - self.passed
         self.folders, self.programs, self.partly = set(), set(), set()
+        self.skipped = {}  # programs, with what they said
         for part in re.split(r"^\d+/\d+ Testing: ", text, flags=re.M)[1:]:
             name = part.split("\n", 1)[0]
             file = re.search(r"/(test_\w+)\.py\"", part)
-            if "\nTest Passed." not in part or "\nSKIPPED" in part:
+            program = re.sub(r"_\d+$", "", name)
+            self.folders.add(name.split("/")[0])
+            skipped = re.search(r"^SKIPPED, nothing was tested: (.*)", part, re.M)
+            if skipped:
+                self.skipped[program] = skipped[1]
+            if "\nTest Passed." not in part or skipped:
                 continue
             if file and re.search(r"^OK \(.*skipped", part, re.M):
                 self.partly.add(f"{file[1]}.py")
             else:
-                self.folders.add(name.split("/")[0])
                 self.passed |= {f"{file[1]}.py"} if file else set()
-                self.programs.add(re.sub(r"_\d+$", "", name))
+                self.programs.add(program)
 
 
 def places_of(name):
@@ -94,6 +102,22 @@ def places_of(name):
                 path.stem == name or re.search(
                     rf"(void\s+|def ){name}\(", path.read_text())):
             yield path
+
+
+def excuse(name, files, logs):
+    """Why it need not have run; None: it must have."""
+    programs = {f"{f.parent.name}/{f.stem}" for f in files}
+    folders = {f.parent.name for f in files}
+    if name.endswith("_in_debug_builds"):
+        return "a check of debug builds"
+    if any(f.name in logs.partly for f in files):
+        return "its file was skipped in part"
+    for program in sorted(programs - logs.programs):
+        if program in logs.skipped:
+            return logs.skipped[program]
+    if folders and folders <= set(LEFT_OUT) - logs.folders:
+        return LEFT_OUT[min(folders)]
+    return None
 
 
 def check_ran(text, logs):
@@ -109,12 +133,9 @@ def check_ran(text, logs):
         programs = {f"{f.parent.name}/{f.stem}" for f in files}
         if programs & logs.programs and name in {f.stem for f in files}:
             continue  # it names the program
-        folders = {f.parent.name for f in files}
-        if name in by_hand or name.endswith("_in_debug_builds") or \
-                not folders & logs.folders or \
-                any(f.name in logs.partly for f in files) or \
-                (folders == {"cuda"} and not programs & logs.programs):
-            print(f"docs/features.md: {name} did not run here")
+        why = "run by hand" if name in by_hand else excuse(name, files, logs)
+        if why:
+            print(f"docs/features.md: {name} did not run here: {why}")
         else:
             why = "was skipped or failed" if name in logs.bad else "did not run"
             yield f"docs/features.md: {name} {why}"
