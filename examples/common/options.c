@@ -83,7 +83,9 @@ static const struct argp_option option_rows[] = {
     {"device", KEY_DEVICE, "NAME", 0,
      "Where to train: cpu, cuda or cuda:N (default: cpu)", 3},
     {"buckets", KEY_BUCKETS, "NAME", 0,
-     "size, or measured: chosen after six steps for this network", 3},
+     "size; measured: chosen after six steps for this network; default: "
+     "measured between machines, else size, and size with --profile",
+     3},
     {"eval-only", KEY_EVAL_ONLY, 0, 0, "Do not train", 3},
     {"compile", KEY_COMPILE, "WHAT", OPTION_ARG_OPTIONAL,
      "Capture and replay: backward (default); step: the whole one, with the "
@@ -191,9 +193,11 @@ static void choose_reduction(const struct argp_state *state, const char *text,
 static void choose_buckets(const struct argp_state *state, const char *text,
                            train_options *options)
 {
-    static const char *const names[] = {"size", "measured", NULL};
-    options->has_measured_buckets =
-        options_choice(state, "--buckets", text, names) == names[1];
+    static const char *const names[] = {"default", "size", "measured", NULL};
+    const char *name = options_choice(state, "--buckets", text, names);
+    options->buckets = name == names[1]   ? BRG_BUCKETS_BY_SIZE
+                       : name == names[2] ? BRG_BUCKETS_MEASURED
+                                          : BRG_BUCKETS_DEFAULT;
 }
 
 /* What WHAT stands for; the first one where it is left out. */

@@ -9,6 +9,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include <brigade/reducer.h>
+
 typedef struct train_options {
     const char *data;
     const char *backend; /* NULL: mpi if started by mpirun, else self */
@@ -34,7 +36,7 @@ typedef struct train_options {
     bool is_step_compiled; /* or the whole step, */
     bool is_fused;         /* with kernels of its own */
     bool is_quiet;         /* no progress */
-    bool has_measured_buckets;
+    brg_bucket_choice buckets;
 } train_options;
 
 extern const struct argp options_argp;

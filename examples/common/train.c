@@ -255,9 +255,8 @@ static brg_status open_ddp(run *r)
     options.n_leaves = (uint32_t)r->options->leaves;
     if (options.n_leaves > 0)
         options.reduction = BRG_REDUCTION_REPRODUCIBLE;
-    if (r->options->has_measured_buckets)
-        options.buckets = BRG_BUCKETS_MEASURED;
-    else if (r->options->profile)
+    options.buckets = r->options->buckets;
+    if (r->options->profile && options.buckets == BRG_BUCKETS_DEFAULT)
         options.buckets = BRG_BUCKETS_BY_SIZE;
     brg_pg *pg = NULL;
     BRG_TRY(world_gradients(r->w, &pg));
@@ -267,7 +266,7 @@ static brg_status open_ddp(run *r)
     if (r->is_timed)
         BRG_TRY(brg_ddp_measure_exposed(r->ddp));
     /* measured buckets record steps of their own */
-    if (r->options->profile == NULL || r->options->has_measured_buckets)
+    if (r->options->profile == NULL || options.buckets == BRG_BUCKETS_MEASURED)
         return BRG_OK;
     return brg_ddp_record(r->ddp, PROFILED_STEPS);
 }

@@ -97,7 +97,7 @@ class Training(FashionMnistTest):
     def test_profile(self):
         path = self.folder / "profile"
         hashes = set()
-        for buckets in "size", "measured":
+        for buckets in "default", "size", "measured":
             run = self.train("--steps", 9, "--profile", path, "--buckets",
                              buckets, ranks=2 if MPIRUN else 0)
             hashes.add(run.result["params_hash"])
@@ -111,6 +111,8 @@ class Training(FashionMnistTest):
             self.assertEqual(lines[2][0], "grad")
         self.assertEqual(len(hashes), 1, "buckets change no bit")
         self.refuse("--steps", 1, "--profile", path, says=["2 at least"])
+        self.refuse("--buckets", "large",
+                    says=["expected default or size or measured"])
 
     def test_seed(self):
         runs = [self.train("--steps", 3, "--seed", seed).result["params_hash"]
