@@ -109,15 +109,22 @@ static brg_status compare_hooked(brg_pg *pg, brg_comm_hook *const *hooks)
     return BRG_OK;
 }
 
+/* Behind the last kind: Adasum. */
+static brg_status make_kind(brg_comm_hook **out, int kind)
+{
+    return kind < N_HOOK_KINDS ? make_hook(out, (hook_kind)kind)
+                               : brg_comm_hook_create_adasum(out);
+}
+
 static brg_status compare_rank(brg_pg *pg, void *user)
 {
     (void)user;
     BRG_TRY(compare_hooked(pg, NULL));
-    for (int kind = 0; kind < N_HOOK_KINDS; kind++) {
+    for (int kind = 0; kind <= N_HOOK_KINDS; kind++) {
         brg_comm_hook *hooks[2] = {NULL, NULL};
-        brg_status status = make_hook(&hooks[0], (hook_kind)kind);
+        brg_status status = make_kind(&hooks[0], kind);
         if (status == BRG_OK)
-            status = make_hook(&hooks[1], (hook_kind)kind);
+            status = make_kind(&hooks[1], kind);
         if (status == BRG_OK)
             status = compare_hooked(pg, hooks);
         brg_comm_hook_destroy(hooks[0]);
