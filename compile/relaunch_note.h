@@ -10,8 +10,8 @@
 bool brg__relaunch_allows(brg__relauncher *r, const brg__segment *s,
                           brg_tensor *const *inputs, size_t n_inputs, char *why,
                           size_t size);
-/* Fills r->now, of which n_lasting are not used up by the step, and r->reducers. BRG_ERR_UNSUPPORTED: not now; the message says
- * why. */
+/* Fills r->now, of which n_lasting are not used up by the step, and r->reducers.
+ * BRG_ERR_UNSUPPORTED: not now; the message says why. */
 brg_status brg__relaunch_note(brg__relauncher *r, const brg__segment *s);
 /* now is state; the lasting part of now, of which state has so many. */
 bool brg__relaunch_is_noted(const brg__relauncher *r);

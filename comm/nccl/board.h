@@ -6,9 +6,10 @@
  *                                it alone, read by all
  *
  * A rank writes line seq % BRG__NCCL_LINES of its desk before it hands a
- * collective to NCCL (of coalesced ones, before it hands over the first), then looks whether the others wrote the same. Of two
- * ranks that start calls which do not match, the later one sees it before data
- * moves, the earlier one when its watch looks. */
+ * collective to NCCL (of coalesced ones, before it hands over the first), then
+ * looks whether the others wrote the same. Of two ranks that start calls which
+ * do not match, the later one sees it before data moves, the earlier one when
+ * its watch looks. */
 #ifndef BRG_COMM_NCCL_BOARD_H
 #define BRG_COMM_NCCL_BOARD_H
 
