@@ -21,25 +21,27 @@ void brg__inbox_deinit(brg__inbox *inbox)
     *inbox = (brg__inbox){0};
 }
 
-void brg__inbox_put(brg__inbox *inbox, size_t i)
+void brg__inbox_put(brg__inbox *inbox, size_t i, bool is_good)
 {
     size_t place =
         atomic_fetch_add_explicit(&inbox->n_put, 1, memory_order_relaxed);
     /* Releases what this thread wrote into the slot. */
-    atomic_store_explicit(&inbox->places[place], (uint32_t)i + 1,
+    atomic_store_explicit(&inbox->places[place],
+                          (uint64_t)i + 1 + (is_good ? 0 : BRG__INBOX_FAILED),
                           memory_order_release);
 }
 
-bool brg__inbox_take_next(brg__inbox *inbox, size_t *i)
+bool brg__inbox_take_next(brg__inbox *inbox, brg__inbox_mark *mark)
 {
     if (inbox->n_taken == inbox->n)
         return false;
-    uint32_t found = atomic_load_explicit(&inbox->places[inbox->n_taken],
+    uint64_t found = atomic_load_explicit(&inbox->places[inbox->n_taken],
                                           memory_order_acquire);
     if (found == 0)
         return false;
     inbox->n_taken++;
-    *i = found - 1;
+    mark->is_good = (found & BRG__INBOX_FAILED) == 0;
+    mark->i = (size_t)(found & ~BRG__INBOX_FAILED) - 1;
     return true;
 }
 

@@ -3,7 +3,8 @@
  *
  *     claim(i)    any thread: true once a step and gradient, so that marking
  *                 twice is found without a lock
- *     put(i)      the thread that claimed i, after it has filled the slot
+ *     put(i)      the thread that claimed i, after it has filled the slot, or
+ *                 failed to
  *     take        the owner: the next one that was put
  *
  * A gradient is put at most once a step, so a row of n places is enough: a
@@ -18,10 +19,20 @@
 
 #include <brigade/status.h>
 
+/* With a gradient: its slot could not be filled. */
+#define BRG__INBOX_FAILED ((uint64_t)1 << 32)
+
+/* What was put. */
+typedef struct brg__inbox_mark {
+    size_t i;
+    bool is_good;
+} brg__inbox_mark;
+
 typedef struct brg__inbox {
     size_t n;
     _Atomic(uint8_t) *claims;  /* by gradient: it was marked in this step */
-    _Atomic(uint32_t) *places; /* gradient + 1; 0: nothing yet */
+    _Atomic(uint64_t) *places; /* gradient + 1, BRG__INBOX_FAILED; 0: nothing
+                                  yet */
     _Atomic(size_t) n_put;
     size_t n_taken; /* the owner's */
 } brg__inbox;
@@ -40,16 +51,16 @@ static inline bool brg__inbox_is_claimed(const brg__inbox *inbox, size_t i)
     return atomic_load_explicit(&inbox->claims[i], memory_order_acquire) != 0;
 }
 
-void brg__inbox_put(brg__inbox *inbox, size_t i);
+void brg__inbox_put(brg__inbox *inbox, size_t i, bool is_good);
 
 /* False if there is none. */
-bool brg__inbox_take_next(brg__inbox *inbox, size_t *i);
+bool brg__inbox_take_next(brg__inbox *inbox, brg__inbox_mark *mark);
 
-static inline bool brg__inbox_take(brg__inbox *inbox, size_t *i)
+static inline bool brg__inbox_take(brg__inbox *inbox, brg__inbox_mark *mark)
 {
     return atomic_load_explicit(&inbox->n_put, memory_order_relaxed) !=
                inbox->n_taken &&
-           brg__inbox_take_next(inbox, i);
+           brg__inbox_take_next(inbox, mark);
 }
 
 /* For the next step. */

@@ -78,6 +78,30 @@ static brg_status claim(brg_reducer *r, size_t i)
                                           : brg__reducer_fail_twice(r, i);
 }
 
+/* The thread that marked it has the error itself. */
+static void fail_from_afar(brg_reducer *r, size_t i)
+{
+    (void)BRG_FAIL(BRG_ERR_DEVICE,
+                   "rank %d: %s: the mark of another thread failed, so its "
+                   "gradient is not there (brg_reducer_mark_ready said why)",
+                   r->rank, brg__member_name(r, i));
+    brg__reducer_fail_own(r);
+}
+
+brg_status brg__reducer_drain(brg_reducer *r)
+{
+    brg__inbox_mark mark;
+    while (brg__inbox_take(&r->inbox, &mark)) {
+        BRG_TRY(brg__reducer_expect(r, mark.i));
+        if (!mark.is_good)
+            fail_from_afar(r, mark.i);
+        if (r->members[mark.i].grad)
+            r->stats.n_packed_bytes += r->members[mark.i].nbytes;
+        BRG_TRY(brg__reducer_arrive(r, mark.i, true));
+    }
+    return BRG_OK;
+}
+
 /* What the device's queue gets from now on comes behind `event`, if not NULL. A
  * copy from a device to the host waits for it. */
 static brg_status pack(const brg_reducer *r, size_t i, void *event)
@@ -98,7 +122,7 @@ static brg_status mark_from_afar(brg_reducer *r, size_t i, void *event)
 {
     BRG_TRY(claim(r, i));
     brg_status status = pack(r, i, event);
-    brg__inbox_put(&r->inbox, i); /* the others wait for it */
+    brg__inbox_put(&r->inbox, i, status == BRG_OK); /* the others wait for it */
     return status;
 }
 
@@ -112,9 +136,10 @@ static brg_status mark(brg_reducer *r, size_t i, void *event)
         return mark_from_afar(r, i, event);
     BRG_TRY(brg__reducer_check(r));
     BRG_TRY(claim(r, i));
-    brg_status packed =
-        pack(r, i, event); /* it arrives: the others wait for it */
     BRG_TRY(brg__reducer_expect(r, i));
+    brg_status packed = pack(r, i, event);
+    if (packed != BRG_OK) /* it arrives all the same: the others wait for it */
+        brg__reducer_fail_own(r);
     if (r->members[i].grad)
         r->stats.n_packed_bytes += r->members[i].nbytes;
     BRG_TRY(brg__reducer_arrive(r, i, true));

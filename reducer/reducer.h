@@ -163,6 +163,7 @@ struct brg_reducer {
     size_t n_launched;
     size_t n_waited;           /* buckets, of those launched */
     brg__error_record failure; /* the first of this step's waits */
+    brg__error_record own;     /* of this rank alone: the tail tells of it */
     brg__error_record refused; /* the first of its callbacks */
     uint64_t start_ns;
     brg_reducer_stats stats;
@@ -230,6 +231,10 @@ brg_status brg__reducer_arrive(brg_reducer *r, size_t i, bool is_used);
 void brg__reducer_take(brg_reducer *r, size_t i, bool is_used);
 brg_status brg__reducer_launch(brg_reducer *r, size_t n);
 
+/* What went wrong last is why this rank cannot complete the step: its end says
+ * so, and the tail tells the others. */
+void brg__reducer_fail_own(brg_reducer *r);
+
 typedef enum brg__arrival {
     BRG__ARRIVES_LATER,   /* the reducer takes it some time */
     BRG__ARRIVES_COPIED,  /* at once, by this thread */
@@ -248,7 +253,7 @@ brg_status brg__reducer_fail_twice(const brg_reducer *r, size_t i);
  * well. */
 brg_status brg__reducer_wait_until(brg_reducer *r, size_t n);
 
-/* Takes in what other threads have marked. */
+/* Takes in what other threads have marked (raw.c). */
 brg_status brg__reducer_drain(brg_reducer *r);
 
 /* From now on gradients are late: no more part of the backward. */

@@ -23,7 +23,7 @@ static void begin(brg_reducer *r)
     r->is_running = true;
     r->has_failed = r->is_closing = false;
     r->n_ready = r->n_launched = r->n_waited = 0;
-    r->failure.code = BRG_OK;
+    r->failure.code = r->own.code = BRG_OK;
     r->finite.own = r->finite.spoilt = 0;
     r->pace_begun = r->pace;
     r->start_ns = brg__pg_clock_ns(r->pg);
@@ -270,6 +270,13 @@ static void keep_failure(brg_reducer *r)
         brg__error_save(&r->failure);
 }
 
+void brg__reducer_fail_own(brg_reducer *r)
+{
+    if (r->own.code == BRG_OK)
+        brg__error_save(&r->own);
+    r->has_failed = true; /* the tail tells the others */
+}
+
 /* Looks at a gradient before it becomes a part of a sum. */
 static brg_status take_in(brg_reducer *r, size_t i)
 {
@@ -298,10 +305,8 @@ void brg__reducer_take(brg_reducer *r, size_t i, bool is_used)
     }
     if (r->recording.is_on)
         brg__recording_gradient(r, i);
-    if (take_in(r, i) != BRG_OK) {
-        keep_failure(r);
-        r->has_failed = true; /* the tail tells the others */
-    }
+    if (take_in(r, i) != BRG_OK)
+        brg__reducer_fail_own(r);
     if (brg__leaf_is_last(r))
         brg__bucket_arrive(&r->buckets[member->bucket]);
 }
@@ -310,18 +315,6 @@ brg_status brg__reducer_arrive(brg_reducer *r, size_t i, bool is_used)
 {
     brg__reducer_take(r, i, is_used);
     return launch_ready(r);
-}
-
-brg_status brg__reducer_drain(brg_reducer *r)
-{
-    size_t i;
-    while (brg__inbox_take(&r->inbox, &i)) {
-        begin(r);
-        if (r->members[i].grad)
-            r->stats.n_packed_bytes += r->members[i].nbytes;
-        BRG_TRY(brg__reducer_arrive(r, i, true));
-    }
-    return BRG_OK;
 }
 
 /* ---- The end ------------------------------------------------------------------- */
@@ -359,7 +352,7 @@ static void wait_one(brg_reducer *r, size_t k)
     }
     if (look_at_result(r, k) != BRG_OK)
         keep_failure(r);
-    if (r->on_reduced && r->failure.code == BRG_OK)
+    if (r->on_reduced && r->failure.code == BRG_OK && r->own.code == BRG_OK)
         r->on_reduced(r, k);
 }
 
@@ -368,9 +361,11 @@ brg_status brg__reducer_wait_until(brg_reducer *r, size_t n)
     BRG_TRY(launch_ready(r));
     for (; r->n_waited < n; r->n_waited++)
         wait_one(r, r->n_waited);
-    if (r->failure.code != BRG_OK)
-        brg__error_restore(&r->failure);
-    return r->failure.code;
+    const brg__error_record *first =
+        r->own.code != BRG_OK ? &r->own : &r->failure;
+    if (first->code != BRG_OK)
+        brg__error_restore(first);
+    return first->code;
 }
 
 /* Every bucket that has started, even after one has failed. */
@@ -434,7 +429,9 @@ brg_status brg__reducer_complete(brg_reducer *r)
             brg__recording_end(r);
     }
     arm(r);
-    return status;
+    if (r->own.code != BRG_OK) /* it says more than what the others hear */
+        brg__error_restore(&r->own);
+    return r->own.code != BRG_OK ? r->own.code : status;
 }
 
 /* Another thread is copying gradient i this moment. */
@@ -459,8 +456,9 @@ brg_status brg__reducer_fill(brg_reducer *r)
         }
         if (brg__device_zero(r->device, brg__leaf_home(r, i),
                              r->members[i].nbytes) != BRG_OK) {
-            own = brg_error_code(); /* of the device; the others go on */
+            own = brg_error_code(); /* of the device */
             brg__error_save(&kept);
+            brg__reducer_fail_own(r);
         }
         /* If a bucket does not start, completing tries again. */
         (void)brg__reducer_arrive(r, i, false);
@@ -488,7 +486,8 @@ brg_status brg__reducer_give_up(brg_reducer *r)
 {
     BRG_TRY(brg__reducer_close(r));
     r->n_suspect = 2;
-    r->has_failed = r->n_launched < r->plan.n_buckets;
+    r->has_failed |= r->n_launched < r->plan.n_buckets;
+    r->own.code = BRG_OK; /* who gives a step up knows why */
     brg__leaf_skip(r);
     return brg__reducer_settle(r);
 }

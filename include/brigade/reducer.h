@@ -121,7 +121,9 @@ BRG_API void brg_reducer_destroy(brg_reducer *reducer);
 
 /* Gradient i of this step is complete: copied into its slot (nothing is, if
  * it lives there), and every bucket that this completes is started. Fails
- * with BRG_ERR_STATE if it was marked before in this step.
+ * with BRG_ERR_STATE if it was marked before in this step. If it cannot be
+ * copied it is marked all the same and the step is lost: brg_reducer_wait says
+ * why on this rank, the others hear of it as of brg_reducer_cancel.
  *
  * Any thread may call it, also several at once for different gradients. The
  * reducer belongs to the thread that last created, polled or waited for it;

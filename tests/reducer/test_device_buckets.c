@@ -347,6 +347,63 @@ static brg_status late_steps(late_run *x)
     return brg_reducer_confirm(x->reducer);
 }
 
+/* A step in which a mark of rank 0 failed is no rank's: its own error there, the
+ * others hear of it; then a good one. */
+static brg_status lose_step(late_run *x, const char *text)
+{
+    const bool is_here = x->w->pg->end.device.type == BRG_DEVICE_CPU;
+    if (x->w->rank == 0)
+        RANK_FAILS(brg_reducer_wait(x->reducer), BRG_ERR_DEVICE, text);
+    else if (is_here)
+        RANK_FAILS(brg_reducer_wait(x->reducer), BRG_ERR_PEER,
+                   "failed on rank 0");
+    else
+        BRG_TRY(brg_reducer_wait(x->reducer));
+    if (!is_here)
+        RANK_FAILS(brg_reducer_confirm(x->reducer), BRG_ERR_PEER, "on 1 of");
+    for (size_t i = 0; i < N_LATE; i++) {
+        x->all[i].step = 6;
+        BRG_TRY(mark_late(x, i));
+    }
+    BRG_TRY(brg_reducer_wait(x->reducer));
+    BRG_TRY(check_late(x, 6));
+    return brg_reducer_confirm(x->reducer);
+}
+
+/* The same of a mark by another thread, whose wait bucket by bucket fails, too;
+ * and of one after which rank 0 gives the step up. */
+static brg_status late_failures(late_run *x)
+{
+    for (size_t i = 0; i < N_LATE; i++)
+        x->all[i].step = i == 0 && x->w->rank == 0 ? -1 : 5;
+    const brg_status marked = ranks_by_threads(N_LATE, mark_late, NULL, x);
+    RANK_CHECK(marked == (x->w->rank == 0 ? BRG_ERR_DEVICE : BRG_OK), "%s",
+               brg_status_name(marked));
+    if (x->w->rank == 0)
+        RANK_FAILS(brg_reducer_wait_bucket(x->reducer, 0), BRG_ERR_DEVICE,
+                   "parameter 0: the mark of another thread failed");
+    return lose_step(x, "parameter 0: the mark of another thread failed");
+}
+
+static brg_status late_cancelled(late_run *x)
+{
+    const bool is_here = x->w->pg->end.device.type == BRG_DEVICE_CPU;
+    for (size_t i = 0; i < N_LATE; i++)
+        x->all[i].step = i == 1 && x->w->rank == 0 ? -1 : 5;
+    for (size_t i = 0; i < N_LATE; i++)
+        if (mark_late(x, i) != BRG_OK)
+            RANK_CHECK(x->all[i].step < 0, "%s", brg_error_message());
+    if (x->w->rank == 0)
+        BRG_TRY(brg_reducer_cancel(x->reducer));
+    else if (is_here)
+        RANK_FAILS(brg_reducer_wait(x->reducer), BRG_ERR_PEER, "on rank 0");
+    else
+        BRG_TRY(brg_reducer_wait(x->reducer));
+    if (!is_here)
+        RANK_FAILS(brg_reducer_confirm(x->reducer), BRG_ERR_PEER, "on 1 of");
+    return BRG_OK;
+}
+
 /* An event that cannot be waited for: this rank's own error, the others get no
  * wait for ever. */
 static brg_status late_mistakes(late_run *x)
@@ -364,7 +421,9 @@ static brg_status late_mistakes(late_run *x)
             RANK_FAILS(mark_late(x, i), BRG_ERR_DEVICE, "another device");
         else
             BRG_TRY(mark_late(x, i));
-    return brg_reducer_wait(x->reducer);
+    BRG_TRY(lose_step(x, "another device"));
+    BRG_TRY(late_failures(x));
+    return late_cancelled(x);
 }
 
 static brg_status late_body(world *w, const run *r)
