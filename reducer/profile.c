@@ -16,10 +16,12 @@
 void brg__recording_deinit(brg_reducer *r)
 {
     brg__mem_free(r->recording.ready_ns);
-    r->recording = (brg__recording){0};
+    brg__mem_free(r->wanted.ready_ns);
+    r->recording = r->wanted = (brg__recording){0};
 }
 
-brg_status brg__recording_prepare(brg_reducer *r, size_t n_steps)
+static brg_status prepare(const brg_reducer *r, size_t n_steps,
+                          brg__recording *rec)
 {
     size_t n;
     BRG_CHECK_ARG(n_steps >= 2 && n_steps <= MAX_STEPS,
@@ -35,13 +37,23 @@ brg_status brg__recording_prepare(brg_reducer *r, size_t n_steps)
     uint64_t *block = brg__mem_alloc_array(n, sizeof *block, "a recording");
     if (!block)
         return BRG_ERR_NOMEM;
-    brg__recording_deinit(r);
-    r->recording =
-        (brg__recording){.n_rows = n_steps,
-                         .ready_ns = block,
-                         .backward_ns = block + n_steps * r->n_params,
-                         .step_ns = block + n_steps * (r->n_params + 1)};
+    brg__mem_free(rec->ready_ns);
+    *rec = (brg__recording){.n_rows = n_steps,
+                            .ready_ns = block,
+                            .backward_ns = block + n_steps * r->n_params,
+                            .step_ns = block + n_steps * (r->n_params + 1)};
     return BRG_OK;
+}
+
+brg_status brg__recording_prepare(brg_reducer *r, size_t n_steps)
+{
+    return prepare(r, n_steps, &r->recording);
+}
+
+/* Its first steps are recorded to choose buckets by. */
+static bool is_measuring(const brg_reducer *r)
+{
+    return r->options.buckets == BRG_BUCKETS_MEASURED && !r->is_rebuilt;
 }
 
 brg_status brg_reducer_record(brg_reducer *r, size_t n_steps)
@@ -50,24 +62,32 @@ brg_status brg_reducer_record(brg_reducer *r, size_t n_steps)
     if (r->is_running)
         return BRG_FAIL(BRG_ERR_STATE,
                         "brg_reducer_record: a step is under way");
-    if (!r->is_rebuilt && r->options.buckets == BRG_BUCKETS_MEASURED)
-        return BRG_FAIL(BRG_ERR_STATE,
-                        "brg_reducer_record: the first %d steps are recorded "
-                        "for BRG_BUCKETS_MEASURED",
-                        1 + BRG__MEASURED_STEPS);
+    if (is_measuring(r)) /* alike on all ranks, whichever of them record */
+        return prepare(r, n_steps, &r->wanted);
     BRG_TRY(brg__recording_prepare(r, n_steps));
     r->recording.is_on = true;
     return BRG_OK;
 }
 
+/* Buckets were chosen: it is the user's turn. */
+static void begin_wanted(brg_reducer *r)
+{
+    brg__mem_free(r->recording.ready_ns);
+    r->recording = r->wanted;
+    r->recording.is_on = true;
+    r->wanted = (brg__recording){0};
+}
+
 void brg__recording_begin(brg_reducer *r)
 {
     brg__recording *rec = &r->recording;
+    if (r->wanted.n_rows > 0 && r->is_rebuilt)
+        begin_wanted(r);
     if (rec->start_ns)
         rec->step_ns[rec->n_spans++] =
             r->start_ns - rec->start_ns - rec->wait_ns;
     rec->start_ns = 0;
-    if (r->options.buckets == BRG_BUCKETS_MEASURED && !r->is_rebuilt)
+    if (is_measuring(r))
         rec->is_on = r->stats.n_steps > 0; /* the first one warms up */
 }
 

@@ -147,11 +147,12 @@ struct brg_reducer {
     bool is_rebuilt;        /* or never to be */
     bool is_default_choice; /* options.buckets was BRG_BUCKETS_DEFAULT */
     brg__recording recording;
-    bool *closes;        /* owned, by place in arrivals; see bucket_plan.h */
-    bool has_closes;     /* they hold; else sizes decide */
-    uint32_t pace;       /* switches off and on since the last step */
-    uint32_t pace_begun; /* the same when this step began */
-    uint8_t n_suspect;   /* steps to be signed with BRG_PACE_FAILED */
+    brg__recording wanted; /* to follow, while buckets are measured; or none */
+    bool *closes;          /* owned, by place in arrivals; see bucket_plan.h */
+    bool has_closes;       /* they hold; else sizes decide */
+    uint32_t pace;         /* switches off and on since the last step */
+    uint32_t pace_begun;   /* the same when this step began */
+    uint8_t n_suspect;     /* steps to be signed with BRG_PACE_FAILED */
     uint64_t n_traced_bytes; /* of n_packed_bytes, in the trace */
     bool is_in_trace; /* the gradient that comes next, with its arrival */
     brg__finite finite;

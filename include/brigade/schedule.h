@@ -82,7 +82,9 @@ typedef struct brg_profile {
 
 /* Records the next n_steps good steps (at most 1000) on this rank: one look at
  * the clock for each gradient. Between steps; once that many are recorded
- * nothing is spent. Not for gradients on a device or in leaves. */
+ * nothing is spent. Not for gradients on a device or in leaves. While buckets are
+ * measured (BRG_BUCKETS_MEASURED, between machines the default) it begins once
+ * they are chosen; until then a profile is of the steps that they are chosen by. */
 BRG_API BRG_NODISCARD brg_status brg_reducer_record(brg_reducer *reducer,
                                                     size_t n_steps);
 BRG_API BRG_NODISCARD brg_status brg_ddp_record(brg_ddp *ddp, size_t n_steps);

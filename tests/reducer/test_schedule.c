@@ -561,6 +561,47 @@ static void test_schedule__between_machines_buckets_are_measured(void **state)
     }
 }
 
+/* Rank 0 alone records, from the start: steps after the choice, which does not
+ * differ for it. */
+static brg_status record_open(brg_pg *pg, void *user)
+{
+    const brg_reducer_options *options = user;
+    brg_reducer_stats stats;
+    brg_profile *profile;
+    brg_reducer *r;
+    uint64_t ns;
+    pg->end.n_machines = 2;
+    BRG_TRY(timed_create(&r, pg, options));
+    for (int twice = 0; twice < 2 && brg_pg_rank(pg) == 0; twice++)
+        BRG_TRY(brg_reducer_record(r, 3));
+    for (int step = 0; step < 7; step++)
+        BRG_TRY(timed_step(pg, r, &ns));
+    brg_reducer_get_stats(r, &stats);
+    RANK_CHECK(stats.predicted_wait_ns > 0, "nothing was measured");
+    if (brg_pg_rank(pg) == 0)
+        RANK_FAILS(brg_reducer_get_profile(r, &profile), BRG_ERR_STATE,
+                   "1 steps were recorded");
+    for (int step = 0; step < 3; step++)
+        BRG_TRY(timed_step(pg, r, &ns));
+    BRG_TRY(brg_reducer_get_profile(r, &profile));
+    RANK_CHECK(profile->n == N_GRADS, "%zu gradients", profile->n);
+    brg_profile_destroy(profile);
+    brg_reducer_destroy(r);
+    return BRG_OK;
+}
+
+static void test_schedule__recording_waits_for_measured_buckets(void **state)
+{
+    (void)state;
+    brg_reducer_options options = BRG_REDUCER_OPTIONS_INIT;
+    brg_sim_options world = BRG_SIM_OPTIONS_INIT;
+    world.latency_ns = 20000;
+    world.bytes_per_s = 1e9;
+    assert_brg_ok(brg_sim_run(2, &world, record_open, &options));
+    options.buckets = BRG_BUCKETS_MEASURED;
+    assert_brg_ok(brg_sim_run(2, &world, record_open, &options));
+}
+
 int main(void)
 {
     fail_alloc_install();
@@ -576,6 +617,7 @@ int main(void)
         cmocka_unit_test(test_schedule__survives_want_of_memory),
         cmocka_unit_test(test_schedule__options_that_do_not_go_together),
         cmocka_unit_test(test_schedule__between_machines_buckets_are_measured),
+        cmocka_unit_test(test_schedule__recording_waits_for_measured_buckets),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
