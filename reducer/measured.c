@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Buckets by measurement (BRG_BUCKETS_MEASURED), once a run: the first steps
- * have been recorded, the group is timed, rank 0 chooses, all take what it
- * says. Whether all have the same plan then, the marks in the tail and the
- * label of each bucket's call tell, as always. */
+ * Buckets by measurement (BRG_BUCKETS_MEASURED), once a reducer (a ddp that is
+ * refreshed or regrouped has a new one): the first steps have been recorded,
+ * the group is timed, rank 0 chooses, all take what it says. Whether all have
+ * the same plan then, the marks in the tail and the label of each bucket's call
+ * tell, as always. */
 #include "comm/work.h"
 #include "core/base/alloc.h"
 #include "reducer/leaves.h"

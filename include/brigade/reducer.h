@@ -57,8 +57,9 @@ typedef enum brg_bucket_choice {
      * when gradients were ready in steps two to six on the slowest rank and by
      * what all-reduces of this group take (schedule.h), measured there, once;
      * rank 0 chooses for all. If sizes are predicted to be as good, they
-     * decide. Results have the same bits. Not with a hook, leaves, shards, keep_order,
-     * gradients that live in slots of a brg_reducer, or on a GPU. */
+     * decide. Results have the same bits. Not with a hook, leaves, shards,
+     * keep_order, bucket_groups, gradients that live in slots of a brg_reducer, or
+     * on a GPU. */
     BRG_BUCKETS_MEASURED
 } brg_bucket_choice;
 
@@ -81,8 +82,8 @@ typedef struct brg_reducer_options {
     size_t bucket_bytes;
     bool sum;          /* the sum over ranks instead of the average */
     bool allow_unused; /* a step may leave parameters out on any rank */
-    /* Buckets are made once more after the first step, in the order in which
-     * rank 0 became ready, unless this is set (or a `grad` is NULL, since
+    /* Buckets are made once more after the first step (the sixth if they are
+     * measured), in the order in which rank 0 became ready, unless this is set (or a `grad` is NULL, since
      * slots move with it). */
     bool keep_order;
     /* The results stay in the slots; the buffers are not written. */
@@ -202,7 +203,9 @@ BRG_API BRG_NODISCARD brg_status brg_reducer_join(brg_reducer *reducer,
                                                   bool *is_over);
 
 /* Where gradient i lies in its bucket; borrowed. It stays there for life if
- * some `grad` is NULL or keep_order is set, else until the first wait. NULL
+ * some `grad` is NULL or keep_order is set, else until buckets are made once
+ * more: by the first wait, or the sixth if they are measured (brg_bucket_choice,
+ * between machines the default). NULL
  * if there is no i-th. With leaves: where that of the leaf under way goes, to
  * be asked for each leaf; between steps where the result is. */
 BRG_API void *brg_reducer_slot(const brg_reducer *reducer, size_t i);

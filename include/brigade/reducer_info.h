@@ -11,7 +11,9 @@ BRG_BEGIN_DECLS
 typedef struct brg_bucket_info {
     brg_dtype dtype;
     size_t n_params;
-    const uint32_t *params; /* borrowed until the first wait: which ones */
+    const uint32_t *params; /* which ones; borrowed until buckets are made once
+                               more, by the first wait (the sixth if they are
+                               measured) */
     size_t nbytes;          /* reduced for it, padding included */
     const void *data;       /* borrowed */
     uint64_t launch_ns;     /* last step: when it was started, ... */
