@@ -21,6 +21,7 @@ brg_status brg_reducer_measure_exposed(brg_reducer *r)
                         "queue; wait_ns of brg_reducer_stats is what the host "
                         "waits",
                         brg__device_text(r->device, text));
+    r->clock_failure.code = BRG_OK;
     if (r->clocks)
         return BRG_OK;
     BRG_TRY(vtable->alloc(r->device, &clocks, CLOCK_BYTES));
@@ -32,10 +33,16 @@ brg_status brg_reducer_measure_exposed(brg_reducer *r)
     return status;
 }
 
-brg_status brg__exposed_mark(const brg_reducer *r, bool is_end)
+/* Without its clock the step is as good as before. */
+void brg__exposed_mark(brg_reducer *r, bool is_end)
 {
-    return r->clocks ? r->tail.vtable->clock(r->device, r->clocks + is_end)
-                     : BRG_OK;
+    brg__error_record kept;
+    if (!r->clocks || r->clock_failure.code != BRG_OK)
+        return;
+    brg__error_save(&kept);
+    if (r->tail.vtable->clock(r->device, r->clocks + is_end) != BRG_OK)
+        brg__error_save(&r->clock_failure);
+    brg__error_restore(&kept);
 }
 
 void brg__exposed_free(brg_reducer *r)
@@ -54,6 +61,12 @@ brg_status brg_reducer_exposed_ns(const brg_reducer *r, uint64_t *ns)
         return BRG_FAIL(BRG_ERR_STATE,
                         "brg_reducer_exposed_ns: the reducer is NULL or "
                         "brg_reducer_measure_exposed was not called");
+    if (r->clock_failure.code != BRG_OK) {
+        brg__error_restore(&r->clock_failure);
+        return brg__error_prefix("rank %d: brg_reducer_exposed_ns: nothing is "
+                                 "measured since the clock failed: ",
+                                 r->rank);
+    }
     BRG_TRY(
         brg__device_copy(BRG_CPU, clocks, r->device, r->clocks, CLOCK_BYTES));
     *ns = clocks[1] > clocks[0] ? clocks[1] - clocks[0] : 0;

@@ -118,6 +118,7 @@ struct brg_reducer {
     brg__device_tail tail;
     brg__device_look look;
     uint64_t *clocks; /* on the device, of the last waits; or NULL */
+    brg__error_record clock_failure; /* the first since they are measured */
 
     size_t n_params;
     brg__member *members;
@@ -319,8 +320,8 @@ static inline bool brg__tail_is_late(const brg_reducer *r)
 /* ---- The device's waits (exposed.c) ------------------------------------------------ */
 
 /* Its queue begins to wait for buckets, or goes on. Nothing unless it is
- * measured. */
-brg_status brg__exposed_mark(const brg_reducer *r, bool is_end);
+ * measured; a failure is that of brg_reducer_exposed_ns. */
+void brg__exposed_mark(brg_reducer *r, bool is_end);
 void brg__exposed_free(brg_reducer *r);
 
 /* ---- Norms (norm.c) ------------------------------------------------------------------ */

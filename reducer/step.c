@@ -343,6 +343,8 @@ static brg_status look_at_result(brg_reducer *r, size_t k)
 static void wait_one(brg_reducer *r, size_t k)
 {
     uint64_t start = brg__pg_clock_ns(r->pg);
+    if (k == 0) /* maybe before the step's end: brg_reducer_wait_bucket */
+        brg__exposed_mark(r, false);
     brg_status status = end_bucket(r, k);
     r->stats.wait_ns += r->buckets[k].done_ns - start;
     if (status != BRG_OK) {
@@ -381,10 +383,9 @@ static brg_status wait_all(brg_reducer *r)
 
 static brg_status wait_measured(brg_reducer *r)
 {
-    if (brg__exposed_mark(r, false) != BRG_OK)
-        keep_failure(r);
     const brg_status status = wait_all(r);
-    return status == BRG_OK ? brg__exposed_mark(r, true) : status;
+    brg__exposed_mark(r, true);
+    return status;
 }
 
 static void arm(brg_reducer *r)

@@ -157,9 +157,11 @@ brg_ddp_gradient_bucket(const brg_ddp *ddp, const brg_tensor *param,
 BRG_API BRG_NODISCARD brg_status
 brg_reducer_measure_exposed(brg_reducer *reducer);
 /* Between the two in the last step, in ns: communication that the backward did
- * not hide, with other ranks that came later, and norms if they are measured.
+ * not hide, with other ranks that came later, and norms if they are measured; with
+ * brg_reducer_wait_bucket from its first call on, with what was queued since.
  * Waits until the step is done; 0 before the first. BRG_ERR_STATE: it is not
- * measured. */
+ * measured. A clock that cannot be read fails no step but this call, until
+ * measuring is asked for again. */
 BRG_API BRG_NODISCARD brg_status
 brg_reducer_exposed_ns(const brg_reducer *reducer, uint64_t *ns);
 /* The same of its reducer. */

@@ -426,6 +426,8 @@ static brg_status late_mistakes(late_run *x)
     return late_cancelled(x);
 }
 
+static brg_status clocked_steps(late_run *x);
+
 static brg_status late_body(world *w, const run *r)
 {
     brg_reducer_param params[N_LATE];
@@ -443,7 +445,7 @@ static brg_status late_body(world *w, const run *r)
     BRG_TRY(brg_reducer_create(&x.reducer, w->pg, params, N_LATE, &options));
     brg_status status = late_steps(&x);
     if (status == BRG_OK)
-        status = late_mistakes(&x);
+        status = fake.clock ? clocked_steps(&x) : late_mistakes(&x);
     brg_reducer_destroy(x.reducer);
     for (size_t i = 0; i < N_LATE && !x.in_slots; i++)
         fake_free(THERE(w->rank), params[i].grad, LATE * sizeof(float));
@@ -487,6 +489,73 @@ static void test_device_buckets__gradients_go_through_the_host(void **state)
     r.is_bare = true;
     fake.event_wait = fake_event_wait;
     run_worlds(&r);
+    fake.event_wait = NULL;
+}
+
+/* ---- Waits by the device's clock ---------------------------------------------------------- */
+
+static uint64_t now[4]; /* by rank; 0: the clock fails */
+
+static brg_status fake_clock(brg_device device, uint64_t *to)
+{
+    if (now[device.index] == 0)
+        return brg_error_set(BRG_ERR_DEVICE, __FILE__, __LINE__, "no launch");
+    *(uint64_t *)at(to) = now[device.index];
+    return BRG_OK;
+}
+
+/* A step that ends at that time, and begins to wait at `first`, if not 0, for
+ * its first bucket. */
+static brg_status timed(late_run *x, uint64_t first, uint64_t last)
+{
+    for (size_t i = 0; i < N_LATE; i++) {
+        x->all[i].step = 7;
+        BRG_TRY(mark_late(x, i));
+    }
+    now[x->w->rank] = first;
+    if (first > 0)
+        BRG_TRY(brg_reducer_wait_bucket(x->reducer, 0));
+    now[x->w->rank] = last;
+    BRG_TRY(brg_reducer_wait(x->reducer));
+    return check_late(x, 7);
+}
+
+static brg_status clocked_steps(late_run *x)
+{
+    const bool is_hurt = x->w->rank == 0;
+    uint64_t ns = 1;
+    BRG_TRY(brg_reducer_measure_exposed(x->reducer));
+    BRG_TRY(timed(x, 0, 10));
+    BRG_TRY(brg_reducer_exposed_ns(x->reducer, &ns));
+    RANK_CHECK(ns == 0, "%d ns", (int)ns);
+    BRG_TRY(timed(x, 20, 70));
+    BRG_TRY(brg_reducer_exposed_ns(x->reducer, &ns));
+    RANK_CHECK(ns == 50, "%d ns of 50", (int)ns);
+    BRG_TRY(timed(x, 80, is_hurt ? 0 : 90)); /* its own, and no step's */
+    for (int again = 0; again < 2; again++) {
+        if (is_hurt)
+            RANK_FAILS(brg_reducer_exposed_ns(x->reducer, &ns), BRG_ERR_DEVICE,
+                       "since the clock failed: no launch");
+        else
+            BRG_TRY(brg_reducer_exposed_ns(x->reducer, &ns));
+        BRG_TRY(timed(x, 0, 100));
+    }
+    BRG_TRY(brg_reducer_measure_exposed(x->reducer));
+    BRG_TRY(timed(x, 110, 140));
+    BRG_TRY(brg_reducer_exposed_ns(x->reducer, &ns));
+    RANK_CHECK(ns == 30, "%d ns of 30", (int)ns);
+    return brg_reducer_confirm(x->reducer);
+}
+
+static void test_device_buckets__waits_by_the_clock_of_the_device(void **state)
+{
+    (void)state;
+    run r = make_run(late_body);
+    r.is_bare = true;
+    fake.event_wait = fake_event_wait;
+    fake.clock = fake_clock;
+    run_worlds(&r);
+    fake.clock = NULL;
     fake.event_wait = NULL;
 }
 
@@ -541,6 +610,7 @@ int main(void)
         TEST(test_device_buckets__raw_buffers),
         TEST(test_device_buckets__streams_of_the_users_own),
         TEST(test_device_buckets__gradients_go_through_the_host),
+        TEST(test_device_buckets__waits_by_the_clock_of_the_device),
         TEST(test_device_buckets__refusals_say_why),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
