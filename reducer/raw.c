@@ -78,6 +78,38 @@ static brg_status claim(brg_reducer *r, size_t i)
                                           : brg__reducer_fail_twice(r, i);
 }
 
+/* What the device's queue gets from now on comes behind `event`, if not NULL. */
+static brg_status await_event(const brg_reducer *r, size_t i, void *event)
+{
+    const brg_device device = r->members[i].device;
+    const brg_device_vtable *table;
+    if (!event)
+        return BRG_OK;
+    BRG_TRY(brg__device_find(device, &table));
+    return table->event_wait(device, event);
+}
+
+/* From a device to the host: waits for its queue, and hears what its kernels
+ * found wrong. One thread at a time may, so it is the owner that does. */
+static bool is_staged(const brg_reducer *r, size_t i)
+{
+    return r->members[i].grad && r->members[i].device.type != r->device.type;
+}
+
+static brg_status copy_in(const brg_reducer *r, size_t i)
+{
+    const brg__member *m = &r->members[i];
+    return m->grad ? brg__device_copy(r->device, brg__leaf_home(r, i),
+                                      m->device, m->grad, m->nbytes)
+                   : BRG_OK;
+}
+
+static brg_status pack(const brg_reducer *r, size_t i, void *event)
+{
+    BRG_TRY(await_event(r, i, event));
+    return copy_in(r, i);
+}
+
 /* The thread that marked it has the error itself. */
 static void fail_from_afar(brg_reducer *r, size_t i)
 {
@@ -95,6 +127,8 @@ brg_status brg__reducer_drain(brg_reducer *r)
         BRG_TRY(brg__reducer_expect(r, mark.i));
         if (!mark.is_good)
             fail_from_afar(r, mark.i);
+        else if (is_staged(r, mark.i) && copy_in(r, mark.i) != BRG_OK)
+            brg__reducer_fail_own(r);
         if (r->members[mark.i].grad)
             r->stats.n_packed_bytes += r->members[mark.i].nbytes;
         BRG_TRY(brg__reducer_arrive(r, mark.i, true));
@@ -102,26 +136,11 @@ brg_status brg__reducer_drain(brg_reducer *r)
     return BRG_OK;
 }
 
-/* What the device's queue gets from now on comes behind `event`, if not NULL. A
- * copy from a device to the host waits for it. */
-static brg_status pack(const brg_reducer *r, size_t i, void *event)
-{
-    const brg__member *m = &r->members[i];
-    const brg_device_vtable *table;
-    if (event) {
-        BRG_TRY(brg__device_find(m->device, &table));
-        BRG_TRY(table->event_wait(m->device, event));
-    }
-    if (!m->grad)
-        return BRG_OK;
-    return brg__device_copy(r->device, brg__leaf_home(r, i), m->device, m->grad,
-                            m->nbytes);
-}
-
 static brg_status mark_from_afar(brg_reducer *r, size_t i, void *event)
 {
     BRG_TRY(claim(r, i));
-    brg_status status = pack(r, i, event);
+    brg_status status =
+        is_staged(r, i) ? await_event(r, i, event) : pack(r, i, event);
     brg__inbox_put(&r->inbox, i, status == BRG_OK); /* the others wait for it */
     return status;
 }

@@ -129,7 +129,8 @@ BRG_API void brg_reducer_destroy(brg_reducer *reducer);
  * Any thread may call it, also several at once for different gradients. The
  * reducer belongs to the thread that last created, polled or waited for it;
  * what another one marks is copied by that thread, and its bucket starts when
- * the owner next marks, polls or waits. All marks of a step must have returned
+ * the owner next marks, polls or waits (one that goes from a GPU through the host
+ * is copied then, too: it must not change before). All marks of a step must have returned
  * before the wait that ends it is called. On a GPU the gradient is read behind
  * what brg_device_stream holds by then, and the result is written there. */
 BRG_API BRG_NODISCARD brg_status brg_reducer_mark_ready(brg_reducer *reducer,

@@ -404,6 +404,8 @@ static brg_status late_cancelled(late_run *x)
     return BRG_OK;
 }
 
+static brg_status late_faults(late_run *x);
+
 /* An event that cannot be waited for: this rank's own error, the others get no
  * wait for ever. */
 static brg_status late_mistakes(late_run *x)
@@ -423,6 +425,8 @@ static brg_status late_mistakes(late_run *x)
             BRG_TRY(mark_late(x, i));
     BRG_TRY(lose_step(x, "another device"));
     BRG_TRY(late_failures(x));
+    if (x->w->pg->end.device.type == BRG_DEVICE_CPU)
+        BRG_TRY(late_faults(x));
     return late_cancelled(x);
 }
 
@@ -466,6 +470,34 @@ static void test_device_buckets__streams_of_the_users_own(void **state)
 
 /* ---- Through the host -------------------------------------------------------------------- */
 
+/* Copies that the host waits for are made by the threads of the ranks alone;
+ * and one of theirs may fail. */
+static _Thread_local bool is_rank, fails_to_copy;
+static _Atomic int n_strange;
+
+static brg_status staged_copy(brg_device to, void *dst, brg_device from,
+                              const void *src, size_t nbytes)
+{
+    if (to.type == BRG_DEVICE_CPU && from.type == BRG_DEVICE_CUDA) {
+        n_strange += !is_rank;
+        if (fails_to_copy)
+            return brg_error_set(BRG_ERR_DEVICE, __FILE__, __LINE__,
+                                 "an earlier fault");
+    }
+    return fake_copy(to, dst, from, src, nbytes);
+}
+
+static brg_status late_faults(late_run *x)
+{
+    for (size_t i = 0; i < N_LATE; i++)
+        x->all[i].step = 5;
+    BRG_TRY(ranks_by_threads(N_LATE, mark_late, NULL, x));
+    fails_to_copy = x->w->rank == 0;
+    BRG_TRY(brg_reducer_poll(x->reducer));
+    fails_to_copy = false;
+    return lose_step(x, "an earlier fault");
+}
+
 /* The group reduces in host memory, over MPI for example. */
 static brg_status staged_body(world *w, const run *r)
 {
@@ -477,8 +509,10 @@ static brg_status staged_body(world *w, const run *r)
     RANK_FAILS(brg_reducer_create(&reducer, w->pg, &bare, 1, NULL),
                BRG_ERR_UNSUPPORTED, "a `grad` that is not NULL");
     const int before = n_crossings;
+    is_rank = true;
     BRG_TRY(late_body(w, r));
     RANK_CHECK(n_crossings > before, "nothing went through the host");
+    RANK_CHECK(n_strange == 0, "%d copies by other threads", (int)n_strange);
     return BRG_OK;
 }
 
@@ -488,7 +522,9 @@ static void test_device_buckets__gradients_go_through_the_host(void **state)
     run r = make_run(staged_body);
     r.is_bare = true;
     fake.event_wait = fake_event_wait;
+    fake.copy = staged_copy;
     run_worlds(&r);
+    fake.copy = fake_copy;
     fake.event_wait = NULL;
 }
 
