@@ -231,8 +231,9 @@ static brg_status look_for(brg__file_group *g, brg_call *call, int rank)
     bool is_gone;
     const bool is_recv = call->coll == BRG_COLL_RECV;
     gone_path(g, rank, path);
-    BRG_TRY(brg__file_read(g, path, &how, sizeof how, NULL, NULL, &is_gone));
+    /* What it says, it says before it ends: so first whether it lives. */
     const bool has_died = brg__file_has_died(g, &g->processes[rank]);
+    BRG_TRY(brg__file_read(g, path, &how, sizeof how, NULL, NULL, &is_gone));
     if (!is_gone && !has_died)
         return BRG_OK;
     BRG_TRY(is_recv ? try_recv(g, call) : take_from(g, call, rank));

@@ -34,6 +34,12 @@ static void name_machine(char *text, size_t size)
     snprintf(text, size, "%s %s", boot, space);
 }
 
+bool brg__nccl_desk_died(const brg__nccl_desk *desk)
+{
+    return brg__process_has_died(desk->pid, desk->born) &&
+           atomic_load(&desk->gone) == 0;
+}
+
 static brg_status fill_card(brg__nccl_group *g, card *c)
 {
     static _Atomic int32_t n_groups;

@@ -88,6 +88,10 @@ brg_status brg__nccl_board_open(struct brg__nccl_group *g,
 void brg__nccl_board_close(struct brg__nccl_group *g);
 size_t brg__nccl_board_nbytes(const brg__nccl_board *b);
 
+/* The process of a desk has ended without a word. What it says, it says before
+ * it ends: so first whether it lives. */
+bool brg__nccl_desk_died(const brg__nccl_desk *desk);
+
 /* This rank's desk, or NULL. */
 static inline brg__nccl_desk *brg__nccl_desk_of_mine(const brg__nccl_board *b)
 {

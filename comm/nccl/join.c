@@ -18,8 +18,6 @@
 #include <string.h>
 #include <time.h>
 
-#include "core/base/process.h"
-
 #define PAUSE_NS 200000
 #define LAST_WORD_NS 500000000u /* until a death shows that NCCL saw before */
 
@@ -60,8 +58,7 @@ static brg_status fail_lost(brg__nccl_group *g)
     const brg__nccl_board *b = &g->board;
     for (int i = 0; b->desks && i < b->n; i++) {
         const brg__nccl_desk *desk = &b->desks[i];
-        if (i != b->mine && atomic_load(&desk->gone) == 0 &&
-            brg__process_has_died(desk->pid, desk->born))
+        if (i != b->mine && brg__nccl_desk_died(desk))
             return give_up(g, BRG_ERR_PEER, "rank %d has died",
                            name_of(g, b->ranks[i]));
     }

@@ -97,7 +97,7 @@ static brg_status await_note(const meeting *m, int i)
 {
     const brg__nccl_group *g = m->g;
     while (atomic_load(&desk_at(m, i)->noted) < m->n_notes) {
-        if (has_died(m, i))
+        if (has_died(m, i) && atomic_load(&desk_at(m, i)->noted) < m->n_notes)
             return g->host->fail(BRG_ERR_PEER, __FILE__, __LINE__,
                                  "rank %d: brg_pg_shrink: rank %d has died "
                                  "meanwhile",

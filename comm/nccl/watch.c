@@ -9,8 +9,6 @@
 #include <string.h>
 #include <time.h>
 
-#include "core/base/process.h"
-
 #define LOOK_NS 50000000u         /* between two looks */
 #define LEFT_GRACE_NS 1000000000u /* what a rank that left did may still come */
 #define ENTERED_LOOKS 20          /* to get the lock from a call of NCCL's */
@@ -261,9 +259,7 @@ static bool find_dead(brg__nccl_group *g, const brg__nccl_beat *beat)
 {
     const brg__nccl_board *b = &g->board;
     for (int i = 0; b->desks && i < b->n; i++) {
-        brg__nccl_desk *desk = &b->desks[i];
-        if (i == b->mine || atomic_load(&desk->gone) != 0 ||
-            !brg__process_has_died(desk->pid, desk->born))
+        if (i == b->mine || !brg__nccl_desk_died(&b->desks[i]))
             continue;
         judge_rank(g, beat, i, "has died");
         return true;
