@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * A rule that makes the gradients of an input and of a weight makes that of the
  * weight first: its bucket leaves sooner by the time of the other, which
- * nothing but later rules waits for. A link that is the limit begins so much
- * earlier (docs/networks.md).
+ * nothing but later rules waits for. What that gains is less than the noise of a
+ * step over a slow link (docs/benchmarks.md).
  *
  * Only nodes without effects change places, within stretches that have none
  * between them: for each gradient of a leaf, in their order, what it still needs,

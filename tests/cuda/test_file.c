@@ -4,29 +4,13 @@
  * tests/support/forked.h. */
 #include <brigade/brigade.h>
 
+#include "tests/cuda/forked_gpu.h"
 #include "tests/support/backend_suite.h"
-#include "tests/support/forked.h"
 #include "tests/support/temp_dir.h"
 
 enum { N_CALLS = 16, N = 1000 };
 
 static char folder[300];
-
-static bool forked_prepare(void)
-{
-    return true; /* nothing of CUDA before the fork */
-}
-
-static brg_status forked_begin(forked_rank *me)
-{
-    me->device = (brg_device){BRG_DEVICE_CUDA, (int16_t)me->rank};
-    BRG_TRY(brg_device_load("cuda"));
-    if (brg_device_count(BRG_DEVICE_CUDA) <= me->rank)
-        return brg_error_set(BRG_ERR_DEVICE, __FILE__, __LINE__,
-                             "%d GPUs for %d ranks",
-                             brg_device_count(BRG_DEVICE_CUDA), me->n);
-    return brg_device_set(me->device);
-}
 
 static brg_status do_nothing(forked_rank *me)
 {

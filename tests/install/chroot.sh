@@ -44,15 +44,15 @@ mkdir -p "$root/dev/shm"
 mount -t proc proc "$root/proc"
 mount -t tmpfs tmpfs "$root/dev/shm"
 cp /etc/resolv.conf "$root/etc/resolv.conf"
-rm -rf "$root/work"
-mkdir "$root/work"
+rm -rf "$root/packages"
+mkdir "$root/packages"
 cp "$build"/packages/*.deb tests/install/main.c tests/install/mpi.c \
-    tests/install/CMakeLists.txt "$root/work"
+    tests/install/CMakeLists.txt "$root/packages"
 
-cat >"$root/work/inside.sh" <<'EOF'
+cat >"$root/packages/inside.sh" <<'EOF'
 set -eu
 export DEBIAN_FRONTEND=noninteractive OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-cd /work
+cd /packages
 apt-get update -q >log
 echo "== dpkg -i brigade: what it lacks is what it says"
 dpkg -i brigade_*.deb >>log 2>&1 && exit 1
@@ -89,5 +89,5 @@ echo "== removed"
 dpkg -r brigade-mpi brigade >>log
 test ! -e /usr/bin/brigade
 EOF
-chroot "$root" bash /work/inside.sh || { tail -n 20 "$root/work/log"; exit 1; }
+chroot "$root" bash /packages/inside.sh || { tail -n 20 "$root/packages/log"; exit 1; }
 say "all good"

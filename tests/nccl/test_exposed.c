@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * How long the queue of a GPU waits for the buckets of a step, by the GPU's clock,
  * on made-up GPUs: eager and in steps that are launched. */
-#include <brigade/cuda.h>
-
-#include "tests/nccl/forked.h"
+#include "tests/nccl/forked_device.h"
 #include "tests/reducer/memory_checks.h"
 
 #define TIMEOUT_S 20
@@ -11,20 +9,6 @@
 #define N_SAMPLES 4
 #define N_STEPS 7
 #define LATE_MS 200
-
-static brg_status begin(forked_rank *me, brg_pg **pg)
-{
-    brg_device_type type;
-    const brg_device_vtable *table;
-    void *stream = NULL;
-    BRG_TRY(brg_device_cuda(brg_device_host_get(), &type, &table));
-    BRG_TRY(brg_device_register(type, table));
-    me->device = (brg_device){BRG_DEVICE_CUDA, (int16_t)me->rank};
-    BRG_TRY(table->stream(me->device, &stream));
-    me->stream = stream;
-    BRG_TRY(forked_group(me, TIMEOUT_S, pg));
-    return brg_device_set(me->device);
-}
 
 static brg_status one_step(memory_model *m, brg_compiled *compiled, int step)
 {
@@ -84,7 +68,7 @@ static brg_status run_way(brg_pg *pg, bool is_compiled)
 static brg_status run_both(forked_rank *me)
 {
     brg_pg *pg;
-    BRG_TRY(begin(me, &pg));
+    BRG_TRY(forked_device_group(me, TIMEOUT_S, &pg));
     BRG_TRY(run_way(pg, false));
     BRG_TRY(run_way(pg, true));
     brg_pg_destroy(pg);

@@ -2,32 +2,16 @@
  * Features of a ddp over NCCL, parameters on made-up GPUs: the contexts, memory
  * and queues of core/cuda and the groups of comm/nccl with the checks that GPUs
  * run in tests/cuda/test_features_mpi.c. */
-#include <brigade/cuda.h>
-
-#include "tests/nccl/forked.h"
+#include "tests/nccl/forked_device.h"
 #include "tests/reducer/feature_list.h"
 
 #define TIMEOUT_S 20
-
-static brg_status begin(forked_rank *me, brg_pg **pg)
-{
-    brg_device_type type;
-    const brg_device_vtable *table;
-    void *stream = NULL;
-    BRG_TRY(brg_device_cuda(brg_device_host_get(), &type, &table));
-    BRG_TRY(brg_device_register(type, table));
-    me->device = (brg_device){BRG_DEVICE_CUDA, (int16_t)me->rank};
-    BRG_TRY(table->stream(me->device, &stream));
-    me->stream = stream;
-    BRG_TRY(forked_group(me, TIMEOUT_S, pg));
-    return brg_device_set(me->device);
-}
 
 #define NCCL_TEST(name)                                                        \
     static brg_status name##_on_rank(forked_rank *me)                          \
     {                                                                          \
         brg_pg *pg;                                                            \
-        BRG_TRY(begin(me, &pg));                                               \
+        BRG_TRY(forked_device_group(me, TIMEOUT_S, &pg));                      \
         BRG_TRY(check_##name(pg));                                             \
         brg_pg_destroy(pg);                                                    \
         return BRG_OK;                                                         \

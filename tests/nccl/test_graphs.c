@@ -6,7 +6,7 @@
 #include <brigade/cuda.h>
 
 #include "core/tensor/device.h"
-#include "tests/nccl/forked.h"
+#include "tests/nccl/forked_device.h"
 
 #define N_STEPS 7
 #define N_PARAMS 5
@@ -27,19 +27,6 @@ typedef struct model {
     bool draws;   /* drops some, and scales its loss by a number of the host */
 } model;
 
-static brg_status begin(forked_rank *me)
-{
-    brg_device_type type;
-    const brg_device_vtable *table;
-    void *stream = NULL;
-    BRG_TRY(brg_device_cuda(brg_device_host_get(), &type, &table));
-    BRG_TRY(brg_device_register(type, table));
-    me->device = (brg_device){BRG_DEVICE_CUDA, (int16_t)me->rank};
-    BRG_TRY(table->stream(me->device, &stream));
-    me->stream = stream;
-    return BRG_OK;
-}
-
 static brg_status model_make(model *m, forked_rank *me, int n_params)
 {
     static const int64_t shapes[N_PARAMS][2] = {
@@ -47,7 +34,7 @@ static brg_status model_make(model *m, forked_rank *me, int n_params)
     brg_sgd_options sgd = BRG_SGD_OPTIONS_INIT;
     brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
     *m = (model){.me = me, .there = me->device};
-    BRG_TRY(begin(me));
+    BRG_TRY(forked_device(me));
     m->there = me->device;
     BRG_TRY(forked_group(me, TIMEOUT_S, &m->pg));
     BRG_TRY(brg_device_set(m->there));
@@ -380,7 +367,7 @@ static brg_status run_copies(forked_rank *me)
     enum { N = 700001 }; /* three slots */
     static float data[N], back[N];
     brg_device_counts before, after;
-    BRG_TRY(begin(me));
+    BRG_TRY(forked_device(me));
     brg_scope *scope = brg_scope_begin();
     for (int i = 0; i < N; i++)
         data[i] = (float)i;
@@ -409,7 +396,7 @@ static void test_graphs__copies_of_some_megabytes(void **state)
 static brg_status run_other_gpu(forked_rank *me)
 {
     int current = -1;
-    BRG_TRY(begin(me));
+    BRG_TRY(forked_device(me));
     brg_scope *scope = brg_scope_begin();
     BRG_TRY(brg_device_set(me->device));
     (void)cudaSetDevice(3);
@@ -450,7 +437,7 @@ static brg_status run_held(forked_rank *me)
 {
     brg_pg *pg;
     float *data, back = 0;
-    BRG_TRY(begin(me));
+    BRG_TRY(forked_device(me));
     BRG_TRY(forked_group(me, TIMEOUT_S, &pg));
     BRG_TRY(brg_pg_alloc(pg, (void **)&data, 2 * sizeof *data));
     BRG_TRY(swap(me, pg, data, data + 1, BRG_ERR_NOMEM));

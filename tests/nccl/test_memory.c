@@ -2,9 +2,7 @@
  * Steps that run out of a GPU's memory, on made-up GPUs, one for each of the
  * forked ranks: the error says what was asked for, and training goes on, with a
  * smaller batch. On GPUs: tests/cuda/test_memory_mpi.c. */
-#include <brigade/cuda.h>
-
-#include "tests/nccl/forked.h"
+#include "tests/nccl/forked_device.h"
 #include "tests/reducer/memory_checks.h"
 
 #define TIMEOUT_S 20
@@ -12,20 +10,6 @@
 #define LARGE 8 /* samples */
 #define SMALL 4
 #define N_WARM 3
-
-static brg_status begin(forked_rank *me, brg_pg **pg)
-{
-    brg_device_type type;
-    const brg_device_vtable *table;
-    void *stream = NULL;
-    BRG_TRY(brg_device_cuda(brg_device_host_get(), &type, &table));
-    BRG_TRY(brg_device_register(type, table));
-    me->device = (brg_device){BRG_DEVICE_CUDA, (int16_t)me->rank};
-    BRG_TRY(table->stream(me->device, &stream));
-    me->stream = stream;
-    BRG_TRY(forked_group(me, TIMEOUT_S, pg));
-    return brg_device_set(me->device);
-}
 
 /* ---- The n-th piece of memory of a step is not there, on rank 0 ------------------------ */
 
@@ -35,7 +19,7 @@ static brg_status run_each_piece(forked_rank *me)
     memory_result r;
     brg_pg *pg;
     int n_of[3] = {0};
-    BRG_TRY(begin(me, &pg));
+    BRG_TRY(forked_device_group(me, TIMEOUT_S, &pg));
     BRG_TRY(memory_make(&m, pg, WIDTH));
     for (int step = 0, n = 0; n >= 0; step++) {
         brg_work *work;
@@ -110,7 +94,7 @@ static brg_status run_large_batches(forked_rank *me)
 {
     double want[N_STEPS], got[N_STEPS];
     brg_pg *pg;
-    BRG_TRY(begin(me, &pg));
+    BRG_TRY(forked_device_group(me, TIMEOUT_S, &pg));
     BRG_TRY(train(pg, false, want));
     BRG_TRY(train(pg, true, got));
     RANK_CHECK(memcmp(want, got, sizeof want) == 0 && want[0] != want[1],
@@ -171,7 +155,7 @@ static brg_status record_short(brg_pg *pg, int at, long n, bool *is_over)
 static brg_status run_recordings(forked_rank *me)
 {
     brg_pg *pg;
-    BRG_TRY(begin(me, &pg));
+    BRG_TRY(forked_device_group(me, TIMEOUT_S, &pg));
     for (int at = 0; at < 4; at++) {
         bool is_over = false;
         long n = 1;
@@ -205,7 +189,7 @@ static brg_status run_buckets(forked_rank *me)
 {
     brg_pg *pg;
     brg_tensor *p[2];
-    BRG_TRY(begin(me, &pg));
+    BRG_TRY(forked_device_group(me, TIMEOUT_S, &pg));
     brg_scope *scope = brg_scope_begin();
     BRG_TRY(memory_two_params(p, N_LARGE));
     limit(me);

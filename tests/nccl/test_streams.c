@@ -5,7 +5,7 @@
 #include <brigade/reducer.h>
 
 #include "tests/nccl/fake_stream.h"
-#include "tests/nccl/forked.h"
+#include "tests/nccl/forked_device.h"
 
 enum { N_GRADS = 3, COUNT = 501, N_STEPS = 4, LATE_MS = 30 };
 
@@ -43,12 +43,8 @@ static void queue_kernel(cudaStream_t stream, kernel k)
 
 static brg_status trainer_make(trainer *t)
 {
-    brg_device_type type;
-    const brg_device_vtable *table;
     brg_reducer_param params[N_GRADS];
-    BRG_TRY(brg_device_cuda(brg_device_host_get(), &type, &table));
-    BRG_TRY(brg_device_register(type, table));
-    BRG_TRY(table->stream(t->me->device, &t->me->stream));
+    BRG_TRY(forked_device(t->me));
     BRG_TRY(forked_group(t->me, 20, &t->pg));
     for (size_t i = 0; i < N_GRADS; i++) {
         bool ok = cudaMalloc((void **)&t->grads[i], COUNT * sizeof(float)) ==
