@@ -16,7 +16,16 @@ set(CPACK_COMPONENTS_GROUPING IGNORE)
 set(CPACK_COMPONENTS_ALL brigade ${_components})
 set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
 set(CPACK_DEBIAN_PACKAGE_SECTION libdevel)
-set(CPACK_DEBIAN_PACKAGE_GENERATE_SHLIBS ON)
+# What programs need that were built against the libraries, and what these need
+# themselves: CPack takes two programs for that.
+find_program(BRG_SHLIBDEPS dpkg-shlibdeps)
+find_program(BRG_FILE file)
+mark_as_advanced(BRG_SHLIBDEPS BRG_FILE)
+set(_has_shlibdeps OFF)
+if(BRG_SHLIBDEPS AND BRG_FILE)
+  set(_has_shlibdeps ON)
+endif()
+set(CPACK_DEBIAN_PACKAGE_GENERATE_SHLIBS ${_has_shlibdeps})
 file(WRITE ${PROJECT_BINARY_DIR}/debian/triggers "activate-noawait ldconfig\n")
 set(CPACK_PRE_BUILD_SCRIPTS ${PROJECT_SOURCE_DIR}/cmake/BrgDebianFiles.cmake)
 
@@ -42,14 +51,12 @@ foreach(_name ${_components})
 endforeach()
 # What the libraries need, from the packages that they come from: not those of
 # NVIDIA, which are none of Debian's.
-find_program(BRG_SHLIBDEPS dpkg-shlibdeps)
-mark_as_advanced(BRG_SHLIBDEPS)
 foreach(_upper BRIGADE MPI)
-  set(CPACK_DEBIAN_${_upper}_PACKAGE_SHLIBDEPS ON)
+  set(CPACK_DEBIAN_${_upper}_PACKAGE_SHLIBDEPS ${_has_shlibdeps})
   set(CPACK_DEBIAN_${_upper}_PACKAGE_CONTROL_EXTRA
     ${PROJECT_BINARY_DIR}/debian/triggers)
 endforeach()
-if(NOT BRG_SHLIBDEPS)
+if(NOT _has_shlibdeps)
   set(CPACK_DEBIAN_BRIGADE_PACKAGE_DEPENDS
     "libc6, libopenblas0 | libopenblas0-pthread, zlib1g, libcjson1")
 endif()

@@ -39,8 +39,9 @@ BUILD_PACKAGES="gcc libc6-dev cmake ninja-build pkg-config libopenblas-dev
 zlib1g-dev librandom123-dev libcjson-dev libxxhash-dev libxsmm-dev
 libopenmpi-dev openmpi-bin"
 TEST_PACKAGES="libcmocka-dev g++ gfortran python3 patch"
-# What style and reference are checked with; a test without them is skipped.
-CHECK_PACKAGES="clang-14 clang-format-14 doxygen"
+# What style, reference and packages are checked with; a test without them is
+# skipped, or checks less.
+CHECK_PACKAGES="clang-14 clang-format-14 doxygen dpkg-dev file"
 
 # configure_and_build <folder> <cmake option>...
 configure_and_build() {

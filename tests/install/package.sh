@@ -45,6 +45,7 @@ check() {
     done
 }
 check brigade libbrigade.so.0
-if test -e "$libraries/libbrigade_mpi.so.0" && command -v dpkg-shlibdeps >/dev/null; then
+if test -e "$libraries/libbrigade_mpi.so.0" &&
+    command -v dpkg-shlibdeps >/dev/null && command -v file >/dev/null; then
     check brigade-mpi libbrigade_mpi.so.0
 fi
