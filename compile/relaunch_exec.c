@@ -104,15 +104,6 @@ static void turn_off(brg__exec_again *a, const char *why)
 
 /* ---- Inputs ------------------------------------------------------------------------ */
 
-/* A number of the host is moved. */
-static brg_status new_place(const brg__exec_again *a, brg_tensor **out,
-                            const brg_tensor *t)
-{
-    brg__layout layout = brg__layout_row_major(t);
-    layout.device = a->device;
-    return brg__tensor_new(out, &layout);
-}
-
 static brg_status copy(const brg_tensor *to, const brg_tensor *from)
 {
     return from->is_contiguous
@@ -158,8 +149,8 @@ static brg_status swap_in(brg__running *r)
         a->lies[k] = lies_at(r, k);
         if (!is_read(root) || a->lies[k] != 0)
             continue;
-        if (!a->places[k])
-            BRG_TRY(new_place(a, &a->places[k], root->real));
+        if (!a->places[k]) /* there: a number of the host is moved */
+            BRG_TRY(brg__tensor_new_like(&a->places[k], root->real, a->device));
         BRG_TRY(copy(a->places[k], root->real));
         a->brought[k] = root->real;
         brg__run_set(root, brg_retain(a->places[k]));
@@ -222,7 +213,7 @@ static brg_status copy_results(brg__running *r)
         if (!a->results[k])
             continue;
         brg_tensor *mine;
-        BRG_TRY(new_place(a, &mine, a->results[k]));
+        BRG_TRY(brg__tensor_new_like(&mine, a->results[k], a->device));
         brg__run_set(root, mine);
         BRG_TRY(copy(mine, a->results[k]));
     }

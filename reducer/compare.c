@@ -17,14 +17,12 @@
 /* A row-major copy in host memory. */
 static brg_status copy_home(brg_tensor **out, brg_tensor *t)
 {
-    brg__layout layout = brg__layout_row_major(t);
     brg_tensor *dense;
-    BRG_TRY(brg__tensor_new(&dense, &layout));
+    BRG_TRY(brg__tensor_new_like(&dense, t, t->device));
     brg_status status = brg__ddp_copy(dense, t);
-    layout.device = (brg_device){.type = BRG_DEVICE_CPU};
     *out = NULL;
     if (status == BRG_OK)
-        status = brg__tensor_new(out, &layout);
+        status = brg__tensor_new_like(out, t, BRG_CPU);
     if (status == BRG_OK)
         status = brg__ddp_copy(*out, dense);
     if (status != BRG_OK)

@@ -88,15 +88,6 @@ static bool is_same_run(const brg_tensor *dst, const brg_tensor *src)
            dst->dtype == src->dtype && dst->numel == src->numel;
 }
 
-/* Row-major, of dst's shape and dtype, on that device; owned. */
-static brg_status new_row_major(brg_tensor **out, const brg_tensor *dst,
-                                brg_device device)
-{
-    brg__layout layout = brg__layout_row_major(dst);
-    layout.device = device;
-    return brg__tensor_new(out, &layout);
-}
-
 static brg_status copy_within(const brg_tensor *dst, const brg_tensor *src)
 {
     brg_attrs attrs = {.i = {dst->dtype}};
@@ -112,13 +103,13 @@ static brg_status copy_across(const brg_tensor *dst, const brg_tensor *src)
                                 brg__tensor_ptr(src), brg_tensor_nbytes(dst));
     brg_tensor *packed = NULL, *moved = NULL;
     brg_status status;
-    BRG_TRY_GOTO(new_row_major(&packed, dst, src->device), out);
+    BRG_TRY_GOTO(brg__tensor_new_like(&packed, dst, src->device), out);
     BRG_TRY_GOTO(brg__copy_now(packed, src), out);
     if (dst->is_contiguous) {
         status = copy_across(dst, packed);
         goto out;
     }
-    BRG_TRY_GOTO(new_row_major(&moved, dst, dst->device), out);
+    BRG_TRY_GOTO(brg__tensor_new_like(&moved, dst, dst->device), out);
     BRG_TRY_GOTO(copy_across(moved, packed), out);
     status = brg__copy_now(dst, moved);
 out:
@@ -139,18 +130,23 @@ brg_status brg__copy_now(const brg_tensor *dst, const brg_tensor *src)
                                                        : copy_across(dst, src);
 }
 
+brg_status brg__copy_new(brg_tensor **out, const brg_tensor *t)
+{
+    BRG_TRY(brg__tensor_new_like(out, t, t->device));
+    brg_status status = brg__copy_now(*out, t);
+    if (status != BRG_OK) {
+        brg_release(*out);
+        *out = NULL;
+    }
+    return status;
+}
+
 brg_tensor *brg__contiguous_now(brg_tensor *t)
 {
     brg_tensor *copy;
     if (t->is_contiguous)
         return t;
-    if (new_row_major(&copy, t, t->device) != BRG_OK)
-        return NULL;
-    if (brg__copy_now(copy, t) != BRG_OK) {
-        brg_release(copy);
-        return NULL;
-    }
-    return brg__scope_adopt(copy);
+    return brg__copy_new(&copy, t) == BRG_OK ? brg__scope_adopt(copy) : NULL;
 }
 
 /* dst = value on the CPU, whatever its layout. */

@@ -95,9 +95,7 @@ static brg_status settle(brg_tensor **out, const brg_tensor *dst,
     if (!overlaps(dst, src))
         return BRG_OK;
     brg_release(src);
-    brg__layout layout = brg__layout_row_major(src);
-    BRG_TRY(brg__tensor_new(out, &layout));
-    return brg__copy_now(*out, src);
+    return brg__copy_new(out, src);
 }
 
 /* ---- In place, from a sparse tensor --------------------------------------- */

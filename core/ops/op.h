@@ -181,6 +181,8 @@ brg_status brg__inplace_record(const brg_op *op, int n_in,
 /* On whichever devices the tensors are (anywhere.c); nothing is recorded.
  * dst = src of any strides and dtypes, broadcast to dst's shape. */
 brg_status brg__copy_now(const brg_tensor *dst, const brg_tensor *src);
+/* A row-major copy where t lies; the caller owns it. */
+brg_status brg__copy_new(brg_tensor **out, const brg_tensor *t);
 /* dst = value, any strides. */
 brg_status brg__fill_now(const brg_tensor *dst, double value);
 /* out = op(in...) of a pointwise row; out may be in[0]. All on one device. */

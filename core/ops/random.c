@@ -169,20 +169,11 @@ static void fill_host(const brg_tensor *t, const brg_draw *r)
     }
 }
 
-/* Row-major, of t's shape, on that device; the caller owns it. */
-static brg_status new_rows(brg_tensor **out, const brg_tensor *t,
-                           brg_device device)
-{
-    brg__layout layout = brg__layout_row_major(t);
-    layout.device = device;
-    return brg__tensor_new(out, &layout);
-}
-
 /* Without such a slot: drawn here and copied. */
 static brg_status fill_from_host(const brg_tensor *t, const brg_draw *r)
 {
     brg_tensor *drawn;
-    BRG_TRY(new_rows(&drawn, t, BRG_CPU));
+    BRG_TRY(brg__tensor_new_like(&drawn, t, BRG_CPU));
     fill_host(drawn, r);
     brg_status status = brg__copy_now(t, drawn);
     brg_release(drawn);
@@ -212,7 +203,7 @@ static brg_status fill_there(const brg_tensor *t, const brg_draw *r)
         return fill_from_host(t, r);
     if (t->is_contiguous)
         return draw_there(vtable, t, r);
-    BRG_TRY(new_rows(&rows, t, t->device));
+    BRG_TRY(brg__tensor_new_like(&rows, t, t->device));
     brg_status status = draw_there(vtable, rows, r);
     if (status == BRG_OK)
         status = brg__copy_now(t, rows);

@@ -70,19 +70,6 @@ brg_status brg__sparse_places_there(const brg_tensor *places,
     return run(places->device, &job);
 }
 
-/* A row-major copy where t lies; the caller owns it. */
-static brg_status new_copy(brg_tensor **out, const brg_tensor *t)
-{
-    brg__layout layout = brg__layout_row_major(t);
-    BRG_TRY(brg__tensor_new(out, &layout));
-    brg_status status = brg__copy_now(*out, t);
-    if (status != BRG_OK) {
-        brg_release(*out);
-        *out = NULL;
-    }
-    return status;
-}
-
 brg_status brg__sparse_take_there(const brg_tensor *dst, const brg_tensor *x,
                                   const brg_tensor *indices)
 {
@@ -91,7 +78,7 @@ brg_status brg__sparse_take_there(const brg_tensor *dst, const brg_tensor *x,
     if (x->numel == 0) /* no index is in range */
         return brg__fill_now(dst, 0.0);
     if (!x->is_contiguous)
-        BRG_TRY(new_copy(&rows, x));
+        BRG_TRY(brg__copy_new(&rows, x));
     job.dtype = (brg_dtype)x->dtype;
     job.size = dst->numel / job.nnz;
     job.from = brg__tensor_ptr(rows ? rows : x);
@@ -143,7 +130,7 @@ brg_status brg__sparse_add_there(const brg_tensor *dst, const brg_tensor *src,
     if (src->sparse->values->numel == 0 || dst->numel == 0)
         return BRG_OK;
     if (!dst->is_contiguous)
-        BRG_TRY(new_copy(&rows, dst));
+        BRG_TRY(brg__copy_new(&rows, dst));
     brg_sparse_job job = entries_of(BRG_SPARSE_ADD, src);
     job.alpha = alpha;
     job.to = brg__tensor_ptr(rows ? rows : dst);

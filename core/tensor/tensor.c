@@ -131,6 +131,14 @@ brg_status brg__tensor_new_meta(brg_tensor **out, const brg_tensor *t)
     return BRG_OK;
 }
 
+brg_status brg__tensor_new_like(brg_tensor **out, const brg_tensor *t,
+                                brg_device device)
+{
+    brg__layout layout = brg__layout_row_major(t);
+    layout.device = device;
+    return brg__tensor_new(out, &layout);
+}
+
 brg_status brg__tensor_new_alias(brg_tensor **out, const brg_tensor *t)
 {
     if (t->sparse)

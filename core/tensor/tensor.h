@@ -99,6 +99,9 @@ brg_status brg__tensor_new_view(brg_tensor **out, const brg__layout *layout,
                                 brg__storage *storage);
 /* Sizes and dtype of t without its memory. */
 brg_status brg__tensor_new_meta(brg_tensor **out, const brg_tensor *t);
+/* Row-major memory of t's shape and dtype on that device; values not set. */
+brg_status brg__tensor_new_like(brg_tensor **out, const brg_tensor *t,
+                                brg_device device);
 /* The same storage, no history. */
 brg_status brg__tensor_new_alias(brg_tensor **out, const brg_tensor *t);
 
