@@ -142,10 +142,8 @@ static brg_status trace_rule(brg__capturing *c, brg_node *node,
                  .in = in,
                  .out = out,
                  .grad_out = grad_out,
+                 .needs = brg__task_needs(c->task, node),
                  .is_differentiable = c->c->records_graph};
-    for (uint16_t i = 0; i < node->n_edges; i++)
-        if (node->edges[i].node && brg__task_runs(c->task, node->edges[i].node))
-            v.needs |= 1u << i;
     BRG_TRY(node->op->vjp(&v));
     for (uint16_t i = 0; i < node->n_edges; i++) {
         const brg__edge *edge = &node->edges[i];
@@ -220,12 +218,10 @@ static brg_status put_function(brg__capturing *c, const brg_node *node)
                           .n_args = (int)ctx->n_args,
                           .n_out = node->n_slots,
                           .n_saved = node->n_saved,
+                          .grads = brg__task_needs(c->task, node),
                           .tensors = ctx->tensors,
                           .saved_args = ctx->saved_args};
     snprintf(f.name, sizeof f.name, "%s", brg_node_name(node));
-    for (uint16_t i = 0; i < node->n_edges; i++)
-        if (node->edges[i].node && brg__task_runs(c->task, node->edges[i].node))
-            f.grads |= 1u << i;
     for (uint16_t j = 0; j < node->n_slots; j++)
         if (!node->slots[j].is_differentiable)
             f.non_differentiable |= 1u << j;

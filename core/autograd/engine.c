@@ -71,6 +71,15 @@ bool brg__task_runs(const brg__task *task, const brg_node *node)
             task->visits.at[visit].is_wanted);
 }
 
+uint32_t brg__task_needs(const brg__task *task, const brg_node *node)
+{
+    uint32_t needs = 0;
+    for (uint16_t i = 0; i < node->n_edges; i++)
+        if (node->edges[i].node && brg__task_runs(task, node->edges[i].node))
+            needs |= 1u << i;
+    return needs;
+}
+
 brg_status brg__task_enter(brg__task *task)
 {
     if (depth == MAX_DEPTH)

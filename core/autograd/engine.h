@@ -85,6 +85,8 @@ brg_status brg__task_leave(brg__task *task, brg_status status);
 
 /* False for a node that a selective backward leaves out. */
 bool brg__task_runs(const brg__task *task, const brg_node *node);
+/* Bit i: somebody waits for the gradient of the node's edge i. */
+uint32_t brg__task_needs(const brg__task *task, const brg_node *node);
 
 /* ---- evaluate.c ---------------------------------------------------------------- */
 

@@ -138,12 +138,9 @@ static brg_status op_apply(brg_node *node, brg_tensor *const *grad_out,
         .in = in,
         .out = out,
         .grad_out = grad_out,
+        .needs = brg__task_needs(brg__task_current(), node),
         .is_differentiable = !brg__grad_mode_is_off,
     };
-    const brg__task *task = brg__task_current();
-    for (uint16_t i = 0; i < node->n_edges; i++)
-        if (node->edges[i].node && brg__task_runs(task, node->edges[i].node))
-            v.needs |= 1u << i;
     BRG_TRY(unpack(node, saves_for(node->op, v.needs), in, out));
     if (v.needs == 0)
         return BRG_OK;
