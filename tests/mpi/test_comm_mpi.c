@@ -166,11 +166,7 @@ static void test_mpi__averages_of_halves_do_not_overflow(void **state)
 static void test_mpi__sums_leaves_in_one_tree(void **state)
 {
     (void)state;
-    for (int node_size = 0; node_size < mpi_n_shapes(); node_size++) {
-        brg_pg *pg = mpi_group(node_size, 60);
-        assert_brg_ok(brg_suite_leaves(pg));
-        brg_pg_destroy(pg);
-    }
+    mpi_on_shapes(brg_suite_leaves);
 }
 
 static void test_mpi__steady_state_allocates_nothing(void **state)
@@ -179,11 +175,7 @@ static void test_mpi__steady_state_allocates_nothing(void **state)
 #if defined(__SANITIZE_ADDRESS__)
     skip(); /* objects are not cached, so that each is seen */
 #endif
-    for (int node_size = 0; node_size < mpi_n_shapes(); node_size++) {
-        brg_pg *pg = mpi_group(node_size, 60);
-        assert_brg_ok(brg_suite_steady_state(pg));
-        brg_pg_destroy(pg);
-    }
+    mpi_on_shapes(brg_suite_steady_state);
 }
 
 static void test_mpi__mismatch_fails_on_every_rank(void **state)

@@ -102,16 +102,17 @@ static void test_ddp_mpi__raw_buffers(void **state)
     }
 }
 
+static brg_status check_all_hooks(brg_pg *pg)
+{
+    BRG_TRY(check_hooks(pg));
+    BRG_TRY(check_powersgd(pg));
+    return check_adasum(pg);
+}
+
 static void test_ddp_mpi__communication_hooks(void **state)
 {
     (void)state;
-    for (int node_size = 0; node_size < mpi_n_shapes(); node_size++) {
-        brg_pg *pg = mpi_group(node_size, 60);
-        assert_brg_ok(check_hooks(pg));
-        assert_brg_ok(check_powersgd(pg));
-        assert_brg_ok(check_adasum(pg));
-        brg_pg_destroy(pg);
-    }
+    mpi_on_shapes(check_all_hooks);
 }
 
 static void test_ddp_mpi__periodic_averaging(void **state)
@@ -184,22 +185,14 @@ static void test_ddp_mpi__a_rank_that_leaves_is_named(void **state)
 static void test_ddp_mpi__a_plan_of_another_order(void **state)
 {
     (void)state;
-    for (int node_size = 0; node_size < mpi_n_shapes(); node_size++) {
-        brg_pg *pg = mpi_group(node_size, 60);
-        assert_brg_ok(order_check(pg));
-        brg_pg_destroy(pg);
-    }
+    mpi_on_shapes(order_check);
 }
 
 /* Reductions as nodes of whole steps. */
 static void test_ddp_mpi__whole_steps(void **state)
 {
     (void)state;
-    for (int node_size = 0; node_size < mpi_n_shapes(); node_size++) {
-        brg_pg *pg = mpi_group(node_size, 60);
-        assert_brg_ok(step_check_all(pg));
-        brg_pg_destroy(pg);
-    }
+    mpi_on_shapes(step_check_all);
 }
 
 static void test_ddp_mpi__a_plan_that_lacks_a_gradient(void **state)
