@@ -13,9 +13,14 @@
 
 #define N 67 /* not a multiple of any vector */
 
+/* One parameter in a scope of its own. */
 typedef struct model {
+    brg_scope *scope;
     brg_params *params;
+    brg_optim *optim;
+    uint64_t seed;
     brg_tensor *w;     /* (N) or (N, 1) */
+    double g[N];       /* its gradient */
     double p[N];       /* the reference's */
     double a[N], b[N]; /* its state */
 } model;
@@ -60,25 +65,32 @@ static void fill(brg_tensor *t, uint64_t *seed)
     brg_tensor_touch(t);
 }
 
-static void model_init(model *m, brg_dtype dtype, int ndim, uint64_t *seed)
+static void model_init(model *m, brg_dtype dtype, int ndim, uint64_t seed)
 {
-    *m = (model){0};
+    *m = (model){.scope = brg_scope_begin(), .seed = seed};
     assert_brg_ok(brg_params_create(&m->params));
     m->w = brg_zeros(dtype, ndim, (const int64_t[]){N, 1});
-    fill(m->w, seed);
+    fill(m->w, &m->seed);
     for (size_t i = 0; i < N; i++)
         m->p[i] = get(m->w, i);
     assert_brg_ok(brg_params_add(m->params, "w", m->w, BRG_PARAM_TRAINED));
 }
 
-/* A new gradient, as the tensor holds it, into g. */
-static void new_grad(model *m, double *g, uint64_t *seed)
+static void model_deinit(model *m)
+{
+    brg_optim_destroy(m->optim);
+    brg_params_destroy(m->params);
+    brg_scope_end(m->scope);
+}
+
+/* A new gradient; in g as the tensor holds it. */
+static void new_grad(model *m)
 {
     brg_tensor *grad = brg_zeros(brg_tensor_dtype(m->w), brg_tensor_ndim(m->w),
                                  brg_tensor_shape(m->w));
-    fill(grad, seed);
+    fill(grad, &m->seed);
     for (size_t i = 0; i < N; i++)
-        g[i] = get(grad, i);
+        m->g[i] = get(grad, i);
     assert_brg_ok(brg_tensor_set_grad(m->w, grad));
 }
 
@@ -102,11 +114,10 @@ static double tolerance_of(brg_dtype dtype)
 
 /* ---- SGD ------------------------------------------------------------------------- */
 
-static void sgd_reference(model *m, const double *g, const brg_sgd_options *o,
-                          int t)
+static void sgd_reference(model *m, const brg_sgd_options *o, int t)
 {
     for (size_t i = 0; i < N; i++) {
-        double d = g[i] + o->weight_decay * m->p[i];
+        double d = m->g[i] + o->weight_decay * m->p[i];
         if (o->momentum != 0) {
             m->a[i] =
                 t == 1 ? d : o->momentum * m->a[i] + (1 - o->dampening) * d;
@@ -118,23 +129,17 @@ static void sgd_reference(model *m, const double *g, const brg_sgd_options *o,
 
 static void check_sgd(brg_dtype dtype, const brg_sgd_options *options)
 {
-    brg_scope *scope = brg_scope_begin();
-    uint64_t seed = 17;
     model m;
-    double g[N];
-    model_init(&m, dtype, 1, &seed);
-    brg_optim *optim;
-    assert_brg_ok(brg_optim_create_sgd(&optim, m.params, options));
-    assert_string_equal(brg_optim_kind(optim), "sgd");
+    model_init(&m, dtype, 1, 17);
+    assert_brg_ok(brg_optim_create_sgd(&m.optim, m.params, options));
+    assert_string_equal(brg_optim_kind(m.optim), "sgd");
     for (int t = 1; t <= 5; t++) {
-        new_grad(&m, g, &seed);
-        assert_brg_ok(brg_optim_step(optim));
-        sgd_reference(&m, g, options, t);
+        new_grad(&m);
+        assert_brg_ok(brg_optim_step(m.optim));
+        sgd_reference(&m, options, t);
     }
     check_close(&m, tolerance_of(dtype));
-    brg_optim_destroy(optim);
-    brg_params_destroy(m.params);
-    brg_scope_end(scope);
+    model_deinit(&m);
 }
 
 static void test_optim__sgd_follows_its_formula(void **state)
@@ -154,36 +159,30 @@ static void test_optim__sgd_follows_its_formula(void **state)
 
 /* ---- AdamW ----------------------------------------------------------------------- */
 
-static void adamw_reference(model *m, const double *g,
-                            const brg_adamw_options *o, int t)
+static void adamw_reference(model *m, const brg_adamw_options *o, int t)
 {
     double c1 = 1 - pow(o->beta1, t), c2 = 1 - pow(o->beta2, t);
     for (size_t i = 0; i < N; i++) {
+        const double g = m->g[i];
         m->p[i] -= o->lr * o->weight_decay * m->p[i];
-        m->a[i] = o->beta1 * m->a[i] + (1 - o->beta1) * g[i];
-        m->b[i] = o->beta2 * m->b[i] + (1 - o->beta2) * g[i] * g[i];
+        m->a[i] = o->beta1 * m->a[i] + (1 - o->beta1) * g;
+        m->b[i] = o->beta2 * m->b[i] + (1 - o->beta2) * g * g;
         m->p[i] -= o->lr * (m->a[i] / c1) / (sqrt(m->b[i] / c2) + o->eps);
     }
 }
 
 static void check_adamw(brg_dtype dtype, const brg_adamw_options *options)
 {
-    brg_scope *scope = brg_scope_begin();
-    uint64_t seed = 23;
     model m;
-    double g[N];
-    model_init(&m, dtype, 2, &seed);
-    brg_optim *optim;
-    assert_brg_ok(brg_optim_create_adamw(&optim, m.params, options));
+    model_init(&m, dtype, 2, 23);
+    assert_brg_ok(brg_optim_create_adamw(&m.optim, m.params, options));
     for (int t = 1; t <= 20; t++) {
-        new_grad(&m, g, &seed);
-        assert_brg_ok(brg_optim_step(optim));
-        adamw_reference(&m, g, options, t);
+        new_grad(&m);
+        assert_brg_ok(brg_optim_step(m.optim));
+        adamw_reference(&m, options, t);
     }
     check_close(&m, tolerance_of(dtype));
-    brg_optim_destroy(optim);
-    brg_params_destroy(m.params);
-    brg_scope_end(scope);
+    model_deinit(&m);
 }
 
 static void test_optim__adamw_follows_its_formula(void **state)
@@ -291,25 +290,20 @@ static void count_warnings(brg_log_level level, const char *area,
 static void test_optim__warns_where_nothing_has_a_gradient(void **state)
 {
     (void)state;
-    brg_scope *scope = brg_scope_begin();
-    uint64_t seed = 6;
     int n_warnings = 0;
     model m;
-    brg_optim *optim;
-    model_init(&m, BRG_DTYPE_F32, 1, &seed);
-    assert_brg_ok(brg_optim_create_sgd(&optim, m.params, NULL));
-    assert_true(brg_optim_lr(optim) == 0.01);
+    model_init(&m, BRG_DTYPE_F32, 1, 6);
+    assert_brg_ok(brg_optim_create_sgd(&m.optim, m.params, NULL));
+    assert_true(brg_optim_lr(m.optim) == 0.01);
     brg_set_log_sink(count_warnings, &n_warnings);
-    assert_brg_ok(brg_optim_step(optim));
-    assert_brg_ok(brg_optim_step(optim));
+    assert_brg_ok(brg_optim_step(m.optim));
+    assert_brg_ok(brg_optim_step(m.optim));
     brg_set_log_sink(NULL, NULL);
     assert_int_equal(n_warnings, 1);
-    brg_optim_destroy(optim);
-    assert_brg_ok(brg_optim_create_adamw(&optim, m.params, NULL));
-    assert_true(brg_optim_lr(optim) == 1e-3);
-    brg_optim_destroy(optim);
-    brg_params_destroy(m.params);
-    brg_scope_end(scope);
+    brg_optim_destroy(m.optim);
+    assert_brg_ok(brg_optim_create_adamw(&m.optim, m.params, NULL));
+    assert_true(brg_optim_lr(m.optim) == 1e-3);
+    model_deinit(&m);
 }
 
 static void test_optim__decay_and_rate_by_parameter(void **state)
@@ -358,27 +352,20 @@ static void test_optim__decay_and_rate_by_parameter(void **state)
 static void test_optim__zero_grad(void **state)
 {
     (void)state;
-    brg_scope *scope = brg_scope_begin();
-    uint64_t seed = 1;
     model m;
-    double g[N];
-    model_init(&m, BRG_DTYPE_F32, 1, &seed);
-    brg_sgd_options options = BRG_SGD_OPTIONS_INIT;
-    brg_optim *optim;
-    assert_brg_ok(brg_optim_create_sgd(&optim, m.params, &options));
-    new_grad(&m, g, &seed);
+    model_init(&m, BRG_DTYPE_F32, 1, 1);
+    assert_brg_ok(brg_optim_create_sgd(&m.optim, m.params, NULL));
+    new_grad(&m);
     brg_tensor *grad = brg_tensor_grad(m.w);
-    assert_brg_ok(brg_optim_zero_grad(optim, true));
+    assert_brg_ok(brg_optim_zero_grad(m.optim, true));
     assert_ptr_equal(brg_tensor_grad(m.w), grad);
     for (size_t i = 0; i < N; i++)
         assert_true(get(grad, i) == 0);
-    assert_brg_ok(brg_optim_zero_grad(optim, false));
+    assert_brg_ok(brg_optim_zero_grad(m.optim, false));
     assert_null(brg_tensor_grad(m.w));
-    assert_brg_ok(brg_optim_zero_grad(optim, true));
+    assert_brg_ok(brg_optim_zero_grad(m.optim, true));
     assert_null(brg_tensor_grad(m.w));
-    brg_optim_destroy(optim);
-    brg_params_destroy(m.params);
-    brg_scope_end(scope);
+    model_deinit(&m);
 }
 
 /* A gradient with other strides counts by its elements. */
@@ -414,27 +401,20 @@ static void test_optim__strided_gradient(void **state)
 static void test_optim__a_step_allocates_nothing(void **state)
 {
     (void)state;
-    brg_scope *scope = brg_scope_begin();
     for (int dtype = BRG_DTYPE_F64; dtype <= BRG_DTYPE_BF16; dtype++) {
-        uint64_t seed = 1;
         model m;
-        double g[N];
-        model_init(&m, (brg_dtype)dtype, 1, &seed);
-        brg_adamw_options options = BRG_ADAMW_OPTIONS_INIT;
-        brg_optim *optim;
-        assert_brg_ok(brg_optim_create_adamw(&optim, m.params, &options));
-        new_grad(&m, g, &seed);
+        model_init(&m, (brg_dtype)dtype, 1, 1);
+        assert_brg_ok(brg_optim_create_adamw(&m.optim, m.params, NULL));
+        new_grad(&m);
         brg_memory_stats before, after;
         brg_memory_get_stats(&before);
         for (int i = 0; i < 10; i++)
-            assert_brg_ok(brg_optim_step(optim));
+            assert_brg_ok(brg_optim_step(m.optim));
         brg_memory_get_stats(&after);
         assert_int_equal(after.n_allocs, before.n_allocs);
         assert_int_equal(after.n_requests, before.n_requests);
-        brg_optim_destroy(optim);
-        brg_params_destroy(m.params);
+        model_deinit(&m);
     }
-    brg_scope_end(scope);
 }
 
 static brg_status create_and_step(void *user)
@@ -475,19 +455,16 @@ static void test_optim__out_of_memory(void **state)
  * nothing else; 16-bit ones have their master copies in parts too. */
 static void check_ranges(brg_dtype dtype, bool is_sgd)
 {
-    brg_scope *scope = brg_scope_begin();
     const brg_optim_range ranges[2] = {{0, 29}, {29, N - 29}};
-    uint64_t seed = 5, seed_whole = 5;
     model m, whole;
-    double g[N];
-    brg_optim *parts[2], *one;
+    brg_optim *parts[2];
     brg_sgd_options sgd = BRG_SGD_OPTIONS_INIT;
     brg_adamw_options adamw = BRG_ADAMW_OPTIONS_INIT;
     sgd.momentum = 0.9;
-    model_init(&m, dtype, 1, &seed);
-    model_init(&whole, dtype, 1, &seed_whole);
+    model_init(&m, dtype, 1, 5);
+    model_init(&whole, dtype, 1, 5);
     for (int k = 0; k < 3; k++) {
-        brg_optim **out = k < 2 ? &parts[k] : &one;
+        brg_optim **out = k < 2 ? &parts[k] : &whole.optim;
         brg_params *params = k < 2 ? m.params : whole.params;
         sgd.ranges = adamw.ranges = k < 2 ? &ranges[k] : NULL;
         assert_brg_ok(is_sgd ? brg_optim_create_sgd(out, params, &sgd)
@@ -498,22 +475,20 @@ static void check_ranges(brg_dtype dtype, bool is_sgd)
     assert_ptr_equal(brg_optim_state_param(parts[0], 1), m.w);
     assert_null(brg_optim_state_param(parts[0], 0));
     for (int t = 1; t <= 4; t++) {
-        new_grad(&m, g, &seed);
-        new_grad(&whole, g, &seed_whole);
+        new_grad(&m);
+        new_grad(&whole);
         double last = get(m.w, N - 1);
         assert_brg_ok(brg_optim_step(parts[0]));
         assert_true(get(m.w, N - 1) == last);
         assert_brg_ok(brg_optim_step(parts[1]));
-        assert_brg_ok(brg_optim_step(one));
+        assert_brg_ok(brg_optim_step(whole.optim));
         assert_memory_equal(brg_tensor_data(m.w), brg_tensor_data(whole.w),
                             brg_tensor_nbytes(m.w));
     }
     for (int k = 0; k < 2; k++)
         brg_optim_destroy(parts[k]);
-    brg_optim_destroy(one);
-    brg_params_destroy(m.params);
-    brg_params_destroy(whole.params);
-    brg_scope_end(scope);
+    model_deinit(&whole);
+    model_deinit(&m);
 }
 
 static void test_optim__parts_make_up_the_whole(void **state)
@@ -528,17 +503,13 @@ static void test_optim__parts_make_up_the_whole(void **state)
 static void test_optim__a_range_must_be_inside(void **state)
 {
     (void)state;
-    brg_scope *scope = brg_scope_begin();
-    uint64_t seed = 5;
     model m;
-    brg_optim *optim;
     brg_adamw_options adamw = BRG_ADAMW_OPTIONS_INIT;
     adamw.ranges = &(brg_optim_range){N - 3, 4};
-    model_init(&m, BRG_DTYPE_F32, 1, &seed);
-    assert_brg_fails_with(brg_optim_create_adamw(&optim, m.params, &adamw),
+    model_init(&m, BRG_DTYPE_F32, 1, 5);
+    assert_brg_fails_with(brg_optim_create_adamw(&m.optim, m.params, &adamw),
                           BRG_ERR_ARG, "the range of 4 elements from 64");
-    brg_params_destroy(m.params);
-    brg_scope_end(scope);
+    model_deinit(&m);
 }
 
 static void test_optim__wrong_options(void **state)
@@ -577,32 +548,25 @@ static void test_optim__wrong_options(void **state)
 static void test_optim__a_changed_parameter_is_named(void **state)
 {
     (void)state;
-    brg_scope *scope = brg_scope_begin();
-    uint64_t seed = 1;
     model m;
-    double g[N];
-    model_init(&m, BRG_DTYPE_F32, 1, &seed);
-    brg_sgd_options options = BRG_SGD_OPTIONS_INIT;
-    brg_optim *optim;
-    assert_brg_ok(brg_optim_create_sgd(&optim, m.params, &options));
-    new_grad(&m, g, &seed);
+    model_init(&m, BRG_DTYPE_F32, 1, 1);
+    assert_brg_ok(brg_optim_create_sgd(&m.optim, m.params, NULL));
+    new_grad(&m);
     m.w->shape[0] = N - 1;
-    assert_brg_fails_with(brg_optim_step(optim), BRG_ERR_STATE,
+    assert_brg_fails_with(brg_optim_step(m.optim), BRG_ERR_STATE,
                           "'w' is now f32[66]");
     m.w->shape[0] = N;
     brg_tensor *grad = brg_tensor_grad(m.w);
     grad->dtype = BRG_DTYPE_I32;
-    assert_brg_fails_with(brg_optim_step(optim), BRG_ERR_DTYPE,
+    assert_brg_fails_with(brg_optim_step(m.optim), BRG_ERR_DTYPE,
                           "gradient of 'w' is i32[67], expected f32");
     grad->dtype = BRG_DTYPE_F32;
     grad->shape[0] = 3;
-    assert_brg_fails_with(brg_optim_step(optim), BRG_ERR_SHAPE,
+    assert_brg_fails_with(brg_optim_step(m.optim), BRG_ERR_SHAPE,
                           "gradient of 'w'");
     grad->shape[0] = N;
-    assert_brg_ok(brg_optim_step(optim));
-    brg_optim_destroy(optim);
-    brg_params_destroy(m.params);
-    brg_scope_end(scope);
+    assert_brg_ok(brg_optim_step(m.optim));
+    model_deinit(&m);
 }
 
 static void test_optim__row_major_parameters_only(void **state)
