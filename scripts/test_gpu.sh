@@ -40,8 +40,8 @@ if test -n "$sanitizer" && command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
         # racecheck takes the ways of cuDNN's kernels for races, and minutes for
         # derivatives of the second order
-        programs="cuda_test_cuda cuda_test_rows cuda_test_groups core_test_ops
-                  cuda_test_sparse"
+        programs="cuda_test_cuda cuda_test_rows cuda_test_row_outputs
+                  cuda_test_groups core_test_ops cuda_test_sparse"
         options="--kernel-name-exclude kns=cudnn" pattern="*__forward"
         if test $tool = memcheck; then
             programs="$programs cuda_test_train" options="" pattern="*"
