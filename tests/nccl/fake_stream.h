@@ -36,4 +36,7 @@ typedef struct fake_stream {
 void fake_push(fake_stream *s, void (*run)(void *), const void *args,
                size_t nbytes);
 
+/* Until all streams have done what is queued now. */
+void fake_await_all(void);
+
 #endif
