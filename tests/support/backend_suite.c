@@ -7,11 +7,9 @@
 
 #include <brigade/ext/backend.h>
 
-#include "core/base/dtype.h"
 #include "core/base/error.h"
-#include "tests/support/unwatched.h"
+#include "tests/support/backend_trial.h"
 
-#define GUARD 64
 #if defined(__SANITIZE_THREAD__)
 #define LARGE 20003 /* all of it is slow then */
 #define ARENA ((size_t)5 << 18)
@@ -19,294 +17,6 @@
 #define ARENA ((size_t)5 << 20)
 #define LARGE 160001 /* elements: several steps of any backend */
 #endif
-#define GUARD_BYTE 0xA5
-
-typedef struct suite {
-    brg_pg *pg;
-    int rank;
-    int n;
-    int node_size;
-    unsigned char *send; /* ARENA bytes each */
-    unsigned char *recv;
-    unsigned char *expected;
-    const char *memory;
-} suite;
-
-/* One collective to check. */
-typedef struct trial {
-    brg_coll coll;
-    size_t count;
-    brg_dtype dtype;
-    brg_reduce_op op;
-    int root;
-    bool in_place;
-    uint64_t salt; /* makes every trial's data its own */
-} trial;
-
-/* ---- Data and reference ------------------------------------------------------ */
-
-UNWATCHED static uint64_t mix(uint64_t z)
-{
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
-}
-
-UNWATCHED static uint64_t bits_at(const trial *t, int rank, size_t i)
-{
-    uint64_t place = t->salt * 1000003u + (uint64_t)rank * 7919u;
-    return mix(mix(place) + (uint64_t)i * 0x9E3779B97F4A7C15u);
-}
-
-/* Rank's i-th element as a number that the dtype holds exactly. */
-UNWATCHED static double value_at(const trial *t, int rank, size_t i)
-{
-    uint64_t bits = bits_at(t, rank, i);
-    double unit = (double)(bits >> 11) * 0x1p-53;
-    double x = t->op == BRG_REDUCE_PROD ? 0.5 + unit : 4 * unit - 2;
-    switch (t->dtype) {
-    case BRG_DTYPE_F64:
-        return x;
-    case BRG_DTYPE_F32:
-        return (double)(float)x;
-    case BRG_DTYPE_F16:
-        return (double)brg__f16_to_f32(brg__f32_to_f16((float)x));
-    case BRG_DTYPE_BF16:
-        return (double)brg__bf16_to_f32(brg__f32_to_bf16((float)x));
-    case BRG_DTYPE_I64:
-    case BRG_DTYPE_I32:
-        return (double)(int32_t)bits;
-    case BRG_DTYPE_U8:
-        return (double)(bits & 0xFF);
-    case BRG_DTYPE_BOOL:
-        return (double)(bits & 1);
-    }
-    return 0;
-}
-
-UNWATCHED static void put_int(const trial *t, void *at, uint64_t x)
-{
-    if (t->dtype == BRG_DTYPE_I64)
-        memcpy(at, &x, 8);
-    else if (t->dtype == BRG_DTYPE_I32)
-        memcpy(at, &(uint32_t){(uint32_t)x}, 4);
-    else
-        memcpy(at, &(uint8_t){(uint8_t)x}, 1);
-}
-
-UNWATCHED static void put_float(const trial *t, void *at, double x)
-{
-    if (t->dtype == BRG_DTYPE_F64)
-        memcpy(at, &x, 8);
-    else if (t->dtype == BRG_DTYPE_F32)
-        memcpy(at, &(float){(float)x}, 4);
-    else if (t->dtype == BRG_DTYPE_F16)
-        memcpy(at, &(uint16_t){brg__f32_to_f16((float)x)}, 2);
-    else
-        memcpy(at, &(uint16_t){brg__f32_to_bf16((float)x)}, 2);
-}
-
-UNWATCHED static void put_value(const trial *t, void *at, int rank, size_t i)
-{
-    double x = value_at(t, rank, i);
-    if (brg_dtype_is_float(t->dtype))
-        put_float(t, at, x);
-    else
-        put_int(t, at, (uint64_t)(int64_t)x);
-}
-
-/* One operation in the type that the contract names; f32 for the halves. */
-UNWATCHED static double fold_float(const trial *t, double a, double b)
-{
-    bool is_f64 = t->dtype == BRG_DTYPE_F64;
-    switch (t->op) {
-    case BRG_REDUCE_SUM:
-    case BRG_REDUCE_AVG:
-        return is_f64 ? a + b : (double)((float)a + (float)b);
-    case BRG_REDUCE_PROD:
-        return is_f64 ? a * b : (double)((float)a * (float)b);
-    case BRG_REDUCE_MIN:
-        return a < b ? a : b;
-    case BRG_REDUCE_MAX:
-        return a > b ? a : b;
-    }
-    return 0;
-}
-
-UNWATCHED static double fold_floats(const suite *s, const trial *t, size_t i)
-{
-    int node = s->node_size > 0 ? s->node_size : s->n;
-    double total = 0;
-    for (int first = 0; first < s->n; first += node) {
-        double part = value_at(t, first, i);
-        for (int r = first + 1; r < first + node && r < s->n; r++)
-            part = fold_float(t, part, value_at(t, r, i));
-        total = first == 0 ? part : fold_float(t, total, part);
-    }
-    if (t->op == BRG_REDUCE_AVG && t->dtype == BRG_DTYPE_F64)
-        total *= 1.0 / s->n;
-    else if (t->op == BRG_REDUCE_AVG)
-        total = (double)((float)total * (1.0f / (float)s->n));
-    return total;
-}
-
-/* As the narrow type would hold it. */
-UNWATCHED static int64_t narrow(const trial *t, uint64_t x)
-{
-    if (t->dtype == BRG_DTYPE_I64)
-        return (int64_t)x;
-    if (t->dtype == BRG_DTYPE_I32)
-        return (int32_t)(uint32_t)x;
-    return (uint8_t)x;
-}
-
-UNWATCHED static int64_t fold_ints(const suite *s, const trial *t, size_t i)
-{
-    int64_t total = (int64_t)value_at(t, 0, i);
-    for (int r = 1; r < s->n; r++) {
-        int64_t x = (int64_t)value_at(t, r, i);
-        if (t->op == BRG_REDUCE_MIN)
-            total = x < total ? x : total;
-        else if (t->op == BRG_REDUCE_MAX)
-            total = x > total ? x : total;
-        else if (t->op == BRG_REDUCE_PROD)
-            total = narrow(t, (uint64_t)total * (uint64_t)x);
-        else
-            total = narrow(t, (uint64_t)total + (uint64_t)x);
-    }
-    return t->op == BRG_REDUCE_AVG ? total / s->n : total;
-}
-
-UNWATCHED static void put_reduced(const suite *s, const trial *t, void *at,
-                                  size_t i)
-{
-    if (brg_dtype_is_float(t->dtype))
-        put_float(t, at, fold_floats(s, t, i));
-    else
-        put_int(t, at, (uint64_t)fold_ints(s, t, i));
-}
-
-/* The rank's first n elements, by way of `expected`. */
-UNWATCHED static void compute_values(const suite *s, const trial *t, int rank,
-                                     size_t n)
-{
-    size_t nbytes = brg_dtype_size(t->dtype);
-    for (size_t i = 0; i < n; i++)
-        put_value(t, s->expected + i * nbytes, rank, i);
-}
-
-static void fill(const suite *s, const trial *t, unsigned char *at, size_t n)
-{
-    compute_values(s, t, s->rank, n);
-    memcpy(at, s->expected, n * brg_dtype_size(t->dtype));
-}
-
-/* ---- One trial ---------------------------------------------------------------- */
-
-static size_t n_send(const suite *s, const trial *t)
-{
-    return t->coll == BRG_COLL_REDUCE_SCATTER ? t->count * (size_t)s->n
-                                              : t->count;
-}
-
-UNWATCHED static size_t n_recv(const suite *s, const trial *t)
-{
-    return t->coll == BRG_COLL_ALL_GATHER ? t->count * (size_t)s->n : t->count;
-}
-
-/* Fills `expected` with what recv must hold. */
-UNWATCHED static void expect(const suite *s, const trial *t)
-{
-    size_t nbytes = brg_dtype_size(t->dtype);
-    for (size_t i = 0; i < n_recv(s, t); i++) {
-        void *at = s->expected + i * nbytes;
-        size_t own = (size_t)s->rank * t->count;
-        if (t->coll == BRG_COLL_ALL_REDUCE)
-            put_reduced(s, t, at, i);
-        else if (t->coll == BRG_COLL_REDUCE_SCATTER)
-            put_reduced(s, t, at, own + i);
-        else if (t->coll == BRG_COLL_ALL_GATHER)
-            put_value(t, at, (int)(i / t->count), i % t->count);
-        else
-            put_value(t, at, t->root, i);
-    }
-}
-
-static brg_status start(const suite *s, const trial *t, brg_work **work,
-                        void *recv, void *send)
-{
-    switch (t->coll) {
-    case BRG_COLL_ALL_REDUCE:
-        return brg_all_reduce(s->pg, work, recv, t->count, t->dtype, t->op);
-    case BRG_COLL_REDUCE_SCATTER:
-        return brg_reduce_scatter(s->pg, work, recv, send, t->count, t->dtype,
-                                  t->op);
-    case BRG_COLL_ALL_GATHER:
-        return brg_all_gather(s->pg, work, recv, send, t->count, t->dtype);
-    case BRG_COLL_BROADCAST:
-        return brg_broadcast(s->pg, work, recv, t->count, t->dtype, t->root);
-    default:
-        return brg_barrier(s->pg, work);
-    }
-}
-
-static brg_status complain(const suite *s, const trial *t, size_t byte)
-{
-    size_t nbytes = brg_dtype_size(t->dtype);
-    return BRG_FAIL(BRG_ERR_INTERNAL,
-                    "rank %d of %d: %s memory, collective %d, %zu %s, %s, root "
-                    "%d%s: element %zu is wrong",
-                    s->rank, s->n, s->memory, (int)t->coll, t->count,
-                    brg_dtype_name(t->dtype), brg_reduce_op_name(t->op),
-                    t->root, t->in_place ? ", in place" : "", byte / nbytes);
-}
-
-static brg_status compare(const suite *s, const trial *t,
-                          const unsigned char *recv)
-{
-    size_t nbytes = n_recv(s, t) * brg_dtype_size(t->dtype);
-    bool is_same = memcmp(recv, s->expected, nbytes) == 0;
-    for (size_t i = 0; i < nbytes && !is_same; i++)
-        if (recv[i] != s->expected[i])
-            return complain(s, t, i);
-    if (t->in_place && t->coll == BRG_COLL_REDUCE_SCATTER)
-        return BRG_OK; /* other ranks' parts follow */
-    for (size_t i = 0; i < GUARD; i++)
-        if (recv[nbytes + i] != GUARD_BYTE)
-            return BRG_FAIL(BRG_ERR_INTERNAL,
-                            "rank %d: collective %d wrote past its buffer",
-                            s->rank, (int)t->coll);
-    return BRG_OK;
-}
-
-/* Where send and recv lie; in-place collectives share. */
-static void place(const suite *s, const trial *t, unsigned char **send,
-                  unsigned char **recv)
-{
-    size_t own = (size_t)s->rank * t->count * brg_dtype_size(t->dtype);
-    *send = s->send;
-    *recv = s->recv;
-    if (t->coll == BRG_COLL_ALL_REDUCE || t->coll == BRG_COLL_BROADCAST)
-        *recv = *send;
-    else if (t->in_place && t->coll == BRG_COLL_ALL_GATHER)
-        *send = *recv + own;
-    else if (t->in_place)
-        *recv = *send + own;
-}
-
-static brg_status try_one(const suite *s, const trial *t)
-{
-    unsigned char *send, *recv;
-    size_t nbytes = brg_dtype_size(t->dtype);
-    place(s, t, &send, &recv);
-    memset(recv, GUARD_BYTE, n_recv(s, t) * nbytes + GUARD);
-    fill(s, t, send, n_send(s, t));
-    expect(s, t);
-    brg_work *work;
-    BRG_TRY(start(s, t, &work, recv, send));
-    BRG_TRY(brg_work_wait(work));
-    return compare(s, t, recv);
-}
 
 /* ---- Groups of trials ------------------------------------------------------------ */
 
@@ -319,11 +29,11 @@ static brg_status try_all_reduce(const suite *s)
     for (int dtype = 0; dtype < BRG_N_DTYPES; dtype++)
         for (int op = 0; op < BRG_N_REDUCE_OPS; op++)
             for (size_t i = 0; i < N_SIZES; i++)
-                BRG_TRY(try_one(s, &(trial){.coll = BRG_COLL_ALL_REDUCE,
-                                            .count = sizes[i],
-                                            .dtype = (brg_dtype)dtype,
-                                            .op = (brg_reduce_op)op,
-                                            .salt = salt++}));
+                BRG_TRY(trial_run(s, &(trial){.coll = BRG_COLL_ALL_REDUCE,
+                                              .count = sizes[i],
+                                              .dtype = (brg_dtype)dtype,
+                                              .op = (brg_reduce_op)op,
+                                              .salt = salt++}));
     return BRG_OK;
 }
 
@@ -334,20 +44,20 @@ static brg_status try_large(const suite *s)
     uint64_t salt = 1000;
     for (size_t d = 0; d < 2; d++)
         for (size_t i = 0; i < 3; i++)
-            BRG_TRY(try_one(s, &(trial){.coll = BRG_COLL_ALL_REDUCE,
-                                        .count = counts[i],
-                                        .dtype = dtypes[d],
-                                        .op = BRG_REDUCE_AVG,
-                                        .salt = salt++}));
+            BRG_TRY(trial_run(s, &(trial){.coll = BRG_COLL_ALL_REDUCE,
+                                          .count = counts[i],
+                                          .dtype = dtypes[d],
+                                          .op = BRG_REDUCE_AVG,
+                                          .salt = salt++}));
     for (int in_place = 0; in_place < 2; in_place++)
         for (int coll = BRG_COLL_REDUCE_SCATTER; coll <= BRG_COLL_BROADCAST;
              coll++)
-            BRG_TRY(try_one(s, &(trial){.coll = (brg_coll)coll,
-                                        .count = 2 * LARGE / (size_t)s->n,
-                                        .dtype = BRG_DTYPE_F32,
-                                        .in_place = in_place,
-                                        .root = s->n - 1,
-                                        .salt = salt++}));
+            BRG_TRY(trial_run(s, &(trial){.coll = (brg_coll)coll,
+                                          .count = 2 * LARGE / (size_t)s->n,
+                                          .dtype = BRG_DTYPE_F32,
+                                          .in_place = in_place,
+                                          .root = s->n - 1,
+                                          .salt = salt++}));
     return BRG_OK;
 }
 
@@ -356,10 +66,10 @@ static brg_status try_nothing(const suite *s)
 {
     for (int coll = BRG_COLL_ALL_REDUCE; coll <= BRG_COLL_BROADCAST; coll++)
         for (int k = 0; k < 41; k++)
-            BRG_TRY(try_one(s, &(trial){.coll = (brg_coll)coll,
-                                        .count = k < 40 ? 17 : 0,
-                                        .dtype = BRG_DTYPE_F32,
-                                        .salt = (uint64_t)(3000 + k)}));
+            BRG_TRY(trial_run(s, &(trial){.coll = (brg_coll)coll,
+                                          .count = k < 40 ? 17 : 0,
+                                          .dtype = BRG_DTYPE_F32,
+                                          .salt = (uint64_t)(3000 + k)}));
     return BRG_OK;
 }
 
@@ -371,21 +81,21 @@ static brg_status try_others(const suite *s)
     for (int dtype = 0; dtype < BRG_N_DTYPES; dtype++)
         for (size_t i = 0; i < N_SIZES; i++)
             for (int k = 0; k < 4; k++, salt++)
-                BRG_TRY(try_one(s, &(trial){.coll = colls[k / 2],
-                                            .count = sizes[i],
-                                            .dtype = (brg_dtype)dtype,
-                                            .op = (brg_reduce_op)(salt % 5),
-                                            .in_place = k % 2,
-                                            .salt = salt}));
+                BRG_TRY(trial_run(s, &(trial){.coll = colls[k / 2],
+                                              .count = sizes[i],
+                                              .dtype = (brg_dtype)dtype,
+                                              .op = (brg_reduce_op)(salt % 5),
+                                              .in_place = k % 2,
+                                              .salt = salt}));
     for (int root = 0; root < s->n; root++)
         for (size_t i = 0; i < N_SIZES; i++)
-            BRG_TRY(try_one(s, &(trial){.coll = BRG_COLL_BROADCAST,
-                                        .count = sizes[i],
-                                        .dtype = BRG_DTYPE_I32,
-                                        .root = root,
-                                        .salt = salt++}));
-    return try_one(s,
-                   &(trial){.coll = BRG_COLL_BARRIER, .dtype = BRG_DTYPE_U8});
+            BRG_TRY(trial_run(s, &(trial){.coll = BRG_COLL_BROADCAST,
+                                          .count = sizes[i],
+                                          .dtype = BRG_DTYPE_I32,
+                                          .root = root,
+                                          .salt = salt++}));
+    return trial_run(s,
+                     &(trial){.coll = BRG_COLL_BARRIER, .dtype = BRG_DTYPE_U8});
 }
 
 /* ---- Point to point ------------------------------------------------------------ */
@@ -396,8 +106,8 @@ static brg_status try_ring(const suite *s, size_t count, uint64_t salt)
     trial t = {.count = count, .dtype = BRG_DTYPE_F32, .salt = salt};
     int next = (s->rank + 1) % s->n, before = (s->rank + s->n - 1) % s->n;
     brg_work *works[2];
-    fill(s, &t, s->send, count);
-    compute_values(s, &t, before, count);
+    trial_fill(s, &t, s->send, count);
+    trial_values(s, &t, before, count);
     memset(s->recv, GUARD_BYTE, count * 4 + GUARD);
     bool sends_first = salt % 2 == 0;
     if (sends_first)
@@ -408,7 +118,7 @@ static brg_status try_ring(const suite *s, size_t count, uint64_t salt)
     BRG_TRY(brg_work_wait(works[sends_first]));
     BRG_TRY(brg_work_wait(works[!sends_first]));
     t.coll = BRG_COLL_RECV;
-    return compare(s, &t, s->recv);
+    return trial_compare(s, &t, s->recv);
 }
 
 /* Several messages between one pair arrive in order. */
@@ -535,11 +245,11 @@ static brg_status start_coalesced(const suite *s, brg_work **works)
         trial t;
         unsigned char *send, *recv;
         const suite own = room_of(s, k, &t);
-        place(&own, &t, &send, &recv);
+        trial_place(&own, &t, &send, &recv);
         memset(recv, GUARD_BYTE,
-               n_recv(s, &t) * brg_dtype_size(t.dtype) + GUARD);
-        fill(&own, &t, send, n_send(s, &t));
-        BRG_TRY(start(s, &t, &works[k], recv, send));
+               trial_n_recv(s, &t) * brg_dtype_size(t.dtype) + GUARD);
+        trial_fill(&own, &t, send, trial_n_send(s, &t));
+        BRG_TRY(trial_start(s, &t, &works[k], recv, send));
     }
     return BRG_OK;
 }
@@ -571,9 +281,9 @@ static brg_status try_coalesced(const suite *s, bool with_ring)
         trial t;
         unsigned char *send, *recv;
         const suite own = room_of(s, k, &t);
-        place(&own, &t, &send, &recv);
-        expect(&own, &t);
-        BRG_TRY(compare(&own, &t, recv));
+        trial_place(&own, &t, &send, &recv);
+        trial_expect(&own, &t);
+        BRG_TRY(trial_compare(&own, &t, recv));
     }
     if (!with_ring)
         return BRG_OK;
