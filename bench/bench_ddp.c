@@ -20,13 +20,6 @@ typedef struct limit {
 static const limit limits[BENCH_N_MODELS] = {
     {"mlp-a", 1.15}, {"mlp-b", 1.05}, {"cnn", 1.08}, {"gpt", 1.05}};
 
-/* Seconds of a step; the slower rank counts. */
-static double time_ranks(bench_model *m, int n_steps)
-{
-    bench_barrier();
-    return bench_max(bench_model_time(m, n_steps));
-}
-
 /* Ranks have different data, so equal weights show that sums are right. */
 static void check_agreement(const bench_model *m)
 {
@@ -76,20 +69,12 @@ static void run_model(brg_pg *pg, const limit *l)
     bench_model_warm_up(&alone, 5);
     bench_model_warm_up(&shared, 5);
 
-    const double guess = time_ranks(&alone, 5);
+    const double guess = bench_ranks_time(&alone, 5);
     const int n_steps = 1 + (int)(PASS_SECONDS / guess);
     brg_reducer_stats before, after;
     bench_pairs pairs = {0};
     brg_ddp_get_stats(shared.ddp, &before);
-    /* alike on both ranks, so that they stop together */
-    const double end = bench_max(bench_seconds() + MODEL_SECONDS);
-    while (pairs.n < BENCH_MAX_PASSES && !(bench_max(bench_seconds()) > end)) {
-        const double start = bench_switches();
-        const double with = time_ranks(&shared, n_steps);
-        const double without = time_ranks(&alone, n_steps);
-        bench_pairs_add(&pairs, with, without,
-                        bench_max(bench_switches() - start));
-    }
+    bench_ranks_pairs(&pairs, &shared, &alone, n_steps, MODEL_SECONDS);
     brg_ddp_get_stats(shared.ddp, &after);
     const double wait_s = 1e-9 *
                           (double)(after.total_wait_ns - before.total_wait_ns) /

@@ -3,7 +3,6 @@
  * timed, and from these two the step of both ranks is predicted (schedule.h).
  * Then it is taken, in turn with the step alone. */
 #include <stdio.h>
-#include <string.h>
 
 #include <brigade/schedule.h>
 
@@ -15,12 +14,6 @@
 #define PASS_SECONDS 0.02
 #define MODEL_SECONDS 10.0
 #define MARGIN 0.1
-
-static double time_ranks(bench_model *m, int n_steps)
-{
-    bench_barrier();
-    return bench_max(bench_model_time(m, n_steps));
-}
 
 /* Both ranks step through a model of their own; the slower one's times count,
  * as the buckets of the slower one do. */
@@ -87,18 +80,11 @@ static void run_model(brg_pg *pg, const char *name)
 
     brg_reducer_stats stats;
     brg_ddp_get_stats(shared.ddp, &stats);
-    const double alone_s = time_ranks(&alone, N_RECORDED);
+    const double alone_s = bench_ranks_time(&alone, N_RECORDED);
     const brg_schedule schedule = predict(pg, &alone, stats.n_bytes);
     const int n_steps = 1 + (int)(PASS_SECONDS / alone_s);
     bench_pairs pairs = {0};
-    const double end = bench_max(bench_seconds() + MODEL_SECONDS);
-    while (pairs.n < BENCH_MAX_PASSES && !(bench_max(bench_seconds()) > end)) {
-        const double start = bench_switches();
-        const double with = time_ranks(&shared, n_steps);
-        const double without = time_ranks(&alone, n_steps);
-        bench_pairs_add(&pairs, with, without,
-                        bench_max(bench_switches() - start));
-    }
+    bench_ranks_pairs(&pairs, &shared, &alone, n_steps, MODEL_SECONDS);
     if (brg_pg_rank(pg) == 0)
         print_model(name, &pairs, &schedule);
     bench_model_deinit(&shared);
@@ -109,9 +95,7 @@ static void run_model(brg_pg *pg, const char *name)
 int main(int argc, char **argv)
 {
     brg_pg *pg = bench_ranks_begin(&argc, &argv);
-    for (int i = 0; i < BENCH_N_MODELS; i++)
-        if (argc < 2 || strcmp(argv[1], bench_model_names[i]) == 0)
-            run_model(pg, bench_model_names[i]);
+    bench_ranks_models(pg, argc, argv, run_model);
     bench_ranks_end(pg);
     return 0;
 }

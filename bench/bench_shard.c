@@ -14,12 +14,6 @@
 #define PASS_SECONDS 0.004
 #define MODEL_SECONDS 5.0
 
-static double time_ranks(bench_model *m, int n_steps)
-{
-    bench_barrier();
-    return bench_max(bench_model_time(m, n_steps));
-}
-
 static double state_bytes(const brg_optim *optim)
 {
     double sum = 0;
@@ -70,17 +64,11 @@ static void run_model(brg_pg *pg, const char *model)
     bench_model_warm_up(&sharded, 5);
     bench_model_warm_up(&whole, 5);
 
-    const double guess = time_ranks(&whole, 5);
-    (void)time_ranks(&sharded, 5); /* as many steps */
+    const double guess = bench_ranks_time(&whole, 5);
+    (void)bench_ranks_time(&sharded, 5); /* as many steps */
     const int n_steps = 1 + (int)(PASS_SECONDS / bench_max(guess));
     bench_pairs pairs = {0};
-    const double end = bench_max(bench_seconds() + MODEL_SECONDS);
-    while (pairs.n < BENCH_MAX_PASSES && !(bench_max(bench_seconds()) > end)) {
-        const double start = bench_switches();
-        const double a = time_ranks(&sharded, n_steps);
-        const double b = time_ranks(&whole, n_steps);
-        bench_pairs_add(&pairs, a, b, bench_max(bench_switches() - start));
-    }
+    bench_ranks_pairs(&pairs, &sharded, &whole, n_steps, MODEL_SECONDS);
     check_weights(&sharded, &whole);
     const double share =
         bench_max(state_bytes(sharded.optim)) / state_bytes(whole.optim);
@@ -93,9 +81,7 @@ static void run_model(brg_pg *pg, const char *model)
 int main(int argc, char **argv)
 {
     brg_pg *pg = bench_ranks_begin(&argc, &argv);
-    for (int i = 0; i < BENCH_N_MODELS; i++)
-        if (argc < 2 || strcmp(argv[1], bench_model_names[i]) == 0)
-            run_model(pg, bench_model_names[i]);
+    bench_ranks_models(pg, argc, argv, run_model);
     bench_ranks_end(pg);
     return 0;
 }

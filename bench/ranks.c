@@ -10,8 +10,6 @@
 
 #include <brigade/mpi.h>
 
-#include "bench/bench.h"
-
 brg_pg *bench_ranks_begin(int *argc, char ***argv)
 {
     int n_ranks;
@@ -40,6 +38,33 @@ double bench_max(double value)
     double most;
     MPI_Allreduce(&value, &most, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
     return most;
+}
+
+double bench_ranks_time(bench_model *m, int n_steps)
+{
+    bench_barrier();
+    return bench_max(bench_model_time(m, n_steps));
+}
+
+void bench_ranks_pairs(bench_pairs *pairs, bench_model *a, bench_model *b,
+                       int n_steps, double seconds)
+{
+    /* alike on both ranks, so that they stop together */
+    const double end = bench_max(bench_seconds() + seconds);
+    while (pairs->n < BENCH_MAX_PASSES && !(bench_max(bench_seconds()) > end)) {
+        const double start = bench_switches();
+        const double a_s = bench_ranks_time(a, n_steps);
+        const double b_s = bench_ranks_time(b, n_steps);
+        bench_pairs_add(pairs, a_s, b_s, bench_max(bench_switches() - start));
+    }
+}
+
+void bench_ranks_models(brg_pg *pg, int argc, char **argv,
+                        void (*run)(brg_pg *pg, const char *model))
+{
+    for (int i = 0; i < BENCH_N_MODELS; i++)
+        if (argc < 2 || strcmp(argv[1], bench_model_names[i]) == 0)
+            run(pg, bench_model_names[i]);
 }
 
 /* Memory of each rank that both see: of[r] is rank r's. */
