@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <brigade/runtime.h>
 
@@ -70,6 +71,45 @@ static inline CACHE_UNUSED void change_byte(const char *path, long at)
     assert_int_equal(fseek(file, at, at < 0 ? SEEK_END : SEEK_SET), 0);
     fputc(byte ^ 0x40, file);
     fclose(file);
+}
+
+/* Loads the kernel of the tests; fails unless so many were compiled and so many
+ * came from disk. */
+typedef void (*load_fn)(unsigned long long n_compiled,
+                        unsigned long long n_from_disk);
+
+/* The only entry with that ending, damaged in one way after the other, is made
+ * again each time. */
+static inline CACHE_UNUSED void survive_damage(const char *ending, load_fn load)
+{
+    static const long places[] = {0, 700, -1, -20, -50};
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        change_byte(only_entry(ending), places[i]);
+        logged[0] = '\0';
+        load(1, 0);
+        assert_non_null(strstr(logged, "is made again"));
+        load(0, 1);
+    }
+    assert_int_equal(truncate(only_entry(ending), 100), 0);
+    load(1, 0);
+    assert_int_equal(truncate(only_entry(ending), 0), 0);
+    load(1, 0);
+}
+
+/* A good file, of another text: the only entry is what `make` makes in its
+ * place. */
+static inline CACHE_UNUSED void exchange_entry(const char *ending,
+                                               void (*make)(void))
+{
+    char first[4200], command[14000];
+    snprintf(first, sizeof first, "%s", only_entry(ending));
+    snprintf(command, sizeof command, "mv '%s' '%s/other'", first, cache);
+    assert_int_equal(system(command), 0);
+    make();
+    snprintf(command, sizeof command, "mv '%s' '%s'", only_entry(ending),
+             first);
+    assert_int_equal(system(command), 0);
+    logged[0] = '\0';
 }
 
 #endif

@@ -349,53 +349,35 @@ static void load_one(unsigned long long n_compiled,
     assert_int_equal(stats().from_disk - before.from_disk, n_from_disk);
 }
 
-static const char *entry(void)
-{
-    return only_entry(".cubin");
-}
-
 static void test_cuda_groups__cache(void **state)
 {
-    static const long places[] = {0, 700, -1, -20, -50};
     (void)state;
     load_one(1, 0);
     load_one(0, 1);
-    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-        change_byte(entry(), places[i]);
-        logged[0] = '\0';
-        load_one(1, 0);
-        assert_non_null(strstr(logged, "is made again"));
-        load_one(0, 1);
-    }
-    assert_int_equal(truncate(entry(), 100), 0);
-    load_one(1, 0);
-    assert_int_equal(truncate(entry(), 0), 0);
-    load_one(1, 0);
+    survive_damage(".cubin", load_one);
     assert_int_equal(compiling.n_loaded, compiling.n_unloaded);
 }
 
-/* A good file, of another text: what the key in a record is for. */
-static void test_cuda_groups__foreign_entry(void **state)
+static void load_another(void)
 {
-    char first[4200], command[14000];
     group_case c;
     there t;
     brg__cuda_kernels *kernels;
     brg__cuda_group *groups[] = {&t.g};
-    (void)state;
-    load_one(1, 0);
-    snprintf(first, sizeof first, "%s", entry());
-    snprintf(command, sizeof command, "mv '%s' '%s/other'", first, cache);
-    assert_int_equal(system(command), 0);
     brg_scope *scope = brg_scope_begin();
     bias_group(&c, BRG_DTYPE_F16);
     there_init(&t, &c);
     assert_brg_ok(brg__cuda_kernels_load(&kernels, THERE, groups, 1));
     brg__cuda_kernels_release(kernels);
     brg_scope_end(scope);
-    snprintf(command, sizeof command, "mv '%s' '%s'", entry(), first);
-    assert_int_equal(system(command), 0);
-    logged[0] = '\0';
+}
+
+/* What the key in a record is for. */
+static void test_cuda_groups__foreign_entry(void **state)
+{
+    (void)state;
+    load_one(1, 0);
+    exchange_entry(".cubin", load_another);
     load_one(1, 0);
     assert_non_null(strstr(logged, "its content is not what its record says"));
 }
