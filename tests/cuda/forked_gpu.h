@@ -24,4 +24,23 @@ static brg_status forked_begin(forked_rank *me)
     return brg_device_stream(me->device, &me->stream);
 }
 
+static inline brg_status do_nothing(forked_rank *me)
+{
+    (void)me;
+    return BRG_OK;
+}
+
+/* Says that nothing is tested without a second one; 0, or the exit status. */
+static inline int require_two_gpus(void)
+{
+    forked_result results[2];
+    forked_run(2, do_nothing, NULL, results);
+    for (int r = 0; r < 2; r++)
+        if (results[r].status != BRG_OK) {
+            printf("SKIPPED, nothing was tested: %s\n", results[r].text);
+            return results[r].status == BRG_ERR_DEVICE ? BRG_TEST_SKIPPED : 1;
+        }
+    return 0;
+}
+
 #endif

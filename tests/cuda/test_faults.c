@@ -10,24 +10,6 @@
 #define N ((int64_t)1 << 20)
 #define SOON_S 5
 
-static brg_status do_nothing(forked_rank *me)
-{
-    (void)me;
-    return BRG_OK;
-}
-
-static int require_two_gpus(void)
-{
-    forked_result results[2];
-    forked_run(2, do_nothing, NULL, results);
-    for (int r = 0; r < 2; r++)
-        if (results[r].status != BRG_OK) {
-            printf("SKIPPED, nothing was tested: %s\n", results[r].text);
-            return results[r].status == BRG_ERR_DEVICE ? BRG_TEST_SKIPPED : 1;
-        }
-    return 0;
-}
-
 /* Sums ones; the host waits for the GPU. */
 static brg_status reduce(brg_pg *pg, int64_t n, double *sum)
 {

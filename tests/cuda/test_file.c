@@ -12,12 +12,6 @@ enum { N_CALLS = 16, N = 1000 };
 
 static char folder[300];
 
-static brg_status do_nothing(forked_rank *me)
-{
-    (void)me;
-    return BRG_OK;
-}
-
 /* Sums of k over the ranks, all launched as one. */
 static brg_status check_coalesced(const forked_rank *me, brg_pg *pg)
 {
@@ -73,13 +67,9 @@ static void test_file__two_gpus_without_mpi(void **state)
 
 int main(void)
 {
-    forked_result results[2];
-    forked_run(2, do_nothing, NULL, results);
-    for (int r = 0; r < 2; r++)
-        if (results[r].status != BRG_OK) {
-            printf("SKIPPED, nothing was tested: %s\n", results[r].text);
-            return results[r].status == BRG_ERR_DEVICE ? BRG_TEST_SKIPPED : 1;
-        }
+    int missing = require_two_gpus();
+    if (missing)
+        return missing;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_file__two_gpus_without_mpi),
     };
