@@ -1,11 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Records of a group's collectives and of gradients. */
+ * Records of a group's collectives. */
 #include "comm/trace.h"
-
-static int16_t short_bucket(int64_t bucket)
-{
-    return bucket >= 0 && bucket <= INT16_MAX ? (int16_t)bucket : -1;
-}
 
 static void put_call(brg_pg *pg, const brg_call *call,
                      const brg_trace_record *given)
@@ -14,7 +9,7 @@ static void put_call(brg_pg *pg, const brg_call *call,
     record.coll = (uint8_t)call->coll;
     record.group = pg->number;
     record.reducer = call->reducer;
-    record.bucket = short_bucket(call->bucket);
+    record.bucket = brg__record_bucket(call->bucket);
     record.u.call.seq = call->seq;
     record.u.call.nbytes = call->nbytes;
     record.u.call.param = -1;
@@ -69,19 +64,4 @@ void brg__record_failure(brg_pg *pg)
     brg__record_put(pg->trace, pg->end.place, &record);
     brg__error_restore(&pg->error);
     brg__record_dump_failed(pg->trace);
-}
-
-void brg__record_param(brg_pg *pg, brg_trace_kind kind,
-                       const brg__record_gradient *gradient)
-{
-    brg_trace_record record = {.kind = (uint8_t)kind,
-                               .coll = UINT8_MAX,
-                               .group = pg->number,
-                               .reducer = gradient->reducer,
-                               .bucket = short_bucket(gradient->bucket)};
-    record.u.call.nbytes = gradient->nbytes;
-    record.u.call.value = gradient->value;
-    record.u.call.param = (int32_t)gradient->param;
-    record.u.call.peer = -1;
-    brg__record_put(pg->trace, pg->end.place, &record);
 }

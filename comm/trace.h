@@ -29,15 +29,10 @@ void brg__record_progressed_at(const brg_call *call, int stage,
  * records to the folder. */
 void brg__record_failure(brg_pg *pg);
 
-/* A gradient of a reducer, see BRG_TRACE_HOOK and BRG_TRACE_COPY. */
-typedef struct brg__record_gradient {
-    uint8_t reducer;
-    uint32_t bucket;
-    size_t param;
-    size_t nbytes;
-    int64_t value;
-} brg__record_gradient;
-void brg__record_param(brg_pg *pg, brg_trace_kind kind,
-                       const brg__record_gradient *gradient);
+/* As records hold a bucket's number. */
+static inline int16_t brg__record_bucket(int64_t bucket)
+{
+    return bucket >= 0 && bucket <= INT16_MAX ? (int16_t)bucket : -1;
+}
 
 #endif

@@ -21,23 +21,24 @@
 #include "core/tensor/tensor.h"
 #include "reducer/reducer.h"
 
+/* First what each gradient touches. */
 typedef struct brg__ddp_param {
     brg_ddp *ddp;
     size_t index;
-    uint32_t group;   /* of the user's; 0: none */
     brg_tensor *leaf; /* one of ddp->tensors */
     brg_tensor *view; /* owned: its gradient in the bucket */
     brg_tensor *home; /* owned: where a backward puts it; often the view */
-    brg_tensor *kept; /* owned: what was in the slot of an unused one */
-    brg_hook *hook;
-    float *sum;   /* owned, on the leaf's device: of micro-batches (ddp_sum.c);
-                       NULL: in .grad */
-    bool has_sum; /* it holds some */
-    bool is_used; /* got a gradient since the last reduction */
+    bool has_sum;     /* `sum` holds some */
+    bool is_used;     /* got a gradient since the last reduction */
     bool is_coming; /* a plan makes it; of the last brg__reduction_ops.expect */
     bool is_written;  /* a plan has said that the result is there */
     uint32_t n_fires; /* of its hook in a step; see ddp->graph */
     uint32_t n_left;  /* in this step */
+    uint32_t group;   /* of the user's; 0: none */
+    brg_tensor *kept; /* owned: what was in the slot of an unused one */
+    brg_hook *hook;
+    float *sum; /* owned, on the leaf's device: of micro-batches (ddp_sum.c);
+                       NULL: in .grad */
 } brg__ddp_param;
 
 /* What is known of how often each hook runs in a step. */

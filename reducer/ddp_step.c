@@ -262,9 +262,16 @@ brg_status brg__ddp_join(brg_ddp *ddp)
     return status;
 }
 
+/* .grad, which fits the view, has been copied there. */
+static void show_view(const brg__ddp_param *p, brg_tensor *grad)
+{
+    brg__autograd_of(p->leaf)->grad = brg_retain(p->view);
+    brg_release(grad);
+}
+
 brg_status brg__ddp_take(brg__ddp_param *p)
 {
-    brg_tensor *grad = brg_tensor_grad(p->leaf);
+    brg_tensor *grad = brg__autograd_of(p->leaf)->grad;
     bool has_gradient = grad != NULL || p->has_sum;
     p->is_used |= grad != NULL;
     bool has_leaves = brg__has_leaves(p->ddp->reducer);
@@ -281,7 +288,7 @@ brg_status brg__ddp_take(brg__ddp_param *p)
     if (!grad)
         brg__ddp_remember_late(p);
     else if (grad != p->view && !p->ddp->options.grads_apart)
-        BRG_TRY(brg_tensor_set_grad(p->leaf, p->view));
+        show_view(p, grad);
     brg__reducer_take(p->ddp->reducer, p->index, has_gradient);
     return BRG_OK;
 }

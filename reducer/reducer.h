@@ -29,22 +29,22 @@
 #include "reducer/hooks/hook.h"
 #include "reducer/inbox.h"
 
-/* One parameter. */
+/* One parameter; first what each of its gradients touches. */
 typedef struct brg__member {
-    char *name; /* owned */
     void *grad; /* NULL: the gradient lives in its slot */
     void *slot;
     size_t nbytes;
-    size_t count;
-    size_t n_rows;
+    uint32_t bucket;
+    uint32_t arrival; /* its number in this step, from 0 */
+    bool is_ready;    /* arrived in this step */
+    bool is_used;     /* by this rank, in this step */
     brg_dtype dtype;
     brg_device device;
-    uint32_t group; /* of the user's, from 1; 0: none */
-    uint32_t bucket;
+    size_t count;
+    size_t n_rows;
+    char *name;         /* owned */
+    uint32_t group;     /* of the user's, from 1; 0: none */
     uint32_t n_used;    /* ranks, in the last step */
-    uint32_t arrival;   /* its number in this step, from 0 */
-    bool is_ready;      /* arrived in this step */
-    bool is_used;       /* by this rank, in this step */
     double sum_squares; /* of the result, with measure_norm */
 } brg__member;
 
@@ -224,14 +224,27 @@ void brg__reducer_lay_out(brg_reducer *r);
 brg_status brg__reducer_check(const brg_reducer *r);
 
 /* Begins the step if this is its first gradient; fails if i was there. */
-brg_status brg__reducer_expect(brg_reducer *r, size_t i);
+brg_status brg__reducer_expect_slowly(brg_reducer *r, size_t i);
+static inline brg_status brg__reducer_expect(brg_reducer *r, size_t i)
+{
+    bool is_plain = r->broken.code == BRG_OK && r->is_running;
+    return is_plain && !r->members[i].is_ready
+               ? BRG_OK
+               : brg__reducer_expect_slowly(r, i);
+}
 
 /* Gradient i, which was expected, is in its slot. `is_used`: it counts as a
  * gradient. */
 brg_status brg__reducer_arrive(brg_reducer *r, size_t i, bool is_used);
 /* The two halves of it: no bucket starts; those below n that are ready do. */
 void brg__reducer_take(brg_reducer *r, size_t i, bool is_used);
-brg_status brg__reducer_launch(brg_reducer *r, size_t n);
+brg_status brg__reducer_launch_ready(brg_reducer *r, size_t n);
+static inline brg_status brg__reducer_launch(brg_reducer *r, size_t n)
+{
+    bool has_ready = r->n_launched < n &&
+                     r->buckets[r->n_launched].state == BRG__BUCKET_READY;
+    return has_ready ? brg__reducer_launch_ready(r, n) : BRG_OK;
+}
 
 /* What went wrong last is why this rank cannot complete the step: its end says
  * so, and the tail tells the others. */

@@ -34,7 +34,7 @@ static void begin(brg_reducer *r)
         brg__recording_begin(r);
 }
 
-brg_status brg__reducer_expect(brg_reducer *r, size_t i)
+brg_status brg__reducer_expect_slowly(brg_reducer *r, size_t i)
 {
     BRG_TRY(brg__reducer_check(r));
     begin(r);
@@ -195,7 +195,7 @@ static brg_status end_bucket(brg_reducer *r, size_t k)
  * gradients arrive in different orders still agree on the order of the
  * collectives. The last bucket comes after all gradients, so its tail is
  * known by then. */
-brg_status brg__reducer_launch(brg_reducer *r, size_t n)
+brg_status brg__reducer_launch_ready(brg_reducer *r, size_t n)
 {
     while (r->n_launched < n) {
         brg__bucket *bucket = &r->buckets[r->n_launched];
@@ -219,19 +219,23 @@ brg_status brg__reducer_launch(brg_reducer *r, size_t n)
     return BRG_OK;
 }
 
-static brg_status launch_ready(brg_reducer *r)
+static brg_status launch_all(brg_reducer *r)
 {
     return brg__reducer_launch(r, r->plan.n_buckets);
 }
 
 static void trace(const brg_reducer *r, size_t i, brg_trace_kind kind,
-                  const brg__record_gradient *what)
+                  size_t nbytes, int64_t value)
 {
-    brg__record_gradient gradient = *what;
-    gradient.reducer = r->number;
-    gradient.bucket = r->members[i].bucket;
-    gradient.param = i;
-    brg__record_param(r->pg, kind, &gradient);
+    brg__record_put_gradient(
+        r->pg->trace, r->pg->end.place, kind,
+        &(brg__record_gradient){.group = r->pg->number,
+                                .reducer = r->number,
+                                .bucket =
+                                    brg__record_bucket(r->members[i].bucket),
+                                .param = (uint32_t)i,
+                                .nbytes = nbytes,
+                                .value = value});
 }
 
 /* A look at the clock takes as long as copying this much. */
@@ -246,8 +250,7 @@ void brg__reducer_trace_hook(brg_reducer *r, size_t i, brg__arrival how)
                     (how == BRG__ARRIVES_COPIED && nbytes <= COPY_IN_NO_TIME);
     if (how != BRG__ARRIVES_LATER) /* else another thread's to write */
         r->is_in_trace = is_there;
-    trace(r, i, BRG_TRACE_HOOK,
-          &(brg__record_gradient){.nbytes = nbytes, .value = is_there});
+    trace(r, i, BRG_TRACE_HOOK, nbytes, is_there);
 }
 
 static void trace_copy(brg_reducer *r, size_t i)
@@ -259,8 +262,7 @@ static void trace_copy(brg_reducer *r, size_t i)
     if (is_there ||
         !atomic_load_explicit(&brg__record_is_on, memory_order_relaxed))
         return;
-    trace(r, i, BRG_TRACE_COPY,
-          &(brg__record_gradient){.nbytes = (size_t)nbytes});
+    trace(r, i, BRG_TRACE_COPY, (size_t)nbytes, 0);
 }
 
 /* The first failure of a step is the one that counts. */
@@ -314,7 +316,7 @@ void brg__reducer_take(brg_reducer *r, size_t i, bool is_used)
 brg_status brg__reducer_arrive(brg_reducer *r, size_t i, bool is_used)
 {
     brg__reducer_take(r, i, is_used);
-    return launch_ready(r);
+    return launch_all(r);
 }
 
 /* ---- The end ------------------------------------------------------------------- */
@@ -360,7 +362,7 @@ static void wait_one(brg_reducer *r, size_t k)
 
 brg_status brg__reducer_wait_until(brg_reducer *r, size_t n)
 {
-    BRG_TRY(launch_ready(r));
+    BRG_TRY(launch_all(r));
     for (; r->n_waited < n; r->n_waited++)
         wait_one(r, r->n_waited);
     const brg__error_record *first =
@@ -419,7 +421,7 @@ static brg_status give_out(brg_reducer *r)
 
 brg_status brg__reducer_complete(brg_reducer *r)
 {
-    brg_status status = launch_ready(r);
+    brg_status status = launch_all(r);
     if (status != BRG_OK)
         status = give_out(r);
     else if ((status = wait_measured(r)) == BRG_OK)

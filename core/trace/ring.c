@@ -189,39 +189,40 @@ static inline void store(brg__record_slot slot, const uint64_t *words)
 {
     atomic_store_explicit(&slot[1], 0, memory_order_relaxed);
     atomic_store_explicit(&slot[0], words[0], memory_order_release);
+#pragma GCC unroll 8
     for (int i = 2; i < BRG__RECORD_WORDS; i++)
         atomic_store_explicit(&slot[i], words[i], memory_order_release);
     atomic_store_explicit(&slot[1], words[1], memory_order_release);
 }
 
 /* Where other ranks find the last record of its kind. */
-static brg__record_slot *part_of(brg__record_place *place,
-                                 const brg_trace_record *record)
+static brg__record_slot *part_of(brg__record_place *place, uint8_t kind)
 {
-    if (record->kind <= BRG_TRACE_COPY)
+    if (kind <= BRG_TRACE_COPY)
         return &place->gradient;
-    bool is_mark = record->kind == BRG_TRACE_BEGIN ||
-                   record->kind == BRG_TRACE_END ||
-                   record->kind == BRG_TRACE_MARK;
+    bool is_mark = kind == BRG_TRACE_BEGIN || kind == BRG_TRACE_END ||
+                   kind == BRG_TRACE_MARK;
     return is_mark ? &place->mark : &place->last;
 }
 
 /* Locked, as the group whose memory that is may go on another thread. */
-static void store_in_ring(brg__record_ring *ring,
-                          const brg_trace_record *record, const uint64_t *words)
+static void store_in_ring(brg__record_ring *ring, uint8_t kind,
+                          const uint64_t *words)
 {
     if (!atomic_load_explicit(&ring->place, memory_order_relaxed) ||
-        record->kind == BRG_TRACE_MARK)
+        kind == BRG_TRACE_MARK)
         return;
     pthread_mutex_lock(&ring->lock);
     brg__record_place *place = atomic_load(&ring->place);
     if (place)
-        store(*part_of(place, record), words);
+        store(*part_of(place, kind), words);
     pthread_mutex_unlock(&ring->lock);
 }
 
-void brg__record_put(brg__record_ring *ring, brg__record_place *place,
-                     brg_trace_record *record)
+/* A function of its own to each caller: what that knows of the record then
+ * needs no memory. */
+static inline __attribute__((always_inline)) void
+put(brg__record_ring *ring, brg__record_place *place, brg_trace_record *record)
 {
     if (!atomic_load_explicit(&brg__record_is_on, memory_order_relaxed))
         return;
@@ -235,9 +236,31 @@ void brg__record_put(brg__record_ring *ring, brg__record_place *place,
     __builtin_prefetch(ring->slots[(at + AHEAD) & ring->mask], 1);
     store(ring->slots[at & ring->mask], words);
     if (place)
-        store(*part_of(place, record), words);
+        store(*part_of(place, record->kind), words);
     else
-        store_in_ring(ring, record, words);
+        store_in_ring(ring, record->kind, words);
+}
+
+void brg__record_put(brg__record_ring *ring, brg__record_place *place,
+                     brg_trace_record *record)
+{
+    put(ring, place, record);
+}
+
+void brg__record_put_gradient(brg__record_ring *ring, brg__record_place *place,
+                              brg_trace_kind kind,
+                              const brg__record_gradient *gradient)
+{
+    brg_trace_record record = {.kind = (uint8_t)kind,
+                               .coll = UINT8_MAX,
+                               .group = gradient->group,
+                               .reducer = gradient->reducer,
+                               .bucket = gradient->bucket};
+    record.u.call.nbytes = gradient->nbytes;
+    record.u.call.value = gradient->value;
+    record.u.call.param = (int32_t)gradient->param;
+    record.u.call.peer = -1;
+    put(ring, place, &record);
 }
 
 bool brg__record_read(brg__record_slot *slot, brg_trace_record *filled)

@@ -68,6 +68,22 @@ void brg__record_adopt(brg__record_ring *ring);
 void brg__record_put(brg__record_ring *ring, brg__record_place *place,
                      brg_trace_record *record);
 
+/* A gradient of a reducer, see BRG_TRACE_HOOK and BRG_TRACE_COPY. */
+typedef struct brg__record_gradient {
+    uint8_t group;
+    uint8_t reducer;
+    int16_t bucket;
+    uint32_t param;
+    size_t nbytes;
+    int64_t value;
+} brg__record_gradient;
+
+/* brg__record_put of such, put together in registers: there is one for each
+ * parameter of each step. */
+void brg__record_put_gradient(brg__record_ring *ring, brg__record_place *place,
+                              brg_trace_kind kind,
+                              const brg__record_gradient *gradient);
+
 /* A slot's record; false if there is none, or it is being written. */
 bool brg__record_read(brg__record_slot *slot, brg_trace_record *filled);
 
