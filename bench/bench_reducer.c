@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  * What the reducer costs a parameter, from the mark or the hook to the start
- * of its bucket, without any communication (a group of one). Under mpirun -n 2
- * marks alone, which start real reductions: a hook is the difference of two
- * backwards, which the other rank disturbs by more than that. */
+ * of its bucket, without any communication (a group of one) and under mpirun
+ * -n 2, where buckets start real reductions. A hook in two ways:
+ *     hook         a backward with a ddp less one without; the other rank
+ *                  disturbs that by more than it is, so alone only
+ *     hook_itself  between a hook before the ddp's and one after it, less the
+ *                  same without a ddp: what lies outside of it cannot disturb,
+ *                  but the two looks at the clock let nothing overlap */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -80,27 +84,62 @@ static void run_marks(brg_pg *pg, const char *name, float *memory)
 #define N_LEAVES 512
 
 typedef struct leaves {
+    bool is_in_place; /* the sum over what was broadcast writes gradients into
+                         their slots, the rule of brg_mul leaves a copy to the
+                         hook */
     brg_scope *scope;
     brg_tensor *at[N_LEAVES];
     brg_ddp *ddp;
 } leaves;
 
-static void leaves_init(leaves *l, brg_pg *pg, size_t n_buckets)
+static double probe_begin, probe_spent;
+
+static brg_status begin_probe(brg_tensor *leaf, void *user)
 {
-    l->scope = brg_scope_begin();
+    (void)leaf;
+    (void)user;
+    probe_begin = bench_seconds();
+    return BRG_OK;
+}
+
+static brg_status end_probe(brg_tensor *leaf, void *user)
+{
+    (void)leaf;
+    (void)user;
+    probe_spent += bench_seconds() - probe_begin;
+    return BRG_OK;
+}
+
+static void add_probes(leaves *l, brg_post_accumulate_fn fn)
+{
+    for (size_t i = 0; i < N_LEAVES; i++)
+        bench_must(brg_tensor_add_post_accumulate_hook(NULL, l->at[i], fn, NULL,
+                                                       NULL));
+}
+
+static void leaves_init(leaves *l, bool is_in_place)
+{
+    *l = (leaves){.is_in_place = is_in_place, .scope = brg_scope_begin()};
     for (size_t i = 0; i < N_LEAVES; i++) {
-        l->at[i] = bench_some(brg_full(BRG_DTYPE_F32, BRG_SHAPE(COUNT), 1));
+        l->at[i] = bench_some(brg_full(BRG_DTYPE_F32, BRG_SHAPE(1, COUNT), 1));
         bench_must(brg_set_requires_grad(l->at[i], true));
     }
-    l->ddp = NULL;
+}
+
+static void leaves_reduce(leaves *l, brg_pg *pg, size_t n_buckets)
+{
     brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
     options.keep_order = true;
-    if (n_buckets > 1) /* 0: the default, one bucket here */
+    if (n_buckets > 1) /* else the default, one bucket here */
         options.first_bucket_bytes = options.bucket_bytes =
             N_LEAVES * COUNT * sizeof(float) / n_buckets;
-    if (pg)
-        bench_must(
-            brg_ddp_create(&l->ddp, pg, l->at, N_LEAVES, NULL, 0, &options));
+    bench_must(brg_ddp_create(&l->ddp, pg, l->at, N_LEAVES, NULL, 0, &options));
+}
+
+static void leaves_deinit(leaves *l)
+{
+    brg_ddp_destroy(l->ddp);
+    brg_scope_end(l->scope);
 }
 
 /* A backward, and its gradients given back: a hook gives back what it has
@@ -110,10 +149,12 @@ static double time_backward(leaves *l)
 {
     brg_scope *scope = brg_scope_begin();
     brg_reducer_stats stats = {0};
-    brg_tensor *sum = l->at[0];
-    for (size_t i = 1; i < N_LEAVES; i++)
-        sum = bench_some(brg_mul(sum, l->at[i]));
-    brg_tensor *loss = bench_some(brg_sum_all(sum));
+    const int n_rows = l->is_in_place ? 2 : 1;
+    brg_tensor *all =
+        bench_some(brg_full(BRG_DTYPE_F32, BRG_SHAPE(n_rows, COUNT), 1));
+    for (size_t i = 0; i < N_LEAVES; i++)
+        all = bench_some(brg_mul(all, l->at[i]));
+    brg_tensor *loss = bench_some(brg_sum_all(all));
     double start = bench_seconds();
     bench_must(brg_backward(loss));
     for (size_t i = 0; i < N_LEAVES; i++)
@@ -121,33 +162,59 @@ static double time_backward(leaves *l)
     double seconds = bench_seconds() - start;
     if (l->ddp)
         brg_ddp_get_stats(l->ddp, &stats);
+    if (l->ddp && (stats.n_packed_bytes == 0) != l->is_in_place)
+        bench_fail("gradients reach their slots another way");
     brg_scope_end(scope);
     return seconds - 1e-9 * (double)stats.wait_ns;
 }
 
-/* With hooks and without, in turn, so that both see the same machine. */
-static double time_hooks(leaves *with, leaves *without)
+/* With a ddp and without, in turn, so that both see the same machine; of the
+ * rounds in which it was quietest, going by the backward without. */
+static double time_hooks(leaves *with, leaves *without, bool is_probed)
 {
-    static double seconds[N_ROUNDS];
+    static bench_pairs pairs;
+    pairs.n = 0;
     for (size_t k = 0; k < N_ROUNDS; k++) {
-        double a = time_backward(with);
-        seconds[k] = a - time_backward(without);
+        probe_spent = 0;
+        const double a = time_backward(with), probed = probe_spent;
+        probe_spent = 0;
+        const double b = time_backward(without);
+        bench_pairs_add(&pairs, is_probed ? probed - probe_spent : a - b, b, b);
     }
-    return 1e9 * bench_median(seconds, N_ROUNDS) / N_LEAVES;
+    return 1e9 * bench_pairs_a(&pairs) / N_LEAVES;
 }
 
 static void run_hooks(brg_pg *pg, const char *name, size_t n_buckets)
 {
     static leaves with, without;
     double ns[N_REPEATS];
-    leaves_init(&with, pg, n_buckets);
-    leaves_init(&without, NULL, 0);
+    leaves_init(&with, false);
+    leaves_reduce(&with, pg, n_buckets);
+    leaves_init(&without, false);
     for (int k = 0; k < N_REPEATS; k++)
-        ns[k] = time_hooks(&with, &without);
+        ns[k] = time_hooks(&with, &without, false);
     print_cost(name, ns);
-    brg_ddp_destroy(with.ddp);
-    brg_scope_end(without.scope);
-    brg_scope_end(with.scope);
+    leaves_deinit(&without);
+    leaves_deinit(&with);
+}
+
+/* Hooks run in the order in which they were added. */
+static void run_probes(brg_pg *pg, const char *name, bool is_in_place)
+{
+    static leaves with, without;
+    double ns[N_REPEATS];
+    leaves_init(&with, is_in_place);
+    add_probes(&with, begin_probe);
+    leaves_reduce(&with, pg, N_BUCKETS);
+    add_probes(&with, end_probe);
+    leaves_init(&without, is_in_place);
+    add_probes(&without, begin_probe);
+    add_probes(&without, end_probe);
+    for (int k = 0; k < N_REPEATS; k++)
+        ns[k] = time_hooks(&with, &without, true);
+    print_cost(name, ns);
+    leaves_deinit(&without);
+    leaves_deinit(&with);
 }
 
 /* ---- check_finite ------------------------------------------------------------------ */
@@ -213,8 +280,11 @@ int main(void)
     if (is_alone) {
         run_hooks(pg, "hook", 0);
         run_hooks(pg, "hook_of_8_buckets", N_BUCKETS);
-        run_finite(pg);
     }
+    run_probes(pg, "hook_itself", false);
+    run_probes(pg, "hook_itself_in_place", true);
+    if (is_alone)
+        run_finite(pg);
     brg_pg_destroy(pg);
     free(memory);
     return 0;
