@@ -77,7 +77,7 @@ typedef struct brg__ir_node {
                          VALIDATE: which gradient of the node;
                          PACK, WRITE_BACK: which gradient of the
                          reduction; OUTPUT: which */
-    const struct brg__effect *effect;        /* of EFFECT; borrowed */
+    struct brg__effect *effect;              /* of EFFECT; borrowed */
     const struct brg__traced_region *region; /* of REGION; borrowed */
     uint64_t segment;      /* its backward that this comes from: id + 1; or 0 */
     int instance;          /* which use of it */

@@ -40,7 +40,12 @@ struct brg__effect {
     brg_status (*note)(const brg__effect *effect, brg__words *state);
     /* (optional) It may change the memory of this tensor, too. */
     bool (*changes)(const brg__effect *effect, const brg_tensor *tensor);
+    /* (optional) Whether it and the next one are done at once, behind which
+     * comes `last`: then `next` does both from now on. */
+    bool (*joins)(const brg__effect *effect, brg__effect *next,
+                  const brg__effect *last);
     void *object;       /* what it acts on, if no tensor; borrowed */
+    void *with;         /* another of these */
     brg_tensor *target; /* the tensor that it acts on, or NULL */
     brg_tensor *in;     /* a tensor that it reads, or NULL */
     double f;

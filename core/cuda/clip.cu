@@ -6,7 +6,12 @@
 
 #include <brigade/ext/device.h>
 
+/* Arguments may have 4 KB, or 32 KB from CUDA 12.1 on. */
+#if CUDART_VERSION >= 12010
+#define MANY 200
+#else
 #define MANY 96
+#endif
 #define PIECE BRG_DEVICE_PIECE /* elements of a block */
 
 typedef struct batch {
@@ -202,10 +207,10 @@ static batch next_batch(const brg_device_update *grads, uint64_t n,
     return b;
 }
 
-int brg__cu_clip(const brg__cu_queue *q, const struct brg_device_update *grads,
-                 uint64_t n, double max_norm, double *scratch)
+int brg__cu_clip_factor(const brg__cu_queue *q,
+                        const struct brg_device_update *grads, uint64_t n,
+                        double max_norm, double *partials, double *to)
 {
-    double *partials = scratch + 2;
     int64_t n_partials = 0;
     for (uint64_t done = 0; done < n;) {
         const batch b = next_batch(grads, n, &done);
@@ -215,7 +220,17 @@ int brg__cu_clip(const brg__cu_queue *q, const struct brg_device_update *grads,
         n_partials += b.first[b.n];
     }
     factor_kernel<<<1, 1024, 0, stream_of(q)>>>(partials, n_partials, max_norm,
-                                                scratch);
+                                                to);
+    return (int)cudaGetLastError();
+}
+
+int brg__cu_clip(const brg__cu_queue *q, const struct brg_device_update *grads,
+                 uint64_t n, double max_norm, double *scratch)
+{
+    const int error =
+        brg__cu_clip_factor(q, grads, n, max_norm, scratch + 2, scratch);
+    if (error != 0)
+        return error;
     for (uint64_t done = 0; done < n;) {
         const batch b = next_batch(grads, n, &done);
         if (b.n > 0)

@@ -417,6 +417,7 @@ static const brg_device_vtable table = {
     .kernel = brg__cu_kernel,
     .update = cu_update,
     .clip = brg__cu_run_clip,
+    .clip_factor = brg__cu_run_clip_factor,
     .cargo_load = brg__cu_run_cargo_load,
     .cargo_unload = brg__cu_run_cargo_unload,
     .stream = cu_stream,

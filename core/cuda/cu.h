@@ -189,9 +189,12 @@ brg_status brg__cu_stage(brg__cu *cu, void *dst, const void *src,
 brg_status brg__cu_read(brg__cu *cu, void *host, const void *src,
                         size_t nbytes);
 
-/* The slot of the table (run_clip.c). */
+/* Slots of the table (run_clip.c). */
 brg_status brg__cu_run_clip(brg_device device, const brg_device_update *grads,
                             size_t n, double max_norm, double *norm);
+brg_status brg__cu_run_clip_factor(brg_device device,
+                                   const brg_device_update *grads, size_t n,
+                                   double max_norm, double *to);
 
 /* The slot of the table (run_sparse.c). */
 brg_status brg__cu_run_sparse(brg_device device, const brg_sparse_job *job);

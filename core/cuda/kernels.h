@@ -322,6 +322,11 @@ struct brg_device_update;
 /* Bytes for n gradients. */
 uint64_t brg__cu_clip_scratch(const struct brg_device_update *grads,
                               uint64_t n);
+/* to[0] = the norm, to[1] = min(1, max_norm / (norm + 1e-6)), or 1 if the norm is
+ * not finite; partials: scratch. */
+int brg__cu_clip_factor(const brg__cu_queue *q,
+                        const struct brg_device_update *grads, uint64_t n,
+                        double max_norm, double *partials, double *to);
 /* Scales the gradients by min(1, max_norm / (norm + 1e-6)) if their norm is
  * finite; scratch[0] = the norm. */
 int brg__cu_clip(const brg__cu_queue *q, const struct brg_device_update *grads,

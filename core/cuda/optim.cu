@@ -27,21 +27,29 @@ template <typename T> struct alignas(4 * sizeof(T)) quad {
 
 static __device__ __forceinline__ bool are_quads(const brg_device_update &u)
 {
-    const uint64_t all = (uint64_t)(uintptr_t)u.param |
-                         (uint64_t)(uintptr_t)u.grad |
-                         (uint64_t)(uintptr_t)u.state[0] |
-                         (uint64_t)(uintptr_t)u.state[1] |
-                         (uint64_t)(uintptr_t)u.master;
+    const uint64_t all =
+        (uint64_t)(uintptr_t)u.param | (uint64_t)(uintptr_t)u.grad |
+        (uint64_t)(uintptr_t)u.state[0] | (uint64_t)(uintptr_t)u.state[1] |
+        (uint64_t)(uintptr_t)u.master;
     return u.rule == BRG_UPDATE_ADAMW && u.dtype != BRG_DTYPE_F64 &&
            all % 16 == 0;
+}
+
+/* The gradient of a step that clips: rounded, as if it had been written. */
+template <typename T, typename C>
+static __device__ __forceinline__ C clipped(C g, C by)
+{
+    const T rounded = as<T>::of(product(g, by));
+    return get<C>(&rounded);
 }
 
 /* AdamW of the whole quads of a piece; where the rest begins. */
 template <typename T>
 static __device__ __forceinline__ int64_t
-update_quads(const brg_device_update &u, const double *f, int64_t from,
-             int64_t to)
+update_quads(const brg_device_update &u, const double *f, double by,
+             int64_t from, int64_t to)
 {
+    const float scale = (float)by;
     const adamw<float> rule(f);
     const bool has_master = sizeof(T) != sizeof(float);
     const int64_t end = from + (to - from) / 4 * 4;
@@ -59,11 +67,12 @@ update_quads(const brg_device_update &u, const double *f, int64_t from,
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const T rounded = as<T>::of(p.at[j]);
-            if (!has_master || (u.follows && get<float>(&rounded) !=
-                                                 get<float>(&param.at[j])))
+            if (!has_master ||
+                (u.follows && get<float>(&rounded) != get<float>(&param.at[j])))
                 p.at[j] = get<float>(&param.at[j]);
-            p.at[j] = rule.step(p.at[j], get<float>(&g.at[j]), &m.at[j],
-                                &v.at[j]);
+            p.at[j] =
+                rule.step(p.at[j], clipped<T>(get<float>(&g.at[j]), scale),
+                          &m.at[j], &v.at[j]);
             param.at[j] = as<T>::of(p.at[j]);
         }
         *(quad<float> *)((float *)u.state[0] + i) = m;
@@ -76,10 +85,10 @@ update_quads(const brg_device_update &u, const double *f, int64_t from,
 }
 
 template <typename T, typename C>
-static __device__ __forceinline__ void update_at(const brg_device_update &u,
-                                                 const double *f, int64_t i)
+static __device__ __forceinline__ void
+update_at(const brg_device_update &u, const double *f, double by, int64_t i)
 {
-    update<T, C>(u, f, i, get<C>((const T *)u.grad + i));
+    update<T, C>(u, f, i, clipped<T>(get<C>((const T *)u.grad + i), (C)by));
 }
 
 __global__ void __launch_bounds__(THREADS)
@@ -90,22 +99,24 @@ __global__ void __launch_bounds__(THREADS)
     if (u.found_inf && *u.found_inf != 0.0f)
         return;
     const double *f = b.f[k] ? b.f[k] : u.f;
+    const double by = u.factor ? *u.factor : 1.0;
     int64_t from = ((int64_t)blockIdx.x - b.first[k]) * PIECE;
     const int64_t n = (int64_t)u.numel;
     const int64_t to = from + PIECE < n ? from + PIECE : n;
     if (are_quads(u))
-        from = u.dtype == BRG_DTYPE_F32    ? update_quads<float>(u, f, from, to)
-               : u.dtype == BRG_DTYPE_BF16 ? update_quads<bf16>(u, f, from, to)
-                                           : update_quads<f16>(u, f, from, to);
+        from =
+            u.dtype == BRG_DTYPE_F32 ? update_quads<float>(u, f, by, from, to)
+            : u.dtype == BRG_DTYPE_BF16 ? update_quads<bf16>(u, f, by, from, to)
+                                        : update_quads<f16>(u, f, by, from, to);
     for (int64_t i = from + threadIdx.x; i < to; i += THREADS) {
         if (u.dtype == BRG_DTYPE_F32)
-            update_at<float, float>(u, f, i);
+            update_at<float, float>(u, f, by, i);
         else if (u.dtype == BRG_DTYPE_BF16)
-            update_at<bf16, float>(u, f, i);
+            update_at<bf16, float>(u, f, by, i);
         else if (u.dtype == BRG_DTYPE_F16)
-            update_at<f16, float>(u, f, i);
+            update_at<f16, float>(u, f, by, i);
         else
-            update_at<double, double>(u, f, i);
+            update_at<double, double>(u, f, by, i);
     }
 }
 

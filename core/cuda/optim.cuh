@@ -17,6 +17,17 @@ template <> __device__ __forceinline__ float root<float>(float x)
     return sqrtf(x);
 }
 
+/* Rounded: not one half of a fused multiply-add. */
+static __device__ __forceinline__ float product(float a, float b)
+{
+    return __fmul_rn(a, b);
+}
+
+static __device__ __forceinline__ double product(double a, double b)
+{
+    return __dmul_rn(a, b);
+}
+
 /* The numbers of AdamW's step. */
 template <typename C> struct adamw {
     C decay, b1, b2, rest1, rest2, size, root, eps;

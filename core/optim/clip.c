@@ -12,6 +12,7 @@
 #include "core/base/tracer.h"
 #include "core/ops/op.h"
 #include "core/ops/sparse.h"
+#include "core/optim/optim.h"
 #include "core/optim/wide.h"
 #include "core/tensor/device.h"
 #include "core/tensor/tensor.h"
@@ -303,15 +304,16 @@ brg_status brg_clip_grad_norm(double *total_norm, const brg_params *params,
     if (brg__is_traced() && total_norm)
         BRG_TRY(brg__tracer_flush());
     else if (brg__is_traced())
-        return brg__tracer_defer(
-            &(brg__effect){.name = "clip_grad_norm",
-                           .run = clip_norm_later,
-                           /* an error needs the norm, on the host */
-                           .relaunch = error_if_nonfinite ? NULL : change_again,
-                           .note = note_grads,
-                           .object = (void *)(uintptr_t)params,
-                           .f = max_norm,
-                           .i = error_if_nonfinite});
+        return brg__tracer_defer(&(brg__effect){
+            .name = "clip_grad_norm",
+            .run = clip_norm_later,
+            /* an error needs the norm, on the host */
+            .relaunch = error_if_nonfinite ? NULL : change_again,
+            .note = note_grads,
+            .joins = error_if_nonfinite ? NULL : brg__optim_join_clip,
+            .object = (void *)(uintptr_t)params,
+            .f = max_norm,
+            .i = error_if_nonfinite});
     double norm = 0.0;
     const char *culprit;
     bool is_done, is_wanted = total_norm || error_if_nonfinite;

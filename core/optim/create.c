@@ -130,6 +130,7 @@ void brg_optim_destroy(brg_optim *optim)
         brg__mem_free(slot->name);
     }
     brg_release(optim->steps);
+    brg_release(optim->norm);
     for (size_t i = 0; i < optim->state.n; i++)
         brg__mem_free((char *)optim->state.at[i].name);
     brg__array_deinit(&optim->state);

@@ -41,7 +41,8 @@ static void fill_update(brg_optim *optim, size_t i, const brg_tensor *grad,
         .found_inf = optim->skip.found_inf
                          ? brg__tensor_ptr(optim->skip.found_inf)
                          : NULL,
-        .follows = brg_tensor_version(slot->param) != slot->version};
+        .follows = brg_tensor_version(slot->param) != slot->version,
+        .factor = optim->factor};
     optim->rule->describe(brg__optim_scalars(optim, i), u);
     steps[i]++;
     slot->is_counted = true;

@@ -104,6 +104,9 @@ struct brg_optim {
     brg_device_update *updates;
     brg__optim_skip skip;
     bool has_warned; /* of a step without any gradient */
+    /* Of a step that clips (clip_step.c): norm and factor, on the device. */
+    brg_tensor *norm;
+    const double *factor; /* within it */
 };
 
 /* Scalars of the slot's next step, which is not counted yet. Those of earlier
@@ -137,6 +140,15 @@ void brg__optim_step_places(const brg_optim *optim, const brg__optim_slot *slot,
  * the host waits for what became of the last one. */
 brg_status brg__optim_note(brg_optim *optim, brg__words *state);
 brg_status brg__optim_relaunch(brg_optim *optim, brg__relaunch *launch);
+
+/* Whether the recorded call is a step; one that drops the optimizer's
+ * gradients. */
+bool brg__optim_is_step(const brg__effect *effect);
+bool brg__optim_drops(const brg__effect *effect, const brg_optim *optim);
+/* Whether clipping, the step and what follows them can be one step and that;
+ * then *step clips. */
+bool brg__optim_join_clip(const brg__effect *clip, brg__effect *step,
+                          const brg__effect *last);
 
 extern const brg__optim_rule brg__optim_sgd;
 extern const brg__optim_rule brg__optim_adamw;

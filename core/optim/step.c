@@ -325,6 +325,17 @@ static brg_status zero_again(const brg__effect *effect, brg__relaunch *launch)
     return BRG_OK;
 }
 
+bool brg__optim_is_step(const brg__effect *effect)
+{
+    return effect->run == step_later;
+}
+
+bool brg__optim_drops(const brg__effect *effect, const brg_optim *optim)
+{
+    return effect->run == zero_later && effect->object == optim &&
+           effect->i == 0;
+}
+
 brg_status brg_optim_step(brg_optim *optim)
 {
     if (brg__is_traced() && optim)

@@ -66,11 +66,10 @@ static void test_pass_overlap__starts_behind_what_they_send(void **state)
 static void test_pass_overlap__waits_before_the_backward_ends(void **state)
 {
     (void)state;
-    static const brg__effect copy = {.name = "copy_"};
-    static const brg__effect end = {.name = "backward_end",
-                                    .ends_backward = true};
-    static const brg__effect step = {.name = "optim_step"};
-    const brg__effect *const effects[] = {&copy, &end, &step};
+    static brg__effect copy = {.name = "copy_"};
+    static brg__effect end = {.name = "backward_end", .ends_backward = true};
+    static brg__effect step = {.name = "optim_step"};
+    brg__effect *const effects[] = {&copy, &end, &step};
     brg__ir ir = {0};
     make(&ir, 0, 2, (const int[]){0, 1}, (const int[]){1, 1});
     for (int k = 0; k < 3; k++) {

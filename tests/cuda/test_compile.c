@@ -56,6 +56,18 @@ static void test_compile__dropout(void **state)
     check_shape(GPT, BRG_DTYPE_BF16, &dropping);
 }
 
+/* In plans the update scales gradients as it reads them. */
+static void test_compile__clipping(void **state)
+{
+    (void)state;
+    clips = true;
+    check(MLP, BRG_DTYPE_F32);
+    check(MLP, BRG_DTYPE_BF16);
+    check(GPT, BRG_DTYPE_F32);
+    check(GPT, BRG_DTYPE_BF16);
+    clips = false;
+}
+
 /* The losses of some steps; as BRG_COMPILE_BACKEND_FUSED, or eager. */
 static void run_fused(brg_dtype dtype, bool is_fused, double losses[N_STEPS])
 {
@@ -183,6 +195,7 @@ int main(void)
         cmocka_unit_test(test_compile__gpt),
         cmocka_unit_test(test_compile__attention_of_long_rows),
         cmocka_unit_test(test_compile__dropout),
+        cmocka_unit_test(test_compile__clipping),
         cmocka_unit_test(test_compile__fused_steps_are_near_eager_ones),
         cmocka_unit_test(test_compile__a_launched_step_does_not_wait),
         cmocka_unit_test(test_compile__what_cannot_be_recorded),

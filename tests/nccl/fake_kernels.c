@@ -344,6 +344,8 @@ brg_status brg__cu_run_norm_clip(brg_device d, const brg_device_array *a,
 
 REFUSED(brg__cu_run_clip, (brg_device d, const brg_device_update *u, size_t n,
                            double max, double *norm))
+REFUSED(brg__cu_run_clip_factor, (brg_device d, const brg_device_update *u,
+                                  size_t n, double max, double *to))
 REFUSED(brg__cu_run_sparse, (brg_device d, const brg_sparse_job *job))
 REFUSED(brg__cu_kernel_compiler, (brg_device d, brg_device_compiler *c))
 REFUSED(brg__cu_kernel_compile, (brg_device d, const char *source, double s,

@@ -29,7 +29,8 @@ typedef struct job {
     size_t nbytes;
     brg_device_update *updates; /* an optimizer's step; */
     size_t n_updates;
-    double max_norm;                 /* or of these gradients, clipped */
+    double max_norm;                 /* or of these gradients, clipped, */
+    double *found;                   /* or measured for that */
     void (*work)(const void *bytes); /* or anything else, on its own copy */
     void *bytes;
 } job;
@@ -183,6 +184,8 @@ static void update_element(const brg_device_update *u, size_t i)
     float *p = u->param, *m = u->state[0], *v = u->state[1];
     const double *f = u->f;
     double g = ((const float *)u->grad)[i];
+    if (u->factor)
+        g = (double)(float)(g * *u->factor);
     if (u->rule == BRG_UPDATE_ADAMW) {
         m[i] = (float)(f[1] * (double)m[i] + (1 - f[1]) * g);
         v[i] = (float)(f[2] * (double)v[i] + (1 - f[2]) * g * g);
@@ -220,8 +223,9 @@ static brg_status record_update(brg_device device,
     return BRG_OK;
 }
 
-static void clip_now(const brg_device_update *grads, size_t n, double max_norm,
-                     double *norm)
+/* to[0..2] = the norm and the factor. */
+static void factor_now(const brg_device_update *grads, size_t n,
+                       double max_norm, double *to)
 {
     double sum = 0;
     for (size_t k = 0; k < n; k++)
@@ -229,9 +233,19 @@ static void clip_now(const brg_device_update *grads, size_t n, double max_norm,
             double g = (double)((const float *)grads[k].grad)[i];
             sum += g * g;
         }
-    double factor = max_norm / (sqrt(sum) + 1e-6);
+    const double factor = max_norm / (sqrt(sum) + 1e-6);
+    to[0] = sqrt(sum);
+    to[1] = isfinite(sum) && factor < 1 ? factor : 1;
+}
+
+static void clip_now(const brg_device_update *grads, size_t n, double max_norm,
+                     double *norm)
+{
+    double found[2];
+    factor_now(grads, n, max_norm, found);
+    const double factor = found[1];
     if (norm)
-        *norm = sqrt(sum);
+        *norm = found[0];
     for (size_t k = 0; k < n && factor < 1; k++)
         for (size_t i = 0; i < grads[k].numel; i++) {
             float *g = (float *)(uintptr_t)grads[k].grad + i;
@@ -243,6 +257,8 @@ static void do_job(job *j)
 {
     if (j->work) {
         j->work(j->bytes);
+    } else if (j->found) {
+        factor_now(j->updates, j->n_updates, j->max_norm, j->found);
     } else if (j->max_norm > 0) {
         clip_now(j->updates, j->n_updates, j->max_norm, NULL);
     } else if (j->updates) {
@@ -314,21 +330,42 @@ static void give_up(void)
     (void)tape_launch(THERE, t);
 }
 
-static brg_status record_clip(brg_device device, const brg_device_update *grads,
-                              size_t n, double max_norm, double *norm)
+static job *new_clip(const brg_device_update *grads, size_t n, double max_norm)
 {
-    (void)device;
-    if (norm)
-        give_up();
-    if (!recording) {
-        clip_now(grads, n, max_norm, norm);
-        return BRG_OK;
-    }
     job *j = new_job();
     j->updates = malloc(n * sizeof *grads);
     memcpy(j->updates, grads, n * sizeof *grads);
     j->n_updates = n;
     j->max_norm = max_norm;
+    return j;
+}
+
+static size_t n_clips, n_factors; /* calls */
+
+static brg_status record_clip(brg_device device, const brg_device_update *grads,
+                              size_t n, double max_norm, double *norm)
+{
+    (void)device;
+    n_clips++;
+    if (norm)
+        give_up();
+    if (recording)
+        (void)new_clip(grads, n, max_norm);
+    else
+        clip_now(grads, n, max_norm, norm);
+    return BRG_OK;
+}
+
+static brg_status record_clip_factor(brg_device device,
+                                     const brg_device_update *grads, size_t n,
+                                     double max_norm, double *to)
+{
+    (void)device;
+    n_factors++;
+    if (recording)
+        new_clip(grads, n, max_norm)->found = to;
+    else
+        factor_now(grads, n, max_norm, to);
     return BRG_OK;
 }
 
@@ -593,6 +630,7 @@ static const brg_device_vtable recording_device = {
     .kernel = record_find,
     .update = record_update,
     .clip = record_clip,
+    .clip_factor = record_clip_factor,
     .cargo_load = record_cargo_load,
     .cargo_unload = record_cargo_unload,
     .stream = fake_stream,

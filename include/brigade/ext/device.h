@@ -19,7 +19,7 @@
 
 BRG_BEGIN_DECLS
 
-#define BRG_DEVICE_ABI 9
+#define BRG_DEVICE_ABI 10
 
 /* ---- What the library lends ------------------------------------------------ */
 
@@ -67,6 +67,8 @@ typedef struct brg_device_update {
     const float *found_inf;
     double f[6];
     size_t slot; /* of the optimizer */
+    /* On the device, or NULL: grad is multiplied by it, and rounded, first. */
+    const double *factor;
 } brg_device_update;
 
 /* ---- One tensor among numbers that ranks add ------------------------------- */
@@ -168,6 +170,10 @@ typedef struct brg_device_vtable {
      * be NULL). Absent: gradient by gradient, waiting for each. */
     brg_status (*clip)(brg_device device, const brg_device_update *grads,
                        size_t n, double max_norm, double *norm);
+    /* (optional) to[0..2] (on the device) = that norm and that factor, which
+     * update takes, then; it does to gradients what clip does. */
+    brg_status (*clip_factor)(brg_device device, const brg_device_update *grads,
+                              size_t n, double max_norm, double *to);
     /* (optional, all or none) Tensors that go along with gradients. cargo_load
      * writes values, or one set, at row. cargo_unload takes scale times what is
      * there, pieces rounded to integers: from one set the bits, from more (of
@@ -177,8 +183,7 @@ typedef struct brg_device_vtable {
                              size_t n);
     brg_status (*cargo_unload)(brg_device device, const brg_device_cargo *cargo,
                                size_t n);
-    /* (optional) The device's own handle of the queue that kernels go to (a
-     * cudaStream_t), for code that shares it. */
+    /* (optional) Its own handle of the queue of kernels (a cudaStream_t). */
     brg_status (*stream)(brg_device device, void **out);
     /* (optional) Are the first and the last of `nbytes` bytes memory of this
      * device, as far as can be told? For checks of debug builds. */
@@ -187,8 +192,7 @@ typedef struct brg_device_vtable {
     /* (optional, all or none) Values that the host looks at later. fetch queues
      * a copy of `nbytes`, the same in each call, into host memory that belongs
      * to *fetch (made if it is NULL). fetched: *out is that memory once the
-     * copy is there, until then NULL; it does not wait. Absent: such values are
-     * waited for. */
+     * copy is there, until then NULL; it does not wait. Absent: waited for. */
     brg_status (*fetch)(brg_device device, void **fetch, const void *src,
                         size_t nbytes);
     brg_status (*fetched)(brg_device device, void *fetch, const void **out);
@@ -271,17 +275,13 @@ typedef struct brg_device_vtable {
     /* (optional) One pass over the gradients of a bucket; waits for nothing and
      * may be recorded. Absent: hooks that compress are refused there. */
     brg_status (*compress)(brg_device device, const brg_compress_job *job);
-
     /* (optional) Random numbers; waits for nothing. What is being recorded is given
      * up: the next launch needs others. Absent: drawn on the CPU and copied. */
     brg_status (*draw)(brg_device device, const brg_draw *draw);
-
     /* (optional) Waits for nothing. Absent: there are no sparse tensors there. */
     brg_status (*sparse)(brg_device device, const brg_sparse_job *job);
-
     /* (optional) Queues the writing of its clock, in ns, to `to` there. */
     brg_status (*clock)(brg_device device, uint64_t *to);
-
     /* (optional) What it has done so far. */
     brg_status (*counts)(brg_device device, brg_device_counts *filled);
 } brg_device_vtable;
