@@ -8,8 +8,8 @@ FOLDER holds gpu_training. Each round runs every way of each model once, ours
 and PyTorch's in turn; what is printed are medians over all repeats of all
 rounds, then the ratios and the targets. MODEL-BATCH: gpt2-16, gpt2-4, mlp-128,
 gpt-8; the batch is that of each GPU. Ours: the modes of gpu_training; "fused
-auto": that with BRG_NCCL_SUMS=auto; "quickest": that with
-BRG_CUDA_REPEATABLE=0, too. PyTorch: DistributedDataParallel, eager
+nccl": that with BRG_NCCL_SUMS=nccl; "quickest": fused with
+BRG_CUDA_REPEATABLE=0. PyTorch: DistributedDataParallel, eager
 and compiled by torch.compile, the small ones also with its CUDA graphs (mode
 reduce-overhead); of gpt2 with bf16 parameters and f32 copies in
 the optimizer, as here, and (gpt2-amp) with f32 parameters under autocast."""
@@ -26,12 +26,12 @@ HERE = pathlib.Path(__file__).resolve().parent
 TARGETS = {"gpt2-16": (31.0, 1.18), "gpt2-4": (10.5, None),
            "mlp-128": (0.45, None), "gpt-8": (0.9, None)}
 STEPS = {"gpt2-16": 30, "gpt2-4": 60, "mlp-128": 400, "gpt-8": 200}
-AUTO = {"BRG_NCCL_SUMS": "auto"}
+NCCL = {"BRG_NCCL_SUMS": "nccl"}
 # name: the mode of gpu_training, and what is set for it
 OURS = {"eager": ("eager", {}), "compiled": ("compiled", {}),
-        "graph": ("graph", {}), "graph auto": ("graph", AUTO),
-        "fused": ("fused", {}), "fused auto": ("fused", AUTO),
-        "quickest": ("fused", {**AUTO, "BRG_CUDA_REPEATABLE": "0"})}
+        "graph": ("graph", {}), "graph nccl": ("graph", NCCL),
+        "fused": ("fused", {}), "fused nccl": ("fused", NCCL),
+        "quickest": ("fused", {"BRG_CUDA_REPEATABLE": "0"})}
 
 
 def numbers(command, pattern, settings=None):

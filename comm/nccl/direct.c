@@ -35,10 +35,12 @@ typedef struct near_card {
     uint8_t way; /* BY_NCCL: another cannot be had */
 } near_card;
 
-brg__nccl_way brg__nccl_direct_way(const char *name)
+brg__nccl_way brg__nccl_direct_way(const char *name, int n_ranks)
 {
     static const char *const names[] = {"nccl", "auto", "kernel", "copy"};
     int way = BRG__NCCL_BY_COPY;
+    if (strcmp(name, "pair") == 0)
+        return n_ranks == 2 ? BRG__NCCL_BY_SIZE : BRG__NCCL_BY_NCCL;
     while (way > BRG__NCCL_BY_NCCL && strcmp(name, names[way]) != 0)
         way--;
     return (brg__nccl_way)way;
