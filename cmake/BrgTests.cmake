@@ -96,6 +96,9 @@ function(brg_add_test_file file)
   if(_layer STREQUAL "nccl" AND NOT BRG_HAVE_NCCL)
     return()
   endif()
+  if(_layer STREQUAL "bench" AND NOT TARGET CUDA::cupti)
+    return()
+  endif()
   set(_is_mpi FALSE)
   if(_unit MATCHES "_mpi$" OR _layer STREQUAL "mpi")
     set(_is_mpi TRUE)
@@ -114,6 +117,12 @@ function(brg_add_test_file file)
   endif()
   if(_layer STREQUAL "nccl")
     target_link_libraries(${_target} PRIVATE brg_nccl_fake)
+  elseif(_layer STREQUAL "bench")
+    target_sources(${_target} PRIVATE
+      ${PROJECT_SOURCE_DIR}/bench/gpu/kernel_times.c
+      ${PROJECT_SOURCE_DIR}/bench/gpu/kernel_report.c)
+    target_include_directories(${_target} SYSTEM PRIVATE
+      $<TARGET_PROPERTY:CUDA::cupti,INTERFACE_INCLUDE_DIRECTORIES>)
   elseif(_layer STREQUAL "cuda")
     target_include_directories(${_target} SYSTEM PRIVATE
       ${CUDAToolkit_INCLUDE_DIRS})

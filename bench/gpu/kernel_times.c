@@ -1,92 +1,56 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Where the time of a CUDA program goes, kernel by kernel: a library that the
- * driver loads into it,
+ * Where the time of a CUDA program goes: a library that the driver loads into it,
  *
- *     CUDA_INJECTION64_PATH=./kernel_times.so KERNEL_TIMES=out.txt program
+ *     CUDA_INJECTION64_PATH=build/bench/kernel_times.so \
+ *         KERNEL_TIMES=rank%r.txt program
  *
- * built by: cc -O2 -shared -fPIC kernel_times.c -o kernel_times.so -I<cuda>/include
- * -L<cuda>/lib64 -lcupti. Activity of CUPTI, added up by name and written at the
- * end of the program, the longest first. KERNEL_TIMES_MS=500 counts only what began
- * in the last 500 ms. Above the names: how long the GPU computed (anything but
- * kernels of NCCL), did nothing but NCCL's kernels (exposed), or nothing. */
+ * (of several ranks: run.py --profile). Activity of CUPTI, also of each kernel of a
+ * graph that is launched, goes to a file when the program ends: %r is its rank, %p
+ * the number of its process; without a name, to stderr. KERNEL_TIMES_STEP: part of
+ * the name of the kernel that ends a step ("update_kernel").
+ *
+ * Records are asked for whenever the host has waited for the GPU: at the end of the
+ * program the driver may be gone before, and with it all that is in CUPTI's buffers.
+ * A process in which nothing ran (mpirun's own, one that only looks for GPUs) writes
+ * no file. */
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cupti.h>
 
-#define MAX_NAMES 512
+#include "bench/gpu/kernel_report.h"
+
 #define BUFFER_BYTES ((size_t)8 << 20)
-#define NAME_BYTES 120
 
-typedef struct total {
-    char name[NAME_BYTES];
-    unsigned long long ns, n;
-    bool is_nccl;
-} total;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static size_t n_dropped; /* by CUPTI */
 
-typedef struct span {
-    unsigned long long start, end;
-    int name; /* of totals */
-} span;
-
-static struct {
-    pthread_mutex_t lock;
-    total totals[MAX_NAMES];
-    int n;
-    span *spans;
-    size_t n_spans, capacity;
-} seen = {.lock = PTHREAD_MUTEX_INITIALIZER};
-
-int InitializeInjection(void);
-
-static int index_of(const char *name)
-{
-    char text[NAME_BYTES];
-    snprintf(text, sizeof text, "%s", name);
-    int i = 0;
-    while (i < seen.n && strcmp(seen.totals[i].name, text) != 0)
-        i++;
-    if (i == seen.n && i < MAX_NAMES) {
-        memcpy(seen.totals[i].name, text, sizeof text);
-        seen.totals[i].is_nccl = strstr(text, "ncclDev") != NULL;
-        seen.n++;
-    }
-    return i < MAX_NAMES ? i : -1;
-}
-
-static void add(const char *name, unsigned long long start,
-                unsigned long long end)
-{
-    const int i = index_of(name);
-    if (i < 0)
-        return;
-    if (seen.n_spans == seen.capacity) {
-        const size_t capacity = seen.capacity ? 2 * seen.capacity : 1 << 16;
-        span *more = realloc(seen.spans, capacity * sizeof *more);
-        if (!more)
-            return;
-        seen.spans = more;
-        seen.capacity = capacity;
-    }
-    seen.spans[seen.n_spans++] = (span){start, end, i};
-}
+__attribute__((visibility("default"))) int InitializeInjection(void);
 
 static void take(const CUpti_Activity *record)
 {
-    if (record->kind == CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL) {
+    if (record->kind == CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL ||
+        record->kind == CUPTI_ACTIVITY_KIND_KERNEL) {
         const CUpti_ActivityKernel9 *k = (const void *)record;
-        add(k->name, k->start, k->end);
+        kernel_report_add(k->name, k->start, k->end);
     } else if (record->kind == CUPTI_ACTIVITY_KIND_MEMCPY) {
         const CUpti_ActivityMemcpy5 *c = (const void *)record;
-        add(c->copyKind == CUPTI_ACTIVITY_MEMCPY_KIND_DTOD ? "[copy on the GPU]"
-                                                           : "[copy]",
-            c->start, c->end);
+        kernel_report_add(c->copyKind == CUPTI_ACTIVITY_MEMCPY_KIND_PTOP
+                              ? "[copy between GPUs]"
+                          : c->copyKind == CUPTI_ACTIVITY_MEMCPY_KIND_DTOD
+                              ? "[copy on the GPU]"
+                              : "[copy]",
+                          c->start, c->end);
+    } else if (record->kind == CUPTI_ACTIVITY_KIND_MEMCPY2) {
+        const CUpti_ActivityMemcpyPtoP4 *c = (const void *)record;
+        kernel_report_add("[copy between GPUs]", c->start, c->end);
     } else if (record->kind == CUPTI_ACTIVITY_KIND_MEMSET) {
         const CUpti_ActivityMemset4 *m = (const void *)record;
-        add("[fill]", m->start, m->end);
+        kernel_report_add("[fill]", m->start, m->end);
     }
 }
 
@@ -101,120 +65,132 @@ static void CUPTIAPI take_buffer(CUcontext context, uint32_t stream,
                                  uint8_t *buffer, size_t size, size_t valid)
 {
     CUpti_Activity *record = NULL;
-    (void)context;
-    (void)stream;
+    size_t n = 0;
     (void)size;
-    pthread_mutex_lock(&seen.lock);
+    pthread_mutex_lock(&lock);
     while (cuptiActivityGetNextRecord(buffer, valid, &record) == CUPTI_SUCCESS)
         take(record);
-    pthread_mutex_unlock(&seen.lock);
+    if (cuptiActivityGetNumDroppedRecords(context, stream, &n) == CUPTI_SUCCESS)
+        n_dropped += n;
+    pthread_mutex_unlock(&lock);
     free(buffer);
 }
 
-static int by_time(const void *a, const void *b)
+/* ---- The host waits ----------------------------------------------------------- */
+
+/* The runtime's calls, and the driver's own. */
+static const struct {
+    CUpti_CallbackDomain domain;
+    CUpti_CallbackId id;
+} waits[] = {
+    {CUPTI_CB_DOMAIN_RUNTIME_API,
+     CUPTI_RUNTIME_TRACE_CBID_cudaStreamSynchronize_v3020},
+    {CUPTI_CB_DOMAIN_RUNTIME_API,
+     CUPTI_RUNTIME_TRACE_CBID_cudaEventSynchronize_v3020},
+    {CUPTI_CB_DOMAIN_RUNTIME_API,
+     CUPTI_RUNTIME_TRACE_CBID_cudaDeviceSynchronize_v3020},
+    {CUPTI_CB_DOMAIN_DRIVER_API, CUPTI_DRIVER_TRACE_CBID_cuCtxSynchronize},
+    {CUPTI_CB_DOMAIN_DRIVER_API, CUPTI_DRIVER_TRACE_CBID_cuStreamSynchronize},
+    {CUPTI_CB_DOMAIN_DRIVER_API, CUPTI_DRIVER_TRACE_CBID_cuEventSynchronize},
+};
+
+static void CUPTIAPI see(void *user, CUpti_CallbackDomain domain,
+                         CUpti_CallbackId id, const void *data)
 {
-    const total *x = a, *y = b;
-    return x->ns < y->ns ? 1 : x->ns > y->ns ? -1 : 0;
+    const CUpti_CallbackData *call = data;
+    (void)user;
+    (void)domain;
+    (void)id;
+    if (call->callbackSite == CUPTI_API_EXIT)
+        (void)cuptiActivityFlushAll(0);
 }
 
-static int by_start(const void *a, const void *b)
+static void watch_waits(void)
 {
-    const span *x = a, *y = b;
-    return x->start < y->start ? -1 : x->start > y->start ? 1 : 0;
+    CUpti_SubscriberHandle subscriber;
+    CUptiResult error = cuptiSubscribe(&subscriber, see, NULL);
+    for (size_t i = 0; i < sizeof waits / sizeof *waits; i++)
+        if (error == CUPTI_SUCCESS)
+            error = cuptiEnableCallback(1, subscriber, waits[i].domain,
+                                        waits[i].id);
+    if (error != CUPTI_SUCCESS)
+        fprintf(stderr,
+                "kernel_times: waits are not seen (error %d of CUPTI): what "
+                "ran last may be lost\n",
+                (int)error);
 }
 
-/* Leaves the spans of the last `ms` in order of their starts; all if 0. */
-static void keep_last(double ms)
+/* ---- The end ------------------------------------------------------------------ */
+
+static const char *rank_text(void)
 {
-    unsigned long long last = 0;
-    for (size_t i = 0; i < seen.n_spans; i++)
-        if (seen.spans[i].start > last)
-            last = seen.spans[i].start;
-    const unsigned long long window = (unsigned long long)(1e6 * ms);
-    size_t kept = 0;
-    for (size_t i = 0; i < seen.n_spans; i++)
-        if (ms <= 0 || seen.spans[i].start + window >= last)
-            seen.spans[kept++] = seen.spans[i];
-    seen.n_spans = kept;
-    if (kept > 0)
-        qsort(seen.spans, kept, sizeof *seen.spans, by_start);
+    static const char *const names[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK",
+                                        "PMI_RANK", "SLURM_PROCID", "RANK"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (getenv(names[i]))
+            return getenv(names[i]);
+    return "0";
 }
 
-/* ns in which a kernel of NCCL ran (with_nccl) or any other one, or either
- * (all): the length of the union of their spans. */
-static unsigned long long covered(bool all, bool with_nccl)
+static FILE *open_file(const char *name)
 {
-    unsigned long long sum = 0, until = 0;
-    for (size_t i = 0; i < seen.n_spans; i++) {
-        const span *s = &seen.spans[i];
-        if (!all && seen.totals[s->name].is_nccl != with_nccl)
-            continue;
-        const unsigned long long from = s->start > until ? s->start : until;
-        if (s->end > from)
-            sum += s->end - from;
-        if (s->end > until)
-            until = s->end;
+    char path[1024];
+    size_t n = 0;
+    for (; *name && n < sizeof path - 32; name++) {
+        if (name[0] == '%' && (name[1] == 'r' || name[1] == 'p')) {
+            name++;
+            n += *name == 'r'
+                     ? (size_t)snprintf(path + n, 24, "%.20s", rank_text())
+                     : (size_t)snprintf(path + n, 24, "%ld", (long)getpid());
+        } else {
+            path[n++] = *name;
+        }
     }
-    return sum;
-}
-
-static void report_spans(FILE *out)
-{
-    unsigned long long last = 0;
-    for (size_t i = 0; i < seen.n_spans; i++)
-        if (seen.spans[i].end > last)
-            last = seen.spans[i].end;
-    const unsigned long long whole =
-        seen.n_spans > 0 ? last - seen.spans[0].start : 0;
-    const unsigned long long busy = covered(true, true);
-    const unsigned long long computed = covered(false, false);
-    fprintf(out,
-            "%.3f ms: computed %.3f, NCCL %.3f, of that exposed %.3f, idle "
-            "%.3f\n",
-            1e-6 * (double)whole, 1e-6 * (double)computed,
-            1e-6 * (double)covered(false, true),
-            1e-6 * (double)(busy - computed), 1e-6 * (double)(whole - busy));
+    path[n] = '\0';
+    FILE *out = fopen(path, "w");
+    if (!out)
+        perror(path);
+    return out;
 }
 
 static void report(void)
 {
-    const char *path = getenv("KERNEL_TIMES"), *ms = getenv("KERNEL_TIMES_MS");
-    (void)cuptiActivityFlushAll(CUPTI_ACTIVITY_FLAG_FLUSH_FORCED);
-    FILE *out = path ? fopen(path, "w") : stderr;
-    if (!out)
-        return;
-    keep_last(ms ? atof(ms) : 0.0);
-    report_spans(out);
-    unsigned long long all = 0;
-    for (size_t i = 0; i < seen.n_spans; i++) {
-        const unsigned long long ns = seen.spans[i].end - seen.spans[i].start;
-        seen.totals[seen.spans[i].name].ns += ns;
-        seen.totals[seen.spans[i].name].n++;
-        all += ns;
-    }
-    qsort(seen.totals, (size_t)seen.n, sizeof seen.totals[0], by_time);
-    for (int i = 0; i < seen.n && seen.totals[i].n > 0; i++)
-        fprintf(out, "%10.3f ms %5.1f%% %7llu x %9.2f us  %s\n",
-                1e-6 * (double)seen.totals[i].ns,
-                100.0 * (double)seen.totals[i].ns / (double)all,
-                seen.totals[i].n,
-                1e-3 * (double)seen.totals[i].ns / (double)seen.totals[i].n,
-                seen.totals[i].name);
-    if (out != stderr)
-        fclose(out);
+    const char *name = getenv("KERNEL_TIMES");
+    const char *step = getenv("KERNEL_TIMES_STEP");
+    const CUptiResult error =
+        cuptiActivityFlushAll(CUPTI_ACTIVITY_FLAG_FLUSH_FORCED);
+    pthread_mutex_lock(&lock);
+    FILE *out = kernel_report_count() == 0 ? NULL
+                : name                     ? open_file(name)
+                                           : stderr;
+    if (n_dropped > 0)
+        fprintf(stderr, "kernel_times: CUPTI dropped %zu records\n", n_dropped);
+    if (kernel_report_count() == 0)
+        fprintf(stderr,
+                "kernel_times: process %ld ran nothing on a GPU (error %d of "
+                "CUPTI)\n",
+                (long)getpid(), (int)error);
+    if (out)
+        kernel_report_write(out, step ? step : "update_kernel");
+    if (out && out != stderr)
+        (void)fclose(out);
+    pthread_mutex_unlock(&lock);
 }
 
 int InitializeInjection(void)
 {
-    if (cuptiActivityRegisterCallbacks(get_buffer, take_buffer) !=
-            CUPTI_SUCCESS ||
-        cuptiActivityEnable(CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL) !=
-            CUPTI_SUCCESS ||
-        cuptiActivityEnable(CUPTI_ACTIVITY_KIND_MEMCPY) != CUPTI_SUCCESS ||
-        cuptiActivityEnable(CUPTI_ACTIVITY_KIND_MEMSET) != CUPTI_SUCCESS) {
-        fprintf(stderr, "kernel_times: CUPTI is not to be used here\n");
+    static const CUpti_ActivityKind kinds[] = {
+        CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL, CUPTI_ACTIVITY_KIND_MEMCPY,
+        CUPTI_ACTIVITY_KIND_MEMCPY2, CUPTI_ACTIVITY_KIND_MEMSET};
+    CUptiResult error = cuptiActivityRegisterCallbacks(get_buffer, take_buffer);
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (error == CUPTI_SUCCESS)
+            error = cuptiActivityEnable(kinds[i]);
+    if (error != CUPTI_SUCCESS) {
+        fprintf(stderr, "kernel_times: error %d of CUPTI\n", (int)error);
         return 1;
     }
-    atexit(report);
+    watch_waits();
+    (void)atexit(report);
     return 1;
 }
