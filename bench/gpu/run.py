@@ -94,6 +94,8 @@ def output(command, settings, clock):
             print(f"STOPPED after {limit:.0f} s: {text}", flush=True)
             return ""
     print(f"# {time.monotonic() - started:.0f} s: {text}", flush=True)
+    for line in re.findall("^kernel_times: .*", err, re.M):
+        print(line)
     if process.returncode:
         print(f"FAILED ({process.returncode}): {text}\n{out[-600:]}\n"
               f"{err[-1200:]}", flush=True)
