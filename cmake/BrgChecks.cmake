@@ -24,6 +24,8 @@ if(Python3_FOUND)
       PROCESSORS 2 SKIP_RETURN_CODE 77)
   endif()
   brg_check(docs ${Python3_EXECUTABLE} ${_scripts}/gen_docs.py --check)
+  brg_check(gpu_run ${Python3_EXECUTABLE}
+    ${PROJECT_SOURCE_DIR}/tests/bench/check_run.py)
 endif()
 
 brg_check(api_docs ${_scripts}/api_docs.sh ${CMAKE_CURRENT_BINARY_DIR}/api)

@@ -59,6 +59,7 @@ class Clock:
 
     def __init__(self, seconds):
         self.end = time.monotonic() + seconds if seconds else None
+        self.least = min(15, seconds / 4) if seconds else 0
 
     def left(self):
         return self.end - time.monotonic() if self.end else 1e9
@@ -161,7 +162,7 @@ def measure(args, key, clock):
     found = {}
     for _ in range(args.rounds):
         for names in groups.values():
-            if clock.left() < 15:
+            if clock.left() < clock.least:
                 print(f"LEFT OUT, the time is over: {key} {', '.join(names)}")
                 continue
             new = ours(args, key, names, clock) if names[0] in OURS \

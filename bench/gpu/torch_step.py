@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The trainings of bench/gpu/run.sh in PyTorch: same shapes, same batch for each
+"""The trainings of bench/gpu/run.py in PyTorch: same shapes, same batch for each
 GPU, DistributedDataParallel over NCCL where there are more.
 
     torch_step.py MODEL BATCH [--compile [--mode reduce-overhead]] [--ranks N]
