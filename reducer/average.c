@@ -4,11 +4,10 @@
 
 #include <string.h>
 
-#include "comm/pg.h"
 #include "core/base/alloc.h"
 #include "core/base/tracer.h"
 #include "core/tensor/tensor.h"
-#include "reducer/reducer.h"
+#include "reducer/ddp.h"
 #include "reducer/verify.h"
 
 struct brg_averager {
@@ -44,10 +43,10 @@ static brg_status check_tensor(const brg_averager *a, const brg_tensor *t,
                   "brg_averager_create: tensor %zu (%s) is no row-major float "
                   "tensor",
                   i, brg__tensor_text(t, text));
-    if (!brg__device_equal(t->device, where))
+    if (where.type != BRG_DEVICE_CPU && !brg__device_equal(t->device, where))
         return BRG_FAIL(BRG_ERR_UNSUPPORTED,
                         "brg_averager_create: tensor %zu (%s) is on %s, the "
-                        "group reduces on %s (for GPUs: brg_nccl_create)",
+                        "group reduces on %s",
                         i, brg__tensor_text(t, text),
                         brg__device_text(t->device, there),
                         brg__device_text(where, here));
@@ -94,15 +93,30 @@ static brg_status agree(const brg_averager *a, brg_status status)
     return brg__verify_ranks(a->pg, &mine);
 }
 
+static brg_status broadcast_tensor(brg_pg *pg, brg_tensor *t)
+{
+    brg_work *work;
+    BRG_TRY(brg_broadcast(pg, &work, brg__tensor_ptr(t), (size_t)t->numel,
+                          (brg_dtype)t->dtype, 0));
+    BRG_TRY(brg_work_wait(work));
+    brg_tensor_touch(t);
+    return BRG_OK;
+}
+
 static brg_status broadcast(const brg_averager *a)
 {
     for (size_t i = 0; i < a->n; i++) {
-        brg_tensor *t = a->tensors[i];
-        brg_work *work;
-        BRG_TRY(brg_broadcast(a->pg, &work, brg__tensor_ptr(t),
-                              (size_t)t->numel, (brg_dtype)t->dtype, 0));
-        BRG_TRY(brg_work_wait(work));
-        brg_tensor_touch(t);
+        brg_tensor *t = a->tensors[i], *copy;
+        if (!brg__is_staged(a->pg, t)) {
+            BRG_TRY(broadcast_tensor(a->pg, t));
+            continue;
+        }
+        BRG_TRY(brg__copy_for(&copy, a->pg, t));
+        brg_status status = broadcast_tensor(a->pg, copy);
+        if (status == BRG_OK)
+            status = brg__ddp_copy(t, copy);
+        brg_release(copy);
+        BRG_TRY(status);
     }
     return BRG_OK;
 }

@@ -52,8 +52,11 @@ static size_t count(const brg_ddp *ddp)
     size_t n = 0;
     if (ddp->options.sync_buffers == BRG_DDP_BUFFERS_LEAVE)
         return 0;
-    for (size_t i = 0; i < ddp->n_buffers; i++)
+    for (size_t i = 0; i < ddp->n_buffers; i++) {
+        if (brg__is_staged(ddp->pg, ddp->buffers[i]))
+            return 0;
         n += n_floats(ddp, ddp->buffers[i]);
+    }
     return n <= CARGO_NBYTES / sizeof(float) ? n : 0;
 }
 

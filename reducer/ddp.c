@@ -20,6 +20,7 @@ static brg_status check_tensor(const brg_ddp *ddp, const brg_tensor *t,
                                const char *kind, size_t i)
 {
     const brg_device where = brg__pg_device(ddp->pg);
+    const bool is_on_host = where.type == BRG_DEVICE_CPU;
     char there[24], here[24];
     const char *name = t ? brg_tensor_name(t) : NULL;
     BRG_CHECK_ARG(t, "brg_ddp_create: %s %zu is NULL", kind, i);
@@ -27,10 +28,10 @@ static brg_status check_tensor(const brg_ddp *ddp, const brg_tensor *t,
                   "brg_ddp_create: %s %zu (%s) was computed by %s, so it is "
                   "no leaf",
                   kind, i, name ? name : "no name", brg_grad_fn_name(t));
-    if (!brg__device_equal(t->device, where))
+    if (!is_on_host && !brg__device_equal(t->device, where))
         return BRG_FAIL(BRG_ERR_UNSUPPORTED,
                         "brg_ddp_create: %s %zu (%s) is on %s, the group "
-                        "reduces on %s (for GPUs: brg_nccl_create)",
+                        "reduces on %s",
                         kind, i, name ? name : "no name",
                         brg__device_text(t->device, there),
                         brg__device_text(where, here));
@@ -133,7 +134,7 @@ static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
         list[i] = (brg_reducer_param){.name = brg_tensor_name(t),
                                       .count = (size_t)t->numel,
                                       .dtype = (brg_dtype)t->dtype,
-                                      .device = t->device,
+                                      .device = brg__pg_device(ddp->pg),
                                       .n_rows = rows_of(t)};
     }
     brg_status status = brg__reducer_prepare(&ddp->reducer, ddp->pg, list,
@@ -148,6 +149,7 @@ static brg_status make_reducer(brg_ddp *ddp, const brg_ddp_options *options)
         ddp->reducer->members[i].group = ddp->params[i].group;
     if (ddp->reducer->n_cargo > 0 || ddp->reducer->has_groups)
         BRG_TRY(brg__reducer_plan_anew(ddp->reducer));
+    BRG_TRY(brg__ddp_staged_prepare(ddp));
     if (options->shard)
         BRG_TRY(brg__shard_prepare(ddp));
     ddp->reducer->is_inner = true;

@@ -16,6 +16,7 @@
 
 #include <brigade/autograd.h>
 
+#include "comm/pg.h"
 #include "core/autograd/reduction.h"
 #include "core/base/map.h"
 #include "core/tensor/tensor.h"
@@ -138,6 +139,26 @@ brg_status brg__ddp_copy(brg_tensor *dst, brg_tensor *src);
 /* The same where the caller touches dst later. */
 brg_status brg__ddp_write(brg_tensor *dst, brg_tensor *src);
 
+/* ---- ddp_staged.c: a group on the host, parameters on a device ------------------ */
+
+/* Nothing is, if the group's memory is where the leaf is. */
+bool brg__ddp_is_staged(const brg__ddp_param *p);
+/* Before the ranks meet; the reducer is there. */
+brg_status brg__ddp_staged_prepare(brg_ddp *ddp);
+/* A gradient that is complete, `from` the home or the view, to its slot. Waits
+ * for the device. */
+brg_status brg__ddp_stage(const brg__ddp_param *p, brg_tensor *from,
+                          void *slot);
+/* The slot into the view. */
+brg_status brg__ddp_unstage(const brg__ddp_param *p);
+/* After a good step: what went wrong on the way back, on this rank alone. */
+brg_status brg__ddp_staged_end(brg_ddp *ddp);
+
+/* May the group not touch the memory of t? */
+bool brg__is_staged(const brg_pg *pg, const brg_tensor *t);
+/* A row-major copy where the group's memory is, owned. */
+brg_status brg__copy_for(brg_tensor **out, const brg_pg *pg, brg_tensor *t);
+
 /* ---- regroup.c ----------------------------------------------------------------------- */
 
 /* A backward has ended, well or not. */
@@ -161,6 +182,8 @@ brg_status brg__ddp_shadow_step(brg_ddp *ddp);
 
 /* The leaf's gradient (NULL: zeros) into the home. */
 brg_status brg__ddp_pack(brg__ddp_param *p, brg_tensor *grad);
+/* And, with the sum of micro-batches, to the slot. */
+brg_status brg__ddp_fill(brg__ddp_param *p, brg_tensor *grad);
 /* .grad is no view yet: see to it at the end of the step. */
 void brg__ddp_remember_late(brg__ddp_param *p);
 

@@ -34,7 +34,7 @@ brg_status brg__ddp_leaf_gradient(brg__ddp_param *p, brg_tensor *grad)
     bool is_last = brg__leaf_is_last(r);
     BRG_TRY(check(p, grad));
     BRG_TRY(brg__reducer_expect(r, p->index));
-    BRG_TRY(brg__ddp_pack(p, grad));
+    BRG_TRY(brg__ddp_fill(p, grad));
     if (grad)
         BRG_TRY(brg_tensor_set_grad(p->leaf, is_last ? p->view : NULL));
     else if (is_last)
@@ -47,7 +47,7 @@ brg_status brg__ddp_leaf_settle(brg__ddp_param *p)
 {
     if (brg__leaf_is_last(p->ddp->reducer))
         brg__ddp_remember_late(p);
-    BRG_TRY(brg__ddp_pack(p, NULL));
+    BRG_TRY(brg__ddp_fill(p, NULL));
     return brg__reducer_arrive(p->ddp->reducer, p->index, false);
 }
 
@@ -60,7 +60,8 @@ void brg__ddp_leaf_place(brg_ddp *ddp)
         if (brg_tensor_grad(p->leaf) == p->home &&
             brg_tensor_set_grad(p->leaf, NULL) != BRG_OK)
             brg_assert(!"taking a gradient away cannot fail");
-        p->home->storage->data = brg__leaf_home(ddp->reducer, i);
+        if (!brg__ddp_is_staged(p))
+            p->home->storage->data = brg__leaf_home(ddp->reducer, i);
         brg_tensor_touch(p->home);
     }
 }

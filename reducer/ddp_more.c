@@ -99,17 +99,19 @@ static brg_status scale_all(brg_ddp *ddp, double factor)
         brg_tensor *grad = brg_tensor_grad(p->leaf);
         if (m->n_used == 0 || !grad)
             continue;
-        if (grad == p->view) {
-            brg_optim_range own =
-                brg__shard_of(ddp->reducer, i, ddp->reducer->rank);
-            brg__norm_scale((char *)m->slot +
-                                own.first * brg_dtype_size(m->dtype),
-                            m->dtype, own.n, factor);
-            brg_tensor_touch(grad);
-        } else {
-            brg__norm_scale(m->slot, m->dtype, m->count, factor);
-            BRG_TRY(brg__ddp_copy(grad, p->view));
+        const bool is_view = grad == p->view;
+        brg_optim_range own = {0, m->count};
+        if (is_view) {
+            own = brg__shard_of(ddp->reducer, i, ddp->reducer->rank);
+            BRG_TRY(brg__ddp_stage(p, grad, m->slot)); /* as it is by now */
         }
+        brg__norm_scale((char *)m->slot + own.first * brg_dtype_size(m->dtype),
+                        m->dtype, own.n, factor);
+        BRG_TRY(brg__ddp_unstage(p));
+        if (is_view)
+            brg_tensor_touch(grad);
+        else
+            BRG_TRY(brg__ddp_copy(grad, p->view));
     }
     return BRG_OK;
 }

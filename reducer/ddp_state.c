@@ -80,16 +80,20 @@ static brg_status broadcast(brg_pg *pg, void *data, size_t count,
     return brg_work_wait(work);
 }
 
-/* One with gaps goes through a copy without. */
-static brg_status broadcast_strided(brg_ddp *ddp, brg_tensor *t)
+/* Can the group take it where it lies? */
+static bool is_in_place(const brg_ddp *ddp, const brg_tensor *t)
 {
-    brg__layout layout = brg__layout_row_major(t);
+    return brg__shape_is_dense(t->ndim, t->shape, t->stride) &&
+           !brg__is_staged(ddp->pg, t);
+}
+
+/* One with gaps, or elsewhere, goes through a copy. */
+static brg_status broadcast_copy(brg_ddp *ddp, brg_tensor *t)
+{
     brg_tensor *copy;
-    BRG_TRY(brg__tensor_new(&copy, &layout));
-    brg_status status = brg__ddp_copy(copy, t);
-    if (status == BRG_OK)
-        status = broadcast(ddp->pg, brg__tensor_ptr(copy), (size_t)copy->numel,
-                           (brg_dtype)copy->dtype);
+    BRG_TRY(brg__copy_for(&copy, ddp->pg, t));
+    brg_status status = broadcast(ddp->pg, brg__tensor_ptr(copy),
+                                  (size_t)copy->numel, (brg_dtype)copy->dtype);
     if (status == BRG_OK)
         status = brg__ddp_copy(t, copy);
     brg_release(copy);
@@ -100,8 +104,8 @@ static brg_status broadcast_tensor(brg_ddp *ddp, brg_tensor *t)
 {
     if (t->numel == 0)
         return BRG_OK;
-    if (!brg__shape_is_dense(t->ndim, t->shape, t->stride))
-        return broadcast_strided(ddp, t);
+    if (!is_in_place(ddp, t))
+        return broadcast_copy(ddp, t);
     brg_tensor_touch(t);
     return broadcast(ddp->pg, brg__tensor_ptr(t), (size_t)t->numel,
                      (brg_dtype)t->dtype);
@@ -111,13 +115,19 @@ static brg_status broadcast_tensor(brg_ddp *ddp, brg_tensor *t)
 brg_status brg__ddp_broadcast_params(brg_ddp *ddp)
 {
     const brg_reducer *r = ddp->reducer;
-    for (size_t i = 0; i < ddp->n_params; i++)
-        BRG_TRY(brg__ddp_copy(ddp->params[i].view, ddp->params[i].leaf));
+    for (size_t i = 0; i < ddp->n_params; i++) {
+        const brg__ddp_param *p = &ddp->params[i];
+        BRG_TRY(brg__ddp_copy(p->view, p->leaf));
+        BRG_TRY(brg__ddp_stage(p, p->view, r->members[i].slot));
+    }
     for (size_t k = 0; k < r->plan.n_buckets; k++)
         BRG_TRY(broadcast(ddp->pg, r->buckets[k].data, r->buckets[k].count,
                           r->buckets[k].dtype));
-    for (size_t i = 0; i < ddp->n_params && r->rank != 0; i++)
-        BRG_TRY(brg__ddp_copy(ddp->params[i].leaf, ddp->params[i].view));
+    for (size_t i = 0; i < ddp->n_params && r->rank != 0; i++) {
+        const brg__ddp_param *p = &ddp->params[i];
+        BRG_TRY(brg__ddp_unstage(p));
+        BRG_TRY(brg__ddp_copy(p->leaf, p->view));
+    }
     for (size_t i = 0; i < ddp->n_tensors; i++)
         if (!brg_requires_grad(ddp->tensors[i]))
             BRG_TRY(broadcast_tensor(ddp, ddp->tensors[i]));
@@ -134,30 +144,26 @@ brg_status brg__ddp_broadcast_buffers(brg_ddp *ddp)
     return status;
 }
 
-/* A copy without gaps is averaged where the buffer has some. */
+/* Or a copy of it, as above. */
 static brg_status average_tensor(brg_ddp *ddp, brg_tensor *t)
 {
     brg_tensor *dense = t;
-    bool is_dense = brg__shape_is_dense(t->ndim, t->shape, t->stride);
+    const bool is_own = !is_in_place(ddp, t);
     if (!brg__tensor_is_float(t))
         return broadcast_tensor(ddp, t);
     if (t->numel == 0)
         return BRG_OK;
-    if (!is_dense) {
-        brg__layout layout = brg__layout_row_major(t);
-        BRG_TRY(brg__tensor_new(&dense, &layout));
-    }
+    if (is_own)
+        BRG_TRY(brg__copy_for(&dense, ddp->pg, t));
     brg_work *work;
-    brg_status status = is_dense ? BRG_OK : brg__ddp_copy(dense, t);
-    if (status == BRG_OK)
-        status = brg_all_reduce(ddp->pg, &work, brg__tensor_ptr(dense),
-                                (size_t)t->numel, (brg_dtype)t->dtype,
-                                BRG_REDUCE_AVG);
+    brg_status status =
+        brg_all_reduce(ddp->pg, &work, brg__tensor_ptr(dense), (size_t)t->numel,
+                       (brg_dtype)t->dtype, BRG_REDUCE_AVG);
     if (status == BRG_OK)
         status = brg_work_wait(work);
-    if (status == BRG_OK && !is_dense)
+    if (status == BRG_OK && is_own)
         status = brg__ddp_copy(t, dense);
-    if (!is_dense)
+    if (is_own)
         brg_release(dense);
     brg_tensor_touch(t);
     return status;

@@ -34,12 +34,23 @@ brg_status brg__ddp_pack(brg__ddp_param *p, brg_tensor *grad)
 {
     brg_reducer *r = p->ddp->reducer;
     if (!grad)
-        BRG_TRY(brg__device_zero(r->device, p->home->storage->data,
+        BRG_TRY(brg__device_zero(p->home->device, p->home->storage->data,
                                  r->members[p->index].nbytes));
     if (!grad || grad == p->home)
         return BRG_OK;
     r->stats.n_packed_bytes += r->members[p->index].nbytes;
     return brg__ddp_write(p->home, grad); /* touched when the step ends */
+}
+
+brg_status brg__ddp_fill(brg__ddp_param *p, brg_tensor *grad)
+{
+    brg_reducer *r = p->ddp->reducer;
+    BRG_TRY(brg__ddp_pack(p, grad));
+    BRG_TRY(brg__ddp_sum_finish(p));
+    if (!brg__ddp_is_staged(p))
+        return BRG_OK;
+    r->stats.n_packed_bytes += r->members[p->index].nbytes;
+    return brg__ddp_stage(p, p->home, brg__leaf_home(r, p->index));
 }
 
 void brg__ddp_remember_late(brg__ddp_param *p)
@@ -58,8 +69,7 @@ static brg_status settle_param(brg__ddp_param *p)
     brg__ddp_remember_late(p);
     if (grad == p->view && !p->is_used)
         BRG_TRY(keep_slot(p));
-    BRG_TRY(brg__ddp_pack(p, grad));
-    BRG_TRY(brg__ddp_sum_finish(p));
+    BRG_TRY(brg__ddp_fill(p, grad));
     return brg__reducer_arrive(p->ddp->reducer, p->index,
                                p->is_used && has_gradient);
 }
@@ -126,6 +136,8 @@ brg_status brg__ddp_hand_over_all(brg_ddp *ddp)
         BRG_TRY(hand_over(&ddp->params[i]));
     end_params(ddp);
     brg_status own = brg__cargo_unload(ddp); /* of a device; all go on */
+    if (own == BRG_OK)
+        own = brg__ddp_staged_end(ddp);
     brg__error_record kept;
     brg__error_save(&kept);
     brg_status status = rebuild(ddp);
@@ -277,14 +289,14 @@ brg_status brg__ddp_take(brg__ddp_param *p)
     bool has_leaves = brg__has_leaves(p->ddp->reducer);
     brg__reducer_trace_hook(p->ddp->reducer, p->index,
                             has_leaves ? BRG__ARRIVES_LATER
-                            : grad == p->view && !p->has_sum
+                            : grad == p->view && !p->has_sum &&
+                                    !brg__ddp_is_staged(p)
                                 ? BRG__ARRIVES_IN_PLACE
                                 : BRG__ARRIVES_COPIED);
     if (has_leaves)
         return brg__ddp_leaf_gradient(p, grad);
     BRG_TRY(brg__reducer_expect(p->ddp->reducer, p->index));
-    BRG_TRY(brg__ddp_pack(p, grad));
-    BRG_TRY(brg__ddp_sum_finish(p));
+    BRG_TRY(brg__ddp_fill(p, grad));
     if (!grad)
         brg__ddp_remember_late(p);
     else if (grad != p->view && !p->ddp->options.grads_apart)

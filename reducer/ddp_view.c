@@ -14,10 +14,13 @@
 
 /* ---- The view ---------------------------------------------------------------- */
 
+/* Without memory yet, unless the slots are elsewhere. */
 static brg_status make_view(brg_tensor **out, const brg__ddp_param *p)
 {
     brg__layout layout = brg__gradient_layout(p->leaf);
     brg__storage *storage;
+    if (brg__ddp_is_staged(p))
+        return brg__tensor_new(out, &layout);
     BRG_TRY(brg__storage_new(&storage, layout.device, 0));
     storage->is_external = true;
     storage->nbytes = brg_tensor_nbytes(p->leaf);
@@ -37,7 +40,8 @@ brg_status brg__ddp_view_make(brg__ddp_param *p, bool has_leaves)
 
 void brg__ddp_view_place(brg__ddp_param *p)
 {
-    p->view->storage->data = p->ddp->reducer->members[p->index].slot;
+    if (!brg__ddp_is_staged(p))
+        p->view->storage->data = p->ddp->reducer->members[p->index].slot;
 }
 
 static size_t block_size(const brg__storage *storage)
@@ -101,7 +105,8 @@ static void drop(brg__ddp_param *p, brg_tensor *view)
     brg__storage *storage = view->storage;
     bool is_shared =
         brg__ref_count(&view->refs) > 1 || brg__ref_count(&storage->refs) > 1;
-    if (is_shared && storage->data && !move_out(storage)) {
+    if (is_shared && storage->is_external && storage->data &&
+        !move_out(storage)) {
         /* Cannot fail, so the gradient goes. */
         brg__log(BRG_LOG_ERROR, "reducer",
                  "no memory to keep the gradient of %s",

@@ -118,14 +118,29 @@ void brg__finite_look_after(brg_reducer *r, size_t k)
     }
 }
 
+brg_status brg__finite_place(brg_reducer *r, brg_device device)
+{
+    const brg__layout layout = {.dtype = BRG_DTYPE_F32, .device = device};
+    brg_release(r->found_inf);
+    r->found_inf = NULL;
+    BRG_TRY(brg__tensor_new(&r->found_inf, &layout));
+    return brg__device_zero(device, brg__tensor_ptr(r->found_inf),
+                            sizeof(float));
+}
+
 brg_status brg__finite_prepare(brg_reducer *r)
 {
-    const brg__layout layout = {.dtype = BRG_DTYPE_F32, .device = r->device};
-    if (!r->options.check_finite)
+    return r->options.check_finite ? brg__finite_place(r, r->device) : BRG_OK;
+}
+
+brg_status brg__finite_send(brg_reducer *r)
+{
+    const float value = !r->finite.last.all_finite;
+    if (!r->found_inf)
         return BRG_OK;
-    BRG_TRY(brg__tensor_new(&r->found_inf, &layout));
-    return brg__device_zero(r->device, brg__tensor_ptr(r->found_inf),
-                            sizeof(float));
+    brg_tensor_touch(r->found_inf);
+    return brg__device_copy(r->found_inf->device, brg__tensor_ptr(r->found_inf),
+                            BRG_CPU, &value, sizeof value);
 }
 
 void brg__finite_end(brg_reducer *r, uint32_t n_ranks, uint32_t ranks,
@@ -141,8 +156,8 @@ void brg__finite_end(brg_reducer *r, uint32_t n_ranks, uint32_t ranks,
                  : own > 0    ? own - 1
                               : SIZE_MAX,
     };
-    if (!r->found_inf || r->look.found) /* a device sets it itself */
-        return;
+    if (!r->found_inf || r->found_inf->device.type != BRG_DEVICE_CPU)
+        return; /* a device sets it itself, or is sent it */
     *(float *)brg__tensor_ptr(r->found_inf) = !r->finite.last.all_finite;
     brg_tensor_touch(r->found_inf);
 }

@@ -353,8 +353,11 @@ void brg__finite_look_after(brg_reducer *r, size_t k);
 /* The bits of the largest element of gradient i that is fine; UINT64_MAX: all
  * are. is_result: it was reduced. */
 uint64_t brg__finite_limit(const brg_reducer *r, size_t i, bool is_result);
-/* With check_finite: makes found_inf. */
+/* With check_finite: makes found_inf; anew, on another device, which hears of
+ * each step by brg__finite_send. */
 brg_status brg__finite_prepare(brg_reducer *r);
+brg_status brg__finite_place(brg_reducer *r, brg_device device);
+brg_status brg__finite_send(brg_reducer *r);
 /* The step is over: ranks that found something, and the sums of their numbers
  * and of their first parameters. */
 void brg__finite_end(brg_reducer *r, uint32_t n_ranks, uint32_t ranks,

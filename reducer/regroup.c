@@ -54,11 +54,9 @@ static brg_status copy_state(transfer *t)
 {
     BRG_TRY(brg__array_reserve(&t->copies, t->own.n));
     for (size_t i = 0; i < t->own.n; i++) {
-        brg__layout layout = brg__layout_row_major(t->own.at[i]);
-        brg_tensor *copy;
-        BRG_TRY(brg__tensor_new(&copy, &layout));
-        t->copies.at[t->copies.n++] = copy;
-        BRG_TRY(brg__ddp_copy(copy, t->own.at[i]));
+        BRG_TRY(brg__copy_for(&t->copies.at[t->copies.n], t->ddp->pg,
+                              t->own.at[i]));
+        t->copies.n++;
     }
     return BRG_OK;
 }

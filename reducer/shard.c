@@ -128,7 +128,7 @@ static brg_status move_in(const brg__ddp_param *p, char *arena)
 {
     brg__storage *s = p->leaf->storage;
     const brg_device_vtable *vtable;
-    if (s->nbytes == 0)
+    if (s->nbytes == 0 || brg__ddp_is_staged(p))
         return BRG_OK;
     BRG_TRY(brg__device_find(s->device, &vtable));
     char *to = arena + p->ddp->reducer->plan.slots[p->index].offset;
@@ -217,12 +217,41 @@ brg_status brg__shard_check(const brg_ddp *ddp, const char *what)
                     brg_pg_rank(ddp->pg), what);
 }
 
+/* Of a parameter elsewhere: this rank's part of it to the arena; or all of it
+ * back. */
+static brg_status stage(const brg__ddp_param *p, bool is_back)
+{
+    const brg_reducer *r = p->ddp->reducer;
+    const brg__member *m = &r->members[p->index];
+    const brg_optim_range own = is_back ? (brg_optim_range){0, m->count}
+                                        : brg__shard_of(r, p->index, r->rank);
+    const size_t size = brg_dtype_size(m->dtype), first = own.first * size;
+    char *here = p->ddp->weights.arena + r->plan.slots[p->index].offset + first;
+    char *there = (char *)brg__tensor_ptr(p->leaf) + first;
+    if (!brg__ddp_is_staged(p))
+        return BRG_OK;
+    return is_back ? brg__device_copy(p->leaf->device, there, r->device, here,
+                                      own.n * size)
+                   : brg__device_copy(r->device, here, p->leaf->device, there,
+                                      own.n * size);
+}
+
+static brg_status stage_bucket(const brg_ddp *ddp, size_t k, bool is_back)
+{
+    const brg__plan *plan = &ddp->reducer->plan;
+    const brg__plan_bucket *b = &plan->buckets[k];
+    for (size_t j = 0; j < b->n_params; j++)
+        BRG_TRY(stage(&ddp->params[plan->order[b->first + j]], is_back));
+    return BRG_OK;
+}
+
 static brg_status gather_bucket(brg_ddp *ddp, size_t k)
 {
     const brg_reducer *r = ddp->reducer;
     const brg__plan_bucket *b = &r->plan.buckets[k];
     size_t shard = b->nbytes / (size_t)r->world_size;
     char *data = ddp->weights.arena + b->offset;
+    BRG_TRY(stage_bucket(ddp, k, false));
     BRG_TRY(brg_all_gather(ddp->pg, &ddp->weights.works[k], data,
                            data + (size_t)r->rank * shard,
                            shard / brg_dtype_size(b->dtype), b->dtype));
@@ -255,9 +284,10 @@ static brg_status wait_bucket(brg_ddp *ddp, size_t k)
     ddp->weights.n_in_flight--;
     if (brg_work_wait(work) != BRG_OK)
         return brg__error_prefix("gathering parameters of bucket %zu: ", k);
+    const brg_status status = stage_bucket(ddp, k, true);
     for (size_t j = 0; j < b->n_params; j++)
         brg_tensor_touch(ddp->params[r->plan.order[b->first + j]].leaf);
-    return BRG_OK;
+    return status;
 }
 
 static brg_status wait_all(brg_ddp *ddp)

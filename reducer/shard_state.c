@@ -81,14 +81,53 @@ static brg_status check(const transfer *t)
 
 /* ---- Sending ------------------------------------------------------------------------ */
 
-static brg_status exchange(const transfer *t, void *data, size_t n,
-                           brg_dtype dtype, int peer, bool sends)
+/* n elements on a device, as the group may send them: themselves, or a copy. */
+typedef struct passage {
+    brg_device device;
+    void *data;
+    void *at; /* owned if it is not data */
+    size_t nbytes;
+} passage;
+
+static brg_status enter(const transfer *t, passage *p)
+{
+    p->at = p->data;
+    if (p->device.type == t->ddp->reducer->device.type || p->nbytes == 0)
+        return BRG_OK;
+    p->at = brg__mem_alloc(p->nbytes, "optimizer state on its way");
+    if (!p->at)
+        return BRG_ERR_NOMEM;
+    return brg__device_copy(BRG_CPU, p->at, p->device, p->data, p->nbytes);
+}
+
+/* `status`: of what was done there. */
+static brg_status leave(passage *p, brg_status status)
+{
+    if (p->at == p->data)
+        return status;
+    if (p->at && status == BRG_OK)
+        status =
+            brg__device_copy(p->device, p->data, BRG_CPU, p->at, p->nbytes);
+    brg__mem_free(p->at);
+    return status;
+}
+
+static brg_status exchange(const transfer *t, brg_tensor *state, void *data,
+                           size_t n, int peer, bool sends)
 {
     brg_work *work;
     brg_pg *pg = t->ddp->pg;
-    brg_status status = sends ? brg_send(pg, &work, data, n, dtype, peer)
-                              : brg_recv(pg, &work, data, n, dtype, peer);
-    return status == BRG_OK ? brg_work_wait(work) : status;
+    const brg_dtype dtype = brg_tensor_dtype(state);
+    passage p = {.device = state->device,
+                 .data = data,
+                 .nbytes = n * brg_dtype_size(dtype)};
+    brg_status status = enter(t, &p);
+    if (status == BRG_OK)
+        status = sends ? brg_send(pg, &work, p.at, n, dtype, peer)
+                       : brg_recv(pg, &work, p.at, n, dtype, peer);
+    if (status == BRG_OK)
+        status = brg_work_wait(work);
+    return leave(&p, status);
 }
 
 static brg_status copy(const transfer *t, brg_device device, void *full,
@@ -116,18 +155,17 @@ static brg_status move_range(const transfer *t, size_t i, int rank)
     if (!p)
         return BRG_OK;
     brg_optim_range range = brg__shard_of(r, p->index, rank);
-    brg_dtype dtype = brg_tensor_dtype(brg_optim_state_at(t->part, i)->tensor);
+    brg_tensor *part = brg_optim_state_at(t->part, i)->tensor;
     if (range.n == 0 || (r->rank != 0 && r->rank != rank))
         return BRG_OK;
     if (r->rank != 0)
-        return exchange(t, data_of(t->part, i), range.n, dtype, 0,
-                        t->is_gather);
-    size_t size = brg_dtype_size(dtype);
+        return exchange(t, part, data_of(t->part, i), range.n, 0, t->is_gather);
+    brg_tensor *whole = brg_optim_state_at(t->full, i)->tensor;
+    size_t size = brg_dtype_size(brg_tensor_dtype(whole));
     char *full = (char *)data_of(t->full, i) + range.first * size;
     if (rank != 0)
-        return exchange(t, full, range.n, dtype, rank, !t->is_gather);
-    return copy(t, brg_optim_state_at(t->part, i)->tensor->device, full,
-                data_of(t->part, i), range.n * size);
+        return exchange(t, whole, full, range.n, rank, !t->is_gather);
+    return copy(t, part->device, full, data_of(t->part, i), range.n * size);
 }
 
 static brg_status broadcast(const transfer *t, void *data, size_t n,
@@ -147,8 +185,14 @@ static brg_status move_common(const transfer *t, size_t i)
                      brg_tensor_nbytes(part)));
     if (t->is_gather)
         return BRG_OK;
-    return broadcast(t, brg__tensor_ptr(part), (size_t)part->numel,
-                     brg_tensor_dtype(part));
+    passage p = {.device = part->device,
+                 .data = brg__tensor_ptr(part),
+                 .nbytes = brg_tensor_nbytes(part)};
+    brg_status status = enter(t, &p);
+    if (status == BRG_OK)
+        status =
+            broadcast(t, p.at, (size_t)part->numel, brg_tensor_dtype(part));
+    return leave(&p, status);
 }
 
 static brg_status move_state(const transfer *t, size_t i)

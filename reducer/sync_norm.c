@@ -7,9 +7,11 @@
 #include <math.h>
 
 #include <brigade/autograd.h>
+#include <brigade/device.h>
 #include <brigade/function.h>
 #include <brigade/ops.h>
 
+#include "comm/pg.h"
 #include "core/base/alloc.h"
 #include "core/base/error.h"
 #include "core/base/options.h"
@@ -97,6 +99,12 @@ static brg_tensor *local_moments(brg_tensor *x)
     return parts[0] ? brg_cat(parts, 3, 0) : NULL;
 }
 
+/* Where the group can take it. */
+static brg_tensor *near(const brg_pg *pg, brg_tensor *t)
+{
+    return t ? brg_to(t, brg__pg_device(pg)) : NULL;
+}
+
 static brg_status gather(brg_pg *pg, brg_tensor *mine, brg_tensor **all)
 {
     int n = brg_pg_world_size(pg);
@@ -125,7 +133,8 @@ static brg_status merge(brg_pg *pg, brg_tensor *x, moments *filled)
     static const int over_ranks[] = {0};
     brg_tensor *all;
     int64_t c = brg_tensor_size(x, 1);
-    BRG_TRY(gather(pg, local_moments(x), &all));
+    BRG_TRY(gather(pg, near(pg, local_moments(x)), &all));
+    all = brg_to(all, brg_tensor_device(x));
     brg_tensor *n = brg_narrow(all, 1, 0, 1);
     brg_tensor *means = brg_narrow(all, 1, 1, c);
     brg_tensor *total = brg_sum(n, 1, over_ranks, false);
@@ -179,13 +188,14 @@ static brg_status add_up(brg_pg *pg, brg_tensor *sum, brg_tensor *dot,
                          brg_tensor **both)
 {
     brg_tensor *parts[] = {sum, dot};
-    *both = brg_cat(parts, 2, 0);
+    *both = near(pg, brg_cat(parts, 2, 0));
     BRG_TRY(status_of(*both));
     brg_work *work;
     BRG_TRY(brg_all_reduce(pg, &work, brg_tensor_data(*both),
                            (size_t)brg_tensor_numel(*both), BRG_DTYPE_F64,
                            BRG_REDUCE_SUM));
-    return brg_work_wait(work);
+    BRG_TRY(brg_work_wait(work));
+    return status_of(*both = brg_to(*both, brg_tensor_device(sum)));
 }
 
 /* With g the gradient of y, d = x - mean and sums over all ranks:

@@ -25,8 +25,9 @@ typedef struct brg_averager_options {
     BRG_INIT_WITH(brg_averager_options, BRG_SET(period, 1))
 
 /* Collective: rank 0's values go to all. `tensors`: float, row-major, on the
- * device that the group reduces on; retained. Options must be the same on every
- * rank. *out: owned. Errors as for brg_ddp_create. */
+ * device that the group reduces on, or on a GPU under a group that reduces on
+ * the host, which waits for the copies then; retained. Options must be the same
+ * on every rank. *out: owned. Errors as for brg_ddp_create. */
 BRG_API BRG_NODISCARD brg_status
 brg_averager_create(brg_averager **out, brg_pg *pg, brg_tensor *const *tensors,
                     size_t n_tensors, const brg_averager_options *options);

@@ -73,7 +73,10 @@ typedef struct brg_ddp_options {
  * `params`: leaves, retained; those that require no gradient are only
  * broadcast, and a tensor given twice counts once. Their names (brg_tensor_
  * set_name) are used in messages. `buffers`: other state of the model. Rank
- * 0's values of both are sent to all ranks. A parameter that is not given, made
+ * 0's values of both are sent to all ranks. They are where the group reduces, or
+ * on a GPU while it reduces on the host: .grad is memory of that GPU then, its
+ * gradients go to their buckets and back, for which the host waits, and a step
+ * tells at once what it came to. A parameter that is not given, made
  * later for instance, is not averaged: its copies drift apart unseen. `options`
  * may be NULL. *out: owned. */
 BRG_API BRG_NODISCARD brg_status brg_ddp_create(brg_ddp **out, brg_pg *pg,

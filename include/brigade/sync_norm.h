@@ -35,7 +35,8 @@ BRG_API void brg_sync_norm_destroy(brg_sync_norm *sync);
  * it, which a ddp adds up with the others'. running_mean and running_var stay
  * alike on all ranks. Without options.training: brg_batch_norm itself.
  * Not differentiable twice. A compiled backward calls it (opaque). x may be on
- * a GPU if the group reduces there. Errors: those of brg_batch_norm and of the
+ * the GPU that the group reduces on, or on any if it reduces on the host, which
+ * waits for copies then. Errors: those of brg_batch_norm and of the
  * collectives. */
 BRG_API brg_tensor *brg_sync_batch_norm(brg_sync_norm *sync, brg_tensor *x,
                                         brg_tensor *weight, brg_tensor *bias,

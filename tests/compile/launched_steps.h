@@ -185,7 +185,8 @@ static inline brg_compiled *compile(model *m)
     return compiled;
 }
 
-static inline void distribute(model *m, brg_ddp_buffers sync)
+/* Over this group, which the model owns. */
+static inline void distribute(model *m, brg_pg *pg, brg_ddp_buffers sync)
 {
     brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
     options.first_bucket_bytes = options.bucket_bytes = 64;
@@ -193,7 +194,7 @@ static inline void distribute(model *m, brg_ddp_buffers sync)
     options.check_finite = m->looks || m->may_skip;
     options.measure_norm = m->looks;
     options.hook = m->hook;
-    m->pg = group_there();
+    m->pg = pg;
     assert_brg_ok(
         brg_ddp_create(&m->ddp, m->pg, m->p, N_PARAMS, &m->seen, 1, &options));
     if (m->may_skip)
@@ -217,6 +218,7 @@ static inline void end_distribution(model *m)
 
 typedef struct variant {
     bool is_adamw, zeroes_first, has_ddp, looks, may_skip;
+    bool is_on_host; /* the group of the ddp */
     brg_ddp_buffers sync;
     double dropout;
     brg_status (*end)(model *m);
@@ -236,7 +238,7 @@ static inline void run(const variant *v, bool is_compiled, history *h)
     if (v->hook)
         assert_brg_ok(v->hook(&m.hook));
     if (v->has_ddp)
-        distribute(&m, v->sync);
+        distribute(&m, v->is_on_host ? group_here() : group_there(), v->sync);
     brg_compiled *compiled = is_compiled ? compile(&m) : NULL;
     memset(h, 0, sizeof *h);
     for (int k = 0; k < N_STEPS; k++)

@@ -157,7 +157,7 @@ static void test_relaunch__behind_micro_batches(void **state)
         model m;
         model_make(&m, true);
         m.keeps = true;
-        distribute(&m, BRG_DDP_BUFFERS_LEAVE);
+        distribute(&m, group_there(), BRG_DDP_BUFFERS_LEAVE);
         brg_compiled *compiled = is_compiled ? compile(&m) : NULL;
         for (int k = 0; k < N_STEPS; k++) {
             brg_seed(700 + (uint64_t)k);
@@ -176,6 +176,20 @@ static void test_relaunch__behind_micro_batches(void **state)
     assert_int_equal(compile_stats().replay_launches, N_STEPS - 6);
 }
 
+/* Steps of plans all the same; the host copies the gradients in them. */
+static void test_relaunch__a_group_on_the_host(void **state)
+{
+    (void)state;
+    for (int first = 0; first < 2; first++) {
+        brg_compile_stats s = check(&(variant){.has_ddp = true,
+                                               .is_on_host = true,
+                                               .zeroes_first = first,
+                                               .sync = (brg_ddp_buffers)first});
+        assert_int_equal(s.replay_recordings, 0);
+        assert_int_equal(s.replay_launches, 0);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -185,6 +199,7 @@ int main(void)
         scoped_test(test_relaunch__steps_that_may_be_left_out),
         scoped_test(test_relaunch__with_communication_hooks),
         scoped_test(test_relaunch__behind_micro_batches),
+        scoped_test(test_relaunch__a_group_on_the_host),
     };
     return cmocka_run_group_tests(tests, register_recording_device, NULL);
 }

@@ -200,6 +200,8 @@ static inline brg_status fake_update(brg_device device,
     (void)device;
     for (size_t i = 0; i < n; i++) {
         brg_device_update u = updates[i];
+        if (u.found_inf && *(const float *)at(u.found_inf) != 0)
+            continue;
         u.param = at(u.param);
         u.grad = at(u.grad);
         u.state[0] = at(u.state[0]);
@@ -481,7 +483,8 @@ static inline brg_status step_of(world *w, int step)
 typedef struct run {
     brg_status (*body)(world *w, const struct run *r);
     brg_ddp_options options;
-    bool is_bare; /* no ddp */
+    bool is_bare;    /* no ddp */
+    bool is_on_host; /* the group; each rank's parameters are on its device */
 } run;
 
 static inline brg_status on_rank(brg_pg *pg, void *user)
@@ -489,8 +492,8 @@ static inline brg_status on_rank(brg_pg *pg, void *user)
     const run *r = user;
     world w = {.pg = pg, .rank = brg_pg_rank(pg), .n = brg_pg_world_size(pg)};
     const brg_group_ops *own = pg->end.ops;
-    pg->end.device = THERE(w.rank);
-    pg->end.ops = &ops;
+    pg->end.device = r->is_on_host ? HOME : THERE(w.rank);
+    pg->end.ops = r->is_on_host ? own : &ops;
     brg_scope *scope = brg_scope_begin();
     brg_seed(5 + (uint64_t)w.rank);
     brg_status status = brg_device_set(THERE(w.rank));

@@ -21,11 +21,17 @@ static void group_free(void *group, void *ptr)
     fake_free(THERE, ptr, 0);
 }
 
+static inline brg_pg *group_here(void)
+{
+    brg_pg *pg;
+    assert_brg_ok(brg_pg_create(&pg, "self", NULL));
+    return pg;
+}
+
 static inline brg_pg *group_there(void)
 {
     static brg_group_ops ops;
-    brg_pg *pg;
-    assert_brg_ok(brg_pg_create(&pg, "self", NULL));
+    brg_pg *pg = group_here();
     ops = *pg->end.ops;
     ops.alloc = group_alloc;
     ops.free = group_free;
