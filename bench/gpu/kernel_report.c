@@ -270,6 +270,58 @@ static uint64_t add_up(const steps *all)
     return sum;
 }
 
+/* ---- Gaps --------------------------------------------------------------------- */
+
+#define MAX_GAPS 1024
+#define N_GAPS_SHOWN 24
+
+/* Nothing ran behind one name and before the other. */
+typedef struct gap {
+    int before, after; /* of names */
+    uint64_t ns;
+    size_t n;
+} gap;
+
+static void add_gap(gap *gaps, int *n_gaps, int before, int after, uint64_t ns)
+{
+    int i = 0;
+    while (i < *n_gaps && (gaps[i].before != before || gaps[i].after != after))
+        i++;
+    if (i == MAX_GAPS)
+        return;
+    if (i == *n_gaps)
+        gaps[(*n_gaps)++] = (gap){.before = before, .after = after};
+    gaps[i].ns += ns;
+    gaps[i].n++;
+}
+
+static int by_gap(const void *a, const void *b)
+{
+    const gap *x = a, *y = b;
+    return (x->ns < y->ns) - (x->ns > y->ns);
+}
+
+/* Those that end within the steps, the largest sums first. */
+static int find_gaps(const steps *all, gap *gaps)
+{
+    int n = 0, last = seen.spans[0].name;
+    uint64_t until = seen.spans[0].end;
+    size_t k = 0;
+    for (size_t i = 1; i < seen.n_spans; i++) {
+        const span *s = &seen.spans[i];
+        while (k < all->n && all->at[k].end < s->start)
+            k++;
+        if (s->start > until && k < all->n && all->at[k].start <= until)
+            add_gap(gaps, &n, last, s->name, s->start - until);
+        if (s->end > until) {
+            until = s->end;
+            last = s->name;
+        }
+    }
+    qsort(gaps, (size_t)n, sizeof *gaps, by_gap);
+    return n;
+}
+
 /* ---- Tables ------------------------------------------------------------------- */
 
 static int by_time(const void *a, const void *b)
@@ -300,6 +352,21 @@ static void put_groups(FILE *out, const steps *all)
     for (int g = 0; g < n; g++)
         if (groups[g].ns > 0)
             put(out, groups[g].group, (double)groups[g].ns, all);
+}
+
+/* The names are still in the order that spans know. */
+static void put_gaps(FILE *out, const steps *all)
+{
+    static gap gaps[MAX_GAPS];
+    const int n = find_gaps(all, gaps);
+    const double steps = (double)all->n;
+    fprintf(out, "\n| nothing runs, us of a step | times | behind | before |\n"
+                 "|---|---|---|---|\n");
+    for (int i = 0; i < n && i < N_GAPS_SHOWN; i++)
+        fprintf(out, "| %.1f | %.1f | `%s` | `%s` |\n",
+                1e-3 * (double)gaps[i].ns / steps, (double)gaps[i].n / steps,
+                seen.names[gaps[i].before].name,
+                seen.names[gaps[i].after].name);
 }
 
 static void put_names(FILE *out, const steps *all)
@@ -339,6 +406,7 @@ void kernel_report_write(FILE *out, const char *step)
     put(out, "step", (double)all.ns, &all);
     put(out, "in it: only sums and copies between GPUs run", ran - computed,
         &all);
+    put_gaps(out, &all);
     put_names(out, &all);
     free(at);
 }
