@@ -359,13 +359,13 @@ static void put_gaps(FILE *out, const steps *all)
 {
     static gap gaps[MAX_GAPS];
     const int n = find_gaps(all, gaps);
-    const double steps = (double)all->n;
+    const double n_steps = (double)all->n;
     fprintf(out, "\n| nothing runs, us of a step | times | behind | before |\n"
                  "|---|---|---|---|\n");
     for (int i = 0; i < n && i < N_GAPS_SHOWN; i++)
         fprintf(out, "| %.1f | %.1f | `%s` | `%s` |\n",
-                1e-3 * (double)gaps[i].ns / steps, (double)gaps[i].n / steps,
-                seen.names[gaps[i].before].name,
+                1e-3 * (double)gaps[i].ns / n_steps,
+                (double)gaps[i].n / n_steps, seen.names[gaps[i].before].name,
                 seen.names[gaps[i].after].name);
 }
 

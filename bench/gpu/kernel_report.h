@@ -18,10 +18,10 @@ void kernel_report_add(const char *name, uint64_t start, uint64_t end);
 size_t kernel_report_count(void);
 size_t kernel_report_lost(void);
 
-/* Tables of groups, of gaps in which nothing runs and of kernels, in markdown: us of a step, the mean. A step
- * ends with each kernel whose name contains `step`; those 1.2 times as long as the
- * median one are left out (before all is warm, or after a wait of the host). Where
- * fewer than two ended, all is one step. */
+/* Tables of groups, of gaps in which nothing runs and of kernels, in markdown: us
+ * of a step, the mean. A step ends with each kernel whose name contains `step`;
+ * those 1.2 times as long as the median one are left out (before all is warm, or
+ * after a wait of the host). Where fewer than two ended, all is one step. */
 void kernel_report_write(FILE *out, const char *step);
 void kernel_report_clear(void);
 

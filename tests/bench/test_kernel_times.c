@@ -197,6 +197,9 @@ static void expect_table(const char *text)
               "| at the same time as others (subtracted) | -10 | -10.0% |");
     expect_in(text, "| nothing runs | 25 | 25.0% |");
     expect_in(text, "| step | 100 | 100.0% |");
+    expect_in(text,
+              "| 15.0 | 1.0 | `what_is_this` | `_Z13update_kernel5batch` |");
+    expect_in(text, "| 10.0 | 1.0 | `_Z13update_kernel5batch` | `nvjet_x` |");
     expect_in(text, "only sums and copies between GPUs run | 10 | 10.0% |");
     expect_in(text, "| 20.0 | 1.0 | optimizer | `_Z13update_kernel5batch` |");
 }
