@@ -31,6 +31,10 @@ foreach(_name ${_components})
   list(APPEND _component_headers ${_header})
 endforeach()
 
+if(TARGET brigade_watch) # a debug build's, which the shared library brings
+  install(TARGETS brigade_watch EXPORT brigade-shared-targets
+    LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT brigade)
+endif()
 _brg_export(brigade_shared brigade-shared-targets brigade)
 _brg_export(brigade_static brigade-static-targets brigade)
 # Headers of components that are not built here stay out of the tree.

@@ -217,6 +217,8 @@ brg_status brg_reducer_set_grad(brg_reducer *r, size_t i, void *grad)
     brg_status status = brg__guard_distinct(r);
     if (status != BRG_OK)
         m->grad = before;
+    else
+        brg__guard_move(r, i);
     return status;
 }
 

@@ -236,6 +236,8 @@ brg_status brg__reducer_prepare(brg_reducer **out, brg_pg *pg,
         status = check_device(r);
     if (status == BRG_OK)
         status = brg__guard_distinct(r);
+    if (status == BRG_OK)
+        status = brg__guard_begin(r);
     if (status == BRG_OK && r->options.reduction == BRG_REDUCTION_REPRODUCIBLE)
         status = brg__leaves_prepare(r, r->options.n_leaves);
     if (status == BRG_OK)
@@ -457,6 +459,7 @@ void brg_reducer_destroy(brg_reducer *r)
     brg__hook_detach(r, is_in_flight);
     brg__device_tail_free(r);
     brg_release(r->found_inf);
+    brg__guard_end(r);
     for (size_t i = 0; r->members && i < r->n_params; i++)
         brg__mem_free(r->members[i].name);
     brg__mem_free(r->members);

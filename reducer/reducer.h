@@ -122,6 +122,7 @@ struct brg_reducer {
 
     size_t n_params;
     brg__member *members;
+    struct brg_watch *watches; /* owned, of their buffers (guard.h); or NULL */
     brg__plan plan;
     uint64_t plan_hash;
     uint8_t number; /* among the reducers of its group (comm/pg.h) */

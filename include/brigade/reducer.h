@@ -151,10 +151,13 @@ BRG_API BRG_NODISCARD brg_status brg_reducer_poll(brg_reducer *reducer);
 
 /* Gradient i lies at `grad` from now on. Between steps; not for gradients that
  * live in their slots. Builds with BRG_DEBUG > 0 check that a buffer is still
- * there when it is marked or written: BRG_ERR_STATE if its pages are gone (of
- * malloc: blocks above 32 MiB, some from 128 KiB on), if CUDA no longer knows it
- * as memory of the GPU, and under the address sanitizer if it was freed. Small
- * blocks that were freed in the middle of the heap look as they did. */
+ * there when it is marked or written: BRG_ERR_STATE if it was freed or moved
+ * (free, realloc, munmap, mremap), with the place of that call, where the
+ * program stands on libbrigade_watch.so, as one that links the shared library
+ * of a debug build by CMake does, and any other with LD_PRELOAD. Without it: if
+ * its pages are gone (of malloc: blocks above 32 MiB, some from 128 KiB on).
+ * Also under the address sanitizer if it was freed, and if CUDA no longer knows
+ * it as memory of the GPU. */
 BRG_API BRG_NODISCARD brg_status brg_reducer_set_grad(brg_reducer *reducer,
                                                       size_t i, void *grad);
 
