@@ -217,35 +217,44 @@ static void run_probes(brg_pg *pg, const char *name, bool is_in_place)
     leaves_deinit(&with);
 }
 
-/* ---- check_finite ------------------------------------------------------------------ */
+/* ---- check_finite and measure_norm --------------------------------------------------- */
 
 #define LARGE ((size_t)1 << 20)
 
-/* A mark of one gradient, which is copied to its slot. */
-static double time_large(brg_pg *pg, float *x, size_t count, bool check)
+typedef enum extra { NONE, FINITE, NORM } extra;
+
+/* The mark of one gradient, which is copied to its slot; with the wait, which
+ * copies it back. */
+static double time_large(brg_pg *pg, float *x, size_t count, extra what,
+                         bool with_wait)
 {
     brg_reducer *reducer;
     brg_reducer_param param = {
         .grad = x, .count = count, .dtype = BRG_DTYPE_F32};
     brg_reducer_options options = BRG_REDUCER_OPTIONS_INIT;
-    options.check_finite = check;
+    options.check_finite = what == FINITE;
+    options.measure_norm = what == NORM;
     bench_must(brg_reducer_create(&reducer, pg, &param, 1, &options));
     double seconds = 1;
     for (int k = 0; k < 5; k++) {
         double start = bench_seconds();
         bench_must(brg_reducer_mark_ready(reducer, 0));
-        double now = bench_seconds() - start;
-        seconds = now < seconds ? now : seconds;
+        double marked = bench_seconds() - start;
         bench_must(brg_reducer_wait(reducer));
+        double now = with_wait ? bench_seconds() - start : marked;
+        seconds = now < seconds ? now : seconds;
     }
     if (!brg_reducer_grads_finite(reducer, NULL))
         bench_fail("numbers are taken for others");
+    if ((brg_reducer_grad_norm(reducer) > 0) != (what == NORM))
+        bench_fail("a norm is there without being measured, or none is");
     brg_reducer_destroy(reducer);
     return seconds;
 }
 
-/* What looking at a gradient costs beside packing it, in turn. */
-static void run_finite(brg_pg *pg)
+/* What looking at a gradient costs: beside packing it, where it is checked;
+ * beside a step without communication, where its norm is measured. In turn. */
+static void run_extra(brg_pg *pg, const char *prefix, extra what)
 {
     static const size_t counts[] = {1 << 14, 1 << 18, LARGE};
     static const char *const names[] = {"64k", "1m", "4m"};
@@ -258,11 +267,11 @@ static void run_finite(brg_pg *pg)
         pairs.n = 0;
         for (int k = 0; k < 60; k++) {
             double before = bench_switches();
-            double with = time_large(pg, x, counts[i], true);
-            double without = time_large(pg, x, counts[i], false);
+            double with = time_large(pg, x, counts[i], what, what == NORM);
+            double without = time_large(pg, x, counts[i], NONE, what == NORM);
             bench_pairs_add(&pairs, with, without, bench_switches() - before);
         }
-        bench_print(bench_name("reducer.finite", names[i]),
+        bench_print(bench_name(prefix, names[i]),
                     bench_pairs_ratio(&pairs, 0.5), "x");
     }
     free(x);
@@ -283,8 +292,10 @@ int main(void)
     }
     run_probes(pg, "hook_itself", false);
     run_probes(pg, "hook_itself_in_place", true);
-    if (is_alone)
-        run_finite(pg);
+    if (is_alone) {
+        run_extra(pg, "reducer.finite", FINITE);
+        run_extra(pg, "reducer.norm", NORM);
+    }
     brg_pg_destroy(pg);
     free(memory);
     return 0;

@@ -3,48 +3,10 @@
  * made in f64, in one order: the same bits wherever the same gradients are,
  * whatever the buckets. */
 #include "core/ops/convert.h"
+#include "core/ops/squares.h"
 #include "reducer/shard.h"
 
 #define BLOCK 256
-#define LANES 8
-
-static double sum_f64(const double *x, size_t n)
-{
-    double lane[LANES] = {0}, sum = 0;
-    for (size_t i = 0; i < n; i++)
-        lane[i % LANES] += x[i] * x[i];
-    for (int k = 0; k < LANES; k++)
-        sum += lane[k];
-    return sum;
-}
-
-static double sum_f32(const float *x, size_t n)
-{
-    double lane[LANES] = {0}, sum = 0;
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int k = 0; k < LANES; k++)
-            lane[k] += (double)x[i + (size_t)k] * x[i + (size_t)k];
-    for (; i < n; i++)
-        lane[i % LANES] += (double)x[i] * x[i];
-    for (int k = 0; k < LANES; k++)
-        sum += lane[k];
-    return sum;
-}
-
-static double sum_narrow(const void *at, brg_dtype dtype, size_t n)
-{
-    double sum = 0;
-    for (size_t i = 0; i < n; i += BLOCK) {
-        float block[BLOCK];
-        size_t m = n - i < BLOCK ? n - i : BLOCK;
-        brg__convert_row(block, BRG_DTYPE_F32,
-                         (const char *)at + i * brg_dtype_size(dtype), dtype,
-                         m);
-        sum += sum_f32(block, m);
-    }
-    return sum;
-}
 
 void brg__norm_measure(brg_reducer *r, size_t k)
 {
@@ -55,12 +17,7 @@ void brg__norm_measure(brg_reducer *r, size_t k)
             brg__shard_of(r, r->plan.order[b->first + j], r->rank);
         const void *at =
             (const char *)m->slot + own.first * brg_dtype_size(m->dtype);
-        if (m->dtype == BRG_DTYPE_F64)
-            m->sum_squares = sum_f64(at, own.n);
-        else if (m->dtype == BRG_DTYPE_F32)
-            m->sum_squares = sum_f32(at, own.n);
-        else
-            m->sum_squares = sum_narrow(at, m->dtype, own.n);
+        m->sum_squares = brg__sum_squares(at, m->dtype, own.n);
     }
 }
 

@@ -12,6 +12,7 @@
 #include "core/base/tracer.h"
 #include "core/ops/op.h"
 #include "core/ops/sparse.h"
+#include "core/ops/squares.h"
 #include "core/optim/optim.h"
 #include "core/optim/wide.h"
 #include "core/tensor/device.h"
@@ -62,22 +63,6 @@ static brg_status dense_grad(brg_tensor **grad, const brg_param *param)
     return status;
 }
 
-static double sum_squares_16(const brg__optim_kernels *kernels,
-                             const brg_tensor *grad)
-{
-    brg__wide wide = brg__wide_of(kernels, (brg_dtype)grad->dtype);
-    const uint16_t *from = brg__tensor_ptr(grad);
-    size_t numel = (size_t)grad->numel;
-    double sum = 0.0;
-    for (size_t i = 0; i < numel; i += BRG__WIDE_BLOCK) {
-        size_t n = numel - i < BRG__WIDE_BLOCK ? numel - i : BRG__WIDE_BLOCK;
-        float block[BRG__WIDE_BLOCK];
-        wide.load(block, from + i, n);
-        sum += kernels->f32.sum_squares(block, n);
-    }
-    return sum;
-}
-
 /* Where the gradient is, by ops; waits for the device. */
 static brg_status sum_squares_there(brg_tensor *grad, double *sum)
 {
@@ -94,23 +79,12 @@ static brg_status sum_squares_there(brg_tensor *grad, double *sum)
     return status;
 }
 
-static double sum_squares_host(const brg_tensor *grad)
-{
-    const brg__optim_kernels *kernels = brg__optim_kernels_get();
-    const void *at = brg__tensor_ptr(grad);
-    size_t n = (size_t)grad->numel;
-    if (grad->dtype == BRG_DTYPE_F64)
-        return kernels->f64.sum_squares(at, n);
-    if (grad->dtype == BRG_DTYPE_F32)
-        return kernels->f32.sum_squares(at, n);
-    return sum_squares_16(kernels, grad);
-}
-
 static brg_status sum_squares(brg_tensor *grad, double *sum)
 {
     if (grad->device.type != BRG_DEVICE_CPU)
         return sum_squares_there(grad, sum);
-    *sum = sum_squares_host(grad);
+    *sum = brg__sum_squares(brg__tensor_ptr(grad), (brg_dtype)grad->dtype,
+                            (size_t)grad->numel);
     return BRG_OK;
 }
 

@@ -57,8 +57,6 @@ typedef void (*brg__update_fn)(const brg__run *runs, size_t n_runs);
 
 /* For one real type. The arrays are of that type. */
 typedef struct brg__real_kernels {
-    /* In 16 partial sums of f64, then a fixed tree. */
-    double (*sum_squares)(const void *g, size_t n);
     void (*scale)(void *g, size_t n, double factor);
     void (*limit)(void *g, size_t n, double limit);
 } brg__real_kernels;

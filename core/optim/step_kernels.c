@@ -105,8 +105,8 @@ RUNS_16(adamw, bf16)
 const brg__optim_kernels BRG__ISA_NAME(brg__optim_kernels) = {
     .sgd = OF_EACH(sgd),
     .adamw = OF_EACH(adamw),
-    .f32 = {sum_squares_f32, scale_f32, limit_f32},
-    .f64 = {sum_squares_f64, scale_f64, limit_f64},
+    .f32 = {scale_f32, limit_f32},
+    .f64 = {scale_f64, limit_f64},
     .load_f16 = load_f16,
     .load_bf16 = load_bf16,
     .store_f16 = store_f16,

@@ -79,24 +79,6 @@ static void FN(adamw_runs)(const brg__run *runs, size_t n_runs)
         FN(adamw)(r->param, r->grad, r->state, r->n, r->scalars);
 }
 
-#define LANES 16
-
-static double FN(sum_squares)(const void *from, size_t n)
-{
-    const T *g = from;
-    double sums[LANES] = {0};
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (size_t k = 0; k < LANES; k++)
-            sums[k] += (double)g[i + k] * (double)g[i + k];
-    for (size_t k = 0; i + k < n; k++)
-        sums[k] += (double)g[i + k] * (double)g[i + k];
-    for (size_t width = LANES / 2; width > 0; width /= 2)
-        for (size_t k = 0; k < width; k++)
-            sums[k] += sums[k + width];
-    return sums[0];
-}
-
 static void FN(scale)(void *to, size_t n, double factor)
 {
     T *g = to;
@@ -113,5 +95,3 @@ static void FN(limit)(void *to, size_t n, double limit)
         g[i] = x < low ? low : x;
     }
 }
-
-#undef LANES
