@@ -34,11 +34,15 @@ static int teardown(void **state)
     return 0;
 }
 
-/* A reducer that has done a step with gradient I at `at`. */
-static void begin(trainer *t, void *at)
+static void needs_watch(void)
 {
     if (!dlsym(RTLD_DEFAULT, "brg_watch_add"))
         skip();
+}
+
+/* A reducer that has done a step with gradient I at `at`. */
+static void begin(trainer *t, void *at)
+{
     assert_non_null(at);
     t->params[I].grad = at;
     assert_brg_ok(trainer_create(t, NULL));
@@ -73,6 +77,7 @@ static void check_gone(trainer *t, const char *how)
 
 static void test_watch__a_small_block_that_was_freed_is_named(void **state)
 {
+    needs_watch();
     void *neighbour, *block = block_with_neighbour(&neighbour);
     begin(*state, block);
     free(block);
@@ -82,6 +87,7 @@ static void test_watch__a_small_block_that_was_freed_is_named(void **state)
 
 static void test_watch__what_was_freed_is_not_written(void **state)
 {
+    needs_watch();
     trainer *t = *state;
     void *neighbour, *block = block_with_neighbour(&neighbour);
     begin(t, block);
@@ -94,6 +100,7 @@ static void test_watch__what_was_freed_is_not_written(void **state)
 
 static void test_watch__a_block_that_realloc_moved_is_named(void **state)
 {
+    needs_watch();
     trainer *t = *state;
     void *neighbour, *block = block_with_neighbour(&neighbour);
     begin(t, block);
@@ -112,6 +119,7 @@ static void test_watch__a_block_that_realloc_moved_is_named(void **state)
 
 static void test_watch__a_block_that_realloc_left_is_there(void **state)
 {
+    needs_watch();
     trainer *t = *state;
     void *block = malloc(NBYTES);
     begin(t, block);
@@ -126,6 +134,7 @@ static void test_watch__a_block_that_realloc_left_is_there(void **state)
 
 static void test_watch__a_block_holds_many_buffers(void **state)
 {
+    needs_watch();
     trainer *t = *state;
     char *block = malloc(N_PARAMS * NBYTES);
     for (size_t i = 0; i < t->n; i++)
@@ -140,6 +149,7 @@ static void test_watch__a_block_holds_many_buffers(void **state)
 /* Something else is there now, so its pages exist. */
 static void test_watch__memory_that_was_mapped_anew_is_named(void **state)
 {
+    needs_watch();
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS, rw = PROT_READ | PROT_WRITE;
     void *block = mmap(NULL, NBYTES, rw, flags, -1, 0);
     assert_ptr_not_equal(block, MAP_FAILED);
@@ -154,6 +164,7 @@ static void test_watch__memory_that_was_mapped_anew_is_named(void **state)
 
 static void test_watch__a_mapping_that_grows_in_place_is_there(void **state)
 {
+    needs_watch();
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     char *block = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -169,6 +180,7 @@ static void test_watch__a_mapping_that_grows_in_place_is_there(void **state)
 /* Registered again, also at the same place. */
 static void test_watch__a_new_registration_counts(void **state)
 {
+    needs_watch();
     trainer *t = *state;
     void *block = malloc(NBYTES);
     begin(t, block);
@@ -230,6 +242,7 @@ static void steps_and_reducers(trainer *t)
 
 static void test_watch__a_correct_program_is_left_alone(void **state)
 {
+    needs_watch();
     trainer *t = *state;
     uint64_t seeds[3] = {1, 2, 3};
     pthread_t threads[3];
@@ -252,6 +265,7 @@ static void test_watch__a_correct_program_is_left_alone(void **state)
 /* Children of fork, made while other threads free. */
 static void test_watch__a_child_may_free(void **state)
 {
+    needs_watch();
     uint64_t seed = 4;
     pthread_t thread;
     begin(*state, ((trainer *)*state)->memory[I]);
