@@ -6,18 +6,24 @@
 
 /* ---- Cross entropy ------------------------------------------------------------- */
 
-/* The row's target; -1 if it is ignored or out of range, which is noted. */
-static __device__ __forceinline__ int64_t target_of(const brg__cu_entropy &a,
-                                                    int64_t row,
-                                                    brg__cu_fault *fault)
+/* The row's target t; -1 if it is ignored or out of range, which is noted. */
+static __device__ __forceinline__ int64_t checked(const brg__cu_entropy &a,
+                                                  int64_t t, int64_t row,
+                                                  brg__cu_fault *fault)
 {
-    const int64_t t = load_id(a.targets, a.target_dtype, row);
     if (t == a.ignored)
         return -1;
     if (t >= 0 && t < a.classes)
         return t;
     report(fault, BRG__CU_FAULT_CROSS_ENTROPY, t, row, a.classes);
     return -1;
+}
+
+static __device__ __forceinline__ int64_t target_of(const brg__cu_entropy &a,
+                                                    int64_t row,
+                                                    brg__cu_fault *fault)
+{
+    return checked(a, load_id(a.targets, a.target_dtype, row), row, fault);
 }
 
 /* exp(x - from), which may be prepared. Elements of 16 bits have no use for the
@@ -209,10 +215,14 @@ __global__ void __launch_bounds__(512, 3)
         note_row<T>(a, row, t, r);
 }
 
+/* Numbers that a thread of a single block has on their way at once. */
+constexpr int rows_at_once = 8;
+
 __global__ void __launch_bounds__(1024)
     entropy_join_kernel(const __grid_constant__ brg__cu_entropy a)
 {
     double sum = 0, count = 0;
+#pragma unroll rows_at_once
     for (int64_t i = threadIdx.x; i < a.rows; i += blockDim.x) {
         sum += a.scratch[i];
         count += a.scratch[a.rows + i];
@@ -276,8 +286,18 @@ __global__ void __launch_bounds__(1024)
                  brg__cu_fault *fault)
 {
     double count = 0;
-    for (int64_t i = threadIdx.x; i < a.rows; i += blockDim.x)
-        count += target_of(a, i, fault) >= 0;
+    for (int64_t i = threadIdx.x; i < a.rows; i += rows_at_once * blockDim.x) {
+        int64_t t[rows_at_once]; /* before any of them may be reported */
+#pragma unroll
+        for (int k = 0; k < rows_at_once; k++) {
+            const int64_t at = i + k * blockDim.x;
+            t[k] = at < a.rows ? load_id(a.targets, a.target_dtype, at)
+                               : a.ignored;
+        }
+#pragma unroll
+        for (int k = 0; k < rows_at_once; k++)
+            count += checked(a, t[k], i + k * blockDim.x, fault) >= 0;
+    }
     count = over_block<sum_of>(count);
     if (threadIdx.x == 0)
         a.scratch[2 * a.rows] = count;
@@ -316,6 +336,11 @@ template <typename T, typename C> struct slope {
     __device__ __forceinline__ T at(const T &x) const
     {
         return as<T>::of((grown<T>::of(get<C>(&x), lse) - base) * factor);
+    }
+    /* The same where nothing is smoothed: base is 0. */
+    __device__ __forceinline__ T rising(const T &x) const
+    {
+        return as<T>::of(grown<T>::of(get<C>(&x), lse) * factor);
     }
     __device__ __forceinline__ T at_target(const T &x) const
     {
@@ -446,35 +471,45 @@ static __device__ __forceinline__ void copy_ahead(void *to, const void *from)
                  : "memory");
 }
 
+#define HELD_THREADS 512
+constexpr int held_at_once = 4; /* vectors of a thread */
+
 /* The vectors of a row that a thread works on lie in shared memory. As one is used
  * for the last time, that of the block's next row takes its place; nobody else reads
  * it, so nobody waits. They come in two halves. */
 template <typename T, int V> struct held_row {
+    static constexpr int step = HELD_THREADS * V;
     pack<T, V> *mine;
-    int step, classes;
-    int half; /* vectors */
+    int n;    /* vectors of classes only, */
+    int all;  /* and with the last of the classes or of the padding */
+    int half; /* of all */
 
     __device__ __forceinline__ explicit held_row(const brg__cu_entropy &a)
-        : mine((pack<T, V> *)row_bytes + threadIdx.x), step(blockDim.x * V),
-          classes((int)a.classes), half((classes / step + 1) / 2)
+        : mine((pack<T, V> *)row_bytes + threadIdx.x)
     {
+        const int i = threadIdx.x * V, classes = (int)a.classes;
+        n = i + V <= classes ? (classes - i - V) / step + 1 : 0;
+        all = i < a.width ? ((int)a.width - i - 1) / step + 1 : 0;
+        half = (classes / step + 1) / 2;
     }
     __device__ __forceinline__ pack<T, V> &at(int k) const
     {
-        return mine[k * blockDim.x];
+        return mine[k * HELD_THREADS];
     }
-    /* Vector k of the row that begins at x; NULL: there is none. */
+    /* Vector k of the row that begins at x. */
     __device__ __forceinline__ void fetch(const T *x, int k) const
     {
-        const int i = k * step + threadIdx.x * V;
-        if (x && i < classes)
-            copy_ahead(&at(k), x + i);
-        if (k == half - 1)
-            asm volatile("cp.async.commit_group;" ::: "memory");
+        copy_ahead(&at(k), x + k * step + threadIdx.x * V);
     }
     __device__ __forceinline__ void fetch_done() const
     {
         asm volatile("cp.async.commit_group;" ::: "memory");
+    }
+    /* Which one has element t; one that is not there: it is not this thread's. */
+    __device__ __forceinline__ int vector_of(int64_t t) const
+    {
+        const bool is_mine = t >= 0 && t / V % HELD_THREADS == threadIdx.x;
+        return is_mine ? (int)(t / step) : -1;
     }
 };
 
@@ -483,30 +518,86 @@ static __device__ __forceinline__ running<C> walk_held(const brg__cu_entropy &a,
                                                        const held_row<T, V> &h)
 {
     running<C> r = {-INFINITY, 0, 0};
-    int i = threadIdx.x * V, k = 0;
+    int k = 0;
     asm volatile("cp.async.wait_group 1;" ::: "memory");
-    for (; k < h.half && i + V <= h.classes; k++, i += h.step)
+#pragma unroll held_at_once
+    for (; k < h.half && k < h.n; k++)
         take<IS_SMOOTH, T, C, V>(r, h.at(k));
     asm volatile("cp.async.wait_group 0;" ::: "memory");
-    for (; i + V <= h.classes; k++, i += h.step)
+#pragma unroll held_at_once
+    for (; k < h.n; k++)
         take<IS_SMOOTH, T, C, V>(r, h.at(k));
-    for (int j = 0; j < V && i + j < h.classes; j++)
+    const int rest = (int)a.classes - (k * h.step + (int)threadIdx.x * V);
+    for (int j = 0; j < V && j < rest; j++)
         take<IS_SMOOTH, T, C, 1>(r, {{h.at(k).at[j]}});
     return over_row<IS_SMOOTH, T>(r);
 }
 
+/* The gradient of vectors from k to `to` of a row that counts, to `out`; those of
+ * the row at x take their places. */
+template <bool IS_SMOOTH, typename T, typename C, int V>
+static __device__ __forceinline__ void
+spend_held(const brg__cu_entropy &a, const held_row<T, V> &h,
+           const slope<T, C> &s, T *out, const T *x, int64_t t, int &k, int to)
+{
+    const int special = h.vector_of(t), full = to < h.n ? to : h.n;
+#pragma unroll held_at_once
+    for (; k < full; k++) {
+        const int i = k * h.step + threadIdx.x * V;
+        pack<T, V> made;
+        if (k == special) {
+            made = slope_at<T, C, V>(a, s, h.at(k), i, t);
+        } else {
+            const pack<T, V> from = h.at(k);
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                made.at[j] =
+                    IS_SMOOTH ? s.at(from.at[j]) : s.rising(from.at[j]);
+        }
+        store_past((pack<T, V> *)(out + i), made);
+        if (x)
+            h.fetch(x, k);
+    }
+    for (; k < to && k < h.all; k++) {
+        const int i = k * h.step + threadIdx.x * V;
+        store_past((pack<T, V> *)(out + i),
+                   slope_at<T, C, V>(a, s, h.at(k), i, t));
+        if (x && i < a.classes)
+            h.fetch(x, k);
+    }
+    h.fetch_done();
+}
+
+/* The same of one that does not. */
+template <typename T, int V>
+static __device__ __forceinline__ void
+pass_held(const brg__cu_entropy &a, const held_row<T, V> &h, T *out, const T *x,
+          int &k, int to)
+{
+    for (; k < to && k < h.all; k++) {
+        const int i = k * h.step + threadIdx.x * V;
+        store_past((pack<T, V> *)(out + i), pack<T, V>{});
+        if (x && i < a.classes)
+            h.fetch(x, k);
+    }
+    h.fetch_done();
+}
+
 /* A block takes rows one after the other. */
 template <bool IS_SMOOTH, typename T, typename C, int V>
-__global__ void __launch_bounds__(512, 2)
+__global__ void __launch_bounds__(HELD_THREADS, 2)
     entropy_held_kernel(const __grid_constant__ brg__cu_entropy a,
                         brg__cu_fault *fault)
 {
     const held_row<T, V> held(a);
-    const int width = (int)a.width;
     int64_t row = blockIdx.x;
     const T *x = (const T *)a.logits + row * a.width;
-    for (int k = 0; k * held.step < width; k++)
-        held.fetch(x, k);
+    for (int k = 0; k < held.all; k++) {
+        if (k * held.step + (int)threadIdx.x * V < a.classes)
+            held.fetch(x, k);
+        if (k == held.half - 1)
+            held.fetch_done();
+    }
     held.fetch_done();
     slope<T, C> s(a);
     for (; row < a.rows; row += gridDim.x) {
@@ -514,14 +605,14 @@ __global__ void __launch_bounds__(512, 2)
         const int64_t t = target_of(a, row, fault), next = row + gridDim.x;
         s.begin(lse_of<T>(a, row, t, walk_held<IS_SMOOTH, T, C, V>(a, held)));
         x = next < a.rows ? (const T *)a.logits + next * a.width : NULL;
-        for (int k = 0; k * held.step < width; k++) {
-            const int i = k * held.step + threadIdx.x * V;
-            if (i < width)
-                store_past((pack<T, V> *)(out + i),
-                           slope_at<T, C, V>(a, s, held.at(k), i, t));
-            held.fetch(x, k);
-        }
-        held.fetch_done();
+        const int ends[] = {held.half, held.all};
+        int k = 0;
+#pragma unroll
+        for (int part = 0; part < 2; part++)
+            if (t >= 0)
+                spend_held<IS_SMOOTH>(a, held, s, out, x, t, k, ends[part]);
+            else
+                pass_held(a, held, out, x, k, ends[part]);
     }
 }
 
@@ -537,7 +628,7 @@ static int launch_held(const brg__cu_queue *q, const brg__cu_entropy *a,
     *is_done = false;
     void (*kernel)(brg__cu_entropy, brg__cu_fault *) =
         entropy_held_kernel<IS_SMOOTH, T, C, V>;
-    if (threads < 512 || bytes > INT32_MAX ||
+    if (threads != HELD_THREADS || bytes > INT32_MAX ||
         cudaFuncSetAttribute((const void *)kernel,
                              cudaFuncAttributeMaxDynamicSharedMemorySize,
                              (int)bytes) != cudaSuccess ||
