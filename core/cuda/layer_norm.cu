@@ -153,12 +153,23 @@ template <typename T> static __device__ __forceinline__ void forget(vec<T> &v)
                  : "+r"(bits->x), "+r"(bits->y), "+r"(bits->z), "+r"(bits->w));
 }
 
-/* From the nearest cache: registers are for what differs from row to row. */
+template <typename T> static __device__ __forceinline__ vec<T> all_of(float v)
+{
+    vec<T> all;
+#pragma unroll
+    for (int k = 0; k < vec<T>::n; k++)
+        all.at[k] = as<T>::of(v);
+    return all;
+}
+
+/* From the nearest cache: registers are for what differs from row to row. Ones,
+ * where there are none, change nothing, and cost less than to ask each time. */
 template <typename T>
 static __device__ __forceinline__ vec<T> weights_at(const brg__cu_norm &a,
                                                     int64_t i)
 {
-    return a.w && i < a.n ? *(const vec<T> *)((const T *)a.w + i) : vec<T>{};
+    return a.w && i < a.n ? *(const vec<T> *)((const T *)a.w + i)
+                          : all_of<T>(1);
 }
 
 /* What a row, or a chunk of it, is worked on with. */
@@ -170,14 +181,14 @@ struct row_of {
 /* Adds a chunk to s0 and s1 and to the sums of g xhat and of g. */
 template <typename T>
 static __device__ __forceinline__ void
-take(const brg__cu_norm &a, row_of &row, const vec<T> &x, const vec<T> &g,
-     const vec<T> &w, float gw[vec<T>::n], float gb[vec<T>::n])
+take(row_of &row, const vec<T> &x, const vec<T> &g, const vec<T> &w,
+     float gw[vec<T>::n], float gb[vec<T>::n])
 {
 #pragma unroll
     for (int k = 0; k < vec<T>::n; k++) {
         const float h = (get<float>(&x.at[k]) - row.mean) * row.rstd;
         const float v = get<float>(&g.at[k]);
-        const float vw = a.w ? v * get<float>(&w.at[k]) : v;
+        const float vw = v * get<float>(&w.at[k]);
         row.s0 += vw;
         row.s1 += vw * h;
         gw[k] += v * h;
@@ -185,20 +196,20 @@ take(const brg__cu_norm &a, row_of &row, const vec<T> &x, const vec<T> &g,
     }
 }
 
-/* rstd (g w - s0 - xhat s1), and r. */
+/* rstd (g w - s0 - xhat s1), and r; -0 is nothing. */
 template <typename T>
 static __device__ __forceinline__ vec<T>
-slope_of(const brg__cu_norm &a, const row_of &row, const vec<T> &x,
-         const vec<T> &g, const vec<T> &w, const vec<T> &r)
+slope_of(const row_of &row, const vec<T> &x, const vec<T> &g, const vec<T> &w,
+         const vec<T> &r)
 {
     vec<T> out;
 #pragma unroll
     for (int k = 0; k < vec<T>::n; k++) {
         const float h = (get<float>(&x.at[k]) - row.mean) * row.rstd;
         const float v = get<float>(&g.at[k]);
-        const float vw = a.w ? v * get<float>(&w.at[k]) : v;
+        const float vw = v * get<float>(&w.at[k]);
         const float made = row.rstd * (vw - row.s0 - h * row.s1);
-        out.at[k] = a.add ? plus<T>(made, r.at[k]) : as<T>::of(made);
+        out.at[k] = plus<T>(made, r.at[k]);
     }
     return out;
 }
@@ -234,8 +245,11 @@ __global__ void __launch_bounds__(32 * WARPS, CHUNKS <= 3 ? 2 : 1)
         if (a.add)
             load_row<T, CHUNKS>(r, (const T *)a.add + at * a.n, a.n, lane);
 #pragma unroll
+        for (int c = 0; c < CHUNKS && !a.add; c++)
+            r[c] = all_of<T>(-0.0f);
+#pragma unroll
         for (int c = 0; c < CHUNKS; c++)
-            take<T>(a, row, x[c], g[c],
+            take<T>(row, x[c], g[c],
                     weights_at<T>(a, c * vec<T>::warp + lane * V), gw[c],
                     gb[c]);
         finish_sums(row, a.n);
@@ -247,7 +261,7 @@ __global__ void __launch_bounds__(32 * WARPS, CHUNKS <= 3 ? 2 : 1)
             forget(x[c]);
             forget(g[c]);
             *(vec<T> *)((T *)a.gx + at * a.n + i) =
-                slope_of<T>(a, row, x[c], g[c], weights_at<T>(a, i), r[c]);
+                slope_of<T>(row, x[c], g[c], weights_at<T>(a, i), r[c]);
         }
     }
     float *partials = (float *)a.partials + 2 * blockIdx.x * a.n;
@@ -316,8 +330,8 @@ __global__ void __launch_bounds__(32 * AHEAD_WARPS, 1)
         for (int c = 0; c < CHUNKS; c++) {
             const int64_t i = c * vec<T>::warp + lane * V;
             if (i < a.n)
-                take<T>(a, row, from[c * 32], from[(CHUNKS + c) * 32], w[c],
-                        gw[c], gb[c]);
+                take<T>(row, from[c * 32], from[(CHUNKS + c) * 32], w[c], gw[c],
+                        gb[c]);
         }
         finish_sums(row, a.n);
 #pragma unroll
@@ -328,8 +342,9 @@ __global__ void __launch_bounds__(32 * AHEAD_WARPS, 1)
             vec<T> x = from[c * 32], g = from[(CHUNKS + c) * 32];
             forget(x);
             forget(g);
-            const vec<T> out =
-                slope_of<T>(a, row, x, g, w[c], from[(2 * CHUNKS + c) * 32]);
+            const vec<T> r =
+                a.add ? from[(2 * CHUNKS + c) * 32] : all_of<T>(-0.0f);
+            const vec<T> out = slope_of<T>(row, x, g, w[c], r);
             *(vec<T> *)((T *)a.gx + at * a.n + i) = out;
             if (HAS_SUM)
 #pragma unroll
