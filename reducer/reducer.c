@@ -62,7 +62,9 @@ static brg_status complete_options(brg_reducer *r,
     if (filled->first_bucket_bytes == 0)
         filled->first_bucket_bytes = BRG__FIRST_BUCKET_BYTES;
     if (filled->bucket_bytes == 0)
-        filled->bucket_bytes = BRG__BUCKET_BYTES;
+        filled->bucket_bytes = brg__pg_device(r->pg).type == BRG_DEVICE_CPU
+                                   ? BRG__BUCKET_BYTES
+                                   : BRG__BUCKET_BYTES_THERE;
     BRG_CHECK_ARG((unsigned)filled->reduction <= BRG_REDUCTION_REPRODUCIBLE,
                   "brg_reducer_create: reduction %d is none of "
                   "BRG_REDUCTION_DEFAULT and BRG_REDUCTION_REPRODUCIBLE",

@@ -100,6 +100,7 @@ typedef struct brg__finite {
 
 #define BRG__FIRST_BUCKET_BYTES ((size_t)1 << 20)
 #define BRG__BUCKET_BYTES ((size_t)25 << 20)
+#define BRG__BUCKET_BYTES_THERE ((size_t)60 << 20) /* on a device */
 
 struct brg_reducer {
     brg_pg *pg; /* borrowed */

@@ -77,7 +77,7 @@ typedef enum brg_reduction_kind {
 typedef struct brg_reducer_options {
     size_t struct_size;
     /* A bucket closes once it holds so many bytes. 0: 1 MiB for the first,
-     * 25 MiB for the others. */
+     * 25 MiB for the others, 60 MiB where the group reduces on a device. */
     size_t first_bucket_bytes;
     size_t bucket_bytes;
     bool sum;          /* the sum over ranks instead of the average */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Gradients on a device: averages, nothing copied, errors one step later. */
+#include "reducer/reducer.h"
 #include "tests/reducer/made_up_device.h"
 
 /* ---- ddp ---------------------------------------------------------------------------- */
@@ -597,6 +598,33 @@ static void test_device_buckets__waits_by_the_clock_of_the_device(void **state)
 
 /* ---- What cannot be ------------------------------------------------------------------- */
 
+/* Sizes that are not given. */
+static brg_status takes_sizes(world *w, const run *r)
+{
+    brg_ddp *ddp;
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    (void)r;
+    for (size_t given = 0; given <= 5000; given += 5000) {
+        options.bucket_bytes = given;
+        BRG_TRY(brg_ddp_create(&ddp, w->pg, w->params, 4, NULL, 0, &options));
+        const brg_reducer_options *o = &brg_ddp_reducer(ddp)->options;
+        RANK_CHECK(o->first_bucket_bytes == (size_t)1 << 20 &&
+                       o->bucket_bytes == (given ? given : (size_t)60 << 20),
+                   "buckets of %zu and %zu bytes", o->first_bucket_bytes,
+                   o->bucket_bytes);
+        brg_ddp_destroy(ddp);
+    }
+    return BRG_OK;
+}
+
+static void test_device_buckets__are_larger_there(void **state)
+{
+    (void)state;
+    run r = make_run(takes_sizes);
+    r.is_bare = true;
+    run_worlds(&r);
+}
+
 static brg_status refuses(world *w, const run *r)
 {
     brg_ddp *ddp;
@@ -643,6 +671,7 @@ int main(void)
         TEST(test_device_buckets__streams_of_the_users_own),
         TEST(test_device_buckets__gradients_go_through_the_host),
         TEST(test_device_buckets__waits_by_the_clock_of_the_device),
+        TEST(test_device_buckets__are_larger_there),
         TEST(test_device_buckets__refusals_say_why),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
