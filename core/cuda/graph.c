@@ -140,8 +140,10 @@ static brg_status end_recording(brg__cu *cu, brg__cu_graph *g)
     atomic_store(&cu->graphs.recording, NULL);
     brg_status status = brg__cu_graph_join(cu);
     int error = cudaStreamEndCapture(cu->stream, &graph);
-    if (error == cudaSuccess)
+    if (error == cudaSuccess) {
+        brg__cu_graph_fills(graph);
         error = instantiate(cu, g, graph);
+    }
     if (graph)
         (void)cudaGraphDestroy(graph);
     if (error == cudaSuccess)

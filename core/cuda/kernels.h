@@ -374,6 +374,11 @@ uint64_t brg__cu_sparse_scratch(const struct brg_sparse_job *job);
 int brg__cu_sparse(const brg__cu_queue *q, const struct brg_sparse_job *job,
                    void *scratch);
 
+/* ---- Recorded graphs (fills.cu) ---------------------------------------------------------- */
+
+/* Fills of few bytes in a graph that is not instantiated yet become kernels. */
+void brg__cu_graph_fills(void *graph);
+
 /* ---- Optimizers (optim.cu) --------------------------------------------------------------- */
 
 /* numbers: on the device, f[] of each update one after another; NULL: those of
