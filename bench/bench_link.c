@@ -41,6 +41,7 @@
 #define N_WARM_UP 2
 #define N_UNTIL_MEASURED 8 /* buckets are chosen after six */
 #define N_RECORDED 8
+#define N_RECORDED_ALONE 20
 #define N_ROUNDS_MIN (N_RECORDED + 2)
 #define N_IN_ROW 40
 #define MODEL_SECONDS 6.0
@@ -411,20 +412,53 @@ static void print_hidden(const contest *c, brg_pg *pg, const char *model)
     brg_profile_destroy(profile);
 }
 
+static void open_ddp(bench_model *m, const char *name, brg_pg *pg,
+                     brg_bucket_choice buckets, uint64_t seed)
+{
+    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
+    options.buckets = buckets;
+    bench_model_init(m, name, seed);
+    bench_must(
+        brg_ddp_create(&m->ddp, pg, m->p, m->n_params, NULL, 0, &options));
+}
+
+/* Of steps without transfers, all ranks at once. */
+static brg_profile *profile_alone(const char *model)
+{
+    bench_model m;
+    brg_pg *self;
+    brg_profile *profile;
+    bench_must(brg_pg_create_self(&self));
+    open_ddp(&m, model, self, BRG_BUCKETS_BY_SIZE, 1);
+    for (int i = 0; i < N_WARM_UP; i++)
+        bench_model_step(&m);
+    bench_must(brg_ddp_record(m.ddp, N_RECORDED_ALONE));
+    MPI_Barrier(MPI_COMM_WORLD);
+    for (int i = 0; i <= N_RECORDED_ALONE; i++)
+        bench_model_step(&m);
+    bench_must(brg_reducer_get_profile(brg_ddp_reducer(m.ddp), &profile));
+    bench_model_deinit(&m);
+    brg_pg_destroy(self);
+    return profile;
+}
+
 /* What predictions for other networks are made of (link/predict.sh). */
 static void print_link(const contest *c, brg_pg *pg, const char *model,
                        const char *path)
 {
     char prefix[40];
-    brg_profile *profile;
+    brg_profile *profile = profile_alone(model);
     brg_link ends; /* a short all-reduce, and one of all gradients */
+    brg_link polled;
     (void)measure_best(pg, c->by_hand.n_bytes, &ends);
-    bench_must(
-        brg_reducer_get_profile(brg_ddp_reducer(c->ddp[0].ddp), &profile));
+    bench_must(brg_link_measure(pg, c->by_hand.n_bytes, &polled));
     snprintf(prefix, sizeof prefix, "link.%s", model);
     if (is_first()) {
         if (path != NULL)
             bench_must(brg_profile_write(profile, path));
+        bench_print(
+            bench_name(prefix, "busy"),
+            1e-6 * (double)brg_link_busy_ns(&polled, c->by_hand.n_bytes), "ms");
         bench_print(bench_name(prefix, "short"), 1e-6 * (double)ends.at[0].ns,
                     "ms");
         bench_print(bench_name(prefix, "transfer"),
@@ -471,16 +505,6 @@ static void print_times(contest *c, const char *model)
         bench_print(bench_name(prefix, way_names[w]),
                     1e3 * bench_median(values, c->n), "ms");
     }
-}
-
-static void open_ddp(bench_model *m, const char *name, brg_pg *pg,
-                     brg_bucket_choice buckets, uint64_t seed)
-{
-    brg_ddp_options options = BRG_DDP_OPTIONS_INIT;
-    options.buckets = buckets;
-    bench_model_init(m, name, seed);
-    bench_must(
-        brg_ddp_create(&m->ddp, pg, m->p, m->n_params, NULL, 0, &options));
 }
 
 static void run_row(brg_pg *pg, const char *name, bench_mode mode,

@@ -98,7 +98,8 @@ static brg_status decide(const brg_reducer *r, decision *d)
     if (status == BRG_OK)
         status = brg_schedule_predict(&chosen, profile, &d->link, d->buckets);
     if (status == BRG_OK) {
-        bool is_better = chosen.exposed_ns < by_size.exposed_ns;
+        bool is_better = chosen.exposed_ns < by_size.exposed_ns &&
+                         chosen.step_ns <= by_size.step_ns;
         d->predicted[0] = (int64_t)(is_better ? chosen : by_size).exposed_ns;
         d->predicted[1] = (int64_t)by_size.exposed_ns;
         for (size_t i = 0; is_better && i < r->n_params; i++)

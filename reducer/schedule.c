@@ -93,21 +93,23 @@ static brg_status collect(planned *plan, size_t n_buckets,
     return BRG_OK;
 }
 
-/* One transfer after another; what of it lies before `backward` keeps the
- * computing thread busy. */
-static uint64_t pass(brg_schedule *s, uint64_t end, uint64_t nbytes,
+/* One transfer after another, which begins at `start` or when the one before has
+ * ended. Beside it the computing thread gets on slower, until its backward is
+ * over: s->busy_ns is how late it is. */
+static uint64_t pass(brg_schedule *s, uint64_t start, uint64_t nbytes,
                      uint64_t backward, const brg_link *link)
 {
-    uint64_t ns = brg_link_ns(link, nbytes);
-    uint64_t hidden = end >= backward        ? 0
-                      : backward - end >= ns ? ns
-                                             : backward - end;
-    if (ns > 0)
-        s->busy_ns += (uint64_t)((double)brg_link_busy_ns(link, nbytes) *
-                                 (double)hidden / (double)ns);
+    const uint64_t ns = brg_link_ns(link, nbytes);
+    const uint64_t busy = brg_link_busy_ns(link, nbytes);
+    const uint64_t end = backward + s->busy_ns;
+    const uint64_t left = end > start ? end - start : 0; /* of the backward */
+    s->busy_ns +=
+        left >= ns - busy
+            ? (left > 0 ? busy : 0)
+            : (uint64_t)((double)left * (double)busy / (double)(ns - busy));
     s->transfer_ns += ns;
     s->n_buckets++;
-    return end + ns;
+    return start + ns;
 }
 
 static void run(brg_schedule *s, const planned *plan, size_t n_buckets,
@@ -117,14 +119,15 @@ static void run(brg_schedule *s, const planned *plan, size_t n_buckets,
     for (size_t k = 0; k < n_buckets; k++) {
         bool has_tail =
             k + 1 == n_buckets && plan[k].dtype == BRG_DTYPE_F32 && tail;
-        end = pass(s, most(end, plan[k].ready_ns),
+        end = pass(s, most(end, plan[k].ready_ns + s->busy_ns),
                    plan[k].nbytes + (has_tail ? tail : 0), profile->backward_ns,
                    link);
         tail = has_tail ? 0 : tail;
     }
     if (tail)
         end = pass(s, end, tail, profile->backward_ns, link);
-    s->exposed_ns = most(end, profile->backward_ns) - profile->backward_ns;
+    const uint64_t over = profile->backward_ns + s->busy_ns;
+    s->exposed_ns = most(end, over) - over;
     s->step_ns = profile->step_ns + s->busy_ns + s->exposed_ns;
 }
 

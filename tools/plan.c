@@ -27,6 +27,10 @@ const char tool_plan_help[] =
     "  --ranks <n,n...>        world sizes (2,4,8,16,32,64)\n"
     "  --latency <us>          of a message (50)\n"
     "  --bandwidth <Gbit/s>    each way (1)\n"
+    "  --host <Gbit/s>         at which the computing thread copies and adds "
+    "what is\n"
+    "                          sent; for a profile of one rank alone (no "
+    "time)\n"
     "  --algorithm <name>      ring or halving (ring)\n";
 
 typedef struct options {
@@ -86,6 +90,8 @@ static const char *parse_value(options *o, const char *name, const char *value,
         return parse_number(value, 0, &s->latency_us) ? NULL : "microseconds";
     if (strcmp(name, "--bandwidth") == 0)
         return parse_number(value, 1e-9, &s->gbit_per_s) ? NULL : "Gbit/s";
+    if (strcmp(name, "--host") == 0)
+        return parse_number(value, 1e-9, &s->host_gbit_per_s) ? NULL : "Gbit/s";
     if (strcmp(name, "--algorithm") == 0)
         return parse_algorithm(value, &s->algorithm) ? NULL : "ring or halving";
     *is_known = false;

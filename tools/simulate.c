@@ -19,10 +19,13 @@ static void print_head(const brg_profile *p, const simulate_options *o)
            "%.3f ms\n",
            p->n, 1e-6 * (double)nbytes, 1e-6 * (double)p->step_ns,
            1e-6 * (double)p->backward_ns);
-    printf("%s, latency %g us, %g Gbit/s\n",
+    printf("%s, latency %g us, %g Gbit/s",
            o->algorithm == BRG_LINK_RING ? "ring"
                                          : "recursive halving and doubling",
            o->latency_us, o->gbit_per_s);
+    if (o->host_gbit_per_s > 0)
+        printf(", the computing thread %g Gbit/s", o->host_gbit_per_s);
+    printf("\n");
     printf("%6s %10s | %7s %9s %9s %8s | %7s %9s %9s %8s\n", "ranks",
            "all-reduce", "by size", "exposed", "step", "speed-up", "chosen",
            "exposed", "step", "speed-up");
@@ -38,6 +41,19 @@ static void print_schedule(const brg_schedule *s, const brg_profile *p, int n)
            step > 0 ? n * (double)p->step_ns / step : 0);
 }
 
+/* What the computing thread does for as many bytes as a rank sends. */
+static brg_status add_busy(brg_link *link, const simulate_options *o, int n)
+{
+    brg_link host;
+    if (o->host_gbit_per_s == 0)
+        return BRG_OK;
+    BRG_TRY(
+        brg_link_of(&host, o->algorithm, n, 0, o->host_gbit_per_s * 1e9 / 8));
+    for (size_t k = 0; k < link->n; k++)
+        link->at[k].busy_ns = host.at[k].ns;
+    return BRG_OK;
+}
+
 static brg_status print_row(const brg_profile *p, const simulate_options *o,
                             int n, uint32_t *buckets)
 {
@@ -45,6 +61,7 @@ static brg_status print_row(const brg_profile *p, const simulate_options *o,
     brg_schedule by_size, chosen;
     BRG_TRY(brg_link_of(&link, o->algorithm, n, 1e3 * o->latency_us,
                         o->gbit_per_s * 1e9 / 8));
+    BRG_TRY(add_busy(&link, o, n));
     BRG_TRY(brg_schedule_by_size(buckets, p, o->first, o->others));
     BRG_TRY(brg_schedule_predict(&by_size, p, &link, buckets));
     BRG_TRY(brg_schedule_choose(buckets, p, &link));

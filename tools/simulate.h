@@ -15,6 +15,7 @@ typedef struct simulate_options {
     tool_groups groups; /* none: those of the profile */
     double latency_us;
     double gbit_per_s;
+    double host_gbit_per_s; /* 0: its work takes no time */
     brg_link_algorithm algorithm;
     int worlds[SIMULATE_MAX_WORLDS];
     size_t n_worlds;

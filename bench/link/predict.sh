@@ -1,9 +1,9 @@
 #!/bin/bash
 # Steps on networks that were not measured, beside the steps there: a model is
-# profiled and the link timed at one rate, brigade plan --simulate predicts the
-# steps at other rates, and these are then taken (run.sh makes the links).
+# profiled alone, the link timed at one rate, brigade plan --simulate predicts the
+# steps at that and at other rates, and these are taken (run.sh makes the links).
 usage="usage: bench/link/predict.sh <build folder> [option...]
-  --from <mbit>      rate at which is profiled (1000)
+  --from <mbit>      rate at which the link is timed (1000)
   --to <mbits>       rates that are predicted (\"300 100\")
   --models <names>   (\"cnn gpt\")
   --rounds <n>       of all rates in turn (1)
@@ -48,34 +48,41 @@ median() { # <rate> <name>
 
 predict() {
     # The link at the first rate: two messages of nothing, then bytes. Rates of
-    # others in proportion, as headers take the same part of them.
+    # others in proportion, as headers take the same part of them. What the
+    # computing thread does for the bytes is that of every rate.
     for model in $models; do
         short=$(median "$from" "link.$model.short")
         test -n "$short" || continue
-        read -r latency share < <(awk -v short="$short" -v rate="$from" \
+        mb=$(median "$from" "link.$model.gradients")
+        read -r latency share host < <(awk -v short="$short" -v rate="$from" -v mb="$mb" \
             -v all="$(median "$from" "link.$model.transfer")" \
-            -v mb="$(median "$from" "link.$model.gradients")" \
-            'BEGIN {print 1e3 * short / 2, 8e3 * mb / (all - short) / rate}')
+            -v busy="$(median "$from" "link.$model.busy")" \
+            'BEGIN {print 1e3 * short / 2, 8e3 * mb / (all - short) / rate, 8 * mb / busy}')
         printf 'bench: predict.%s.latency %.4g us\nbench: predict.%s.rate_share %.4g x\n' \
             "$model" "$latency" "$model" "$share"
+        printf 'bench: predict.%s.host %.4g Gbit/s\n' "$model" "$host"
         for rate in $from $to; do
             "$build/tools/brigade" plan --simulate --ranks 2 --latency "$latency" --bandwidth \
                 "$(awk -v r="$rate" -v s="$share" 'BEGIN {print r * s / 1000}')" \
-                "$tmp/$model.$from" >"$tmp/plan" || exit 1
+                --host "$host" "$tmp/$model.$from" >"$tmp/plan" || exit 1
             # ranks all-reduce | buckets exposed step speed-up | the same, chosen.
             # The step alone is that of the same run: machines drift.
-            for way in "sizes 5" "measured 10"; do
-                read -r name exposed <<<"$way"
-                awk -v p="predict.$model.${rate}mbit.$name" -v e="$exposed" \
+            for way in "sizes 6" "measured 11"; do
+                read -r name step <<<"$way"
+                awk -v p="predict.$model.${rate}mbit.$name" -v e="$step" \
                     -v alone="$(median "$rate" "link.$model.alone")" \
                     -v took="$(median "$rate" "link.$model.$name")" \
-                    -v added="$(median "$rate" "link.$model.${name}_over")" '
+                    -v over="$(median "$rate" "link.$model.${name}_over")" '
+                    match($0, /step without waits [0-9.]+/) {
+                        profiled = substr($0, RSTART + 19, RLENGTH - 19)
+                    }
                     $1 == 2 && $3 == "|" {
-                        ratio = (alone + $e) / took
+                        added = $e - profiled
+                        ratio = (alone + added) / took
                         verdict = ratio >= 0.9 && ratio <= 1.1 ? "ok" : "miss"
-                        printf "bench: %s_added_predicted %.4g ms\n", p, $e
-                        printf "bench: %s_added %.4g ms\n", p, added
-                        printf "bench: %s_predicted %.4g ms\n", p, alone + $e
+                        printf "bench: %s_added_predicted %.4g ms\n", p, added
+                        printf "bench: %s_added %.4g ms\n", p, over
+                        printf "bench: %s_predicted %.4g ms\n", p, alone + added
                         printf "bench: %s_step %.4g ms\n", p, took
                         printf "bench: %s_ratio %.3f x target=0.9..1.1 %s\n", p, ratio, verdict
                     }' "$tmp/plan"

@@ -103,14 +103,20 @@ BRG_API BRG_NODISCARD brg_status brg_profile_read(brg_profile **out,
 BRG_API void brg_profile_destroy(brg_profile *profile);
 
 /* ---- What a step will cost -----------------------------------------------------
- * Bucket k starts when its last gradient is ready and bucket k - 1 has ended:
+ * Bucket k starts when its last gradient is ready and bucket k - 1 has ended.
+ * While a bucket is on its way the backward gets on at the rate
+ * (t - busy_ns) / t, so that by then it is late:
  *
- *     start_k = max(ready_k, end_(k-1))      end_k = start_k + t(bytes_k)
- *     exposed = max(0, end_last - backward)
- *     busy    = what the computing thread spends on the parts of buckets that
- *               lie before the end of the backward: busy_ns of a bucket in
- *               proportion
- *     step    = step_ns of the profile + busy + exposed */
+ *     start_k = max(ready_k + late_(k-1), end_(k-1))
+ *     end_k   = start_k + t(bytes_k)
+ *     late_k  = late_(k-1) + busy_ns(bytes_k), or what of it fits before the
+ *               backward is over
+ *     busy    = late_last
+ *     exposed = max(0, end_last - (backward + busy))
+ *     step    = step_ns of the profile + busy + exposed
+ *
+ * step_ns is that of steps without transfers (of one rank alone) where the link
+ * has busy_ns; of steps beside them it holds that time already. */
 typedef struct brg_schedule {
     size_t n_buckets;
     uint64_t transfer_ns; /* the sum over buckets */
@@ -134,7 +140,7 @@ brg_schedule_by_size(uint32_t *buckets, const brg_profile *profile,
                      size_t first_bucket_bytes, size_t bucket_bytes);
 
 /* Of all cuts of the order into contiguous parts, the one with the least
- * exposed time; of these, one with the fewest parts. A part makes one bucket of
+ * exposed time if busy_ns is left out; of these, one with the fewest parts. A part makes one bucket of
  * each dtype in it; groups do not count. By dynamic programming over prefixes, O(n^2):
  *
  *     end(0) = 0

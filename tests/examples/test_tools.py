@@ -57,6 +57,7 @@ class ToolTest(ProgramTest):
                           ["plan", "--simulate", "--ranks", "0", "a"],
                           ["plan", "--simulate", "--latency", "-1", "a"],
                           ["plan", "--simulate", "--bandwidth", "0", "a"],
+                          ["plan", "--simulate", "--host", "0", "a"],
                           ["plan", "--simulate", "--algorithm", "tree", "a"],
                           ["plan", "--simulate", "a", "--ranks"]):
             with self.subTest(arguments=arguments):
@@ -170,6 +171,11 @@ class ToolTest(ProgramTest):
             self.assertAlmostEqual(transfer, 3 + 2 * late, places=3)
             self.assertAlmostEqual(exposed, 2 + 1.5 + late - 3, places=3)
             self.assertAlmostEqual(step, 8 + exposed, places=3)
+        # At 2 GB/s the thread is busy half of each 1.5 ms: the second begins
+        # at 2.75, and the backward is over at 4.5, after it.
+        row, = self.simulate(profile, "--ranks", "4", "--latency", "0",
+                             "--bandwidth", "8", "--host", "16")
+        self.assertEqual(row[6:9], [2, 0, 9.5])
         # A group of both: one bucket by size too; choices know none.
         one, = self.simulate(profile, "--ranks", "4", "--first-bucket", "1G")
         apart, = self.simulate(profile, "--ranks", "4", "--first-bucket", "1")

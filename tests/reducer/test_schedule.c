@@ -38,6 +38,7 @@ static void draw_link(brg_link *link, uint64_t *seed)
     }
 }
 
+/* Without what the computing thread does: the choice leaves that out. */
 static void draw_sample(sample *s, uint64_t *seed, bool is_mixed)
 {
     uint64_t ready = 0;
@@ -55,6 +56,8 @@ static void draw_sample(sample *s, uint64_t *seed, bool is_mixed)
     s->profile.backward_ns = ready + draw(seed, 2) * draw(seed, 9000);
     s->profile.step_ns = 100000;
     draw_link(&s->link, seed);
+    for (size_t k = 0; k < s->link.n; k++)
+        s->link.at[k].busy_ns = 0;
 }
 
 /* One number at a time, on the line through the points beside it. */
@@ -203,11 +206,14 @@ static void test_schedule__costs_what_the_formula_says(void **state)
         uint32_t buckets[3];
         uint64_t transfer, exposed, busy;
     } rows[] = {
-        {{0, 0, 0}, 3100, 2600, 1500 * 500 / 3100}, /* from 2000 to 5100 */
-        /* from 0 to 1100, 2200, 3300: 300 of the last before the end */
-        {{0, 1, 2}, 3300, 800, 500 + 500 + 500 * 300 / 1100},
-        /* from 1000 to 3100, 4200: 1500 of 2100 */
-        {{0, 0, 1}, 3200, 1700, 1000 * 1500 / 2100},
+        /* From 2000 to 5100. Its 1500 let 1600 of 3100 be computed: the 500
+         * that are left take 968.75. */
+        {{0, 0, 0}, 3100, 2600 - 468, 468},
+        /* From 0, from 1500, and, 1000 late, from 3000 to 4100; the 500 that
+         * are left then take 916 of that. */
+        {{0, 1, 2}, 3300, 4100 - 3916, 1416},
+        /* From 1000 to 3100, 1000 late, so to 4200; 400 are left and take 733. */
+        {{0, 0, 1}, 3200, 4200 - 3833, 1333},
     };
     for (size_t k = 0; k < sizeof rows / sizeof rows[0]; k++) {
         brg_schedule s;
@@ -216,6 +222,70 @@ static void test_schedule__costs_what_the_formula_says(void **state)
         assert_int_equal(s.exposed_ns, rows[k].exposed);
         assert_int_equal(s.busy_ns, rows[k].busy);
         assert_int_equal(s.step_ns, 7000 + s.busy_ns + s.exposed_ns);
+    }
+}
+
+/* ---- The computing thread beside a transfer ------------------------------------------ */
+
+typedef struct course {
+    double over;  /* when the backward is */
+    double ended; /* the last transfer */
+} course;
+
+/* Step by step through the time: the thread does 1 of 1, or 1 - busy / t of it
+ * beside a transfer. One dtype, at least one byte a bucket, each gradient a
+ * bucket. */
+static course walk(const brg_profile *p, const brg_link *link, double tick)
+{
+    course c = {-1, 0};
+    double done = 0, left = 0, part = 0;
+    size_t sent = 0;
+    for (double now = 0; c.over < 0 || sent < p->n || left > 0; now += tick) {
+        if (left <= 0 && sent < p->n &&
+            done >= (double)p->grads[sent].ready_ns) {
+            const uint64_t nbytes = p->grads[sent++].nbytes;
+            const double t = (double)brg_link_ns(link, nbytes);
+            left = t;
+            part = (double)brg_link_busy_ns(link, nbytes) / t;
+        }
+        done += left > 0 ? tick * (1 - part) : tick;
+        left -= left > 0 ? tick : 0;
+        if (c.over < 0 && done >= (double)p->backward_ns)
+            c.over = now + tick;
+        c.ended = left > 0 ? now + tick : c.ended;
+    }
+    return c;
+}
+
+static void test_schedule__as_walked_through(void **state)
+{
+    (void)state;
+    uint64_t seed = brg_test_seed(74);
+    for (int round = 0; round < 200; round++) {
+        uint32_t buckets[MAX_GRADS];
+        sample s;
+        brg_schedule found;
+        draw_sample(&s, &seed, false);
+        s.profile.tail_nbytes = 0;
+        for (size_t i = 0; i < s.profile.n; i++) {
+            s.grads[i].nbytes += 64;
+            buckets[i] = (uint32_t)i;
+        }
+        const uint64_t t = 1 + draw(&seed, 3000), beta = 1 + draw(&seed, 3000);
+        const uint64_t percent = draw(&seed, 90);
+        s.link =
+            (brg_link){.n = 2,
+                       .at = {{0, t, t * percent / 100},
+                              {1024, t + beta, (t + beta) * percent / 100}}};
+        const double tick = 0.25;
+        const course c = walk(&s.profile, &s.link, tick);
+        const double end = fmax(c.over, c.ended);
+        const double slack = 4 + 2 * tick * (double)s.profile.n;
+        assert_brg_ok(
+            brg_schedule_predict(&found, &s.profile, &s.link, buckets));
+        const double over = (double)(s.profile.backward_ns + found.busy_ns);
+        assert_true(fabs(over - c.over) <= 10 * slack);
+        assert_true(fabs(over + (double)found.exposed_ns - end) <= 10 * slack);
     }
 }
 
@@ -610,6 +680,7 @@ int main(void)
         cmocka_unit_test(test_schedule__of_several_dtypes_is_no_worse),
         cmocka_unit_test(test_schedule__is_no_worse_than_any_sizes),
         cmocka_unit_test(test_schedule__costs_what_the_formula_says),
+        cmocka_unit_test(test_schedule__as_walked_through),
         cmocka_unit_test(test_schedule__formulas_of_links),
         cmocka_unit_test(test_schedule__refuses_nonsense),
         cmocka_unit_test(test_schedule__refuses_what_lasts_for_ages),
