@@ -64,9 +64,9 @@ predict() {
         for rate in $from $to; do
             "$build/tools/brigade" plan --simulate --ranks 2 --latency "$latency" --bandwidth \
                 "$(awk -v r="$rate" -v s="$share" 'BEGIN {print r * s / 1000}')" \
-                --host "$host" "$tmp/$model.$from" >"$tmp/plan" || exit 1
+                --host "$host" "$tmp/$model.$rate" >"$tmp/plan" || exit 1
             # ranks all-reduce | buckets exposed step speed-up | the same, chosen.
-            # The step alone is that of the same run: machines drift.
+            # The model alone is as in the same run: machines drift.
             for way in "sizes 6" "measured 11"; do
                 read -r name step <<<"$way"
                 awk -v p="predict.$model.${rate}mbit.$name" -v e="$step" \
