@@ -416,14 +416,16 @@ static void test_ddp__the_group_must_reduce_there(void **state)
 {
     (void)state;
     brg_ddp *ddp;
+    brg_pg *pg;
     brg_scope *scope = brg_scope_begin();
-    assert_brg_ok(brg_device_set(mine()));
+    assert_brg_ok(brg_nccl_create(&pg, over, mine()));
     brg_tensor *w = assert_brg_some(brg_zeros(BRG_DTYPE_F32, BRG_SHAPE(3)));
     assert_brg_ok(brg_set_requires_grad(w, true));
-    assert_brg_fails_with(brg_ddp_create(&ddp, over, &w, 1, NULL, 0, NULL),
-                          BRG_ERR_UNSUPPORTED, "brg_nccl_create");
-    assert_brg_ok(brg_device_set(CPU));
+    assert_brg_fails_with(brg_ddp_create(&ddp, pg, &w, 1, NULL, 0, NULL),
+                          BRG_ERR_UNSUPPORTED,
+                          "is on cpu:0, the group reduces on cuda:");
     brg_scope_end(scope);
+    brg_pg_destroy(pg);
 }
 
 int main(int argc, char **argv)
