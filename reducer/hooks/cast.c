@@ -9,10 +9,9 @@
 #include "reducer/hooks/compress.h"
 
 typedef struct cast {
+    brg__hook_parts parts; /* by parameter */
     brg_dtype wire;
     bool feeds_back;
-    brg__hook_state state;
-    brg__hook_parts parts; /* by parameter */
 } cast;
 
 static brg_status cast_attach(void *user, const brg_hook_param *params,
@@ -22,7 +21,7 @@ static brg_status cast_attach(void *user, const brg_hook_param *params,
     if (!c->feeds_back)
         return BRG_OK;
     BRG_TRY(brg__hook_parts_make(&c->parts, params, n));
-    return brg__hook_parts_feed_back(&c->parts, &c->state, params);
+    return brg__hook_parts_feed_back(&c->parts, params);
 }
 
 static size_t cast_wire_bytes(void *user, const brg_hook_bucket *b)
@@ -79,20 +78,6 @@ static brg_status cast_finish(void *user, const brg_hook_bucket *b)
                                        : BRG_OK;
 }
 
-static const brg_named_tensor *cast_state_at(void *user, size_t i)
-{
-    const cast *c = user;
-    return brg__hook_state_at(&c->state, i);
-}
-
-static void cast_destroy(void *user)
-{
-    cast *c = user;
-    brg__hook_state_deinit(&c->state);
-    brg__hook_parts_deinit(&c->parts);
-    brg__mem_free(c);
-}
-
 brg_status brg_comm_hook_create_cast(brg_comm_hook **out, brg_dtype wire,
                                      bool error_feedback)
 {
@@ -117,12 +102,12 @@ brg_status brg_comm_hook_create_cast(brg_comm_hook **out, brg_dtype wire,
                              .wire_bytes = cast_wire_bytes,
                              .start = cast_start,
                              .finish = cast_finish,
-                             .state_at = cast_state_at,
-                             .destroy = cast_destroy,
+                             .state_at = brg__hook_parts_state_at,
+                             .destroy = brg__hook_parts_destroy,
                              .works_on_devices = true,
                              .version = brg__hook_version};
     brg_status status = brg_comm_hook_create(out, &ops, c);
     if (status != BRG_OK)
-        cast_destroy(c);
+        brg__hook_parts_destroy(c);
     return status;
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "comm/q8.h"
+#include "core/base/alloc.h"
 #include "core/ops/convert.h"
 #include "core/tensor/device.h"
 
@@ -241,7 +242,6 @@ brg_status brg__hook_parts_make(brg__hook_parts *parts,
 }
 
 brg_status brg__hook_parts_feed_back(brg__hook_parts *parts,
-                                     brg__hook_state *state,
                                      const brg_hook_param *params)
 {
     for (size_t i = 0; i < parts->all.n; i++) {
@@ -250,7 +250,7 @@ brg_status brg__hook_parts_feed_back(brg__hook_parts *parts,
         if (!brg__hook_is_wide(params[i].dtype))
             continue;
         BRG_TRY(
-            brg__hook_state_get(state, &error,
+            brg__hook_state_get(&parts->state, &error,
                                 &(brg__hook_entry){.kind = "error",
                                                    .name = params[i].name,
                                                    .dtype = BRG_DTYPE_F32,
@@ -262,10 +262,19 @@ brg_status brg__hook_parts_feed_back(brg__hook_parts *parts,
     return BRG_OK;
 }
 
-void brg__hook_parts_deinit(brg__hook_parts *parts)
+const brg_named_tensor *brg__hook_parts_state_at(void *hook, size_t i)
 {
+    const brg__hook_parts *parts = hook;
+    return brg__hook_state_at(&parts->state, i);
+}
+
+void brg__hook_parts_destroy(void *hook)
+{
+    brg__hook_parts *parts = hook;
+    brg__hook_state_deinit(&parts->state);
     brg__array_deinit(&parts->all);
     brg__array_deinit(&parts->now);
+    brg__mem_free(hook);
 }
 
 brg_compress_part *brg__hook_parts_of(brg__hook_parts *parts,

@@ -18,12 +18,11 @@
 #define MAX_RANK 64
 
 typedef struct powersgd {
+    brg__hook_parts parts; /* by parameter */
     brg_powersgd_options options;
     char name[80];
-    brg__hook_state state;
-    brg__hook_parts parts; /* by parameter */
-    int64_t *steps;        /* of the state: begun so far; in host memory */
-    bool is_plain;         /* this step */
+    int64_t *steps; /* of the state: begun so far; in host memory */
+    bool is_plain;  /* this step */
 } powersgd;
 
 /* ---- State -------------------------------------------------------------------- */
@@ -60,10 +59,10 @@ static brg_status make_part(powersgd *h, brg_compress_part *filled,
                               .dtype = BRG_DTYPE_F32,
                               .count = p->count,
                               .device = p->device};
-    BRG_TRY(brg__hook_state_get(&h->state, &error, &wanted, &is_new));
+    BRG_TRY(brg__hook_state_get(&h->parts.state, &error, &wanted, &is_new));
     wanted.kind = "q";
     wanted.count = m * r;
-    BRG_TRY(brg__hook_state_get(&h->state, &q, &wanted, &is_new));
+    BRG_TRY(brg__hook_state_get(&h->parts.state, &q, &wanted, &is_new));
     filled->n = p->n_rows;
     filled->m = m;
     filled->error = brg_tensor_data(error);
@@ -80,7 +79,7 @@ static brg_status powersgd_attach(void *user, const brg_hook_param *params,
     bool is_new;
     BRG_TRY(brg__hook_parts_make(&h->parts, params, n));
     BRG_TRY(brg__hook_state_get(
-        &h->state, &steps,
+        &h->parts.state, &steps,
         &(brg__hook_entry){
             .kind = "steps", .name = "", .dtype = BRG_DTYPE_I64, .count = 1},
         &is_new));
@@ -318,20 +317,6 @@ static void powersgd_launched(void *user)
 
 /* ---- The hook ------------------------------------------------------------------------- */
 
-static const brg_named_tensor *powersgd_state_at(void *user, size_t i)
-{
-    const powersgd *h = user;
-    return brg__hook_state_at(&h->state, i);
-}
-
-static void powersgd_destroy(void *user)
-{
-    powersgd *h = user;
-    brg__hook_state_deinit(&h->state);
-    brg__hook_parts_deinit(&h->parts);
-    brg__mem_free(h);
-}
-
 static brg_status check_options(const brg_powersgd_options *options)
 {
     BRG_CHECK_ARG(options->struct_size != 0,
@@ -371,13 +356,13 @@ brg_status brg_comm_hook_create_powersgd(brg_comm_hook **out,
                              .start = powersgd_start,
                              .again = powersgd_again,
                              .finish = powersgd_finish,
-                             .state_at = powersgd_state_at,
-                             .destroy = powersgd_destroy,
+                             .state_at = brg__hook_parts_state_at,
+                             .destroy = brg__hook_parts_destroy,
                              .works_on_devices = true,
                              .version = powersgd_version,
                              .launched = powersgd_launched};
     brg_status status = brg_comm_hook_create(out, &ops, h);
     if (status != BRG_OK)
-        powersgd_destroy(h);
+        brg__hook_parts_destroy(h);
     return status;
 }

@@ -9,10 +9,9 @@
 #include "reducer/hooks/compress.h"
 
 typedef struct q8 {
-    bool feeds_back;
-    brg__hook_state state;
     brg__hook_parts parts; /* by parameter */
-    brg_tensor *steps;     /* of the state: begun so far; with the gradients */
+    bool feeds_back;
+    brg_tensor *steps; /* of the state: begun so far; with the gradients */
 } q8;
 
 static brg_status q8_attach(void *user, const brg_hook_param *params, size_t n)
@@ -20,16 +19,15 @@ static brg_status q8_attach(void *user, const brg_hook_param *params, size_t n)
     q8 *h = user;
     bool is_new;
     BRG_TRY(brg__hook_parts_make(&h->parts, params, n));
-    BRG_TRY(brg__hook_state_get(&h->state, &h->steps,
+    BRG_TRY(brg__hook_state_get(&h->parts.state, &h->steps,
                                 &(brg__hook_entry){.kind = "steps",
                                                    .name = "",
                                                    .dtype = BRG_DTYPE_I64,
                                                    .count = 1,
                                                    .device = h->parts.device},
                                 &is_new));
-    return h->feeds_back
-               ? brg__hook_parts_feed_back(&h->parts, &h->state, params)
-               : BRG_OK;
+    return h->feeds_back ? brg__hook_parts_feed_back(&h->parts, params)
+                         : BRG_OK;
 }
 
 static size_t n_blocks(const q8 *h, const brg_hook_bucket *b)
@@ -81,20 +79,6 @@ static brg_status q8_finish(void *user, const brg_hook_bucket *b)
                                        : BRG_OK;
 }
 
-static const brg_named_tensor *q8_state_at(void *user, size_t i)
-{
-    const q8 *h = user;
-    return brg__hook_state_at(&h->state, i);
-}
-
-static void q8_destroy(void *user)
-{
-    q8 *h = user;
-    brg__hook_state_deinit(&h->state);
-    brg__hook_parts_deinit(&h->parts);
-    brg__mem_free(h);
-}
-
 brg_status brg_comm_hook_create_q8(brg_comm_hook **out, bool error_feedback)
 {
     BRG_CHECK_ARG(out, "brg_comm_hook_create_q8: out is NULL");
@@ -110,12 +94,12 @@ brg_status brg_comm_hook_create_q8(brg_comm_hook **out, bool error_feedback)
                              .wire_bytes = q8_wire_bytes,
                              .start = q8_start,
                              .finish = q8_finish,
-                             .state_at = q8_state_at,
-                             .destroy = q8_destroy,
+                             .state_at = brg__hook_parts_state_at,
+                             .destroy = brg__hook_parts_destroy,
                              .works_on_devices = true,
                              .version = brg__hook_version};
     brg_status status = brg_comm_hook_create(out, &ops, h);
     if (status != BRG_OK)
-        q8_destroy(h);
+        brg__hook_parts_destroy(h);
     return status;
 }
