@@ -39,19 +39,8 @@ static __device__ __forceinline__ int64_t reduced_at(const brg__cu_reduce &r,
 
 /* ---- What is joined -------------------------------------------------------- */
 
-struct sum_kind {
-    template <typename A> static __device__ A join(A a, A b)
-    {
-        return a + b;
-    }
-};
-struct max_kind {
-    template <typename A> static __device__ A join(A a, A b)
-    {
-        return a > b || a != a ? a : b;
-    }
-};
-struct min_kind {
+/* Beside sum_of and max_of of element.cuh. */
+struct min_of {
     template <typename A> static __device__ A join(A a, A b)
     {
         return a < b || a != a ? a : b;
@@ -395,13 +384,13 @@ static void launch_kind(const brg__cu_queue *q, const brg__cu_reduce *r)
     const unsigned grid = brg__cu_grid(r->kept);
     switch (r->kind) {
     case BRG__CU_SUM:
-        launch<A, sum_kind>(q, r);
+        launch<A, sum_of>(q, r);
         break;
     case BRG__CU_MAX:
-        launch<A, max_kind>(q, r);
+        launch<A, max_of>(q, r);
         break;
     case BRG__CU_MIN:
-        launch<A, min_kind>(q, r);
+        launch<A, min_of>(q, r);
         break;
     case BRG__CU_VAR:
         var_kernel<<<grid, THREADS, 0, stream_of(q)>>>(*r);
