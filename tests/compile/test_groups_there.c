@@ -241,14 +241,6 @@ static void test_groups_there__a_chain_is_one_launch(void **state)
 
 /* ---- Devices that fail --------------------------------------------------------------- */
 
-static int count(const char *text, const char *what)
-{
-    int n = 0;
-    for (const char *at = strstr(text, what); at; at = strstr(at + 1, what))
-        n++;
-    return n;
-}
-
 static void expect_one_by_one(bool *fault, const char *why)
 {
     static outcome want, got;
@@ -263,9 +255,9 @@ static void expect_one_by_one(bool *fault, const char *why)
         assert_int_equal(compiling.n_launched, 0);
         assert_true(difference(&got, &want) <= 1e-6);
         assert_int_equal(got.stats.fallbacks, 0);
-        if (count(logged, "run one by one on cuda:0") != 1)
+        if (brg_test_count(logged, "run one by one on cuda:0") != 1)
             print_error("%s\n", logged);
-        assert_int_equal(count(logged, "run one by one on cuda:0"), 1);
+        assert_int_equal(brg_test_count(logged, "run one by one on cuda:0"), 1);
         assert_non_null(strstr(logged, why));
         if (w == LAUNCHED)
             assert_true(got.stats.replay_launches >= 3);

@@ -10,25 +10,9 @@
 #include "tests/reducer/order_checks.h"
 #include "tests/support/brg_test.h"
 #include "tests/support/ddp_model.h"
+#include "tests/support/plan_text.h"
 
 /* ---- The plan's text ---------------------------------------------------------------- */
-
-static char plan_text[1 << 16];
-
-static const char *text_of(size_t i)
-{
-    size_t n = brg_compile_print(i, plan_text, sizeof plan_text);
-    assert_true(n > 0 && n < sizeof plan_text);
-    return plan_text;
-}
-
-static size_t count_in(const char *text, const char *what)
-{
-    size_t n = 0;
-    for (; (text = strstr(text, what)) != NULL; text++)
-        n++;
-    return n;
-}
 
 static const char *last_in(const char *text, const char *what)
 {
@@ -78,10 +62,10 @@ static void test_captured_reducer__three_buckets_of_four_layers(void **state)
     brg_compile_get_stats(&stats);
     assert_int_equal(stats.captures, 1);
     assert_int_equal(stats.buckets, 3);
-    const char *text = text_of(0);
-    assert_int_equal(count_in(text, " = all_reduce_start["), 3);
-    assert_int_equal(count_in(text, " = wait["), 3);
-    assert_int_equal(count_in(text, " = write_back@"), 4);
+    const char *text = plan_text(0);
+    assert_int_equal(brg_test_count(text, " = all_reduce_start["), 3);
+    assert_int_equal(brg_test_count(text, " = wait["), 3);
+    assert_int_equal(brg_test_count(text, " = write_back@"), 4);
 }
 
 /* The order of the nodes proves it: the first collective is on its way before
@@ -94,8 +78,8 @@ test_captured_reducer__first_start_before_last_gradient(void **state)
     options.first_bucket_bytes = options.bucket_bytes = 256;
     assert_brg_ok(brg_compile_reset());
     backward_of_layers(8, &options);
-    const char *text = text_of(0), *at = text;
-    assert_int_equal(count_in(text, " = all_reduce_start["), 4);
+    const char *text = plan_text(0), *at = text;
+    assert_int_equal(brg_test_count(text, " = all_reduce_start["), 4);
     assert_true(strstr(text, " = all_reduce_start[") <
                 last_in(text, "\naccumulate@"));
     assert_true(last_in(text, " = all_reduce_start[") <

@@ -8,6 +8,7 @@
 #include <brigade/random.h>
 
 #include "tests/rows/rows.h"
+#include "tests/support/plan_text.h"
 
 /* What a body yielded, one after the other. */
 typedef struct yields {
@@ -114,10 +115,7 @@ static inline ROW_UNUSED void run_counted(both_body body, uint64_t n_captures,
 /* Whether a word stands in the text of plan i. */
 static inline ROW_UNUSED bool plan_has(size_t i, const char *word)
 {
-    static char text[16384];
-    size_t n = brg_compile_print(i, text, sizeof text);
-    assert_in_range(n, 1, sizeof text - 1);
-    return strstr(text, word) != NULL;
+    return strstr(plan_text(i), word) != NULL;
 }
 
 /* A row that is a body and its number of captures. */

@@ -31,15 +31,9 @@ static inline ROW_UNUSED void check_both(void (*body)(void),
     }
 
 /* How often the function of the row is called in the first plan. */
-static inline ROW_UNUSED int count_calls(void)
+static inline ROW_UNUSED size_t count_calls(void)
 {
-    char text[8192];
-    int n = 0;
-    assert_true(brg_compile_print(0, text, sizeof text) < sizeof text);
-    for (const char *at = strstr(text, "call@"); at;
-         at = strstr(at + 1, "call@"))
-        n++;
-    return n;
+    return brg_test_count(plan_text(0), "call@");
 }
 
 #endif

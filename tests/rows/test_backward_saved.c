@@ -77,9 +77,8 @@ static void test_saved_tensor_unpack_hook_ordering_body(yields *out)
 static void test_saved_tensor_unpack_hook_ordering(void **state)
 {
     (void)state;
-    char text[1024];
     run_both(test_saved_tensor_unpack_hook_ordering_body, 1);
-    assert_true(brg_compile_print(0, text, sizeof text) < sizeof text);
+    const char *text = plan_text(0);
     const char *hook = strstr(text, "tensor_hooks@");
     const char *unpack = strstr(text, "= unpack@");
     assert_non_null(hook);
@@ -170,8 +169,7 @@ static void check_offload(both_body body)
     free(want.at);
     free(got.at);
     run_both(body, 1);
-    char text[4096];
-    assert_true(brg_compile_print(0, text, sizeof text) < sizeof text);
+    const char *text = plan_text(0);
     assert_non_null(strstr(text, "= unpack@"));
     assert_non_null(strstr(text, "call@"));
 }
@@ -231,8 +229,7 @@ static void moved_body(yields *y)
  * uses it. */
 static void check_golden_moved(void)
 {
-    char text[4096];
-    assert_true(brg_compile_print(0, text, sizeof text) < sizeof text);
+    const char *text = plan_text(0);
     const char *nodes = strstr(text, "\nv2");
     assert_non_null(nodes);
     assert_string_equal(nodes, "\nv2 f32/2 = unsqueeze(in0)\n"

@@ -187,25 +187,16 @@ static void dedup_pair_body(yields *y)
     yield_grad(y, b);
 }
 
-static void plan_text(char *text, size_t size)
-{
-    size_t n = brg_compile_print(0, text, size);
-    assert_in_range(n, 1, size - 1);
-}
-
 static void test_custom_fn_saved_multiple_tensors_dedup(void **state)
 {
     (void)state;
-    char text[4096];
     run_both(dedup_body, 1);
     run_both(dedup_op_body, 1);
-    plan_text(text, sizeof text);
     /* The sum's sizes, a, the root's gradient. */
-    assert_non_null(strstr(text, "in2)"));
-    assert_null(strstr(text, "in3"));
+    assert_true(plan_has(0, "in2)"));
+    assert_false(plan_has(0, "in3"));
     run_both(dedup_pair_body, 1);
-    plan_text(text, sizeof text);
-    assert_non_null(strstr(text, "in3"));
+    assert_true(plan_has(0, "in3"));
 }
 
 /* ---- Sizes as numbers ------------------------------------------------------------------- */
@@ -467,12 +458,10 @@ static void check_metadata_there(void)
 static void test_custom_fn_output_metadata(void **state)
 {
     (void)state;
-    char text[4096];
     run_both(output_metadata_body, 1);
-    plan_text(text, sizeof text);
-    assert_null(strstr(text, "cast"));
-    assert_null(strstr(text, "= copy("));
-    assert_null(strstr(text, "to_device("));
+    assert_false(plan_has(0, "cast"));
+    assert_false(plan_has(0, "= copy("));
+    assert_false(plan_has(0, "to_device("));
     check_metadata_there();
 }
 
@@ -507,10 +496,8 @@ static void dont_dce_body(yields *y)
 static void test_dont_dce_side_effects(void **state)
 {
     (void)state;
-    char text[4096];
     run_both(dont_dce_body, 1);
-    plan_text(text, sizeof text);
-    assert_non_null(strstr(text, "call@"));
+    assert_true(plan_has(0, "call@"));
 }
 
 int main(void)

@@ -5,6 +5,7 @@
 #include <brigade/reducer.h>
 
 #include "tests/rows/rows.h"
+#include "tests/support/plan_text.h"
 
 typedef struct wrapped {
     brg_pg *pg;
@@ -124,8 +125,8 @@ static const char *expect_after(const char *at, const char *text)
  * the reduction, with its scale, then what comes of it for each parameter. */
 static void expect_captured_reduction(void)
 {
-    char text[4096], line[64];
-    assert_true(brg_compile_print(0, text, sizeof text) < sizeof text);
+    char line[64];
+    const char *text = plan_text(0);
     const char *start =
         expect_after(text, " = all_reduce_start[r0.b0, scale 1/2](");
     const char *wait = expect_after(start, " = wait[r0.b0](");

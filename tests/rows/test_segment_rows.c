@@ -29,22 +29,6 @@ static void backward_compiled(brg_tensor *y)
     backward_with(BRG_COMPILE_BACKEND_EAGER, y);
 }
 
-static size_t count_text(const char *text, const char *word)
-{
-    size_t n = 0;
-    for (const char *at = text; (at = strstr(at, word)); at++)
-        n++;
-    return n;
-}
-
-static char text[65536];
-
-static void print_plan(size_t i)
-{
-    size_t n = brg_compile_print(i, text, sizeof text);
-    assert_true(n > 0 && n < sizeof text);
-}
-
 /* ---- A network of two layers -------------------------------------------------------- */
 
 typedef struct net {
@@ -117,10 +101,10 @@ static void test_aot_bwd_gm_runnable(void **state)
     }
     assert_int_equal(both_stats().captures, 1);
     /* Line by line what the plan got from it. */
-    static char pristine[sizeof text];
+    static char pristine[1 << 16];
     size_t n = brg_compiled_print(c, 1, pristine, sizeof pristine);
     assert_true(n > 0 && n < sizeof pristine);
-    print_plan(0);
+    const char *text = plan_text(0);
     for (const char *at = pristine; (at = strstr(at, " = ")); at++) {
         char name[48] = "/";
         sscanf(at + 3, "%40[a-z_0-9]", name + 1);
@@ -232,12 +216,12 @@ static void test_logs_aot_bwd_reuse(void **state)
     for (int i = 0; i < 3; i++)
         h = run(c, &h, 1);
     backward_compiled(h);
-    print_plan(0);
-    size_t n = count_text(text, "_0/");
+    const char *text = plan_text(0);
+    size_t n = brg_test_count(text, "_0/");
     assert_true(n > 0);
-    assert_int_equal(count_text(text, "_1/"), n);
-    assert_int_equal(count_text(text, "_2/"), n);
-    assert_int_equal(count_text(text, "_3/"), 0);
+    assert_int_equal(brg_test_count(text, "_1/"), n);
+    assert_int_equal(brg_test_count(text, "_2/"), n);
+    assert_int_equal(brg_test_count(text, "_3/"), 0);
     double at = 0.5, slope = 1;
     for (int i = 0; i < 3; i++) {
         slope *= sin(at) + at * cos(at);

@@ -131,3 +131,11 @@ __attribute__((constructor)) static void begin_compiled_run(void)
         brg_compile_begin(&scope, NULL) != BRG_OK)
         abort();
 }
+
+size_t brg_test_count(const char *text, const char *word)
+{
+    size_t n = 0;
+    for (const char *at = text; (at = strstr(at, word)); at++)
+        n++;
+    return n;
+}

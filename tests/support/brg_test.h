@@ -61,4 +61,7 @@ uint64_t brg_test_random(uint64_t *state);
 /* Uniform in [low, high). */
 double brg_test_uniform(uint64_t *state, double low, double high);
 
+/* How often the word stands in the text. */
+size_t brg_test_count(const char *text, const char *word);
+
 #endif
