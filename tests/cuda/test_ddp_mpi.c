@@ -5,7 +5,7 @@
 #include "comm/pg.h"
 #include "core/tensor/device.h"
 #include "tests/reducer/average_checks.h"
-#include "tests/reducer/collectives_checks.h"
+#include "tests/reducer/rider_checks.h"
 #include "tests/reducer/sum_checks.h"
 
 #include "tests/cuda/gpu_ranks.h"

@@ -2,6 +2,7 @@
  * Collectives of a step, counted under mpirun, in shared memory and between
  * nodes. */
 #include "tests/reducer/collectives_checks.h"
+#include "tests/reducer/rider_checks.h"
 #include "tests/support/mpi_ranks.h"
 
 /* ---- Messages ------------------------------------------------------------------- */

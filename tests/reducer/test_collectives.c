@@ -2,6 +2,7 @@
  * Collectives of a step, counted in simulated worlds; under mpirun in
  * tests/mpi/test_collectives_mpi.c. */
 #include "tests/reducer/collectives_checks.h"
+#include "tests/reducer/rider_checks.h"
 #include "tests/support/sim_worlds.h"
 
 static void test_collectives__as_many_as_buckets_in_every_mode(void **state)

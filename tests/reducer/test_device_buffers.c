@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Buffers on a device: they ride on the last bucket as those of the CPU do. */
-#include "tests/reducer/collectives_checks.h"
+#include "tests/reducer/rider_checks.h"
 #include "tests/reducer/made_up_device.h"
 
 /* Every dtype, strides and gaps, any bits; averages, sums, shards, leaves; no
