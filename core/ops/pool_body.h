@@ -2,6 +2,26 @@
  * Pooling kernels for one element type REAL; NAME(x) names them. Included by
  * pool_run.c once per type, so it has no guard. */
 
+/* The first of the largest, or the first NaN; -1: the window is empty. */
+static int64_t NAME(largest_of)(const brg__pool *p, const window *at,
+                                const REAL *x, REAL *filled)
+{
+    REAL best = 0;
+    int64_t best_at = -1;
+    for (int64_t r = at->y0; r < at->y1; r++)
+        for (int64_t c = at->x0; c < at->x1; c++) {
+            const REAL value = x[r * p->w + c];
+            if (best_at >= 0 && !(value > best) && value == value)
+                continue;
+            if (best_at >= 0 && best != best)
+                continue;
+            best = value;
+            best_at = position(p, at, r, c);
+        }
+    *filled = best;
+    return best_at;
+}
+
 void NAME(brg__pool_max)(const brg__pool *p, const REAL *x, REAL *y,
                          void *which)
 {
@@ -9,19 +29,7 @@ void NAME(brg__pool_max)(const brg__pool *p, const REAL *x, REAL *y,
     for (int64_t i = 0; i < p->planes; i++, x += p->h * p->w) {
         window_first(p, &at);
         do {
-            REAL best = 0;
-            int64_t best_at = -1;
-            for (int64_t r = at.y0; r < at.y1; r++)
-                for (int64_t c = at.x0; c < at.x1; c++) {
-                    const REAL value = x[r * p->w + c];
-                    if (best_at >= 0 && !(value > best) && value == value)
-                        continue;
-                    if (best_at >= 0 && best != best)
-                        continue;
-                    best = value;
-                    best_at = position(p, &at, r, c);
-                }
-            *y++ = best;
+            const int64_t best_at = NAME(largest_of)(p, &at, x, y++);
             which_set(p, which, at.n++, best_at);
         } while (window_next(p, &at));
         which = which_at(p, which, p->oh * p->ow);
