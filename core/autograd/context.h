@@ -50,13 +50,18 @@ struct brg_context {
     BRG__ARRAY(brg__attribute) attributes;
 };
 
-/* True for the node of a custom function: its payload is a context. */
+/* ---- function_backward.c: the node, whose payload is a context ------------------- */
+
+extern const brg__node_class brg__function_class;
 bool brg__node_is_function(const brg_node *node);
 brg_function_tracing brg__node_tracing(const brg_node *node);
 /* Calls the node's function with symbols. */
 brg_status brg__function_trace(brg_node *node, brg__call_trace *trace,
                                brg_tensor *const *grad_out,
                                brg_tensor **grad_in);
+
+/* ---- context.c ------------------------------------------------------------------- */
+
 brg_status brg__context_new(brg_context **out, brg_function *function);
 void brg__context_free(brg_context *ctx);
 /* The number or tensor as a tensor (a number: 0-dim f64), borrowed from the
