@@ -2,6 +2,7 @@
  * The CUDA device: memory, random numbers, errors, optimizers. Its ops are
  * tested by test_rows.c and cuda/core_test_ops. */
 #include "tests/cuda/compare.h"
+#include "tests/support/optim_rules.h"
 
 /* ---- Random numbers ------------------------------------------------------------------ */
 
@@ -133,24 +134,8 @@ static void test_cuda__mixed_devices_are_named(void **state)
 
 /* ---- Optimizers ---------------------------------------------------------------------------- */
 
-typedef enum rule { SGD, MOMENTUM, NESTEROV, ADAMW, N_RULES } rule;
-
-static brg_optim *make_optim(const brg_params *params, rule r)
-{
-    brg_optim *optim;
-    brg_sgd_options sgd = BRG_SGD_OPTIONS_INIT;
-    brg_adamw_options adamw = BRG_ADAMW_OPTIONS_INIT;
-    sgd.momentum = r == SGD ? 0.0 : 0.9;
-    sgd.nesterov = r == NESTEROV;
-    sgd.weight_decay = adamw.weight_decay = 0.1;
-    sgd.lr = adamw.lr = 0.05;
-    assert_brg_ok(r == ADAMW ? brg_optim_create_adamw(&optim, params, &adamw)
-                             : brg_optim_create_sgd(&optim, params, &sgd));
-    return optim;
-}
-
 /* Thirty parameters of growing sizes after three steps, in one row. */
-static brg_tensor *stepped(rule r, brg_dtype dtype, brg_device device)
+static brg_tensor *stepped(optim_rule r, brg_dtype dtype, brg_device device)
 {
     brg_params *params;
     brg_tensor *all[30];
@@ -183,7 +168,7 @@ static void test_cuda__optimizers_step_as_on_the_cpu(void **state)
     static const brg_dtype dtypes[] = {BRG_DTYPE_F64, BRG_DTYPE_F32,
                                        BRG_DTYPE_BF16, BRG_DTYPE_F16};
     static const double tolerance[] = {1e-13, 1e-6, 1e-3, 1e-4};
-    for (rule r = 0; r < N_RULES; r++)
+    for (optim_rule r = 0; r < N_RULES; r++)
         for (int d = 0; d < 4; d++) {
             brg_scope *scope = brg_scope_begin();
             double off = distance(stepped(r, dtypes[d], GPU),

@@ -41,7 +41,7 @@ static void test_sparse_there__steps_wait_for_nothing(void **state)
     brg_tensor *table = random_of(1, BRG_DTYPE_BF16, BRG_SHAPE(50000, 64));
     assert_brg_ok(brg_params_create(&params));
     assert_brg_ok(brg_params_add(params, "table", table, BRG_PARAM_TRAINED));
-    brg_optim *optim = sparse_optim(params, ADAMW_);
+    brg_optim *optim = make_optim(params, ADAMW);
     brg_tensor *ids = ids_of(2, BRG_SHAPE(4096), 50000);
     for (int step = 0; step < 4; step++) {
         brg_scope *scope = brg_scope_begin();

@@ -9,6 +9,7 @@
 #include <brigade/brigade.h>
 
 #include "tests/support/brg_test.h"
+#include "tests/support/optim_rules.h"
 
 #define N_ROWS 37
 #define WIDTH 6
@@ -297,22 +298,6 @@ static void test_sparse_there__padding_lies_nowhere(void **state)
 
 /* ---- Optimizers ------------------------------------------------------------------- */
 
-typedef enum sparse_rule { SGD_, MOMENTUM_, NESTEROV_, ADAMW_ } sparse_rule;
-
-static inline brg_optim *sparse_optim(const brg_params *params, sparse_rule r)
-{
-    brg_optim *optim;
-    brg_sgd_options sgd = BRG_SGD_OPTIONS_INIT;
-    brg_adamw_options adamw = BRG_ADAMW_OPTIONS_INIT;
-    sgd.momentum = r == SGD_ ? 0.0 : 0.9;
-    sgd.nesterov = r == NESTEROV_;
-    sgd.weight_decay = adamw.weight_decay = 0.1;
-    sgd.lr = adamw.lr = 0.05;
-    assert_brg_ok(r == ADAMW_ ? brg_optim_create_adamw(&optim, params, &adamw)
-                              : brg_optim_create_sgd(&optim, params, &sgd));
-    return optim;
-}
-
 static inline brg_tensor *no_rows(brg_dtype dtype)
 {
     return assert_brg_some(brg_sparse_coo(
@@ -323,7 +308,7 @@ static inline brg_tensor *no_rows(brg_dtype dtype)
 /* A table after six steps, into `to`. Gradients, some of them clipped, have
  * duplicates or padding; the fourth, behind a write of somebody else, has no
  * entries. */
-static inline void stepped_table(sparse_rule r, brg_dtype dtype,
+static inline void stepped_table(optim_rule r, brg_dtype dtype,
                                  brg_device device, double to[N_ROWS * WIDTH])
 {
     brg_params *params;
@@ -331,7 +316,7 @@ static inline void stepped_table(sparse_rule r, brg_dtype dtype,
     brg_tensor *w = random_of(4, dtype, BRG_SHAPE(N_ROWS, WIDTH));
     assert_brg_ok(brg_params_create(&params));
     assert_brg_ok(brg_params_add(params, "w", w, BRG_PARAM_TRAINED));
-    brg_optim *optim = sparse_optim(params, r);
+    brg_optim *optim = make_optim(params, r);
     for (uint64_t step = 0; step < 6; step++) {
         brg_tensor *grad = rows_of(20 + step, dtype);
         if (step == 5)
@@ -356,7 +341,7 @@ static void test_sparse_there__optimizers_step_as_on_the_cpu(void **state)
 {
     (void)state;
     static const double tolerance[] = {1e-13, 2e-6, 2e-3, 1.6e-2};
-    for (sparse_rule r = SGD_; r <= ADAMW_; r++)
+    for (optim_rule r = SGD; r <= ADAMW; r++)
         for (int dtype = BRG_DTYPE_F64; dtype <= BRG_DTYPE_BF16; dtype++) {
             static double want[N_ROWS * WIDTH], got[N_ROWS * WIDTH];
             brg_scope *scope = brg_scope_begin();
@@ -387,7 +372,7 @@ static inline void train_table(brg_device device, double losses[N_STEPS])
     assert_brg_ok(brg_set_requires_grad(table, true));
     assert_brg_ok(brg_params_create(&params));
     assert_brg_ok(brg_params_add(params, "table", table, BRG_PARAM_TRAINED));
-    brg_optim *optim = sparse_optim(params, ADAMW_);
+    brg_optim *optim = make_optim(params, ADAMW);
     for (uint64_t step = 0; step < N_STEPS; step++) {
         brg_scope *scope = brg_scope_begin();
         brg_tensor *ids = ids_of(step % 3, BRG_SHAPE(16), N_ROWS);
