@@ -188,7 +188,7 @@ take(row_of &row, const vec<T> &x, const vec<T> &g, const vec<T> &w,
     for (int k = 0; k < vec<T>::n; k++) {
         const float h = (get<float>(&x.at[k]) - row.mean) * row.rstd;
         const float v = get<float>(&g.at[k]);
-        const float vw = v * get<float>(&w.at[k]);
+        const float vw = __fmul_rn(v, get<float>(&w.at[k]));
         row.s0 += vw;
         row.s1 += vw * h;
         gw[k] += v * h;
@@ -196,7 +196,8 @@ take(row_of &row, const vec<T> &x, const vec<T> &g, const vec<T> &w,
     }
 }
 
-/* rstd (g w - s0 - xhat s1), and r; -0 is nothing. */
+/* rstd (g w - s0 - xhat s1), and r; -0 is nothing. Products are rounded before
+ * they are added to: with r it has the bits of the two after each other. */
 template <typename T>
 static __device__ __forceinline__ vec<T>
 slope_of(const row_of &row, const vec<T> &x, const vec<T> &g, const vec<T> &w,
@@ -207,8 +208,8 @@ slope_of(const row_of &row, const vec<T> &x, const vec<T> &g, const vec<T> &w,
     for (int k = 0; k < vec<T>::n; k++) {
         const float h = (get<float>(&x.at[k]) - row.mean) * row.rstd;
         const float v = get<float>(&g.at[k]);
-        const float vw = v * get<float>(&w.at[k]);
-        const float made = row.rstd * (vw - row.s0 - h * row.s1);
+        const float vw = __fmul_rn(v, get<float>(&w.at[k]));
+        const float made = __fmul_rn(row.rstd, vw - row.s0 - h * row.s1);
         out.at[k] = plus<T>(made, r.at[k]);
     }
     return out;
