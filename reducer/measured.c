@@ -98,8 +98,7 @@ static brg_status decide(const brg_reducer *r, decision *d)
     if (status == BRG_OK)
         status = brg_schedule_predict(&chosen, profile, &d->link, d->buckets);
     if (status == BRG_OK) {
-        bool is_better = chosen.exposed_ns < by_size.exposed_ns &&
-                         chosen.step_ns <= by_size.step_ns;
+        bool is_better = chosen.exposed_ns < by_size.exposed_ns;
         d->predicted[0] = (int64_t)(is_better ? chosen : by_size).exposed_ns;
         d->predicted[1] = (int64_t)by_size.exposed_ns;
         for (size_t i = 0; is_better && i < r->n_params; i++)
@@ -124,6 +123,8 @@ static brg_status settle(brg_reducer *r, decision *d, bool *is_settled)
     size_t nbytes = r->plan.nbytes;
     BRG_TRY(brg_link_measure(
         r->pg, nbytes < MOST_MEASURED ? nbytes : MOST_MEASURED, &d->link));
+    for (size_t k = 0; k < d->link.n; k++)
+        d->link.at[k].busy_ns = 0; /* the times of these steps hold it */
     brg__error_record kept;
     brg__error_save(&kept);
     if (r->rank == 0 && decide(r, d) != BRG_OK)
