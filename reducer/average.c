@@ -8,6 +8,7 @@
 #include "core/base/tracer.h"
 #include "core/tensor/tensor.h"
 #include "reducer/ddp.h"
+#include "reducer/guard.h"
 #include "reducer/verify.h"
 
 struct brg_averager {
@@ -174,8 +175,10 @@ brg_status brg_averager_now(brg_averager *a)
     a->n_steps -= a->n_steps % a->options.period;
     for (size_t i = a->n; i-- > 0;) {
         void *at = brg__tensor_ptr(a->tensors[i]); /* may have been replaced */
-        if (at != a->reducer->members[i].grad)
+        if (at != a->reducer->members[i].grad) {
             a->reducer->members[i].grad = at;
+            brg__guard_move(a->reducer, i);
+        }
         BRG_TRY(brg_reducer_mark_ready(a->reducer, i));
     }
     BRG_TRY(brg_reducer_wait(a->reducer));

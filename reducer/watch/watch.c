@@ -24,6 +24,8 @@ EXPORT brg_watch_remove_fn brg_watch_remove;
 /* ---- The watched ---------------------------------------------------------- */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+/* This thread holds the lock, to fork. */
+static _Thread_local __attribute__((tls_model("initial-exec"))) bool is_forking;
 static brg_watch **watches; /* by begin */
 static size_t n_watches, n_room;
 /* All lie in [low, high); high 0: there are none. Read without the lock: a
@@ -67,7 +69,7 @@ static bool has_any(uintptr_t begin, uintptr_t end)
 static void renote(uintptr_t begin, uintptr_t end, const char *from,
                    uintptr_t kept, const brg_watch *to)
 {
-    if (!has_any(begin, end))
+    if (!has_any(begin, end) || is_forking)
         return;
     lock_all();
     size_t i = find(begin);
@@ -248,10 +250,23 @@ void brg_watch_remove(brg_watch *watch)
     free(last);
 }
 
-/* A child of fork must not find the lock taken by a thread that it lacks. */
+/* A child of fork must not find the lock taken by a thread that it lacks. Other
+ * handlers of the fork may free meanwhile. */
+static void before_fork(void)
+{
+    lock_all();
+    is_forking = true;
+}
+
+static void after_fork(void)
+{
+    is_forking = false;
+    unlock_all();
+}
+
 __attribute__((constructor)) static void begin(void)
 {
-    pthread_atfork(lock_all, unlock_all, unlock_all);
+    pthread_atfork(before_fork, after_fork, after_fork);
     (void)NEXT(free);
     (void)NEXT(realloc);
     (void)NEXT(munmap);
