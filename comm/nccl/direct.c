@@ -43,7 +43,9 @@ brg__nccl_way brg__nccl_direct_way(const char *name, int n_ranks)
         return n_ranks == 2 ? BRG__NCCL_BY_SIZE : BRG__NCCL_BY_NCCL;
     while (way > BRG__NCCL_BY_NCCL && strcmp(name, names[way]) != 0)
         way--;
-    return (brg__nccl_way)way;
+    return strcmp(name, names[way]) == 0
+               ? (brg__nccl_way)way
+               : brg__nccl_direct_way("pair", n_ranks);
 }
 
 static bool can_be(const brg__nccl_group *g)
@@ -161,9 +163,11 @@ brg_status brg__nccl_direct_open(brg__nccl_group *g, const brg_nccl_options *o)
     }
     g->direct.is_on = is_on;
     if (g->way != BRG__NCCL_BY_NCCL && !is_on) {
+        const cudaError_t why = cudaGetLastError();
         g->host->log(BRG_LOG_INFO, "nccl",
                      "rank %d: no sums between GPUs without NCCL: %s", g->rank,
-                     cudaGetErrorString(cudaGetLastError()));
+                     why == cudaSuccess ? "another rank has none"
+                                        : cudaGetErrorString(why));
         brg__nccl_direct_close(g);
     }
     return BRG_OK;
