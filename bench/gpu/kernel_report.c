@@ -76,6 +76,7 @@ static const struct {
     {"buckets: looks, packing", "cargo_kernel"},
     {"copies and fills", "[copy"},
     {"copies and fills", "[fill]"},
+    {"copies and fills", "fill_kernel"},
 };
 #define N_PATTERNS (sizeof patterns / sizeof *patterns)
 

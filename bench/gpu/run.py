@@ -10,8 +10,8 @@ FOLDER holds gpu_training. Each round runs every way of each model once, ours
 and PyTorch's in turn; what is printed are medians over all repeats of all
 rounds, then the ratios, the targets and a table in markdown. MODEL-BATCH:
 gpt2-16, gpt2-4, mlp-128, gpt-8; the batch is that of each GPU. Ours: the modes
-of gpu_training, in one process, in which they take turns; "fused nccl": that
-with BRG_NCCL_SUMS=nccl; "quickest": fused with BRG_CUDA_REPEATABLE=0;
+of gpu_training, in one process, in which they take turns; "fused auto": that
+with BRG_NCCL_SUMS=auto; "quickest": fused with BRG_CUDA_REPEATABLE=0;
 "fused alone": on one GPU. PyTorch: DistributedDataParallel, eager and compiled
 by torch.compile, the small ones also with its CUDA graphs (mode
 reduce-overhead); of gpt2 with bf16 parameters and f32 copies in the optimizer,
@@ -36,13 +36,13 @@ HERE = pathlib.Path(__file__).resolve().parent
 TARGETS = {"gpt2-16": (31.0, 1.18), "gpt2-4": (10.5, None),
            "mlp-128": (0.45, None), "gpt-8": (0.9, None)}
 STEPS = {"gpt2-16": 30, "gpt2-4": 60, "mlp-128": 400, "gpt-8": 200}
-NCCL = {"BRG_NCCL_SUMS": "nccl"}
+AUTO = {"BRG_NCCL_SUMS": "auto"}
 QUICKEST = {"BRG_CUDA_REPEATABLE": "0"}
 # name: the mode of gpu_training, what is set for it, on one GPU alone
 OURS = {"eager": ("eager", {}, False), "compiled": ("compiled", {}, False),
         "graph": ("graph", {}, False), "fused": ("fused", {}, False),
-        "graph nccl": ("graph", NCCL, False),
-        "fused nccl": ("fused", NCCL, False),
+        "graph auto": ("graph", AUTO, False),
+        "fused auto": ("fused", AUTO, False),
         "quickest": ("fused", QUICKEST, False),
         "eager alone": ("eager", {}, True),
         "compiled alone": ("compiled", {}, True),

@@ -35,17 +35,13 @@ typedef struct near_card {
     uint8_t way; /* BY_NCCL: another cannot be had */
 } near_card;
 
-brg__nccl_way brg__nccl_direct_way(const char *name, int n_ranks)
+brg__nccl_way brg__nccl_direct_way(const char *name)
 {
     static const char *const names[] = {"nccl", "auto", "kernel", "copy"};
     int way = BRG__NCCL_BY_COPY;
-    if (strcmp(name, "pair") == 0)
-        return n_ranks == 2 ? BRG__NCCL_BY_SIZE : BRG__NCCL_BY_NCCL;
     while (way > BRG__NCCL_BY_NCCL && strcmp(name, names[way]) != 0)
         way--;
-    return strcmp(name, names[way]) == 0
-               ? (brg__nccl_way)way
-               : brg__nccl_direct_way("pair", n_ranks);
+    return (brg__nccl_way)way;
 }
 
 static bool can_be(const brg__nccl_group *g)

@@ -73,8 +73,8 @@ typedef struct brg__nccl_near_sum {
 struct brg__nccl_group;
 struct brg_nccl_options;
 
-/* Of a group of so many ranks; what is not known is as "pair". */
-brg__nccl_way brg__nccl_direct_way(const char *name, int n_ranks);
+/* What is not known is BY_NCCL. */
+brg__nccl_way brg__nccl_direct_way(const char *name);
 /* Collective. That it cannot be had is no error. */
 brg_status brg__nccl_direct_open(struct brg__nccl_group *g,
                                  const struct brg_nccl_options *o);

@@ -328,7 +328,7 @@ static void fill_group(brg__nccl_group *g, const brg_host *host,
     g->is_registering = strcmp(host->env("BRG_NCCL_REGISTER"), "1") == 0;
     g->is_bounded = strcmp(host->env("BRG_NCCL_BOUNDED_INIT"), "0") != 0;
     g->sums_wide = strcmp(host->env("BRG_NCCL_WIDE_SUMS"), "1") == 0;
-    g->way = brg__nccl_direct_way(host->env("BRG_NCCL_SUMS"), g->n_ranks);
+    g->way = brg__nccl_direct_way(host->env("BRG_NCCL_SUMS"));
     g->flying.last = &g->flying.first;
     g->held.last = &g->held.first;
     g->coalesced.last = &g->coalesced.first;

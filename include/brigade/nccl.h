@@ -17,9 +17,8 @@ BRG_BEGIN_DECLS
  * (and of 16-bit floats rounded at each step, unless BRG_NCCL_WIDE_SUMS is 1:
  * sums of f16 overflow where a partial sum does; averages do not, their numbers
  * are divided first), and a NaN does not win MIN and MAX. brg_sum_leaves has the
- * bits that it has everywhere. Sums that BRG_NCCL_SUMS takes from NCCL (those
- * of two GPUs that reach each other's memory, unless it is set) are in the order
- * of the ranks, of 16-bit floats in f32.
+ * bits that it has everywhere. Sums that BRG_NCCL_SUMS takes from NCCL are in
+ * the order of the ranks, of 16-bit floats in f32.
  *
  * Between brg_coalesce_begin and brg_coalesce_end collectives are kept, then
  * launched as one: for many small ones, whose launches are what takes time. Sums

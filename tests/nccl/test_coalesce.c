@@ -111,7 +111,6 @@ static brg_status run_mixed(forked_rank *me)
     float *data;
     uint16_t *half;
     brg_work *works[5];
-    (void)setenv("BRG_NCCL_SUMS", "nccl", 1);
     (void)setenv("BRG_NCCL_WIDE_SUMS", "1", 1);
     BRG_TRY(forked_group(me, 60, &pg));
     BRG_TRY(brg_pg_alloc(pg, (void **)&data, 4 * sizeof *data));

@@ -189,48 +189,6 @@ static void test_nccl__sums_without_nccl(void **state)
     forked_check(3, run_without_nccl, NULL);
 }
 
-/* Pairs are what real GPUs have run. data: what is set, or NULL. */
-static brg_status run_by_default(forked_rank *me)
-{
-    brg_pg *pg;
-    if (me->data)
-        (void)setenv("BRG_NCCL_SUMS", me->data, 1);
-    else
-        (void)unsetenv("BRG_NCCL_SUMS");
-    BRG_TRY(forked_group(me, 60, &pg));
-    BRG_TRY(check_without_nccl(me, pg, me->n == 2));
-    brg_pg_destroy(pg);
-    return BRG_OK;
-}
-
-static void test_nccl__sums_of_pairs_without_nccl(void **state)
-{
-    (void)state;
-    for (int n = 2; n <= 4; n++) {
-        forked_check(n, run_by_default, NULL);
-        forked_check(n, run_by_default, "pair");
-    }
-}
-
-/* A pair of which one has no way to the other's memory. */
-static brg_status run_apart(forked_rank *me)
-{
-    brg_pg *pg;
-    (void)unsetenv("BRG_NCCL_SUMS");
-    if (me->rank == 1)
-        fake_gpu_set_no_peers();
-    BRG_TRY(forked_group(me, 60, &pg));
-    BRG_TRY(check_without_nccl(me, pg, false));
-    brg_pg_destroy(pg);
-    return BRG_OK;
-}
-
-static void test_nccl__sums_by_nccl_where_memory_is_apart(void **state)
-{
-    (void)state;
-    forked_check(2, run_apart, NULL);
-}
-
 /* One rank has it switched off. */
 static brg_status run_one_refuses(forked_rank *me)
 {
@@ -245,7 +203,6 @@ static brg_status run_one_refuses(forked_rank *me)
 static void test_nccl__sums_by_nccl_where_a_rank_refuses(void **state)
 {
     (void)state;
-    forked_check(2, run_one_refuses, NULL);
     forked_check(3, run_one_refuses, NULL);
 }
 
@@ -430,8 +387,6 @@ int main(void)
         cmocka_unit_test(test_nccl__sums_blocks_of_8_bits),
         cmocka_unit_test(test_nccl__takes_memory_from_nccl),
         cmocka_unit_test(test_nccl__sums_without_nccl),
-        cmocka_unit_test(test_nccl__sums_of_pairs_without_nccl),
-        cmocka_unit_test(test_nccl__sums_by_nccl_where_memory_is_apart),
         cmocka_unit_test(test_nccl__sums_by_nccl_where_a_rank_refuses),
         cmocka_unit_test(test_nccl__joins_without_a_bound),
     };
