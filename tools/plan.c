@@ -14,7 +14,7 @@ const char tool_plan_help[] =
     "Prints the buckets in which the gradients of the file's float tensors "
     "would travel,\nready from the last tensor to the first.\n"
     "  --first-bucket <bytes>  of the first bucket (1M)\n"
-    "  --bucket <bytes>        of the others (25M)\n"
+    "  --bucket <bytes>        of the others (25M; on GPUs 60M is used)\n"
     "  --group <pattern>       gradients with such names share a bucket; a "
     "group "
     "for\n"

@@ -18,7 +18,7 @@ typedef struct brg_averager_options {
     size_t struct_size;
     int64_t period;      /* at least 1 */
     int64_t warm_up;     /* every step of the first so many averages */
-    size_t bucket_bytes; /* of a message; 0: 25 MiB */
+    size_t bucket_bytes; /* of a message; 0: as for the reducer */
 } brg_averager_options;
 
 #define BRG_AVERAGER_OPTIONS_INIT                                              \

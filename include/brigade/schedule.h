@@ -133,7 +133,7 @@ BRG_API BRG_NODISCARD brg_status
 brg_schedule_predict(brg_schedule *filled, const brg_profile *profile,
                      const brg_link *link, const uint32_t *buckets);
 
-/* The buckets that limits in bytes make (0: the reducer's own), and the profile's
+/* The buckets that limits in bytes make (0: the reducer's own of a group on the host), and the profile's
  * groups. buckets: filled, one for each gradient. */
 BRG_API BRG_NODISCARD brg_status
 brg_schedule_by_size(uint32_t *buckets, const brg_profile *profile,
