@@ -15,8 +15,5 @@ mpirun=${MPIRUN:-mpirun}
 if "$mpirun" --version 2>/dev/null | grep -q 'Open MPI\|OpenRTE'; then
     options="--oversubscribe --bind-to none"
     export OMPI_MCA_btl_vader_single_copy_mechanism=none
-else
-    # UCX, below MPICH, ends the process that reads memory of one that has died.
-    export UCX_TLS="${UCX_TLS:-^cma}"
 fi
 exec "$mpirun" $options ${MPIRUN_OPTIONS:-} -n "$ranks" "$@"
