@@ -133,15 +133,20 @@ static brg_status clipped_later(const brg__effect *effect, brg_tensor *in)
     return step_clipped(effect->object, effect->with, effect->f);
 }
 
-/* Who holds a part of a bucket from an earlier step would see it, too. */
+/* Who holds a part of a bucket from an earlier step, or an alias of it, would see
+ * it, too. */
 static brg_status note_clipped(const brg__effect *effect, brg__words *state)
 {
     const brg_optim *optim = effect->object;
     BRG_TRY(brg__optim_note(effect->object, state));
     for (size_t i = 0; i < optim->n_slots; i++) {
         const brg__autograd *a = brg__autograd_of(optim->slots[i].param);
-        const int32_t n = a->home ? brg__ref_count(&a->home->refs) : 0;
+        const brg_tensor *home = a->home;
+        const int32_t n = home ? brg__ref_count(&home->refs) : 0;
+        const int32_t n_memory =
+            home && home->storage ? brg__ref_count(&home->storage->refs) : 0;
         BRG_TRY(brg__array_push(state, (uintptr_t)n));
+        BRG_TRY(brg__array_push(state, (uintptr_t)n_memory));
     }
     return BRG_OK;
 }

@@ -335,12 +335,13 @@ static void check_held(brg_tensor *const held[2], int k)
     }
 }
 
-/* Memory of a bucket that is handed out, then dropped; or a gradient that is
- * there before the step, which is added to it. */
+/* Memory of a bucket that is handed out, then dropped, or an alias of it; or a
+ * gradient that is there before the step, which is added to it. */
 static void test_join__not_what_is_held(void **state)
 {
     (void)state;
-    for (int has_ddp = 0; has_ddp < 2; has_ddp++) {
+    for (int c = 0; c < 3; c++) {
+        const bool has_ddp = c > 0, is_alias = c > 1;
         const variant v = {.has_ddp = has_ddp};
         model m;
         brg_tensor *held[2];
@@ -355,7 +356,8 @@ static void test_join__not_what_is_held(void **state)
         if (!has_ddp)
             assert_brg_ok(brg_optim_zero_grad(m.optim, true));
         for (int i = 0; i < 2; i++)
-            held[i] = brg_retain(brg_tensor_grad(m.p[i]));
+            held[i] = brg_retain(is_alias ? brg_detach(brg_tensor_grad(m.p[i]))
+                                          : brg_tensor_grad(m.p[i]));
         if (has_ddp)
             assert_brg_ok(brg_optim_zero_grad(m.optim, false));
         n_clips = n_factors = 0;
